@@ -80,7 +80,7 @@ class BackgroundWork:
         self._pulls = pulls
         self._pull_events = pull_events
         self._clock = clock
-        self._runner = JobRunner(store.jobs, store.leases, upkeep.works)
+        self._runner = JobRunner(store.jobs, store.leases, upkeep.work_by_kind)
         self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock, delivery_observer)
         self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False

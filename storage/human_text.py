@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-LAST_SHOWN_TIME: Final = 253402300799.0
-"""The last second of the year 9999, in seconds since 1970. `registry.cli` and `registry.browse` show a later time as
+MAX_SHOWN_TIME: Final = 253402300799.0
+"""The last second of the year 9999, in seconds since 1970. `registry.cli` and `registry.browse` show any later time as
 this one, because Python's `datetime` ends with that year. The functions of this module have no such limit."""
 
 

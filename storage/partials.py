@@ -17,9 +17,9 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
-"""If a failed download has stored at least this many bytes, `discard_if_nearly_empty` keeps the partial blob. It
-deletes a smaller one, because an upstream can name any number of blobs and send almost nothing of them. But it keeps a
-smaller one of which some bytes have arrived, while another handle is a waiter (`Partial.has_waiters`)."""
+"""After a failed download, `discard_if_nearly_empty` deletes a partial blob of which fewer bytes than this have
+arrived, because an upstream can name any number of blobs and send almost nothing of them. Exception: if at least one
+byte has arrived and a client waits for the blob through another handle, the partial blob stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class ExpiredPartial:
 
 
 class Partial(Protocol):
-    """One handle to a partial blob, not the partial blob itself. All handles to a partial blob share its bytes, which
-    are in a file, and a record of the bytes that have arrived.
+    """One handle to a partial blob, not the partial blob itself. All handles to a partial blob share two things: the
+    file with its bytes, and the record of the bytes that have arrived.
 
     Only the owner writes. When the owner is closed or its process dies, the next handle that calls `take_ownership`
     becomes the owner. The new owner continues the download; bytes that have arrived stay. `write_at` blocks and is

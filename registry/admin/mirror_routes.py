@@ -86,11 +86,10 @@ class ImageToRefresh(BodyModel):
 
 
 class RefreshResponse(BaseModel):
-    """What a refresh has found. `new`: the image was not cached. `unchanged`, `changed`: the tag points at the same
-    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. Only a
-    reference with a digest has the other two outcomes. `cached`: the upstream was not asked, because the manifest with
-    this digest is cached, and cannot change. `fetched-later`: the digest is that of a blob, and the next pull fetches
-    this blob."""
+    """What a refresh has found. `new`: the image was not cached. Only for a tag: `unchanged`, `changed` (the tag points
+    at the same digest as before, or at another one), and `frozen` (the upstream was not asked, because the tag is
+    frozen). Only for a digest: `cached` (the upstream was not asked, because the manifest with this digest is cached,
+    and cannot change), and `fetched-later` (the digest is that of a blob, and the next pull fetches this blob)."""
 
     outcome: RefreshOutcome
     digest: str

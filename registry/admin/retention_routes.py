@@ -31,7 +31,9 @@ class TagDecisionResponse(BaseModel):
     kept: bool
     reason: str
     pushed: datetime
-    pulled: datetime | None = Field(description="When the image, or for an index a part of it, was last pulled")
+    pulled: datetime | None = Field(
+        description="When the image was last pulled. For an index, a pull of a manifest that it lists counts as well"
+    )
 
     @classmethod
     def from_line(cls, line: PreviewLine) -> Self:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.human_text import LAST_SHOWN_TIME
+from storage.human_text import MAX_SHOWN_TIME
 
 Kind = Literal["image", "index", "artifact", "unreadable"]
 """What a manifest is. `unreadable`: its bytes are damaged, or exceed a limit that earlier versions did not have."""
@@ -26,7 +26,7 @@ class View(BaseModel):
 def utc_time(seconds: float) -> datetime:
     """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. Returns the last time of the year 9999 for
     any later time. Earlier versions stored such times, because they accepted durations of any length."""
-    return datetime.fromtimestamp(min(round(seconds, 3), LAST_SHOWN_TIME), UTC)
+    return datetime.fromtimestamp(min(round(seconds, 3), MAX_SHOWN_TIME), UTC)
 
 
 class PlatformView(View):

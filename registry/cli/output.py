@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from registry.printable import printable_json, printable_line, printable_text
-from storage.human_text import LAST_SHOWN_TIME
+from storage.human_text import MAX_SHOWN_TIME
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -112,7 +112,7 @@ def local_time(unix_seconds: float | None, none_text: str = "-") -> str:
     a time in the year 9999 for any later time."""
     if unix_seconds is None:
         return none_text
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(unix_seconds, LAST_SHOWN_TIME)))
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(unix_seconds, MAX_SHOWN_TIME)))
 
 
 def comma_list(words: Sequence[str]) -> str:

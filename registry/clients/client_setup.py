@@ -99,7 +99,7 @@ def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
     ]
     if is_docker_mirror(hosts):
         hints.append(hint("try: docker pull ubuntu, and docker pull {host}/ubuntu", host=address.host))
-    hints += docker_prefix_hints(address, hosts)
+    hints += docker_image_name_hints(address, hosts)
     return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
 
 
@@ -118,9 +118,9 @@ def is_docker_mirror(hosts: Sequence[MirroredHost]) -> bool:
     return any(host.name == DOCKER_HUB and host.has_short_names for host in hosts)
 
 
-def docker_prefix_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
-    """Returns a hint for each upstream whose images docker can pull only with this registry's address in the image
-    name."""
+def docker_image_name_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
+    """Returns a hint for each upstream whose images docker can pull only with this registry's address at the beginning
+    of the image name."""
     hints = []
     for name in dict.fromkeys(host.name for host in hosts):
         if name != DOCKER_HUB:

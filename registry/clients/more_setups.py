@@ -19,7 +19,7 @@ from registry.clients.client_setup import (
     buildkit_setup,
     containerd_setup,
     docker_daemon,
-    docker_prefix_hints,
+    docker_image_name_hints,
     docker_setup,
     hint,
     is_docker_mirror,
@@ -47,7 +47,7 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
     if docker_daemon(address, hosts):
         setup, commands = docker_setup(address, hosts), ["systemctl reload docker"]
     else:
-        setup, commands = ClientSetup((), tuple(docker_prefix_hints(address, hosts))), []
+        setup, commands = ClientSetup((), tuple(docker_image_name_hints(address, hosts))), []
     if has_accounts:
         commands.append(f"docker login {address.host}")
     hints = (*setup.hints, *_docker_grant_hints(hosts, has_accounts))
@@ -113,9 +113,9 @@ def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
 
 
 def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns k3s's registries.yaml. k3s generates containerd's hosts.toml files from it, so containerd names the
-    mirrored host in the query of its requests (`?ns=HOST`)."""
-    names = [host.prefix for host in hosts]  # the hosts in the image names of clients; `host.name` is the upstream's
+    """Returns k3s's registries.yaml. k3s generates containerd's hosts.toml files from it. Each host in the file has the
+    same endpoint, the URL of this registry: containerd names the host in the query of its requests (`?ns=HOST`)."""
+    names = [host.prefix for host in hosts]  # the hosts in the clients' image names, and not the names of the upstreams
     if address.is_plain_http:
         names.append(address.host)  # without this entry, containerd uses https for the images of this registry
     lines = ["mirrors:"] if names else []
@@ -179,11 +179,17 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
         hint("other NAS systems ask for the same URL in the settings of their registries"),
     ]
     if "registry-mirrors" in daemon:
-        hints.insert(1, hint("to mirror Docker Hub: select it there, Edit, Enable registry mirror, with the same URL"))
+        hints.insert(
+            1,
+            hint(
+                "to mirror Docker Hub: select it in the same list, click Edit, turn on Enable registry mirror, and "
+                "enter the same URL"
+            ),
+        )
     if has_accounts:
         hints.append(hint("fill in the user name and, as the password, an API token; a robot's suffices"))
     hints += _docker_grant_hints(hosts, has_accounts)
-    hints += docker_prefix_hints(address, hosts)
+    hints += docker_image_name_hints(address, hosts)
     if not daemon:
         return ClientSetup((), tuple(hints))
     hints.append(hint("the file has the same effect as the form: fill in the form, or merge these lines into the file"))
@@ -202,7 +208,7 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
         ),
     ]
     hints += _docker_grant_hints(hosts, has_accounts)
-    hints += docker_prefix_hints(address, hosts)
+    hints += docker_image_name_hints(address, hosts)
     if has_accounts and address.is_plain_http:
         hints.append(
             hint(

@@ -23,8 +23,8 @@ from storage.names import shown
 class Namespaces:
     """The upstreams that requests can name.
 
-    - `naming`: the rules for repository names, and the names of the upstreams. With one of these names as the value of
-      `ns`, a request names that upstream.
+    - `naming`: the rules for repository names, with the names of the upstreams. If one of these names is the value of
+      `ns`, the request is for that upstream.
     - `upstream_by_host`: maps host names of this server to upstreams. A request to such a host is for the upstream that
       the host is mapped to.
     - `own_hosts`: other host names of this server: the one in `public_url`, and those in `host_names`. Some clients

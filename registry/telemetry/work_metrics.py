@@ -1,5 +1,6 @@
 """The metrics of calls on the registry, of logins, of the database and of upkeep (`WorkMetrics`), and of webhooks
-(`EventMetrics`)."""
+(`EventMetrics`). A metric counts in *cells*: numbers in memory that all processes share
+(`registry.telemetry.metric_families`)."""
 
 from __future__ import annotations
 
@@ -30,14 +31,15 @@ JOB_KINDS: Final = (
     "warm",
     "other",
 )
+"""The values of the label `kind` of jobs."""
 RETENTION_CONTENT: Final = ("tag", "manifest")
+"""The values of the label `content`: what retention deletes."""
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
-"""`JOB_KINDS` has the values of the label `kind` of jobs, `RETENTION_CONTENT` those of the label `content` of
-retention, and `LOGIN_METHODS` those of the label `method` of logins."""
+"""The values of the label `method` of logins."""
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Upper bounds of the buckets for the durations of calls, in seconds."""
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-"""Upper bounds of the buckets for the durations of calls and of commits, in seconds."""
-
+"""Upper bounds of the buckets for the durations of commits, and of the waits before them, in seconds."""
 WEBHOOK_CAPACITY: Final = 64
 """Largest number of webhooks with metrics of their own. Webhooks that were removed since the server's start count as
 well."""
@@ -48,7 +50,7 @@ class WorkMetrics:
     return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
-        """`plan`: gives the metrics their cells. Call `use` before anything is counted."""
+        """`plan`: gives each metric its cells. Call `use` before anything is counted."""
         self._cells: SharedCells
         self.calls = Histogram(
             plan,
@@ -109,7 +111,7 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`: shared memory with the cells (numbers) of all metrics of the plan."""
+        """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:
@@ -160,7 +162,7 @@ class EventMetrics:
     methods return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
-        """`plan`: gives the metrics their cells. Call `use` before anything is counted."""
+        """`plan`: gives each metric its cells. Call `use` before anything is counted."""
         self._cells: SharedCells
         self._webhooks: SharedNames
         by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
@@ -175,17 +177,19 @@ class EventMetrics:
         self.dropped_events = Counter(
             plan,
             "entrepot_events_dropped_total",
-            "Events that a webhook is not told of, because too many were pending or dead.",
+            "Events that were dropped, because too many were pending or dead.",
             {**by_webhook, "state": ("pending", "dead")},
         )
         self.unrecorded_pulls = Counter(
-            plan, "entrepot_events_unrecorded_pulls_total", "Pulls without an event, because there were too many."
+            plan,
+            "entrepot_events_unrecorded_pulls_total",
+            "Pulls without an event, because too many pulls were waiting to be stored.",
         )
 
     def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives each
-        webhook a number. In the cells, this number stands for the webhook's name as the value of the label
-        `webhook`."""
+        """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan. `webhooks` gives
+        each webhook a number, which is the value of the label `webhook`. `Metrics.label_values` puts the webhook's name
+        in its place."""
         self._cells = cells
         self._webhooks = webhooks
 

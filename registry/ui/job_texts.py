@@ -24,7 +24,7 @@ JOB_KINDS: Final = {
     "import-registry": translatable("Import of a directory"),
     "import-remote": translatable("Import over the network"),
 }
-"""The names of the kinds of jobs (`UpkeepComponents.works`) on pages."""
+"""The names of the kinds of jobs (`UpkeepComponents.work_by_kind`) on pages."""
 JOB_STATES: Final = {
     "queued": translatable("waits"),
     "running": translatable("runs"),

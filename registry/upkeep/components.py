@@ -36,13 +36,13 @@ from storage.upstream_tags import Sighting
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory: it
     serves the content that clients push, and its attributes are the other stores of the directory. `router` passes
-    calls on to `store` and to the mirrors. `works` maps each kind of job to the function that runs it. `evictor` keeps
-    the cache of mirrored content within its limits. `retention_preview` shows what retention would delete."""
+    calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to the function that runs it. `evictor`
+    keeps the cache of mirrored content within its limits. `retention_preview` shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
     router: Router
-    works: Mapping[str, Work]
+    work_by_kind: Mapping[str, Work]
     evictor: Evictor
     retention_preview: RetentionPreview
 
@@ -59,7 +59,7 @@ def upkeep_components(
     """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` is called each
     time that scrub (the job that hashes all stored content again) has read bytes, with their number. `on_retention` is
     called each time that retention has deleted tags or manifests, with their kind and number."""
-    works: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
+    work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
         store.usage,
@@ -70,16 +70,16 @@ def upkeep_components(
         free_bytes=store.free_bytes,
         clock=clock,
     )
-    works[SCRUB_KIND] = scrub_work(settings.scrub, store, router, on_scrubbed)
-    works["backup"] = backup_work(store, settings.data)
-    works["import-registry"] = partial(_import_directory, store, router)
-    works["import-remote"] = partial(_import_remote, settings, store, router)
-    works[EVICTION_KIND] = eviction_work(settings, store, evictor)
-    works[WARM_KIND] = warm_work(store, router)
+    work_by_kind[SCRUB_KIND] = scrub_work(settings.scrub, store, router, on_scrubbed)
+    work_by_kind["backup"] = backup_work(store, settings.data)
+    work_by_kind["import-registry"] = partial(_import_directory, store, router)
+    work_by_kind["import-remote"] = partial(_import_remote, settings, store, router)
+    work_by_kind[EVICTION_KIND] = eviction_work(settings, store, evictor)
+    work_by_kind[WARM_KIND] = warm_work(store, router)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
-    works[retention_work.KIND] = RetentionWork(judge, store.retention, clock, on_retention)
+    work_by_kind[retention_work.KIND] = RetentionWork(judge, store.retention, clock, on_retention)
     preview = RetentionPreview(judge, store.retention, clock)
-    return UpkeepComponents(settings, store, router, works, evictor, preview)
+    return UpkeepComponents(settings, store, router, work_by_kind, evictor, preview)
 
 
 def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:

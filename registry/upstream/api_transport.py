@@ -61,14 +61,13 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
-    """Returns `stream.get_extra_info(info)`. If uvloop has closed the connection after an error, returns True for
-    `is_readable`, and None for any other `info`. The result is True so that the connection pool does not use the
-    connection again: the pool uses no readable connection, because an idle connection is readable only if the server
-    has closed it or has sent bytes that nobody asked for.
+    """Returns `stream.get_extra_info(info)`, but raises no error for a connection that uvloop has closed after an
+    error. anyio raises AttributeError or ValueError for such a connection, because its socket is None or has the file
+    descriptor -1. The connection pool asks its idle connections for `is_readable` before each request. So without this
+    function, one such connection would make all later requests fail.
 
-    For a connection that uvloop has closed, anyio raises AttributeError or ValueError, because its socket is None or
-    has the file descriptor -1. The pool asks all its connections before each request, so without this function one such
-    connection would make all later requests fail."""
+    For such a connection, returns True for `is_readable`, and None for any other `info`. With True, the pool discards
+    the connection: if an idle connection is readable, the server has usually closed it."""
     try:
         return stream.get_extra_info(info)
     except (AttributeError, ValueError, OSError):

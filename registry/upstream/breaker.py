@@ -67,10 +67,11 @@ class Breaker:
     def on_failure(self, started_at: float) -> None:
         """Counts the failure of a request that started at `started_at`. Opens the breaker after enough failures.
 
-        Requests that run at the same time fail together in one outage, which should count as one failure. So while the
-        breaker is closed, a failure is not counted if its request started before the last counted failure. While the
-        breaker is tripped, a failure is not counted if its request started before the breaker opened. So the failures
-        of concurrent trials are all counted."""
+        While the breaker is closed, failures of requests that run at the same time count as one, because one outage
+        makes all of them fail. So a failure is not counted if its request started before the last counted failure.
+
+        While the breaker is tripped, each failed trial counts, even if trials run at the same time. The only failures
+        that do not count are those of requests that started before the breaker opened."""
         counted_since = self._opened_at if self.is_tripped else self._failed_at
         # If `counted_since` is later than now, the clock was set back, and the failure is counted.
         if started_at < counted_since <= self._clock():

@@ -94,9 +94,9 @@ class HttpUpstreamClient:
         configured_name: str | None = None,
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
-        None: the setting `ca_file` decides. `configured_name`: the name of the upstream in the configuration, if
-        `settings` was made for one task and has a name of its own. With this name the client finds the login in
-        docker's `config.json`, and decides which token services are trusted. None: `settings.name` is that name."""
+        None: the setting `ca_file` decides. `configured_name`: the name by which the client finds the login in docker's
+        `config.json`, and decides which token services are trusted; None: `settings.name`. An import needs it: its
+        `settings` have a name of their own, such as `import-ghcr-io`, for the configured upstream `ghcr.io`."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -240,9 +240,10 @@ class HttpUpstreamClient:
         expected_size: int | None = None,
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. `avoid` and `refused` are URLs of endpoints.
-        First tries the endpoints in neither, then those in `avoid`, and last those in `refused`. The sink does not
-        accept the bytes of a refused endpoint, and raises an error that says why. So if only refused endpoints have the
-        blob, this method raises that error, and not BlobUnknown. Tries no other endpoint after the sink was called.
+        First tries the endpoints in neither, then those in `avoid`, and last those in `refused`. After the sink was
+        called, tries no other endpoint. If a refused endpoint has the blob, the sink raises an error that says why the
+        bytes are not accepted, and this method raises that error. If it did not try refused endpoints, it could raise
+        BlobUnknown although the upstream has the blob.
 
         `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
         without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs),

@@ -94,18 +94,18 @@ class JobContext:
 
 
 Work = Callable[[JobContext], Awaitable[JSON]]
-"""The work of a job. Returns the job's result. It may be cancelled at any time, when the process ends or a stop was
-requested, and then leaves the store consistent."""
+"""The function that does the work of a job, and returns the job's result. It may be cancelled at any time, when the
+process ends or a stop was requested, and then leaves the store consistent."""
 
 
 class JobRunner:
     """Runs the queued jobs of the given kinds in a server process. Each server process has a `JobRunner`."""
 
-    def __init__(self, jobs: Jobs, leases: Leases, works: Mapping[str, Work]) -> None:
-        """`works` maps each kind to its work."""
+    def __init__(self, jobs: Jobs, leases: Leases, work_by_kind: Mapping[str, Work]) -> None:
+        """`work_by_kind` maps each kind of job to the function that does its work."""
         self._jobs = jobs
         self._leases = leases
-        self._works = works
+        self._work_by_kind = work_by_kind
         self._holder = f"server process {os.getpid()}"
         self._running: dict[str, asyncio.Task[None]] = {}  # by kind of the job that the task runs
         self._takes_jobs = True
@@ -144,7 +144,7 @@ class JobRunner:
     async def _start_jobs(self) -> None:
         """For each kind of which this process runs no job, starts a task with the oldest job of that kind. The task
         runs the job unless another process runs a job of the kind."""
-        free_kinds = self._works.keys() - self._running.keys()
+        free_kinds = self._work_by_kind.keys() - self._running.keys()
         for kind, job_id in (await self._jobs.oldest_active(free_kinds)).items():
             if self._takes_jobs:
                 task = asyncio.create_task(self._run_if_free(kind, job_id))
@@ -166,7 +166,7 @@ class JobRunner:
                     await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
-                    await run_job(JobContext(job, self._jobs), self._jobs, self._works[kind])
+                    await run_job(JobContext(job, self._jobs), self._jobs, self._work_by_kind[kind])
                     self.on_ended(kind, JobState.DONE)
         except JobStopped:
             self.on_ended(kind, JobState.STOPPED)

@@ -15,7 +15,8 @@ from storage.usage import ScopeDefinition, Usage
 COUNTING_SLOT: Final = "usage counting"
 """Name of the slot (a permit that one process at a time can hold) for counting."""
 PAUSE_SECONDS: Final = 0.005
-"""Seconds between two batches, so that a client's change does not wait for many batches."""
+"""Seconds between two batches. A push or another change of the store can run in this pause, so it does not wait for
+many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error of the store."""
 log = logging.getLogger("storage.usage")
@@ -26,8 +27,8 @@ async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[Scope
     are *complete*: their content is counted. If the process dies, the next process that calls this function continues
     the count. Raises StorageFull, StorageFailed.
 
-    Only servers call this. A command may have other settings than the server. If it called this, the limits of the
-    upstreams and quotas that its settings lack would have no effect any more."""
+    Only servers call this. A command may have other settings than the server. If a command called this, it would remove
+    the scopes that its settings lack, and the quotas and cache limits of these scopes would have no effect any more."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         await _count(usage)

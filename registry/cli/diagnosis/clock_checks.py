@@ -32,7 +32,11 @@ def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[F
     """Returns the findings about the clock. `now`: the time in seconds since 1970. `dates`: for the URL of each
     endpoint, its Date header, and the time on this machine's clock at which the response arrived."""
     findings = [*_against_program(now), *_against_upstreams(dates)]
-    return findings or [ok(CHECK, f"the clock agrees with {'the upstreams' if dates else 'the age of this program'}")]
+    what = "the clock agrees with the upstreams"
+    if not dates:
+        year = time.gmtime(EARLIEST_PLAUSIBLE_TIME).tm_year
+        what = f"the clock shows the year {year} or later; no upstream has told the time"
+    return findings or [ok(CHECK, what)]
 
 
 def _against_program(now: float) -> Iterator[Finding]:
@@ -57,7 +61,7 @@ def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Findi
     direction = "ahead of" if difference > 0 else "behind"
     what = f"the clock is {_duration(abs(difference))} {direction} {url}"
     if abs(difference) > LOGIN_FAILURE_SECONDS:
-        why = "logins at upstreams and by tokens fail, and certificates look expired or not valid yet"
+        why = "logins at upstreams fail, tokens of issuers are refused, and certificates look expired or not valid yet"
         yield problem(CHECK, what, why, _SET_CLOCK_STEP)
     else:
         yield warning(CHECK, what, "tokens are valid for a shorter time than they should be", _SET_CLOCK_STEP)

@@ -211,8 +211,8 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
 
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
-    """Returns whether `first` is nearly as good as `best`: by the speed of blobs, or by the time to the first byte if
-    that speed was not measured for both."""
+    """Returns whether `first` is nearly as good as `best`. Compares the speed of blobs. If this speed was not measured
+    at one of the two, or at both, compares the time to the first byte."""
     if first is best:
         return True
     if first.error is not None:

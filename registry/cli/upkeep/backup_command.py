@@ -76,10 +76,10 @@ def backup(
     keep = settings.backup.keep if keep is None else keep
     arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, is_new=new)
 
-    def make_work(upkeep: UpkeepComponents) -> Work:
-        return upkeep.works["backup"]
+    def get_work(upkeep: UpkeepComponents) -> Work:
+        return upkeep.work_by_kind["backup"]
 
-    result = run_as_job(config, data, "backup", arguments, make_work, as_json=as_json, on_step=_print_problem)
+    result = run_as_job(config, data, "backup", arguments, get_work, as_json=as_json, on_step=_print_problem)
     if as_json:
         print_done(result)
     else:

@@ -81,10 +81,10 @@ def evict(
 
     arguments = eviction_arguments(None if to is None else _size_or_fail(to), upstream, dry_run=dry_run)
 
-    def make_work(upkeep: UpkeepComponents) -> Work:
-        return upkeep.works[EVICTION_KIND]
+    def get_work(upkeep: UpkeepComponents) -> Work:
+        return upkeep.work_by_kind[EVICTION_KIND]
 
-    result = run_as_job(config, data, EVICTION_KIND, arguments, make_work, as_json=as_json, on_step=_print_image)
+    result = run_as_job(config, data, EVICTION_KIND, arguments, get_work, as_json=as_json, on_step=_print_image)
     if as_json:
         print_done(result)
         return

@@ -54,7 +54,7 @@ def run_import(
         data,
         kind,
         arguments,
-        lambda upkeep: upkeep.works[kind],
+        lambda upkeep: upkeep.work_by_kind[kind],
         as_json=as_json,
         on_step=_print_step,
         create_data_directory=True,

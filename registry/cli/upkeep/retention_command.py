@@ -72,7 +72,7 @@ def apply(
     each tag that it keeps because it was changed, pulled or made immutable during the job, and the totals."""
     from registry.cli.upkeep.upkeep_run import run_as_job
 
-    def make_work(upkeep: UpkeepComponents) -> Work:
+    def get_work(upkeep: UpkeepComponents) -> Work:
         rules = upkeep.settings.retention
         _check_rules(upkeep.settings)
         if not confirmed and any(rule.delete_all for rule in rules):
@@ -80,9 +80,9 @@ def apply(
             fail(
                 f"a rule with delete_all = true deletes every tag of {patterns}; add --yes if you mean it", USAGE_ERROR
             )
-        return upkeep.works["retention"]
+        return upkeep.work_by_kind["retention"]
 
-    result = run_as_job(config, data, "retention", {}, make_work, as_json=as_json, on_step=_print_step)
+    result = run_as_job(config, data, "retention", {}, get_work, as_json=as_json, on_step=_print_step)
     if as_json:
         print_done(result)
         return

@@ -63,10 +63,10 @@ def scrub(
         logging.getLogger(name).addHandler(logging.NullHandler())
     arguments = scrub_arguments(_parse_rate(rate), keep_going=keep_going)
 
-    def make_work(upkeep: UpkeepComponents) -> Work:
+    def get_work(upkeep: UpkeepComponents) -> Work:
         return scrub_work(upkeep.settings.scrub, upkeep.store, upkeep.router)
 
-    result = run_as_job(config, data, KIND, arguments, make_work, as_json=as_json, on_step=_print_step)
+    result = run_as_job(config, data, KIND, arguments, get_work, as_json=as_json, on_step=_print_step)
     if as_json:
         print_done(result)
     else:

@@ -58,7 +58,7 @@ def run_as_job(
     data: str | None,
     kind: str,
     arguments: Mapping[str, JSON],
-    make_work: Callable[[UpkeepComponents], Work],
+    get_work: Callable[[UpkeepComponents], Work],
     *,
     as_json: bool,
     on_step: Callable[[Mapping[str, JSON]], None] | None = None,
@@ -68,9 +68,9 @@ def run_as_job(
     show and stop it. Returns the job's result. Ends the command with one line on stderr if another process runs a job
     of the same kind.
 
-    `kind` and `arguments`: the kind and the arguments of the job. `make_work` returns the work of the job for the
-    opened data directory. With `as_json`, prints each step as a line of JSON; otherwise calls `on_step` for each step
-    and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
+    `kind` and `arguments`: the kind and the arguments of the job. `get_work` returns the function that does the work of
+    the job in the opened data directory. With `as_json`, prints each step as a line of JSON; otherwise calls `on_step`
+    for each step and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
 
     async def run_job(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
@@ -81,7 +81,7 @@ def run_as_job(
                 upkeep.store.leases,
                 kind,
                 arguments,
-                make_work(upkeep),
+                get_work(upkeep),
                 actor=operator_actor().name,
                 on_step=print_json_line if as_json else on_step,
                 on_progress=on_progress,

@@ -37,9 +37,9 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after its last response. The last response is the current response if its headers
-        were not sent yet, and otherwise the next response. An idle connection stays open until it has sent a response.
-        May be called repeatedly."""
+        """Makes the connection close after its last response, whose headers announce this (`Connection: close`). So the
+        last response is the current one if its headers were not sent yet, and otherwise the next one. An idle
+        connection stays open until it has sent a response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -130,8 +130,8 @@ class ConnectionContext:
     """The connection's part of the worker's `unsent_budget`."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket to which the kernel can send files directly. None if the kernel cannot do so, because the connection
-    uses TLS or the system is not Linux."""
+    """The socket for sendfile(2), by which the kernel sends a file without copying it into the process. None if that is
+    impossible, because the connection uses TLS or the system is not Linux."""
     server: tuple[str, int] | None
     """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None
@@ -147,8 +147,8 @@ class ConnectionContext:
 
     @property
     def can_send_files(self) -> bool:
-        """Whether the application can leave it to the server to send a file. Otherwise it has to read the file and send
-        the bytes."""
+        """Whether the server sends files for the application: with sendfile(2) or, over TLS, in pieces. Otherwise the
+        application has to read the file and send the bytes."""
         return sys.platform == "linux" and (self.is_tls or self.sendfile_socket is not None)
 
     @classmethod

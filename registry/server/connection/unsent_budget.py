@@ -22,10 +22,9 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 """Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
-"""Size of a worker's budget for the pieces of files that are sent over TLS. A piece has at most 64 KiB. While a client
-receives one, it uses 128 KiB of the budget, the size of two pieces, because the rest of the previous piece may still be
-in the transport's buffer for encrypted bytes. Clients that use more than 64 KiB each may together use three quarters of
-the budget (see `MemoryBudget`). So 288 clients can get pieces at the same time: 36 MiB / 128 KiB = 288."""
+"""Size of a worker's budget for the pieces of files that are sent over TLS. It is enough for 288 clients at the same
+time. While a client receives a piece, it uses 128 KiB (`encrypted_file_sender.RESERVED_BYTES`). A quarter of each
+`MemoryBudget` is kept for shares of at most 64 KiB, so 36 MiB remain for these clients: 36 MiB / 128 KiB = 288."""
 _CHECK_INTERVAL_SECONDS = 0.25
 """While a response waits for memory, the budget checks at this interval whether reserved bytes have been sent
 (`_make_room_for_waiting`)."""
@@ -52,13 +51,13 @@ def new_piece_memory() -> MemoryBudget:
 
 class UnsentBudget:
     """The budget of one worker process: at most `limit_bytes` over all its connections. The part of the budget that one
-    connection has reserved is its *share* (`UnsentShare`). A single reservation may exceed `limit_bytes` if no other
-    reserved bytes are unsent.
+    connection has reserved is its *share* (`UnsentShare`). A reservation of more than `limit_bytes` is granted only
+    when all other reserved bytes are sent.
 
-    A response that is written in slices reserves the bytes of one slice. It keeps them at least until its last slice is
-    written, even if the transport has sent all earlier slices by then. This happens at the start of every response,
-    because the kernel accepts the first slices at once. If a response released its bytes at that time, too many
-    responses could begin at once, and their next slices together would exceed the limit.
+    A response that is written in slices reserves the bytes of one slice, and keeps them at least until its last slice
+    is written. It keeps them even while all slices written so far are sent. That is so at the start of every response,
+    because the kernel accepts the first slices at once. If a response released its bytes then, too many responses could
+    begin at once, and their next slices together would exceed the limit.
 
     A response that does not fit waits, in the order of arrival, for at most `wait_seconds`. Its body is in memory
     meanwhile. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times `limit_bytes`.
@@ -79,7 +78,7 @@ class UnsentBudget:
         first."""
         self._reserved_bytes = 0
         """The sum of the bytes that the shares have reserved. Some of these bytes may have been sent already."""
-        self._waiting: dict[UnsentShare, _Request] = {}  # a queue, in the order of arrival
+        self._waiting: dict[UnsentShare, _PendingReservation] = {}  # a queue, in the order of arrival
         self._waiting_bytes = 0  # the size of the bodies of all responses that wait
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_make_room_for_waiting`
 
@@ -94,17 +93,17 @@ class UnsentBudget:
             return True
         if self._waiting and self._waiting_bytes + body_bytes > _WAITING_FACTOR * self._limit_bytes:
             return False
-        request = _Request(size, body_bytes, asyncio.get_running_loop().create_future())
-        self._waiting[share] = request
+        reservation = _PendingReservation(size, body_bytes, asyncio.get_running_loop().create_future())
+        self._waiting[share] = reservation
         self._waiting_bytes += body_bytes
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
         try:
             async with asyncio.timeout(self._wait_seconds):
-                return await request.granted
+                return await reservation.granted
         except TimeoutError:
             # The wait may have ended just before the timeout.
-            return not request.granted.cancelled() and request.granted.result()
+            return not reservation.granted.cancelled() and reservation.granted.result()
         finally:
             if share in self._waiting:
                 self._stop_waiting(share)
@@ -120,9 +119,9 @@ class UnsentBudget:
         """Releases the bytes of `share`. If `share` waits in `reserve`, that call returns False. May be called
         repeatedly."""
         if share in self._waiting:
-            request = self._stop_waiting(share)
-            if not request.granted.done():
-                request.granted.set_result(False)
+            reservation = self._stop_waiting(share)
+            if not reservation.granted.done():
+                reservation.granted.set_result(False)
         self.release(share)
 
     def _remove(self, share: UnsentShare) -> None:
@@ -137,21 +136,21 @@ class UnsentBudget:
         self._shares[share] = None
         self._reserved_bytes += size
 
-    def _stop_waiting(self, share: UnsentShare) -> _Request:
-        request = self._waiting.pop(share)
-        self._waiting_bytes -= request.body_bytes
-        return request
+    def _stop_waiting(self, share: UnsentShare) -> _PendingReservation:
+        reservation = self._waiting.pop(share)
+        self._waiting_bytes -= reservation.body_bytes
+        return reservation
 
     def _grant_to_waiting(self) -> None:
         """Reserves the bytes of the shares that wait, in the order of arrival, as long as they fit."""
         while self._waiting:
-            share, request = next(iter(self._waiting.items()))
+            share, reservation = next(iter(self._waiting.items()))
             # If `granted` is done here, the wait was cancelled or timed out, and its task has not run since.
-            if not request.granted.done():
-                if self._reserved_bytes > self._max_reserved_bytes(request.size):
+            if not reservation.granted.done():
+                if self._reserved_bytes > self._max_reserved_bytes(reservation.size):
                     return
-                self._grant(share, request.size)
-                request.granted.set_result(True)
+                self._grant(share, reservation.size)
+                reservation.granted.set_result(True)
             self._stop_waiting(share)
 
     def _make_room_for_waiting(self) -> None:
@@ -159,7 +158,7 @@ class UnsentBudget:
         every `_CHECK_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         if self._waiting:
-            self._make_room(sum(request.size for request in self._waiting.values()))
+            self._make_room(sum(reservation.size for reservation in self._waiting.values()))
             self._grant_to_waiting()
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
@@ -202,8 +201,8 @@ class UnsentBudget:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """The request of a share that waits for `size` bytes. `body_bytes`: size of the response's body. The result of
+class _PendingReservation:
+    """A reservation of `size` bytes for which a share waits. `body_bytes`: size of the response's body. The result of
     `granted` says whether the share has reserved the bytes."""
 
     size: int
@@ -245,7 +244,9 @@ class UnsentShare:
         """Called when nothing more of the response will be written: from now on its bytes count only until they are
         sent. May be called repeatedly."""
         self.is_being_written = False
-        if not self._is_tls:  # over TLS, sent bytes can still be in the transport's second buffer
+        # Over TLS, the bytes may have left the write buffer only for the transport's second buffer, so the budget finds
+        # out later whether they were sent (`has_unsent_bytes`).
+        if not self._is_tls:
             self.release_if_sent()
 
     def release(self) -> None:

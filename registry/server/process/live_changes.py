@@ -36,10 +36,11 @@ class ChangingSupervisor(Protocol):
     def execute_successor(self) -> None:
         """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
 
-    def watch_check(self, check: SuccessorCheck) -> None:
-        """Makes the supervisor's loop read the output of the check, which shows whether the new version can start."""
+    def watch_successor_check(self, check: SuccessorCheck) -> None:
+        """Makes the supervisor's loop read the output of the check: a process of the new version that checks whether it
+        can take over."""
 
-    def end_check(self, check: SuccessorCheck) -> None:
+    def end_successor_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""
 
 
@@ -138,7 +139,7 @@ class LiveChanges:
         """Ends the running change, and refuses all queued ones, because the server stops."""
         if self._check is not None:
             self._check.kill()
-            self._supervisor.end_check(self._check)
+            self._supervisor.end_successor_check(self._check)
         outcome = Outcome(False, "the server stops")
         for reply in [*self._replies, *self._reloads, *self._restarts]:
             reply(outcome)
@@ -169,7 +170,7 @@ class LiveChanges:
             else:
                 self._replies, self._restarts = self._restarts, []
                 self._check = self._successor.start_check()
-                self._supervisor.watch_check(self._check)
+                self._supervisor.watch_successor_check(self._check)
         except ChangeRefused as error:
             self._end(Outcome(False, error.message))
         except Exception as error:
@@ -205,7 +206,7 @@ class LiveChanges:
             outcome = self._check.outcome(now)
             if outcome is None:
                 return
-            self._supervisor.end_check(self._check)
+            self._supervisor.end_successor_check(self._check)
             self._check = None
             if outcome.ok:
                 self._supervisor.execute_successor()
@@ -222,7 +223,7 @@ class LiveChanges:
         if self._check is not None:
             with suppress(Exception):
                 self._check.kill()
-                self._supervisor.end_check(self._check)
+                self._supervisor.end_successor_check(self._check)
         message = getattr(error, "message", None) or str(error) or type(error).__name__
         self._end(Outcome(False, " ".join(str(message).split())))
 

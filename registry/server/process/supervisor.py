@@ -1,9 +1,10 @@
 """The supervisor: the parent process that starts the workers, restarts those that die, and stops them in a bounded
 time.
 
-SIGHUP gives all workers the changed configuration (a *reload*). SIGUSR2 *restarts* the server: a new version of the
-program takes over, and all workers are replaced by new processes, one after the other (a *renewal*). A worker's *index*
-is a number from 0. A new process gets the index of the worker whose place it takes.
+SIGHUP gives all workers the changed configuration (a *reload*). SIGUSR2 *restarts* the server in two steps. First a
+new version of the program takes over, if there is a `Successor`. Then the *renewal* replaces all workers by new
+processes, one after the other. The restart of a single worker is something else: only a worker that has ended is
+replaced. A worker's *index* is a number from 0. A new process gets the index of the worker whose place it takes.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Supervisor:
         self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         handlers_before = {signal_number: signal.signal(signal_number, self._on_signal) for signal_number in SIGNALS}
         wakeup_before = signal.set_wakeup_fd(self._signal_writer, warn_on_full_buffer=False)
-        # An old version has blocked the signals before it executed this one.
+        # The signals are blocked if an old version has just executed this one (`Successor.execute`).
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             self._listen_for_control()
@@ -317,7 +318,7 @@ class Supervisor:
     def begin_renewal(self) -> Renewal:
         return Renewal(self._pool, self._pool.serving, self._pool.fork)
 
-    def watch_check(self, check: SuccessorCheck) -> None:
+    def watch_successor_check(self, check: SuccessorCheck) -> None:
         def read() -> None:
             with suppress(BlockingIOError):
                 if not check.read():
@@ -325,7 +326,7 @@ class Supervisor:
 
         self._selector.register(check.output_pipe, selectors.EVENT_READ, read)
 
-    def end_check(self, check: SuccessorCheck) -> None:
+    def end_successor_check(self, check: SuccessorCheck) -> None:
         if check.output_pipe in self._selector.get_map():
             self._selector.unregister(check.output_pipe)
         check.close()

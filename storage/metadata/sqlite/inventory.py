@@ -38,14 +38,15 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
-"""Row ids of the children of the index with row id ?1: the manifests that it lists."""
+"""Row ids of the *children* of the index with row id ?1: the manifests that it lists. An *index* in this module is
+always an image index, not an index of the database."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
 """Row ids of the manifests whose subject is the manifest with row id ?1."""
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""Row id of the first index after the row id ?2 that lists the manifest with row id ?1."""
+"""Of the indexes that list the manifest with row id ?1: the lowest row id above ?2."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
@@ -62,11 +63,11 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0), (SELECT count(*) FROM upload),
        (SELECT count(*) FROM damaged_blob), (SELECT count(*) FROM damaged_manifest)
   FROM blob"""
-_REMAINING = """
+_REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""The upstreams' reports about their rate limits after the time ?1. Leaves out reports after the time ?2, because they
-were stored while the clock was ahead."""
+"""For each upstream, how many requests its rate limit still allows, as it last reported. Leaves out reports up to the
+time ?1, which are out of date, and reports after the time ?2, which were stored while the clock was ahead."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which an upstream's last report about its rate limit is out of date."""
 
@@ -111,7 +112,7 @@ class SqliteInventory:
             ),
             scopes=usage_tables.scopes(self._db),
             remaining_requests=dict(
-                self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS, now + CLOCK_TOLERANCE_SECONDS))
+                self._db.execute(_REMAINING_REQUESTS, (now - REMAINING_VALID_SECONDS, now + CLOCK_TOLERANCE_SECONDS))
             ),
             backlogs=outbox_limits.backlog(self._db),
         )
@@ -173,12 +174,14 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that an index outside the result lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. So a
-        # manifest waits while it is listed by an index that is not removed yet. Once that index is removed, the check
-        # of the manifest continues at that index. So the loop reads each entry of an index only a few times.
+        # An index can have tens of thousands of children, and many indexes can list the same children. So the loop must
+        # read each entry of an index only a few times. When it finds an index that lists a manifest and is not in
+        # `removed`, the manifest waits for this index. If the index is removed later, the loop goes on with the other
+        # indexes that list the manifest, and does not read the earlier ones again.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that stay unless the index is removed
-        # Maps each found manifest to a row id. All indexes up to this row id that list the manifest are in `removed`.
+        # Maps each manifest found so far to the row id up to which the indexes that list it were read. All of these
+        # indexes are in `removed`.
         checked_up_to = {root: 0}
         pending = deque([root])
         while pending:

@@ -27,19 +27,19 @@ _SMALL_VALUE_BYTES: Final = 1024
 T = TypeVar("T")
 
 
-def page_bytes(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
+def memory_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
     """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. A lookup can be limited to a
     set of names, which is then a part of the cache key: `name_set_bytes` is the memory of this set, in bytes. The next
     two functions return the memory of other results."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 
-def manifest_bytes(manifest: Manifest) -> int:
+def memory_of_manifest(manifest: Manifest) -> int:
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 
 
-def row_bytes(_: BlobRow | Descriptor) -> int:
+def memory_of_row(_: BlobRow | Descriptor) -> int:
     return _SMALL_VALUE_BYTES
 
 
@@ -71,9 +71,9 @@ class LookupCache:
         self._scans = scans
         self._results: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
 
-    def look_up(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+    def look_up(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
-        equal call instead, if no process has committed anything since that call. `bytes_of` returns the approximate
+        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
         bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
         caches nothing."""
         key = (lookup, *arguments)
@@ -83,10 +83,10 @@ class LookupCache:
         version = self._results.last_version  # the data version that `get` read
         result = lookup(self._shared_reads.connection_at(version), *arguments)
         if self._results.should_cache(key):
-            self._results.put(key, result, bytes_of(result), version)
+            self._results.put(key, result, memory_of(result), version)
         return result
 
-    async def scan(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+    async def scan(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Returns the same as `look_up`, but runs the lookup in the thread for long lookups."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
@@ -95,5 +95,5 @@ class LookupCache:
         version = self._results.last_version  # the data version that `get` read
         result = await self._scans.run(lambda db: lookup(db, *arguments))
         if self._results.should_cache(key):
-            self._results.put(key, result, bytes_of(result), version)
+            self._results.put(key, result, memory_of(result), version)
         return result

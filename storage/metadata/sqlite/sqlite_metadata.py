@@ -42,10 +42,10 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.lookup_cache import (
     LookupCache,
-    manifest_bytes,
     manifest_for_caller,
-    page_bytes,
-    row_bytes,
+    memory_of_manifest,
+    memory_of_page,
+    memory_of_row,
 )
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.needing_tags import run_checked
@@ -58,8 +58,8 @@ from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Largest `limit` of a page of repositories that is read on the event loop. The thread reads pages with a larger limit.
-It also reads all pages of the repositories in a set, unless the set contains every name."""
+"""Largest `limit` of a page of repositories that is read on the event loop. A thread reads pages with a larger limit.
+The thread also reads every page that is restricted to some names (a `NameSet` that does not contain every name)."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
@@ -102,15 +102,16 @@ class SqliteMetadata:
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now, so that requests for the same one share its memory."""
         self._needing_tags_lock = asyncio.Lock()
-        """Held while a manifest that many tags *need* is deleted or gets another media type. A tag needs the manifest
-        that it points at and, if this is an index, also the manifests in the index, directly or through other
-        indexes."""
+        """A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the manifests
+        in the index, directly or through other indexes. The lock is held while a manifest that many tags need is
+        deleted or gets another media type."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
-        """Called after `adopt_blob`, and after `put_manifest` of a mirrored (`sparse`) manifest."""
+        """Called after content was stored that may have come from an upstream: after `put_manifest` with `sparse`, and
+        after each `adopt_blob`, even if a client has pushed the blob."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return self._cache.look_up(row_bytes, lookups.blob, repo, digest)
+        return self._cache.look_up(memory_of_row, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the registry has just told a client that the repository has the blob. Garbage collection then
@@ -198,10 +199,10 @@ class SqliteMetadata:
         )
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._cache.look_up(row_bytes, lookups.manifest_descriptor, repo, reference)
+        return self._cache.look_up(memory_of_row, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return manifest_for_caller(self._cache.look_up(manifest_bytes, self._find_manifest, repo, reference))
+        return manifest_for_caller(self._cache.look_up(memory_of_manifest, self._find_manifest, repo, reference))
 
     def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
         return lookups.manifest(db, repo, reference, self._large_manifests)
@@ -219,7 +220,8 @@ class SqliteMetadata:
         """Stores the manifest and points the tags at it. Refuses this in these cases:
 
         - `condition` does not hold for the first tag.
-        - An immutable tag points at another manifest, or needs this one with another media type.
+        - One of the tags is immutable and points at another manifest.
+        - The manifest is stored already with another media type, and an immutable tag needs it (`_needing_tags_lock`).
         - The repository lacks content that the manifest refers to, and `sparse` is false."""
         now = self._clock()
         put = partial(manifest_and_tag_changes.put_manifest, repo=repo, manifest=manifest, tags=tags, by=by, now=now)
@@ -263,12 +265,13 @@ class SqliteMetadata:
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
-            return self._cache.look_up(page_bytes, lookups.repositories, after, limit, within)
-        bytes_of = partial(page_bytes, name_set_bytes=within.memory_bytes)  # the set is a part of the cache's key
-        return await self._cache.scan(bytes_of, lookups.repositories, after, limit, within)
+            return self._cache.look_up(memory_of_page, lookups.repositories, after, limit, within)
+        # The set is a part of the cache's key, so its memory counts too.
+        memory_of = partial(memory_of_page, name_set_bytes=within.memory_bytes)
+        return await self._cache.scan(memory_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._cache.look_up(page_bytes, lookups.tags, repo, after, limit)
+        return self._cache.look_up(memory_of_page, lookups.tags, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int

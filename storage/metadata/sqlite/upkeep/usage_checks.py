@@ -64,7 +64,8 @@ USAGE_CHECKS: Final = (
     ),
 )
 """The checks in the order in which they should be repaired. Blobs come first, because the totals are sums over the
-blobs. In the SQL, `t` is the row that is checked. `repository` is empty, because a problem names none."""
+blobs. In the SQL, `t` is the row that is checked. The name of the repository (`repository`) is an empty text, because a
+wrong count is not a problem of one repository."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:

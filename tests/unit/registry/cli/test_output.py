@@ -26,7 +26,7 @@ from registry.cli.output import (
     progress_console,
 )
 from registry.cli.settings_text import toml_value
-from storage.human_text import LAST_SHOWN_TIME
+from storage.human_text import MAX_SHOWN_TIME
 
 HOSTILE = "a\x1b]52;c;cm0=\x07b\x9b2J\x7fc\u202ed\ud800\n\re"
 """Text with an escape sequence that writes to the clipboard, one that clears the screen (with the C1 character CSI),
@@ -142,5 +142,5 @@ def test_settings_in_toml_have_escapes_for_control_characters() -> None:
 
 def test_times_after_the_year_9999() -> None:
     """A time after the year 9999 is shown as the end of that year, because it may be too large for the platform."""
-    assert local_time(8.64e16) == local_time(LAST_SHOWN_TIME)
+    assert local_time(8.64e16) == local_time(MAX_SHOWN_TIME)
     assert local_time(None, "never") == "never"

@@ -58,10 +58,10 @@ class BrokenSupervisor:
     def execute_successor(self) -> None:
         raise ValueError("a bug")
 
-    def watch_check(self, check: SuccessorCheck) -> None:
+    def watch_successor_check(self, check: SuccessorCheck) -> None:
         raise ValueError("a bug")
 
-    def end_check(self, check: SuccessorCheck) -> None:
+    def end_successor_check(self, check: SuccessorCheck) -> None:
         check.close()
 
 

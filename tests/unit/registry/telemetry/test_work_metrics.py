@@ -66,7 +66,7 @@ async def test_each_kind_of_job_has_a_series(tmp_path: Path) -> None:
     """Each kind of job has a label value of its own."""
     prepare_data_dir(tmp_path)
     async with open_backend(Settings(data=tmp_path)) as backend:
-        assert set(JOB_KINDS) == {*backend.upkeep.works, "other"}
+        assert set(JOB_KINDS) == {*backend.upkeep.work_by_kind, "other"}
 
 
 def test_handlers_of_distribution_are_mapped_to_routes() -> None:
@@ -188,7 +188,7 @@ async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
     async with open_backend(settings, telemetry=telemetry) as backend:
         store = backend.store
         manifest = await push_image(store, RepositoryName("team/app"), "text", "latest")
-        work, arguments = backend.upkeep.works[SCRUB_KIND], scrub_arguments(None, keep_going=False)
+        work, arguments = backend.upkeep.work_by_kind[SCRUB_KIND], scrub_arguments(None, keep_going=False)
         result = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
     assert isinstance(result, dict)
     assert isinstance(result["bytes"], int)

@@ -60,7 +60,7 @@ async def evict(
 ) -> JSON:
     """Runs `entrepot cache evict` with these settings, and returns its result."""
     router = Router(store, {}, store.is_known_repository, NamingRules(["docker.io"]))
-    work = upkeep_components(settings, store, router, clock).works[EVICTION_KIND]
+    work = upkeep_components(settings, store, router, clock).work_by_kind[EVICTION_KIND]
     arguments = eviction_arguments(to, upstream, dry_run=dry_run)
     return await run_in_command(store.jobs, store.leases, EVICTION_KIND, arguments, work, actor="cli:alice")
 

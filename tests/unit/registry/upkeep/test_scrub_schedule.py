@@ -63,8 +63,8 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         [job] = [each for each in started if each is not None]
         assert (job.kind, job.actor, job.state, job.is_resumable) == (KIND, "schedule", JobState.QUEUED, True)
         assert await start_if_due(settings, store, clock) is None
-        works = {KIND: scrub_work(settings, store, router_of(store))}
-        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        work_by_kind = {KIND: scrub_work(settings, store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 1
         runner.cancel()
         [done] = await store.damage.rounds(5)
@@ -113,15 +113,15 @@ async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
         for number in range(3):
             await push_blob(store, APP, b"%d" % number)
         job = await store.jobs.add(KIND, {}, actor="alice", is_resumable=True)
-        works = {KIND: scrub_work(settings, store, router_of(store))}
-        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        work_by_kind = {KIND: scrub_work(settings, store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         await wait_for_state(store, job, JobState.RUNNING)
         runner.cancel()
         await asyncio.gather(runner, return_exceptions=True)
         assert (await store.jobs.job(job.id)).ended is None
     async with open_registry(tmp_path) as store:
-        works = {KIND: scrub_work(ScrubSettings(), store, router_of(store))}
-        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, works).run())
+        work_by_kind = {KIND: scrub_work(ScrubSettings(), store, router_of(store))}
+        runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 3
         runner.cancel()
         assert len(await store.damage.rounds(5)) == 1
