@@ -31,8 +31,9 @@ MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """The size of the largest config that is read."""
 MAX_ROW_BYTES: Final = 256 * 1024
 """The size of the largest manifest or config that is read for a row of a list."""
-MAX_PLATFORMS: Final = 100
-"""How many entries of an index are shown. Further entries are left out."""
+MAX_INDEX_ENTRIES: Final = 100
+"""How many entries of an index a summary has at most. Entries with attestations count too. Further entries are only
+counted (`ManifestSummary.more_entries`)."""
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20
@@ -103,10 +104,10 @@ class ContentReader:
         self._thread_lock = asyncio.Lock()
         """Held while a thread parses a large document."""
 
-    async def summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
-        """Returns a summary of a manifest. The caller has checked that the repository has the manifest, and that the
-        visitor may see it. `size`: the size of the manifest; None: it is not known. Returns `UNREADABLE` if the
-        manifest is too large for a list, is damaged, or has been deleted in the meantime."""
+    async def read_summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
+        """Reads a manifest and returns its summary. The caller has checked that the repository has the manifest, and
+        that the visitor may see it. `size`: the size of the manifest; None: it is not known. Returns `UNREADABLE` if
+        the manifest is too large for a list, is damaged, or has been deleted in the meantime."""
         cached = self._manifests.get(digest)
         if cached is not None:
             return cached
@@ -123,7 +124,7 @@ class ContentReader:
     async def summary_of(self, manifest: Manifest) -> ManifestSummary:
         """Returns the summary of a manifest of any size. Parses the manifest, so that its properties need no parsing
         later. The summary of a large manifest is not cached."""
-        summary = await self.run(len(manifest.body), lambda: summarize(manifest))
+        summary = await self.in_thread_if_large(len(manifest.body), lambda: parse_summary(manifest))
         return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 
     async def config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
@@ -133,7 +134,7 @@ class ContentReader:
         cached = self._configs.get(key)
         if cached is not None:
             return cached
-        summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_summarize_config, config.digest))
+        summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_parse_config_summary, config.digest))
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
     async def config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
@@ -175,8 +176,9 @@ class ContentReader:
             async with self._thread_lock:
                 return await finish_in_thread(partial(parse, await _read(reader)))
 
-    async def run(self, size: int, parse: Callable[[], T]) -> T:
-        """Calls `parse`, which parses a document of `size` bytes: in a thread if it is large."""
+    async def in_thread_if_large(self, size: int, parse: Callable[[], T]) -> T:
+        """Calls `parse`, which parses a document of `size` bytes, and returns the result. Calls it in a thread if the
+        document is large (`_MAX_ON_LOOP_BYTES`), otherwise on the event loop."""
         if size <= _MAX_ON_LOOP_BYTES:
             return parse()
         async with self._thread_lock:
@@ -187,7 +189,7 @@ async def _read(reader: BlobReader) -> bytes:
     return b"".join([bytes(piece) async for piece in reader])
 
 
-def summarize(manifest: Manifest) -> ManifestSummary:
+def parse_summary(manifest: Manifest) -> ManifestSummary:
     """Returns the summary of a manifest."""
     try:
         manifest.config, manifest.layers, manifest.manifests  # noqa: B018  parses the body and caches the result
@@ -196,7 +198,7 @@ def summarize(manifest: Manifest) -> ManifestSummary:
     created = manifest.annotations.get(_CREATED, "")[:64]  # no valid time is longer
     if manifest.media_type in INDEXES:
         entries = manifest.manifests
-        shown_entries = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
+        shown_entries = [index_entry(entry) for entry in entries[:MAX_INDEX_ENTRIES]]
         return ManifestSummary(
             "index",
             artifact_type=manifest.artifact_type,
@@ -219,7 +221,7 @@ def summarize(manifest: Manifest) -> ManifestSummary:
     return ManifestSummary("artifact", size, artifact_type=manifest.artifact_type, created=created)
 
 
-def _summarize_config(digest: Digest, data: bytes) -> ConfigSummary:
+def _parse_config_summary(digest: Digest, data: bytes) -> ConfigSummary:
     """Returns the summary of a config; an empty one if it is no config of an image."""
     parsed = parse_config(digest, data)
     if parsed is None:
@@ -260,6 +262,7 @@ def _bytes_of_summary(summary: ManifestSummary) -> int:
 
 
 def _bytes_of(texts: Iterable[str]) -> int:
-    """Returns about how much memory a summary with these texts takes. Counts three objects: the summary, a digest and a
-    media type."""
+    """Returns about how much memory a summary with these texts takes. Counts three objects besides the texts: the
+    summary, and the digest and media type of an image's config. Summaries without such a config count the same,
+    because this is only an estimate."""
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))

@@ -111,15 +111,15 @@ async def open_archive(
     Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers. Raises
     RequestInvalid if the index lists several images and `platform` is None, and BlobUnknown if a layer is missing. A
     mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
-    reader = ContentReader(registry)  # `reader.run` calls a function, in a thread if the manifest is large
+    reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
-        entry = await reader.run(len(manifest.body), partial(_choose, manifest, platform, name))
+        entry = await reader.in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
         await reader.summary_of(manifest)  # parses the manifest, in a thread if it is large
-    blobs = await reader.run(len(manifest.body), lambda: _blobs(manifest))
+    blobs = await reader.in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
     await _check_sizes(registry, repo, blobs)

@@ -60,8 +60,8 @@ class ImageConfig:
 
 def parse_config(digest: Digest, data: bytes) -> ImageConfig | None:
     """Parses a config. Returns None if the config is not a JSON object, or has too many values to parse. Cuts long
-    texts and leaves out further ones (`TextBudget`); `view.truncated` says whether a text outside the history was cut
-    or left out."""
+    texts, and leaves out texts if there are too many, or if they are too long together (`TextBudget`).
+    `view.truncated` says whether a text outside the history was cut or left out."""
     document = parse_object(data)
     if document is None:
         return None

@@ -101,7 +101,7 @@ class OverviewReader:
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
             remaining -= size if size <= MAX_ROW_BYTES else 0  # larger manifests are not read
-            summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
+            summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.read_summary(repo, digest, size)
         return summaries
 
     async def _present_sizes(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:

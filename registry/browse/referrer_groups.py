@@ -88,7 +88,7 @@ class ReferrerGroups:
         summary = await self._reader.summary_of(index)
         if summary.kind != "index":
             return
-        entries = await self._reader.run(len(index.body), lambda: _attestations(index))
+        entries = await self._reader.in_thread_if_large(len(index.body), lambda: _attestations(index))
         sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:

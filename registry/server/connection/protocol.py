@@ -374,7 +374,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
-        return self._current_tls_wait(0, idle) if self._context.is_tls and not self._timeouts.is_known(idle) else idle
+        return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_after: Wait | None) -> Wait:
         """Returns what a TLS connection with bytes to send waits for. `unsent`: size of the transport's write buffer. A

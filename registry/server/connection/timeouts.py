@@ -48,9 +48,9 @@ class ConnectionTimeouts:
         self._opened = self._since = now
         self._wait = wait
 
-    def is_known(self, wait: Wait) -> bool:
-        """Returns whether the connection was waiting for the same at the last check."""
-        return wait == self._wait
+    def has_changed(self, wait: Wait) -> bool:
+        """Returns whether `wait` differs from what the connection was waiting for at the last check."""
+        return wait != self._wait
 
     def check(self, wait: Wait, now: float) -> WaitReason | None:
         """Records what the connection is waiting for now. Returns the reason of the wait if its timeout has passed;

@@ -75,8 +75,8 @@ class PendingConnection:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`, which may be closed at any time, so that another connection can be
-        accepted (`now` is not used). Returns None if the connection is being closed already.
+        """Returns this connection as a candidate of the kind `new`. It may be evicted (closed to make room for another
+        connection) at any time, so `now` is not used. Returns None if the connection is being closed already.
 
         Also returns None without TLS. Such a connection gets its protocol object, which is a candidate itself, within a
         few iterations of the event loop. It must not be evicted before that: if `task` is cancelled, uvloop closes the
@@ -137,8 +137,9 @@ class Acceptor:
 
     def _accept(self) -> None:
         """Accepts one connection and starts a task that sets it up. Closes the connection if its client's address has
-        too many connections. If no file descriptor is free, first frees one, or pauses instead (`accept_delay`)."""
-        if delay := self._connection_limit.accept_delay():
+        too many connections. If no file descriptor is free, closes a silent connection, or accepts none for a while
+        (`ConnectionLimit.make_room_for_connection`)."""
+        if delay := self._connection_limit.make_room_for_connection():
             self._pause(delay)
             return
         try:

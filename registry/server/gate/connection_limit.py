@@ -149,9 +149,9 @@ class ConnectionLimit:
                 self.capacity,
             )
 
-    def accept_delay(self) -> float:
-        """Returns 0.0 if the worker may accept a connection now; otherwise for how many seconds to accept none. Call it
-        before each connection is accepted.
+    def make_room_for_connection(self) -> float:
+        """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept it now;
+        otherwise for how many seconds to accept none. Call it before each connection is accepted.
 
         If no descriptor is free, the first call returns a short time, in which another worker can accept the
         connection. The next calls evict silent connections to free descriptors, up to `_ACCEPTS_PER_PAUSE` times.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from registry.browse import content_reader
-from registry.browse.content_reader import MAX_PREDICATES, MAX_ROW_BYTES, ContentReader, summarize
+from registry.browse.content_reader import MAX_PREDICATES, MAX_ROW_BYTES, ContentReader, parse_summary
 from storage.content import Descriptor, Manifest, digest_of
 from storage.memory_registry import MemoryRegistry
 from tests.fakes.registry_content import CONFIG_TYPE, descriptor_of, image_of, index_of
@@ -34,8 +34,8 @@ def cached_count(reader: ContentReader, manifests: list[Manifest]) -> int:
 
 def test_a_summary_names_a_limited_number_of_predicates() -> None:
     """A summary names at most `MAX_PREDICATES` predicate types."""
-    assert len(summarize(image_with_predicates(5)).predicates) == 5
-    assert len(summarize(image_with_predicates(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
+    assert len(parse_summary(image_with_predicates(5)).predicates) == 5
+    assert len(parse_summary(image_with_predicates(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
 
 
 @pytest.mark.slow

@@ -141,16 +141,16 @@ def test_a_full_worker_first_leaves_connections_to_other_workers() -> None:
     """A worker at its limit first delays accepting, so that other workers can accept the new connections. Then it
     closes a silent connection. If it has no silent connections, it delays accepting again."""
     worker = LimitedWorker()
-    assert worker.limit.accept_delay() == 0.0
+    assert worker.limit.make_room_for_connection() == 0.0
     silent_connections = worker.add(worker.limit.capacity, "new", address=None)
-    assert worker.limit.accept_delay() > 0
-    assert worker.limit.accept_delay() == 0.0
+    assert worker.limit.make_room_for_connection() > 0
+    assert worker.limit.make_room_for_connection() == 0.0
     assert worker.closed_counts(silent_connections) == [1]
     for connection in silent_connections:
         worker.open_connections.discard(connection)
     worker.add(worker.limit.capacity, None)
-    assert worker.limit.accept_delay() > 0
-    assert worker.limit.accept_delay() > 0
+    assert worker.limit.make_room_for_connection() > 0
+    assert worker.limit.make_room_for_connection() > 0
 
 
 def test_the_number_of_connections_can_be_limited_further() -> None:
@@ -159,8 +159,8 @@ def test_the_number_of_connections_can_be_limited_further() -> None:
     worker = LimitedWorker(max_connections=50)
     assert worker.limit.capacity == 50
     idle = worker.add(50, "idle")
-    assert worker.limit.accept_delay() > 0
-    assert worker.limit.accept_delay() == 0.0
+    assert worker.limit.make_room_for_connection() > 0
+    assert worker.limit.make_room_for_connection() == 0.0
     assert worker.closed_counts(idle) == [1]
 
 
