@@ -115,14 +115,14 @@ class CachedImagePage:
 class EvictionRules:
     """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
     evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
-    stays. `keep_incomplete_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this time
-    (seconds since 1970), because a client may be pulling it. `cooldowns`: the cooldowns (None: there are none); an
+    stays. `keep_incomplete_if_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this
+    time (seconds since 1970), because a client may be pulling it. `cooldowns`: the cooldowns (None: there are none); an
     older image that clients get during a cooldown stays, because the upstream may no longer have it. Images that a
     frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]
-    keep_incomplete_pulled_after: float
+    keep_incomplete_if_pulled_after: float
     cooldowns: Cooldowns | None = None
 
 
@@ -167,6 +167,6 @@ class CachedImages(Protocol):
     ) -> CachedImagePage:
         """Lists the images of these upstreams whose repository has `text` in its name: at most `limit` of them, from
         the position `offset` of the list on. Reads at most `MAX_LISTED_IMAGES` images, to limit the work. If there are
-        more images, it reads those that eviction would check first, or, with a `text`, those of the first repositories
-        in the order of names. Runs in a thread."""
+        more, the list lacks the others. Without a `text`, it then has the images that eviction would check first. With
+        a `text`, it has those of the repositories whose names come first. Runs in a thread."""
         ...

@@ -76,13 +76,13 @@ class TagPosition:
     `TagFacts.order_time` instead. Otherwise this tag would be the newest until the clock has reached that time. Of
     several tags that were pushed at the same time, the first in the order of names comes first.
 
-    `pushed`, `name`, `order_time`: those of the tag. `future_after`: the latest time that was not in the future when
-    the list was read."""
+    `pushed`, `name`, `order_time`: those of the tag. `future_start`: times after it were in the future when the list
+    was read."""
 
     pushed: float
     name: str
     order_time: float | None = None
-    future_after: float = field(default=math.inf, compare=False)
+    future_start: float = field(default=math.inf, compare=False)
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether this position is that of the tag, or comes after it in the list. If so, the tag is one of the
@@ -90,7 +90,7 @@ class TagPosition:
         # Sorts the tag as the list did: by `order_time` if `pushed` was in the future when the list was read. Whether
         # the tag has an `order_time` does not show this, because the tag may have been read later than the list, after
         # the clock was set back.
-        order_time = tag.order_time if tag.pushed > self.future_after else None
+        order_time = tag.order_time if tag.pushed > self.future_start else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
 
@@ -165,9 +165,9 @@ class Retention(Protocol):
         """Returns the periods in which a server recorded pulls."""
         ...
 
-    async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
-        """Returns the position of the last of the newest `count` tags; None if there are fewer tags. Tags whose names
-        are a `REFERRER_TAG` do not count."""
+    async def nth_newest(self, repo: RepositoryName, n: int) -> TagPosition | None:
+        """Returns the position of the `n`th newest tag; None if there are fewer than `n` tags. Tags whose names are a
+        `REFERRER_TAG` do not count."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
@@ -185,7 +185,7 @@ class Retention(Protocol):
         ...
 
     async def delete_tag(
-        self, repo: RepositoryName, judged: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
+        self, repo: RepositoryName, judged_tag: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
     ) -> bool:
         """Deletes a tag, unless it is immutable, belongs to a manifest in the repository (`TagFacts.subject`), or has
         been pushed, moved, deleted or pulled since it was judged. Its manifest stays. Returns whether it deleted

@@ -93,7 +93,7 @@ class RetentionJudge:
         """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with the decision
         of the rule about each at the time `now`. All tags of a page are read at the same moment."""
         # `newest`: the position of the last of the newest `keep_last` tags; None if there are fewer tags.
-        newest = await self._retention.newest(repo, rule.keep_last) if rule.keep_last else None
+        newest = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
         # `keep_pulled_within` counts only time in which a server recorded pulls: nobody can pull while no server runs.
         recorded = await self._retention.recorded_time()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)

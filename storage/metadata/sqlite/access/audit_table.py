@@ -140,7 +140,8 @@ class _Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> _Position:
-        """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` is not such an id."""
+        """Returns the position that the public id `text` encodes. Raises AccountInvalid, the error of all invalid
+        queries of the audit log, if `text` is not such an id."""
         if (match := _ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
         (time_of_line,) = struct.unpack(">d", bytes.fromhex(match[1]))
@@ -152,9 +153,8 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. The lines of
-        that table with the same time as this position come after it on the pages if their row id is below the
-        bound."""
+        """Returns the `id_bound` of `_OLDER` for one table: `audit` if `in_audit`, otherwise `tag_history`. Of the
+        lines of this table that have the time `at`, those with a row id below the bound come after this position."""
         if in_audit is self.is_audit:
             return self.row_id
         return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
@@ -164,9 +164,10 @@ _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. The page has only lines that are
-    older than the line with the id `query.before` and than `query.until`. If both are None, the page starts with the
-    newest line that matches. Raises AccountInvalid if `query.before` does not have the form of an id.
+    """Returns a page of at most `limit` lines that match the query, newest first. `query.before`: the page has only
+    lines that come after the line with this id; None: it starts with the newest line. `query.until`: the page has only
+    lines that are older than this time; None: lines of any time. Raises AccountInvalid if `query.before` does not have
+    the form of an id.
 
     Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
     the first `limit` lines shows that more lines follow."""
@@ -202,8 +203,8 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
     """Returns the statement that reads the lines of `audit` that match the query. `part`: the part of `query.target`,
     or an empty text for all parts."""
     terms = [f"{name} = :{name}" for name in ("actor", "action", "outcome") if getattr(query, name) is not None]
-    # The next two terms exclude no line. They repeat the conditions of two partial indexes, because SQLite uses such an
-    # index only for a statement that contains its condition.
+    # The next two terms follow from the terms above, so they exclude no further line. They repeat the conditions of two
+    # partial indexes, because SQLite uses such an index only for a statement that contains its condition.
     if query.outcome not in (None, "ok"):
         terms.append("outcome <> 'ok'")
     if query.action not in (None, "manifest.put"):
@@ -237,7 +238,8 @@ def _tag_history_sql(query: AuditQuery, part: str) -> str:
 
 
 def _entry(row: tuple[Any, ...], is_audit: bool) -> tuple[_Position, AuditEntry]:
-    """Returns the line of a row that `_AUDIT_LINES` (`is_audit`) or `_TAG_HISTORY_LINES` read, and its position."""
+    """Converts a row to a line of the log. Returns the line's position and the line. `is_audit`: the row is a result of
+    `_AUDIT_LINES`; otherwise of `_TAG_HISTORY_LINES`."""
     at, row_id, actor, action, target, outcome, address, request_id, user_agent, detail, count = row
     position = _Position(at, is_audit, row_id)
     details = json.loads(detail) if detail else None

@@ -181,7 +181,7 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
         return "frozen"
     if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
         return "downloading"
-    is_pulled_lately = rules.keep_incomplete_pulled_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
+    is_pulled_lately = rules.keep_incomplete_if_pulled_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
     if is_pulled_lately and db.execute(_LACKS_BLOB, (family,)).get is not None:
         return "incomplete"
     if rules.cooldowns is not None and _is_served_instead(db, image, rules.cooldowns, now):
@@ -239,8 +239,8 @@ def _next_to_check(
     """Returns the manifest that the eviction checks next, with its upstream and rank: the one with the earliest rank
     before `started`, or else the one with the earliest rank in the future. This eviction has already checked the
     manifests with ranks between `started` and `now`. Returns None if no other manifest is left."""
-    future_after = max(started, now) + CLOCK_MARGIN_SECONDS
-    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_after)):
+    future_start = max(started, now) + CLOCK_MARGIN_SECONDS
+    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_start)):
         candidates = []
         for upstream in upstreams:
             row: Any = db.execute(sql, (upstream, bound)).get
@@ -293,9 +293,9 @@ def unused_links(
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""
-    future_after = now + CLOCK_MARGIN_SECONDS
+    future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
-    arguments = (json.dumps(list(upstreams)), before, future_after, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    arguments = (json.dumps(list(upstreams)), before, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
     rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 

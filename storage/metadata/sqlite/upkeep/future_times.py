@@ -51,16 +51,16 @@ def correct_future_times(db: apsw.Connection, now: float) -> bool:
     most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue with
     the links that they queue, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
     start. Returns whether there may be more. Runs inside a transaction, which the caller commits."""
-    future_after = now + CLOCK_MARGIN_SECONDS
-    db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_after))
+    future_start = now + CLOCK_MARGIN_SECONDS
+    db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_start))
     entries: list[Any] = db.execute(
-        "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future_after, MAX_CORRECTED_ROWS)
+        "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future_start, MAX_CORRECTED_ROWS)
     ).fetchall()
     for repository, digest in entries:
         queue_for_collection(db, repository, Digest(digest), now)
-        db.execute(_CORRECT_LINK, (repository, digest, now, future_after))
+        db.execute(_CORRECT_LINK, (repository, digest, now, future_start))
     is_more = len(entries) == MAX_CORRECTED_ROWS
     for sql, limit in (_CORRECT_UPLOADS, MAX_CORRECTED_ROWS), (_CORRECT_DELETED_MANIFESTS, MAX_CORRECTED_MANIFESTS):
-        db.execute(sql, (now, future_after, limit))
+        db.execute(sql, (now, future_start, limit))
         is_more = is_more or db.changes() == limit
     return is_more

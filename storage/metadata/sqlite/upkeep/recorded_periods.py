@@ -28,9 +28,9 @@ def mark_recorded(db: apsw.Connection, now: float) -> None:
     """Records that a server runs and has stored the pulls until `now`. Extends the last period, or begins another one
     if the last one ended more than `MAX_SILENT_SECONDS` ago. Corrects periods in the future, which were stored while
     the clock was ahead. Runs inside a transaction, which the caller commits."""
-    future_after = now + CLOCK_MARGIN_SECONDS
-    db.execute("DELETE FROM recorded_period WHERE start > ?", (future_after,))
-    db.execute("UPDATE recorded_period SET until = max(start, ?1) WHERE until > ?2", (now, future_after))
+    future_start = now + CLOCK_MARGIN_SECONDS
+    db.execute("DELETE FROM recorded_period WHERE start > ?", (future_start,))
+    db.execute("UPDATE recorded_period SET until = max(start, ?1) WHERE until > ?2", (now, future_start))
     last: Any = db.execute(_LAST).fetchone()
     if last is None or now - last[1] > MAX_SILENT_SECONDS:
         db.execute("INSERT INTO recorded_period (start, until) VALUES (?1, ?1)", (now,))

@@ -55,18 +55,20 @@ CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
 Otherwise it is the time by which the tag is sorted instead of its push time. This time is the later of two: ?4, which
 `_last_change_before_future` returned, and the newest time in the tag's own history that is not in the future.
 
-?4 alone is not enough if the same manifest was pushed to the tag again while the clock was ahead. Such a push changes
-the push time, but adds no entry to the history. So the history may have no entry in the future, and then ?4 is 0."""
+?4 is 0 if the history of the repository has no entry in the future. The tag's push time can be in the future all the
+same: a push of the manifest that the tag points at already changes this time, but adds no entry. Then only the tag's
+own history gives a time."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
   WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
 """SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if that entry is about an
 import; otherwise NULL. Also NULL if the entry's time is in the future (after ?3), or if the tag was pushed again after
-the import. In the latter case, `updated` is later than the entry's time.
+the import.
 
-An import first sets the tag; `updated` then equals the entry's time. The import's next transaction moves `updated`
-back, because the tag is older at the other registry."""
+`updated <= at` is false only if the tag was pushed again. An import sets the tag in one transaction, after which
+`updated` equals `at`. Its next transaction moves `updated` back to the time of the tag at the registry from which the
+tag was imported."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
@@ -104,25 +106,23 @@ class SqliteRetention:
     async def recorded_time(self) -> RecordedTime:
         return await self._scans.run(recorded_periods.recorded_time)
 
-    async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
+    async def nth_newest(self, repo: RepositoryName, n: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future_after)
-            row: Any = db.execute(_NEWEST, (repository, count - 1, future_after, before_future)).fetchone()
+            repository, future_start = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            last_change = _last_change_before_future(db, repository, future_start)
+            row: Any = db.execute(_NEWEST, (repository, n - 1, future_start, last_change)).fetchone()
             if row is None:
                 return None
             pushed, name, order_time = row
-            return TagPosition(pushed, name, order_time, future_after=future_after)
+            return TagPosition(pushed, name, order_time, future_start=future_start)
 
         return await self._scans.run(read)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future_after)
-            rows: list[Any] = db.execute(
-                _TAGS, (repository, after or "", future_after, before_future, limit)
-            ).fetchall()
+            repository, future_start = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            last_change = _last_change_before_future(db, repository, future_start)
+            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future_start, last_change, limit)).fetchall()
             recorded_since = _recorded_since(db)
             tags = []
             for name, digest, manifest, pushed, order_time, tag_imported in rows:
@@ -170,23 +170,23 @@ class SqliteRetention:
         return await self._scans.run(read)
 
     async def delete_tag(
-        self, repo: RepositoryName, judged: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
+        self, repo: RepositoryName, judged_tag: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
     ) -> bool:
         now = self._clock()
-        if is_immutable(judged.name):
+        if is_immutable(judged_tag.name):
             return False
 
         def delete(db: apsw.Connection) -> bool:
             repository = _repository_id(db, repo)
-            row: Any = db.execute(_TAG, (repository, judged.name)).fetchone()
-            if row is None or _subject_of_tag(db, repository, judged.name) is not None:
+            row: Any = db.execute(_TAG, (repository, judged_tag.name)).fetchone()
+            if row is None or _subject_of_tag(db, repository, judged_tag.name) is not None:
                 return False
             manifest, digest, pushed = row
-            if (digest, pushed) != (judged.digest, judged.pushed):
+            if (digest, pushed) != (judged_tag.digest, judged_tag.pushed):
                 return False
-            if unused_manifests.last_pull(db, manifest).pulled != judged.pulled:
+            if unused_manifests.last_pull(db, manifest).pulled != judged_tag.pulled:
                 return False
-            manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now, action=EventAction.RETENTION)
+            manifest_and_tag_changes.delete_tag(db, repo, judged_tag.name, by, now, action=EventAction.RETENTION)
             return True
 
         return await self._writer.run(delete, reserve_use=ReserveUse.ALL)
@@ -281,14 +281,14 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
     return 0 if row_id is None else int(row_id)
 
 
-def _last_change_before_future(db: apsw.Connection, repository: int, future_after: float) -> float:
+def _last_change_before_future(db: apsw.Connection, repository: int, future_start: float) -> float:
     """Returns the time of the last change of a tag before the clock went ahead; 0 if no such change is found.
 
     The row ids of changes show their order, also between repositories. So this finds the first change in this
-    repository with a time in the future (after `future_after`). Of the changes before it, in any repository, it takes
+    repository with a time in the future (after `future_start`). Of the changes before it, in any repository, it takes
     the last one whose time is not in the future."""
-    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_after)).get
-    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_after)).get
+    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_start)).get
+    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_start)).get
     return 0.0 if time is None else float(time)
 
 

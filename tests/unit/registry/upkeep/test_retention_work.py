@@ -40,9 +40,9 @@ class HookedRetention:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def delete_tag(self, repo: RepositoryName, judged: TagFacts, *arguments: Any) -> bool:
-        await self._before_delete(judged)
-        return await self._inner.delete_tag(repo, judged, *arguments)
+    async def delete_tag(self, repo: RepositoryName, judged_tag: TagFacts, *arguments: Any) -> bool:
+        await self._before_delete(judged_tag)
+        return await self._inner.delete_tag(repo, judged_tag, *arguments)
 
 
 async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, *tags: str) -> list[Manifest]:

@@ -26,7 +26,7 @@ async def tags_until(store: StoredRegistry, position: TagPosition | None) -> set
 
 
 async def newest_tags(store: StoredRegistry, count: int) -> set[str]:
-    return await tags_until(store, await store.retention.newest(APP, count))
+    return await tags_until(store, await store.retention.nth_newest(APP, count))
 
 
 async def test_tags_from_the_future_are_in_their_place(store: StoredRegistry, clock: Clock) -> None:
@@ -77,10 +77,10 @@ async def test_a_clock_that_is_set_back_during_a_run_loses_no_tag(store: StoredR
     await push_daily(store, clock, "a", "b")
     clock.pass_days(YEAR_DAYS)
     await push_daily(store, clock, "c")
-    position = await store.retention.newest(APP, 1)
+    position = await store.retention.nth_newest(APP, 1)
     clock.pass_days(-YEAR_DAYS)
     assert await tags_until(store, position) == {"c"}
-    position = await store.retention.newest(APP, 1)
+    position = await store.retention.nth_newest(APP, 1)
     clock.pass_days(1)
     await push_daily(store, clock, "d")
     assert "d" in await tags_until(store, position)

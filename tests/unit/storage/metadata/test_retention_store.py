@@ -73,13 +73,13 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
     tags = {tag.name: tag for tag in await store.retention.tags(APP, None)}
 
     async def newest(count: int) -> list[str]:
-        position = await store.retention.newest(APP, count)
+        position = await store.retention.nth_newest(APP, count)
         return sorted(name for name, tag in tags.items() if position is None or position.is_at_or_after(tag))
 
     assert [await newest(count) for count in (1, 2, 3, 4)] == [["c"], ["a", "c"], ["a", "b", "c"], ["a", "b", "c"]]
     clock.pass_days(1)
     await push_image(store, APP, "a", "b")
-    assert await store.retention.newest(APP, 1) == TagPosition(START + 2 * DAY, "b")
+    assert await store.retention.nth_newest(APP, 1) == TagPosition(START + 2 * DAY, "b")
 
 
 async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
@@ -348,8 +348,8 @@ async def test_tags_of_signatures_belong_to_their_manifest(store: StoredRegistry
     for suffix in (".sig", ".att", ""):
         clock.now += 1
         await push_image(store, APP, f"about{suffix}", f"sha256-{signed.digest.encoded}{suffix}")
-    assert await store.retention.newest(APP, 1) == TagPosition(START, "v1")
-    assert await store.retention.newest(APP, 2) is None
+    assert await store.retention.nth_newest(APP, 1) == TagPosition(START, "v1")
+    assert await store.retention.nth_newest(APP, 2) is None
     signature = await tag_facts(store, f"sha256-{signed.digest.encoded}.sig")
     assert (signature.subject, signature.is_referrer) == (signed.digest, True)
     assert (await tag_facts(store, "v1")).subject is None
