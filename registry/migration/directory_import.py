@@ -93,8 +93,8 @@ class DirectorySource:
             return False
         passed_check = False
         try:
-            # This call makes no link. It refuses a file that must not be linked, before time is spent on reading it.
-            self._store.blobs.link_file(file_descriptor, digest, size)
+            # Makes no link yet. Refuses a file that must not be linked, before time is spent on reading the file.
+            self._store.blobs.prepare_link(file_descriptor, digest, size)
             passed_check = True
             await self._verify(digest, file_descriptor)
             await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
@@ -106,9 +106,8 @@ class DirectorySource:
             reason = str(refusal)
             if reason not in self._refusals:
                 self._refusals.add(reason)
-                self._report.note(
-                    repo, f"such files are copied, because they cannot be linked: {reason}", digest=digest
-                )
+                note = f"the file of this blob, and others like it, are copied, because they cannot be linked: {reason}"
+                self._report.note(repo, note, digest=digest)
             return False
         self._report.linked += 1
         return True

@@ -1,8 +1,8 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
 A store may keep its bytes in files on a local disk or in objects of a bucket. So the methods of these Protocols need no
-rename, no path, no file descriptor, and no second write to a stored object. The exception is `link_file`, which a store
-may refuse. The store does not decide which blobs exist; the metadata database does.
+rename, no path, no file descriptor, and no second write to a stored object. The exception is `prepare_link`, which a
+store may refuse. The store does not decide which blobs exist; the metadata database does.
 
 A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
 blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
@@ -213,12 +213,12 @@ class BlobStore(Protocol):
         """Returns the sessions for which the store has any data, and when each last changed (seconds since 1970)."""
         ...
 
-    def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
-        """Returns content that shares the bytes of another program's file, instead of copying them. `fd`: the file,
-        opened for reading. The caller has verified that its `size` bytes have this digest, and closes `fd` after
-        `VerifiedContent.publish` has returned. That `publish` also raises LinkRefused. The bytes of the file must never
-        change after this call; the other program may delete the file. Raises LinkRefused if the store cannot share
-        files with other programs."""
+    def prepare_link(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
+        """Returns content whose `publish` links to another program's file, instead of copying its bytes. Makes no link
+        itself. `fd`: the file, opened for reading. Before the caller calls `publish`, it has to verify that the `size`
+        bytes of the file have this digest. It closes `fd` after `publish` has returned. The bytes of the file must
+        never change after this call; the other program may delete the file. Raises LinkRefused if the store cannot
+        link to this file; `publish` also raises it."""
         ...
 
     async def remove(self, place: str) -> None:
@@ -246,10 +246,10 @@ class BlobStore(Protocol):
         ...
 
     async def check(
-        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
-        from memory. `read_again`: reads all bytes from the disk, even if earlier reads have left a copy of them in
+        from memory. `from_disk`: reads all bytes from the disk, even if earlier reads have left a copy of them in
         memory, because that copy can be wrong too. Raises BytesMissing, BytesForbidden, and the errors of
         `on_read`."""
         ...

@@ -298,7 +298,7 @@ class StoredRegistry:
         """Makes a blob of `repo` from a file of another program without copying its bytes. `fd`: the file, opened for
         reading. The caller has verified that its `size` bytes have this digest. Raises LinkRefused if the file cannot
         be linked safely; the caller then pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
-        await self._publication.commit_content(repo, self.blobs.link_file(fd, digest, size), by)
+        await self._publication.commit_content(repo, self.blobs.prepare_link(fd, digest, size), by)
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

@@ -2,17 +2,17 @@
 Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
 that keeps damaged bytes.
 
-A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
-stores the bytes, and garbage collection does not remove them, at the same time:
+When damage was found, the blob is taken out of use in three steps. The lock of the blob's digest is held during all of
+them. So, until the last step ends, no push can store the blob's bytes, and garbage collection cannot remove them:
 
-1. The place (key in the blob store) and version of the bytes are compared with those of the bytes that were read,
-   because a push may have replaced the damaged bytes since.
+1. The place (key in the blob store) and version of the blob's bytes are compared with those of the damaged bytes
+   (`FoundDamage`), because a push may have replaced the damaged bytes since.
 2. The metadata store marks the blob as damaged. From this commit on, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 
 A crash after step 2 leaves the bytes where they were. The next scrub (the job that reads all content) finds these bytes
-damaged and does step 3. A push of the blob replaces them. The lock is not held while bytes are read; the version shows
-afterwards whether the bytes are still the same.
+damaged and does step 3. A push of the blob replaces them. The lock is not held while bytes are read to find damage,
+because step 1 shows whether the bytes are still the same.
 """
 
 from __future__ import annotations
@@ -84,15 +84,15 @@ class Quarantine:
         the second read finds damage too, or if there are no bytes. By then the blob may have been deleted, or its bytes
         replaced; `take_out` and `is_current` check this. `on_second_read` is called during the second read. It should
         not slow down that read, because clients get the damaged bytes until the read has ended."""
-        first_check = await self._read(blob, on_read, read_again=False)
+        first_check = await self._read(blob, on_read, from_disk=False)
         if first_check is not None and first_check.problem is None:
             return None
-        second_check = first_check and await self._read(blob, on_second_read, read_again=True)
+        second_check = first_check and await self._read(blob, on_second_read, from_disk=True)
         if second_check is None:
             return FoundDamage(blob.digest, blob.place, MISSING, None)
         if second_check.problem is None:
             log.warning(
-                "a read of %s returned other bytes than the next one: %s",
+                "a first read of %s found damage (%s), but a second read, from the disk, found none",
                 blob.digest,
                 first_check and first_check.problem,
             )
@@ -137,7 +137,7 @@ class Quarantine:
         if not blob.former_place:
             return False
         stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)
-        check = await self._read(stored, on_read, read_again=True)
+        check = await self._read(stored, on_read, from_disk=True)
         if check is None:
             return False
         async with self._locks.hold(blob.digest):
@@ -166,9 +166,9 @@ class Quarantine:
             total_bytes -= blob.size
         return deleted
 
-    async def _read(self, blob: StoredBlob, on_read: OnRead, *, read_again: bool) -> ContentCheck | None:
-        """Reads and checks the blob's bytes. Returns None if there are no bytes."""
+    async def _read(self, blob: StoredBlob, on_read: OnRead, *, from_disk: bool) -> ContentCheck | None:
+        """Reads and checks the blob's bytes. `from_disk`: see `BlobStore.check`. Returns None if there are no bytes."""
         try:
-            return await self._blobs.check(blob.digest, blob.size, blob.place, on_read, read_again=read_again)
+            return await self._blobs.check(blob.digest, blob.size, blob.place, on_read, from_disk=from_disk)
         except BytesMissing:
             return None

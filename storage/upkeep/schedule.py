@@ -14,7 +14,8 @@ FIRST_ROUND_SECONDS: Final = 300.0
 """Longest time from the start of the process to the first round. This time is short, because a server that is restarted
 more often than the interval would otherwise never do upkeep."""
 URGENT_SECONDS: Final = 30.0
-"""Longest time between two rounds while upkeep is urgent, because the disk is full."""
+"""Seconds from a round to the next while upkeep is urgent, because the disk is full. A shorter interval stays as it
+is."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two calls of `is_urgent`."""
 UPKEEP_SLOT: Final = "upkeep"

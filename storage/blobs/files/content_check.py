@@ -30,14 +30,14 @@ class FileCheck:
     have loaded, and keeps most pages that were in memory before (see `_read`). Read-ahead is off for this file, because
     pages that the kernel reads in advance would look like pages that were in memory before."""
 
-    def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
-        """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""
+    def __init__(self, path: Path, digest: Digest, size: int, *, from_disk: bool) -> None:
+        """`from_disk`: first drops all pages of the file from memory, so that all bytes come from the disk."""
         self.problem: str | None = None
         self.version = ""
         self._path = path
         self._digest = digest
         self._size = size
-        self._read_again = read_again
+        self._from_disk = from_disk
         self._running_digest = start_digest(digest.algorithm)
         self._offset = 0
         self._fd = -1
@@ -99,7 +99,7 @@ class FileCheck:
             self._end(f"its file has {status.st_size} bytes instead of {self._size}")
             return
         self._buffer = bytearray(min(PART_BYTES, self._size))
-        if self._read_again:
+        if self._from_disk:
             self._advise(os.POSIX_FADV_DONTNEED)
         self._advise(os.POSIX_FADV_RANDOM)  # no read-ahead
         if not self._size:

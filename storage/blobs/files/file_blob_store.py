@@ -196,10 +196,10 @@ class FileBlobStore:
 
         return await self._disk.run(scan)
 
-    def link_file(self, fd: int, digest: Digest, size: int) -> LinkedFile:
+    def prepare_link(self, fd: int, digest: Digest, size: int) -> LinkedFile:
         """Returns content whose `publish` makes a hard link to the open file `fd`, instead of a copy. The caller has
-        verified the bytes of the file. Raises LinkRefused if the file is on another file system, or if another user
-        could change it."""
+        to verify the bytes of the file before `publish`. Raises LinkRefused if the file is on another file system, or
+        if another user could change it."""
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
@@ -277,12 +277,12 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     async def check(
-        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
-        """Reads and hashes the blob's file in a thread, part by part. `read_again`: reads all bytes from the disk, even
+        """Reads and hashes the blob's file in a thread, part by part. `from_disk`: reads all bytes from the disk, even
         if the kernel has them cached. Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of
         `on_read`."""
-        check = FileCheck(self._disk.layout.path_of(place), digest, size, read_again=read_again)
+        check = FileCheck(self._disk.layout.path_of(place), digest, size, from_disk=from_disk)
         try:
             while count := await self._disk.run(check.read_part):
                 await on_read(count)

@@ -287,7 +287,7 @@ class MultipartBlobStore:
             return [(UploadID(upload), modified) for upload, modified in found.items()]
         raise AssertionError(f"{found} are not all sessions")
 
-    def link_file(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
+    def prepare_link(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
         raise LinkRefused("a bucket has no files")
 
     async def remove(self, place: str) -> None:
@@ -313,9 +313,9 @@ class MultipartBlobStore:
         return found
 
     async def check(
-        self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
+        self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
-        """Checks the bytes of a blob. Ignores `read_again`, because a GET has no page cache to bypass."""
+        """Checks the bytes of a blob. Ignores `from_disk`, because a GET has no page cache to bypass."""
         version = await self.version(place)
         if version is None:
             raise BytesMissing(place)

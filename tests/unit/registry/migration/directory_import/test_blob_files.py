@@ -62,7 +62,10 @@ async def test_files_that_other_users_may_write_are_copied(
 
     assert (result["copied"], result["linked"]) == (2, 0)
     [(_, note)] = run_import.reports("note")
-    assert note == "such files are copied, because they cannot be linked: other users may write to it"
+    assert note == (
+        "the file of this blob, and others like it, are copied, because they cannot be linked: "
+        "other users may write to it"
+    )
     await assert_complete(store, APP, image)
 
 

@@ -18,8 +18,8 @@ from tests.unit.storage.blobs.files.page_residency import resident_pages
 BODY = os.urandom(3 * PART_BYTES + 5000)
 
 
-def check_file(file: Path, body: bytes = BODY, *, read_again: bool = False) -> FileCheck:
-    check = FileCheck(file, digest_of(body), len(body), read_again=read_again)
+def check_file(file: Path, body: bytes = BODY, *, from_disk: bool = False) -> FileCheck:
+    check = FileCheck(file, digest_of(body), len(body), from_disk=from_disk)
     bytes_read = 0
     while count := check.read_part():
         assert count <= PART_BYTES
@@ -56,7 +56,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.real_disk
 def test_check_leaves_the_page_cache_unchanged(tmp_path: Path) -> None:
     """Before the check, the first 8 pages of the file are in memory, as for a blob that a client pulls. After the
-    check, no other pages are in memory. A check with `read_again`, which reads all bytes from the disk, leaves no pages
+    check, no other pages are in memory. A check with `from_disk`, which reads all bytes from the disk, leaves no pages
     in memory."""
     file = tmp_path / "blob"
     file.write_bytes(BODY)
@@ -72,7 +72,7 @@ def test_check_leaves_the_page_cache_unchanged(tmp_path: Path) -> None:
         assert check_file(file).problem is None
         assert resident_pages(fd, len(BODY)) <= pages_before
         assert 0 in resident_pages(fd, len(BODY))
-        assert check_file(file, read_again=True).problem is None
+        assert check_file(file, from_disk=True).problem is None
         assert resident_pages(fd, len(BODY)) == set()
     finally:
         os.close(fd)
