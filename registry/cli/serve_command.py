@@ -163,7 +163,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
                 control=layout_of(settings.data).control,
                 successor=successor(settings, addresses, bound_to_loopback=bound_to_loopback),
                 handover=handover,
-                counts=telemetry.metrics.memory,
+                counts_memory=telemetry.metrics.memory,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
             ),
         )

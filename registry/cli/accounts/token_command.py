@@ -90,8 +90,8 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, without their secrets. Clients that log in once and store no password get tokens with the "
-    "purpose login.",
+    help="List API tokens, without their secrets. Some clients store a token instead of the password at a login: such "
+    "tokens have the purpose login.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(

@@ -34,9 +34,9 @@ class FileUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """The files of one client. `program`: the name of the client. It is also the name of the check in each finding (a
-    result for the user) about a file. `root`: the root directory of the client's file system, such as the mount point
-    of a disk; `/` for this machine. `home`: the home directory of the user who runs the client; None: files in a home
+    """The files of one client. `program`: the name of the client. A finding (a result for the user) about a file has
+    this name as its `check`. `root`: the root directory of the client's file system, such as the mount point of a disk;
+    `/` for this machine. `home`: the home directory of the user who runs the client; None: files in a home
     directory are not read. `home` is a path on this machine, not one below `root`."""
 
     program: str
@@ -123,7 +123,7 @@ class ClientFiles:
             raise self._invalid(name, "TOML", str(error)) from None
 
     def yaml(self, name: str) -> dict[str, Any] | None:
-        """Returns the content of a YAML file; None if there is no such file. An empty file is an empty table. Raises
+        """Returns the content of a YAML file; None if there is no such file. An empty file is an empty mapping. Raises
         FileUnusable."""
         import yaml
 
@@ -133,7 +133,7 @@ class ClientFiles:
         except yaml.YAMLError as error:
             raise self._invalid(name, "YAML", " ".join(str(error).split())) from None
         if value is not None and not isinstance(value, dict):
-            raise self._invalid(name, "YAML", "it is no table")
+            raise self._invalid(name, "YAML", "it is no mapping")
         return value
 
     def modified(self, name: str) -> float | None:
@@ -162,11 +162,11 @@ class ClientFiles:
 class Target:
     """The registry through which a client should pull.
 
-    - `hosts`: the hosts whose images the client should pull through the registry. `default`: the upstream that the
-      registry asks for names without a host; None: there is none.
+    - `hosts`: the hosts whose images the client should pull through the registry.
+    - `default`: the name of the upstream that serves image names without a host, such as `ubuntu`; None: there is none.
     - `setup`: the files that `entrepot client` prints for the client.
-    - `answer`: the result of a *probe* of the address: of requests to `/livez` and `/v2/` that this machine sent. None:
-      no probe was sent."""
+    - `answer`: what a *probe* of the address found. A probe is a few requests from this machine to `/livez` and `/v2/`.
+      None: there was no probe."""
 
     address: RegistryAddress
     hosts: Sequence[MirroredHost]

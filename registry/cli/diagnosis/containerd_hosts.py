@@ -17,6 +17,7 @@ from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
+_CA_FILE = "/etc/containerd/certs.d/ca.crt"
 _CAPABILITIES = {"pull", "resolve"}
 """The capabilities that a mirror needs in `hosts.toml`."""
 
@@ -168,11 +169,10 @@ def _check_entry(file: str, url: str, entry: Any, sections: dict[str, Any], targ
         yield problem(CHECK, what, why, "remove the line with override_path; no restart is needed", file=file)
     if target.needs_ca and not settings.get("ca") and settings.get("skip_verify") is not True:
         what = f"{file} names no authority for {url}, whose certificate this machine does not trust"
-        lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n  ca = "/etc/containerd/certs.d/ca.crt"\n'
+        lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n  ca = "{_CA_FILE}"\n'
         why = target.answer.detail if target.answer else ""
-        yield problem(
-            CHECK, what, why, "copy the authority's certificate there, and write this", file=file, lines=lines
-        )
+        step = f"copy the authority's certificate to {_CA_FILE}, and write this in the file; no restart is needed"
+        yield problem(CHECK, what, why, step, file=file, lines=lines)
     first_url = next(iter(sections))
     if first_url != url:
         what, why = f"{file} names {first_url} before this registry", "containerd asks this registry only if that fails"

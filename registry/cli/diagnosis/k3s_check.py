@@ -25,12 +25,12 @@ _EVERY_HOST = "*"
 
 @dataclass(frozen=True, slots=True)
 class Kubernetes:
-    """A distribution of Kubernetes. `file`: its `registries.yaml`. `written`: the configuration of containerd that it
-    generates from this file. `restart`: the command that restarts it."""
+    """A distribution of Kubernetes. `file`: its `registries.yaml`. `generated_file`: the configuration of containerd
+    that the distribution generates from `file`. `restart`: the command that restarts it."""
 
     name: str
     file: str
-    written: str
+    generated_file: str
     restart: str
 
 
@@ -52,7 +52,7 @@ KUBERNETES = (
 
 def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
     """Returns the distributions that are on the machine."""
-    return [each for each in KUBERNETES if files.first(each.file, each.written) is not None]
+    return [each for each in KUBERNETES if files.first(each.file, each.generated_file) is not None]
 
 
 def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> list[Finding]:
@@ -62,7 +62,7 @@ def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> lis
     file = kubernetes.file
     try:
         document = replace(files, program=kubernetes.name).yaml(file)
-        mirrors, configs = _table(kubernetes, document, "mirrors"), _table(kubernetes, document, "configs")
+        mirrors, configs = _mapping(kubernetes, document, "mirrors"), _mapping(kubernetes, document, "configs")
     except FileUnusable as error:
         return [error.finding]
     step = f"write this to {file}, then run: {kubernetes.restart}"
@@ -70,7 +70,7 @@ def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> lis
     findings = [_host_finding(kubernetes, document, mirrors, host, target, lines) for host in target.hosts]
     findings += _check_own_host(kubernetes, mirrors, configs, target, lines)
     changed_at = files.modified(file)
-    if changed_at is not None and changed_at > (files.modified(kubernetes.written) or changed_at):
+    if changed_at is not None and changed_at > (files.modified(kubernetes.generated_file) or changed_at):
         what = f"{file} is newer than what {kubernetes.name} has made of it"
         why = f"{kubernetes.name} reads the file only when it starts"
         findings.append(warning(CHECK, what, why, f"run: {kubernetes.restart}"))
@@ -132,7 +132,8 @@ def _check_own_host(
     if target.needs_ca and not (isinstance(tls, dict) and (tls.get("ca_file") or tls.get("insecure_skip_verify"))):
         what = f"{file} names no authority for {address.host}, whose certificate this machine does not trust"
         why = target.answer.detail if target.answer else ""
-        yield problem(CHECK, what, why, f"copy the authority's certificate there, and {step}", file=file, lines=lines)
+        step = f"copy the authority's certificate to {_CA_FILE}, and {step}"
+        yield problem(CHECK, what, why, step, file=file, lines=lines)
 
 
 def _endpoints(mirror: Any) -> list[str]:
@@ -142,14 +143,14 @@ def _endpoints(mirror: Any) -> list[str]:
     return [url if "://" in url else f"https://{url}" for url in texts]
 
 
-def _table(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
-    """Returns a table of the file; empty if there is none. Raises FileUnusable."""
-    table = (document or {}).get(key)
-    if table is not None and not isinstance(table, dict):
-        what, why = f"{key} in {kubernetes.file} is no table", f"{kubernetes.name} does not start with it"
+def _mapping(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    """Returns a mapping in the file; empty if there is none. Raises FileUnusable."""
+    mapping = (document or {}).get(key)
+    if mapping is not None and not isinstance(mapping, dict):
+        what, why = f"{key} in {kubernetes.file} is no mapping", f"{kubernetes.name} does not start with it"
         step = f"correct the file, then run: {kubernetes.restart}"
         raise FileUnusable(problem(CHECK, what, why, step))
-    return table or {}
+    return mapping or {}
 
 
 def _merged(document: dict[str, Any], target: Target) -> str:

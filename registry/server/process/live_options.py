@@ -33,8 +33,8 @@ class LiveOptions:
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
     """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
-    counts: tuple[int, str] | None = None
-    """The file descriptor of the shared memory that holds the application's counters, and a text that identifies the
+    counts_memory: tuple[int, str] | None = None
+    """The file descriptor of the shared memory with the application's counters, and a text that identifies the
     layout of this memory. A new version of the program goes on counting in this memory. None: the counters of the new
     version start from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -342,7 +342,7 @@ class Supervisor:
                 waiting=[] if control is None else [sock.fileno() for sock in control.waiting],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
                 facts=successor.facts,
-                counts=self._live.counts,
+                counts=self._live.counts_memory,
             ),
             self._must_stop,
         )

@@ -35,7 +35,7 @@ K3S_PROBLEMS = [
     ),
     ("mirrors:\n  docker.io: {endpoint: [m.example]}\n", "for docker.io, but https://m.example", "from https://m.exa"),
     ("mirrors: [", "is not valid YAML", "does not use the file"),
-    ("mirrors: [docker.io]\n", "mirrors in /etc/rancher/k3s/registries.yaml is no table", "k3s does not start"),
+    ("mirrors: [docker.io]\n", "mirrors in /etc/rancher/k3s/registries.yaml is no mapping", "k3s does not start"),
 ]
 """The text of registries.yaml (None: no file), and parts of the finding."""
 
