@@ -36,14 +36,14 @@ class RetentionRule(SettingsGroup):
     keep_pulled_within: Duration = Field(
         default=0.0,
         description="Keeps tags whose image was pulled within this time. A pull of one platform's image counts for the "
-        "index that lists it. Also keeps untagged manifests",
+        "index that lists it. Untagged manifests that were pulled within this time are kept too",
     )
     delete_untagged_after: Duration | None = Field(
         default=None,
         description="Deletes a manifest that has had no tag, push or pull for this time. Manifests that an index "
         "lists, and referrers of a manifest that is kept, stay. No manifest is deleted in the hour after its push or "
-        "pull, because clients push an index after the manifests that it lists; a pull is recorded up to half a minute "
-        "late. Default: manifests without a tag are kept",
+        "pull, because clients push an index after the manifests that it lists. A pull does not count until it is "
+        "recorded, up to half a minute later. Default: manifests without a tag are kept",
     )
     delete_all: bool = Field(
         default=False, description="Has to be true in a rule without a condition, which deletes every tag"
