@@ -59,7 +59,7 @@ class CachedAnswer:
     """A cached answer. Its status is 200.
 
     - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
-      new for each request. The server replaces them with `rendered`.
+      new for each request. Both are empty once the server has encoded them in `rendered`.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
     - `kind`, `repo` and `item`: the resource (`Exchange`)."""
@@ -75,9 +75,9 @@ class CachedAnswer:
     item: str
     rendered: Any = None
     """The server stores the encoded headers here when it sends the answer for the first time; None until then."""
-    count_cells: Any = None
-    """`registry.telemetry.request_recorder` stores here the counters of the requests that get this answer; None until
-    the first such request."""
+    metric_cells: Any = None
+    """`registry.telemetry.request_recorder` stores here in which cells (numbers of the metrics) it counts the requests
+    that get this answer, and their bytes; None until the first such request."""
     log_fields: Any = None
     """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common; None
     until the first such line."""
@@ -129,9 +129,9 @@ class AnswerCache:
         """Caches the answer that `exchange` has recorded, if it is complete and small, and if the next request with the
         same cache key has to get the same answer.
 
-        Makes the cache key again, and caches nothing if it has changed. `find` makes the key before the request is
-        authenticated. If another process adds the first account in between, the key of `find` stands for all clients,
-        but the answer is for one account."""
+        Makes the cache key again, and caches nothing if it has changed. While the registry has no accounts, one key
+        stands for all clients. `find` makes the key before the request is authenticated. If another process adds the
+        first account in between, the answer is for one account, but the key is still the one for all clients."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):

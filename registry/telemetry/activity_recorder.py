@@ -1,8 +1,9 @@
 """`ActivityRecorder`: stores the activity of the server (such as pulls and pushes) from time to time.
 
-All processes count the activity in shared memory, and one process stores these counts. A commit empties the response
-caches of all processes, so activity is stored rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and
-only if there is any. If the server is killed, only the activity that was not stored yet is lost.
+All processes count the activity in shared memory, and one process stores these counts in the database. Each commit
+empties the response caches of all processes. So the counts are stored rarely, only if there is activity to store, and
+only at times at which the pulls of each manifest are stored anyway (`storage.upkeep.pull_recorder`). If the server is
+killed, only the activity that was not stored yet is lost.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ class ActivityRecorder:
 
     async def store(self) -> None:
         """Stores the activity of all processes that is not stored yet. Raises StorageFull, StorageFailed; the activity
-        is then stored by the next call. Does nothing in a process that has no cells of its own in the shared memory,
-        because this process could not record there that the activity is stored."""
+        is then stored by the next call.
+
+        Each process writes only to its own part of the shared memory. A process without such a part cannot record in
+        the memory which activity is stored, so this method does nothing there."""
         if not self._counts.uses_shared_memory:
             return
         activity = self._counts.unstored()

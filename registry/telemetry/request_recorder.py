@@ -51,7 +51,7 @@ class CachedAnswer(LoggedAnswer, Protocol):
     """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
 
     kind: str
-    count_cells: Any
+    metric_cells: Any
     """A tuple: the cell that counts the requests with this answer, the cell that counts the sent bytes, and the size of
     the answer's body. None until the first such request."""
 
@@ -87,11 +87,11 @@ class RequestRecorder:
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes half a microsecond without the log line."""
-        if answer.count_cells is None:
+        if answer.metric_cells is None:
             size = len(answer.body)
             count_cell = self._metrics.cached_cell(answer.kind, scope["method"], size)
-            answer.count_cells = count_cell, self._metrics.sent_bytes.cell(answer.kind), size
-        count_cell, sent_cell, size = answer.count_cells
+            answer.metric_cells = count_cell, self._metrics.sent_bytes.cell(answer.kind), size
+        count_cell, sent_cell, size = answer.metric_cells
         cells = self._metrics.cells.own
         cells[count_cell] += 1
         cells[sent_cell] += size

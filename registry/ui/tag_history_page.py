@@ -45,8 +45,8 @@ async def tag_history(request: Request, path: str) -> Response:
     name, tag = _parse(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        # `stored` is the full name under which the store has the repository. The next call only checks that it exists:
-        # if not, it raises NameUnknown for the requested name. A redirect would lead to an error about the full name.
+        # `stored` is the full name under which the store has the repository. The page redirects to this name, but only
+        # if the repository exists. Otherwise the next call raises NameUnknown for the name that the visitor requested.
         await _components(request).content.tags(name, None, 1)
         return redirect_with_query(request, _path(stored, tag), "after")
     return await _history_page(request, stored, tag, query_of(request).one("after") or None)

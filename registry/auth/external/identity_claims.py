@@ -1,6 +1,8 @@
-"""Reads claims in the tokens of trusted issuers and of the OpenID provider, and hashes the settings of both.
+"""Reads claims in the tokens of trusted issuers and of the OpenID provider. A *claim* is a named value in a token (JWT,
+RFC 7519).
 
-A claim is a named value in a token (JWT, RFC 7519).
+Also hashes the settings of an issuer or of the provider, so that a change of the settings ends the logins under them
+(`settings_stamp`).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ def claim_values(claim: object) -> set[str]:
 
 
 def groups_from_claim(claim: object) -> tuple[str, ...]:
-    """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are not valid group names,
-    and the groups above `MAX_CLAIM_GROUPS`."""
+    """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are not valid group names
+    (`AccountName`: groups are named by the same rules as accounts), and the groups above `MAX_CLAIM_GROUPS`."""
     groups = []
     for name in sorted(claim_values(claim))[:_MAX_CLAIM_TEXTS]:
         try:

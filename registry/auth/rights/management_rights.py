@@ -85,9 +85,10 @@ class ManagementRights:
         """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
         accounts. Other callers may end those of their own account if the request came with a login session (`session`
         is not None), or if `is_logged_in_as_person` is true. A login session suffices because only people have login
-        sessions. `is_logged_in_as_person` alone would exclude people whose account is not in the store. Raises
-        Unauthorized if the caller has no account, AccountHidden if the caller may not see the account `name`, and
-        Denied if it is the caller's own account but neither condition is true."""
+        sessions. This includes people with an account in the htpasswd file, for whom `is_logged_in_as_person` is false.
+
+        Raises Unauthorized if the caller has no account, AccountHidden if the caller may not see the account `name`,
+        and Denied if it is the caller's own account but neither condition is true."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
             raise Denied(
@@ -125,9 +126,9 @@ everything, such as add the first account."""
 def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of a principal. A principal without an account may do nothing."""
     identity = principal.identity
-    # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`). A
-    # client with a token of a trusted issuer is a robot. An identity without a version has no account in the store.
+    # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`).
     used_token = identity.token is not None or identity.access is not None
+    # Only an account in the store has a version. A client with a token of a trusted issuer counts as a robot.
     return ManagementRights(
         identity.name,
         admin=principal.admin,
