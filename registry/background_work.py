@@ -96,7 +96,7 @@ class BackgroundWork:
 
     async def start(self) -> None:
         """Starts the work, unless it was started already. Does nothing if the store was opened read-only: the work
-        could store nothing. It would also hold leases that a process needs which opens the store for writing later."""
+        could store nothing, and it would hold the leases of the work that starts when the store is writable again."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True

@@ -173,8 +173,8 @@ class ConnectionSlots:
         `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
         such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
         of them."""
-        # A pass-through that may wait for its client also takes a slot of a second, smaller group. To wait with
-        # `keep_free=self._spare_slots` instead would end only when several connection slots are free at the same
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. A wait
+        # with `keep_free=self._spare_slots` would end only when several connection slots are free at the same
         # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
