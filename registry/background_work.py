@@ -7,12 +7,14 @@ This work is:
 - to count the space that repositories and caches use;
 - to update the search index;
 - to evict cached images, and to fetch images before clients request them;
-- to ask the upstreams about mirrored tags that have moved within their cooldown (the time for which a moved tag is
-  still served at its older digest);
+- to ask the upstreams about mirrored tags within their cooldown;
 - to send events to webhooks;
 - to collect garbage.
 
-For most of this, a lease (a lock across processes) lets only one process at a time do the work.
+The *cooldown* of a tag is a time after the tag has moved at the upstream. During this time, the mirror still serves the
+older digest.
+
+For most of this work, a lease (a lock across processes) lets only one process at a time do it.
 """
 
 from __future__ import annotations
@@ -86,20 +88,20 @@ class BackgroundWork:
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the recorders of pulls
         self._schedules: list[asyncio.Task[None]] = []  # tasks that depend on the settings; `hand_over` ends them
-        self._watches = AsyncExitStack()  # the tasks that `_watch_mirrors` starts
+        self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
 
     def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
         """Makes the job runner call `function` at the end of each job, with the job's kind and state."""
         self._runner.on_ended = function
 
     async def start(self) -> None:
-        """Starts the work, unless it was started already. Does nothing if the store was opened read-only. The work
-        could then store nothing, and its leases would block the work that starts once the store is open for writing."""
+        """Starts the work, unless it was started already. Does nothing if the store was opened read-only: the work
+        could store nothing, and it would hold the leases of the work that starts when the store is writable again."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
         if self._mirrors:
-            await self._watch_mirrors()
+            await self._start_mirror_tasks()
         settings, store = self._settings, self._store
         await self._delivery.apply(settings)
         recorders = [self._pulls.run()] if self._pull_events is None else [self._pulls.run(), self._pull_events.run()]
@@ -127,7 +129,7 @@ class BackgroundWork:
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
         await self._delivery.aclose()
-        await self._watches.aclose()
+        await self._mirror_tasks.aclose()
 
     async def finish(self) -> None:
         """Waits until the running jobs and downloads have ended. A job can take hours. Call `hand_over` first."""
@@ -153,13 +155,13 @@ class BackgroundWork:
         if self._activity is not None and self._is_started:
             await self._activity.store_last()
 
-    async def _watch_mirrors(self) -> None:
+    async def _start_mirror_tasks(self) -> None:
         """Starts the tasks that fetch images before clients request them, and that ask the upstreams about tags within
         their cooldown."""
         from registry.mirror.warm.schedule import warm_on_schedule
 
         settings, leases = self._settings, self._store.leases
-        await self._watches.enter_async_context(
+        await self._mirror_tasks.enter_async_context(
             warm_on_schedule(settings.warm, self._router.locate, self._store.metadata.known_blobs, leases)
         )
         if cooldowns := {upstream.name: upstream.cooldown for upstream in settings.upstream if upstream.cooldown}:
@@ -167,7 +169,7 @@ class BackgroundWork:
 
             watched = [self._mirrors[name] for name in cooldowns]
             interval = round_interval(cooldowns.values())
-            await self._watches.enter_async_context(watch_young_tags(watched, interval, leases))
+            await self._mirror_tasks.enter_async_context(watch_young_tags(watched, interval, leases))
 
     def _job_schedules(self) -> list[Coroutine[Any, Any, None]]:
         """Returns coroutines that queue jobs at the intervals in the settings."""

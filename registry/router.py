@@ -93,8 +93,8 @@ class Router(RefusingRegistry):
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
       clients mount the blob from this repository. It is not enough that the store lists the blob in the repository: a
-      mirror can list a blob there that came from another repository of the upstream. Such a blob may not be confirmed
-      yet, or not at all if the upstream was public when the blob was stored."""
+      mirror can list a blob there that came from another repository of the upstream. The confirmation of such a blob
+      may be missing, because the upstream has not been asked yet, or was public when the blob was stored."""
 
     def __init__(
         self,
@@ -134,8 +134,9 @@ class Router(RefusingRegistry):
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name of a hosted repository: only such a repository has tags that users may change in this
-        registry. The repository need not exist. Raises Unsupported for the name of a mirrored repository, NameUnknown
-        if the name leads to the default upstream, because nothing was ever pushed to it."""
+        registry. The result may be the name of a repository that does not exist. Raises Unsupported for the name of a
+        mirrored repository. Raises NameUnknown if nothing was ever pushed to the name, so that it still leads to the
+        default upstream."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)
@@ -207,7 +208,8 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mount_blob(self, call: Call[T]) -> T:
-        """Mounts a blob that the store has from another repository, hosted or mirrored. Never asks an upstream.
+        """Adds to the call's repository a blob that the store already has in another repository, hosted or mirrored.
+        Never asks an upstream.
 
         The source is one repository, or a set of stored names from which the hosted registry chooses one. From a set,
         this removes the repositories of private upstreams: a client can mount from such a repository only if it names
@@ -218,7 +220,7 @@ class Router(RefusingRegistry):
             await self._check_confirmed(stored, digest)
             call.args = digest, stored
         elif self._private_upstreams:
-            # The stored names of an upstream's repositories are those below the segment with the upstream's name.
+            # The stored names of an upstream's repositories begin with the upstream's name and a slash.
             call.args = digest, source.without_names_below(self._private_upstreams)
         return await call.invoke_on(self.hosted)
 

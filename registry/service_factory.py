@@ -47,7 +47,7 @@ from registry.observe import Observed
 from registry.request import PushRefusal, current_request
 from registry.restrict import restrict
 from registry.router import Router
-from registry.server.shared_counters import SharedRateLimiter, shared_cells
+from registry.server.shared_counters import SharedRateLimiter, allocate_limiter_cells
 from registry.status.readiness import Readiness
 from registry.status.worker_report import EndpointHealths
 from registry.telemetry.telemetry import Telemetry
@@ -328,8 +328,8 @@ class RateLimitMemory:
     every rate limit, so it is kept when the settings change."""
 
     def __init__(self) -> None:
-        self.requests = shared_cells()
-        self.health_checks = shared_cells()
+        self.requests = allocate_limiter_cells()
+        self.health_checks = allocate_limiter_cells()
 
 
 def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:

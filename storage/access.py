@@ -24,8 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""Largest number of seconds by which the time of a throttling key (see `FailureCost`) may be ahead of the present
-time."""
+"""The time of a throttling key (see `FailureCost`) is at most this many seconds after the present time."""
 
 
 class AccountInvalid(RegistryError):

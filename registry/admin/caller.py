@@ -119,7 +119,7 @@ class Caller:
     def visitor(self) -> str:
         """The text that identifies the caller in limits for each visitor: the account, or the network of an anonymous
         client."""
-        return self.principal.visitor_at(self.actor.address)
+        return self.principal.visitor_key_at(self.actor.address)
 
     @property
     def searcher(self) -> Searcher:

@@ -59,7 +59,7 @@ class Searcher:
     @property
     def visitor(self) -> str:
         """The text that identifies the client in limits."""
-        return self.principal.visitor_at(self.address)
+        return self.principal.visitor_key_at(self.address)
 
 
 class ContentSearches:

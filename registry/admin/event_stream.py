@@ -116,7 +116,7 @@ class EventStream:
         self._action = action
         self._repository = repository
         principal = caller.principal
-        self._visitor = principal.visitor_at(client_address(request.scope))
+        self._visitor = principal.visitor_key_at(client_address(request.scope))
         self._streams: Counter[str] = request.app.event_streams
         self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
 

@@ -45,7 +45,8 @@ class RightsResponse(BaseModel):
     """What an account may do. `account`: null for a client without a login. `stored`: whether the store has the
     account; false for a client without a login. The rights of an account that is not stored are those of an account of
     that name in the htpasswd file. An account that is not `enabled` may do nothing. If `admin` or `open` is true,
-    grants do not matter. `repositories`: the repositories that the name can mean, one or two."""
+    grants do not matter. `repositories`: the repositories that the name in the request can mean. A name without a host,
+    such as `team/app`, can mean two: a hosted repository, and one of the default upstream."""
 
     account: str | None
     stored: bool

@@ -28,6 +28,9 @@ seconds."""
 CACHED_PER_READ: Final = 50.0
 """The figures are cached for at least this many times the duration of the last read. So reading the figures of a large
 store, which takes about 0.1 s for a million blobs, uses at most 2% of the time."""
+_QUOTA_SCOPE_PREFIX: Final = quota_scope("")
+"""The beginning of the name of a quota's scope (a set of repositories whose use is counted). The `prefix` of the quota
+follows."""
 
 
 class StoreMetrics(Collector):
@@ -113,8 +116,8 @@ class StoreMetrics(Collector):
                 cache.add_metric([definition.upstream], scope.bytes)
                 if (max_bytes := self._cache_max.get(definition.upstream)) is not None:
                     cache_max.add_metric([definition.upstream], max_bytes)
-            elif definition.name.startswith(quota_scope("")):
-                prefix = [definition.name.removeprefix(quota_scope(""))]
+            elif definition.name.startswith(_QUOTA_SCOPE_PREFIX):
+                prefix = [definition.name.removeprefix(_QUOTA_SCOPE_PREFIX)]
                 used.add_metric(prefix, scope.bytes)
                 tags.add_metric(prefix, scope.tags)
                 if definition.max_bytes is not None:
@@ -148,7 +151,7 @@ class StoreMetrics(Collector):
 
 def _content_metrics(figures: StoreFigures) -> Iterator[Metric]:
     yield _gauge("entrepot_repositories", "Repositories with a manifest.", figures.repositories)
-    yield _gauge("entrepot_manifests", "Stored manifests, counted in each repository.", figures.manifests)
+    yield _gauge("entrepot_manifests", "Stored manifests. One in two repositories counts twice.", figures.manifests)
     yield _gauge("entrepot_tags", "Stored tags.", figures.tags)
     yield _gauge("entrepot_blobs", "Stored blobs.", figures.blobs)
     yield _gauge("entrepot_blob_bytes", "Bytes of stored blobs.", figures.blob_bytes)

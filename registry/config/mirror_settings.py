@@ -27,8 +27,8 @@ HUB_LIBRARY = "library"
 """The first part of the full name of a Docker Hub image whose short name has no slash: `ubuntu` is `library/ubuntu`."""
 
 _HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
-"""Hosts of Docker Hub that cannot be the name of an upstream, because image names contain `docker.io` for all of
-them."""
+"""Hosts of Docker Hub. None of them can be the name of an upstream, because image names contain `docker.io`
+instead."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
@@ -129,8 +129,8 @@ class Upstream(SettingsGroup):
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[],
-        description="URLs of further token services that the mirror may use and may send the password to. It may use "
-        "two kinds without an entry here: those on the endpoint's host and port, and those at `https`, port 443, whose "
+        description="URLs of further token services that the mirror may use and may send the password to. Two "
+        "kinds need no entry here: services on the endpoint's host and port, and services at `https`, port 443, whose "
         "host has the same registrable domain (such as `example.com`) as an endpoint or as `name`",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
@@ -164,7 +164,7 @@ class Upstream(SettingsGroup):
     cooldown: Duration = Field(
         default=0.0,
         description="How long a tag at the upstream must have pointed at a digest, without a break, before pulls of "
-        "the tag get this digest. Until then, pulls get the newest digest at which the tag has pointed for so long. "
+        "the tag get this digest. Until then, pulls get the newest earlier digest that met this condition. "
         "0: no delay. Pulls by digest, and pulls of the tags of signatures, are never delayed",
     )
     cooldown_tags: list[TagPattern] = Field(
@@ -177,9 +177,9 @@ class Upstream(SettingsGroup):
     )
     cooldown_new: Literal["serve", "refuse"] = Field(
         default="serve",
-        description="What pulls of a tag get while it has not yet pointed at any digest for the cooldown, as when the "
-        "mirror has just seen the tag for the first time: `serve` gives them the first digest that the mirror saw, "
-        "`refuse` refuses them",
+        description="What pulls of a tag get while no digest of the tag has met the condition of `cooldown`, such as "
+        "when the mirror has just seen the tag for the first time: `serve` gives them the first digest that the mirror "
+        "saw, `refuse` refuses them",
     )
     connections: int = Field(
         default=8, ge=1, le=64, description="Maximum number of connections for blobs at a time, of all workers together"
@@ -281,7 +281,7 @@ class HostedSettings(SettingsGroup):
     ] = Field(
         default=[],
         description="Patterns of names for which no upstream is asked, such as `team/**` (any text) or `team/*` (any "
-        "text without a slash). A name that was pushed before needs no pattern",
+        "text without a slash). After the first push to it, a name needs no pattern",
     )
 
 
@@ -323,9 +323,9 @@ def _as_default(upstream: Any) -> Any:
 
 
 def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings, host_names: Sequence[str]) -> None:
-    """Raises ValueError if the upstreams contradict each other, `hosted` or `host_names` (the setting of this name).
-    Names, hosts and aliases must be unique. At most one upstream may be the default, and at most one may have `search`.
-    No pattern of hosted names may begin with the name of an upstream."""
+    """Raises ValueError if an upstream contradicts another upstream, or the settings `hosted` or `host_names`. Names,
+    hosts and aliases must be unique. At most one upstream may be the default, and at most one may have `search`. No
+    pattern of hosted names may begin with the name of an upstream."""
     names = [upstream.name for upstream in upstreams]
     if duplicate := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two upstreams named {duplicate}")

@@ -231,10 +231,10 @@ async def _send_stream(
 ) -> None:
     """Sends the parts of `stream`, which have `length` bytes together, as the body of the response.
 
-    Watches the client, because some servers accept data for a client that has disconnected. Starts to watch before the
-    second part, so that a response of one part needs no task for that. Raises ClientGone, and the errors of reading the
-    blob. After such an error, the server closes the connection, because the body is shorter than its
-    Content-Length."""
+    Checks before each part except the first whether the client has disconnected, because some servers accept data for
+    such a client. The first check starts a task that watches the client; a response of one part needs no such task.
+    Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
+    because the body is shorter than its Content-Length."""
     is_first = True
     remaining_bytes = length
     async for part in stream:

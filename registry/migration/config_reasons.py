@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-UNKNOWN_KEY: Final = "no key of a CNCF Distribution registry, as far as is known"
+UNKNOWN_KEY: Final = "not a known key of a CNCF Distribution registry"
 """The text for a key for which `reason_for` finds no reason."""
 
 _OTHER_STORAGE: Final = (
@@ -35,8 +35,9 @@ _REASONS: Final[Mapping[str, str]] = {
     "auth.htpasswd.realm": "the realm of Basic logins is fixed here",
     "auth.silly": "it checks nothing; create accounts with: entrepot user add",
     "auth.token": (
-        "this registry issues tokens itself, at /token. To accept those of another service as well, add an [[issuer]] "
-        "with its issuer, audience and jwks_url or jwks_file, and a robot account for them"
+        "this registry issues tokens itself, at /token. To accept the tokens of another service as well, add a robot "
+        "account for them, and an [[issuer]] with this account, the service's issuer and audience, and its jwks_url or "
+        "jwks_file"
     ),
     "auth": "this kind of login does not exist here; create accounts with: entrepot user add",
     "middleware": "there are no middlewares here; a content delivery network can stand in front of this registry",

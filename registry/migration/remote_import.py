@@ -36,8 +36,8 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "import-remote"
-"""The kind of the jobs."""
-MAX_JOBS: Final = 32
+"""The kind of the jobs that run such an import."""
+MAX_PARALLEL_IMAGES: Final = 32
 """Largest number of images that are imported at the same time."""
 MAX_SORTED_TAGS: Final = 10_000
 """Largest number of tags of a repository that are sorted at once. If a repository has more, they are sorted in portions
@@ -69,22 +69,22 @@ class RemoteImport:
         *,
         actor: str,
         overwrite: bool,
-        jobs: int,
+        parallel_images: int,
         clock: Callable[[], float],
     ) -> None:
-        """`overwrite`: as for `import_remote`. `jobs`: how many images are imported at the same time. `clock` returns
-        the time in seconds since 1970."""
+        """`overwrite`: as for `import_remote`. `parallel_images`: how many images are imported at the same time.
+        `clock` returns the time in seconds since 1970."""
         self._store = store
         self._clock = clock
         self._router = router
         self._source = source
         self._report = report
         self._repositories = repositories
-        self._jobs = jobs
+        self._parallel_images = parallel_images
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._referrers_apis: dict[RepositoryName, _ReferrersApi] = {}
-        """For each of the last repositories, whether there is a referrers API. Some registries have this API for only
-        some of their repositories."""
+        """By repository, for those that were imported last: whether the old registry has a referrers API. Some
+        registries have this API for only some of their repositories."""
         self._is_any_listed = False
         """True if the old registry has listed a repository, or if `run` was called with a name."""
 
@@ -93,7 +93,7 @@ class RemoteImport:
         SourceDown, StorageFull, StorageFailed, JobStopped. After an error, the images that were already imported are
         kept."""
         async with aclosing(self._images(names)) as images:
-            await run_workers(images, self._import_image, self._jobs)
+            await run_workers(images, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
         if not self._is_any_listed:
             self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
@@ -159,9 +159,9 @@ class RemoteImport:
             self._report.problem(repo, error.message, tag=tag)
 
     async def _import_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
-        """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
-        registry has no referrers API for this repository: then the referrers have tags, and are imported with these
-        tags. `done_subjects`: the manifests whose referrers were imported already."""
+        """Imports the referrers of a manifest and of its children, then the referrers of these referrers, and so on.
+        Does nothing if the old registry has no referrers API for this repository: then the referrers have tags, and are
+        imported with these tags. `done_subjects`: the manifests whose referrers were imported already."""
         if not await self._has_referrers_api(repo, digest):
             return
         waiting = [digest]
@@ -188,8 +188,9 @@ class RemoteImport:
         """Returns whether the old registry has the referrers API for this repository. Asks once for each repository.
         `digest`: a manifest of the repository."""
         api = self._referrers_apis.setdefault(repo, _ReferrersApi())
-        # At most MAX_JOBS repositories are imported at the same time. The answers for earlier ones are not needed.
-        while len(self._referrers_apis) > 2 * MAX_JOBS:
+        # At most MAX_PARALLEL_IMAGES repositories are imported at the same time. The answers for earlier ones are not
+        # needed.
+        while len(self._referrers_apis) > 2 * MAX_PARALLEL_IMAGES:
             del self._referrers_apis[next(iter(self._referrers_apis))]
         async with api.lock:
             if api.is_there is None:
@@ -236,7 +237,7 @@ async def import_remote(
             repositories,
             actor=context.job.actor,
             overwrite=bool(arguments.get("overwrite")),
-            jobs=min(max(options.jobs, 1), MAX_JOBS),
+            parallel_images=min(max(options.jobs, 1), MAX_PARALLEL_IMAGES),
             clock=clock,
         )
         await remote_import.run(arguments.get("repositories"))

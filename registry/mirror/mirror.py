@@ -148,7 +148,9 @@ class Mirror(RefusingRegistry):
         self._fills = Fills(context)
         # With a lambda, because `_blobs` needs the queue and is created after it.
         queue = PrefetchQueue(
-            lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
+            lambda repo, blob: self._blobs.should_prefetch(repo, blob),
+            slots.wait_for_prefetch_slot,
+            self._fills.start_prefetch,
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)

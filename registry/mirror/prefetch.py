@@ -198,12 +198,15 @@ class PrefetchQueue:
     time."""
 
     def __init__(
-        self, should_prefetch: ShouldPrefetch, wait_for_spare: Callable[[], Awaitable[None]], start_fill: StartFill
+        self,
+        should_prefetch: ShouldPrefetch,
+        wait_for_prefetch_slot: Callable[[], Awaitable[None]],
+        start_fill: StartFill,
     ) -> None:
-        """`should_prefetch`: called before a fill is started. `wait_for_spare`: waits until a connection to the
+        """`should_prefetch`: called before a fill is started. `wait_for_prefetch_slot`: waits until a connection to the
         upstream is free and no client waits for a connection."""
         self._should_prefetch = should_prefetch
-        self._wait_for_spare = wait_for_spare
+        self._wait_for_prefetch_slot = wait_for_prefetch_slot
         self._start_fill = start_fill
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
@@ -249,7 +252,7 @@ class PrefetchQueue:
             try:
                 if not pull.is_active() or not await self._should_prefetch(repo, blob):
                     continue
-                await self._wait_for_spare()
+                await self._wait_for_prefetch_slot()
                 if pull.is_active():
                     await self._start_fill(repo, blob, pull).wait_until_requested()
             except RegistryError as error:  # only logged: a client that requests the blob gets the error

@@ -33,12 +33,12 @@ def _cells_of(key: str) -> tuple[int, int]:
 
 
 class SharedCounters:
-    """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because
-    no other process writes to this column, no change is lost. The count of a key is the sum over all columns.
+    """A count for each key, over all processes. Each process has a table of its own, its *column*. Because no other
+    process writes to this column, no change is lost. The count of a key is the sum over all columns.
 
     `add` first increases both cells of the key and then computes the sums. So if two processes call `add` at the same
-    moment and together exceed a limit, the one that increases its last cell later gets a sum above the limit. Both can
-    get such a sum.
+    moment and together exceed a limit, at least one of them gets a sum above the limit: the one that increases its last
+    cell later.
     """
 
     def __init__(self, columns: int) -> None:
@@ -70,8 +70,9 @@ class SharedCounters:
             self._cells[base + cell] -= 1
 
 
-def shared_cells() -> memoryview[float]:
-    """Returns the memory of a `SharedRateLimiter`. Create it before the fork."""
+def allocate_limiter_cells() -> memoryview[float]:
+    """Allocates the memory in which a `SharedRateLimiter` counts. Call this before the fork, so that all processes
+    share the memory."""
     return memoryview(mmap(-1, 8 * 2 * _ROW_CELLS)).cast("d")
 
 
@@ -97,14 +98,15 @@ class SharedRateLimiter:
         returns seconds, and must be the same in all processes. Raises ValueError if `per_second` is 0 or less, or
         `burst` is below 1.
 
-        `cells`: the memory that `shared_cells` returned before the fork. Limiters with other rates can use this memory
-        one after another. None: the limiter allocates its own memory, so create the limiter before the fork."""
+        `cells`: the memory that `allocate_limiter_cells` returned before the fork. When the rate changes, a new limiter
+        can continue with the memory of the old one. None: the limiter allocates its own memory, so create the limiter
+        before the fork."""
         if per_second <= 0 or burst < 1:
             raise ValueError("a rate limit needs a rate above 0 and a burst of 1 at least")
         self._step_seconds = 1 / per_second
         self._tolerance_seconds = (burst - 1) * self._step_seconds
         self._clock = clock
-        self._cells = shared_cells() if cells is None else cells
+        self._cells = allocate_limiter_cells() if cells is None else cells
 
     def take(self, key: str) -> float:
         """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns

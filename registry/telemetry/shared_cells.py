@@ -166,7 +166,7 @@ class SharedNames:
 
     @staticmethod
     def labels(capacity: int) -> list[str]:
-        """Returns all values that `label` of a list for so many names can return."""
+        """Returns every text that `label` can return, for a list with space for `capacity` names."""
         return [str(number) for number in range(capacity)]
 
     def number(self, name: str) -> int | None:

@@ -1,5 +1,8 @@
 """The page about one account, for admins: its rights, groups, API tokens and login sessions, and the forms that change
-it."""
+it.
+
+The fields of a form are a `Query`, because the body of a POST request with a form has the format of a query string.
+"""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def _seconds_of(text: str) -> float | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise RequestInvalid("this is not a time, such as 2026-11-28T12:00") from None
+        raise RequestInvalid("the time is not valid; write it like this: 2026-11-28T12:00") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

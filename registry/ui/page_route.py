@@ -295,7 +295,7 @@ def _visitor_of(visit: Visit, scope: Scope) -> str:
     """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of a client that is
     anonymous or not identified yet."""
     address = client_address(scope)
-    return visitor_key(None, address) if visit.caller is None else visit.caller.principal.visitor_at(address)
+    return visitor_key(None, address) if visit.caller is None else visit.caller.principal.visitor_key_at(address)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The endpoints of one upstream (URLs that serve the same content), with circuit breakers for each.
 
-A breaker (`registry.upstream.breaker`) stops the requests to an endpoint that has failed several times in a row. After
-a pause, it lets a request try the endpoint again (a *trial*). Each process has its own breakers.
+A breaker (`registry.upstream.breaker`) stops the requests to an endpoint that has failed `FAILURES_TO_OPEN` times in a
+row. After a pause, it lets a request try the endpoint again (a *trial*). Each process has its own breakers.
 
 A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
 status shows that the endpoint works, with two exceptions. A 500 changes nothing, because it may concern one request
@@ -10,15 +10,20 @@ services and of servers to which the endpoint redirects do not count.
 
 If no connection to the endpoint can be made, the breaker for connections counts the failure. It stops the requests of
 all repositories. Any other failure counts only for the repository of the failed request, because possibly only the
-storage of that repository is broken. The repository is then *failing* until one of its requests works.
+storage of that repository is broken. The repository is then *failing* until one of its requests works. Each failing
+repository has a breaker of its own.
 
-If `FAILURES_TO_OPEN` repositories have begun to fail, and no request has worked for `WORKED_SECONDS`, the endpoint is
-*suspect*: the requests of all repositories are stopped for a pause. After the pause, failing repositories must not keep
-the others from being served. So a suspect endpoint has three more breakers. One is for failing repositories, and allows
-one trial at a time. The two others are for repositories whose last request worked, and for those without any request so
-far. They allow several trials at a time, and open again only after several trials without a response. As soon as any
-request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its own breaker.
-A failing repository with fewer than `FAILURES_TO_OPEN` failures may send a trial immediately.
+If `REPOSITORIES_TO_SUSPECT` repositories have begun to fail, and no request has worked for `WORKED_SECONDS`, the
+endpoint becomes *suspect*: the requests of all repositories are stopped for a pause. After the pause, failing
+repositories must not keep the others from being served. So a suspect endpoint has a separate breaker for each of three
+groups of repositories:
+
+- the failing ones: their breaker allows one trial at a time;
+- those whose last request worked, and those without any request so far: each of these two breakers allows several
+  trials at a time, and opens again only after several trials without a response.
+
+As soon as any request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its
+own breaker. If that breaker was still closed, its repository may send a trial immediately.
 """
 
 from __future__ import annotations
@@ -42,8 +47,11 @@ MAX_REPOSITORIES: Final = 1024
 with the oldest requests are forgotten. So clients that request many names cannot make the memory of the process
 grow."""
 RECOUNT_SECONDS: Final = 600.0
-"""Time for which a repository that begins to fail again is not counted again. Otherwise a few repositories that work
-and fail alternately would stop the requests of all others every few seconds."""
+"""Within this time, a repository counts at most once as one that has begun to fail. Otherwise a few repositories that
+work and fail alternately would stop the requests of all others every few seconds."""
+REPOSITORIES_TO_SUSPECT: Final = 3
+"""Number of repositories that must have begun to fail before the endpoint becomes suspect. The endpoint must also have
+failed `FAILURES_TO_OPEN` times in a row."""
 WORKED_SECONDS: Final = 5.0
 """For this time after a request has worked, failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
@@ -146,8 +154,8 @@ class UpstreamEndpoint:
         return any(breaker.is_blocking for breaker in self._breakers_for(repo))
 
     def is_failing_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository should go to the other endpoints first: there were failures, and
-        no breaker is tripped (open or half-open). An endpoint with a half-open breaker does not go last: in last place,
+        """Returns whether requests for the repository should go to the other endpoints first. That is so if there were
+        failures, but too few to open a breaker. A half-open breaker does not make the endpoint go last: in last place,
         it would get no trial as long as another endpoint works."""
         breakers = self._breakers_for(repo)
         return any(breaker.is_failing for breaker in breakers) and not any(breaker.is_tripped for breaker in breakers)
@@ -232,10 +240,10 @@ class UpstreamEndpoint:
         return breakers
 
     def _on_success(self, repo: str) -> None:
-        """Closes the breakers after a response for `repo` has shown that the endpoint works. The breakers of other
-        failing repositories stay if they are tripped. Those that are closed are removed. But if the endpoint was
-        suspect, they stay too and become half-open: possibly these repositories failed only because the endpoint
-        did."""
+        """Closes the breakers after a response for `repo` has shown that the endpoint works. But a tripped breaker of
+        another failing repository stays as it is. A closed breaker of such a repository is removed, or becomes
+        half-open if the endpoint was suspect. The repository may then send a trial immediately: possibly it failed only
+        because the endpoint did."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
@@ -256,7 +264,8 @@ class UpstreamEndpoint:
     def _on_repository_failure(self, repo: str, started_at: float, *, has_server_error: bool) -> None:
         """Records the failure of an attempt that started at `started_at`. `has_server_error`: whether the endpoint
         responded with a status of 501 or more; False: it did not respond."""
-        was_working = self._working.pop(repo, self) is not self  # all values are None, so `self` means: not in it
+        was_working = repo in self._working
+        self._working.pop(repo, None)
         own = self._failing.get(repo)
         if own is None:
             own = Breaker(self._clock)
@@ -284,7 +293,8 @@ class UpstreamEndpoint:
             self.failures += 1
             self._failed_at = self._clock()
         worked_lately = 0 <= self._clock() - self._worked_at < WORKED_SECONDS
-        if min(len(self._newly_failing), self.failures) >= FAILURES_TO_OPEN and not worked_lately:
+        many_fail = len(self._newly_failing) >= REPOSITORIES_TO_SUSPECT and self.failures >= FAILURES_TO_OPEN
+        if many_fail and not worked_lately:
             self._suspect = self._suspect or _SuspectBreakers(self._clock)
 
     def _report_open(self) -> None:
@@ -344,9 +354,10 @@ class UpstreamEndpoints:
 
     def in_order(self, repo: str, avoid: Collection[str] = (), refused: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
-        Leaves out those whose breaker is open for the repository (`is_open_for`). Puts the endpoints whose URL is in
-        `avoid` after the others, and those whose URL is in `refused` last. In each of these three groups, endpoints
-        with recent failures (`is_failing_for`) come last. Otherwise keeps the order of the settings."""
+        Leaves out those whose breaker is open for the repository (`is_open_for`). `avoid`: URLs of endpoints that come
+        after the others. `refused`: URLs of endpoints whose responses the caller does not accept; they come last, so
+        that an attempt reaches them only if all others fail. In each of these three groups, endpoints with recent
+        failures (`is_failing_for`) come last. Otherwise keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(
             usable,

@@ -33,8 +33,8 @@ DEFAULT_PAUSE_SECONDS = 5.0
 MAX_DATE_LENGTH = 64
 """Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored. Newer numbers come with the responses to HEAD
-requests, which Docker Hub does not count against the limit."""
+"""Time after which a stored number of remaining requests is ignored as too old. Usually a newer number comes before:
+responses to HEAD requests have it too, and Docker Hub does not count HEAD requests against the limit."""
 REMAINING_REWRITE_SECONDS = 60.0
 """Time for which an unchanged number of remaining requests is not stored again. This saves writes."""
 
@@ -111,9 +111,9 @@ class RateLimitBackoff:
             log.warning("cannot store the rate limit of %s for the other workers: %s", self._upstream_name, error)
         return self.error_for_pause(pause_seconds)
 
-    def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """Returns the error for a 429 that must not start a pause of the endpoint, such as one from the target of a
-        redirect. `headers`: the headers of the 429."""
+    def error_for_429(self, headers: Mapping[str, str]) -> TooManyRequests:
+        """Returns the error to raise for a 429 with these headers. In contrast to `record_429`, starts no pause of the
+        endpoint: the 429 may come from another server, such as the target of a redirect."""
         return self.error_for_pause(self._pause_seconds(headers, self._clock()))
 
     def error_for_pause(self, seconds: float) -> TooManyRequests:
@@ -133,8 +133,9 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns when the first of the endpoints (URLs) ends its pause for GET requests for manifests. Returns None if an
-    endpoint is not paused now, or if there are no endpoints. Times are in seconds since 1970."""
+    """Returns until when all endpoints (URLs) are paused for GET requests for manifests: the earliest end of their
+    pauses. Returns None if any endpoint is not paused now, or if there are no endpoints. Times are in seconds since
+    1970."""
     pause_ends = []
     for url in endpoints:
         stored = await records.allowance(_pause_key(upstream_name, url, RequestKind.MANIFEST))

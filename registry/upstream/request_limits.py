@@ -39,8 +39,8 @@ async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
     in which they started to wait.
 
-    A task of a `SingleFlight` is shared by several callers. While it waits here for its first request, it is cancelled
-    as soon as all its callers have left (`waiting_to_send`)."""
+    A task of a `SingleFlight` can have several callers. If it waits here before it has sent a request, and all its
+    callers leave, the task is cancelled (`waiting_to_send`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()

@@ -237,7 +237,7 @@ class UpstreamRequester:
             attempt.on_working()
         if response.is_cross_origin:  # the target of a redirect has other rate limits than the endpoint
             if response.status == 429:
-                raise self._backoff.unrecorded_error(response.headers)
+                raise self._backoff.error_for_429(response.headers)
         else:
             await self.remaining_requests.record(response.headers)
             if response.status == 429:

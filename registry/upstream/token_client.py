@@ -46,8 +46,8 @@ MAX_CACHED_TOKEN_BYTES = 8 * MIB
 """Largest size of these tokens together. A usual token has 1 to 4 KiB, but a token service may issue tokens of 64
 KiB."""
 MAX_CACHED_PAUSE_BYTES = 2 * MIB
-"""Largest size of the keys of these paused requests together. A usual key has about 200 bytes, but a challenge with a
-long scope makes keys of 16 KiB."""
+"""Largest size of the keys of all paused token requests together. A usual key has about 200 bytes, but a challenge with
+a long scope makes keys of 16 KiB."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
 """Largest body of a response of a token service."""
 
@@ -185,8 +185,8 @@ class TokenClient:
     ) -> UpstreamResponse:
         """Returns the response of the token service, with any status. Sends a POST if the login has an identity token,
         and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
-        with the password follows. `memory`: at the end of its `with` block, the memory budget gets the bytes of the
-        response's body back."""
+        with the password follows. `memory`: the memory budget counts the bytes of the response's body until the `with`
+        block of this scope ends."""
         if login is None or not login.identity:
             realm_parts = urlsplit(service.realm)
             query = parse_qsl(realm_parts.query, keep_blank_values=True)
@@ -217,7 +217,7 @@ class TokenClient:
     def _record_429(self, request_key: str, response: UpstreamResponse) -> TooManyRequests:
         """Pauses this token request in this process after a 429, and returns the error to raise. Does not pause other
         token requests, because a 429 for one repository must not affect other repositories."""
-        error = self._backoff.unrecorded_error(response.headers)
+        error = self._backoff.error_for_429(response.headers)
         self._limited_until.put(request_key, self._clock() + error.retry_after, sys.getsizeof(request_key))
         return error
 
@@ -244,8 +244,8 @@ def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tup
         raise UpstreamUnavailable(f"{service_name} answers {response.status}")
     token, lifetime = _token_fields(response.body)
     if token is None:
-        raise UpstreamUnavailable(f"{service_name} answers with something that is no token")
+        raise UpstreamUnavailable(f"{service_name} answers with something that is not a JSON object")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise UpstreamUnavailable(f"{service_name} answers without a token")
+        raise UpstreamUnavailable(f"{service_name} answers without a valid token")
     is_valid = isinstance(lifetime, int | float) and not isinstance(lifetime, bool) and 0 < lifetime < 1e9
     return token, float(lifetime) if is_valid else DEFAULT_LIFETIME_SECONDS

@@ -344,7 +344,7 @@ class Guarded(ForwardingRegistry):
             reason = INSUFFICIENT_SCOPE if principal.identity.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
         after = await self._cursors.read(CursorKind.REPOSITORIES, after)
-        visitor = principal.visitor_at(current_request().address)
+        visitor = principal.visitor_key_at(current_request().address)
         async with self._lists.slot(visitor):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
         # If the cursor is the last name on the page, the client may see it, so it need not be sealed (encrypted).

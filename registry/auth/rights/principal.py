@@ -100,8 +100,8 @@ class Rights:
     *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
 
     All sets in `names` and `more_names` must have the same guarded upstreams, and no `NameSet.limits` (patterns that a
-    name must match as well). Otherwise the constructor raises ValueError, because `names_allowing` returns the union of
-    sets. A union of sets that differ in these could contain names that are in none of the sets.
+    name must match as well). Otherwise the constructor raises ValueError. `names_allowing` returns the union of several
+    sets. If they differed in their guarded upstreams or limits, this union could have names that are in none of them.
     """
 
     names: Mapping[Action, NameSet]
@@ -244,7 +244,7 @@ class Principal:
         visitor.is_admitted = True
         return visitor
 
-    def visitor_at(self, address: str) -> str:
+    def visitor_key_at(self, address: str) -> str:
         """Returns the key of the client for limits that apply to each visitor separately: its account, or the network
         of its IP address `address` if it is anonymous."""
         return visitor_key(None if self.is_anonymous else self.name, address)
@@ -306,7 +306,8 @@ class Principal:
 
     def names(self, action: Action) -> NameSet:
         """Returns the stored names on which `action` is allowed. With a bearer token, returns only names that are in
-        the token's access. The result lacks a repository whose stored name differs from its name in the token."""
+        the token's access. So if the access has only the name that the client requested (`ubuntu`), the result lacks
+        the stored name (`docker.io/library/ubuntu`)."""
         if self.identity.access is None:
             return self._names_ignoring_access(action)
         granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))

@@ -1,5 +1,5 @@
-"""Checks the `hosts.toml` files of containerd. Such a file is for one host in image names, such as `docker.io`, and
-lists the servers from which containerd pulls the images of this host.
+"""Checks the `hosts.toml` files of containerd. Such a file belongs to one *host*: the first part of image names, such
+as `docker.io` (`MirroredHost.prefix`). It lists the servers from which containerd pulls the images of this host.
 
 For the host `registry.example.com:5000`, containerd looks for the directories `registry.example.com_5000_`,
 `registry.example.com:5000` and `_default`, in this order, and uses the first that exists. A directory without a
@@ -23,10 +23,9 @@ _CAPABILITIES = {"pull", "resolve"}
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether containerd pulls the images of a host through the registry. Returns the findings: what is right or
-    wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`: this
-    registry, the hosts whose images should be pulled through it, and (`answer`) how the registry answered this
-    machine."""
+    """Checks whether containerd pulls the images of a host through this registry. Returns the findings: what is right
+    or wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`:
+    describes this registry."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
@@ -76,7 +75,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    # A registry that docker trusts without TLS is at `localhost` or in 127.0.0.0/8, so it is on this machine.
+    # `is_trusted_by_docker` means that the host is `localhost` or in 127.0.0.0/8, so the registry is on this machine.
     if address.is_plain_http and address.is_trusted_by_docker:
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder(files, directories, address.host)
@@ -141,8 +140,8 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
 def _not_named_finding(
     file: str, sections: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
 ) -> Finding:
-    """Returns the finding for a `hosts.toml` that does not name this registry. `sections`: the tables of `document`
-    below `host`, by the URL of the server."""
+    """Returns the finding for a `hosts.toml` that does not name this registry. `document`: the content of the file.
+    `sections`: its tables `[host."URL"]`, by URL."""
     step = f"write this to {file}; no restart is needed"
     if wrong_url := next((url for url in sections if target.is_at_other_scheme(url)), None):
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"

@@ -49,11 +49,11 @@ class SlotHolder(Protocol):
 class SlotHolders:
     """The downloads of one process that hold slots of one upstream."""
 
-    def __init__(self, is_waited_for: Callable[[], bool], is_waited_for_long: Callable[[], bool]) -> None:
-        """`is_waited_for`: returns whether a request of any process waits for a slot. `is_waited_for_long`: returns
-        whether one has waited for `LONG_WAIT_SECONDS`. Both may raise a RegistryError."""
-        self._is_waited_for = is_waited_for
-        self._is_waited_for_long = is_waited_for_long
+    def __init__(self, has_waiting_request: Callable[[], bool], has_long_waiting_request: Callable[[], bool]) -> None:
+        """`has_waiting_request`: returns whether a request of any process waits for a slot. `has_long_waiting_request`:
+        returns whether one has waited for `LONG_WAIT_SECONDS`. Both may raise a RegistryError."""
+        self._has_waiting_request = has_waiting_request
+        self._has_long_waiting_request = has_long_waiting_request
         self._holders: set[SlotHolder] = set()
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_check`
         self._lowering_since: float | None = None
@@ -103,9 +103,9 @@ class SlotHolders:
         """Returns the limit: how many seconds a download may need for 256 KiB now; None: no request waits, so there is
         no limit."""
         now = asyncio.get_running_loop().time()
-        if not self._is_waited_for_long():
+        if not self._has_long_waiting_request():
             self._lowering_since = None
-            return SLOW_SLOT_SECONDS if self._is_waited_for() else None
+            return SLOW_SLOT_SECONDS if self._has_waiting_request() else None
         if self._lowering_since is None:
             self._lowering_since = now
         return SLOW_SLOT_SECONDS * max(0.0, 1.0 - (now - self._lowering_since) / LOWERING_SECONDS)

@@ -41,17 +41,18 @@ SPARE_CONNECTIONS: Final = 2
 that all other requests can use them. Unattended fills leave one slot more free, for prefetch fills."""
 MAX_UNATTENDED: Final = 64
 """Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
-timer. If there are more, the oldest fill that has had no slot is given up, or else the oldest one."""
+timer. If there are more, one is given up: the oldest of those that have had no slot. If all have had one, the oldest
+is given up."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
-SPARE_POLL_SECONDS: Final = 0.04
+PREFETCH_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks. A *mark* is a slot with another name, which permits nothing. A request that waits for a slot takes a
-mark as well. A taken mark tells all processes that a request waits. One taken mark is enough to tell this, so while all
-marks are taken, further requests wait without one. The number is small, because a look for marks makes one system call
-for each of them."""
+"""Number of marks. A *mark* tells all processes that a request waits for a connection slot. A request takes it while it
+waits, as it takes a slot, but a mark permits no connection. One taken mark is enough, so while all marks are taken,
+further requests wait without one. The number is small, because a look for marks makes one system call for each of
+them."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""
@@ -68,7 +69,7 @@ class ConnectionSlots:
         self._pass_through_name = f"{self._name} pass-through"
         self._waiting_name = f"{self._name} waiting"
         self._long_waiting_name = f"{self._name} long-waiting"
-        self._holders = SlotHolders(self.is_waited_for, self._is_waited_for_long)
+        self._holders = SlotHolders(self.has_waiting_request, self._has_long_waiting_request)
         self._unattended: dict[Demand, None] = {}
         """The unattended fills of this process that wait for a slot, in the order in which they began to wait."""
 
@@ -83,22 +84,22 @@ class ConnectionSlots:
         smaller than `max_connections`, so that a prefetch fill or a pass-through can take at least one slot."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
-    async def wait_for_spare(self) -> None:
-        """Waits until enough slots are free for a prefetch fill to take one, but does not keep a slot. The calls in one
+    async def wait_for_prefetch_slot(self) -> None:
+        """Waits until so many slots are free that a prefetch fill may take one. Does not keep a slot. The calls in one
         process return in the order in which they were made."""
         async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
     @asynccontextmanager
     async def primary(self, demand: Demand, *, is_new_connection: bool, blob_size: int) -> AsyncIterator[bool]:
-        """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client waits
-        for the blob, takes a slot only if some others are free. Yields True if the block holds a slot, or False if
-        nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in bytes; small
-        blobs get slots first.
+        """Waits for a slot for one request on a fill's first connection, and holds it inside the `async with` block. If
+        no client waits for the blob, takes a slot only if some others are free. Yields True if the block holds a slot,
+        or False if nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in
+        bytes; small blobs get slots first.
 
-        `is_new_connection`: whether this is the first request of the connection. A later request pauses for
-        `YIELD_SECONDS` first, so that the requests in the queue get a slot before it. It does so only if a client waits
-        for the blob and fewer than two slots are free."""
+        `is_new_connection`: whether this is the first request on the connection. If it is a later one, a client waits
+        for the blob, and fewer than two slots are free, this method pauses for `YIELD_SECONDS` before it enters the
+        queue. So the requests that are in the queue already get a slot first."""
         async with AsyncExitStack() as held:
             has_slot = False
             while not has_slot and demand.is_alive():
@@ -112,7 +113,7 @@ class ConnectionSlots:
                     has_slot = await self._try_slot(held, keep_free=self._spare_slots)
                     if not has_slot:
                         with suppress(TimeoutError):
-                            async with asyncio.timeout(SPARE_POLL_SECONDS):
+                            async with asyncio.timeout(PREFETCH_POLL_SECONDS):
                                 await demand.requested.wait()
             demand.had_slot = demand.had_slot or has_slot
             yield has_slot
@@ -172,8 +173,8 @@ class ConnectionSlots:
         `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
         such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
         of them."""
-        # Only pass-throughs that may wait for their clients also take a slot of a second group. `keep_free` could keep
-        # the spare slots free as well, but such a wait ends only when several connection slots are free at the same
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. A wait
+        # with `keep_free=self._spare_slots` would end only when several connection slots are free at the same
         # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
@@ -185,8 +186,8 @@ class ConnectionSlots:
     def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
         """Takes a *share* of a repository, if one is free, and holds it inside the `async with` block. Yields whether
         it got one. A share protects a request: without one, the request is cut off if it is slow while other requests
-        wait for a slot. A repository has `_spare_slots` fewer shares than there are slots, so that its slow blobs
-        cannot take all slots."""
+        wait for a slot. A repository has `max_connections` - `_spare_slots` shares, so that its slow blobs cannot
+        keep all slots."""
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
@@ -221,11 +222,11 @@ class ConnectionSlots:
             async with self._leases.slot(self._long_waiting_name, WAITING_MARKS):
                 await asyncio.Event().wait()
 
-    def is_waited_for(self) -> bool:
+    def has_waiting_request(self) -> bool:
         """Returns whether a request of any process has waited in the queue for `MARK_SECONDS`. Raises StorageFailed."""
         return self._leases.are_slots_held(self._waiting_name, WAITING_MARKS)
 
-    def _is_waited_for_long(self) -> bool:
+    def _has_long_waiting_request(self) -> bool:
         """Returns whether a request of any process has waited for `LONG_WAIT_SECONDS`. Raises StorageFailed."""
         return self._leases.are_slots_held(self._long_waiting_name, WAITING_MARKS)
 

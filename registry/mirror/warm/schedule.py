@@ -77,13 +77,13 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
         try:
             async with leases.try_slot(WARM_SLOT, count=1) as has_slot:
                 if has_slot:
-                    await _run_rounds_of_all(settings, locate, find_stored)
+                    await _run_rounds_of_all_upstreams(settings, locate, find_stored)
         except Exception as error:
             log_round_error(log, "cannot find out whether another process warms the mirror", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 
-async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
+async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
     """Starts a round of each upstream `interval` seconds after the end of its last one. Ends only when it is
     cancelled, and then ends the running rounds."""
     rounds: dict[str | None, asyncio.Task[None]] = {}
@@ -121,8 +121,8 @@ async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[st
 
 
 async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
-    """Returns the name of the image's upstream; None if it has none or the look-up fails. The round of the images
-    without an upstream looks again, and logs the reason."""
+    """Returns the name of the image's upstream; None if it has none or the look-up fails. The images with None have a
+    round of their own, which looks the upstream up again, and logs why an image cannot be warmed."""
     try:
         _, _, upstream = await locate(image.repository)
     except RegistryError:
@@ -144,7 +144,7 @@ async def _run_round(
 
 def _log_unexpected_error() -> None:
     """Logs the error that an `except` clause handles now, with a traceback. The error does not end the rounds, because
-    the next one may succeed. If this task is being cancelled, raises CancelledError, because the error may have
-    replaced it."""
+    the next one may succeed. If this task is being cancelled, raises CancelledError instead, because the error may have
+    replaced the CancelledError of the cancellation."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

@@ -170,9 +170,9 @@ class ControlSocket:
         """The connections that wait for their answer."""
         return list(self._waiting)
 
-    def reply_to(self, connection: socket.socket) -> Reply:
-        """Adds a connection whose request is complete to `waiting`. Returns the function that sends the answer and
-        closes the connection."""
+    def add_waiting(self, connection: socket.socket) -> Reply:
+        """Adds to `waiting` a connection whose whole request has arrived. Returns the function that sends the answer
+        and closes the connection."""
         self._waiting.add(connection)
 
         def reply(outcome: Outcome) -> None:
@@ -225,7 +225,7 @@ class ControlSocket:
         if b"\n" not in received:
             connection.close()
             return
-        reply = self.reply_to(connection)
+        reply = self.add_waiting(connection)
         action = self._actions.get(_requested_action(bytes(received)))
         if action is None:
             reply(Outcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))

@@ -370,6 +370,6 @@ class Supervisor:
         replies = (
             []
             if self._control is None
-            else [self._control.reply_to(socket.socket(fileno=file)) for file in handover.waiting]
+            else [self._control.add_waiting(socket.socket(fileno=file)) for file in handover.waiting]
         )
         self._changes.continue_renewal(Renewal(self._pool, kept_workers, self._pool.fork, surplus_workers), replies)

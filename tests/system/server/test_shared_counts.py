@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.server.gate.per_address_limit import PerAddressLimit, TooManyConnections
-from registry.server.shared_counters import SharedCounters, SharedRateLimiter, shared_cells
+from registry.server.shared_counters import SharedCounters, SharedRateLimiter, allocate_limiter_cells
 from tests.system.server.app_process import AppProcess, Start, read_response, wait_for
 
 
@@ -70,7 +70,7 @@ def test_limiter_with_new_limits_frees_blocked_clients(per_second: float, burst:
     """A client has used up a burst of 100 with a rate of one request per second. Then a limiter with a higher rate or a
     smaller burst uses the same memory, as after a change of the settings. It refuses the client for the time of one
     request at most, and then applies its own limits."""
-    clock, cells = LimiterClock(), shared_cells()
+    clock, cells = LimiterClock(), allocate_limiter_cells()
     old_limiter = SharedRateLimiter(1.0, 100, clock=clock, cells=cells)
     assert [old_limiter.take("a") for _ in range(100)] == [0.0] * 100
     limiter = SharedRateLimiter(per_second, burst, clock=clock, cells=cells)

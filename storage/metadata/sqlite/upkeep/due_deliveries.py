@@ -4,9 +4,9 @@ A delivery is *pending* until the webhook has received the event or the server h
 is its oldest pending delivery. Deliveries of a repository are sent in order, so only the time of its head says whether
 the repository has anything to send now.
 
-The pending deliveries of a webhook can all be of one repository, or each of another repository. So each statement names
-the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the webhook to find the
-head of one repository.
+The pending deliveries of a webhook can all belong to one repository, or each to a different one. So each statement
+names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the webhook to find
+the head of one repository.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAUSE_SECONDS_PER_HEAD: Final = 50e-6
 """After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
 head takes a tenth of this time. So the look-ups of a webhook take at most about a tenth of the time of the thread in
 which they run."""
-LONGEST_PAUSE_SECONDS: Final = 300.0
+LONGEST_RETRY_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
 _HEADS: Final = f"""
@@ -45,8 +45,9 @@ WITH RECURSIVE head (event, repository, next_at) AS (
 """The beginning of a statement. Finds the heads of the webhook ?1, one repository after the other, in the order of the
 repositories' names. So SQLite reads one pending delivery of each repository, and not all."""
 _FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
-# The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time, ?3 the latest time that an
-# attempt can have if the clock was not set back (see `_is_due`), ?4 the repositories to leave out (a JSON array).
+# The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time. ?3 is the latest plausible
+# time of a next attempt; a later one was stored before the clock was set back (see `_is_due`). ?4 has the repositories
+# to leave out (a JSON array).
 _IS_DUE: Final = "(next_at <= ?2 OR next_at > ?3)"
 _IS_INCLUDED: Final = "repository NOT IN (SELECT value FROM json_each(?4))"
 _DUE_AMONG_THE_OLDEST: Final = f"""
@@ -60,8 +61,9 @@ _ALL_HEADS: Final = f"""{_HEADS})
 SELECT repository, NULL, NULL FROM (
   SELECT repository FROM head WHERE {_IS_DUE} AND {_IS_INCLUDED} ORDER BY event LIMIT ?5)
 UNION ALL SELECT NULL, min(iif(NOT {_IS_DUE} AND {_IS_INCLUDED}, next_at, NULL)), count(*) FROM head"""
-"""Returns a row for each repository with a due head, at most ?5. The last row has no repository, but the time at which
-the next other head is due, and the number of all heads."""
+"""Returns a row for each repository with a due head, at most ?5, and then one more row. This last row has no
+repository. It has the time at which the next of the included heads that are not due yet becomes due, and the number of
+all heads."""
 _QUEUE: Final = f"""
 SELECT {DELIVERY_COLUMNS} FROM event_delivery d INDEXED BY event_delivery_pending CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
@@ -88,7 +90,7 @@ def find_due(
         repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
         next_at = min((next_at for _, next_at in heads if not _is_due(next_at, now)), default=None)
     else:
-        values = (webhook, now, now + LONGEST_PAUSE_SECONDS, json.dumps(list(excluded)), max_repositories)
+        values = (webhook, now, now + LONGEST_RETRY_SECONDS, json.dumps(list(excluded)), max_repositories)
         repositories = [repository for (repository,) in db.execute(_DUE_AMONG_THE_OLDEST, values)]
         next_at = None
         if len(repositories) < max_repositories:
@@ -104,6 +106,6 @@ def find_due(
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
+    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_RETRY_SECONDS` in the future, the clock was
     set back after `next_at` was stored. The delivery then counts as due."""
-    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
+    return next_at <= now or next_at > now + LONGEST_RETRY_SECONDS

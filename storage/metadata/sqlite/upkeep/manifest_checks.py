@@ -107,7 +107,9 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. Both tables have
+    the entries of an index that may be blobs, because they do not have the media type of a manifest or index
+    (`blob_children`)."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},
@@ -161,7 +163,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
         text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
     not_manifests = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
-    # An entry of an index may be a blob if it does not have the media type of a manifest or index.
+    # An entry that may be a blob is missing only if the repository has neither a manifest nor a blob with its digest.
     may_be_blobs = {digest for digest in manifest.blob_children if digest in not_manifests}
     not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
     for digest in not_manifests:

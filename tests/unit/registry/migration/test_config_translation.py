@@ -132,7 +132,7 @@ def test_all_kinds_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "entrepot import http://OLD:5000" in comment_texts["storage.s3.bucket"]
     assert "[[issuer]]" in comment_texts["auth.token.realm"]
     assert "write a [[webhook]]" in comment_texts["notifications.endpoints.0.url"]
-    assert comment_texts["nonsense.key"] == "no key of a CNCF Distribution registry, as far as is known"
+    assert comment_texts["nonsense.key"] == "not a known key of a CNCF Distribution registry"
     assert "append the other files" in comment_texts["http.tls.clientcas"]
 
 

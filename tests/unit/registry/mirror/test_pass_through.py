@@ -415,7 +415,7 @@ async def test_client_is_not_cut_off_while_the_upstream_pauses(site: Site, other
     await reader.start()
     reading = asyncio.create_task(read_all(reader))
     waiting = asyncio.create_task(read(other_site.reader_of(Sender(data, CHUNK_BYTES, connections=1))))
-    await wait_until(reader._slots.is_waited_for)
+    await wait_until(reader._slots.has_waiting_request)
     with pytest.raises(TooManyRequests):  # after several checks for slow clients
         await memory.share().grow(READER_BYTES)
     await asyncio.sleep(10 * slot_holders.SLOW_POLL_SECONDS)

@@ -32,14 +32,14 @@ async def test_memory_for_many_images_with_many_layers() -> None:
     async def should_prefetch(repo: RepositoryName, blob: Descriptor) -> bool:
         raise AssertionError("nothing is queued")
 
-    async def wait_for_spare() -> None:
+    async def wait_for_prefetch_slot() -> None:
         raise AssertionError("nothing is queued")
 
     def start_fill(repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
         raise AssertionError("nothing is queued")
 
     prefetcher = Prefetcher(
-        "layers", PrefetchQueue(should_prefetch, wait_for_spare, start_fill), lambda: False, lambda: 0.0
+        "layers", PrefetchQueue(should_prefetch, wait_for_prefetch_slot, start_fill), lambda: False, lambda: 0.0
     )
     images = [image_number(number) for number in range(40)]
     for image in images:

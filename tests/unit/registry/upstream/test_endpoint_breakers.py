@@ -14,6 +14,7 @@ from registry.upstream.breaker import FAILURES_TO_OPEN, FIRST_OPEN_SECONDS
 from registry.upstream.endpoints import (
     MAX_REPOSITORIES,
     RECOUNT_SECONDS,
+    REPOSITORIES_TO_SUSPECT,
     WORKED_SECONDS,
     UpstreamEndpoint,
     UpstreamEndpoints,
@@ -81,7 +82,7 @@ class Traffic:
 
 
 @pytest.mark.parametrize("failure", ["503", "hangs"])
-@pytest.mark.parametrize("repository_count", [FAILURES_TO_OPEN, 40])
+@pytest.mark.parametrize("repository_count", [REPOSITORIES_TO_SUSPECT, 40])
 def test_failing_repositories_stop_the_others_only_for_a_moment(failure: Outcome, repository_count: int) -> None:
     """Three or more repositories fail, and clients keep requesting them. After the first pause, all requests for other
     repositories are sent, and the failing ones still get few requests."""
@@ -97,7 +98,7 @@ def test_failing_repositories_stop_the_others_only_for_a_moment(failure: Outcome
         if count % 4 == 3:
             assert traffic.request("seen")
             assert traffic.request(f"cold{count}")
-    if repository_count == FAILURES_TO_OPEN:
+    if repository_count == REPOSITORIES_TO_SUSPECT:
         assert sum(traffic.sent[f"bad{n}"] for n in range(repository_count)) < 30
 
 

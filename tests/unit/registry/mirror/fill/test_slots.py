@@ -96,7 +96,7 @@ async def test_pass_throughs_of_large_blobs_do_not_take_the_last_two_slots(worke
     """Two slots stay free for other requests, however many large blobs are passed through."""
     async with AsyncExitStack() as others, asyncio.timeout(60):
         running = [asyncio.create_task(PassThrough(worker).run()) for _ in range(CONNECTIONS)]
-        await wait_until(worker.slots.is_waited_for)
+        await wait_until(worker.slots.has_waiting_request)
         await worker.take_slot(others)
         await worker.take_slot(others)
     await cancel_and_wait(running)
@@ -109,11 +109,11 @@ async def test_a_look_for_waiting_requests_is_no_waiting_request(worker: Worker,
     found_by_other: list[bool] = []
 
     def look() -> None:
-        found_by_other.extend(other.slots.is_waited_for() for _ in range(2000))
+        found_by_other.extend(other.slots.has_waiting_request() for _ in range(2000))
 
     thread = threading.Thread(target=look)
     thread.start()
-    found = [worker.slots.is_waited_for() for _ in range(2000)]
+    found = [worker.slots.has_waiting_request() for _ in range(2000)]
     thread.join()
     other.leases.close()
     assert not any(found)
