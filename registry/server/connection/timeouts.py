@@ -46,17 +46,14 @@ class ConnectionTimeouts:
         """`wait` is what the new connection is waiting for. `now` is in seconds of the event loop's clock, here and in
         the methods below."""
         self._opened = self._since = now
-        self._wait = wait
-
-    def is_known(self, wait: Wait) -> bool:
-        """Returns whether the connection was waiting for the same at the last check."""
-        return wait == self._wait
+        self.last_wait = wait
+        """What the connection was waiting for at the last check."""
 
     def check(self, wait: Wait, now: float) -> WaitReason | None:
         """Records what the connection is waiting for now. Returns the reason of the wait if its timeout has passed;
         otherwise None."""
-        if wait != self._wait:
-            self._wait = wait
+        if wait != self.last_wait:
+            self.last_wait = wait
             self._since = now
         elif now - self._since >= wait.timeout_seconds:
             return wait.reason
@@ -72,7 +69,7 @@ class ConnectionTimeouts:
         `wait` is what the connection is waiting for now. `requests_started` is the number of requests of which at least
         one byte was received. `client` is the client's address; None for a trusted proxy.
         """
-        since = self._since if wait == self._wait else now
+        since = self._since if wait == self.last_wait else now
         kind: EvictionKind
         if wait.reason == "linger":
             kind = "lingering"
