@@ -19,8 +19,8 @@ class RegistryError(Exception):
     default: ClassVar[str] = "the registry could not do this"
     """The message of an error whose constructor gets no message."""
     redacted: RegistryError | None = None
-    """The error for a client that may not pull from the repository. It names no digest or tag that the client did not
-    send. None: such a client gets this error itself, because it names none either."""
+    """The error for a client that may not pull from the repository. It names only digests and tags that the client has
+    sent. None: this error itself names no others, so such a client gets it unchanged."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -227,8 +227,9 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class PartialLost(RegistryError):
-    """A blob that is being downloaded from its upstream registry cannot be read to its end: the process that downloaded
-    it has stopped, or its bytes were deleted. The next download continues after the bytes that were not deleted."""
+    """A *partial* (a blob that is being downloaded from its upstream registry) cannot be read to its end: the process
+    that downloaded it has stopped, or its bytes were deleted. The next download continues after the bytes that were not
+    deleted."""
 
     code = "UNAVAILABLE"
     default = "the download of this blob from its upstream registry was interrupted; try again"

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
-"""A time is in the future if it is more than this many seconds later than the present time. A change of the store reads
-the clock and then waits for other changes to end. Those may have read the clock later. Then the change finds times that
-are later than the present time that it has read, although the clock is right. The margin is longer than such a wait, so
-that these times do not count as in the future."""
+"""A time is in the future if it is more than this many seconds later than the present time. A smaller difference can
+occur although the clock is right: a change of the store reads the clock, and then waits for other changes to end. If
+one of these has read the clock later, it stores a time that is later than the time that the waiting change has read.
+The margin is longer than such a wait."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

@@ -17,9 +17,9 @@ IMPORT_PROGRAM: Final = "entrepot import"
 
 class ContentBroken(RegistryError):
     """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
-    that is not accepted here. `below`: empty if the content of the manifest itself is broken. Otherwise the manifest is
-    an index, and a manifest below it is broken. `below` then has the digests on the path from the index to the broken
-    manifest: first that of a manifest that the index lists, and last that of the broken manifest."""
+    that is not accepted here. `below`: empty, except if the import reads an index, and a manifest below the index is
+    broken. It then has the digests on the path from the index to the broken manifest: first that of a manifest that the
+    index lists, and last that of the broken manifest."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
@@ -47,7 +47,7 @@ class SourceDown(RegistryError):
 class TagChange:
     """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
     the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
-    the client that changed it, or the name of the registry's own work that did, such as `IMPORT_PROGRAM`."""
+    the client that changed it. If no client did, the name of the registry's work, such as `IMPORT_PROGRAM`."""
 
     digest: Digest | None
     at: float

@@ -115,8 +115,8 @@ class Jobs(Protocol):
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
         """Returns a page of at most `limit` jobs, newest first: those with an id less than `before` (None: from the
-        newest on). `kind`: only jobs of this kind. Leaves out the lists in long arguments and results, such as what a
-        dry run would remove. `job` returns these."""
+        newest on). `kind`: only jobs of this kind. If the arguments or the result of a job are long, leaves out the
+        lists in them, such as the list of what a dry run would remove. `job` returns the lists."""
         ...
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:

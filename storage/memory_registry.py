@@ -123,7 +123,7 @@ class MemoryBlobWriter:
     def offset(self) -> int:
         return self._offset
 
-    def _open_session(self) -> _Session:
+    def _checked_session(self) -> _Session:
         """Returns the session. Raises BlobUploadInvalid if the session has ended, this writer was closed, or a newer
         request has resumed the session."""
         if self._closed or not self._registry.is_live(self.id, self._session):
@@ -133,15 +133,15 @@ class MemoryBlobWriter:
         return self._session
 
     async def write(self, data: bytes | memoryview) -> None:
-        session = self._open_session()
+        session = self._checked_session()
         session.data += data
         self._offset = len(session.data)
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        return bytes(self._open_session().data[offset : offset + length])
+        return bytes(self._checked_session().data[offset : offset + length])
 
     async def commit(self, digest: Digest) -> Descriptor:
-        session = self._open_session()
+        session = self._checked_session()
         self._registry.end_upload(self.id)
         data = bytes(session.data)
         actual = digest_of(data, digest.algorithm)
@@ -150,7 +150,7 @@ class MemoryBlobWriter:
         return self._registry.add_blob(session.repo, digest, data)
 
     async def cancel(self) -> None:
-        self._open_session()
+        self._checked_session()
         self._registry.end_upload(self.id)
 
     async def aclose(self) -> None:

@@ -2,7 +2,7 @@
 Sends the requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import
 if the old registry is down or refuses the login.
 
-An error that says that content is unknown is `Unconfirmed` if the response does not prove this. For example, a proxy or
+If a response says that content is unknown, but does not prove it, the error is `Unconfirmed`. For example, a proxy or
 firewall in front of the old registry may have sent the response, or the request lacked a login.
 """
 
@@ -171,8 +171,8 @@ class RemoteRegistry:
             if has_api is not None:
                 return has_api
         # The client returns None for a refusal without an error code, such as the 404 of registry:2, which has no
-        # referrers API. A proxy in front of a registry that is restarting may send the same response, but it does not
-        # send manifests. So the response counts if the registry shows the manifest between two such responses.
+        # referrers API. A proxy in front of a registry that is restarting may send the same response. But a request for
+        # a manifest then fails, too. So if the manifest is shown between two such responses, the registry has no API.
         try:
             await self._client.resolve_manifest(repo, digest)
         except ManifestUnknown as error:
@@ -209,7 +209,7 @@ class RemoteRegistry:
             return await self._client.referrers(repo, subject, None, after, PAGE_SIZE, use_fallback_tag=False)
         except UnconfirmedNameUnknown:
             # Some registries have the referrers API only for a part of their repositories. If this repository has the
-            # API, the request has failed. If it does not, the page is empty.
+            # API, raises the error. If not, the error only means that there is no API, and the page is empty.
             if await self._ask_for_referrers_api(repo, subject):
                 raise
             return Page([])

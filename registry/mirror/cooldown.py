@@ -96,12 +96,12 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
     the newest sightings.
 
-    A dropped sighting could make an immature digest seem mature in two ways. Neither can happen:
+    No immature digest becomes mature because sightings are dropped, for two reasons:
 
-    - The sighting before a dropped one seems to last longer. In the returned list, only the first sighting can have
-      dropped sightings directly after it. Its digest is the served one, which is mature already.
-    - With `serves_new`, the digest of the first sighting in the list counts as mature. So all sightings before that of
-      the served digest are dropped, and the list begins with the served digest.
+    - If sightings are dropped after a kept one, the kept one seems to last until the next kept one. This can only
+      happen to the first kept sighting. Its digest is the served one, which is mature already.
+    - With `serves_new`, the digest of the first sighting in the list counts as mature. In the returned list, this is
+      the served digest, because all sightings before it are dropped.
     """
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings

@@ -102,7 +102,7 @@ class BlobEntitlement:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
-                    # The size may be wrong if the blob is stored already: at a public upstream, `mount` ignores it.
+                    # If the blob is stored already, a wrong size does no harm: `mount` ignores it at a public upstream.
                     return stated[0], manifests
         try:
             return await self._sizes.ask(repo, digest, deadline), manifests

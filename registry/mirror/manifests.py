@@ -190,9 +190,10 @@ class MirroredManifests:
         ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
 
         While the upstream is nearly exhausted, this method stores no manifest. It then asks with a HEAD request even if
-        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. If the response to
-        HEAD is not enough, such as a 404, the upstream client also sends a GET request, which counts. To avoid that,
-        this method sends nothing about a tag that is not cached and that the upstream did not have at its last answer.
+        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. But after a response
+        to HEAD that is not enough, such as a 404, the upstream client sends a GET request, which counts. So this method
+        sends no request at all if a 404 is likely: the tag is not cached, and the upstream did not have it at its last
+        answer.
         """
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))

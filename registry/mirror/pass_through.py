@@ -203,9 +203,11 @@ class PassThroughReader:
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
         self._share = memory.share()
-        """The reader's share of the budget. Its `held_since` is the time since which the reader waits for its client,
-        or infinity while the reader waits for the upstream."""
-        self._received_since_mark = 0  # bytes that the client has received since `held_since` of the share
+        """The reader's share of the budget. The budget cuts off readers whose `held_since` is long ago. So the reader
+        sets it to the time at which the client began to receive the present `CHUNK_BYTES`, or to infinity while the
+        reader waits for the upstream."""
+        self._measured_bytes = 0
+        """Number of bytes that the client has received since `held_since` of the share."""
         self._chunk_seconds = 0.0
         """Seconds that the client has needed for the last `CHUNK_BYTES`; 0: the upstream was slower than the client."""
         self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
@@ -246,17 +248,17 @@ class PassThroughReader:
 
     def _note_received(self, size: int) -> None:
         """Notes that the client has received a chunk of `size` bytes."""
-        self._received_since_mark += size
-        if self._received_since_mark >= CHUNK_BYTES:
+        self._measured_bytes += size
+        if self._measured_bytes >= CHUNK_BYTES:
             now = asyncio.get_running_loop().time()
             self._chunk_seconds = now - self._share.held_since
-            self._received_since_mark, self._share.held_since = 0, now
+            self._measured_bytes, self._share.held_since = 0, now
 
     @contextmanager
     def _waiting_for_upstream(self) -> Iterator[None]:
         """Says that the reader waits for the upstream inside the `with` block. The client has received everything, so
         it does not count as slow inside the block. What was measured before the block no longer counts."""
-        self._received_since_mark, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
+        self._measured_bytes, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
         try:
             yield
         finally:

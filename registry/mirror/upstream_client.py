@@ -61,8 +61,9 @@ class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):
 
 
 class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
-    """The response says that the repository does not exist, but a proxy or firewall in front of the upstream possibly
-    sent it. So the mirror responds with the list of its cached content."""
+    """The response to the request for a list, such as that of the tags of a repository, says that the repository does
+    not exist. But a proxy or firewall in front of the upstream possibly sent this response. So the mirror responds with
+    the list of its cached content."""
 
     default = "the upstream registry does not have the list, or refuses to send it"
 

@@ -63,6 +63,7 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-        # `full_error`: what `open_or_create` raises if the disk is full. `spend` then frees more and calls it again.
+        # `spend` frees a part of the reserve and calls `open_or_create`. If that raises `full_error`, because the disk
+        # is still full, `spend` frees a larger part and calls it again.
         opening = self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
         return await result_or_close(opening, os.close)

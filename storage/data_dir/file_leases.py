@@ -32,8 +32,11 @@ FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
 """First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Number of bytes that are set aside for the slots of one name. The last of them is for urgent tasks, so there can be
-one slot fewer than bytes."""
+"""Number of bytes that are set aside for the slots of one name. The last of them is for urgent tasks; each of the
+others can be a slot."""
+_LEASE_KIND = "turn"
+"""The `kind` of a lease in `_byte_offset`. The text must not change, because all processes have to use the same bytes,
+also those of other versions."""
 
 
 class FileLeases:
@@ -62,7 +65,7 @@ class FileLeases:
         """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
         in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait. Yields
         whether it had to wait."""
-        offset = _byte_offset("turn", key)
+        offset = _byte_offset(_LEASE_KIND, key)
         queue = (offset, 0, inf)
         has_waited = self._queues.is_used(queue)
         async with self._queues.hold(queue):
@@ -86,13 +89,13 @@ class FileLeases:
         clock = asyncio.get_running_loop().time
         urgent_at = clock() + urgent_after
         async with self._queues.hold((first_offset, keep_free, urgent_after)):
-            with ExitStack() as urgent_wait:
+            with ExitStack() as announcement:
                 is_announced, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while (
                     offset := self._lock_free_slot(first_offset, count, keep_free, is_urgent=clock() >= urgent_at)
                 ) is None:
                     if clock() >= urgent_at and not is_announced:
-                        urgent_wait.enter_context(self._urgent_wait(first_offset))
+                        announcement.enter_context(self._announce_urgent_task(first_offset))
                         is_announced = True
                     await back_off.pause()
         try:
@@ -118,7 +121,7 @@ class FileLeases:
         return any(self._is_locked(offset) for offset in range(first_offset, first_offset + count))
 
     @contextmanager
-    def _urgent_wait(self, first_offset: int) -> Iterator[None]:
+    def _announce_urgent_task(self, first_offset: int) -> Iterator[None]:
         """Tells all processes, inside the `with` block, that an urgent task waits for a slot. `first_offset`: offset of
         the first byte for the slots' name. Raises StorageFailed."""
         if not self._urgent_waits[first_offset]:
@@ -191,7 +194,7 @@ def _urgent_byte(first_offset: int) -> int:
 
 
 def _byte_offset(kind: str, name: str, size: int = 1) -> int:
-    """Returns the offset of the first of the `size` bytes for `name`: the same offset in every process. `kind`: "turn"
-    for a lease, "slots" for slots, so that a lease and slots of the same name use different bytes."""
+    """Returns the offset of the first of the `size` bytes for `name`: the same offset in every process. `kind`:
+    `_LEASE_KIND` for a lease, "slots" for slots, so that a lease and slots of the same name use different bytes."""
     digest = hashlib.blake2b(f"{kind} {name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // size * size

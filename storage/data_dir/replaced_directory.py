@@ -18,8 +18,8 @@ from storage.errors import DataDirectoryReplaced
 
 
 class OpenedDirectory:
-    """The data directory of `layout`, as it was when this object was made. Make it before the database is opened: a
-    directory that is replaced between the two then counts as replaced."""
+    """The data directory of `layout`, as it was when this object was made. Make the object before the database is
+    opened. If the directory is replaced before the database is opened, it then counts as replaced, too."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout

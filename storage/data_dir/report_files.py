@@ -45,9 +45,9 @@ class ReportFile:
 
     def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
         """Creates the file, and deletes the files of processes that have ended. Creates `directory` if it is missing.
-        `is_temporary`: whether the last process that closes its file also deletes the directory. All users may create
-        files in the parent of such a directory. So the directory is used only if it belongs to this user, and no other
-        user may write in it. Raises OSError, for example on a full disk."""
+        `is_temporary`: whether `directory` is the one in memory (`open_report_file`). The last process that closes its
+        file also deletes this directory. All users may create files in its parent, so it is used only if it belongs to
+        this user, and no other user may write in it. Raises OSError, for example on a full disk."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         if is_temporary:
@@ -139,7 +139,7 @@ def _read(fd: int) -> bytes | None:
 
 
 def _is_locked(fd: int) -> bool:
-    """Returns whether another opening of the file holds its lock, and so whether the file's process runs."""
+    """Returns whether the file is locked, and so whether its process runs. `fd` itself must not hold the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

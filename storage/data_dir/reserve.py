@@ -114,7 +114,8 @@ class Reserve:
         if self._fd < 0:
             return
         with self._locked():
-            with suppress(OSError):  # a copy of a data directory may have a sparse file, which takes up no space
+            with suppress(OSError):
+                # In a copy of a data directory, the file may be sparse, so that it takes up no space. Allocates it.
                 if length := self._length():
                     self._system.allocate(self._fd, length)
             self._extend()

@@ -83,11 +83,12 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue of links. `repository` and `name`: row id and name of the repository.
-    `digest`: digest of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No manifest of
-    the repository referred to the blob when the entry was made, at the time `since` (seconds since 1970)."""
+    """An entry of the garbage collector's queue of links. `repository_id` and `name`: row id and name of the
+    repository. `digest`: digest of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No
+    manifest of the repository referred to the blob when the entry was made, at the time `since` (seconds since
+    1970)."""
 
-    repository: int
+    repository_id: int
     digest: Digest
     name: str
     size: int
@@ -97,8 +98,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob counts as freed by this link. A blob is freed if `drop_link` would delete all of its links. It
-    counts for only one of them, so that a sum over all links counts the blob once."""
+    whether it would delete all links of the blob, and this link is the one of the repository with the highest row id.
+    So if a caller adds up the sizes of the freed blobs, each blob counts once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -126,10 +127,10 @@ class StaleUpload:
 
 @dataclass(frozen=True, slots=True)
 class DeletedManifest:
-    """A deleted manifest that can still be put back. `repository` and `name`: row id and name of the repository.
+    """A deleted manifest that can still be put back. `repository_id` and `name`: row id and name of the repository.
     `size`: in bytes. `deleted`: when it was deleted, in seconds since 1970."""
 
-    repository: int
+    repository_id: int
     digest: Digest
     name: str
     size: int
@@ -186,9 +187,9 @@ class Metadata(Protocol):
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. Used for blobs whose bytes did not
         come through an upload session. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is
-        then a push. `is_fill`: whether the mirror downloaded the blob; its event is then a fill. Without `by` and
-        `is_fill`, there is no event. If the blob was damaged, its row gets the new place, and the blob is not damaged
-        any more; the same holds for `add_blob`. Raises QuotaExceeded."""
+        then a push. `is_fill`: whether a mirror downloaded the blob from its upstream; the event is then a fill
+        (`EventAction.FILL`). Without `by` and `is_fill`, there is no event. If the blob was damaged, its row gets the
+        new place, and the blob is not damaged any more; the same holds for `add_blob`. Raises QuotaExceeded."""
         ...
 
     async def mount_blob(

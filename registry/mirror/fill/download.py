@@ -61,8 +61,8 @@ class NoReaders(Exception):
     - The fill was a prefetch (no client had requested the blob), and no client is expected to request it any more.
     - All clients left before the download began, or another process downloads the blob.
     - Too many fills without clients wait for a connection.
-    - Another request needed the connection of a slow request. The slow one was cut off, and a retry would have to
-      request all of its bytes again."""
+    - A slow request was cut off, because another request needed its connection. A retry would have to request all of
+      its bytes again, and could be cut off again and again (`RunningRequest.cut_off`)."""
 
 
 class Download:

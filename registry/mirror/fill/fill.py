@@ -134,9 +134,9 @@ class Fill:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
         is stored. If the fill has failed, raises its error.
 
-        If the partial blob was committed or deleted a moment ago, waits until the fill has ended. Otherwise a request
-        that arrives while wrong bytes are being deleted would get the error of this fill in the middle of its
-        response, instead of the bytes of the next fill."""
+        If the partial blob was committed or deleted a moment ago, waits until the fill has ended. If the fill fails,
+        because the bytes are wrong, the caller then gets the error before it has sent any byte. So it can use the next
+        fill. Without the wait, its response would begin, and break off with the error."""
         await self._started.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
@@ -279,9 +279,9 @@ class Fill:
         return await self._download(partial)
 
     async def _claim(self) -> Partial:
-        """Claims the partial blob. Gives its file to the readers that have got no bytes yet, and closes the handle to
-        an earlier partial blob. Raises NoReaders if all clients have left before the files are opened."""
-        async with self._context.claims:
+        """Waits for a permit and claims the partial blob. Gives its file to the readers that have got no bytes yet, and
+        closes the handle to an earlier partial blob. Raises NoReaders if all clients leave during the wait."""
+        async with self._context.claim_permits:
             if self.demand.is_unattended:
                 raise NoReaders
             partial = await self._context.partials.claim(self.digest, self.size, self._source)
@@ -326,15 +326,16 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # A reader of this process that has the file of `partial` gets the file of the stored blob, or an error
-                # if it has just got bytes (`wait_until`). If `partial` has only some bytes, it is kept, because a
-                # follower in another process may have begun to read them.
+                # Readers of this process do not need `partial`: a reader that has its file, but no bytes, gets the file
+                # of the stored blob (`wait_until`). A reader that has got bytes since the check above gets an error. If
+                # `partial` has only some bytes, it is kept: a follower in another process may have begun to read them.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
-        if self.has_started:  # set while this fill was a follower; the earlier owner's record of the response is gone
+        if self.has_started:
+            # This fill saw it as a follower. Each owner has to record the response itself (`Partial.has_response`).
             self._on_response(partial)
         download = Download(
             context.upstream,

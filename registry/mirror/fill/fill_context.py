@@ -33,8 +33,8 @@ class FillContext:
     upstream. `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
     `stall_timeout`: after the upstream has begun to send the blob, a failed request is retried. The download fails
     after this number of seconds without progress. Before the upstream has begun, the download is retried at most once
-    (`RetryPolicy`). `observer`: counts the fills. `claims`: a fill holds one of its `MAX_CLAIMS` permits while it
-    claims its partial blob."""
+    (`RetryPolicy`). `observer`: counts the fills. `claim_permits`: a fill holds one of these `MAX_CLAIMS` permits while
+    it claims its partial blob."""
 
     upstream: UpstreamClient
     partials: Partials
@@ -46,4 +46,4 @@ class FillContext:
     pass_through_memory: MemoryBudget
     stall_timeout: float = STALL_TIMEOUT_SECONDS
     observer: MirrorObserver = UNOBSERVED
-    claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CLAIMS))
+    claim_permits: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CLAIMS))

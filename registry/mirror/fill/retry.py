@@ -111,9 +111,10 @@ class RepositoryChoice:
         self.next_repo = first
         self._list_repos = list_repos
         self._sender = first
-        """The repository that has sent bytes last, or `first`."""
+        """The repository that has sent bytes most recently; `first` if none has."""
         self._last_other = first
-        """The repository that was chosen last instead of `_sender`, or `first`."""
+        """The most recent choice of `_choose_another` other than `_sender`; `first` if there is none. The next such
+        choice is the repository after it in alphabetical order."""
         self._refusing: set[RepositoryName] = set()
         self._failures_in_row = 0
         """Number of failures in a row of requests from `next_repo`."""
@@ -143,8 +144,8 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Sets `next_repo` to `_sender`. If `_sender` was asked last or refuses, sets `next_repo` to the next other
-        repository in alphabetical order, if there is one that has not refused."""
+        """Sets `next_repo` to `_sender`. If `next_repo` is `_sender` already, or `_sender` has refused, sets it to the
+        next other repository in alphabetical order, if there is one that has not refused."""
         self._failures_in_row = 0
         others = [repo for repo in self._usable() if repo != self.next_repo]
         if self._sender in others or not others:
@@ -209,7 +210,8 @@ def sender_pause(times: int) -> float:
 class AvoidedEndpoints:
     """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
     other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
-    raise for each. They are asked after all others."""
+    raise for each. They are asked after all others, only to find out whether they have the blob. If one has it, its
+    error says more than the "not found" of the others."""
 
     ask_last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)

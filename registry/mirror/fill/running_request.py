@@ -14,9 +14,9 @@ from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
-"""The factor by which the time of a request counts if all clients of its fill have left. While another request waits
-for a connection, a request is too slow if its time for 256 KiB is more than 15 s (`SLOW_SLOT_SECONDS`). With this
-factor, more than 5 s are too slow."""
+"""While another request waits for a connection, a request is too slow if it needs more than 15 s for 256 KiB
+(`SLOW_SLOT_SECONDS`). If all clients of its fill have left, its time is multiplied by this factor before it is compared
+with the 15 s. So more than 5 s are then too slow."""
 
 
 class RunningRequest:

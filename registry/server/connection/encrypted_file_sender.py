@@ -55,7 +55,7 @@ class EncryptedFileSender:
         """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
         offset even if their pages are no longer in memory. Otherwise, while memory is scarce, the kernel could drop the
         pages each time before the sender sends them. Threads would then read the same bytes again and again."""
-        self._piece_read: asyncio.Future[None] | None = None
+        self._part_read: asyncio.Future[None] | None = None
         """Done when a thread has read a part of the file; None while the sender does not wait for the thread."""
         self.unsent_bytes = 0
         """How many bytes of the file were not given to the transport yet."""
@@ -139,12 +139,12 @@ class EncryptedFileSender:
         most `PIECE_BYTES`. The file can end before them."""
         piece_end = min(end_offset, offset + PIECE_BYTES)
         while not (count := self._count_in_memory(offset, piece_end)):
-            self._piece_read = self._context.worker.loop.create_future()
+            self._part_read = self._context.worker.loop.create_future()
             if self._read_ahead is None:
-                self._read_ahead = ReadAhead(self._context.worker.loop, self._file, end_offset, self._on_piece_read)
+                self._read_ahead = ReadAhead(self._context.worker.loop, self._file, end_offset, self._on_part_read)
             self._read_ahead.read(offset)
-            await self._piece_read
-            self._piece_read = None
+            await self._part_read
+            self._part_read = None
             self._just_read_up_to = self._read_ahead.read_up_to
         if self._read_ahead is not None:
             self._read_ahead.keep_ahead_of(offset + count)
@@ -166,10 +166,10 @@ class EncryptedFileSender:
         """Returns whether `count` bytes from `offset` are in the page cache."""
         return self._mapped_file is not None and self._mapped_file.count_resident(offset, offset + count) == count
 
-    def _on_piece_read(self, error: BaseException | None) -> None:
+    def _on_part_read(self, error: BaseException | None) -> None:
         """Called after a thread has read a part of the file. `error`: why the thread could not read it."""
-        if self._piece_read is not None and not self._piece_read.done():
+        if self._part_read is not None and not self._part_read.done():
             if error is None:
-                self._piece_read.set_result(None)
+                self._part_read.set_result(None)
             else:
-                self._piece_read.set_exception(error)
+                self._part_read.set_exception(error)

@@ -102,7 +102,8 @@ class HeadCache:
         fingerprint = hash(block)
         if not self._was_seen(fingerprint):
             return
-        # A target in absolute form has replaced the Host header in the scope, so it is not a simple line.
+        # A line with a target in absolute form (`http://host/path`) is not simple. With such a target, the headers in
+        # `scope` are not those of the block: the host of the target has replaced the Host header.
         simple = _SIMPLE_LINE.fullmatch(head, 0, line_end)
         if simple is None or max(size, len(head)) > MAX_HEAD_BYTES:
             return

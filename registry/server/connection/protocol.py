@@ -70,9 +70,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         it closes the connection."""
         self._is_evicted = False
         """Whether the connection was closed to make room for another one."""
-        self._max_uncounted_read = sys.maxsize
-        """If the transport's buffers have more bytes than this, the connection counts as one with large buffers, whose
-        number is limited. Without TLS, and once the connection is counted, this is `sys.maxsize`, that is, no limit."""
+        self._max_small_buffer_bytes = sys.maxsize
+        """If the transport's buffers have more bytes than this, the connection is counted, because the number of
+        connections with large buffers is limited. Once it is counted, and without TLS, this is `sys.maxsize`."""
 
     # Called by the transport
 
@@ -84,13 +84,13 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
         if context.is_tls:
-            self._max_uncounted_read = LARGE_READ_BYTES
+            self._max_small_buffer_bytes = LARGE_READ_BYTES
         self._worker.state.connections.add(self)
         self._worker.reports.report_connection(1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         # Over TLS, `sizehint` is how many bytes are in the transport's buffers.
-        if sizehint > self._max_uncounted_read:
+        if sizehint > self._max_small_buffer_bytes:
             self._on_large_buffers()
         return self._reader.get_memory()
 
@@ -318,7 +318,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def check_timeouts(self, now: float) -> None:
         """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
-        if self._max_uncounted_read < sys.maxsize and (self._flow.is_pause_long() or self._transport.is_closing()):
+        if self._max_small_buffer_bytes < sys.maxsize and (self._flow.is_pause_long() or self._transport.is_closing()):
             self._on_large_buffers()  # the transport's buffers can grow without a call of `get_buffer`
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
@@ -327,8 +327,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Describes the connection as a candidate for eviction. A connection is evicted if it is closed to make room
         for another one. Returns None if the connection must stay open or is being closed already. A TLS connection that
-        is being closed still waits for the client, so it is treated like an open connection. `now` is in seconds of the
-        event loop's clock."""
+        is being closed still waits for the client, so it counts as open. `now`: see `check_timeouts`."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
@@ -340,7 +339,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def _on_large_buffers(self) -> None:
         """Called once, when the transport's buffers may have become large. Counts the connection in the next iteration
         of the event loop, because this may close connections, which the transport does not expect while it reads."""
-        self._max_uncounted_read = sys.maxsize
+        self._max_small_buffer_bytes = sys.maxsize
         self._worker.loop.call_soon(self._count_large_buffers)
 
     def _count_large_buffers(self) -> None:
@@ -374,16 +373,17 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
+        # If the last check found the same wait, the client had received all bytes by then, and nothing was sent since.
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
-    def _current_tls_wait(self, unsent: int, wait_after: Wait | None) -> Wait:
-        """Returns what a TLS connection with bytes to send waits for. `unsent`: size of the transport's write buffer. A
+    def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
+        """Returns what a TLS connection that may have bytes to send waits for. `unsent`: size of the write buffer. A
         second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
-        are the progress. If all are acknowledged, returns `wait_after`, or a wait `linger` if `wait_after` is None."""
+        are the progress. If all bytes are acknowledged, returns `wait_if_sent`; if that is None, a wait `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)
-        return wait_after or Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
+        return wait_if_sent or Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
 
     def _on_timeout(self, reason: WaitReason) -> None:
         if reason == "head":

@@ -90,8 +90,8 @@ class RequestReader:
 
     @property
     def is_in_head(self) -> bool:
-        """Whether a head was received in part. The head parser ignores empty lines before a head, and is not in a head
-        after them. Here a read with nothing but such lines counts as the beginning of a head."""
+        """Whether a head was received in part. If a read had nothing but empty lines, these count as the beginning of a
+        head. The head parser's own `is_in_head` stays False after such lines, because the parser ignores them."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
     @property

@@ -290,19 +290,19 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     it removes the deleted manifests of the repository whose period is over, because they may need the blob. If there
     are more such manifests than one transaction should remove, it removes some of them and keeps the entry for the next
     call."""
-    if not _is_queued(db, entry.repository, entry.digest, before):
+    if not _is_queued(db, entry.repository_id, entry.digest, before):
         return False  # the link is no longer queued, or it was queued again after `before`
-    link = _unreferenced_link(db, entry.repository, entry.digest)
+    link = _unreferenced_link(db, entry.repository_id, entry.digest)
     if link is None:
-        remove_from_collect_queue(db, entry.repository, entry.digest)
+        remove_from_collect_queue(db, entry.repository_id, entry.digest)
         return False
     blob, last_used = link
     if last_used > before:
-        queue_for_collection(db, entry.repository, entry.digest, last_used)
+        queue_for_collection(db, entry.repository_id, entry.digest, last_used)
         return False
-    if not deleted_manifests.drop_of_repository(db, entry.repository, before):
+    if not deleted_manifests.drop_of_repository(db, entry.repository_id, before):
         return False
-    return remove_link(db, entry.repository, blob, entry.digest, now)
+    return remove_link(db, entry.repository_id, blob, entry.digest, now)
 
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
@@ -310,17 +310,17 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
     `drop_link` would also remove all its other links. If a blob has several links, only the preview of one of them may
     report that the blob is freed: that of the repository with the highest row id. So the blob is counted once, and only
     this preview checks the other links."""
-    link = _unreferenced_link(db, entry.repository, entry.digest)
-    if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
+    link = _unreferenced_link(db, entry.repository_id, entry.digest)
+    if not _is_queued(db, entry.repository_id, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)
     blob, _ = link
     has_later_link = db.execute(
-        "SELECT 1 FROM blob_link WHERE blob = ? AND repository > ? LIMIT 1", (blob, entry.repository)
+        "SELECT 1 FROM blob_link WHERE blob = ? AND repository > ? LIMIT 1", (blob, entry.repository_id)
     ).get
     if has_later_link is not None:
         return LinkPreview(is_dropped=True, frees_blob=False)
     other_links: list[Any] = db.execute(
-        "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (blob, entry.repository)
+        "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (blob, entry.repository_id)
     ).fetchall()
     frees_blob = all(
         needed <= before
@@ -375,7 +375,7 @@ def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> lis
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
     """Returns at most `limit` links that were queued by the time `before` and follow the entry `after`, oldest entries
     first."""
-    position = (after.since, after.repository, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
+    position = (after.since, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
     rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
     return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]
 

@@ -74,8 +74,8 @@ class LookupCache:
     def look_up(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
         equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
-        bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
-        caches nothing."""
+        bytes of memory that a result takes, without the texts in `arguments`, which the cache counts itself. If
+        `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:

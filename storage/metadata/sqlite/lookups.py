@@ -38,8 +38,8 @@ SKIP_COST_PER_CHARACTER = 2
 It covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
-before. But if names after the last one that was read are skipped, because they are not in the set, the next statement
-reads the smallest number."""
+before. But if the set has no names directly after the last name that was read, the next statement begins at the next
+possible name of the set, and reads the smallest number."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
 full size in bytes."""

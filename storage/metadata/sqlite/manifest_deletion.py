@@ -135,11 +135,11 @@ class ManifestDeletion:
     def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
-        # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
-        # Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace period. If
-        # two deleted manifests share a blob, the grace period of the blob begins at the time of the second deletion. If
-        # this time were before that of the first deletion, the blob would be removed before the copy of the first
-        # manifest, which needs it.
+        # The time is read inside the transaction, so that no deletion has an earlier time than one that was committed
+        # before it. Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace
+        # period. If two deleted manifests share a blob, the grace period of the blob begins at the time of the deletion
+        # that was committed last. If this time were earlier than that of the other deletion, the blob would be removed
+        # before the copy of the other manifest, which needs it.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None

@@ -90,7 +90,8 @@ class SqliteDatabase:
         # A call of `data_version` returns a value that changes with every commit to the database.
         data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
-        # Each `ScanThread` runs one long lookup at a time, so the kinds of lookups below do not wait for each other.
+        # Each of the following kinds of long lookups has a `ScanThread` of its own. A `ScanThread` runs one lookup at a
+        # time, so lookups of different kinds do not wait for each other.
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, data_version, reserve, observer, directory)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)

@@ -256,14 +256,14 @@ class _FactsReader:
         row: Any = self._db.execute(_MANIFEST, (row_id,)).get
         if row is None:
             return None
-        digest, media_type, size, artifact_type, stored = row
+        digest, media_type, size, artifact_type, pushed = row
         last_pulled, pulls = self._db.execute(_PULLS, (self._tree(row_id)[0],)).get
         return ManifestFacts(
             digest=Digest(digest),
             media_type=media_type,
             size=size,
             artifact_type=artifact_type,
-            stored=stored,
+            stored=pushed,
             last_pulled=last_pulled,
             pulls=pulls,
             stored_bytes=self.stored_bytes(row_id),

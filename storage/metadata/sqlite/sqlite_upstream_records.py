@@ -65,8 +65,8 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""A stored `at` that is later than ?6 counts as older than the new one. A stored `until` that is later than ?7 counts
-as no pause. See `save_allowance`."""
+"""`most` has `Allowance.limit`. A stored `at` that is later than ?6 counts as older than the new one. A stored `until`
+that is later than ?7 counts as no pause. See `save_allowance`."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed

@@ -54,9 +54,9 @@ _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
 because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
 changes wait until a transaction has ended."""
-MAX_PAGE_LIMITS = 500
-"""A limit restricts a token to some actions on the repositories that a pattern matches. A page ends when its tokens
-together have this number of limits or more."""
+MAX_LIMITS_PER_PAGE = 500
+"""A page of tokens ends when its tokens together have this number of limits (`TokenLimit`) or more. A limit restricts a
+token to some actions on the repositories that a pattern matches."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -93,7 +93,8 @@ often revokes its own tokens, and not those that other machines use:
   another machine.
 - Class 1 comes next: the tokens that are not in use, and those in use that are too many for class 2.
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
-  the note with the most tokens loses one, and a machine with an address of its own loses its only token last.
+  in each class, a token of the note with the most tokens is revoked first. The only token of a machine with an address
+  of its own is revoked only if no note has two tokens of the class.
 - Class 0 comes last: the tokens with a time after ?3, which was stored while the clock was ahead."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
 """The ids of at most ?6 refresh tokens to revoke, without the new one: the lowest class first, and in each class the
@@ -138,12 +139,12 @@ def page(
 ) -> Page[ApiToken]:
     """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
     ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
-    `limit` tokens. It ends earlier if its tokens together have `MAX_PAGE_LIMITS` limits (`ApiToken.limits`) or more.
-    `purpose`: only tokens with this purpose, if `owner` is an account; None: all."""
+    `limit` tokens. It ends earlier if its tokens together have `MAX_LIMITS_PER_PAGE` limits (`ApiToken.limits`) or
+    more. `purpose`: only tokens with this purpose, if `owner` is an account; None: all."""
     values = (after or "", now, limit + 1)
     rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner, purpose))
     return limited_page(
-        rows, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_PAGE_LIMITS
+        rows, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_LIMITS_PER_PAGE
     )
 
 
@@ -201,7 +202,7 @@ def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiTok
     notes (`_LEAST_RECENTLY_USED`), because comparing the notes of 100,000 tokens takes a second."""
     excess = db.execute(_COUNT, (new_token.account, "login")).get - MAX_REFRESH_TOKENS
     if excess <= 0:
-        return  # in most cases, without the sorting below, which takes milliseconds
+        return  # most calls end here, without the sorting below, which takes milliseconds
     latest_right_time = now + CLOCK_MARGIN_SECONDS
     kept_tokens = MAX_REFRESH_TOKENS - 1  # in addition to the new token
     values = (

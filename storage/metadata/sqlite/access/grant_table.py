@@ -157,7 +157,7 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added_characters and wild_characters + added_characters > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
-            f"the patterns of {subject} with a star before their end are too long together; "
+            f"the total length of the patterns with a star before their end would be too large for {subject}; "
             "grant on patterns like team/**, or to groups"
         )
 

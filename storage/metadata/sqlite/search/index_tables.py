@@ -5,6 +5,10 @@ the highest row id that the index has processed. New rows get higher row ids, so
 and a push need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the
 position back, so that it is never above the highest row id.
 
+The index reads only the part of the tag history that was written after its creation. It adds older tags from the table
+of tags (`_add_stored_tags`). `tag_repository` and `tag_name` are the last tag that was added in this way; NULL: all
+were added.
+
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
 a bounded number of rows. Except in `set_labels`, texts of the content are read as bytes, so that damaged texts raise no
 error.
@@ -57,6 +61,7 @@ SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
        coalesce((SELECT max(id) FROM blob), 0) - blobs,
        coalesce((SELECT max(id) FROM tag_history), 0) - tag_changes, tag_repository IS NOT NULL
   FROM search_progress"""
+"""Reads how far each position is behind, and whether tags from before the index still have to be added."""
 _CHANGED_TAGS = """
 SELECT count(*), max(id),
        CAST(json_group_array(json_array(repository, tag)) FILTER (WHERE is_stored AND NOT is_indexed) AS BLOB),
@@ -112,8 +117,8 @@ def has_unindexed(db: apsw.Connection) -> bool:
 def is_indexing(db: apsw.Connection) -> bool:
     """Returns whether much of the content is not in the index. Blobs do not count, because only configs matter to the
     index."""
-    repositories, manifests, _, tag_changes, reads_tags = db.execute(_LAG).get
-    return bool(reads_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
+    repositories, manifests, _, tag_changes, lacks_old_tags = db.execute(_LAG).get
+    return bool(lacks_old_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
 
 
 def index_names(db: apsw.Connection) -> bool:
@@ -143,7 +148,7 @@ def _add_repositories(db: apsw.Connection) -> bool:
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
-    """Adds the next tags that were stored before the index was created. `tag_repository` is NULL when all are added."""
+    """Adds the next tags that were stored before the index was created."""
     position: Any = db.execute("SELECT tag_repository, CAST(tag_name AS BLOB) FROM search_progress").get
     if position[0] is None:
         return False
@@ -229,10 +234,10 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
     return IncompleteManifestPage(readable, tuple(incomplete[-1]) if incomplete else None)
 
 
-def forget_full_text_structure(db: apsw.Connection) -> None:
-    """Makes a small search, so that this connection reads the current list of the segments (the parts of a full-text
-    index). Call it before `PRAGMA quick_check`, which uses the list that the connection read last. If another
-    connection has merged segments since then, the check would report the missing segments as damage."""
+def reload_segment_lists(db: apsw.Connection) -> None:
+    """Makes this connection read the current list of the segments (the parts of a full-text index), by a small search.
+    Call it before `PRAGMA quick_check`, which uses the list that the connection read last. If another connection has
+    merged segments since then, the check would report the missing segments as damage."""
     with suppress(apsw.Error):  # the check that follows finds the damage, too
         _search_full_text(db)
 

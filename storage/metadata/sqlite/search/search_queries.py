@@ -191,9 +191,9 @@ def _rank(name: str, word: str) -> int:
 
 
 def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
-    """Finds the tags with a word that begins with the last of `words`. The words of a tag are the whole tag, and the
-    text after each '-' and '_' (`index_tables.words_of_tag`). The other `words` must occur in the tag or in the name of
-    its repository."""
+    """Finds tags. `words`: the words of the query. The tag, or the rest of the tag after a '-' or '_', must begin with
+    the last of them (`index_tables.words_of_tag`). The others must occur in the tag or in the name of its
+    repository."""
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])

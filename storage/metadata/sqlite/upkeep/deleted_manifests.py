@@ -78,7 +78,7 @@ def oldest(
 ) -> list[DeletedManifest]:
     """Returns at most `limit` manifests that were deleted at `before` or earlier, in the order of their deletion.
     `after`: only manifests that follow this one in that order; None: from the first one on."""
-    position = (after.deleted, after.repository, after.digest) if after else (float("-inf"), 0, "")
+    position = (after.deleted, after.repository_id, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 
 
@@ -105,7 +105,7 @@ def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[Del
         size += manifest.size
         if dropped and size > MAX_DROPPED_BYTES:
             break
-        forget(db, manifest.repository, manifest.digest)
+        forget(db, manifest.repository_id, manifest.digest)
         dropped.append(manifest)
     return dropped
 

@@ -148,7 +148,7 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
     # Each connection keeps the list of the parts of the full-text index. If another connection has merged parts, the
     # kept list is outdated, and the check would report the merged parts as missing. This call makes the connection read
     # the list again.
-    index_tables.forget_full_text_structure(db)
+    index_tables.reload_segment_lists(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             # A line such as "*** in database main ***" is a heading.

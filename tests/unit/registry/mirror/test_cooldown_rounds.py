@@ -150,7 +150,7 @@ async def test_full_storage_is_not_logged_as_a_failed_request(
         await worker.mirror.recheck_young_tags()
     assert site.upstream.calls["head manifest"] == 2
     (line,) = (record.getMessage() for record in caplog.records if "library/a" in record.getMessage())
-    assert line == f"cannot store what docker.io has as docker.io/library/a:1: {error.message}"
+    assert line == f"cannot store the answer of docker.io about docker.io/library/a:1: {error.message}"
 
 
 async def test_first_round_of_a_process_begins_at_a_random_tag(site: MirrorSite) -> None:

@@ -190,7 +190,7 @@ async def test_a_client_that_leaves_before_the_files_are_opened(
     """So many fills open their files that another one waits. Its client leaves meanwhile. The fill ends without opening
     a file and without a request to the upstream. A client that requests the blob later gets it."""
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    claims = worker.mirror._fills._context.claims
+    claims = worker.mirror._fills._context.claim_permits
     for _ in range(MAX_CLAIMS):
         await claims.acquire()
     reading = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGESTS[0]))
