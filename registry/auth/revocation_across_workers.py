@@ -69,7 +69,8 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)
         try:
-            # Checks the identity again if the epoch has changed since it was last checked, even during `prepare`.
+            # Checks the identity again if the epoch has changed since the last check, which includes changes during
+            # `prepare`.
             principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
         except Unauthorized:
             raise Unauthorized(REFUSED) from None

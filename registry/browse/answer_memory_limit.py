@@ -42,8 +42,9 @@ class _HeldAnswer:
 
 
 class AnswerMemoryLimit:
-    """Limits the memory of one process: all answers together have at most `size` bytes. As in every `MemoryBudget`,
-    only answers of up to 64 KiB may use the last quarter of it."""
+    """Limits the memory of one process: all answers together have at most `size` bytes. As in every `MemoryBudget`, a
+    quarter of `size` is reserved for small answers: an answer of more than 64 KiB is refused if all answers together
+    would then have more than three quarters of `size`."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -3,7 +3,8 @@ packages in an image) or an attestation. This module verifies nothing.
 
 A *referrer* is an artifact that refers to a manifest, such as an image. An *attestation* is a claim about an image,
 such as how it was built; its *predicate type* names the kind of claim. A *Sigstore bundle* is a file that contains a
-signature or a signed attestation."""
+signature or a signed attestation. The manifest of a bundle can state the predicate type in an annotation
+(`storage.tag_listing.BUNDLE_PREDICATE`)."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
-    """Returns the purpose of a referrer of this artifact type. For a Sigstore bundle, call this only if its annotation
-    does not state a predicate type (`purpose_of_predicate`)."""
+    """Returns the purpose of a referrer of this artifact type. For a Sigstore bundle whose manifest states a predicate
+    type, call `purpose_of_predicate` instead."""
     if artifact_type is None:
         return Purpose.OTHER
     if artifact_type.startswith(BUNDLE_TYPE_PREFIX):
@@ -72,9 +73,8 @@ def purpose_of_tag(suffix: str) -> Purpose:
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns the purpose of a referrer whose statement has this predicate type. Empty: the type is unknown, as for a
-    Sigstore bundle without the annotation. The result is then `SIGNATURE`, because cosign has written such bundles only
-    for signatures."""
+    """Returns the purpose of a referrer with this predicate type. Empty: the manifest of a Sigstore bundle does not
+    state the type. The result is then `SIGNATURE`, because cosign has written such bundles only for signatures."""
     if not predicate or predicate.startswith(SIGNATURE_PREDICATE):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION

@@ -1,4 +1,4 @@
-"""Makes the texts with which the pages show a file of an artifact, such as an SBOM or a signature (`read_file`).
+"""Converts a file of an artifact, such as an SBOM or a signature, to text that a page can show (`read_file`).
 
 A *DSSE envelope* is JSON that contains signatures and a signed `payload` in base64. A *Sigstore bundle* is JSON that
 can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that makes a claim about an

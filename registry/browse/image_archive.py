@@ -174,16 +174,17 @@ def _wrong_size(digest: Digest) -> BlobUnknown:
 
 
 def _contents(
-    manifest: Manifest, blobs: Sequence[Descriptor], name: str | None, platform: Mapping[str, object] | None
+    manifest: Manifest, blobs: Sequence[Descriptor], tagged_name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
-    """Yields the parts of the archive. The small files that describe the image come first."""
+    """Yields the parts of the archive. The small files that describe the image come first. `tagged_name`: the name and
+    the tag of the image, such as `team/app:v1`; None: the client has chosen the image by its digest."""
     assert manifest.config is not None
     descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
-    if name is not None:
-        descriptor["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
+    if tagged_name is not None:
+        descriptor["annotations"] = {REF_NAME: tagged_name.rpartition(":")[2], IMAGE_NAME: tagged_name}
     docker_manifest = {
         "Config": blob_file(manifest.config.digest),
-        "RepoTags": None if name is None else [name],
+        "RepoTags": None if tagged_name is None else [tagged_name],
         "Layers": [blob_file(layer.digest) for layer in manifest.layers],
     }
     files = {

@@ -75,8 +75,9 @@ class OverviewReader:
         all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
         present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
-        # Of each index, selects the manifests that the repository has, but only the first attestations. At most
-        # `_MAX_CHILDREN_READ` of the selected manifests are read.
+        # Selects which of the manifests in indexes to read: those that the repository has. Leaves out further
+        # attestations after the first `_MAX_ATTESTATIONS_READ` of an index. At most `_MAX_CHILDREN_READ` of the
+        # selected manifests are read.
         for shown_entries in entries_by_index.values():
             attestation_count = 0
             for entry in shown_entries:
@@ -133,7 +134,7 @@ class OverviewReader:
             for entry in entries
             if not entry.is_attestation
         ]
-        # An index has no config. Its first image that has one stands for all of them.
+        # An index has no config. For an index, the overview uses the config of the first image that has a config.
         image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:

@@ -31,7 +31,7 @@ MAX_FILES: Final = 200
 MAX_RAW_BYTES: Final = 64 * 1024
 """The size of the largest manifest whose bytes are included in its details."""
 _MAX_PARTS: Final = 12
-"""How many layers the picture of an image's size shows separately."""
+"""How many layers get a bar of their own in the chart of an image's size."""
 _USUAL_PLATFORM: Final = "linux/amd64"
 """The platform of an index that is shown by default, if the repository has its image."""
 _TITLE: Final = "org.opencontainers.image.title"
@@ -85,7 +85,7 @@ class ManifestDetails:
             frozen_at=frozen,
             platforms=list(overview.platforms),
             more_platforms=overview.more_platforms,
-            image=await self._image(repo, manifest, overview, platform) if is_readable else None,
+            image=await self._chosen_image(repo, manifest, overview, platform) if is_readable else None,
             files=await self._files(repo, manifest) if summary.kind == "artifact" else [],
             raw=manifest.body.decode("utf-8", "replace") if len(manifest.body) <= MAX_RAW_BYTES else None,
         )
@@ -96,12 +96,12 @@ class ManifestDetails:
         frozen = await self._upstream_tags.frozen(repo, reference) if isinstance(reference, Tag) else None
         return None if frozen is None else frozen.digest
 
-    async def _image(
+    async def _chosen_image(
         self, repo: RepositoryName, manifest: Manifest, overview: Overview, platform: str | None
     ) -> ImageView | None:
         """Returns the image that the details show; None if the manifest has no image, or the image is not present."""
         if overview.summary.kind == "image":
-            return await self.image(repo, manifest)
+            return await self._image_view(repo, manifest)
         chosen_platform = choose_platform(manifest.digest, overview.platforms, platform)
         if chosen_platform is None or not chosen_platform.present:
             return None
@@ -112,9 +112,11 @@ class ManifestDetails:
         # If the manifest is large, this parses it in a thread, so that the event loop need not parse it below. The
         # summary is not needed.
         await self._reader.summary_of(child)
-        return await self.image(repo, child, chosen_platform.name) if child.is_readable and is_image(child) else None
+        if not child.is_readable or not is_image(child):
+            return None
+        return await self._image_view(repo, child, chosen_platform.name)
 
-    async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
+    async def _image_view(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
         platform in the config is used. Call `ContentReader.summary_of` with `manifest` first: it parses a large
         manifest in a thread, so that this method does not parse it on the event loop."""
@@ -194,7 +196,7 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns the smallest possible number of build steps that are missing from `steps`. An image has at least as many
+    """Returns a lower bound for the number of build steps that are missing from `steps`. An image has at least as many
     steps as its history has entries, and at least as many as it has layers (`build_steps`)."""
     in_history = 0 if config is None else len(config.history) + config.more_history
     return max(in_history, len(manifest.layers), len(steps)) - len(steps)

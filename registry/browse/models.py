@@ -61,8 +61,8 @@ class TagRow(View):
     platforms: list[PlatformView]
     more_platforms: int = Field(description="Number of platforms that are not in `platforms`")
     stored_bytes: int | None = Field(
-        description="Size of what this registry stores of the image, for all platforms; null if it is too much to add "
-        "up. The list is sorted by this with `order=size`"
+        description="Size of what this registry stores of the image, for all platforms; null if the image has too many "
+        "manifests or blobs to add up their sizes. The list is sorted by this with `order=size`"
     )
     created: datetime | None = Field(description="When the image was made, as its config or annotation says")
     pushed: datetime = Field(description="When the tag was last pushed; in a mirror, when it was last fetched")
@@ -71,7 +71,9 @@ class TagRow(View):
     pulls: int
     marks: MarksView
     immutable: bool = Field(description="Clients cannot move or delete the tag")
-    frozen_at: str | None = Field(description="Digest at which a mirrored tag is frozen; pulls get this digest")
+    frozen_at: str | None = Field(
+        description="If the tag is frozen: the digest that each pull gets, even after the tag moves at the upstream"
+    )
 
 
 class TagRowPage(View):
@@ -315,8 +317,8 @@ class RefusedTag(View):
 class RemovalPlanView(View):
     """What a removal of tags would remove.
 
-    `manifests` are those that nothing uses without these tags. Images that have other tags, or that an index lists,
-    stay."""
+    `manifests` are those that nothing uses any more after the removal. Images that have other tags, or that an index
+    lists, stay."""
 
     tags: list[RemovedTag]
     referrer_tags: list[RemovedTag] = Field(

@@ -91,9 +91,9 @@ class RepositoryBrowser:
     ManifestUnknown.
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
-    wait. If too many wait, a read raises TooManyRequests. A web page first reads, and then waits for a slot to be
-    rendered (`registry.ui.page_route.page_slot`). During that wait, it holds no slot to read, so that other visitors
-    can read.
+    wait. If too many wait, a read raises TooManyRequests. The number of pages that are rendered at a time is limited
+    separately (`registry.ui.page_route.page_slot`). A page that has been read and waits to be rendered does not count
+    as a read, so that other visitors can read.
 
     `answer_memory_limit`: limits the memory of the results of `raw_manifest` and `raw_config`. A route that sends such
     a result counts its bytes there until it is sent."""

@@ -1,6 +1,6 @@
-"""The commands `entrepot client PROGRAM` and `entrepot client check PROGRAM`. The first print configuration files that
-make a client, such as docker, pull through this registry's mirrors. The second checks whether the files of a client on
-this machine do that.
+"""The command `entrepot client PROGRAM` prints configuration files that make a client, such as docker, pull through
+this registry's mirrors. The command `entrepot client check PROGRAM` checks whether the files of a client on this
+machine do that.
 
 An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
 """
@@ -195,7 +195,7 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
         upstreams = [_default_upstream(name) for name in dict.fromkeys(names or [DOCKER_HUB])]
         return [host for upstream in upstreams for host in mirrored_hosts(upstream)]
     all_hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
-    valid_names = dict.fromkeys(name for host in all_hosts for name in (host.name, host.prefix))
+    valid_names = dict.fromkeys(name for host in all_hosts for name in (host.upstream, host.prefix))
     if unknown := next((name for name in names if name not in valid_names), None):
         fail(f"--upstream: {unknown} is not mirrored here; these are: {', '.join(valid_names)}", USAGE_ERROR)
     if not names:
@@ -204,10 +204,10 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. A host has two names: `host.prefix` is the host
-    name in the client's image names, and `host.name` is the name of its upstream. A value that is the prefix of some
-    host selects only that host. Any other value selects all hosts of the upstream with this name."""
-    return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
+    """Returns whether `name`, a value of --upstream, selects `host`. The `prefix` of a host is the host name in the
+    client's image names. A value that is the prefix of some host selects only that host. Any other value selects all
+    hosts of the upstream with this name."""
+    return host.prefix == name or (host.upstream == name and all(other.prefix != name for other in all_hosts))
 
 
 def _default_upstream(name: str) -> Upstream:
@@ -223,7 +223,8 @@ def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None
     """Ends the command if docker would get images of another registry in place of those of Docker Hub. docker asks the
     mirror in daemon.json for `library/ubuntu`, without the host `docker.io`. This registry then asks its default
     upstream, which therefore has to be docker.io."""
-    if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
+    has_docker_hub = any(host.upstream == DOCKER_HUB for host in hosts)
+    if has_docker_hub and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
             "docker asks its mirror for names without a host, such as library/ubuntu, and with these settings this "
             "registry does not fetch them from docker.io; set default = true for the upstream docker.io",

@@ -46,9 +46,9 @@ def server_user(data: Path) -> tuple[int, int]:
     """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError. The first case that
     applies counts:
 
-    - The uid and the gid of this process, if its user can run the server in another user's directory. That is so if all
-      of this holds: the user is neither root nor the owner of the directory; the user may write to the directory; the
-      database belongs to the user or does not exist.
+    - The uid and the gid of this process, if all of this holds: its user is neither root nor the owner of the
+      directory; the user may write to the directory; the database belongs to the user or does not exist. The user can
+      then run a server in the directory, although the directory belongs to another user.
     - The uid of the database, if all of this holds: the directory belongs to root; its group or all users may write to
       it; the database exists. This is the case on a volume of Kubernetes (`fsGroup`). The gid is that of the directory,
       or of the database if all users may write to the directory.
@@ -80,9 +80,9 @@ def become_owner(data: Path) -> None:
     (`server_user`). The process leaves all other groups.
 
     Does nothing if the process is not root, if the server's user is root, or if `data` does not exist. Must be called
-    while the process has only one thread, because capset(2) changes only the calling thread. Raises OwnerError if the
-    kernel does not allow the switch, as in some containers. But if `data` belongs to root, the process then stays
-    root."""
+    while the process has only one thread, because capset(2) changes only the calling thread. In some containers, the
+    kernel does not allow the switch. In this case, the process stays root if `data` belongs to root; otherwise raises
+    OwnerError."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     uid, gid = server_user(data)

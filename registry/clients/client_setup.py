@@ -65,7 +65,7 @@ class MirroredHost:
 
     prefix: str
     """The host at the beginning of the client's image names, such as `docker.io` or `registry.example.com:5000`."""
-    name: str
+    upstream: str
     """The name of the upstream in this registry's settings."""
     server: str
     """The URL from which the client would pull without this registry."""
@@ -115,14 +115,14 @@ def docker_daemon(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> di
 
 def is_docker_mirror(hosts: Sequence[MirroredHost]) -> bool:
     """Returns whether docker can use this registry as its mirror of Docker Hub."""
-    return any(host.name == DOCKER_HUB and host.has_short_names for host in hosts)
+    return any(host.upstream == DOCKER_HUB and host.has_short_names for host in hosts)
 
 
 def docker_image_name_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
     """Returns a hint for each upstream whose images docker can pull only with this registry's address at the beginning
     of the image name."""
     hints = []
-    for name in dict.fromkeys(host.name for host in hosts):
+    for name in dict.fromkeys(host.upstream for host in hosts):
         if name != DOCKER_HUB:
             hints.append(
                 hint(
@@ -186,7 +186,7 @@ def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
     ]
     for host in hosts:
         lines += ["", "[[registry]]", f"prefix = {_quoted(host.prefix)}", f"location = {_quoted(host.prefix)}"]
-        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{host.name}')}"]
+        lines += ["", "[[registry.mirror]]", f"location = {_quoted(f'{address.host}/{host.upstream}')}"]
         if address.is_plain_http:
             lines.append("insecure = true")
     if address.is_plain_http:

@@ -100,9 +100,9 @@ def _containerd_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -
             "entrepot grant add '{pattern}' pull everyone",
             pattern=f"{name}/**",
         )
-        # Grants are for repository names, which begin with the upstream's name (`host.name`). Several hosts
+        # Grants are for repository names, which begin with the upstream's name (`host.upstream`). Several hosts
         # (`host.prefix`) can belong to one upstream.
-        for name in dict.fromkeys(host.name for host in hosts)
+        for name in dict.fromkeys(host.upstream for host in hosts)
     ]
 
 

@@ -138,7 +138,7 @@ class PasswordCheck:
             if comparison.digest:  # without a digest, the password may be right: the hashing has failed
                 until = self._clock() + WRONG_CACHED_SECONDS
                 self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
-            if await self._wrong_passwords.counts(name, address, identity, comparison.digest):
+            if await self._wrong_passwords.should_count(name, address, identity, comparison.digest):
                 # Logins that share a hashing are one guess at the account. Otherwise many machines with an old password
                 # would delay the logins of others for hours.
                 await self._throttle.record_failure(

@@ -5,8 +5,8 @@ fixed number of seconds to the wait (the generic cell rate algorithm, a form of 
 not exist are throttled like those of existing accounts.
 
 - Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A failure
-  does not count here if even the right password is refused, because the line of the account in the htpasswd file cannot
-  be read, and the store has no account of this name.
+  does not count here if the store has no account of this name, and the account's line in the htpasswd file cannot be
+  read: then even the right password is refused.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
@@ -57,8 +57,9 @@ class FailureRate:
         return FailureCost(self.cost_seconds, self.cost_seconds * (self.burst + MAX_CONCURRENT_FAILURES))
 
     def wait(self, until: float, now: float) -> float:
-        """Returns how many seconds the next attempt must wait. `until` is the stored time of a throttling key: each
-        failure moves it `cost_seconds` further into the future. `until` and `now` are in seconds since 1970.
+        """Returns how many seconds the next attempt must wait. The store keeps a time under each *throttling key*, a
+        text that stands for an account, an address or both (see the end of this file). `until` is the time of one key:
+        each failure moves it `cost_seconds` further into the future. `until` and `now` are in seconds since 1970.
 
         Returns 0.0 if `until` is so far in the future that the clock must have been ahead when it was stored. Otherwise
         logins would be refused until the clock reaches that time."""
@@ -76,7 +77,8 @@ BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 """Allows 1440 guesses a day at one account in the long run, from all addresses together."""
 FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
 """How long an address stays familiar to an account after a login: 30 days, or up to a day less, because a login is
-stored at most once a day."""
+stored at most once a day. The store keeps familiar addresses in the table of the failures, whose times can be at most
+this many seconds ahead."""
 
 
 class LoginThrottle:

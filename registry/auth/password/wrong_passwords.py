@@ -1,9 +1,9 @@
 """Remembers in the store which wrong passwords were counted as failed logins, so that each counts once a day over all
 workers and restarts.
 
-The reason is that docker sends its login for Docker Hub to every mirror of Docker Hub, again and again. All people of
-an office can share one address. If each worker counted these logins, they would use up the failed logins that
-the address may have.
+The reason is that docker sends its login for Docker Hub to every mirror of Docker Hub, again and again. For a mirror,
+this password is wrong. All people of an office can share one address. If each worker counted each of their passwords
+once, and again after a restart, the address would use up the failed logins that it may have.
 
 A wrong password can be the right one of another account, so the store must not help to find it. It has only a hash of
 the argon2 digest that the check of the password has computed anyway. Whoever reads the store needs one argon2 hashing
@@ -26,11 +26,10 @@ MAX_LOOKUPS_A_DAY: Final = 20_000
 possible in the first day. The limit has two purposes:
 
 - It limits what clients without an account can write.
-- It limits the hashings for a client that repeats more wrong passwords than a process caches. The process hashes a
-  repeated password again if it is no longer in the cache. But the password does not count as a failed login again,
-  because the store has it. Without the limit, such a client could cause any number of hashings. Beyond the limit, the
-  process does not ask the store, and every wrong password counts. A client with too many failed logins is refused
-  without a hashing.
+- It limits the hashings that a client can cause by repeating many wrong passwords. If it repeats more of them than a
+  process caches, the process has to hash each one again. But while the store has a password, its repetition does not
+  count as a failed login, so the throttle does not stop the client. Beyond the limit, the process does not ask the
+  store, and every wrong password counts. The throttle then soon refuses the client without a hashing.
 """
 
 
@@ -45,9 +44,9 @@ class WrongPasswords:
         time has passed, all of it if the time is a day ahead. Each lookup moves it further into the future (the generic
         cell rate algorithm)."""
 
-    async def counts(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
-        """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
-        same network, for the same account in its present state. After too many lookups, every wrong password counts.
+    async def should_count(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
+        """Returns whether to count a wrong password as a failed login. False if it was counted in the last day, for the
+        same network and the same account in its present state. After too many lookups, every wrong password counts.
 
         `identity` is the identity that the right password would have proved; None: the account does not exist, is
         disabled or has no password. `digest` is the argon2 digest of the wrong password; empty if there is none, and

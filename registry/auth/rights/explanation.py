@@ -46,7 +46,8 @@ class RightsExplanation:
     - `is_admin`: whether the account is an admin, who may do everything.
     - `is_open`: whether the registry has no accounts yet. Every client may then pull, push and delete, except in
       repositories of an upstream that needs grants. If `is_admin` or `is_open` is true, grants do not matter.
-    - `repositories`: the one or two repositories that the name can mean, the hosted repository first.
+    - `repositories`: the rights on the repository. If its name can mean two repositories: the rights on both, with the
+      hosted repository first.
     """
 
     account: AccountName | None

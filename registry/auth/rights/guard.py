@@ -56,10 +56,10 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 _PUSH: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
-"""How many lists of repositories a process makes at a time. *Pending* lists are those that run or wait until they may
-run. A *visitor* is an account, or a network of anonymous clients. A single thread reads the running lists in turn, so a
-running list waits for the others. Only one list of each visitor may run, so a list waits for at most one list of each
-other visitor."""
+"""How many lists of repositories a process makes at a time. A list *runs* when the process may read the store for it. A
+list is *pending* when it runs or waits until it may run. A *visitor* is an account, or a network of anonymous clients.
+One thread serves all lists that run, one after another, so each list delays the others. Because only one list of each
+visitor may run, a list waits for at most one list of each other visitor at a time."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -166,8 +166,9 @@ class Guarded(ForwardingRegistry):
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
-        raises Unauthorized, Denied, or the error for content that does not exist. If the principal may not pull from
-        the repository, replaces an error of `inner` that names stored digests or tags by its `redacted` form."""
+        raises Unauthorized, Denied, or the error for content that does not exist. If `inner` raises an error that names
+        stored digests or tags, and the principal may not pull from the repository, raises the error's `redacted` form
+        instead."""
         repo = call.repo
         try:
             rule = _RULES.get(call.operation)

@@ -40,8 +40,8 @@ requests. The action push is missing, because a push always stores under the req
 
 _MANY_GRANTS: Final = 200
 """If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. With
-more grants, the name sets of the grantee are large. They are not merged, so that all `Rights` objects that contain
-these grants share them."""
+more grants, the name sets of the grantee are large. These sets are not merged. Instead, all `Rights` objects that
+contain the grantee's grants share the same sets."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
@@ -209,10 +209,10 @@ class Policy:
         return Principal(current_identity, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
-        """Returns a principal with the current rights: `principal` itself if its epoch is the current one and its
-        identity has no stamp, otherwise the one that the method `principal` returns. Raises Unauthorized if the
-        identity is not valid any more. Does not check whether the credential has expired: a request that started before
-        the expiry may finish."""
+        """Returns a principal with the current rights. This is the argument itself if its epoch is the current one and
+        its identity has no stamp. Otherwise computes a new principal. Raises Unauthorized if the identity is not valid
+        any more. Does not check whether the credential has expired: a request that started before the expiry may
+        finish."""
         identity = principal.identity
         if principal.epoch == self.accounts.epoch() and identity.stamp is None:
             return principal
@@ -244,7 +244,8 @@ class Policy:
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
         """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
-        lead."""
+        lead. A request can name any upstream, in its Host header or query. So `possible_names` returns a stored name
+        for each upstream, whereas `candidates` returns only the stored names to which `name` alone can lead."""
         allowed_bits = 0
         for stored_name in self.naming.possible_names(name):
             if principal.is_slow_to_match:

@@ -136,7 +136,7 @@ def _parse_access(claim: object) -> dict[str, Action]:
         raise TypeError("the claim `access` is not a list")
     for entry in claim:
         if entry["type"] == "registry":
-            # For the name `catalog`, the key is `CATALOG`. Keys with other names are never looked up.
+            # `CATALOG` is "registry:catalog". An entry with another name gets a key that is never looked up.
             access[f"registry:{entry['name']}"] = Action.PULL
         else:
             access[str(entry["name"])] = Action.parse(",".join(entry["actions"])) & _GRANTABLE

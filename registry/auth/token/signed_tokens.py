@@ -28,12 +28,32 @@ LEEWAY_SECONDS: Final = 5.0
 """How far in the future a token's time of issue may be, because the clock of this machine may have been set back after
 the token was issued."""
 _MAX_PART_CHARACTERS: Final = 128 * 1024
-"""The longest part of a token that joserfc accepts. It is larger than every limit of `parse_token`, because the
-library's own limits would refuse tokens with a long header, such as one with a certificate."""
+"""The longest part of a token (header, payload or signature) that joserfc accepts. It replaces joserfc's own limits,
+which would refuse tokens with a long header, such as one with a certificate. It refuses no token itself: `parse_token`
+first refuses every token that is longer than its argument `max_characters`, which is always smaller."""
 
 
 class TokenInvalid(Exception):
     """A token is refused. The text completes the sentence "the token …", such as "has expired"."""
+
+
+class _AcceptedAlgorithms(JWSRegistry):
+    """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
+    except unknown extensions. joserfc calls such an object a registry.
+
+    joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names. This class does not warn,
+    because few issuers use the new names yet."""
+
+    max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
+
+    def get_alg(self, name: str) -> Any:
+        """Returns the algorithm of this name. Raises UnsupportedAlgorithmError if it is not accepted."""
+        if name not in (ALGORITHM, *ASYMMETRIC_ALGORITHMS):
+            raise UnsupportedAlgorithmError(name)
+        return self.algorithms[name]
+
+
+_ACCEPTED_ALGORITHMS: Final = _AcceptedAlgorithms(strict_check_header=False)
 
 
 class SignedTokens:
@@ -76,7 +96,7 @@ class SignedTokens:
         header = {"alg": ALGORITHM, "kid": key.id, "typ": self._token_type}
         payload = {"iss": self._accounts.instance_id(), "aud": self._audience, **claims}
         text = json.dumps(payload, separators=(",", ":"))
-        return serialize_compact(header, text, self._hmac_key(key.id, key.secret), registry=_REGISTRY)
+        return serialize_compact(header, text, self._hmac_key(key.id, key.secret), registry=_ACCEPTED_ALGORITHMS)
 
     def verify(self, text: str, now: float) -> tuple[dict[str, Any], str]:
         """Returns the claims of the token `text`, and the id of the signing key that signed it. Raises TokenInvalid if
@@ -110,30 +130,13 @@ class SignedTokens:
         return hmac_key
 
 
-class _AcceptedAlgorithms(JWSRegistry):
-    """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
-    except unknown extensions. joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names.
-    This class does not warn, because few issuers use the new names yet."""
-
-    max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
-
-    def get_alg(self, name: str) -> Any:
-        """Returns the algorithm of this name. Raises UnsupportedAlgorithmError if it is not accepted."""
-        if name not in (ALGORITHM, *ASYMMETRIC_ALGORITHMS):
-            raise UnsupportedAlgorithmError(name)
-        return self.algorithms[name]
-
-
-_REGISTRY: Final = _AcceptedAlgorithms(strict_check_header=False)
-
-
 def parse_token(text: str, max_characters: int) -> CompactSignature:
     """Returns the parts of the token `text`. Does not check the signature. Raises TokenInvalid if the text is longer
     than `max_characters`, or is not a JWT."""
     if len(text) > max_characters:
         raise TokenInvalid("is too long")
     try:
-        token = extract_compact(text.encode("ascii"), registry=_REGISTRY)
+        token = extract_compact(text.encode("ascii"), registry=_ACCEPTED_ALGORITHMS)
     except (JoseError, ValueError, TypeError, RecursionError):
         raise TokenInvalid("is not a JWT") from None
     if not isinstance(token.headers(), dict):
@@ -169,7 +172,7 @@ def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[
     """Returns the claims of a token. Raises TokenInvalid if it was not signed with `key` and `algorithm`."""
     try:
         has_right_signature = token.headers().get("alg") == algorithm and validate_compact(
-            token, key, registry=_REGISTRY
+            token, key, registry=_ACCEPTED_ALGORITHMS
         )
     except (JoseError, ValueError, TypeError) as error:
         raise TokenInvalid(f"is not valid: {type(error).__name__}") from None
@@ -187,9 +190,9 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
       must be finite numbers.
     - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
     """
-    registry = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # fractions are fine
+    validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # fractions are fine
     try:
-        registry.validate(claims)
+        validator.validate(claims)
     except JoseError as error:
         raise TokenInvalid(claim_fault(error)) from None
 

@@ -1,7 +1,7 @@
 """The command `entrepot grant`: adds, lists and removes grants.
 
-A *grant* gives a *subject* the right to some actions on the repositories whose names match a *pattern*. The subject is
-an account of a person or a program (a *robot*), a group, all accounts, or everyone.
+A *grant* gives a *subject* the right to some actions on the repositories whose names match a *pattern*. The subject
+(class `Grantee`) is an account of a person or a program (a *robot*), a group, all accounts, or everyone.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ def list_grants(
         fail("--subject and --for contradict each other; give one of them", USAGE_ERROR)
     name = None if account is None else parse_name_or_fail(account)
     with one_line_errors():
-        subjects = None if subject is None else [Grantee.parse(subject)]
+        parsed_subjects = None if subject is None else [Grantee.parse(subject)]
 
     def read(administration: Administration) -> Iterable[Grant]:
-        return administration.grants_for(name) if name else administration.accounts.grants(subjects)
+        return administration.grants_for(name) if name else administration.accounts.grants(parsed_subjects)
 
     print_list(
         config,
@@ -141,8 +141,8 @@ Examples:
   entrepot grant explain ubuntu --for ci --json
   entrepot grant explain team/app
 
-Without --for, the command shows what clients may do without a login. It does not count groups that an OpenID provider
-names at a login, nor the limits of an API token.""",
+Without --for, the command shows what clients may do without a login. It considers neither groups that an OpenID
+provider names at a login, nor the limits of an API token.""",
 )
 def explain(
     repository: Annotated[str, typer.Argument(metavar="REPO", help="A repository, as clients call it.")],
@@ -216,11 +216,11 @@ def remove(
 
     with one_line_errors():
         parsed_pattern = parse_pattern(pattern)
-        grantees = [Grantee.parse(subject) for subject in subjects]
+        parsed_subjects = [Grantee.parse(subject) for subject in subjects]
 
     async def work(administration: Administration, actor: Actor) -> None:
-        for grantee in grantees:
-            await administration.remove_grant(grantee, parsed_pattern, by=actor)
-            print_line(f"{grantee} has no grant for {parsed_pattern} any more", err=True)
+        for subject in parsed_subjects:
+            await administration.remove_grant(subject, parsed_pattern, by=actor)
+            print_line(f"{subject} has no grant for {parsed_pattern} any more", err=True)
 
     administer(config, data, work)

@@ -61,7 +61,9 @@ def add(
     if_first: Annotated[
         bool,
         typer.Option(
-            "--if-first", help="Do nothing if the registry has or had an account, so that each start can run this."
+            "--if-first",
+            help="Do nothing if the registry has or had an account, so that a container can run this command at each "
+            "start.",
         ),
     ] = False,
     password_file: PasswordFileOption = None,

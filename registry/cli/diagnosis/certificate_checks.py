@@ -39,7 +39,8 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
         files = certificate_files(settings.tls)
         if files is None:
             is_behind_proxy = urlsplit(url).scheme == "https"
-            return [ok(CHECK, f"the server has none of its own: a proxy answers for {url}")] if is_behind_proxy else []
+            what = f"the server has no certificate of its own: a proxy answers for {url}"
+            return [ok(CHECK, what)] if is_behind_proxy else []
         make_context(files, now)
     except CertificateError as error:
         expired = "expired" in error.message

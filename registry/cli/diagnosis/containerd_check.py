@@ -97,14 +97,16 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
             *(each for each in _check_hosts(files, [CERTS], target) if each.level is not Level.OK),
         ]
     findings = list(_check_config(config))
-    is_unread = any(finding.level is Level.PROBLEM for finding in findings)
+    # With a problem in `config.toml`, containerd does not read the hosts.toml files.
+    are_hosts_files_ignored = any(finding.level is Level.PROBLEM for finding in findings)
     directories = [path for path in str(config.registry().get("config_path") or "").split(":") if path]
     mirrors = config.registry().get("mirrors")
     if not directories and isinstance(mirrors, dict) and mirrors:
         return [*findings, *_check_inline(config, mirrors, target)]
     hosts = _check_hosts(files, directories or [CERTS], target)
-    # If containerd does not read the hosts.toml files, leave out findings that such a file is correct.
-    return [*findings, *(finding for finding in hosts if finding.level is not Level.OK or not is_unread)]
+    if are_hosts_files_ignored:  # leave out findings that a hosts.toml is correct
+        return [*findings, *(finding for finding in hosts if finding.level is not Level.OK)]
+    return [*findings, *hosts]
 
 
 def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
@@ -129,7 +131,7 @@ def _plugins(file: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the settings of each plugin in a file. Raises FileUnusable."""
     plugins = document.get("plugins", {})
     if not isinstance(plugins, dict) or not all(isinstance(settings, dict) for settings in plugins.values()):
-        raise _wrong(file, "plugins", "has not a table for each plugin")
+        raise _wrong(file, "plugins", "does not have a table for each plugin")
     return dict(plugins)
 
 
@@ -167,7 +169,7 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
         yield warning(
             CHECK,
             f"{file} switches the plugin for Kubernetes off (disabled_plugins)",
-            "the package containerd.io of Docker does so; only nerdctl and ctr pull then",
+            "the file in Docker's package containerd.io does so; without the plugin, only nerdctl and ctr can pull",
             f"remove cri from disabled_plugins if Kubernetes uses this containerd, {_RESTART}",
         )
     path = config.registry().get("config_path")
@@ -233,7 +235,8 @@ def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Tar
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",
-        "containerd calls this deprecated; 2.x has no registry.configs any more, and a later version no mirrors",
+        "containerd calls this deprecated: 2.x does not support registry.configs any more, and a later version will "
+        "drop registry.mirrors",
         f"write hosts.toml files (entrepot client containerd) and set config_path instead, {_RESTART}",
         file=config.file,
         lines=_config_lines(config.version),

@@ -182,7 +182,7 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
     try:
         ensure_usable(data)
     except (DataDirectoryError, OSError) as error:
-        yield problem(name, str(error), "", "solve that; the server does not start before")
+        yield problem(name, str(error), "", "solve that; until then, the server does not start")
 
 
 def _check_space(settings: Settings) -> list[Finding]:
@@ -265,7 +265,7 @@ def _check_database(settings: Settings) -> list[Finding]:
     except RestoreNotEnded:
         return []  # the check of the data directory has a finding about this
     except NoRegistry as error:
-        step = "start the server, which makes the database; if it has run before, correct data in the settings"
+        step = "start the server, which makes the database; if it has run before, correct the setting `data`"
         return [warning(name, str(error), "", step)]
     except (OlderRegistry, NewerRegistry) as error:
         is_older = isinstance(error, OlderRegistry)

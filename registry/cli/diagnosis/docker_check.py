@@ -27,21 +27,21 @@ _RESTART = "then run: systemctl restart docker"
 
 def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
     """Returns the findings. Of the mirrored hosts, checks only Docker Hub, because docker uses mirrors for no other."""
-    name = files.first(*_FILES) or _FILES[0]
+    file = files.first(*_FILES) or _FILES[0]
     try:
-        daemon = files.json(name)
+        daemon = files.json(file)
     except FileUnusable as error:
         return [error.finding]
     findings: list[Finding] = []
-    if any(host.name == DOCKER_HUB for host in target.hosts):
-        findings += _check_mirror(name, daemon, target)
-    findings += _check_hosted(files, name, daemon or {}, target)
-    return [*findings, *proxy_findings(files, name, daemon or {}, target), *_misspelt_keys(name, daemon or {})]
+    if any(host.upstream == DOCKER_HUB for host in target.hosts):
+        findings += _check_mirror(file, daemon, target)
+    findings += _check_hosted(files, file, daemon or {}, target)
+    return [*findings, *proxy_findings(files, file, daemon or {}, target), *_misspelt_keys(file, daemon or {})]
 
 
-def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
+def _check_mirror(file: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
     """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
-    lines, step = _merged(daemon, target), f"write this to {name}, {_RESTART}"
+    lines, step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
     if target.default != DOCKER_HUB:
         return [
             problem(
@@ -53,30 +53,30 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
         ]
     mirrors = (daemon or {}).get(_MIRRORS)
     if daemon is None or not mirrors:
-        what = f"there is no {name}" if daemon is None else f"{name} names no mirror"
-        return [problem(CHECK, what, "docker pulls straight from Docker Hub", step, file=name, lines=lines)]
+        what = f"there is no {file}" if daemon is None else f"{file} names no mirror"
+        return [problem(CHECK, what, "docker pulls straight from Docker Hub", step, file=file, lines=lines)]
     if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
         why = "docker does not start with it"
-        return [problem(CHECK, f"{_MIRRORS} in {name} is no list of URLs", why, step, file=name, lines=lines)]
+        return [problem(CHECK, f"{_MIRRORS} in {file} is no list of URLs", why, step, file=file, lines=lines)]
     for mirror in mirrors:
         if not _is_valid_mirror(mirror):
             why = "docker refuses a mirror without http:// or https://, or with a path, and does not start"
             return [
-                problem(CHECK, f"{mirror!r} in {name} is not a mirror's address", why, step, file=name, lines=lines)
+                problem(CHECK, f"{mirror!r} in {file} is not a mirror's address", why, step, file=file, lines=lines)
             ]
     position = next((number for number, mirror in enumerate(mirrors) if target.is_at(mirror)), None)
     if position is None:
         if wrong_url := next((mirror for mirror in mirrors if target.is_at_other_scheme(mirror)), None):
-            what = f"{name} names {wrong_url}, but the registry is at {target.address.url}"
+            what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
             why = "docker cannot connect to the mirror, says nothing, and pulls from Docker Hub"
         else:
-            what, why = f"{name} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
-        return [problem(CHECK, what, why, step, file=name, lines=lines)]
+            what, why = f"{file} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
+        return [problem(CHECK, what, why, step, file=file, lines=lines)]
     if position:
-        what = f"{name} names {mirrors[0]} before this registry"
+        what = f"{file} names {mirrors[0]} before this registry"
         why = "docker asks this registry only for what the first mirror does not have"
         return [warning(CHECK, what, why, f"put {target.address.url} first, {_RESTART}")]
-    findings = [ok(CHECK, f"pulls of {DOCKER_HUB} come through {target.address.url} ({name})")]
+    findings = [ok(CHECK, f"pulls of {DOCKER_HUB} come through {target.address.url} ({file})")]
     if target.asks_for_login:
         findings.append(
             warning(
@@ -89,7 +89,7 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
     return findings
 
 
-def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
+def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
     """Checks whether images whose names begin with the registry's host can be pulled and pushed. Returns the
     findings."""
     address = target.address
@@ -101,8 +101,8 @@ def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target:
                 CHECK,
                 f"docker expects TLS of {address.host}, which speaks plain HTTP",
                 f"docker pull {address.host}/NAME says: server gave HTTP response to HTTPS client",
-                f"write this to {name}, {_RESTART}",
-                file=name,
+                f"write this to {file}, {_RESTART}",
+                file=file,
                 lines=_merged(daemon, target),
             )
         ]
@@ -140,7 +140,7 @@ def _is_insecure(entries: Any, host: str) -> bool:
     return False
 
 
-def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
+def _misspelt_keys(file: str, daemon: dict[str, Any]) -> list[Finding]:
     """Returns a finding for each key that looks like a misspelt `registry-mirrors` or `insecure-registries`. With such
     a key, docker does not start."""
     findings = []
@@ -149,7 +149,7 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
         if close_matches and key != close_matches[0]:
             why = "docker does not start: the directive does not match any configuration option"
             findings.append(
-                problem(CHECK, f"{key!r} in {name} is not a key of docker", why, f"write {close_matches[0]!r}")
+                problem(CHECK, f"{key!r} in {file} is not a key of docker", why, f"write {close_matches[0]!r}")
             )
     return findings
 

@@ -1,8 +1,8 @@
-"""`open_endpoint`: opens the HTTP client that mirrors use, for one endpoint of an upstream. An *upstream* is a mirrored
-registry, and its *endpoints* are the URLs at which it can be reached.
+"""`open_endpoint`: opens an HTTP client for one endpoint of an upstream. An *upstream* is a mirrored registry, and its
+*endpoints* are the URLs at which it can be reached.
 
-Commands use this client to check an endpoint or measure its speed. They send their requests as a mirror does, with the
-same proxy, certificates and login. The client stores nothing on the disk.
+Commands use this client to check an endpoint or measure its speed. It is the client that a mirror uses, so the requests
+have the same proxy, certificates and login. The client stores nothing on the disk.
 """
 
 from __future__ import annotations

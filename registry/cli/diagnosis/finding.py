@@ -113,7 +113,7 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
 
 async def in_thread(call: Callable[[], T]) -> T:
     """Runs a blocking call in a new thread, and returns its result. If the caller is cancelled, the thread continues.
-    In contrast to a thread of `asyncio.to_thread`, a running thread does not keep the program from ending."""
+    The program can end while the thread still runs. With `asyncio.to_thread`, the program would wait for the thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

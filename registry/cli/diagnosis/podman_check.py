@@ -58,8 +58,8 @@ def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
                 CHECK,
                 f"{old_file} has the old format (version 1), which knows no mirrors",
                 "if another file has the new format, podman refuses both: mixing sysregistry v1/v2 is not supported",
-                f"write unqualified-search-registries = [...] in place of [registries.search] in {old_file}, and "
-                f"this to {DROP_IN}",
+                f"replace [registries.search] in {old_file} by unqualified-search-registries = [...], and write this "
+                f"to {DROP_IN}",
                 file=DROP_IN,
                 lines=target.lines_for(DROP_IN),
             )
@@ -150,14 +150,14 @@ def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) ->
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
     `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry. In place of `docker.io` (`host.prefix`),
-    the location may have the name of the upstream in the settings (`host.name`)."""
+    the location may have the name of the upstream in the settings (`host.upstream`)."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
-        f"{target.address.host}/{host.name}{path_below_host}",
+        f"{target.address.host}/{host.upstream}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
     # For this registry, an image name without a host means an image of the default upstream.
-    if target.default == host.name and not path_below_host:
+    if target.default == host.upstream and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:
         if isinstance(source, dict) and str(source.get("location") or "").rstrip("/") in registry_locations:
@@ -171,7 +171,7 @@ def _wrong_mirror_finding(
     registry_source = next((source for source in sources if _host(source) == target.address.host), None)
     if registry_source is not None:
         what = f"the mirror {registry_source['location']} in {entry.file} has the wrong path"
-        why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
+        why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.upstream}"
         return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     # The last source is the location of the entry itself; all sources before it are mirrors.
     mirrors = ", ".join(str(source.get("location")) for source in sources[:-1])

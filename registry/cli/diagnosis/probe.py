@@ -38,8 +38,8 @@ class ProbeResult:
 
     - `error`: why there was no response; None: there was one.
     - `detail`: a message about the error, usually that of the system; may be empty.
-    - `instance`: the id of the server's run (header `X-Entrepot-Instance`); None: there was no response, or the server
-      is not Entrepot.
+    - `instance`: a random id that the server gets at each start (header `X-Entrepot-Instance`); None: there was no
+      response, or the server is not Entrepot.
     - `status`: the HTTP status of the response to GET `/v2/`.
     - `is_registry`: whether the response to GET `/v2/` is that of a registry."""
 

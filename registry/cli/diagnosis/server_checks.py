@@ -72,7 +72,7 @@ class ServerCheck:
         for report in reports:
             if now - report.written > LATE_SECONDS:
                 what = f"the worker {report.pid} has not reported for {now - report.written:.0f} s"
-                step = "look at its log and at the disk (dmesg); systemctl restart entrepot ends it"
+                step = "look at its log and at the disk (dmesg); to end the worker, run: systemctl restart entrepot"
                 yield problem("server", what, "it hangs, or cannot write to the data directory", step)
             elif report.loop_delay > _BUSY_LOOP_SECONDS:
                 what = f"the worker {report.pid} was {report.loop_delay:.1f} s late with its last report"
@@ -102,7 +102,8 @@ class ServerCheck:
             return [warning(name, f"{url} does not answer this machine: {answer.error.value}", answer.detail, step)]
         needs_certificate = self._settings.tls.effective_client_auth == "required"
         if needs_certificate and answer.error in (ProbeError.CLIENT_CERTIFICATE, ProbeError.TLS_ENDED):
-            return [ok(name, f"{url} requires a client certificate, as tls.client_auth says; it was not asked further")]
+            what = f"{url} requires a client certificate, as tls.client_auth says; nothing more was checked there"
+            return [ok(name, what)]
         if findings := answer_findings(name, answer):
             return findings
         if answer.instance is None:
@@ -171,7 +172,7 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
     for upstream in settings.upstream:
         has_login = upstream.username is not None or upstream.docker_config is not None
         if has_login and (plain_urls := [url for url in upstream.endpoints if url.startswith("http:")]):
-            why = "its password is sent so that everybody on the way can read it"
+            why = "its password is sent without encryption, so everybody on the way can read it"
             yield warning(name, f"{upstream.name} has a login and the endpoint {plain_urls[0]}", why, "use https://")
         for path in filter(None, (upstream.password_file, upstream.docker_config)):
             try:
@@ -184,6 +185,6 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
                 step = f"chmod o-r {path}; if the server runs as another user than {owner}, first chown … {path}"
                 yield warning(name, f"every user of this machine can read {path}", why, step)
     if settings.upstream and settings.default_upstream is None:
-        why = "docker, and names such as `ubuntu` without a host, do not come through this registry"
+        why = "docker's pulls, and pulls of names without a host, such as `ubuntu`, do not come through this registry"
         step = 'set default = true for one [[upstream]], usually "docker.io"'
         yield warning(name, "no upstream is the default", why, step)

@@ -32,7 +32,7 @@ _FEW_FRACTION: Final = 1 / 10
 
 OnDate = Callable[[str, str, float], None]
 """A callback that receives the URL of an endpoint, the Date header of its response, and the time at which the response
-arrived, in seconds since 1970."""
+arrived, in seconds since 1970. The caller uses them to check the clock of this machine (`clock_checks`)."""
 
 
 def upstream_check(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:

@@ -122,7 +122,7 @@ def test_mirrors_that_need_open_pulls(program: str) -> None:
     everyone pull from the upstream."""
     both = [HUB, GITHUB]
     for host in both if program in ("containerd", "kind") else [HUB]:
-        assert f"entrepot grant add '{host.name}/**' pull everyone" in hints(program, HTTPS, both, True)
+        assert f"entrepot grant add '{host.upstream}/**' pull everyone" in hints(program, HTTPS, both, True)
     assert "sends no login" not in hints(program, HTTPS, both, False)
 
 

@@ -359,10 +359,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 WRONG_TYPES = [
     ('version = "two"\n', "version in /etc/containerd/config.toml is no number"),
-    ("plugins = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
-    ("[plugins]\na = 3\n", "plugins in /etc/containerd/config.toml has not a table for each plugin"),
+    ("plugins = 3\n", "plugins in /etc/containerd/config.toml does not have a table for each plugin"),
+    ("[plugins]\na = 3\n", "plugins in /etc/containerd/config.toml does not have a table for each plugin"),
     ("imports = 3\n", "imports in /etc/containerd/config.toml is no list"),
-    ('imports = ["/etc/containerd/more.toml"]\n', "plugins in /etc/containerd/more.toml has not a table"),
+    ('imports = ["/etc/containerd/more.toml"]\n', "plugins in /etc/containerd/more.toml does not have a table"),
     ('imports = ["", "a**b"]\n', "does not set config_path"),
     ('[plugins.cri.registry]\nmirrors = { "docker.io" = 3 }\n', "sends pulls of docker.io to no mirror"),
     ('[plugins.cri.registry.mirrors."docker.io"]\nendpoint = 3\n', "sends pulls of docker.io to no mirror"),
