@@ -45,7 +45,7 @@ class WrongPasswords:
         time has passed, all of it if the time is a day ahead. Each lookup moves it further into the future (the generic
         cell rate algorithm)."""
 
-    async def counts(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
+    async def counts_as_failure(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
         """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
         same network, for the same account in its present state. After too many lookups, every wrong password counts.
 
