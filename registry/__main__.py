@@ -13,7 +13,7 @@ def main() -> None:
     """Runs the command line."""
     prepare_streams()
     # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
-    # import. It is not called if this program takes over from an old version of the server, which sets the variable
+    # import. An old version of the server sets `_ENTREPOT_HANDOVER` if this program takes over from it
     # (`registry.server.process.successor`). The old version has then blocked the signals of this process, and the new
     # server unblocks them when it can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:

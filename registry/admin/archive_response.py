@@ -91,9 +91,11 @@ class RunningDownloads:
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
-        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if this visitor has no slot left, or
-        if all slots are taken. Before the error, ends a download whose client is slow (`_SLOW_SECONDS`), if there is
-        one: the slowest of this visitor if the visitor has no slot left, otherwise the slowest of all visitors.
+        (`registry.browse.repository_browser.visitor_of`).
+
+        Raises TooManyRequests if this visitor has no slot left, or if all slots are taken. Before it raises the error,
+        it ends the slowest download of this visitor or, if the visitor has slots left, of all visitors. So a later
+        request gets the slot. But it ends only a download whose client is slow (`_SLOW_SECONDS`).
 
         `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
         without an error."""
@@ -174,7 +176,8 @@ class ArchiveResponse(Response):
                         raise ResponseCutOff from None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        raise ResponseCutOff  # the slot was taken away, which leaves the block without an error
+        # Reached only if `RunningDownload.end` has cancelled the block: `slot` then leaves it without an error.
+        raise ResponseCutOff
 
     def _start(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
         """Returns the message with the status and the headers. `span`: the range that is sent; None: the archive is

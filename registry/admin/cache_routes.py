@@ -31,7 +31,7 @@ class CachePartResponse(BaseModel):
     blobs: int
     tags: int
     images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="When the image that will be evicted next was last pulled")
+    oldest_pull: datetime | None = Field(description="Time of the last pull of the image that will be evicted next")
     complete: bool = Field(description="False while the content is still being counted")
 
     @classmethod

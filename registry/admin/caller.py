@@ -155,8 +155,9 @@ async def identify_caller(
     `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
     Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
-    credentials, TooManyRequests after too many failed logins, Denied for a request that a page of another site may have
-    caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change.
+    credentials, TooManyRequests after too many failed logins, and Denied for a request that a page of another site may
+    have caused (`registry.http.cross_site`). For requests with the session cookie, there is a stricter check as well:
+    raises HTTPException (403) for a change, unless a page of this registry sends it.
 
     A second call for the same request returns the same caller, and does not check the credentials again, unless
     `forget_caller` was called in between."""
@@ -193,7 +194,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
     management: ManagementComponents = request.app.service.access.management
     actor = request.state.actor = replace(unauthenticated_actor(request.scope), name=principal.name)
     may_add_first_account = (
-        principal.is_open and not management.is_proxied and _is_from_this_machine(request, actor.address)
+        principal.is_registry_open and not management.is_proxied and _is_from_this_machine(request, actor.address)
     )
     return Caller(
         administration=management.administration,
@@ -201,7 +202,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
         principal=principal,
         rights=ALL_MANAGEMENT_RIGHTS if may_add_first_account else management_rights_of(principal),
         actor=actor,
-        is_registry_open=principal.is_open,
+        is_registry_open=principal.is_registry_open,
         cursors=management.cursors,
         upkeep=management.upkeep,
         browser=management.browser,

@@ -22,7 +22,8 @@ class CollectionRequest(BodyModel):
     strays: bool = Field(
         default=False,
         description="Look for stray files (files without a record in the metadata) among all blobs. This takes long "
-        "in a large store. If false, each collection looks among another part of the blobs",
+        "in a large store. If false, a collection looks only among a part of the blobs, and the next collection among "
+        "the next part",
     )
 
 

@@ -85,7 +85,7 @@ class ContentSearches:
 
     def check_may_search(self, principal: Principal) -> None:
         """Raises Unauthorized for an anonymous client that may pull nothing, so that the client logs in."""
-        if principal.is_anonymous and not principal.is_open and not _readable(principal).patterns:
+        if principal.is_anonymous and not principal.is_registry_open and not _readable(principal).patterns:
             raise Unauthorized("log in to search")
 
     def upstream_of(self, stored_name: str) -> str | None:
@@ -173,6 +173,8 @@ class ContentSearches:
         for result in results:
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
+                # `with_upstream` puts the upstream's name in front, and `mirrored_name` adds `library/` to the names of
+                # official images.
                 stored_name = naming.mirrored_name(
                     naming.with_upstream(upstream, RepositoryName(result.name)), upstream
                 )

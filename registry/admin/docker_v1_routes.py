@@ -1,5 +1,6 @@
-"""The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the screens
-of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
+"""The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the image
+search of NAS systems (network storage that runs containers). Everything else, such as pushes and pulls, is only in
+`/v2`.
 
 - `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. If `docker login` has stored a
   refresh token, as it does at this registry, `docker search` requests a bearer token for the scope
@@ -114,7 +115,7 @@ async def search(
             if name not in listed_names
         ][: count - len(results)]
         has_more |= len(upstream_results) == count  # a full page is probably not the last one
-    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_open:
+    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_registry_open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
     return V1Results(

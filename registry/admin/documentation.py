@@ -133,9 +133,8 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route of the OpenAPI document. The route function gets the document from the application in the request, and
-holds no reference to an application itself. FastAPI caches route functions for ever, and such a reference would keep
-the application in memory."""
+"""The route of the OpenAPI document. The route function gets the application from the request. A reference from the
+function to an application would keep the application in memory, because FastAPI caches route functions for ever."""
 
 
 @openapi_router.get(OPENAPI_PATH)

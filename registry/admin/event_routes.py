@@ -28,13 +28,14 @@ router = management_router()
 MAX_LOOK_UPS: Final = 20
 """Largest number of look-ups (calls of `Outbox.before`) for one page. Each look-up returns at most `PAGE_EVENTS`
 events, so one page checks the caller's rights to at most 2,000 events. This takes tens of milliseconds, and other
-requests run between two look-ups. A look-up that selects events by action or repository reads at most 5,000 events,
-which takes a few milliseconds. It may find none among them."""
+requests run between two look-ups. If a look-up selects events by action or repository, it reads at most 5,000 events to
+find them, which takes a few milliseconds. It may find none."""
 CURSOR_STEP: Final = 1_000
-"""The multiple to which the cursor `next` of a page is rounded up if it may be the number of a *hidden* event: an event
-that the caller may not see. So the cursor does not state that number. `next` says how far the page has read.
-`MAX_LOOK_UPS` look-ups read more than `CURSOR_STEP` events. So the rounded cursor is still lower than the cursor of the
-page before, and paging always makes progress."""
+"""The cursor `next` of a page says how far the page has read. It can be the number of a *hidden* event: an event that
+the caller may not see. To hide that number, the cursor is then rounded up to a multiple of `CURSOR_STEP`.
+
+Pages begin with the newest event, so the cursor has to become lower from page to page. It does, although it is rounded
+up: it is rounded only after `MAX_LOOK_UPS` look-ups, and these read more than `CURSOR_STEP` events."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -218,8 +219,8 @@ async def _read_page(
 
     `next` must not reveal events that the caller may not see. So for a caller who is not an admin, it is the number of
     an event on the page, or a multiple of `CURSOR_STEP`. It may depend on how many hidden events there are, but not on
-    their repositories and actions. For this reason, a look-up that can return hidden events does not select by action.
-    This function does so afterwards."""
+    their repositories and actions. How far a look-up reads depends on the events that it selects. So a look-up that can
+    return hidden events must not select by action; this function does so afterwards."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

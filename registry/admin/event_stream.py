@@ -48,14 +48,14 @@ MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
 """Largest number of these streams for one visitor: an account or, for clients without a login, the network of the
-client's IP address. So a program that forgets to close its streams leaves streams for others."""
+client's IP address. So a program that forgets to close its streams cannot use up all streams."""
 _RETRY_SECONDS: Final = 30
 """The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Shortest time between two checks of the client's rights, in seconds, unless there are new events and the store has
-changed as well."""
+"""Seconds from one check of the client's rights to the next if either the store has changed or there are new events. If
+both is the case, the rights are checked at once."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
@@ -138,7 +138,9 @@ class EventStream:
         """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
-            yield b""  # `open` discards this part; from here on, closing the iterator ends the stream
+            # `open` reads this part and discards it. That starts the generator; only a started generator runs its
+            # `finally` when it is closed.
+            yield b""
             with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
                     yield part
@@ -149,7 +151,7 @@ class EventStream:
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
-        caller = await self.identify_again()
+        caller = await self.authenticate_again()
         store = caller.upkeep.store
         # The number of the newest event is read before the first byte is sent. So a client that has received this byte
         # receives every later event.
@@ -180,7 +182,7 @@ class EventStream:
                 interval = RECHECK_SECONDS if is_changed or page else KEEP_ALIVE_SECONDS
                 if (page and is_changed) or now - checked_at >= interval:
                     checked_version, checked_at = store.metadata.version(), now
-                    caller = await self.identify_again()
+                    caller = await self.authenticate_again()
                 if text := self._text(page, caller):
                     yield text
                     sent_at = self._now()
@@ -197,7 +199,7 @@ class EventStream:
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 
-    async def identify_again(self) -> Caller:
+    async def authenticate_again(self) -> Caller:
         """Authenticates the request again. Raises the same errors as for a new request."""
         return await require_login(await identify_again(self._request))
 

@@ -93,9 +93,9 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
 
 @router.delete("/mirror/frozen", tags=["mirror"], status_code=204)
 async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
-    """Unfreezes a tag. From now on pulls get the digest that the tag has at the upstream, after the upstream's
-    `cooldown` (the setting that delays new digests of a tag). You have to be an admin, or have the action `admin` on
-    the repository."""
+    """Unfreezes a tag. Pulls follow the tag at the upstream again, and the upstream's `cooldown` (the setting that
+    delays new digests of a tag) applies again. You have to be an admin, or have the action `admin` on the
+    repository."""
     tag_reference = parse_tag_reference(reference)
     await check_may_manage(caller, tag_reference.repository)
     await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, tag_reference, by=caller.actor)

@@ -77,8 +77,8 @@ async def list_jobs(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[JobResponse]:
-    """Lists the jobs, newest first. The newest thousand are kept. The list leaves out the lists in long arguments and
-    results, such as what a dry run would remove. `GET /jobs/{job}` returns these."""
+    """Lists the jobs, newest first. The newest thousand are kept. Long arguments and results are shown without the
+    arrays in them, such as what a dry run would remove. `GET /jobs/{job}` returns them whole."""
     page = await caller.upkeep.store.jobs.jobs(_job_id_or_none(after), limit, kind)
     return models.list_page(page, JobResponse.from_stored, lambda job: str(job.id))
 

@@ -91,8 +91,8 @@ def _is_on_metrics_port(request: Request, telemetry: Telemetry) -> bool:
 
 
 async def _check_admin(request: Request) -> None:
-    """Raises Unauthorized or Denied unless the caller is an admin. Raises HTTPException (403) if this service cannot
-    have accounts."""
+    """Raises Unauthorized or Denied unless the caller is an admin. Raises HTTPException (403) if nobody can log
+    in, because the service has no accounts and cannot get any (`Service.access` is None)."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
     await require_admin(await require_login(await identify_caller(request, None, None)))

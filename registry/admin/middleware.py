@@ -101,8 +101,8 @@ def _shortened(text: str) -> str:
 
 
 def _release(error: Exception) -> None:
-    """Makes an error that was answered refer to no other object. Starlette keeps the error until the client has
-    received the response, and the frames of its traceback refer to the request's body, raw and parsed. Without this
+    """Removes the traceback of `error` and its references to other errors. Starlette keeps the error until the client
+    has received the response, and the frames of its traceback refer to the request's body, raw and parsed. Without this
     function, a client that does not read the response would make the registry keep the body in memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
 

@@ -3,6 +3,8 @@ commands with `--json` print the same models.
 
 The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
 response from the stored object (`storage.access`). Times are in UTC.
+
+AccountInvalid is not only about accounts: it is the error for every invalid change of accounts, grants or tokens.
 """
 
 from __future__ import annotations

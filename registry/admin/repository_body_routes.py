@@ -16,7 +16,7 @@ class PushRoute(ManagementRoute):
     """A route that needs `push` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
-        """Raises the errors of `identify_caller` and `pushable_repository`; NameInvalid."""
+        """Raises NameInvalid, and the errors of `identify_caller` and `pushable_repository`."""
         await pushable_repository(*await _caller_and_repository(request))
 
 
@@ -24,7 +24,7 @@ class DeleteRoute(ManagementRoute):
     """A route that needs `delete` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
-        """Raises the errors of `identify_caller` and `deletable_repository`; NameInvalid."""
+        """Raises NameInvalid, and the errors of `identify_caller` and `deletable_repository`."""
         await deletable_repository(*await _caller_and_repository(request))
 
 
@@ -41,5 +41,5 @@ class LargeDeleteRoute(DeleteRoute):
 
 
 async def _caller_and_repository(request: Request) -> tuple[Caller, RepositoryName]:
-    # The arguments None matter only for the OpenAPI document.
+    # None: `identify_caller` has these two parameters only for the OpenAPI document.
     return await identify_caller(request, None, None), RepositoryName(request.path_params["name"])

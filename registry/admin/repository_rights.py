@@ -43,7 +43,8 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
       instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
       does not allow it.
     - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if the name leads to the default upstream. It does so until the first push to the name."""
+    - NameUnknown if the name leads to the default upstream. It leads to a hosted repository only after a push
+      to it by `/v2`, or an import."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
@@ -69,7 +70,7 @@ def check_may_download(caller: Caller) -> None:
     allowed = caller.upkeep.settings.downloads.allow
     if allowed == "nobody":
         raise Unsupported("this registry does not offer downloads of images; pull the image")
-    if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.is_open:
+    if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.is_registry_open:
         raise Unauthorized("log in to download images")
 
 

@@ -47,11 +47,11 @@ from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
 from storage.tag_removal import MAX_REMOVED_TAGS
 
 router = management_router()
-_plans = management_router(DeleteRoute)
-_removals = management_router(LargeDeleteRoute)
-_changes = management_router(LargePushRoute)
-"""The routers of requests with a body. They check the caller's rights before the body is received: `delete` for the
-first two, `push` for `_changes`. The last two accept large bodies."""
+_plan_router = management_router(DeleteRoute)
+_removal_router = management_router(LargeDeleteRoute)
+_push_router = management_router(LargePushRoute)
+"""The routers of requests with a body. Before the body is received, `_plan_router` and `_removal_router` check the
+right to delete, and `_push_router` the right to push. `_removal_router` and `_push_router` accept large bodies."""
 
 
 async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:
@@ -180,12 +180,12 @@ class TagToRestore(BodyModel):
 class TagsToRestore(BodyModel):
     """What a removal has returned as `removed`."""
 
-    # In addition to the requested tags, a removal deletes their referrer tags (such as `sha256-….sig`), in three rounds
-    # of up to MAX_REMOVED_TAGS.
+    # A removal deletes up to MAX_REMOVED_TAGS requested tags. It also deletes referrer tags (such as `sha256-….sig`) in
+    # three rounds of up to MAX_REMOVED_TAGS: those of the removed images, those of these signatures, and so on.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 
-@_plans.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
+@_plan_router.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
 async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
     """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
     repository."""
@@ -195,7 +195,7 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
     )
 
 
-@_removals.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
+@_removal_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
     collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
@@ -205,7 +205,7 @@ async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTag
     return await caller.browser.remove_tags(caller.request_on(stored_name), stored_name, tags, caller.actor, expected)
 
 
-@_changes.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
+@_push_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
     again is left alone. Needs `push` and `pull` on the repository."""
@@ -253,7 +253,7 @@ async def read_description(caller: AnyCaller, name: PathRepository) -> Descripti
     return await caller.browser.description(caller.request_on(stored_name), stored_name)
 
 
-@_changes.put("/repositories/{name:path}/description", tags=["repositories"])
+@_push_router.put("/repositories/{name:path}/description", tags=["repositories"])
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
     """Replaces the description of a repository. Needs `push` and `pull` on the repository."""
     stored_name = await pushable_repository(caller, name)
@@ -262,4 +262,4 @@ async def put_description(caller: AnyCaller, name: PathRepository, body: NewDesc
     )
 
 
-router.routes.extend((*_plans.routes, *_removals.routes, *_changes.routes))
+router.routes.extend((*_plan_router.routes, *_removal_router.routes, *_push_router.routes))

@@ -82,8 +82,8 @@ class FoundList(BaseModel, Generic[ItemT]):
     next: str | None = None
     complete: bool = Field(
         default=True,
-        description="False: some may be missing, because so much matches, or because the account may see only a part "
-        "of very many repositories; a longer search finds them",
+        description="False: some entries may be missing, because very many match, or because there are very many "
+        "repositories and the account may see only some of them. Search for a longer text to find the entries",
     )
 
     @classmethod

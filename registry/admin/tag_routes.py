@@ -55,8 +55,8 @@ class TagChangeResponse(BaseModel):
     digest: str | None = Field(description="What the tag points at since then; null: the tag was deleted")
     previous: str | None = Field(description="What the tag pointed at before; null: there was no such tag")
     availability: Literal["stored", "deleted", "gone"] | None = Field(
-        description="Whether a tag can point at `digest`: it is `stored`, or was `deleted` and can be put back, or is "
-        "`gone`. Null if the tag was deleted"
+        description="Whether the manifest `digest` is `stored`, or `deleted` but can be put back, or `gone`. Null if "
+        "`digest` is null"
     )
     actor: str
     address: str | None
@@ -102,7 +102,9 @@ class TagMoveResponse(BaseModel):
 class TagMoveRequest(BodyModel):
     """What the tag shall point at. `force` is for admins."""
 
-    digest: str = Field(description="The digest of a manifest, or another tag", max_length=200, examples=["v1"])
+    digest: str = Field(
+        description="The digest of the manifest, or a tag that points at it", max_length=200, examples=["v1"]
+    )
     force: bool = Field(default=False, description="Move the tag even if it is immutable")
 
 

@@ -42,7 +42,8 @@ async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.Add
     """Adds an API token for your own account. You have to be logged in with your password or at the OpenID provider,
     not with another token. An admin may add a token for any account. A token never has more rights than its account;
     `limits` restrict it further. Only this response shows the secret."""
-    # `rights.name` is None only while the registry has no accounts. AccountName("") then raises AccountInvalid.
+    # While the registry has no accounts, `rights.name` is None (and `rights.account_name` would raise Unauthorized).
+    # AccountName("") then raises AccountInvalid.
     name = AccountName(body.account or caller.rights.name or "")
     caller.rights.check_may_change_credentials(name)
     token, secret = await caller.administration.add_token(

@@ -78,6 +78,8 @@ class Administration:
     `hash_password` returns the hash of a password, and raises TooManyRequests if too many calls wait for hashing.
     `clock` returns seconds since 1970; `random(n)` returns n random bytes. `htpasswd` is the file with further
     accounts; None: there is none.
+
+    `keep_admin=True` in a call on the store means: refuse the change if no enabled admin would be left.
     """
 
     def __init__(
@@ -261,9 +263,9 @@ class Administration:
         the actions that the account may do. Empty: the token has no restriction.
 
         The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-        changes. If the account's owner makes this change, `expected_version` is the version that the account had when
-        the owner logged in: raises Unauthorized if the account has another version now. If somebody else makes the
-        change, `expected_version` is None, and there is no such check.
+        changes. If the account's owner calls this method, `expected_version` is the version that the account had when
+        the owner logged in: raises Unauthorized if the account has another version now. If somebody else calls it,
+        `expected_version` is None, and there is no such check.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:

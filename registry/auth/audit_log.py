@@ -76,7 +76,7 @@ class AuditBuffer:
         equal_entry = self._collected.get(key)
         if equal_entry is not None:
             self._collected[key] = replace(equal_entry, count=equal_entry.count + entry.count)
-        elif len(self._collected) < MAX_COLLECTED_ENTRIES and (entry.outcome == "ok" or self._take_refusal()):
+        elif len(self._collected) < MAX_COLLECTED_ENTRIES and (entry.outcome == "ok" or self._take_allowance()):
             self._collected[key] = entry
         else:
             self._discarded += entry.count
@@ -127,9 +127,9 @@ class AuditBuffer:
             await asyncio.gather(timer, return_exceptions=True)
         await self.flush()
 
-    def _take_refusal(self) -> bool:
-        """Takes an entry about a refusal from the allowance (a token bucket). Returns False if the allowance is used
-        up. The allowance grows by `REFUSALS_PER_SECOND`, to `MAX_COLLECTED_ENTRIES` at most."""
+    def _take_allowance(self) -> bool:
+        """Returns whether one more entry about a refusal may be added, and takes this entry from the allowance (a token
+        bucket). The allowance grows by `REFUSALS_PER_SECOND`, to `MAX_COLLECTED_ENTRIES` at most."""
         now = self._clock()
         added_allowance = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
         self._allowed_refusals = min(float(MAX_COLLECTED_ENTRIES), self._allowed_refusals + added_allowance)

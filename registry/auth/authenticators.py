@@ -70,7 +70,7 @@ class HeaderAuthenticator:
             epoch = self._read_epoch()  # may have changed again during `prepare`
             self._anonymous, self._last_epoch = self._policy.anonymous(), epoch
         principal = self._anonymous
-        if not principal.is_open:
+        if not principal.is_registry_open:
             headers = request.headers(b"authorization")
             if headers:
                 cached_principal = self._cached(self._cache.key_of(headers[0], request.address))
@@ -91,7 +91,7 @@ class HeaderAuthenticator:
         must not be cached: the credential is not in the cache of verified credentials, its validity depends on
         something outside the store, or there are several Authorization headers.
         """
-        if self._anonymous.is_open or not headers:
+        if self._anonymous.is_registry_open or not headers:
             return b""
         key = self._cache.key_of(headers[0], address)
         cached_principal = self._cached(key)

@@ -74,8 +74,8 @@ class KeySet(Protocol):
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
         """Returns the key to try next if `key`, which `find` returned for a token, does not verify its signature. May
-        wait until the keys are fetched. Returns None if the keys were not fetched again after the fetch that brought
-        `key`, or if none of the new keys fits."""
+        wait until the keys are fetched. Returns None if there are no newer keys than those from which `find` chose
+        `key`, or if none of the newer keys fits."""
         ...
 
     async def aclose(self) -> None:

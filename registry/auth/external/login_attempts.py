@@ -52,7 +52,7 @@ class LoginAttempt:
 
     - `state`, `nonce`, `verifier`: random values, which the module docstring describes.
     - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
-    - `back`: the path on this registry to which the browser goes after the login.
+    - `back`: the return path, which is the path on this registry to which the browser goes after the login.
     - `begun`: when the login started, in seconds since 1970.
     """
 
@@ -76,8 +76,8 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, return_path: str) -> LoginAttempt:
-        """Returns a new attempt that starts now. `LoginAttempt` describes the arguments; `return_path` becomes
-        `back`."""
+        """Returns a new attempt that starts now. `return_path` is its `back`. (The field keeps this name, because
+        cookies of old versions contain it.)"""
         state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, return_path, self._clock())
 
@@ -126,8 +126,8 @@ class UsedAttempts:
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
-        # The store keeps a used attempt in the table of failed logins, which maps each key to the time until which
-        # logins under it are refused.
+        # The store keeps a used attempt in the table of failed logins, which has a time for each key. Here, a key whose
+        # time has not passed only says that the attempt was used.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
         # `LoginAttempts.open` accepts an attempt that begins up to `ATTEMPT_SECONDS` in the future, and then until
         # `ATTEMPT_SECONDS` after that beginning.

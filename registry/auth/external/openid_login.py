@@ -88,9 +88,9 @@ class LoginFailed(Exception):
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
-    - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. False if
-      the cookie has no valid attempt, or if the provider's response belongs to another login. Also False if too many
-      logins were running or had failed: then the attempt was not used.
+    - `is_finished`: whether the login attempt has ended, so that its cookie can be deleted. False in two cases. If the
+      cookie has no valid attempt to which the provider's response belongs, it may have the attempt of another login.
+      If too many logins were running or had failed, the attempt was not used.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
@@ -228,7 +228,8 @@ class OpenIDLogin:
                     await self._used_attempts.use(attempt)
                     return await self._exchange(response, attempt)
                 except LoginFailed as failed:
-                    if isinstance(failed.shown_error, Denied):  # not if the provider fails
+                    # Denied: the code or the token was refused. Other errors mean that the provider failed.
+                    if isinstance(failed.shown_error, Denied):
                         await self._throttle.record_provider_failure(by.address)
                     raise
         except TooManyRequests as error:
@@ -293,12 +294,12 @@ class OpenIDLogin:
                 AccountKind.USER,
                 password_hash=None,
                 note="first login by OpenID",
-                only_without_rights=True,
+                only_without_rights=True,  # raises AccountInvalid if the name has rights already
                 by=replace(by, name="system"),
             )
         except AccountExists:  # a concurrent login has created the account, or a group has the name
             return self._just_created_account(name)
-        except AccountInvalid as error:  # the name has rights already
+        except AccountInvalid as error:
             log.warning("the OpenID login of %s creates no account: %s", name, error)
             raise LoginFailed(_no_account(name), str(error), user=name) from None
 

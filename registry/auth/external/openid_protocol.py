@@ -2,7 +2,7 @@
 provider's responses, with the library Authlib.
 
 The functions keep no state. They send nothing themselves; `registry.auth.external.openid_provider` sends the requests.
-Only `verify_id_token` may wait: until the key set that it gets as an argument has fetched the provider's keys.
+Only `verify_id_token` may wait, because the provider's keys may have to be fetched.
 `openid_provider` imports this module only if the settings name a provider, because Authlib takes memory and time to
 import.
 

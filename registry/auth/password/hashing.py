@@ -216,13 +216,13 @@ MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
 RESERVED_PLACES: Final = 8
-"""The number of extra places for sites with few calls. A *site* is a network that a provider may have given to one
-customer, with all its addresses (`registry.client_addresses.site_of`). Without these places, one site could keep all
-other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that one site can still use all
-`MAX_WAITING_CALLS` places. This matters if all clients belong to one site, such as a private network, or a proxy that
-`trusted_proxies` does not list."""
-MAX_CALLS_IN_RESERVE: Final = 2
-"""A site gets a reserved place only while it has fewer calls than this."""
+"""The number of extra places for sites with few calls. A *site* is a network that an internet provider may have given
+to one customer, who can then use all its addresses (`registry.client_addresses.site_of`). Without these places, one
+site could keep all other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that one site can
+still use all `MAX_WAITING_CALLS` places. This matters if all clients belong to one site, such as a private network, or
+a proxy that `trusted_proxies` does not list."""
+MAX_SITE_CALLS_WITH_RESERVE: Final = 2
+"""A site gets a reserved place only while it has fewer calls than this, in any places."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
 NICENESS: Final = 10
@@ -247,7 +247,7 @@ class HashingPool:
 
     def check_queue(self, site: str | None = None) -> None:
         """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
-        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MAX_CALLS_IN_RESERVE
+        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MAX_SITE_CALLS_WITH_RESERVE
         if self._pending_calls >= self._places + (RESERVED_PLACES if has_few_calls else 0):
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS

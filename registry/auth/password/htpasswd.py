@@ -32,9 +32,9 @@ MAX_INLINE_BYTES: Final = 64 * 1024
 """The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
 """If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
-the same when the file changes twice in a short time, and then `stat` alone would miss the second change. If the
-timestamps are in the future, this time counts from the first read that saw them: until it has passed, each lookup reads
-the file again.
+the same when the file changes twice in a short time, and then `stat` alone would miss the second change. Timestamps in
+the future do not say how long ago the file changed. Then each lookup reads the file again until this time has passed
+since the first read that saw these timestamps.
 """
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, which is a hash of that line. After a login with the line's password, the
@@ -79,9 +79,9 @@ class HtpasswdContent:
         """Whether the file could be read."""
         return bool(self.version)
 
-    def is_lost(self, name: str) -> bool:
-        """Returns whether the right password of the account `name` cannot be known: the file could not be read, or its
-        only lines for the name are invalid."""
+    def is_line_unusable(self, name: str) -> bool:
+        """Returns whether the file may have a line for the account `name` that cannot be used: the file could not be
+        read, or its only lines for the name are invalid."""
         return not self.is_readable or (name in self.invalid_names and name not in self.lines)
 
     def has_name(self, name: str) -> bool:
@@ -104,8 +104,9 @@ _Parsed = tuple[HtpasswdContent, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class _RunningParse:
-    """A large file that a thread parses. `state` is the file's state when it was read. `is_settled`: whether a file
-    with the same state later is unchanged (`_is_settled`). `text` is the file's text. `future` will have the result."""
+    """A large file that a thread parses. `state` is the file's state when it was read. `is_settled`: whether the file
+    cannot change without a change of its state (`_is_settled`). `text` is the file's text. `future` will have the
+    result."""
 
     state: _State
     is_settled: bool
@@ -255,8 +256,8 @@ def _load(path: Path) -> bytes:
 
 
 def _decode(content: bytes, path: Path) -> str:
-    """Returns the file's text. Bytes that are not UTF-8 make only their line invalid, and none in a comment. Raises
-    HtpasswdError for UTF-16, in which some editors save text."""
+    """Returns the file's text. Bytes that are not UTF-8 make only their line invalid; in a comment, they are
+    ignored. Raises HtpasswdError for UTF-16, in which some editors save text."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise HtpasswdError(f"{path} is UTF-16 text; save it as UTF-8")
     return content.decode(errors="surrogateescape")

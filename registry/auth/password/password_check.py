@@ -48,7 +48,7 @@ again."""
 VERIFIED_SECONDS: Final = 3600.0
 """How long a right password is remembered. In this time it is accepted from further addresses without a hashing."""
 
-_Stored = tuple[StoredHash, Identity | None]
+_AccountState = tuple[StoredHash, Identity | None]
 """What the store and the htpasswd file have for an account's name: the hash of the password, and the identity that the
 password proves. The identity is None if no password is right: the account does not exist, is disabled, or has no
 password."""
@@ -67,7 +67,7 @@ class _FailedCheck:
     - `until`: when the entry expires, in seconds since 1970.
     """
 
-    checked_against: _Stored
+    checked_against: _AccountState
     epoch: int
     file_version: str
     until: float
@@ -82,7 +82,7 @@ class _VerifiedPassword:
     - `until`: when the entry expires, in seconds since 1970.
     """
 
-    checked_against: _Stored
+    checked_against: _AccountState
     until: float
 
 
@@ -132,19 +132,20 @@ class PasswordCheck:
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
-        stored_hash, identity = stored = self._stored_hash(name, file)
-        comparison, is_first = await self._compare(name, password, stored, site_of(address))
+        stored_hash, identity = account_state = self._account_state(name, file)
+        comparison, is_first = await self._compare(name, password, account_state, site_of(address))
         if not comparison.is_right or identity is None:
-            if comparison.digest:  # without a digest, the password may be right: the hashing has failed
+            # Without a digest, the comparison has failed, so the password is not known to be wrong.
+            if comparison.digest:
                 until = self._clock() + WRONG_CACHED_SECONDS
-                self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
-            if await self._wrong_passwords.should_count(name, address, identity, comparison.digest):
+                self._failed_checks.put(key, _FailedCheck(account_state, epoch, file.version, until))
+            if await self._wrong_passwords.counts_as_failure(name, address, identity, comparison.digest):
                 # Logins that share a hashing are one guess at the account. Otherwise many machines with an old password
                 # would delay the logins of others for hours.
                 await self._throttle.record_failure(
                     *(name, address),
                     counts_for_account=is_first,
-                    counts_for_address=not self._is_line_lost(name, file),
+                    counts_for_address=not self._is_line_unusable(name, file),
                 )
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
@@ -153,13 +154,13 @@ class PasswordCheck:
             self._start_rehash(name, stored_hash.argon2, password)
         return identity
 
-    def _is_line_lost(self, name: AccountName, file: HtpasswdContent) -> bool:
+    def _is_line_unusable(self, name: AccountName, file: HtpasswdContent) -> bool:
         """Returns whether every password of the account `name` is refused because the htpasswd file cannot be read, or
         has only invalid lines for the name. Such a failure does not count for the client's address. Its password may be
         the right one, and the failures would delay everyone at the address. Guesses are no danger, because none of them
         succeeds. The failure still counts for the account. Otherwise the limits would reveal whether the store has an
         account of this name."""
-        return self._htpasswd is not None and file.is_lost(name) and not self._is_in_store(name)
+        return self._htpasswd is not None and file.is_line_unusable(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
         try:
@@ -183,19 +184,19 @@ class PasswordCheck:
         if self._clock() < failed.until:
             epoch = self._accounts.epoch()
             is_unchanged = (failed.epoch, failed.file_version) == (epoch, file.version)
-            if is_unchanged or failed.checked_against == self._stored_hash(name, file):
+            if is_unchanged or failed.checked_against == self._account_state(name, file):
                 failed.epoch, failed.file_version = epoch, file.version
                 return True
         self._failed_checks.remove(key)
         return False
 
     async def _compare(
-        self, name: AccountName, password: str, stored: _Stored, site: str
+        self, name: AccountName, password: str, account_state: _AccountState, site: str
     ) -> tuple[PasswordComparison, bool]:
-        """Compares the password of the account `name` with `stored`. If another request hashes the same password at
-        this moment, waits for its result. Returns the result, and whether this call has started the hashing. `site` is
-        what `site_of` returns for the client's address: a wider network than that of `network_of`. The queue of the
-        hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
+        """Compares the password of the account `name` with the hash in `account_state`. If another request hashes the
+        same password at this moment, waits for its result. Returns the result, and whether this call has started the
+        hashing. `site` is what `site_of` returns for the client's address: a wider network than that of `network_of`.
+        The queue of the hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
         # While the queue is full for this client, every password gets 429, even one that is remembered or is being
         # hashed. Otherwise a client could fill the queue and then guess at no cost. A wrong password would get 429 and
         # would not be counted, and the remembered right one would be accepted.
@@ -203,27 +204,31 @@ class PasswordCheck:
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)
         if verified is not None:
-            if verified.checked_against == stored and self._clock() < verified.until:
+            if verified.checked_against == account_state and self._clock() < verified.until:
                 return PasswordComparison(True), False
             self._verified.remove(key)
-        is_first = (key, *stored) not in self._hashings
-        comparison = await wait_for_outcome(self._hashing_task(key, password, stored, site))
+        is_first = (key, *account_state) not in self._hashings
+        comparison = await wait_for_outcome(self._hashing_task(key, password, account_state, site))
         if comparison.is_right:
-            self._verified.put(key, _VerifiedPassword(stored, self._clock() + VERIFIED_SECONDS))
+            self._verified.put(key, _VerifiedPassword(account_state, self._clock() + VERIFIED_SECONDS))
         return comparison, is_first
 
-    def _hashing_task(self, key: bytes, password: str, stored: _Stored, site: str) -> asyncio.Task[PasswordComparison]:
-        """Returns the task that compares the password with `stored`. Starts it if it does not run yet. `key` is the
-        cache key of `_verified`."""
-        # A login that begins after a change of the account has another `stored`, so it does not get an older result.
-        hashing = (key, *stored)
+    def _hashing_task(
+        self, key: bytes, password: str, account_state: _AccountState, site: str
+    ) -> asyncio.Task[PasswordComparison]:
+        """Returns the task that compares the password with the hash in `account_state`. Starts the task if it does
+        not run yet. `key` is the cache key of `_verified`."""
+        # A login that begins after a change of the account has another `account_state`, so it does not get an older
+        # result.
+        hashing = (key, *account_state)
         task = self._hashings.get(hashing)
         if task is None:
-            task = self._hashings[hashing] = self._hashing.start(partial(compare_password, password, stored[0]), site)
+            work = partial(compare_password, password, account_state[0])
+            task = self._hashings[hashing] = self._hashing.start(work, site)
             task.add_done_callback(lambda _: self._hashings.pop(hashing, None))
         return task
 
-    def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> _Stored:
+    def _account_state(self, name: AccountName, file: HtpasswdContent) -> _AccountState:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
         file."""
         dummy_salt = hashlib.blake2b(name.encode(), digest_size=SALT_BYTES, key=self._salt_key).digest()

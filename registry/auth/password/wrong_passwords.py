@@ -44,9 +44,9 @@ class WrongPasswords:
         time has passed, all of it if the time is a day ahead. Each lookup moves it further into the future (the generic
         cell rate algorithm)."""
 
-    async def should_count(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
-        """Returns whether to count a wrong password as a failed login. False if it was counted in the last day, for the
-        same network and the same account in its present state. After too many lookups, every wrong password counts.
+    async def counts_as_failure(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
+        """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
+        same network, for the same account in its present state. After too many lookups, every wrong password counts.
 
         `identity` is the identity that the right password would have proved; None: the account does not exist, is
         disabled or has no password. `digest` is the argon2 digest of the wrong password; empty if there is none, and

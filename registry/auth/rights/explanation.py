@@ -66,7 +66,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     identity = ANONYMOUS if account is None else _identity(account, stored_account)
     await policy.prepare(identity)
     principal = policy.unchecked_principal(identity)
-    grants_matter = not principal.is_open and not principal.admin
+    grants_matter = not principal.is_registry_open and not principal.admin
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
@@ -79,7 +79,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
         is_stored=stored_account is not None,
         is_enabled=is_enabled,
         is_admin=principal.admin,
-        is_open=principal.is_open,
+        is_open=principal.is_registry_open,
         repositories=tuple(repositories),
     )
 

@@ -290,8 +290,8 @@ class Guarded(ForwardingRegistry):
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
-            # If `principal.is_open` is true, the registry has no accounts yet, so nobody can log in.
-            text = _grant_needed_text(names) if principal.is_open else f"log in to {action_phrase} {requested}"
+            # If `principal.is_registry_open` is true, the registry has no accounts yet, so nobody can log in.
+            text = _grant_needed_text(names) if principal.is_registry_open else f"log in to {action_phrase} {requested}"
             return Unauthorized(text)
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")

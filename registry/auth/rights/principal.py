@@ -177,7 +177,7 @@ class Principal:
     - `admin`: whether the client may do everything that an admin may. False for every bearer token and limited API
       token, even if the account is an admin's.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
-    - `is_open`: whether the registry requires no login, because it has no accounts yet.
+    - `is_registry_open`: whether the registry requires no login, because it has no accounts yet.
     - `epoch`: the epoch of the store when the rights were read. None: the rights do not come from the store.
     - `is_admitted`: whether the client sent a valid credential, or the registry requires none. An anonymous bearer
       token is a valid credential.
@@ -197,7 +197,7 @@ class Principal:
         "identity",
         "is_admitted",
         "is_anonymous",
-        "is_open",
+        "is_registry_open",
         "name",
         "rights",
         "robot",
@@ -208,7 +208,7 @@ class Principal:
         identity: Identity,
         rights: Rights,
         *,
-        is_open: bool = False,
+        is_registry_open: bool = False,
         epoch: int | None = None,
     ) -> None:
         self.identity = identity
@@ -217,9 +217,9 @@ class Principal:
         self.is_anonymous = identity.name is None
         self.robot = identity.robot
         self.expires = identity.expires
-        self.is_open = is_open
+        self.is_registry_open = is_registry_open
         self.epoch = epoch
-        self.is_admitted = is_open or identity.name is not None or identity.access is not None
+        self.is_admitted = is_registry_open or identity.name is not None or identity.access is not None
         self.admin = rights.admin and identity.limits is None and identity.access is None
         self._cached_bits: dict[tuple[str, str], int] = {}
         """Results of `actions`, by its arguments."""
@@ -240,7 +240,7 @@ class Principal:
         admitted without a credential, because the pages show anonymous visitors what everyone may pull."""
         if self.is_admitted:
             return self
-        visitor = Principal(self.identity, self.rights, is_open=self.is_open, epoch=self.epoch)
+        visitor = Principal(self.identity, self.rights, is_registry_open=self.is_registry_open, epoch=self.epoch)
         visitor.is_admitted = True
         return visitor
 
@@ -357,7 +357,7 @@ def _is_name(text: str) -> bool:
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
     """Returns the principal that every request has while there are no accounts. It may pull, push and delete, except
     below the `guarded` upstreams. It may not give rights to others."""
-    return Principal(ANONYMOUS, Rights.everything(guarded), is_open=True)
+    return Principal(ANONYMOUS, Rights.everything(guarded), is_registry_open=True)
 
 
 UNPRIVILEGED: Final = Principal(ANONYMOUS, NO_RIGHTS)

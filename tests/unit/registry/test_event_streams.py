@@ -135,10 +135,10 @@ async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> Non
     """A stream authenticates its request again while it is open. After the account was disabled, this fails."""
     async with running_app(tmp_path) as site:
         stream = await stream_of(site, await site.user("alice"))
-        assert (await stream.identify_again()).principal.name == "alice"
+        assert (await stream.authenticate_again()).principal.name == "alice"
         await site.accounts.set_enabled(AccountName("alice"), False, by=BY)
         with pytest.raises(Unauthorized):
-            await stream.identify_again()
+            await stream.authenticate_again()
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from argon2 import low_level
 
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
-    MAX_CALLS_IN_RESERVE,
     MAX_PARALLEL_HASHINGS,
+    MAX_SITE_CALLS_WITH_RESERVE,
     MAX_WAITING_CALLS,
     NICENESS,
     RESERVED_PLACES,
@@ -262,10 +262,10 @@ async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
             with pytest.raises(TooManyRequests):
                 refused_call()
         for site in ("office", "cluster"):
-            accepted += [pool.start(lambda: True, site) for _ in range(MAX_CALLS_IN_RESERVE)]
+            accepted += [pool.start(lambda: True, site) for _ in range(MAX_SITE_CALLS_WITH_RESERVE)]
             with pytest.raises(TooManyRequests):
                 pool.check_queue(site)
-        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MAX_CALLS_IN_RESERVE)]
+        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MAX_SITE_CALLS_WITH_RESERVE)]
         for full_for in ("another", None):
             with pytest.raises(TooManyRequests):
                 pool.check_queue(full_for)

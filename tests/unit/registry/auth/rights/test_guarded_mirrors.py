@@ -197,7 +197,7 @@ async def test_a_mount_from_a_mirrored_repository_needs_pull_on_its_stored_name(
 async def test_the_error_for_a_private_upstream_names_the_setting(site: GuardedRouter) -> None:
     """While there are no accounts, no grant can allow a pull from a private upstream. The error names the setting that
     allows the pull without a grant."""
-    principal = Principal(ANONYMOUS, Rights.everything(["private.example"]), is_open=True)
+    principal = Principal(ANONYMOUS, Rights.everything(["private.example"]), is_registry_open=True)
     with acting_as(principal):
         with pytest.raises(Unauthorized, match="require_grant = false"):
             await site.guard.get_manifest(RepositoryName("private.example/team/app"), LATEST)

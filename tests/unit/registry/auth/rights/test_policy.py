@@ -36,13 +36,13 @@ async def test_without_accounts_everyone_may_pull_push_and_delete(accounts: Acco
     upstream. After the first account was added, anonymous clients lose these rights for good, even if the account is
     removed later."""
     anonymous = policy.principal(ANONYMOUS)
-    assert anonymous.is_open
+    assert anonymous.is_registry_open
     assert anonymous.may(PULL | PUSH | DELETE, "team/app")
     assert not anonymous.may(Action.ADMIN, "team/app")
     assert not anonymous.may(PULL, "private.example/team/app")
     assert anonymous.may_list
     await add_account(accounts, "alice")
-    assert not policy.principal(ANONYMOUS).is_open
+    assert not policy.principal(ANONYMOUS).is_registry_open
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
     await accounts.remove_account(AccountName("alice"), by=BY)
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
