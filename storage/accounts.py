@@ -198,8 +198,9 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the patterns of the grants of all `subjects` together. The result maps a set of actions (an `Action`)
-        to the patterns of the grants that have exactly this set. Takes a microsecond per grant."""
+        """Returns the patterns of the grants of all `subjects` together. The result maps each set of actions to the
+        patterns of the grants that have exactly this set (an `Action` is a set of flags). Takes a microsecond per
+        grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -298,10 +299,12 @@ class Accounts(Protocol):
     # Throttling of logins after failed logins, for all processes together. A *throttling key* is a text that stands for
     # an account, for the network of a client, or for both. The store has a time for each key. A failed login has
     # several keys, and moves the time of each key further into the future. If the time of a key lies too far in the
-    # future, the caller of this interface refuses logins under the key.
+    # future, the caller of this interface refuses logins under the key. Callers also use keys to remember something
+    # until a time, such as that a login attempt was used.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
+        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed. A
+        time in the future alone does not mean that logins are refused: the caller decides how far ahead it may be."""
         ...
 
     async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
@@ -313,7 +316,8 @@ class Accounts(Protocol):
 
     async def add_key_once(self, key: str, seconds: float) -> bool:
         """Gives a throttling key the time `now + seconds`, and returns True. If the key has a time that has not passed,
-        changes nothing and returns False. If several processes call this at the same moment, one of them gets True. The
+        changes nothing and returns False. If several processes call this at the same moment, one of them gets True. So
+        the key can mark something, such as a login attempt, that must count or be used only once in `seconds`. The
         change may be lost in a power cut."""
         ...
 

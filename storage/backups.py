@@ -115,7 +115,7 @@ class Snapshots(Protocol):
         """Marks a copy as restored at the present time. The copied registry may have recorded pulls and added events
         after the copy was made, and the copy lacks them. So pulls count as recorded only from the time of the restore
         on (`TagFacts.unrecorded_until`), and events after the restore get higher numbers than all events of the copied
-        registry. `copied`: when the copy was made, in seconds since 1970. If `copied` or the time of an earlier restore
-        is in the future, the clock is behind. Then the latest of these times counts as the time of the restore. Blocks.
-        Raises BackupFailed."""
+        registry. The present time counts as the time of the restore. If `copied` or the time of an earlier restore is
+        later, because the clock is behind, the latest of the three counts instead. `copied`: when the copy was made, in
+        seconds since 1970. Blocks. Raises BackupFailed."""
         ...

@@ -21,7 +21,7 @@ class ProblemCode(StrEnum):
     (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_FILE_FORBIDDEN`: the process has no
     permission to read the file of a blob, or to list the files in a directory. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a
     blob or link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
-    `STRAY`: bytes are stored for whose digest there is no blob row. `REPOSITORY_COUNT`: the stored number of a
+    `STRAY`: the blob store has bytes under a digest that no blob row has. `REPOSITORY_COUNT`: the stored number of a
     repository's manifests is wrong. `USAGE_LINKS`, `USAGE_TOTALS`: the links of a blob, or the used space, are counted
     wrongly for a quota or a cache."""
 
@@ -68,8 +68,8 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
     """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row
-    (`last`). `last` is None only at the end of the area. It may also be a key there; then the next page has no
-    rows."""
+    (`last`). If `last` is None, the area has no further rows. If `last` is a key, further rows may follow; if none do,
+    the next page is empty."""
 
     rows: int
     problems: Sequence[Problem]

@@ -366,7 +366,7 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     document = manifest_parser.load_object(body)
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
-        raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not taken here")
+        raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not accepted here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
     # Limits the number of references and the length of media types. Unlike the limits on JSON, these limits do not
     # apply to manifests that earlier versions stored.

@@ -38,9 +38,9 @@ class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
-    missed some entries. This happens if very many entries match. A search in a large set of repositories, unless it is
-    the set of all, also reads entries outside of the set. For such a search, `is_complete` is always False: otherwise
-    it would tell the person whether very many of the entries outside match."""
+    missed some entries. This happens if very many entries match. For a search in a large set of repositories, except
+    the set of all, `is_complete` is always False. Such a search also reads entries outside of the set, so the value
+    True would reveal to the person that not very many of those match."""
 
     items: Sequence[T]
     more: bool = False
@@ -94,10 +94,11 @@ class ContentSearch(Protocol):
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        """Finds the repositories that have manifests and whose names contain all `words`. Names that begin with the
-        first word come first. Names whose last part (after the last slash) is that word follow, then names with a part
-        that begins with it, and then the others. A single word of one character finds only names that begin with it,
-        and a single word of two characters only names with a part that begins with it."""
+        """Finds the repositories that have manifests and whose names contain all `words`. The first of `words`
+        determines the order: names that begin with it come first, then names whose last part (after the last slash) is
+        equal to it, then names with a part that begins with it, and then the others. A single word of one character
+        finds only names that begin with it, and a single word of two characters only names with a part that begins with
+        it."""
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:

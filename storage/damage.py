@@ -177,6 +177,7 @@ class DamageRecords(Protocol):
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes again the bodies of damaged manifests that the records of the damage keep. If a body now has the right
-        digest, puts it back and marks its manifest as healed. Returns the number of healed manifests."""
+        """Hashes the bodies of damaged manifests again; the records of the damage keep these bodies. If a body has the
+        right digest now, for example because the disk read it wrongly before, puts it back and marks its manifest as
+        healed. Returns the number of healed manifests."""
         ...

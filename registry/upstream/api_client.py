@@ -20,7 +20,7 @@ from registry.single_flight import note_sending, server_stopping_error
 from registry.upstream.api_transport import CheckedTransport, ProxiedTransport
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
-from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, hold_slot
 from registry.upstream.transport import MAX_IDLE_SECONDS, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
@@ -88,9 +88,9 @@ class ApiClient:
         addresses to which `url` may lead; None: `url` is on an endpoint from the settings, so it may lead to every
         address. `attempt`: gets reports on how the endpoint responds, but no reports on the targets of redirects.
         `read_body`: if False, a successful response is returned without its body. `max_bytes`: the largest body of a
-        successful response; the body of an unsuccessful response is cut off after this size. `memory`: the scope at
-        whose end the memory of a body larger than SMALL_BODY_BYTES is given back to the budget; None: it is given back
-        before this method returns.
+        successful response; the body of an unsuccessful response is cut off after this size. `memory`: a body larger
+        than SMALL_BODY_BYTES counts against the memory budget until the `with` block of this scope ends; None: until
+        this method returns.
 
         Raises UpstreamTimeout, and TooManyRequests if the memory budget has not enough free memory for the body. Raises
         UpstreamUnavailable if there is no connection, if an address is outside `reach`, after too many or bad
@@ -101,8 +101,8 @@ class ApiClient:
         while True:
             endpoint_attempt = None if route.has_moved else attempt
             client, slots = await self._client(route)
-            async with turn(slots):
-                note_sending()
+            async with hold_slot(slots):
+                note_sending()  # from now on, a task of a `SingleFlight` continues even if all its callers leave
                 response = await self._send_step(client, method, route, form, endpoint_attempt)
                 try:
                     route.on_response(self._network(response, route))
@@ -134,7 +134,7 @@ class ApiClient:
         if attempt is not None:
             attempt.on_send()
         for is_second_try in (False, True):
-            if client.is_closed:  # by `aclose`, while the request waited for its turn or for the response
+            if client.is_closed:  # by `aclose`, while the request waited for a slot or for the response
                 raise server_stopping_error()
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)

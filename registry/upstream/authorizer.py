@@ -60,7 +60,7 @@ MAX_PARAMETER_LENGTH = 4096
 ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
-"""Errors of making an offer after which the request is sent without a token."""
+"""If making an offer fails with one of these errors, the request is sent without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +102,14 @@ class AuthorizationOffer:
     failure: Exception | None = None
     """The error because of which the offer has no header; None if there was no error."""
     guess: TokenServiceGuess | None = None
-    """The guess from which `requirement` was made; None: `requirement` is not a guess, or no token could be
-    obtained."""
+    """The guess from which `requirement` was made. None: `requirement` is not a guess. Also None if no token could be
+    obtained, because the guess then counts as failed already."""
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
     is_guess_given_up: bool = False
-    """True if the offer has no header because the guessed token service is no longer used: several guesses in a row
-    have failed, the last one because no token could be obtained."""
+    """True if the offer has no header because guesses are given up: MAX_WRONG_GUESSES guesses in a row have failed for
+    this endpoint, and for the last one no token could be obtained."""
 
     @property
     def lacks_token(self) -> bool:
@@ -218,10 +218,11 @@ class UpstreamAuthorizer:
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
         """Returns an offer with the password, for use after an endpoint has refused a request and its response had no
-        challenge. Returns None if there is no password, or if the requirement for this scope is cached. Also returns
-        None if GET `/v2/` was not sent, or if its response has shown what the endpoint requires."""
+        challenge. Returns None if there is no password (a login with an identity token has none), or if the requirement
+        for this scope is cached. Also returns None if GET `/v2/` was not sent, or if its response has shown what the
+        endpoint requires."""
         login = self._login.current()
-        if login is None or not login.username or login.identity or (endpoint, scope) in self._requirements:
+        if login is None or not login.username or login.identity_token or (endpoint, scope) in self._requirements:
             return None
         ping = self._pings.get(endpoint)
         is_unclear = ping is not None and ping.requirement is None and ping.status != 200

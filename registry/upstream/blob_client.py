@@ -139,8 +139,7 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # While a call of the sink runs, or the transfer waits for a thread, the delay is not caused by the
-            # upstream.
+            # The upstream does not cause a delay while a call of the sink runs or the transfer waits for a thread.
             if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
@@ -166,7 +165,8 @@ class BlobClient:
         has_asked_for_size = False
         try:
             while True:
-                transfer.use_socket(None)  # raises TransferAbandoned after `abandon`
+                transfer.forget_socket()
+                transfer.raise_if_abandoned()
                 response = self._send(transfer, route)
                 if not route.has_moved:
                     transfer.on_headers(response.status)
@@ -199,8 +199,8 @@ class BlobClient:
             # A TLS socket that `abandon` has shut down raises ValueError.
             if not route.has_moved and _is_connection_failure(error):
                 transfer.on_connection_failed()
-            elif not route.has_moved and _is_refused_head(error):
-                transfer.on_refused_head()
+            elif not route.has_moved and _is_oversized_head(error):
+                transfer.on_oversized_head()
             raise _error_for(error, route.url) from None
         finally:
             transfer.forget_socket()
@@ -230,9 +230,9 @@ class BlobClient:
                 raise TypeError(f"urllib3 returned {type(response).__name__} in place of an HTTP/1.1 response")
             except ProtocolError as error:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
-                if is_second_try or _is_refused_head(error):
+                if is_second_try or _is_oversized_head(error):
                     raise
-                transfer.use_socket(None)  # raises TransferAbandoned if it was `abandon` that closed the connection
+                transfer.raise_if_abandoned()  # it may have been `abandon` that closed the connection
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
@@ -288,9 +288,9 @@ class BlobClient:
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
-        those requested, or if the body ends too early. Without a stated length, two bodies raise BlobLengthWrong
-        instead: one that is longer than expected, and a chunked one that ends too early. Raises RangesUnsupported,
-        TransferAbandoned, SinkRaised, and errors of the connection."""
+        those requested, or if the body ends too early. Raises BlobLengthWrong if the response states no length, and the
+        body is longer than expected, or is chunked and ends too early. Raises RangesUnsupported, TransferAbandoned,
+        SinkRaised, and errors of the connection."""
         server = loggable_origin(route.url)
         try:
             start, stop, size = response_span(response, transfer.span, route.url, transfer.expected_size)
@@ -341,7 +341,7 @@ def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> Upstream
 
 def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
     """Returns the response to the current step of `route` in the form that does not depend on urllib3."""
-    # `route.on_response` has set this class, so it is never None here. The `or` is for the type checker.
+    # `route.on_response` has set `reach.network`, so it is not None here. The `or` is for the type checker.
     network = route.reach.network or NetworkClass.PUBLIC
     return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
 
@@ -372,7 +372,7 @@ def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
     timeouts = (ReadTimeoutError, ConnectTimeoutError, TimeoutError)
     if isinstance(cause, timeouts) and not isinstance(cause, NewConnectionError):
         return UpstreamTimeout(f"{server} does not answer in time")
-    if _is_refused_head(error):
+    if _is_oversized_head(error):
         return UpstreamUnavailable(f"{server} sends too many or too long header lines")
     return UpstreamUnavailable(f"{server} cannot be reached: {_reason(error)}")
 
@@ -384,7 +384,7 @@ def _is_connection_failure(error: Exception) -> bool:
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
 
 
-def _is_refused_head(error: Exception) -> bool:
+def _is_oversized_head(error: Exception) -> bool:
     """Returns whether http.client has refused the head of a response, because it has more than 100 lines, a line of
     more than 64 KiB, or too many interim responses before it. For a line that is too long, http.client raises
     LineTooLong. For the other causes, HTTPException itself is raised, and no subclass of it."""

@@ -8,8 +8,8 @@ realm:
   registrable domain (such as `docker.io`) is the domain of an endpoint or of the upstream's name.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
-- A listed realm may get the password on any port. Another realm may get it only on the endpoint's port or, if the realm
-  is not on the endpoint's host, on port 443. A service on any other port may belong to somebody else.
+- A listed realm may get the password on any port. Any other realm may get it on the endpoint's port number and, if the
+  realm is on another host, on port 443. A service on any other port may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. An
-        import of content from another registry makes up a `settings.name`. If it uses the login of an upstream in the
-        settings, it passes the name of that upstream here."""
+        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. It
+        differs from `settings.name` in an import from another registry that uses the login of a configured upstream:
+        `settings.name` is then made up, and `configured_name` is the name of that upstream."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {
@@ -174,9 +174,9 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL with the same origin as `realm`, whose path is the path of
-        `realm`, a path above it, or empty. Queries are ignored. A path that servers read in different ways
-        (`_plain_path`) must be in the setting character for character."""
+        """Returns whether the setting `realms` has a URL that covers `realm`: both have the same origin, and the path
+        of the URL is the path of `realm`, a path above it, or empty. Queries are ignored. A path that servers read in
+        different ways (`_plain_path`) must be in the setting character for character."""
         path = _plain_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
@@ -195,8 +195,8 @@ class RealmPolicy:
 
 
 def _plain_path(url: str) -> str | None:
-    """Returns the path of a URL, decoded, and without empty parts and the part `.`. Returns None if some servers take
-    the path for another one: they decode it twice, take `\\` for `/`, remove a `;` and the characters after it from a
+    """Returns the path of a URL, decoded, and without empty parts and the part `.`. Returns None if servers read the
+    path in different ways: some decode it twice, take `\\` for `/`, remove a `;` and the characters after it from a
     part, or resolve the part `..`."""
     path = unquote(urlsplit(url).path)
     if any(character in path for character in "%;\\") or ".." in path.split("/"):

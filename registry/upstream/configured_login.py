@@ -30,8 +30,8 @@ class UpstreamLogin:
 
     username: str
     password: str = field(default="", repr=False)
-    identity: str = field(default="", repr=False)
-    """The identity token; empty for a login with a password."""
+    identity_token: str = field(default="", repr=False)
+    """Empty for a login with a password."""
     version: str = ""
     """Changes when the file of the login changes; empty for a password from an environment variable. The key of a
     cached token contains the version, so that a token from an earlier login is not used."""

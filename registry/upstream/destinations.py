@@ -134,8 +134,9 @@ class AddressPolicy:
         self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
-        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC, the class that
-        allows the fewest redirects, if the address is not known (None) or is no IP address."""
+        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC if the address
+        is not known (None) or is no IP address: this is the strictest class, because a public server may redirect only
+        to public addresses (`Reach.after`)."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from registry.single_flight import SingleFlight
-from registry.upstream.request_limits import MIB, time_limit, turn
+from registry.upstream.request_limits import MIB, hold_slot, time_limit
 from storage.content import Page
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class CompleteList(Generic[T]):
 class _CachedList(Generic[T]):
     """A complete list in the cache."""
 
-    complete: CompleteList[T]
+    complete_list: CompleteList[T]
     read_at: float
     """When the list was read, in seconds of the cache's clock."""
 
@@ -84,11 +84,11 @@ class ListCache(Generic[T]):
         if (
             cached is not None
             and self._clock() - cached.read_at <= LIST_CACHED_SECONDS
-            and (not is_first_page or cached.complete.request_count > 1)
+            and (not is_first_page or cached.complete_list.request_count > 1)
         ):
-            return cached.complete.items
-        complete = await self._running_reads.run(key, lambda: self._read(key, read))
-        return complete.items
+            return cached.complete_list.items
+        complete_list = await self._running_reads.run(key, lambda: self._read(key, read))
+        return complete_list.items
 
     async def aclose(self) -> None:
         """Cancels running calls of `read`. Callers that wait for one get UpstreamUnavailable."""
@@ -99,27 +99,27 @@ class ListCache(Generic[T]):
         LIST_CACHE_BYTES."""
         async with (
             time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._upstream_name}"),
-            turn(self._read_slots),
+            hold_slot(self._read_slots),
         ):
-            complete = await read()
+            complete_list = await read()
         self._evict(key)
-        self._cached[key] = _CachedList(complete, self._clock())
-        self._cached_bytes += _size_bytes(key, complete)
+        self._cached[key] = _CachedList(complete_list, self._clock())
+        self._cached_bytes += _size_bytes(key, complete_list)
         while self._cached_bytes > LIST_CACHE_BYTES and len(self._cached) > 1:
             self._evict(next(iter(self._cached)))
-        return complete
+        return complete_list
 
     def _evict(self, key: str) -> None:
         """Removes the list `key` from the cache. Does nothing if the cache does not have it."""
         cached = self._cached.pop(key, None)
         if cached is not None:
-            self._cached_bytes -= _size_bytes(key, cached.complete)
+            self._cached_bytes -= _size_bytes(key, cached.complete_list)
 
 
-def _size_bytes(key: str, complete: CompleteList[T]) -> int:
+def _size_bytes(key: str, complete_list: CompleteList[T]) -> int:
     """Returns how much memory a cached list takes. This includes the key, which may be long: the key of a list of
     referrers contains the artifact type that the client requests."""
-    return complete.size_bytes + sys.getsizeof(key) + LIST_OVERHEAD_BYTES
+    return complete_list.size_bytes + sys.getsizeof(key) + LIST_OVERHEAD_BYTES
 
 
 def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:

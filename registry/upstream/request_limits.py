@@ -1,5 +1,5 @@
 """Limits of requests to upstreams: their time (`time_limit`), their sizes (constants), and how many run at a time
-(`turn`; `KeyedSemaphore`, with one limit for each key, such as a repository)."""
+(`hold_slot`; `KeyedSemaphore`, with one limit for each key, such as a repository)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+async def hold_slot(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
     in which they started to wait.
 
@@ -71,13 +71,13 @@ class KeyedSemaphore:
 
     @asynccontextmanager
     async def acquire(self, key: str) -> AsyncIterator[None]:
-        """Waits for a free slot of `key`, and holds it during the `async with` block: see `turn`."""
+        """Waits for a free slot of `key`, and holds it during the `async with` block: see `hold_slot`."""
         if key not in self._by_key:
             self._by_key[key] = _KeySlots(asyncio.Semaphore(self._slots_per_key))
         slots = self._by_key[key]
         slots.users += 1
         try:
-            async with turn(slots.semaphore):
+            async with hold_slot(slots.semaphore):
                 yield
         finally:
             slots.users -= 1

@@ -187,7 +187,7 @@ class TokenClient:
         and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
         with the password follows. `memory`: the memory budget counts the bytes of the response's body until the `with`
         block of this scope ends."""
-        if login is None or not login.identity:
+        if login is None or not login.identity_token:
             realm_parts = urlsplit(service.realm)
             query = parse_qsl(realm_parts.query, keep_blank_values=True)
             query += [("service", service.service)] if service.service else []
@@ -201,8 +201,8 @@ class TokenClient:
             if login is None or response.status not in (404, 405):
                 return response
         form = {"client_id": "entrepot", "service": service.service, **({"scope": scope} if scope else {})}
-        if login.identity:
-            form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
+        if login.identity_token:
+            form |= {"grant_type": "refresh_token", "refresh_token": login.identity_token}
         else:
             form |= {"grant_type": "password", "username": login.username, "password": login.password}
         return await self._api.send(
@@ -238,7 +238,7 @@ def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tup
     request. Raises AnonymousRefused or Denied if the token service refuses the request, and UpstreamUnavailable for any
     other response without a token."""
     service_name = f"the token service {loggable_origin(response.url)}"
-    if response.status in (401, 403) or (response.status == 400 and login and login.identity):
+    if response.status in (401, 403) or (response.status == 400 and login and login.identity_token):
         raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused
     if response.status != 200:
         raise UpstreamUnavailable(f"{service_name} answers {response.status}")

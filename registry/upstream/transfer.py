@@ -92,21 +92,24 @@ class BlobTransfer:
 
     def abandon(self) -> None:
         """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
-        upstream. After that, `use_socket`, `begin` and `take` raise TransferAbandoned, so that the thread stops when it
-        calls one of them. A running call of the sink is not interrupted."""
+        upstream. After that, `raise_if_abandoned`, `use_socket`, `begin` and `take` raise TransferAbandoned, so that
+        the thread stops when it calls one of them. A running call of the sink is not interrupted."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
                 with suppress(OSError):  # the socket is closed already
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
-    def use_socket(self, connection: Connection | None) -> None:
-        """Sets the socket from which the thread is about to read; None: the thread has no connection. Raises
-        TransferAbandoned if `abandon` was called."""
+    def raise_if_abandoned(self) -> None:
+        """Raises TransferAbandoned if `abandon` was called."""
+        if self._abandoned:
+            raise TransferAbandoned
+
+    def use_socket(self, connection: Connection) -> None:
+        """Sets the socket from which the thread is about to read. Raises TransferAbandoned if `abandon` was called."""
         with self._lock:
             self._socket = connection
-            if self._abandoned:
-                raise TransferAbandoned
+            self.raise_if_abandoned()
 
     def forget_socket(self) -> None:
         """Removes the socket. After that, `abandon` shuts down no socket. Call it before another transfer can use the
@@ -122,7 +125,7 @@ class BlobTransfer:
         """Reports that the endpoint has responded with this status. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_headers, status)
 
-    def on_refused_head(self) -> None:
+    def on_oversized_head(self) -> None:
         """Reports that the endpoint has responded, but http.client refused the head of the response: it has too many
         lines, or a line that is too long. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_working)
@@ -135,8 +138,7 @@ class BlobTransfer:
         """Tells the sink that the bytes from offset `start` to offset `stop` (exclusive) of a blob of `size` bytes
         follow. Must be called in the thread. Raises TransferAbandoned, SinkRaised."""
         with self._lock:
-            if self._abandoned:
-                raise TransferAbandoned
+            self.raise_if_abandoned()
             self.sink_called = True
         with self._calling_sink():
             self._sink.begin(self.endpoint, start, stop, size)
@@ -144,8 +146,7 @@ class BlobTransfer:
     def take(self, offset: int, data: memoryview) -> None:
         """Passes `data`, whose first byte has this offset in the blob, to the sink. Must be called in the thread.
         Raises TransferAbandoned, SinkRaised."""
-        if self._abandoned:
-            raise TransferAbandoned
+        self.raise_if_abandoned()
         with self._calling_sink():
             self._sink.take(offset, data)
         self.received_bytes += len(data)

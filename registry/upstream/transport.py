@@ -187,8 +187,8 @@ class _CheckedConnection(HTTPConnection):
         return super().getresponse()
 
 
-class _NotesIdleTime(HTTPConnectionPool):
-    """A connection pool that notes on each connection since when it is idle."""
+class _IdleTimePool(HTTPConnectionPool):
+    """A connection pool that records in each connection since when it is idle (`_CheckedConnection.idle_since`)."""
 
     def _put_conn(self, conn: Any) -> None:
         if isinstance(conn, _CheckedConnection):
@@ -205,8 +205,8 @@ def pool_classes(
     plain = type("Plain", (_CheckedConnection,), attributes)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
     return {
-        "http": type("PlainPool", (_NotesIdleTime,), {"ConnectionCls": plain}),
-        "https": type("SecurePool", (_NotesIdleTime, HTTPSConnectionPool), {"ConnectionCls": secure}),
+        "http": type("PlainPool", (_IdleTimePool,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (_IdleTimePool, HTTPSConnectionPool), {"ConnectionCls": secure}),
     }
 
 

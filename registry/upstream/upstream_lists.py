@@ -146,7 +146,7 @@ class UpstreamLists:
         """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
-        # The parser runs the function in a thread, because this size exceeds what it parses on the event loop.
+        # `DocumentParser.run` runs any function, here the sort. It uses a thread, because `size_bytes` is large.
         return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
@@ -235,8 +235,8 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # The two requests for this list count as one. For each client that requests the first page,
-                        # the cache reads a list of one request anew, because the list may have changed.
+                        # This list took two requests, but counts as a list of one request. `ListCache` reads such a
+                        # list again for each client that requests the first page, because the list may have changed.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)

@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from registry.mirror.upstream_client import (
     Unconfirmed,
@@ -127,13 +127,12 @@ def error_for_response(
 
 
 def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
-    """Returns whether a 401 or 403 to a request without a login shows that the registry has no such content for
-    anonymous clients. `sent_token`: whether the request contained a token.
+    """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
+    configured, so a token in the request was issued to an anonymous client. `sent_token`: whether there was one.
 
-    If the request contained a token, the registry must have accepted the token and refused access. This is so if the
-    challenge says `insufficient_scope`. It is also so if the challenge does not say `invalid_token`, and the body has a
-    refusal code other than UNAUTHORIZED. If the request contained no token, the response must be a 403 with such a code
-    and without a challenge."""
+    With a token, returns True if the response shows that the registry accepted the token and still refused access: the
+    challenge says `insufficient_scope`, or it does not say `invalid_token` and the body has a refusal code other than
+    UNAUTHORIZED. Without a token, returns True for a 403 with such a code and without a challenge."""
     challenge = response.headers.get("www-authenticate", "")
     has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
@@ -183,10 +182,12 @@ def _error_codes(body: bytes) -> set[str]:
 
 
 T = TypeVar("T")
+MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
+"""Size of the largest document that is parsed on the event loop."""
 
 
 class DocumentParser:
-    """Parses the JSON documents of one upstream. Documents up to UNCHECKED_BYTES are parsed on the event loop. Larger
+    """Parses the JSON documents of one upstream. Documents up to MAX_INLINE_BYTES are parsed on the event loop. Larger
     ones are parsed in a thread, so that they do not block the event loop. Only one of the larger documents is parsed at
     a time, because parsing may take ten times as much memory as the document."""
 
@@ -197,7 +198,7 @@ class DocumentParser:
         """Returns the result of `parse`, which parses a document of `size_bytes`, and raises what `parse` raises. If
         the caller is cancelled while a thread parses the document, the thread continues and its result is ignored. The
         next large document waits until that thread has finished."""
-        if size_bytes <= UNCHECKED_BYTES:
+        if size_bytes <= MAX_INLINE_BYTES:
             return parse()
         await self._large_document_lock.acquire()
         try:

@@ -1,8 +1,9 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
 A store may keep its bytes in files on a local disk or in objects of a bucket. So the methods of these Protocols need no
-rename, no path, no file descriptor, and no second write to a stored object. The exception is `prepare_link`, which a
-store may refuse. The store does not decide which blobs exist; the metadata database does.
+rename, no path, no file descriptor, and no change inside a stored object: an object is only replaced or deleted as a
+whole. The exception is `prepare_link`, which a store may refuse. The store does not decide which blobs exist; the
+metadata database does.
 
 A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
 blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
@@ -72,7 +73,8 @@ the rate of the reads. An error that it raises ends the check."""
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
     computation over these bytes, in a format that only the store can read. With the state, the store can continue the
-    computation. Without it (None), the store has to read the bytes again. `boot`: the value of `BlobStore.boot` when
+    computation. Without it (None), the store has to read the bytes again, or to delete them after a reboot
+    (`ClaimedUpload.resume`). `boot`: the value of `BlobStore.boot` when
     the checkpoint was made."""
 
     offset: int
@@ -151,9 +153,13 @@ class ClaimedUpload(Protocol):
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
-        `sha256`. If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`,
-        the bytes may be damaged. This call then hashes the first `checkpoint.offset` bytes again, and deletes the bytes
-        after them. If the result differs from `checkpoint.state`, or the checkpoint has no state, it deletes all bytes.
+        `sha256`.
+
+        If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`, the bytes
+        may be damaged, so this call deletes all bytes after the first `checkpoint.offset` bytes. It keeps these first
+        bytes only if it hashes them again and gets `checkpoint.state`. A checkpoint without a state proves nothing, so
+        then all bytes are deleted.
+
         Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because an earlier request has
         published or deleted them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
         StorageFailed."""

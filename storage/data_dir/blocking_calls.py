@@ -68,7 +68,7 @@ async def result_or_close(call: UncancellableFuture[T], close: Callable[[T], obj
         return await call
     except asyncio.CancelledError:
         # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-        # opened something. `done()` is checked all the same, because `exception()` raises an error before the end.
+        # opened something. `done()` is only a safeguard: `exception()` of a future that is not done raises an error.
         if call.done() and call.exception() is None:
             close(call.result())
         raise
@@ -103,9 +103,10 @@ class ThreadPool(ThreadPoolExecutor):
     of systemd do.
 
     `ThreadPoolExecutor.submit` first puts the call into its queue, and then starts a thread. If it cannot start one, it
-    raises RuntimeError although the call is in the queue. So a running thread makes the call later, and nobody gets
-    its result, such as the open file that it returns. Here, the call waits for a running thread, and `submit` does not
-    raise. If no thread is running, `submit` raises RuntimeError, and the call is never made."""
+    raises RuntimeError although the call is in the queue. A running thread then makes the call later, and nobody gets
+    its result, such as the open file that it returns. In this class, `submit` does not raise if a thread is running;
+    the call waits for that thread. If no thread is running, `submit` raises RuntimeError, and the call is never
+    made."""
 
     def _adjust_thread_count(self) -> None:
         """Starts a thread, if one is needed, for the call that `submit` has just put into the queue. If that fails and

@@ -133,16 +133,16 @@ def read_only_reason(root: Path) -> str | None:
     with suppress(OSError):
         if os.statvfs(root).f_flag & os.ST_RDONLY:
             return (
-                f"cannot write to the data directory {root}: Read-only file system; it is mounted like that, or the "
-                "system did so after errors of the disk. To save the content, copy the directory to another disk by "
-                "cp -a, and name the copy with --data"
+                f"cannot write to the data directory {root}: Read-only file system; it was mounted read-only, or the "
+                "system has made it read-only after errors of the disk. To save the content, copy the directory to "
+                "another disk by cp -a, and name the copy with --data"
             )
     return None
 
 
 def check_restore_ended(layout: Layout, root: Path) -> None:
-    """Raises RestoreNotEnded if a restore from a backup has begun and not ended. `root`: the data directory, as the
-    message shows it."""
+    """Raises RestoreNotEnded if a restore from a backup has begun and not ended. `root`: the path of the data
+    directory, spelled as in the message."""
     if layout.restore_marker.exists():
         raise RestoreNotEnded(
             f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
@@ -152,7 +152,7 @@ def check_restore_ended(layout: Layout, root: Path) -> None:
 def check_database_not_lost(layout: Layout, root: Path) -> None:
     """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty, for example
     because somebody deleted it. A new database would not list these files, so garbage collection would delete them.
-    `root`: the data directory, as the message shows it. Raises OSError."""
+    `root`: the path of the data directory, spelled as in the message. Raises OSError."""
     database = layout.metadata
     log = database.with_name(f"{database.name}-wal")
     if _size(database) > 0 or (database.exists() and _size(log) > 0):
@@ -166,7 +166,7 @@ def check_database_not_lost(layout: Layout, root: Path) -> None:
 
 
 def _size(file: Path) -> int:
-    """Returns the bytes of the file; 0 if it does not exist. Raises OSError."""
+    """Returns the size of the file in bytes; 0 if it does not exist. Raises OSError."""
     try:
         return file.stat().st_size
     except FileNotFoundError:

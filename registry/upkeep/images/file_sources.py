@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, Self
 
-from registry.upkeep.images.image_files import MAX_JSON_BYTES, with_file_errors
+from registry.upkeep.images.image_files import MAX_JSON_BYTES, convert_os_errors
 from registry.upkeep.images.tar_archives import TarArchive, open_archive
 from storage.backups import ImageFileFailed
 
@@ -133,7 +133,7 @@ class DirectorySource:
 
     def open(self, name: str) -> SourceFile:
         path = self._path(name)
-        return SourceFile(self.label, name, with_file_errors(f"cannot read {self.label}", lambda: path.open("rb")))
+        return SourceFile(self.label, name, convert_os_errors(f"cannot read {self.label}", lambda: path.open("rb")))
 
     def _path(self, name: str) -> Path:
         """Returns the path of a file. Raises ImageFileFailed if it is outside the directory, and ValueError if no file

@@ -37,8 +37,8 @@ def blob_file(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
-def with_file_errors(what: str, call: Callable[[], T]) -> T:
-    """Returns the result of `call`. If `call` raises OSError, raises ImageFileFailed, whose message begins with
+def convert_os_errors(what: str, call: Callable[[], T]) -> T:
+    """Returns the result of `call`. Converts an OSError of `call` to an ImageFileFailed, whose message begins with
     `what`."""
     try:
         return call()

@@ -75,8 +75,9 @@ async def import_images(
     clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
-    bytes. A *problem* is an image that is not stored under a name: the tag is immutable and points at another image, or
-    the store has a manifest of the image with another media type and an immutable tag needs that manifest.
+    bytes. A *problem* is an image that is not stored under a name, for one of two reasons. The tag is immutable and
+    points at another image. Or the import would change the media type of a stored manifest of the image, and an
+    immutable tag points at this manifest, or at an index that contains it.
 
     `name`: the name under which to import; None: the names in the file are used. `records`: the records of imports.
     `own_host`: the host name under which clients know this registry, which is left out of names; empty: not known.
@@ -86,8 +87,8 @@ async def import_images(
     Raises ImageFileFailed, Denied (the name belongs to an upstream), and the other errors of pushes. Content that was
     stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
-    # A referrer with a name is in both lists. One without a name is not in `tagged_images`, because `_targets` gives a
-    # tag to each image in that list.
+    # A referrer with a name is in `referrers` and `tagged_images`. A referrer without a name is only in `referrers`,
+    # because `_targets` gives a tag to each image in `tagged_images`.
     referrers = [tree for tree in trees if tree.root.subject is not None]
     tagged_images = [
         (image, tree)
@@ -135,9 +136,9 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag in this registry for `text`, a name in the file. Leaves out the parts of Docker
-    Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry,
-    `localhost`, and a host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
+    """Returns the repository and tag in this registry for `text`, a name in the file, or a tag alone (`:TAG`). Leaves
+    out the parts of Docker Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host
+    of this registry, `localhost`, and a host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -244,9 +245,9 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Nothing more can be stored, so this refuses the referrers of refused manifests. It does not do so
-                # earlier: a refused manifest that is a referrer itself may be in `waiting`, too. This method then
-                # stores it without a tag, and so can store its referrers as well.
+                # Nothing more can be stored, so the referrers of refused manifests are refused now, and not earlier: a
+                # refused manifest may itself be one of the `trees`. It is then stored without its refused tag, and its
+                # referrers are stored after it.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
@@ -341,7 +342,8 @@ class _Importer:
         if blob.digest not in self._verified:
             await self._verify(blob.digest, file_name)
         # BlobUnknown: garbage collection has just deleted the blob, or the store has it only in repositories of private
-        # upstreams. The router takes no blob from these unless the call names the repository.
+        # upstreams. The router mounts from such a repository only if the call names it as the source, which
+        # `ALL_NAMES` does not.
         with suppress(BlobUnknown):
             await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
             return True

@@ -18,7 +18,7 @@ from registry.upkeep.images.image_files import (
     LAYOUT_JSON,
     REF_NAME,
     blob_file,
-    with_file_errors,
+    convert_os_errors,
 )
 from storage.backups import ImageFileFailed
 from storage.content import OCI_INDEX
@@ -63,7 +63,7 @@ class LayoutDirectory:
         self._root = root
         self._failure = f"cannot write to {root}"  # the beginning of each error message
         self._temporary: Path | None = None  # the file that is being written
-        with_file_errors(self._failure, self._check)
+        convert_os_errors(self._failure, self._check)
 
     def _check(self) -> None:
         if not self._root.exists():
@@ -127,7 +127,7 @@ class LayoutDirectory:
                 self._temporary.unlink()
 
     async def _run_in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.to_thread(with_file_errors, self._failure, call)
+        return await asyncio.to_thread(convert_os_errors, self._failure, call)
 
 
 class TarArchive:
@@ -142,7 +142,7 @@ class TarArchive:
         self._temporary = None if path is None else path.with_name(f".{path.name}.{os.getpid()}.partial")
         if self._temporary is not None:
             temporary = self._temporary
-            self._file: BinaryIO = with_file_errors(self._failure, lambda: open(temporary, "wb"))  # noqa: SIM115
+            self._file: BinaryIO = convert_os_errors(self._failure, lambda: open(temporary, "wb"))  # noqa: SIM115
         else:
             assert stream is not None
             self._file = stream
@@ -166,7 +166,7 @@ class TarArchive:
         for name, data in files.items():
             await self._append(tar_header(name, len(data)) + data + tar_padding(len(data)))
         await self._append(bytes(2 * tarfile.BLOCKSIZE))  # two empty blocks end a tar archive
-        await asyncio.to_thread(with_file_errors, self._failure, self._complete)
+        await asyncio.to_thread(convert_os_errors, self._failure, self._complete)
 
     def _complete(self) -> None:
         if self._temporary is None or self._path is None:
@@ -185,7 +185,7 @@ class TarArchive:
                 self._temporary.unlink()
 
     async def _append(self, data: bytes) -> None:
-        await asyncio.to_thread(with_file_errors, self._failure, lambda: self._file.write(data))
+        await asyncio.to_thread(convert_os_errors, self._failure, lambda: self._file.write(data))
 
 
 async def _copy(

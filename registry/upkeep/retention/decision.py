@@ -58,7 +58,8 @@ def decide(
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pushed_within and tag.imported is not None and now - tag.imported <= rule.keep_pushed_within:
-        # `pushed` is a time at the other registry, where this rule did not apply, or an estimate.
+        # `pushed` is the tag's time at the registry from which it was imported, or an estimate of that time. This rule
+        # did not apply there, so the time of the import counts as well.
         return Decision(True, f"imported within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
         return Decision(True, reason)
@@ -78,17 +79,17 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
     within_text = format_duration(within)
     if tag.pulled is not None and tag.pulled >= start:
         has_gap = now - tag.pulled > within
-        return f"pulled within {within_text}" + (", without the times when no server ran" if has_gap else "")
+        return f"pulled within {within_text}" + (", not counting the times when no server ran" if has_gap else "")
     if tag.unrecorded_until is not None and tag.unrecorded_until >= start:
         before = f"not all pulls before {date_text(tag.unrecorded_until)} are recorded"
         return f"may have been pulled within {within_text}: {before}"
     return None
 
 
-def unused_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
-    """Returns the conditions under which the rule deletes an untagged manifest at the time `now`; None: the rule
-    deletes no untagged manifests. `recorded`: the time in which a server recorded pulls. Only this time counts for
-    pulls, because nobody can pull while no server runs."""
+def untagged_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
+    """Returns the times since which an untagged manifest must have been unused, so that the rule deletes it at the time
+    `now`; None: the rule deletes no untagged manifests. `recorded`: the time in which a server recorded pulls. Only
+    this time counts for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after

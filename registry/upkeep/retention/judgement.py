@@ -20,15 +20,15 @@ _REPOSITORIES_PER_PAGE = 500
 
 
 class NumberedRule(NamedTuple):
-    """A rule, and its number in the settings, from 1 on."""
+    """A rule, and its number in the settings, from 1 on. `settings`: the rule as the settings state it."""
 
     number: int
-    rule: RetentionRule
+    settings: RetentionRule
 
     @property
     def text(self) -> str:
         """The number and the patterns of the rule, for messages."""
-        return f"rule {self.number} ({', '.join(self.rule.repositories)})"
+        return f"rule {self.number} ({', '.join(self.settings.repositories)})"
 
 
 class JudgedTag(NamedTuple):
@@ -66,7 +66,9 @@ class RetentionJudge:
         if self._naming.upstream_of(repo) is not None:
             return None
         matching = (
-            rule for rule in self.rules if any(NamePattern(pattern).matches(repo) for pattern in rule.rule.repositories)
+            rule
+            for rule in self.rules
+            if any(NamePattern(pattern).matches(repo) for pattern in rule.settings.repositories)
         )
         return next(matching, None)
 
@@ -113,7 +115,7 @@ class UnmatchedPatterns:
     """Finds patterns of rules that apply to no repository, which are probably mistyped."""
 
     def __init__(self, rules: Sequence[NumberedRule]) -> None:
-        self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.rule.repositories]
+        self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.settings.repositories]
 
     def on_repository(self, repo: RepositoryName, rule: NumberedRule) -> None:
         """Records that `rule` applies to the repository."""

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from registry.upkeep.retention.decision import unused_limits
+from registry.upkeep.retention.decision import untagged_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Page
@@ -139,7 +139,7 @@ class RetentionPreview:
         """Returns the lines for at most `limit` tags of the repository, in the order of their names: the tags after the
         name `after`. Raises NameUnknown if no rule applies to the repository."""
         rule = self.rule_of(repo)
-        async with aclosing(self.judge.tags(repo, rule.rule, self._clock(), after, limit)) as pages:
+        async with aclosing(self.judge.tags(repo, rule.settings, self._clock(), after, limit)) as pages:
             async for page in pages:
                 return [_tag_line(repo, rule, judged) for judged in page]
         return []
@@ -161,7 +161,7 @@ class RetentionPreview:
         """Returns how many tags of one repository the rule would keep and delete. Judges about `MAX_JUDGED_TAGS` tags
         at most."""
         kept_tags = deleted_tags = 0
-        async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
+        async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if kept_tags + deleted_tags >= MAX_JUDGED_TAGS:
                     return RepositoryPreview(repo, rule, kept_tags, deleted_tags, False)
@@ -178,7 +178,7 @@ class RetentionPreview:
         judged_tags = 0
         deleted_tags: set[Tag] = set()
         roots: list[ManifestKey] = []  # the manifests of the tags that the rule deletes
-        async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
+        async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if judged_tags >= findings.max_judged:
                     summary.complete = False
@@ -192,7 +192,7 @@ class RetentionPreview:
                         roots.append(tag.manifest)
         summary.tags_deleted += len(roots)
         summary.tags_kept += judged_tags - len(roots)
-        limits = unused_limits(rule.rule, now, await self._retention.recorded_time())
+        limits = untagged_limits(rule.settings, now, await self._retention.recorded_time())
         if limits is not None:
             await self._preview_untagged(repo, rule, limits, findings)
         # Without limits, the rule deletes no untagged manifest, so the manifests only lose their tags.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, unused_limits
+from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, untagged_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from storage.human_text import date_text
 from storage.jobs import JSON
@@ -72,7 +72,7 @@ class RetentionWork:
     ) -> None:
         """Deletes tags and untagged manifests of one repository, and adds their numbers to `counts`."""
         now = self._clock()
-        async for page in self._judge.tags(repo, rule.rule, now):
+        async for page in self._judge.tags(repo, rule.settings, now):
             await context.report()
             tags_to_delete = [judged for judged in page if not judged.decision.is_kept]
             deleted = 0
@@ -86,7 +86,7 @@ class RetentionWork:
         # `limits` are times: a manifest is deleted only if it has had no tag since `limits.untagged`. The clock is read
         # again, because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests
         # immediately would keep the manifests of these tags until its next run.
-        limits = unused_limits(rule.rule, self._clock(), await self._retention.recorded_time())
+        limits = untagged_limits(rule.settings, self._clock(), await self._retention.recorded_time())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
 
@@ -116,7 +116,7 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
-        lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
+        lost_tags = LostTags()  # each call of `untagged` adds manifests that have lost a tag, from the tag history
         after: Digest | None = None
         while True:
             judged_at = self._clock()

@@ -75,7 +75,7 @@ class CrossProcessFlags:
         """Sets the flag "the upstream has started to send to the owner". Only for the process that is the owner."""
         self._set(RESPONSE_BYTE)
 
-    def clear_owner(self) -> None:
+    def clear_owner_flags(self) -> None:
         """Clears the flags that this process has set with `mark_started` and `mark_response`. Raises nothing."""
         while self._owner_bytes:
             with suppress(OSError):

@@ -60,7 +60,7 @@ class Extents:
         """Returns the ranges between `start` and `stop` that are not in the set, in ascending order."""
         bounds = self._bounds
         gaps = []
-        gap_start = self.reach(start)
+        gap_start = self.covered_until(start)
         next_bound = bisect_right(bounds, gap_start)  # index, in `bounds`, of the start of the next extent
         while gap_start < stop:
             gap_stop = bounds[next_bound] if next_bound < len(bounds) else stop
@@ -71,7 +71,7 @@ class Extents:
             next_bound += 2
         return gaps
 
-    def reach(self, offset: int) -> int:
+    def covered_until(self, offset: int) -> int:
         """Returns the end of the extent that contains `offset`, or `offset` itself if no extent contains it."""
         next_bound = bisect_right(self._bounds, offset)  # odd if `offset` is inside an extent
         return self._bounds[next_bound] if next_bound % 2 else offset

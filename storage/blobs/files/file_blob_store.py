@@ -204,9 +204,9 @@ class FileBlobStore:
 
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty: that is the place
-        of a damaged blob, which has no file. Leaves a file with a damaged inode where it is. Removes nothing and raises
-        DataDirectoryReplaced if another data directory is at the path of the opened one: the blobs there are not those
-        of the opened database."""
+        of a damaged blob, which has no file. Leaves a file with a damaged inode where it is. If another data directory
+        has taken the place of the one that this process opened, removes nothing and raises DataDirectoryReplaced: the
+        file would belong to that other directory."""
         if not place:
             return
         path = self._disk.layout.path_of(place)

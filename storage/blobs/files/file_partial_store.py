@@ -17,7 +17,7 @@ from storage.blobs.files.partial_file_pairs import (
     PartialFilePair,
     PartialPaths,
     delete_file_pair_if_idle,
-    is_readable_pair_idle,
+    is_file_pair_idle_and_readable,
     list_partial_names,
     open_file_pair,
 )
@@ -290,17 +290,17 @@ class FilePartialStore:
         return await self._disk.run(lambda: list_downloads(self._disk.layout, self._boot))
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
-        """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written
-        before the time `before` (seconds since 1970), or during an earlier boot of the machine. Skips those with a file
-        that is damaged or that this process may not read, and logs a warning. `dry_run`: returns them without deleting
-        them. Raises StorageFull, StorageFailed."""
+        """Deletes the *idle* partial blobs: those that are old and have no owner. Returns them. A partial blob is old
+        if it was last written before the time `before` (seconds since 1970), or during an earlier boot of the machine.
+        Skips those with a file that is damaged or that this process may not read, and logs a warning. `dry_run`:
+        returns them without deleting them. Raises StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:
             expired = []
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
-                if not is_readable_pair_idle(paths, before, self._boot):
+                if not is_file_pair_idle_and_readable(paths, before, self._boot):
                     continue
                 size = paths.occupied_bytes()
                 if dry_run or delete_file_pair_if_idle(system, paths, before, self._boot):
@@ -358,7 +358,8 @@ class FilePartialStore:
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
             except (StorageFull, StorageFailed, QuotaExceeded):
                 # The next download must not continue with these bytes. After a failed fsync it is not known which of
-                # them are on the disk. After the other errors the file may have been moved and deleted.
+                # them are on the disk. After the other errors, `_add_blob` may have published the file and then deleted
+                # it.
                 await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
             await run(lambda: shared.end(PartialStatus.COMMITTED))

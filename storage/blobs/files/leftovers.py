@@ -15,7 +15,7 @@ from pathlib import Path
 from storage.blobs.files.partial_file_pairs import (
     PartialPaths,
     delete_file_pair_if_idle,
-    is_readable_pair_idle,
+    is_file_pair_idle_and_readable,
     list_partial_names,
 )
 from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
@@ -101,5 +101,5 @@ def _delete_partials(layout: Layout, system: System, boot: str) -> None:
     """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
         paths = PartialPaths.of_blob(layout, name, digest)
-        if is_readable_pair_idle(paths, before=float("inf"), boot=boot):
+        if is_file_pair_idle_and_readable(paths, before=float("inf"), boot=boot):
             delete_file_pair_if_idle(system, paths, before=float("inf"), boot=boot)

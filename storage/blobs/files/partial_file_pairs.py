@@ -5,9 +5,13 @@ file (`.data`) holds its bytes, and the state file (`.state`) says which of them
 lock on the state file is the *owner*, as long as the file has not been deleted. Only the owner changes or deletes the
 files. The other processes that have the files open are its *followers*: they read the bytes as they arrive.
 
-The owner creates the state file first and deletes it last. Before it deletes either file, it writes the final status to
-the state file. So another process opens the state file first, then the data file, and then reads the status. If the
+A process that opens the two files must not combine the state file of an old pair with the data file of a newer one.
+Therefore the owner creates the state file first and deletes it last, and writes the final status to it before it
+deletes either file. Another process opens the state file first, then the data file, and then reads the status. If the
 status is still `INCOMPLETE`, the two files belong together.
+
+A pair is *old* if it was last written before a given time, or during an earlier boot of the machine. It is *idle* if it
+is old and has no owner.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
-from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
+from storage.blobs.files.unreadable_files import has_unreadable_inode, skip_unreadable
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import is_byte_locked, try_lock_byte
@@ -96,10 +100,10 @@ def open_file_pair(
 
 
 def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
-    """Deletes the files of a partial blob if the partial blob is old and has no owner. It is old if it was last written
-    before the time `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns whether
-    the files were deleted. Raises OSError."""
-    if not _is_stale(paths, before, boot):
+    """Deletes the files of a partial blob if they are idle: old and without an owner. They are old if they were last
+    written before the time `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns
+    whether the files were deleted. Raises OSError."""
+    if not _is_old(paths, before, boot):
         return False
     state_fd = _open_or_create(system, paths.state)  # if only the data file is left, creates the file to lock it
     if state_fd is None:
@@ -113,9 +117,9 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
         os.close(state_fd)
 
 
-def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
+def _is_idle(paths: PartialPaths, before: float, boot: str) -> bool:
     """Returns whether `delete_file_pair_if_idle` would delete the files. Deletes nothing. Raises OSError."""
-    if not _is_stale(paths, before, boot):
+    if not _is_old(paths, before, boot):
         return False
     try:
         state_fd = os.open(paths.state, os.O_RDWR | os.O_CLOEXEC)
@@ -127,11 +131,11 @@ def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
         os.close(state_fd)
 
 
-def is_readable_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Does what `is_file_pair_idle` does, but logs a warning and returns False if one of the two files cannot be read
+def is_file_pair_idle_and_readable(paths: PartialPaths, before: float, boot: str) -> bool:
+    """Does what `_is_idle` does, but logs a warning and returns False if one of the two files cannot be read
     (`skip_unreadable`). Raises other OSErrors."""
     with skip_unreadable(paths.state):
-        return is_readable(paths.data) and is_file_pair_idle(paths, before, boot)
+        return not has_unreadable_inode(paths.data) and _is_idle(paths, before, boot)
     return False
 
 
@@ -264,7 +268,7 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
     return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
 
 
-def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
+def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
     """Returns whether the pair was last written before the time `before` or during another boot than `boot`. Returns
     False if neither file exists. Corrects times in the future (`past_write_time`)."""
     try:

@@ -59,7 +59,7 @@ class PrefixDigest:
         self._has_failed = False
         """Whether a step could not read the file."""
 
-    def start_step_if_ready(self) -> None:
+    def start_hashing_if_ready(self) -> None:
         """Starts a step if none is running and the prefix has enough bytes that are not hashed. Call it after each
         write."""
         with self._step_ended:
@@ -110,7 +110,7 @@ class PrefixDigest:
             return
         self._end_step()
         # Bytes may have been written between the last check of the prefix and the end of the step.
-        self.start_step_if_ready()
+        self.start_hashing_if_ready()
 
     def _hash_next(self, buffer: memoryview, length: int) -> None:
         """Reads up to `length` bytes into `buffer` and hashes them. After each `WRITEBACK_BYTES` hashed bytes, asks the

@@ -180,10 +180,10 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Starts to hash from the first byte, because an owner in another process may have overwritten bytes that
-            # this process has hashed but not recorded in the state file.
+            # Hashes from the first byte again. This process may have hashed bytes, as an earlier owner, without
+            # recording them in the state file. A later owner in another process may have overwritten them.
             self._prefix_digest = self._start_digest()
-        self._prefix_digest.start_step_if_ready()
+        self._prefix_digest.start_hashing_if_ready()
         return True
 
     def _load_progress(self) -> bool:
@@ -214,7 +214,7 @@ class ProcessPartial:
         self._owner, self._owner_is_leaving = None, False
         self._has_no_owner = True
         self._prefix_digest.stop()
-        self.flags.clear_owner()
+        self.flags.clear_owner_flags()
         with suppress(OSError):
             unlock_byte(self._state_fd)
         self._waiters.notify(self)
@@ -267,7 +267,7 @@ class ProcessPartial:
                 return self.size
             if self._status is PartialStatus.WRONG_DIGEST:
                 raise DigestInvalid("the bytes that the upstream sent have another digest", {"expected": self.digest})
-            if (end := self._extents.reach(offset)) > offset:
+            if (end := self._extents.covered_until(offset)) > offset:
                 return end
             if self._has_no_owner or self._status is PartialStatus.DELETED:
                 raise PartialLost()
@@ -301,7 +301,7 @@ class ProcessPartial:
     def _prefix_bytes(self) -> int:
         """Returns the number of stored bytes before the first gap; 0 if the owner is not in this process."""
         with self._lock:
-            return 0 if self._owner is None else self._extents.reach(0)
+            return 0 if self._owner is None else self._extents.covered_until(0)
 
     # Steps of the owner. They block; call them inside `owner_step`.
 
@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # The space that must stay free (`MinFreeSpace`) was checked for the whole blob before the download.
+            # `may_use_min_free` skips a check that `open_file_pair` has made for the whole blob.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
@@ -327,7 +327,7 @@ class ProcessPartial:
             self.end(PartialStatus.DELETED)  # frees space for other requests
             raise
         self._waiters.notify(self)
-        self._prefix_digest.start_step_if_ready()
+        self._prefix_digest.start_hashing_if_ready()
 
     def _write(self, offset: int, data: memoryview, parts: list[Extent]) -> None:
         """Writes the `parts` of `data`, and adds them to the stored bytes. `offset`: position of the first byte of

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
+from storage.blobs.files.unreadable_files import has_unreadable_inode, skip_unreadable
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 
@@ -26,7 +26,7 @@ class Trash:
     def add(self, path: Path) -> None:
         """Moves the file at `path` to the trash. On a full disk, which has no space for a new name in the trash,
         unlinks the file. Does nothing if there is no file. Raises OSError."""
-        if not is_readable(path):
+        if has_unreadable_inode(path):
             return
         with suppress(FileNotFoundError):
             try:
@@ -41,7 +41,7 @@ class Trash:
         for name in os.listdir(self._directory):
             path = self._directory / name
             with suppress(FileNotFoundError):
-                if is_readable(path):
+                if not has_unreadable_inode(path):
                     self._system.unlink(path)
 
     def size(self) -> int:

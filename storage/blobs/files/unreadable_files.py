@@ -1,5 +1,5 @@
-"""Lets work on many files skip the files that cannot be read (`skip_unreadable`, `is_readable`). A file cannot be read
-if the disk has lost it, or if its permissions forbid it, for example because root has copied it there."""
+"""Lets work on many files skip the files that cannot be read (`skip_unreadable`, `has_unreadable_inode`). A file cannot
+be read if the disk has lost it, or if its permissions forbid it, for example because root has copied it there."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def _is_warning_due(name: str) -> bool:
     return True
 
 
-def is_readable(path: Path) -> bool:
-    """Returns whether the inode of a file can be read; if not, logs the warning of `skip_unreadable`. Returns True if
-    there is no such file. Raises OSError. Code that deletes or moves the file calls this function first, and does not
-    use `skip_unreadable`: an error of the deletion itself can mean that the disk refuses all changes."""
+def has_unreadable_inode(path: Path) -> bool:
+    """Returns whether there is a file at `path` whose inode cannot be read; if so, logs the warning of
+    `skip_unreadable`. Raises OSError. Code that deletes or moves the file calls this function first. It must not skip
+    errors of the deletion or move itself, because these can mean that the disk refuses all changes."""
     with skip_unreadable(path):
         with suppress(FileNotFoundError):
             os.stat(path, follow_symlinks=False)
-        return True
-    return False
+        return False
+    return True

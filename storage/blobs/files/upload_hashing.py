@@ -34,8 +34,8 @@ class UploadHasher:
         self._disk = disk
         self._turns = asyncio.Semaphore(CONCURRENT_STEPS)
 
-    async def append(self, running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
-        """Appends the bytes of `file` from `start` up to, but without, `stop` to the digest. If this call is cancelled,
+    async def hash_into(self, running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
+        """Adds the bytes of `file` from `start` up to, but without, `stop` to the digest. If this call is cancelled,
         it ends after the present step. Raises BlobUploadInvalid (a newer request has taken the session over),
         StorageFailed."""
         while start < stop:
@@ -46,6 +46,6 @@ class UploadHasher:
 
 
 def _hash(running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
-    """Appends the bytes of one step to the digest. Blocks. Raises OSError, BlobUploadInvalid."""
+    """Adds the bytes of one step to the digest. Blocks. Raises OSError, BlobUploadInvalid."""
     for piece in file.pieces(start, stop):
         running_digest.update(piece)

@@ -226,7 +226,7 @@ class FileUploadSession:
         this is their digest. Returns their digest."""
         file = await self._write_out()
         running_digest = start_digest(expected.algorithm)
-        await self._hasher.append(running_digest, file, 0, self._written)
+        await self._hasher.hash_into(running_digest, file, 0, self._written)
         actual = running_digest.digest()
         if actual == expected:
             await self._disk.run(file.sync)
@@ -284,7 +284,7 @@ class ClaimedUploadFile:
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
         not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. That happens if an
         earlier request has published or deleted the session's file and left the session's metadata row, for example
-        because its process died. The request that takes the session over then creates an empty file."""
+        because its process died: the takeover has then created an empty file (`UploadFile.take_over`)."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -315,7 +315,7 @@ class ClaimedUploadFile:
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None
-        await self._hasher.append(running_digest, self._file, checkpoint.offset, size)
+        await self._hasher.hash_into(running_digest, self._file, checkpoint.offset, size)
         return running_digest
 
     async def _resume_after_reboot(self, algorithm: str, checkpoint: Checkpoint) -> tuple[RunningDigest, int]:
@@ -328,7 +328,7 @@ class ClaimedUploadFile:
         running_digest, offset = start_digest(algorithm), checkpoint.offset
         saved = restore_digest(algorithm, checkpoint.state)
         if saved is not None and self._file.size() >= offset:
-            await self._hasher.append(running_digest, self._file, 0, offset)
+            await self._hasher.hash_into(running_digest, self._file, 0, offset)
         if saved is None or running_digest.digest() != saved.digest():
             running_digest, offset = start_digest(algorithm), 0
         await self._disk.run(lambda: self._file.truncate(offset))

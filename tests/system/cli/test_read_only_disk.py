@@ -44,9 +44,9 @@ def test_commands_say_how_to_save_the_content(tmp_path: Path, command: str) -> N
     (done,) = run_read_only(tmp_path, f"{ENTREPOT} {command} --data {tmp_path}/data")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"entrepot: cannot write to the data directory {tmp_path}/data: Read-only file system; it is mounted like "
-        "that, or the system did so after errors of the disk. To save the content, copy the directory to another disk "
-        "by cp -a, and name the copy with --data\n"
+        f"entrepot: cannot write to the data directory {tmp_path}/data: Read-only file system; it was mounted "
+        "read-only, or the system has made it read-only after errors of the disk. To save the content, copy the "
+        "directory to another disk by cp -a, and name the copy with --data\n"
     )
 
 

@@ -163,7 +163,7 @@ def test_error_names_the_exceeded_limit(body: bytes, error_text: str) -> None:
 
 def test_a_long_media_type_is_not_repeated() -> None:
     """The error for an unknown media type of a manifest shows only the beginning of a long type."""
-    with pytest.raises(ManifestInvalid, match="are not taken here") as raised:
+    with pytest.raises(ManifestInvalid, match="are not accepted here") as raised:
         Manifest.parse(image(mediaType="x" * 100_000), None)
     assert len(raised.value.message) < 200
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.config import RetentionRule
-from registry.upkeep.retention.decision import Decision, decide, unused_limits
+from registry.upkeep.retention.decision import Decision, decide, untagged_limits
 from storage.content import digest_of
 from storage.names import Tag
 from storage.recorded_time import RecordedTime
@@ -141,14 +141,14 @@ def test_limits_for_untagged_manifests() -> None:
     """By default, untagged manifests are not deleted. With `delete_untagged_after`, they are deleted when they have
     been untagged and not pulled for this time, but not within an hour of their push or pull. A pull within
     `keep_pulled_within` keeps them as well."""
-    assert unused_limits(rule(keep_last=1), NOW) is None
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(
+    assert untagged_limits(rule(keep_last=1), NOW) is None
+    assert untagged_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(
         NOW - 3600, NOW, NOW - 3600
     )
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
+    assert untagged_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
-    assert unused_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)
+    assert untagged_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)
 
 
 def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
@@ -167,7 +167,7 @@ def test_the_time_in_which_no_server_ran_does_not_count_for_pulls() -> None:
     pulls_since = NOW - 34 * DAY  # a server ran for 14 of the last 34 days
     conditions = rule(keep_pulled_within="14d")
     decision = decide(conditions, tag_facts(pulled=30), NOW, newest=None, pulls_since=pulls_since)
-    assert decision == Decision(True, "pulled within 14d, without the times when no server ran")
+    assert decision == Decision(True, "pulled within 14d, not counting the times when no server ran")
     assert not decide(conditions, tag_facts(pulled=35), NOW, newest=None, pulls_since=pulls_since).is_kept
     facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 30 * DAY)
     assert decide(conditions, facts, NOW, newest=None, pulls_since=pulls_since).is_kept
@@ -179,7 +179,7 @@ def test_the_time_in_which_no_server_ran_does_not_count_for_untagged_manifests()
     """An untagged manifest stays until pulls were recorded for `delete_untagged_after`, or `keep_pulled_within` if that
     is longer, without one of this manifest."""
     off_for_20_days = RecordedTime([(0.0, NOW - 21 * DAY), (NOW - DAY, NOW)])
-    limits = unused_limits(rule(delete_untagged_after="7d", keep_pulled_within="2d"), NOW, off_for_20_days)
+    limits = untagged_limits(rule(delete_untagged_after="7d", keep_pulled_within="2d"), NOW, off_for_20_days)
     assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 27 * DAY)
-    limits = unused_limits(rule(delete_untagged_after="7d", keep_pulled_within="14d"), NOW, off_for_20_days)
+    limits = untagged_limits(rule(delete_untagged_after="7d", keep_pulled_within="14d"), NOW, off_for_20_days)
     assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 34 * DAY)

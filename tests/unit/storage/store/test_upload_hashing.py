@@ -101,15 +101,15 @@ class HashedSessions:
 
 @pytest.fixture
 def hashed_sessions(monkeypatch: pytest.MonkeyPatch) -> HashedSessions:
-    sessions, append = HashedSessions(), UploadHasher.append
+    sessions, hash_into = HashedSessions(), UploadHasher.hash_into
 
-    async def counted_append(
+    async def counted_hash_into(
         hasher: UploadHasher, running_digest: RunningDigest, file: UploadFile, start: int, stop: int
     ) -> None:
         sessions.count += start < stop
-        await append(hasher, running_digest, file, start, stop)
+        await hash_into(hasher, running_digest, file, start, stop)
 
-    monkeypatch.setattr(UploadHasher, "append", counted_append)
+    monkeypatch.setattr(UploadHasher, "hash_into", counted_hash_into)
     return sessions
 
 

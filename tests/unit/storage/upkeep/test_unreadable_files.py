@@ -15,7 +15,7 @@ import pytest
 
 from storage.blobs.files import unreadable_files
 from storage.blobs.files.leftovers import free_disk_space, list_partials
-from storage.blobs.files.unreadable_files import MAX_WARNED_PATHS, is_readable
+from storage.blobs.files.unreadable_files import MAX_WARNED_PATHS, has_unreadable_inode
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import digest_of
@@ -223,9 +223,9 @@ def test_warnings_about_the_same_file_are_limited(
     files = [tmp_path / str(number) for number in range(MAX_WARNED_PATHS + 10)]
     unreadable.paths.update(files)
     for now[0], expected in ((1000, 1), (1599, 1), (1600, 2)):
-        assert not is_readable(files[0])
+        assert has_unreadable_inode(files[0])
         assert len(caplog.messages) == expected
-    assert not any(is_readable(file) for file in files)
+    assert all(has_unreadable_inode(file) for file in files)
     assert len(caplog.messages) == 1 + len(files)
     assert len(unreadable_files.warned_at) <= MAX_WARNED_PATHS
 

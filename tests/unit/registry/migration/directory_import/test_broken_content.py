@@ -59,7 +59,7 @@ async def test_broken_content_is_reported(
         "team/app:nonsense": "its link contains 'sha256:12', which is not a digest",
         "team/app:empty": "its link is missing",
         "team/app:schema-1": "schema 1 manifests are not accepted here; push with Docker 1.10 or newer",
-        "team/app:odd": "manifests of type 'application/x-odd' are not taken here",
+        "team/app:odd": "manifests of type 'application/x-odd' are not accepted here",
     }
     assert result["problems"] == len(run_import.reports())
     assert ("team/app:", "unfinished pushes are left out: 1") in run_import.reports("note")

@@ -39,7 +39,7 @@ def test_extents_equal_a_set_of_offsets(changes: list[tuple[bool, tuple[int, int
     assert {at for gap in gaps for at in range(*gap)} == set(range(*within)) - offsets
     assert all(before[1] < after[0] for before, after in pairwise(gaps))
     for at in range(SIZE + 1):
-        reached = extents.reach(at)
+        reached = extents.covered_until(at)
         assert set(range(at, reached)) <= offsets
         assert reached not in offsets
 
