@@ -166,7 +166,7 @@ def check_database_not_lost(layout: Layout, root: Path) -> None:
 
 
 def _size(file: Path) -> int:
-    """Returns the bytes of the file; 0 if it does not exist. Raises OSError."""
+    """Returns the size of the file in bytes; 0 if it does not exist. Raises OSError."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
