@@ -71,9 +71,9 @@ class DatabaseSnapshot(Protocol):
         ...
 
     @property
-    def registry(self) -> str:
-        """The random name of the registry that was copied. A restored registry keeps it. Empty if the copy is from a
-        version that gave registries no names."""
+    def instance_id(self) -> str:
+        """The random id of the registry that was copied. A restored registry keeps this id. Empty if the copy is from a
+        version that gave registries no ids."""
         ...
 
     def totals(self) -> SnapshotTotals:
@@ -111,11 +111,11 @@ class Snapshots(Protocol):
         blob, the key under which the blob store has its bytes. Blocks. Raises BackupFailed."""
         ...
 
-    def mark_restored(self, path: Path, copied: float) -> None:
+    def mark_restored(self, path: Path, copied_at: float) -> None:
         """Marks a copy as restored at the present time. The copied registry may have recorded pulls and added events
         after the copy was made, and the copy lacks them. So pulls count as recorded only from the time of the restore
         on (`TagFacts.unrecorded_until`), and events after the restore get higher numbers than all events of the copied
-        registry. The present time counts as the time of the restore. If `copied` or the time of an earlier restore is
-        later, because the clock is behind, the latest of the three counts instead. `copied`: when the copy was made, in
-        seconds since 1970. Blocks. Raises BackupFailed."""
+        registry. `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an earlier
+        restore is in the future, the clock is behind. Then the latest of these times counts as the time of the restore.
+        Blocks. Raises BackupFailed."""
         ...

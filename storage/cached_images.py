@@ -115,14 +115,14 @@ class CachedImagePage:
 class EvictionRules:
     """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
     evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
-    stays. `keep_incomplete_if_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this
-    time (seconds since 1970), because a client may be pulling it. `cooldowns`: the cooldowns (None: there are none); an
-    older image that clients get during a cooldown stays, because the upstream may no longer have it. Images that a
-    frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
+    stays. `recent_pull_after`: a pull after this time (seconds since 1970) is recent. An image that lacks some of its
+    blobs stays after a recent pull, because a client may still be pulling it. `cooldowns`: the cooldowns (None: there
+    are none); an older image that clients get during a cooldown stays, because the upstream may no longer have it.
+    Images that a frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]
-    keep_incomplete_if_pulled_after: float
+    recent_pull_after: float
     cooldowns: Cooldowns | None = None
 
 
@@ -152,10 +152,10 @@ class CachedImages(Protocol):
         number of bytes that the eviction frees in that scope. Changes nothing. Runs in a thread."""
         ...
 
-    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
+    async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
         """Removes unused links of mirrored repositories. A link is unused if no manifest of the repository refers to
-        its blob, and no client has used the blob after the time `before` (seconds since 1970). Removes at most a few
-        hundred links. If it removes none, no such link is left."""
+        its blob, and no client has used the blob after the time `unused_since` (seconds since 1970). Removes at most a
+        few hundred links. If it removes none, no such link is left."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:

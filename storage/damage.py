@@ -23,9 +23,9 @@ UPKEEP_ACTOR = Actor(name="upkeep")
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A blob to check. `row`: id of its row; ids grow with time. `place`: key of its bytes in the blob store."""
+    """A blob to check. `row_id`: id of its row; ids grow with time. `place`: key of its bytes in the blob store."""
 
-    row: int
+    row_id: int
     digest: Digest
     size: int
     place: str
@@ -171,7 +171,7 @@ class DamageRecords(Protocol):
         if there are none. Leaves out manifests that are known to be damaged."""
         ...
 
-    async def mark_manifest(self, row: int) -> DamagedManifest | None:
+    async def mark_manifest(self, row_id: int) -> DamagedManifest | None:
         """Hashes a manifest's body again, and marks the manifest as damaged if the body still does not have the digest.
         Returns the marked manifest, or None if it was not marked."""
         ...

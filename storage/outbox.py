@@ -140,9 +140,9 @@ class DeliveryPosition:
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
     earliest time after now at which a delivery of a repository that is not in `queues` becomes due. None if there is no
-    such delivery. `next_at` may also be None, as not determined, if there are as many queues as the caller wanted.
-    `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It is 0, unless
-    the search was costly because very many repositories have pending deliveries."""
+    such delivery. If there are as many queues as the caller wanted, None may also mean that this time was not
+    determined. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It is
+    0, unless the search was costly because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -214,11 +214,17 @@ class Outbox(Protocol):
         ...
 
     async def due(
-        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+        self,
+        webhook: str,
+        now: float,
+        max_repositories: int,
+        max_events: int,
+        excluded_repositories: Collection[str] = (),
     ) -> DueDeliveries:
         """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, the longest
         waiting first, and at most `max_events` of each repository. If the oldest delivery of a repository is not due
-        yet, the other deliveries of that repository are not due either. `without`: repositories to leave out."""
+        yet, the other deliveries of that repository are not due either. `excluded_repositories`: repositories to leave
+        out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
@@ -231,7 +237,7 @@ class Outbox(Protocol):
         event."""
         ...
 
-    async def oldest(self) -> int:
+    async def complete_from(self) -> int:
         """Returns the number from which on the list is complete: no event with this or a higher number was removed from
         the list. So the result is higher than the number of the newest removed event, even if the list is empty. The
         numbers in the list have gaps even if no event was removed, because not every event enters the list."""

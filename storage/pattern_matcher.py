@@ -77,8 +77,11 @@ class _OneSegment:
         return "/" not in name[prefix_length:]
 
     def seek(self, text: str, prefix_length: int) -> str | None:
+        """Returns the text at which a scan of all names that has reached `text` may continue (`Matcher.seek`)."""
+        # No name that begins with `text` up to its slash matches. The first text after all these names has "0" in place
+        # of the slash, because "0" is the character after "/" in byte order.
         slash = text.find("/", prefix_length)
-        return text if slash < 0 else text[:slash] + "0"  # "0" is the character after "/" in byte order
+        return text if slash < 0 else text[:slash] + "0"
 
 
 class _Automaton:
@@ -188,8 +191,8 @@ class Matcher:
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name. The unit is the cost with a few patterns. The
-        bound is 1 unless many patterns have a star before the end."""
+        """Upper bound for the cost of matching one character of a name, as a multiple of the cost if there are only a
+        few patterns. The bound is 1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
         """Builds one automaton in advance: the one for the prefix with the most patterns. Without this call, the first

@@ -23,8 +23,8 @@ class RecordedTime:
     def start_of_window(self, seconds: float, now: float) -> float:
         """Returns the start of a window that ends at `now` and contains `seconds` of recorded time. Without gaps, this
         is `now - seconds`. The time since the end of the last period is a gap, too, if it is longer than
-        `MAX_SILENT_SECONDS`. Parts of periods that are in the future do not count. If no period counts, all time counts
-        as recorded. If at least one counts, but they contain less than `seconds` in total, returns 0."""
+        `MAX_SILENT_SECONDS`. Ignores the parts of periods that are in the future. If no part of a period is left,
+        returns `now - seconds`. If the parts that are left contain less than `seconds` in total, returns 0."""
         past_periods = [(start, min(end, now)) for start, end in self.periods if start <= now]
         if past_periods and now - past_periods[-1][1] <= MAX_SILENT_SECONDS:
             past_periods[-1] = past_periods[-1][0], now

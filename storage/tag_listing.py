@@ -52,12 +52,13 @@ class TagOrder(StrEnum):
 @dataclass(frozen=True, slots=True)
 class TagQuery:
     """The tags to list, and their order. `text`: only tags whose name contains this text are listed, ignoring case.
-    `is_descending`: whether the order is reversed. `has_referrer_tags`: whether referrer tags are listed as well."""
+    `is_descending`: whether the order is reversed. `includes_referrer_tags`: whether referrer tags are listed as
+    well."""
 
     text: str = ""
     order: TagOrder = TagOrder.NAME
     is_descending: bool = False
-    has_referrer_tags: bool = False
+    includes_referrer_tags: bool = False
 
 
 class TagCursor(NamedTuple):
@@ -84,7 +85,8 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the manifest was last pushed to the repository, to the minute; in a mirror, when it was stored.
+    - `stored`: when the manifest was last pushed to the repository, up to a minute earlier than the exact time; in a
+      mirror, when it was stored.
     - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: total number of
       pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.

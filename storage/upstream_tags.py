@@ -101,7 +101,7 @@ class UpstreamTags(Protocol):
         evicted from the cache."""
         ...
 
-    async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
+    async def frozen_tag_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
         """Returns the first frozen tag of the repository that needs the manifest or blob with this digest; None if no
         frozen tag needs it. A frozen tag needs its manifest, the manifests that this manifest lists, and the blobs of
         all these manifests, as far as the manifests are cached. Reads the manifests of all frozen tags of the

@@ -176,13 +176,13 @@ class ForwardingRegistry(RefusingRegistry):
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner
-        self.forward: Forward = inner.handle if _answers_all_in_handle(inner) else _forward_to(inner)
+        self.forward: Forward = inner.handle if _passes_all_calls_to_handle(inner) else _forward_to(inner)
 
     async def handle(self, call: Call[T]) -> T:
         return await self.forward(call)
 
 
-def _answers_all_in_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
+def _passes_all_calls_to_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
     """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. A `Call` object can
     then be passed to `handle` directly. Calling the method instead would create another `Call` object, which would cost
     every request half a microsecond."""

@@ -88,7 +88,7 @@ class ServedTags:
         """Raises TagFrozen if the tag is frozen, or if a frozen tag of the repository needs the manifest or blob with
         this digest."""
         if isinstance(reference, Digest):
-            frozen = await self._tags.frozen_that_needs(repo, reference)
+            frozen = await self._tags.frozen_tag_that_needs(repo, reference)
         else:
             frozen = await self._tags.frozen(repo, reference)
         if frozen is not None:

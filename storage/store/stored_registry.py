@@ -52,13 +52,14 @@ instead."""
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """Information about a full disk for a `StoredRegistry`. `problem`: a function that returns a sentence on why
-    nothing can be stored now, or None if no problem is known. `retire`: None if the metadata was opened for changes. If
-    the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops
-    reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a
-    number of bytes cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk;
-    None if they are not known. `directory_problem`: a function that returns what is wrong if another data directory, or
-    none, is at the path of the opened one; None if nothing is wrong."""
+    """Functions that tell a `StoredRegistry` about the state of its disk and of its data directory. `problem`: a
+    function that returns a sentence on why nothing can be stored now, or None if no problem is known. `retire`: a
+    function that stops reading from the metadata (see `StoredRegistry.retire`), if the full disk had no space to open
+    the metadata for changes, so that it was opened read-only. None: it was opened for changes. `refusal`: a function
+    that returns a sentence on why a push of a number of bytes cannot be stored; None if it can. `free_bytes`: a
+    function that returns the free bytes of the disk; None if they are not known. `directory_problem`: a function that
+    returns what is wrong if another data directory, or none, is at the path of the opened one; None if nothing is
+    wrong."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
@@ -75,8 +76,8 @@ class StoredRegistry:
 
     - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
     - `accounts`: accounts, rights and the audit log;
-    - `partials`, `records` and `upstream_tags`: the partial blobs (their download is not complete) and the records of
-      the mirror;
+    - `partials`: the partial blobs, whose download is not complete; `records`: what the mirror records about its
+      upstreams; `upstream_tags`: the digests of mirrored tags, and the frozen tags;
     - `collector`, `jobs`: garbage collection, and the jobs of upkeep;
     - `consistency`, `checker`: the checks of the metadata, and the check of the whole store;
     - `damage`, `quarantine`: the records of damaged content, and the object that takes damaged blobs out of use;
@@ -243,6 +244,7 @@ class StoredRegistry:
     ) -> StoredUpload:
         owner = by.name if by else ANY_ACTOR
         upload = UploadID.random()
+        # `boot` is the id of the machine's present boot: written bytes may not survive a reboot.
         await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
         session = self.blobs.start_upload(upload, algorithm)
         return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session, by or Actor())

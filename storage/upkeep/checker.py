@@ -186,7 +186,8 @@ class _Check:
         last_id = 0
         while records := await self._consistency.blobs(last_id, BATCH_SIZE):
             last_id = records[-1].id
-            stored = [record for record in records if record.place]  # without a place (key of the bytes): damaged
+            # Leaves out the blobs that are known to be damaged: they have no place (key of the bytes).
+            stored = [record for record in records if record.place]
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):
                 is_taken_out = False
@@ -249,9 +250,9 @@ class _Check:
             )
 
     async def _check_bytes(self, blob: StoredBlob) -> bool:
-        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Only reports
-        bytes that this process has no permission to read, because they may be right. Returns whether it took the blob
-        out of use."""
+        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Bytes that this
+        process has no permission to read may be right, so they are reported, but not repaired. Returns whether it took
+        the blob out of use."""
         try:
             damage = await self._quarantine.find(blob, self._report_read, self._report_read)
         except BytesForbidden as error:

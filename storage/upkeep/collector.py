@@ -56,13 +56,14 @@ log = logging.getLogger("storage.collect")
 class _Round:
     """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
     search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
-    the removals. `on_removal` is called for each removal, `count` for each removal outside of dry runs."""
+    the removals. `on_removal` is called for each removal, and in a dry run for each removal that a real round would
+    make. `on_removed` is `Collector.on_removed`, and is called only for real removals."""
 
     dry_run: bool
     shards: Iterable[int]
     max_listed: float
     on_removal: OnRemoval | None
-    count: Callable[[Removal], None]
+    on_removed: Callable[[Removal], None]
     report: CollectionReport = field(default_factory=CollectionReport)
 
     async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
@@ -70,7 +71,7 @@ class _Round:
         removal = Removal(kind, repository, item, size, reason)
         self.report.add(removal)
         if not self.dry_run:
-            self.count(removal)
+            self.on_removed(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
         if self.dry_run:  # lets other tasks run; real removals let them run while they wait for the disk
@@ -123,9 +124,9 @@ class Collector:
     async def collect(
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
-        """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal.
-        `dry_run`: whether to remove nothing, and only to report the removals that a round would make now. `all_shards`:
-        whether to search all shards of the blob store for strays, and not only the next shards.
+        """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal, also in
+        dry runs. `dry_run`: whether to remove nothing, and only to report the removals that a round would make now.
+        `all_shards`: whether to search all shards of the blob store for strays, and not only the next shards.
 
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
         StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
@@ -161,7 +162,7 @@ class Collector:
     async def free_unlinked_blobs(self) -> int:
         """Removes the blobs that have no link now, and frees their space at once. Removes nothing else, and no blobs
         while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
-        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, count=self.on_removed)
+        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, on_removed=self.on_removed)
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)
         return this_round.report.blobs

@@ -306,7 +306,7 @@ class Evictor:
         return EvictionRules(
             self.limits.is_kept,
             await self._list_downloads(),
-            keep_incomplete_if_pulled_after=self._clock() - INCOMPLETE_SECONDS,
+            recent_pull_after=self._clock() - INCOMPLETE_SECONDS,
             cooldowns=self.limits.cooldowns,
         )
 

@@ -25,9 +25,10 @@ SLOT_NAME: Final = "blob removal"
 SLOT_COUNT: Final = 16
 """Number of removal slots."""
 KEPT_FREE: Final = SLOT_COUNT // 2
-"""Number of slots that must stay free when a garbage collector takes one. So at most half of the slots are in use when
-a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, because fewer
-than this many slots would stay free. This holds even if all running removals end before the backup polls again."""
+"""A garbage collector takes a slot only if this number of other slots is free. So collectors hold at most half of the
+slots, and a backup that starts takes the other half at once. From then on, no collector can take a slot: even if all
+collectors give back their slots before the backup takes these, only this number of slots is free, and a collector needs
+one more."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

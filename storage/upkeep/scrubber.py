@@ -164,7 +164,7 @@ class Scrubber:
         self._read_bytes_of_blob = 0
         self._round = replace(
             so_far,
-            after_blob=blob.row,
+            after_blob=blob.row_id,
             blobs=so_far.blobs + 1,
             size=so_far.size + blob.size,
             damaged=so_far.damaged + (problem is not None),
@@ -200,8 +200,8 @@ class Scrubber:
         """Checks the manifests that the round has not checked yet."""
         while check := await self._damage.check_manifests(self._round.after_manifest, self._round.until_manifest):
             damaged = 0
-            for row in check.damaged_rows:
-                if (manifest := await self._damage.mark_manifest(row)) is not None:
+            for row_id in check.damaged_rows:
+                if (manifest := await self._damage.mark_manifest(row_id)) is not None:
                     damaged += 1
                     self._context.step(
                         "damaged", kind="manifest", digest=manifest.digest, reason=manifest.reason,

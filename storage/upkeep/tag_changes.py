@@ -69,7 +69,7 @@ class TagChanges:
                     else f"{repo}:{tag} never pointed at anything other than {current}"
                 )
         assert digest is not None
-        # The tag must not have changed since `current` was read. If it did not exist then, it must still not exist.
+        # The tag must not have changed since `current` was read. `Condition(negated=True)`: the tag must not exist.
         unchanged = Condition(negated=True) if current is None else Condition(frozenset({current}))
         return await self._history.move(
             repo,

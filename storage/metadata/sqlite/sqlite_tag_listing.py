@@ -179,7 +179,7 @@ class SqliteTagListing:
 
 def _matches(repository: int, query: TagQuery) -> tuple[object, ...]:
     """Returns the values of the parameters ?1 to ?3 in `_MATCHES`."""
-    return repository, query.text.lower(), query.has_referrer_tags
+    return repository, query.text.lower(), query.includes_referrer_tags
 
 
 def _by_name(

@@ -59,7 +59,7 @@ class VersionLists:
         matching: list[str] = []
         for position in positions:
             name = names[position]
-            if text not in name.lower() or (not query.has_referrer_tags and REFERRER_TAG.fullmatch(name)):
+            if text not in name.lower() or (not query.includes_referrer_tags and REFERRER_TAG.fullmatch(name)):
                 continue
             matching.append(name)
             if len(matching) == limit:

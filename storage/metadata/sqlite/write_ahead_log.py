@@ -90,15 +90,17 @@ class WriteAheadLog:
         """Notes that the log may have gaps, if `error` is that of a failed fsync. Call this with each error of a commit
         or checkpoint."""
         if isinstance(error, apsw.IOError):
-            # An error that SQLite did not raise has no `extendedresult`. It counts as a failed fsync.
+            # Every IOError of SQLite has `extendedresult`. An IOError without it, which a test raises in place of a
+            # commit, counts as a failed fsync.
             result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
         """If the log may have gaps, copies it into the database file, syncs that file, then empties the log and syncs
         it too. SQLite reads the log from the page cache, which still has the bytes that the kernel could not write.
-        Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long. After such a
-        StorageFailed, further calls raise it again without an attempt for `CLOSE_RETRY_SECONDS`."""
+        Raises StorageFull if the disk is full. Raises StorageFailed if this fails for another reason, for example
+        because a reader needs the log for too long. For `CLOSE_RETRY_SECONDS` after a StorageFailed, calls raise it
+        again without another attempt."""
         if not self.may_have_gaps:
             return
         if time.monotonic() >= self._close_again_at:

@@ -8,8 +8,8 @@ metadata would name a blob that the snapshot lacks.
 
 A blob that the directory has from an earlier run is not copied again. So after an interruption, the next run copies
 only the remaining blobs. A run completes its snapshot with the file `manifest.json`, which is not the manifest of an
-image. An interrupted snapshot lacks this file, and the next run replaces it by a new snapshot. If the new snapshot does
-not need some of the copied blobs, they stay until a run with `keep` is complete.
+image. An interrupted snapshot lacks this file, and the next run replaces it by a new snapshot. Copied blobs that the
+new snapshot does not need stay until a run removes old snapshots and unneeded blobs (`BackupOptions.keep`).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed i
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots of this registry are kept
-    (None: all). `verify`: whether to hash two more kinds of blobs, and compare them with their digests: those that the
-    directory has already, and those that become hard links or clones (files that share blocks on the disk). `may_link`:
-    whether files of the backup may be hard links to files of the store, if both are on one file system. `earlier`: the
-    newest backup that was made to `target` (`find_earlier`), to check that `target` still has it or a later one; None:
-    no check."""
+    (None: all). `verify`: whether to compare also these blobs with their digests: those that the directory has already,
+    and those that become hard links or clones (files that share blocks on the disk). Copied bytes are always compared.
+    `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
+    `earlier`: the newest backup that was made to `target` (`find_earlier`), to check that `target` still has it or a
+    later one; None: no check."""
 
     target: Path
     keep: int | None = None
@@ -66,13 +66,13 @@ class BackupOptions:
 class _Counts:
     """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
     had already. `damaged`: blobs that the registry had recorded as damaged, unless the directory has a readable file
-    with their right bytes. `missing`: other blobs that could not be copied."""
+    with their right bytes. `not_copied`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
     present: int = 0
     damaged: list[Digest] = field(default_factory=list)
-    missing: list[Digest] = field(default_factory=list)
+    not_copied: list[Digest] = field(default_factory=list)
 
 
 async def make_backup(
@@ -98,8 +98,8 @@ async def make_backup(
         stack.callback(copier.close)
         earlier = options.earlier
         if earlier is not None and not await copier.run(partial(directory.has_snapshot_since, earlier.snapshot)):
-            # If the disk is not mounted, the directory at its mount point may still have older backups: those that were
-            # made while the disk was not mounted.
+            # The directory may have older backups than `earlier`. They do not prove that its disk is mounted: they may
+            # have been made below the mount point, at a time when the disk was not mounted. So this checks the mount.
             await copier.run(partial(check_mounted, directory.root, earlier))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
@@ -129,7 +129,7 @@ async def make_backup(
             "new_bytes": counts.copied_bytes,
             "present_blobs": counts.present,
             "damaged": list(counts.damaged),
-            "missing": list(counts.missing),
+            "missing": list(counts.not_copied),
             **prune_report,
         }
 
@@ -156,16 +156,16 @@ class _Backup:
         """Time of the newest complete snapshot of this registry, in seconds since 1970; 0 if there is none."""
         self._foreign: list[SnapshotManifest] = []
         """The snapshots of other registries in the directory."""
-        self._known_missing: frozenset[Digest] = frozenset()
-        """The blobs that could not be copied for an earlier snapshot. The directory may have files of these blobs with
-        wrong bytes."""
+        self._missing_before: frozenset[Digest] = frozenset()
+        """The blobs that an earlier snapshot lacks (`SnapshotManifest.missing`): they were damaged, or could not be
+        copied. The directory may have files of these blobs with wrong bytes."""
         self._done_bytes = 0
         self.counts = _Counts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""
         earlier = by_age(await self._copier.run(self._directory.snapshots), now)
-        self._known_missing = frozenset(digest for snapshot in earlier for digest in snapshot.missing)
+        self._missing_before = frozenset(digest for snapshot in earlier for digest in snapshot.missing)
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
@@ -182,8 +182,8 @@ class _Backup:
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        absent_digests = tuple(sorted([*self.counts.damaged, *self.counts.missing]))
-        return SnapshotManifest(name, now, sha256, size, version, totals, absent_digests)
+        missing = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
 
     async def _copy_database(self, path: Path) -> None:
         """Copies the database. Meanwhile reports the progress twice a second, because only `report` raises JobStopped
@@ -230,14 +230,14 @@ class _Backup:
         The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
         with the digest in three cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
         registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
-        directory may still be the damaged one. Third, if the blob could not be copied for an earlier snapshot.
+        directory may still be the damaged one. Third, if an earlier snapshot lacks the blob.
 
         A file that fails the check is replaced by bytes of the registry that pass it. Until then it stays, because one
         failed read does not prove that its bytes are wrong, and they may be the last right ones. A restore compares
         them with the digest again."""
         failed_check = ""
         if is_present and (
-            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._known_missing
+            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._missing_before
         ):
             path = self._directory.blob(blob.digest)
             try:
@@ -264,7 +264,7 @@ class _Backup:
             reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
             if failed_check:
                 reason += _KEPT_FILE.format(failed_check)
-            self.counts.missing.append(blob.digest)
+            self.counts.not_copied.append(blob.digest)
             self._reporter.step("missing", digest=blob.digest, reason=reason)
         else:
             self.counts.copied += 1

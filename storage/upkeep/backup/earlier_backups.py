@@ -33,7 +33,8 @@ class EarlierBackup:
 
 def mount_point(path: Path) -> Path:
     """Returns the topmost directory of the file system that contains `path`, or in which `path` would be created. A
-    bind mount, as systemd makes for a service, does not count. Blocks. Raises OSError."""
+    bind mount inside its own file system, as systemd makes for a service, is not noticed: the result is the mount point
+    above it. Blocks. Raises OSError."""
     place = Path(os.path.realpath(path))
     while not place.exists():
         place = place.parent
@@ -60,9 +61,10 @@ async def find_earlier(jobs: Jobs, target: Path) -> EarlierBackup | None:
 def check_mounted(target: Path, earlier: EarlierBackup) -> None:
     """Raises BackupFailed if the file system of the backup `earlier` is not mounted. Call it if `target` has neither
     the snapshot of `earlier` nor a later one. Blocks. Raises OSError."""
-    now, then = mount_point(target), Path(earlier.mount_point)
-    if earlier.mount_point and then != now and then.is_relative_to(now):
+    current_mount, earlier_mount = mount_point(target), Path(earlier.mount_point)
+    is_below = earlier_mount != current_mount and earlier_mount.is_relative_to(current_mount)
+    if earlier.mount_point and is_below:
         raise BackupFailed(
-            f"earlier backups to {target} are on the file system of {then}, which is not mounted now; "
+            f"earlier backups to {target} are on the file system of {earlier_mount}, which is not mounted now; "
             "mount it, or begin a new directory of backups with --new"
         )

@@ -19,14 +19,14 @@ def find_foreign(
 ) -> list[SnapshotManifest]:
     """Returns those of the `stored` snapshots that are of another registry than the snapshot `name`. A snapshot whose
     registry is unknown or cannot be read does not count. Blocks."""
-    own = _registry(snapshots, directory, name)
-    return [other for other in stored if own and _registry(snapshots, directory, other.name) not in ("", own)]
+    own = _instance_id(snapshots, directory, name)
+    return [other for other in stored if own and _instance_id(snapshots, directory, other.name) not in ("", own)]
 
 
-def _registry(snapshots: Snapshots, directory: BackupDirectory, name: str) -> str:
-    """Returns the name of the registry of a snapshot (`DatabaseSnapshot.registry`); empty if it cannot be read."""
+def _instance_id(snapshots: Snapshots, directory: BackupDirectory, name: str) -> str:
+    """Returns the id of the registry of a snapshot (`DatabaseSnapshot.instance_id`); empty if it cannot be read."""
     with suppress(BackupFailed), snapshots.open(directory.database(name)) as snapshot:
-        return snapshot.registry
+        return snapshot.instance_id
     return ""
 
 

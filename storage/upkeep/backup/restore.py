@@ -59,8 +59,8 @@ class _Counts:
     """The blobs of a restore: how many, and in some cases which ones. `restored`: number of blobs that this run has
     restored. `present`: number of blobs that an earlier, interrupted run has restored. `healed`: the restored blobs, of
     this and of earlier runs, that the snapshot's database records as damaged. `damaged`: blobs that the backup lacks or
-    has with wrong bytes. It does not have the blobs that the snapshot's database records as damaged already.
-    `forbidden`: blobs whose file in the backup this process has no permission to open."""
+    has with wrong bytes, without those that the snapshot's database already records as damaged. `forbidden`: blobs
+    whose file in the backup this process has no permission to open."""
 
     restored: int = 0
     present: int = 0
@@ -268,6 +268,7 @@ class _Restore:
             return
         try:
             async with self._copier.holding(self._copier.opened(self._backups.blob(blob.digest))) as fd:
+                # If an interrupted restore leaves this file in the trash, garbage collection deletes it.
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
         except BlobDamaged as error:

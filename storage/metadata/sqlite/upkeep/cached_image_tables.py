@@ -97,7 +97,8 @@ SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member
    AND s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = q.repository AND g.digest = q.digest)
  ORDER BY q.repository, q.digest LIMIT ?4"""
-"""With CROSS JOIN, SQLite begins with the collect queue, which is short, and does not read all links of the store."""
+"""The column `needed` of a link is the time at which a client last used the blob in the repository. With CROSS JOIN,
+SQLite begins with the collect queue, which is short, and does not read all links of the store."""
 
 UnusedLink = tuple[int, int, Digest]
 """A link, as the row ids of its repository and its blob, and the blob's digest."""
@@ -181,7 +182,7 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
         return "frozen"
     if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
         return "downloading"
-    is_pulled_lately = rules.keep_incomplete_if_pulled_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
+    is_pulled_lately = rules.recent_pull_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
     if is_pulled_lately and db.execute(_LACKS_BLOB, (family,)).get is not None:
         return "incomplete"
     if rules.cooldowns is not None and _is_served_instead(db, image, rules.cooldowns, now):
@@ -271,8 +272,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest may be an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
-        # computed again.
+        # The manifest may be an image of its own now. While it belonged to this image, an eviction that checked it set
+        # its rank to the time of that check. Now its rank becomes the time when it was last pulled or stored.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
@@ -284,30 +285,32 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 
 
 def unused_links(
-    db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
+    db: apsw.Connection, upstreams: Sequence[str], unused_since: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
     """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue. Returns the unused links of the repositories that
     mirror `upstreams`: no manifest of the repository refers to the blob, and no client has used the blob in the
-    repository between the times `before` and `now`. Also returns the position to pass as `after` for the next rows;
-    None: there are no more rows.
+    repository after the time `unused_since`. A use in the future (`storage.future_times`) does not count. Also returns
+    the position to pass as `after` for the next rows; None: there are no more rows.
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""
     future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
-    arguments = (json.dumps(list(upstreams)), before, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
     rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 
 
-def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: float, now: float) -> DroppedLinks:
-    """Removes the `links` that are still unused."""
+def drop_unused_links(
+    db: apsw.Connection, links: Sequence[UnusedLink], unused_since: float, now: float
+) -> DroppedLinks:
+    """Removes those of the `links` that are still unused, as `unused_links` describes it."""
     count = freed_bytes = 0
     for repository, blob, digest in links:
         last_used: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
         ).get
-        is_unused = last_used is not None and (last_used <= before or last_used > now + CLOCK_MARGIN_SECONDS)
+        is_unused = last_used is not None and (last_used <= unused_since or last_used > now + CLOCK_MARGIN_SECONDS)
         if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
             freed_bytes += _unlinked_size(db, blob)

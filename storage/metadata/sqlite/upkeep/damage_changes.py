@@ -2,9 +2,10 @@
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
 Each function runs inside a transaction on the given connection; the caller commits it. The `place` of a blob is the key
-of its bytes in the blob store. A damaged blob has an empty `place` in its row. A damaged manifest has an empty `body`
-and the `size` 0, and the table `damaged_manifest` keeps its former body and size. `now` is the time in seconds since
-1970.
+of its bytes in the blob store. A damaged blob has an empty `place` in its row. In the table `damaged_blob`, the column
+`former` has the place of the blob before it was marked, and the column `place` the key of the damaged bytes that the
+blob store keeps aside. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps
+its former body and size. `now` is the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. If so, also sets the time when the blob was created to `now`, so that the next backup checks its own file of
-    the blob. That file may be a hard link to the damaged bytes."""
+    record. If so, also sets the time when the blob was created to `now`. The next backup checks its file of each blob
+    that was created since the last backup, and its file of this blob may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
@@ -150,8 +151,9 @@ def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manife
 
 
 def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
-    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back the bodies that
-    have the right digest. Returns the number of restored manifests."""
+    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back those that have
+    the right digest after all: because of faulty memory, a right body can get a wrong hash. Returns the number of
+    restored manifests."""
     rows: list[Any] = db.execute(
         "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
     ).fetchall()

@@ -138,9 +138,9 @@ def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] |
     """Replaces the readers. Returns the names of the readers that are removed.
 
     The deliveries of a removed webhook stay in the database. They are its *leftovers*
-    (`storage.metadata.sqlite.upkeep.removed_webhooks`). A new webhook may have the name of one that was removed before,
-    and leftovers with it. The function then changes nothing and returns None: the caller has to delete the leftovers
-    and call this again. If the list of events is a new reader, the list begins with the next event."""
+    (`storage.metadata.sqlite.upkeep.removed_webhooks`). A new webhook may have the name of a removed one that still has
+    leftovers. This function then changes nothing and returns None; the caller deletes the leftovers and calls it again.
+    If the list of events is a new reader, the list begins with the next event."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):

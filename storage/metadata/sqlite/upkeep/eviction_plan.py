@@ -29,9 +29,9 @@ SELECT g.repository, b.id, b.digest, b.size FROM json_each(?1) i CROSS JOIN mani
   CROSS JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository
   CROSS JOIN usage_member m ON m.repository = g.repository
   CROSS JOIN usage_scope s ON s.id = m.scope WHERE s.name = ?2"""
-"""The references of the manifests ?1 (JSON) to blobs that count for the usage scope ?2. A *usage scope* is a set of
-repositories whose disk usage is counted. With CROSS JOIN, SQLite begins with the manifests and does not read all
-repositories of the scope."""
+"""The references of the manifests ?1 (JSON) to blobs, as far as the manifest's repository has the blob and belongs to
+the usage scope ?2. A *usage scope* is a set of repositories whose disk usage is counted. With CROSS JOIN, SQLite begins
+with the manifests and does not read all repositories of the scope."""
 _REFERENCE_COUNT = "SELECT count(*) FROM manifest_blob WHERE repository = ? AND digest = ?"
 _HOLDER_COUNT = """
 SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
@@ -39,7 +39,7 @@ SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
  WHERE s.name = ?1
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = ?3)"""
 """Returns the number of *holders* of the blob with the row id ?2 and the digest ?3: repositories of the usage scope ?1
-that have the blob, and a manifest that refers to it."""
+that have both the blob and a manifest that refers to it."""
 _ROOTS = """
 SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
   LEFT JOIN manifest_pull p ON p.manifest = m.id
@@ -123,7 +123,7 @@ class _BlobReferences:
 
     def remove(self, manifests: Sequence[int]) -> int:
         """Subtracts the references of `manifests` from the counts. Returns the bytes of the blobs to which nothing in
-        the scope refers any more. Call this once for each manifest."""
+        the scope refers any more. Pass each manifest only once."""
         freed_bytes = 0
         references: list[Any] = self._db.execute(_REFERENCES, (json.dumps(manifests), self._usage_scope)).fetchall()
         for repository, blob, digest, size in references:

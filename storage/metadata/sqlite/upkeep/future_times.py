@@ -1,5 +1,5 @@
-"""Corrects the times from which garbage collection and retention count, if they are in the future
-(`storage.future_times`). Otherwise unused content would stay until the clock has reached these times.
+"""Corrects stored times that are in the future (`storage.future_times`), if garbage collection or retention measures
+from them how long content has been unused. Otherwise unused content would stay until the clock has reached these times.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
@@ -48,8 +48,8 @@ def are_there_future_times(db: apsw.Connection, now: float) -> bool:
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
     """Replaces times that are more than `CLOCK_MARGIN_SECONDS` after `now` (seconds since 1970) by `now`. Corrects at
-    most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue with
-    the links that they queue, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
+    most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue and
+    the links that they name, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
     start. Returns whether there may be more. Runs inside a transaction, which the caller commits."""
     future_start = now + CLOCK_MARGIN_SECONDS
     db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_start))

@@ -41,14 +41,13 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. `kept`: numbers of events that are in the list (their column
-    `kept` is 1), but must be removed from it, because they are too old or the list is too long. `unneeded_events`:
-    numbers of events that are not in the list and have no deliveries left. `deliveries`: the deliveries to delete, each
-    as the name of the webhook and the number of the event. `dropped`: for each webhook, how many of these deliveries
-    are pending, and how many are dead letters (deliveries that were given up). `bool(excess)` is False if nothing
-    exceeds the limits."""
+    """The events and deliveries that exceed the limits. Each event is given by its number. `listed_events`: events that
+    must be removed from the list, because they are too old or the list is too long. `unneeded_events`: events that are
+    not in the list and have no deliveries left. `deliveries`: the deliveries to delete, each as the name of the webhook
+    and the number of the event. `dropped`: for each webhook, how many of these deliveries are pending, and how many are
+    dead letters (deliveries that were given up). `bool(excess)` is False if nothing exceeds the limits."""
 
-    kept: Sequence[int]
+    listed_events: Sequence[int]
     unneeded_events: Sequence[int]
     deliveries: Sequence[tuple[str, int]]
     dropped: Sequence[DroppedDeliveries]
@@ -57,10 +56,12 @@ class Excess:
     def is_complete(self) -> bool:
         """Whether this object contains all events and deliveries that exceed the limits."""
         most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
-        return max(len(self.kept), len(self.unneeded_events)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
+        return (
+            max(len(self.listed_events), len(self.unneeded_events)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.kept or self.unneeded_events or self.deliveries)
+        return bool(self.listed_events or self.unneeded_events or self.deliveries)
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
@@ -107,11 +108,11 @@ def _oldest_deliveries(db: apsw.Connection, webhook: str, count: int, *, is_pend
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes the events and deliveries that `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
-    event_numbers = [(number,) for number in (*excess.kept, *excess.unneeded_events)]
+    event_numbers = [(number,) for number in (*excess.listed_events, *excess.unneeded_events)]
     db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}", event_numbers)
-    if excess.kept:  # events that have deliveries, and the newest event, are only removed from the list
-        db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])
-        db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.kept[-1] + 1,))
+    if excess.listed_events:  # events that have deliveries, and the newest event, are only removed from the list
+        db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.listed_events])
+        db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.listed_events[-1] + 1,))
 
 
 def backlog(db: apsw.Connection) -> list[WebhookBacklog]:

@@ -1,8 +1,8 @@
 """Stores the periods in which a server recorded pulls (`storage.recorded_time`) in the metadata database. Times are in
 seconds since 1970.
 
-Retention rules can keep tags that were pulled within some time. The gaps between the periods do not count as such time,
-because nobody can pull while no server runs.
+Retention rules can keep tags that were pulled within a given time, such as 30 days. The gaps between the periods do not
+count towards this time, because nobody can pull while no server runs.
 """
 
 from __future__ import annotations

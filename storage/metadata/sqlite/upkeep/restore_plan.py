@@ -39,9 +39,9 @@ class PlannedManifest(NamedTuple):
 class RestorePlan:
     """The deleted manifests to put back when a tag shall point at `target`.
 
-    - `deleted`: `target` itself, if it is deleted, and the deleted manifests that it lists, directly or through other
+    - `required`: `target` itself, if it is deleted, and the deleted manifests that it lists, directly or through other
       indexes. Each manifest comes after the manifests that it lists. The tag needs all of them.
-    - `referrers`: one group of manifests for each deleted referrer of a manifest in `deleted` or in an earlier group.
+    - `referrers`: one group of manifests for each deleted referrer of a manifest in `required` or in an earlier group.
       The group consists of the deleted manifests that the referrer lists, and then the referrer itself. The tag does
       not need them.
 
@@ -51,7 +51,7 @@ class RestorePlan:
     """
 
     target: Manifest
-    deleted: list[PlannedManifest]
+    required: list[PlannedManifest]
     referrers: list[list[PlannedManifest]] = field(default_factory=list)
 
 
@@ -62,15 +62,15 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     manifests)."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
-    deleted = walk.deleted_below(digest)
+    required = walk.deleted_below(digest)
     deleted_manifest = deleted_manifests.find(db, repository, digest)
     target = deleted_manifest.manifest if deleted_manifest else _stored(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
     if not target.body:
         raise lookups.damaged_manifest(digest)
-    plan = RestorePlan(target, deleted)
-    subjects = [manifest.digest for manifest in deleted]
+    plan = RestorePlan(target, required)
+    subjects = [manifest.digest for manifest in required]
     while subjects:
         for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
             group = walk.deleted_below(referrer)

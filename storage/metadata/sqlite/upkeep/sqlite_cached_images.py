@@ -46,16 +46,23 @@ class SqliteCachedImages:
             lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, usage_scope, now)
         )
 
-    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
+    async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
         now, page_start = self._clock(), cached_image_tables.QUEUE_START
-        while True:  # reads the garbage collector's queue in pages, up to the first page with links that are removed
+        # Reads the garbage collector's queue page by page, until it has removed links of one page or the queue ends.
+        while True:
             links, page_end = await self._scans.run(
-                partial(cached_image_tables.unused_links, upstreams=upstreams, before=before, now=now, after=page_start)
+                partial(
+                    cached_image_tables.unused_links,
+                    upstreams=upstreams,
+                    unused_since=unused_since,
+                    now=now,
+                    after=page_start,
+                )
             )
             dropped = DroppedLinks(0, 0)
             if links:
                 dropped = await self._writer.run(
-                    partial(cached_image_tables.drop_unused_links, links=links, before=before, now=now),
+                    partial(cached_image_tables.drop_unused_links, links=links, unused_since=unused_since, now=now),
                     reserve_use=ReserveUse.ALL,
                 )
             if dropped.links or page_end is None:

@@ -1,6 +1,8 @@
 """Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
 
-- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content.
+- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content. It checks the
+  blobs with row ids up to `until_blob`, in the order of the ids, and has checked those up to `after_blob`. The columns
+  `until_manifest` and `after_manifest` are the same for manifests.
 - The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place`.
 - A damaged manifest has the size 0 and an empty body. The record of the damage keeps the body.
 - Damaged content is *healed* when its right bytes are stored again.
@@ -128,7 +130,7 @@ class SqliteDamageRecords:
                 "SELECT id, digest, size, place FROM blob WHERE id > ? AND id <= ? AND place <> '' ORDER BY id LIMIT ?",
                 (after, until, limit),
             ).fetchall()
-            return [StoredBlob(row, Digest(digest), size, place) for row, digest, size, place in rows]
+            return [StoredBlob(row_id, Digest(digest), size, place) for row_id, digest, size, place in rows]
 
         return await self._scans.run(read)
 
@@ -192,13 +194,15 @@ class SqliteDamageRecords:
     async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:
         return await self._scans.run(lambda db: _check_manifests(db, after, until))
 
-    async def mark_manifest(self, row: int) -> DamagedManifest | None:
+    async def mark_manifest(self, row_id: int) -> DamagedManifest | None:
         now = self._clock()
-        return await self._writer.run(lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.ALL)
+        return await self._writer.run(
+            lambda db: damage_changes.mark_manifest(db, row_id, now), reserve_use=ReserveUse.ALL
+        )
 
     async def restore_manifests(self) -> int:
-        """Hashes again the bodies of at most `MANIFESTS_PER_RESTORE` damaged manifests, oldest damage first. The limit
-        keeps the transaction short."""
+        """Checks again at most `MANIFESTS_PER_RESTORE` damaged manifests, oldest damage first, because faulty memory
+        can have given a right body a wrong hash. The limit keeps the transaction short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -227,15 +231,15 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
     if not rows:
         return None
     damaged_rows, size, last, count = [], 0, after, 0
-    for row, digest in rows:
-        body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row, digest)).get
-        last, count = row, count + 1
+    for row_id, digest in rows:
+        body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row_id, digest)).get
+        last, count = row_id, count + 1
         if body is None:
             continue  # deleted since the first statement
         size += len(body)
         # An empty body: the manifest was marked as damaged since the first statement.
         if body and digest_of(body, Digest(digest).algorithm) != digest:
-            damaged_rows.append(row)
+            damaged_rows.append(row_id)
         if size >= BYTES_PER_CHECK:
             break
     return ManifestCheck(last, count, size, damaged_rows)

@@ -45,7 +45,8 @@ UPDATE tag
                     ORDER BY h.id DESC LIMIT 1)"""
 """Sets the time of an imported tag back to the time at the old registry (?3), but not to before the tag's previous
 change. The newest entry of the tag's history is about the import, and the one before it about the previous change. A
-tag that is newer than its newest entry was pushed again, and keeps its time."""
+tag whose time is later than its newest entry keeps its time: a client has pushed the same manifest to it again, which
+adds no entry."""
 
 
 class SqliteImportRecords:

@@ -27,10 +27,11 @@ T = TypeVar("T")
 MAX_JOBS: Final = 1000
 """Number of jobs whose records are kept. When a job is added, older jobs that have ended are deleted."""
 MAX_WHOLE_BYTES: Final = 1000
-"""Up to this size in bytes, a list of jobs contains the JSON text of a job's arguments or result unchanged."""
+"""A list of jobs contains the arguments and the result of a job as JSON texts. A text is listed unchanged if it has at
+most this number of bytes."""
 MAX_LISTED_BYTES: Final = 4000
-"""If the JSON text of the arguments or result has more bytes than MAX_WHOLE_BYTES, a list of jobs contains it without
-the fields that are JSON arrays. If the rest has more bytes than MAX_LISTED_BYTES, the list contains `{}` instead."""
+"""A text with more bytes than MAX_WHOLE_BYTES is listed without the fields that are JSON arrays. If the rest has more
+bytes than MAX_LISTED_BYTES, the list contains `{}` instead."""
 JOBS_PER_READ: Final = 50
 """Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the arrays of a long
 result, and other look-ups wait meanwhile."""
@@ -197,7 +198,8 @@ class SqliteJobs:
         )
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs a lookup that reads whole jobs. Raises what it raises, and StorageFailed."""
+        """Runs a lookup that reads whole jobs. Raises StorageFailed if the read fails; errors such as JobUnknown pass
+        through."""
         with _as_storage_failed():
             return await self._scans.run(lookup)
 

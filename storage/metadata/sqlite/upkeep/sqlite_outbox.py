@@ -103,10 +103,15 @@ class SqliteOutbox:
         await self._writer.run(insert, durable=False)
 
     async def due(
-        self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
+        self,
+        webhook: str,
+        now: float,
+        max_repositories: int,
+        max_events: int,
+        excluded_repositories: Collection[str] = (),
     ) -> DueDeliveries:
         limits = {"max_repositories": max_repositories, "max_events": max_events}
-        excluded = frozenset(without)  # a copy, because the caller may change `without` meanwhile
+        excluded = frozenset(excluded_repositories)  # a copy, because the caller may change the collection meanwhile
 
         def look_up(db: apsw.Connection) -> DueDeliveries:
             if not removed_webhooks.is_reader(db, webhook):
@@ -138,7 +143,7 @@ class SqliteOutbox:
             number: int | None = self._db.execute("SELECT max(id) FROM event").get
         return number or 0
 
-    async def oldest(self) -> int:
+    async def complete_from(self) -> int:
         with _as_storage_failed():
             return int(self._db.execute("SELECT kept_from FROM event_list").get)
 

@@ -35,11 +35,11 @@ PAGES_PER_STEP: Final = 1024
 STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 """The message of a job in a copy, if the job had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""A restore raises the number of the newest event by this much for each second since that event, so that later events
-get numbers that were not used before the restore. A registry adds fewer events per second, on average."""
+"""A restore increases the number of the newest event by this much for each second since that event, so that later
+events get numbers that were not used before the restore. A registry adds fewer events per second, on average."""
 MIN_EVENT_GAP: Final = 1_000_000_000
-"""A restore raises the number of the newest event by at least this much, even if little time seems to have passed. The
-clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
+"""A restore increases the number of the newest event by at least this much, even if little time seems to have passed.
+The clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -100,7 +100,7 @@ class SqliteSnapshots:
         """Marks the jobs that have not ended as stopped, and deletes three things from a copy:
 
         - the upload sessions, because a backup does not have their bytes
-        - the events, because this registry still sends them to its webhooks
+        - the events, because this registry sends them to its webhooks, and a restored copy would send them once more
         - the login sessions of browsers, because a session may be ended before the copy is used, for example after a
           theft
 
@@ -136,17 +136,17 @@ class SqliteSnapshots:
             for digest, place in places.items():
                 mark_blob_healed(db, digest, place, self._clock())
 
-    def mark_restored(self, path: Path, copied: float) -> None:
-        restored = max(self._clock(), copied)
+    def mark_restored(self, path: Path, copied_at: float) -> None:
+        restored_at = max(self._clock(), copied_at)
         with self._changing(path) as db:
             # `since` is the time since which all pulls are recorded. Without the table, a later migration creates it
             # and sets `since`.
             if _has_table(db, "pull_recording"):
                 earlier = db.execute("SELECT max(since) FROM pull_recording").get
-                restored = max(restored, float(earlier or 0.0))
-                db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (restored,))
+                restored_at = max(restored_at, float(earlier or 0.0))
+                db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (restored_at,))
             if _has_table(db, "event"):
-                _raise_event_number(db, copied, restored)
+                _increase_event_number(db, copied_at, restored_at)
 
     @contextmanager
     def _changing(self, path: Path) -> Iterator[apsw.Connection]:
@@ -178,9 +178,9 @@ class SqliteSnapshot:
         return self.table_version > newest_table_version()
 
     @property
-    def registry(self) -> str:
-        has_name = self._rows("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'access'")
-        return str(self._rows(SELECT_INSTANCE_ID)[0][0]) if has_name else ""
+    def instance_id(self) -> str:
+        has_access_table = self._rows("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'access'")
+        return str(self._rows(SELECT_INSTANCE_ID)[0][0]) if has_access_table else ""
 
     def totals(self) -> SnapshotTotals:
         return SnapshotTotals(*self._rows(_TOTALS)[0])
@@ -200,21 +200,21 @@ class SqliteSnapshot:
             raise _failure(f"cannot read {self._path}", error) from error
 
 
-def _raise_event_number(db: apsw.Connection, copied: float, restored: float) -> None:
-    """Raises the number of the only event in the copy. The registry may have added events after the copy was made, and
-    clients may know their numbers; events after the restore get higher numbers than these. If the copy has no event,
-    adds one that the list of events does not show. `copied`, `restored`: when the copy was made and restored, in
-    seconds since 1970."""
+def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: float) -> None:
+    """Increases the number of the only event in the copy. The registry may have added events after the copy was made,
+    and clients may know their numbers; events after the restore get higher numbers than these. If the copy has no
+    event, adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was made and
+    restored, in seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "
             "user_agent, reason, kept) VALUES (0, '', ?, ?, '', '', 0, '', '', '', '', '', 0)",
-            (copied, EventAction.PUSH),
+            (copied_at, EventAction.PUSH),
         )
     db.execute(
         "UPDATE event SET id = id + ?1 + CAST(max(?2 - at, 0) * ?3 AS INTEGER); "
         "UPDATE event_list SET kept_from = (SELECT max(id) + 1 FROM event)",
-        (MIN_EVENT_GAP, restored, MAX_EVENTS_PER_SECOND),
+        (MIN_EVENT_GAP, restored_at, MAX_EVENTS_PER_SECOND),
     )
 
 

@@ -121,7 +121,7 @@ class SqliteUpstreamTags:
         rows: list[Any] = self._db.execute(f"{_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
         return [_frozen_tag(row) for row in rows]
 
-    async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
+    async def frozen_tag_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
         row: Any = await self._scans.run(lambda db: db.execute(_FROZEN_TAG_NEEDING, (repo, digest)).fetchone())
         return None if row is None else _frozen_tag(row)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import apsw
 
 from storage.consistency import CheckedPage, Key, Problem, ProblemCode
+from storage.metadata.sqlite.blob_changes import WHOLE_STORE
 
 PAGE_ROWS: Final = 500
 """Number of rows that one statement checks. This takes a few milliseconds."""
@@ -159,7 +160,8 @@ TABLE_CHECKS: Final = (
             Rule(
                 ProblemCode.BLOB_NOT_QUEUED,
                 "NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = t.id) "
-                "AND NOT EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = 0 AND q.digest = t.digest)",
+                f"AND NOT EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = {WHOLE_STORE} "
+                "AND q.digest = t.digest)",
                 "no repository has the blob, but garbage collection would never look at it",
             ),
             Rule(
@@ -170,6 +172,6 @@ TABLE_CHECKS: Final = (
         ),
     ),
 )
-"""The checks in the order in which they should be repaired: the repair of a reference can leave a link that has to be
-queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that has to be queued. A
-queued blob that no repository has is a row with `repository` 0."""
+"""The checks, in the order in which the problems that they find should be repaired: the repair of a reference can leave
+a link that has to be queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that
+has to be queued."""

@@ -116,8 +116,8 @@ def add_unused(
     """Adds to `unused` each of the `roots` that would be unused if the tags in `without` and the manifests in `unused`
     did not exist. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops
     when `unused` has `max_unused` manifests."""
-    # Each manifest that is still used waits for one of its users. So the users of a manifest are read only once,
-    # however many indexes list it.
+    # A manifest that still has users waits for one of them, and is looked at again when that user becomes unused. Its
+    # users are kept in `users`, so that they are read only once, however many indexes list the manifest.
     users: dict[int, list[int]] = {}  # by manifest: its users that are not known to be unused
     waiting: dict[int, list[int]] = {}  # by user: the manifests that wait until the user is unused
     pending = list(roots)

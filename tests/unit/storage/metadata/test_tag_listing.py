@@ -94,7 +94,7 @@ async def test_tags_are_filtered_by_text(store: StoredRegistry, order: TagOrder)
     assert await listed_names(store, order, "1_d") == ["v1_debian"]
     assert await listed_names(store, order, "%") == await listed_names(store, order, "*") == []
     assert await listed_names(store, order, "sha256") == []
-    pages_with_referrer_tags = await all_pages(store, TagQuery("sha256", order, has_referrer_tags=True))
+    pages_with_referrer_tags = await all_pages(store, TagQuery("sha256", order, includes_referrer_tags=True))
     assert {listed_tag.name for page in pages_with_referrer_tags for listed_tag in page.items} == {
         SIGNATURE_TAG,
         FALLBACK_TAG,

@@ -58,8 +58,8 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
     db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
     # A link is returned as the row ids of its repository and its blob, and the blob's digest. None: that was the whole
     # queue.
-    assert unused_links(db, ["h"], before=1.0, now=61.0) == ([(8, 7, Digest(f"sha256:{7:064x}"))], None)
-    assert unused_links(db, ["other"], before=1.0, now=61.0) == ([], None)
+    assert unused_links(db, ["h"], unused_since=1.0, now=61.0) == ([(8, 7, Digest(f"sha256:{7:064x}"))], None)
+    assert unused_links(db, ["other"], unused_since=1.0, now=61.0) == ([], None)
     db.trace_v2(0)
     assert max(steps) < 200
     db.close()
@@ -96,7 +96,7 @@ def test_one_search_for_unused_links_reads_one_page_of_the_queue(
     position: QueuePosition | None = QUEUE_START
     while position is not None:
         steps.append(0)
-        links, position = unused_links(db, ["h"], before=1.0, now=61.0, after=position)
+        links, position = unused_links(db, ["h"], unused_since=1.0, now=61.0, after=position)
         pages.append((links, position))
     db.trace_v2(0)
     assert pages == [([], (1, digests[999])), ([], (1, digests[1999])), ([(1, last_blob, digests[-1])], None)]
@@ -262,7 +262,7 @@ def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, reposi
                     "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
                     (repository, digest, manifest),
                 )
-    rules = EvictionRules(is_kept=lambda _: False, downloading=frozenset(), keep_incomplete_if_pulled_after=0.0)
+    rules = EvictionRules(is_kept=lambda _: False, downloading=frozenset(), recent_pull_after=0.0)
     read_rows = record_rows(db)
     # Each image frees the 7 bytes of its own layer; the last one also frees the 100 bytes of the shared layer.
     assert len(plan(db, ["h"], rules, bytes_to_free=60 * 7, usage_scope="c", now=10.0)) == 60
