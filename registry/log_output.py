@@ -24,11 +24,11 @@ BUFFER_CHARACTERS: Final = 16 * 1024
 FLUSH_SECONDS: Final = 0.2
 """The buffered lines are written this long after the first of them was added, or earlier if the buffer is full."""
 
-_LATER_LINE_CHARACTERS: Final = 256
-"""Assumed size of a line whose text is made later."""
-_LaterLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
-"""A line whose text is made later: the time in seconds since 1970, and the parameters of `write_later` (`name`,
-`make_message`, `arguments`)."""
+_DeferredLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
+"""A *deferred* line, which `write_later` adds to the buffer. Its text is made when the buffer is written. The values:
+the time in seconds since 1970, and the parameters of `write_later` (`name`, `make_message`, `arguments`)."""
+_DEFERRED_LINE_CHARACTERS: Final = 256
+"""Assumed size of a deferred line."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -142,7 +142,7 @@ class BufferedHandler(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: list[str | _LaterLine] = []
+        self._lines: list[str | _DeferredLine] = []
         self._size = 0  # approximate number of characters in the buffered lines
         self._text_formatter = LineFormatter()
         self.writes_text: bool
@@ -161,7 +161,7 @@ class BufferedHandler(logging.Handler):
         try:
             with self.lock or nullcontext():
                 self._lines.append((time.time(), name, make_message, arguments))
-                self._size += _LATER_LINE_CHARACTERS
+                self._size += _DEFERRED_LINE_CHARACTERS
                 if len(self._lines) == 1 or self._size >= BUFFER_CHARACTERS:
                     self._flush_when_due()
         except Exception:

@@ -10,8 +10,8 @@ blocking the others:
 - While a large share waits, small shares together get at most a quarter of the budget.
 - While any share waits, requests that have held memory for too long are *cut off*: they end with an error. The oldest
   are cut off first.
-- All shares of one client together, including those that wait, may have at most a quarter of the budget. A single share
-  may be larger. This holds only for shares that are created with a `client`.
+- All shares of one client together, including those that wait, may have at most a quarter of the budget. But if a
+  client has only one share, this share may be larger. Shares that are created without a `client` have no such limit.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class MemoryBudget:
         )
 
     def _may_client_use(self, share: Share, added_bytes: int) -> bool:
-        """Returns whether the client of `share` may have `added_bytes` more. It may if all its shares then have at most
-        a quarter of the budget, and also if it has no other share: a single body may be larger."""
+        """Returns whether the client of `share` may have `added_bytes` more. It may in two cases: all its shares then
+        have at most a quarter of the budget, or it has no other share. So a single body may be larger."""
         if share.client is None:
             return True
         others = self._client_bytes.get(share.client, 0) - share.counted_for_client

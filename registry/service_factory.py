@@ -62,8 +62,8 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
-"""Each client network may send at least this many health checks a second, even if the rate limit in the settings is
-lower. That is enough for several monitors."""
+"""The clients of a network (`network_of`) may together send at least this many health checks a second, even if the rate
+limit in the settings is lower. That is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest until the policy is closed, that is, until there is an account or another login.
+        # The check is strictest until the policy is closed: until there is an account or another way to log in.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),

@@ -141,12 +141,12 @@ class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
     earliest time after now at which a delivery of a repository that is not in `queues` becomes due. None if there is no
     such delivery. If there are as many queues as the caller wanted, None may also mean that this time was not
-    determined. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It is
-    0, unless the search was costly because very many repositories have pending deliveries."""
+    determined. `wait_seconds`: the time that the caller must wait before it looks for due deliveries again. It is 0,
+    unless the search was costly because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
-    pause: float = 0.0
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""A console of rich that prints no control characters of its content (`PrintableConsole`). rich itself removes only a
-few of them, and leaves ESC."""
+"""`PrintableConsole`: a console of the package rich that replaces the control characters in the texts that it is given.
+A normal console of rich removes only a few control characters, and prints ESC."""
 
 from __future__ import annotations
 

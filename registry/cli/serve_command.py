@@ -128,7 +128,9 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])
         # Clients must log in if the registry has or had accounts, or if the settings name another source of accounts.
-        options, requires_login = prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None)
+        listener_options, requires_login = prepare(
+            settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
+        )
         banner = startup_banner(settings, addresses[0], sockets[0], requires_login=requires_login)
         # These objects are created before the workers are forked, so that all workers share them.
         rate_memory = RateLimitMemory()
@@ -157,7 +159,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             shutdown_grace=settings.shutdown_grace,
             restart_grace=settings.restart_grace,
             on_ready=lambda: _print_banner(banner),
-            listener_options=options,
+            listener_options=listener_options,
             live=LiveOptions(
                 configuration,
                 control=layout_of(settings.data).control,

@@ -36,31 +36,31 @@ def _check_service(value: str) -> str:
     return value
 
 
-def check_identity_url(value: str, example: str, attacker_gains: str) -> None:
+def check_identity_url(value: str, example: str, attacker_can: str) -> None:
     """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider.
     The URL must have https, or http on this machine, and must not have a user name, a password or a fragment.
 
-    `example`: a valid URL for the message. `attacker_gains`: the end of the message that refuses plain http, after
-    "whoever can change the answers can"; for example "log in"."""
+    `example`: a valid URL for the message. `attacker_can`: the end of the message that refuses plain http, after
+    "whoever can change the answers on their way can"; for example "log in"."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("such an address must not contain a user name or password")
     parts = split_http_url(value, example, allow_fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError(
             f"{value!r} must begin with https://: plain http is not protected, so whoever can change the answers on "
-            f"their way can {attacker_gains}"
+            f"their way can {attacker_can}"
         )
 
 
 def _check_jwks_url(value: str) -> str:
-    check_identity_url(value, "https://ci.example.com/.well-known/jwks", attacker_gains="log in")
+    check_identity_url(value, "https://ci.example.com/.well-known/jwks", attacker_can="log in")
     return value
 
 
 def _check_algorithm(value: str) -> str:
     if value not in ASYMMETRIC_ALGORITHMS:
         raise ValueError(
-            f"{value!r} is not an algorithm for tokens of others; choose from {', '.join(ASYMMETRIC_ALGORITHMS)}"
+            f"{value!r} is not an accepted signature algorithm; choose from {', '.join(ASYMMETRIC_ALGORITHMS)}"
         )
     return value
 
@@ -164,7 +164,7 @@ def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider:
 
 
 def _check_issuer(value: str) -> str:
-    check_identity_url(value, "https://sso.example.com/realms/company", attacker_gains="decide who has logged in")
+    check_identity_url(value, "https://sso.example.com/realms/company", attacker_can="decide who has logged in")
     if "?" in value:
         raise ValueError(f"{value!r} has a query; an issuer has none")
     return value

@@ -48,8 +48,8 @@ def split_commas(value: object) -> object:
 
 def _check_network(value: str) -> str:
     """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
-    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network of
-    all addresses."""
+    Raises ValueError for other text, and for a network whose address has bits set after the prefix. Also raises it for
+    a network of all addresses, because each of these settings lists clients or proxies to trust."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -57,7 +57,7 @@ def _check_network(value: str) -> str:
     if ip_address(value.partition("/")[0]) != network.network_address:
         raise ValueError(f"{value!r} has bits set after its prefix; write {network}, or an address without /")
     if network.prefixlen == 0:
-        raise ValueError(f"{value!r} covers every address: then every client could forge its address")
+        raise ValueError(f"{value!r} covers every address; list only the networks that you trust")
     return str(network)
 
 

@@ -118,8 +118,9 @@ class EndpointHealth:
         call it if the event is too old to be sent again: without a pause, many old events would be given up within a
         moment. `delivered_before`: the value of `delivered` when the attempt began.
 
-        Returns how many seconds this repository alone has to wait. Returns 0 if the whole endpoint seems to be down:
-        since the repository's attempts began to fail, the endpoint has accepted no event of any repository."""
+        Returns how many seconds this repository alone has to wait. Returns 0 if the endpoint has accepted no event of
+        any repository since the repository's attempts began to fail. Only the last of these attempts decides whether
+        the endpoint is down."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

@@ -190,13 +190,14 @@ class WebhookDispatcher:
 
     async def _read(self) -> None:
         """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if no
-        further queue can be due since the last read, or if the last read was costly and not long ago."""
+        further queue can have become due since the last read, or if the last read was costly and not long ago."""
         if self._time() < self._earliest_read_at:
             return
         version, now = self._version(), self._clock()
-        # If `_next_at` is further in the future than any pause, the clock was set back, and the store counts the
-        # delivery as due.
-        is_due = self._next_at is not None and not now < self._next_at <= now + LONGEST_PAUSE_SECONDS
+        # The delivery is also due if `_next_at` is further in the future than any pause: the clock was set back. The
+        # store counts such a delivery as due as well.
+        next_at, latest = self._next_at, now + LONGEST_PAUSE_SECONDS
+        is_due = next_at is not None and (next_at <= now or next_at > latest)
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
@@ -205,7 +206,7 @@ class WebhookDispatcher:
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)
-        self._earliest_read_at = self._time() + due.pause
+        self._earliest_read_at = self._time() + due.wait_seconds
         self._waiting.extend(due.queues)
         self._read_version, self._next_at = version, due.next_at
         has_more = len(due.queues) == limit
@@ -300,8 +301,8 @@ class WebhookDispatcher:
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
         self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
-        # The repository's later events wait until `next_at` of an event that is sent again. They do not wait for a dead
-        # letter. So the pause has to be here, before this sender ends and the next event can get a sender.
+        # If the event is sent again, the repository's later events wait until `next_at`. After a dead letter, they do
+        # not. So this sender waits before it ends, because the next event can get a sender when this one has ended.
         if is_dead and own_pause:
             await asyncio.sleep(min(own_pause, FIRST_PAUSE_SECONDS))
 

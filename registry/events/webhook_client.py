@@ -22,7 +22,7 @@ from registry.events.envelopes import ENVELOPES
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 from registry.small_files import read_small_text
 from registry.upstream.api_transport import CheckedTransport
-from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
+from registry.upstream.destinations import ANYWHERE, AddressPolicy, NetworkClass, Reach
 from registry.upstream.transport import Resolver, TrustStore
 from storage.errors import RegistryError, UpstreamUnavailable
 from storage.outbox import Event
@@ -61,7 +61,8 @@ class WebhookClient:
         self._settings = settings
         self._address = address
         self._envelope = ENVELOPES[settings.format]
-        self._reach = Reach(None if settings.private_network else NetworkClass.PUBLIC)
+        self._reach = ANYWHERE if settings.private_network else Reach(NetworkClass.PUBLIC)
+        """The addresses to which a request may connect: any, or only public ones."""
         self._resolver = Resolver(settings.name)
         self._client: httpx2.AsyncClient | None = None
         self._opening = asyncio.Lock()

@@ -74,7 +74,7 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
     }
 )
 """The handler of each kind of resource and each method. The kinds are those of `resource_path.Resource`. The handler of
-`history` needs more than a registry, so `DistributionAPI` makes it."""
+`history` also needs the option `read_history`, so `DistributionAPI` makes it."""
 
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     **{kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()},

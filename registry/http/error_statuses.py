@@ -106,7 +106,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.SearchIndexDamaged: 500,
     errors.TooManyOpenFiles: 503,
     errors.DataDirectoryReplaced: 503,
-    errors.BytesForbidden: 500,
+    errors.BytesForbidden: 500,  # this process, not the client, has no permission to read stored bytes
     RequestInvalid: 400,
     FormInvalid: 400,
     FormTooLarge: 413,

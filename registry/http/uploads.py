@@ -1,8 +1,8 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
 A handler checks the path, the query and the headers before it receives the body. It sets `exchange.announced` to the
-size and digest that the request states for its blob. So the registry can refuse a blob that does not fit before the
-body arrives (`registry.upkeep.admission`).
+size and digest that the request states for its blob. So before the body arrives, the registry can refuse a blob that
+does not fit (`registry.upkeep.admission`).
 
 If the client disconnects in the middle of a PATCH or PUT, the session stores the bytes that were received, and the
 client can continue after them. If it disconnects in the middle of a POST that sends a whole blob, nothing is stored. If

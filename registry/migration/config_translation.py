@@ -211,7 +211,7 @@ class _Translation:
         path = self._take("auth.htpasswd.path")
         if path is not _MISSING:
             self._add_line("[auth]", f"htpasswd = {_toml(str(path))}")
-            self._add_line("[auth]", "# These accounts have no rights until you grant some. Each of them had these:")
+            self._add_line("[auth]", "# These accounts have no rights yet. To give them the rights that they had, run:")
             self._add_line("[auth]", "#   entrepot grant add '**' pull,push,delete authenticated")
 
     def _translate_proxy(self) -> None:

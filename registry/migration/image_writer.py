@@ -4,9 +4,9 @@ an interrupted import leaves no incomplete image, and a second run continues. Th
 it refers to, directly or through its children. Content that the old registry lacks, or that is damaged there or of an
 unaccepted type, raises ContentBroken.
 
-A manifest can name any digest, even one of content that its author may not read. So before a blob that this registry
-has already is added to another repository, the old registry has to show that its repository of the same name has the
-blob (ADR 9).
+A manifest can name any digest, even one of content that its author may not read. So if this registry has a blob only in
+other repositories, the import may add it to a repository only after a check: the old registry has to show that its
+repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag names the program of each change: `IMPORT_PROGRAM` for an import. Content that
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from registry.migration.import_report import ImportReport
-from registry.migration.workers import each, run_workers
+from registry.migration.workers import as_async_iterator, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, QuotaExceeded
 from storage.imports import IMPORT_PROGRAM, ContentBroken
@@ -130,7 +130,8 @@ class ImageWriter:
     ) -> None:
         """Records the import that has set the tag, if this record is missing. It is missing if that import was
         interrupted, or if an earlier version of the program ran it. Does nothing if a client has set the tag."""
-        if await self._store.pulls.record(repo, digest) is not None:  # an import or a pull of the manifest is recorded
+        pull_record = await self._store.pulls.record(repo, digest)
+        if pull_record is not None:  # an import or a pull of the manifest is recorded
             return
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program == IMPORT_PROGRAM:
@@ -148,7 +149,10 @@ class ImageWriter:
         if change.actor != RETENTION_ACTOR.name:
             return f"the tag stays as it is: {change.actor} has deleted it here"
         if await self._store.imports.has_pointed_at(repo, tag, digest):
-            return f"the tag stays deleted: {change.actor} has deleted it here, and it has not moved since"
+            return (
+                f"the tag stays deleted: {change.actor} has deleted it here, and at the old registry it points at an "
+                "image that it had here before"
+            )
         return None
 
     async def import_untagged(self, repo: RepositoryName, digest: Digest) -> None:
@@ -237,7 +241,8 @@ class ImageWriter:
                 if blob.digest not in manifest.foreign:  # clients fetch foreign layers from other servers
                     raise
 
-        await run_workers(each(iter(blobs.values())), import_listed_blob, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
+        workers = min(BLOBS_AT_A_TIME, max(len(blobs), 1))
+        await run_workers(as_async_iterator(blobs.values()), import_listed_blob, workers)
 
     async def _import_blob(self, repo: RepositoryName, blob: Descriptor, *, may_mount: bool = True) -> None:
         """Stores a blob in `repo`. If another repository of this registry has the blob already, and the old registry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -47,7 +47,7 @@ async def read_in_thread(items: Iterator[T]) -> AsyncIterator[T]:
             yield item
 
 
-async def each(items: Iterator[T]) -> AsyncIterator[T]:
-    """Yields the items of an iterator that does not block."""
+async def as_async_iterator(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yields the items of an iterable that does not block."""
     for item in items:
         yield item

@@ -34,7 +34,7 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
             directory, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container, the path can lead out of what the container sees. The root directory then has the limit.
+        # In a container, the path can lead out of what the container sees. Then the limit is in `directory` itself.
         group = PurePosixPath("/", path.lstrip("/"))
         group = PurePosixPath("/") if ".." in group.parts else group
         for part in (group, *group.parents):

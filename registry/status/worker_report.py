@@ -225,8 +225,8 @@ class WorkerReporter:
 
 def read_worker_reports(data: Path) -> list[WorkerReport]:
     """Returns the last report of each worker process that serves the data directory, in the order of their starts.
-    After a reload, a process reports with its new settings, and for a while also with the old ones. The report with the
-    old settings is left out. Blocks. Raises OSError."""
+    During a reload and for a while after it, a process has two applications: one with the old settings and one with the
+    new ones. Each of them writes a report. The report of the older one is left out. Blocks. Raises OSError."""
     reports: dict[int, WorkerReport] = {}
     for text in read_all_reports(layout_of(data)):
         with suppress(ValidationError):  # another version wrote it

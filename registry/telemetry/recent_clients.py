@@ -32,7 +32,7 @@ PROGRAMS: Final = {
 """The programs, by the first word of their User-Agent. podman sends the User-Agent of the library containers/image."""
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
-_SECOND_SHIFT: Final = 24
+_SECOND_ROW_SHIFT: Final = 24
 """How many of the lowest bits of the hash are dropped before the other bits choose the cell in the second row."""
 _PAUSE_SECONDS: Final = 10.0
 """Time after a recorded request for which no further request of the same connection is recorded."""
@@ -76,4 +76,4 @@ class RecentClients:
 def _cells_of(address: str, program: str) -> tuple[int, int]:
     number = hash((program, network_of(address)))  # the same in all workers: a fork keeps the seed of `hash`
     mask = _ROW_CELLS - 1
-    return number & mask, _ROW_CELLS + ((number >> _SECOND_SHIFT) & mask)
+    return number & mask, _ROW_CELLS + ((number >> _SECOND_ROW_SHIFT) & mask)

@@ -69,7 +69,7 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
         question = Question(
             title=translatable("Delete the group %(name)s?"),
             consequence=translatable(
-                "The grants to it go with it. The accounts of its members stay. This cannot be undone."
+                "The grants to the group are deleted too. The accounts of its members stay. This cannot be undone."
             ),
             button=translatable("Delete"),
             name=name,

@@ -96,8 +96,7 @@ async def write_description(request: Request, path: str) -> Response:
 
 
 async def _writable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the name under which a repository is stored, if the visitor may read and write its description. `name`
-    may be short for that name."""
+    """Returns the stored name of the hosted repository `name`, if the visitor may read and write its description."""
     await readable_repository(caller, name)
     return await pushable_repository(caller, name)
 

@@ -189,7 +189,7 @@ async def freeze_image(request: Request) -> Response:
         frozen = await freeze(caller, TagToFreeze(reference=reference))
         return {
             "text": translatable("The tag is frozen: pulls get this image, whatever the upstream does."),
-            "digest_of": frozen.digest,
+            "frozen_digest": frozen.digest,
         }
 
     return await _done_page(request, reference, work)
@@ -274,7 +274,7 @@ async def _problem_page(request: Request, reference: str, error: RegistryError) 
 
 def _done_values(reference: str) -> dict[str, Any]:
     """Returns the values that `mirror_done.html` needs. Each result has only some of them, so the others are None."""
-    values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "digest_of", "purged"))
+    values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "frozen_digest", "purged"))
     return {**values, "section": "mirror", "here": MIRROR_PATH, "reference": reference}
 
 

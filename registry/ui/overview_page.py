@@ -109,7 +109,7 @@ async def overview(request: Request) -> Response:
 
 
 @router.get(f"{OVERVIEW_PATH}/now")
-async def present(request: Request) -> Response:
+async def current_state(request: Request) -> Response:
     """Returns the part of the page that shows the current state, for htmx. Redirects all other requests to the whole
     page. Raises Unauthorized, Denied."""
     if not visit_of(request).is_partial:

@@ -363,7 +363,7 @@ async def _too_many_response(request: Request, error: TooManyRequests) -> Respon
 
 
 async def _too_many_page(pages: Pages, language: str) -> bytes:
-    return await pages.standing_page(language, lambda: _values_without_visitor(429))
+    return await pages.cached_error_page(language, lambda: _values_without_visitor(429))
 
 
 def _to_login(visit: Visit, page: str) -> Response:

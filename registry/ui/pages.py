@@ -46,7 +46,7 @@ class Pages:
         self._error_pages: dict[str, bytes] = {}  # by language
         self._rendering = asyncio.Lock()
 
-    async def standing_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
+    async def cached_error_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
         """Returns the error page with the values that `values` returns. Caches one page for each language, and
         returns it for every later call. So use this for one error only, whose page always has the same values."""
         async with self._rendering:

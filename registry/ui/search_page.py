@@ -86,8 +86,9 @@ async def search(request: Request) -> Response:
         target = None if kind else await searches.target(principal, text)
         lists = [await _find(searches, caller.searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
-    # middle of the text, so only a request for the whole page, as after Enter, leads to another page. A further page of
-    # results (`kind`) shows these results, even if there is only one.
+    # middle of the text, so only a request for the whole page, as after Enter, leads to another page. With `kind`, the
+    # request is for a further page of results. This page is shown even if it has only one result, because the search
+    # has found other results before it.
     may_redirect = not visit_of(request).is_partial and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)

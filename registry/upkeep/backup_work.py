@@ -15,11 +15,17 @@ from storage.upkeep.job_runner import JobContext, Work
 
 
 def backup_arguments(
-    target: Path, keep: int | None, *, verify: bool, may_link: bool = True, is_new: bool = False
+    target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `is_new`: whether to make the
-    backup even if `target` no longer has the earlier backups, for example because their disk is not mounted."""
-    return {"target": str(target.absolute()), "keep": keep, "verify": verify, "may_link": may_link, "new": is_new}
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `ignores_earlier`: whether to make
+    the backup even if the disk of the earlier backups to `target` is not mounted."""
+    return {
+        "target": str(target.absolute()),
+        "keep": keep,
+        "verify": verify,
+        "may_link": may_link,
+        "new": ignores_earlier,
+    }
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
@@ -30,13 +36,13 @@ def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = 
         job, arguments = context.job, context.job.arguments
         target = Path(arguments["target"])
         _check_outside(target, data)
-        is_new = arguments.get("new", False)  # an earlier version queued jobs without it
+        ignores_earlier = arguments.get("new", False)  # an earlier version queued jobs without this argument
         options = BackupOptions(
             target,
             keep=arguments["keep"],
             verify=arguments["verify"],
             may_link=arguments["may_link"],
-            earlier=None if is_new else await find_earlier(store.jobs, target),
+            earlier=None if ignores_earlier else await find_earlier(store.jobs, target),
         )
         return await make_backup(
             *(store.snapshots, store.blobs, store.leases, options, context),

@@ -186,8 +186,8 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
-        # `attacker_gains` is the end of the error text: "whoever can change the answers on their way can log in".
-        check_identity_url(value, example="https://sso.example.com/token", attacker_gains="log in")
+        # `attacker_can` is the end of the error text: "whoever can change the answers on their way can log in".
+        check_identity_url(value, example="https://sso.example.com/token", attacker_can="log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")
     except ValueError as error:

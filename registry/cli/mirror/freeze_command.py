@@ -27,8 +27,8 @@ Examples:
   entrepot mirror freeze ubuntu:24.04 --mirror docker.io
   entrepot mirror freeze ghcr.io/org/app:1@sha256:4f53…b9 --config entrepot.toml
 
-The upstream registry is not asked for a frozen tag. What the tag's digest needs is still fetched from there.
-While a server is running, its next pulls of the tag get this digest."""
+The upstream registry is not asked for a frozen tag. Manifests and blobs of the frozen image that are not cached are
+still fetched from there. While a server is running, its next pulls of the tag get the frozen image."""
 UNFREEZE_HELP = "Let a frozen tag follow the upstream registry again."
 UNFREEZE_EXAMPLES = "\b\nExamples:\n  entrepot mirror unfreeze ubuntu:24.04 --mirror docker.io"
 FROZEN_HELP = "List the frozen tags."

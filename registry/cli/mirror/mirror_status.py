@@ -148,7 +148,7 @@ def print_status(status: dict[str, Any]) -> None:
     console.print(table)
     for upstream in status["upstreams"]:
         console.print(Text(f"requests for {upstream['name']} go to {', '.join(upstream['endpoints'])}", "dim"))
-    _print_delayed_tags(console, status["upstreams"])
+    _print_frozen_and_held_back_tags(console, status["upstreams"])
     if status["fills"]:
         downloads = new_table("unfinished download", "size", "done", "state")
         for fill in status["fills"]:
@@ -158,7 +158,7 @@ def print_status(status: dict[str, Any]) -> None:
         console.print(downloads)
 
 
-def _print_delayed_tags(console: Console, upstreams: list[dict[str, Any]]) -> None:
+def _print_frozen_and_held_back_tags(console: Console, upstreams: list[dict[str, Any]]) -> None:
     """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
     if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
         console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from storage.names import RepositoryName, Tag
 
 HELP = (
-    "Measure the endpoints of an upstream, and say which is the fastest and what to write in the settings: the time "
-    "for a connection, TLS, the first byte and a manifest, and how fast up to 8 MiB of a layer arrive. The exit code "
-    "is 1 if no endpoint of an upstream works."
+    "Measure the endpoints of an upstream: the time for a connection, TLS, the first byte and a manifest, and how fast "
+    "up to 8 MiB of a layer arrive. Say which endpoint is the fastest, and what to write in the settings. The exit "
+    "code is 1 if no endpoint of an upstream works."
 )
 EXAMPLES = """\b
 Examples:

@@ -132,11 +132,15 @@ def _checks(
 
 def _data_checks(settings: Settings, clock: Callable[[], float]) -> dict[str, Check]:
     """Returns the checks of the data directory, by name."""
-    from registry.cli.diagnosis.clock_checks import CHECK, file_clock_findings
+    from registry.cli.diagnosis.clock_checks import CHECK as CLOCK_CHECK
+    from registry.cli.diagnosis.clock_checks import file_clock_findings
     from registry.cli.diagnosis.data_checks import data_checks
     from registry.cli.diagnosis.finding import in_thread
 
-    return {**data_checks(settings), CHECK: lambda: in_thread(lambda: file_clock_findings(clock(), settings.data))}
+    return {
+        **data_checks(settings),
+        CLOCK_CHECK: lambda: in_thread(lambda: file_clock_findings(clock(), settings.data)),
+    }
 
 
 async def _in_this_thread(

@@ -74,7 +74,7 @@ def backup(
     if target is None:
         fail("name the directory of the backups, or set `target` in [backup] of the settings", USAGE_ERROR)
     keep = settings.backup.keep if keep is None else keep
-    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, is_new=new)
+    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, ignores_earlier=new)
 
     def get_work(upkeep: UpkeepComponents) -> Work:
         return upkeep.work_by_kind["backup"]

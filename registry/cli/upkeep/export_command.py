@@ -51,7 +51,7 @@ def export(
         typer.Option(
             "--platform",
             metavar="OS/ARCH",
-            help="Only this platform. Repeat for more. [default: all, for docker-archive this machine's]",
+            help="Only this platform. Repeat for more. [default: all; for docker-archive, this machine's platform]",
         ),
     ] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="All platforms of each image.")] = False,

@@ -15,13 +15,15 @@ HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-
 
 A server collects garbage by itself, at an interval. This command does a round at once, and says for each thing what it
 was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the setting
-gc.grace stays. Manifests stay, with or without a tag.
+gc.grace stays. Manifests stay, with or without a tag. If an earlier round was interrupted, this one also frees the
+space of the blobs that it had removed.
 
 Stray files are those that a crash has left without a record. To find them, a round lists a part of all blobs, each time
 another part. With --strays it lists all of them, which takes long in a large store."""
 EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --strays --json"
 # The names of the kinds of garbage in the table of totals. "Deleted manifests" were deleted earlier, but the store has
-# kept them until now, so that they could be put back. Garbage collection deletes no other manifests.
+# kept them until now, so that they could be put back. Garbage collection deletes no other manifests. The kind "trash"
+# is the bytes of blobs that an earlier, interrupted round has removed without freeing their disk space.
 _KIND_NAMES = {
     "upload": "abandoned uploads",
     "partial": "cut-off downloads",
@@ -29,7 +31,7 @@ _KIND_NAMES = {
     "link": "links to blobs",
     "blob": "blobs",
     "stray": "stray files",
-    "trash": "left-over trash",
+    "trash": "leftovers of earlier rounds",
 }
 
 

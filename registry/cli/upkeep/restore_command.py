@@ -1,4 +1,5 @@
-"""The command `entrepot restore`: restores a backup into an empty data directory."""
+"""The command `entrepot restore`: restores a backup into an empty data directory. A *snapshot* is one backup in the
+directory of backups, and a `SnapshotManifest` is its description (not the manifest of an image)."""
 
 from __future__ import annotations
 

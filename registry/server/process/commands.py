@@ -93,7 +93,7 @@ class CommandReceiver:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended; the worker notices this by another pipe, and exits
+        if not data:  # the supervisor has ended; `Worker` notices this by its `alive_pipe`, and exits
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)

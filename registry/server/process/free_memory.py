@@ -18,8 +18,8 @@ TRIM_BYTES = 32 * 1024 * 1024
 """A process returns memory if it has grown by more than this many bytes over its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
 """Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
-It is reset to the shortest one if the process's size changes by more than a quarter of `TRIM_BYTES` in a second, or is
-at most `TRIM_BYTES` above the smallest size so far."""
+The pause becomes the shortest one again in two cases: the size of the process changes by more than a quarter of
+`TRIM_BYTES` in a second, or the size is at most `TRIM_BYTES` above the smallest size so far."""
 FEW_CONNECTIONS = 256
 """Up to this number of open connections, an attempt may include a full garbage collection."""
 MAX_FULL_COLLECTION_SHARE = 0.001

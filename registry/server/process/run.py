@@ -81,8 +81,8 @@ def serve(
         code, failure = Supervisor(options, workers, live, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # A column is the part of the table of counters in which a worker counts its connections. With several
-            # workers, the supervisor claims a column for each.
+            # All workers count the connections of each address in one table, and each worker has a column of it. With
+            # several workers, the supervisor claims a column for each.
             limit.use_column(limit.claim_column())
         reloads = SingleProcessChanges(live, on_ready or (lambda: None))
         worker = Worker(options, reloads.on_ready, on_start=reloads.start)

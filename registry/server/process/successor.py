@@ -202,7 +202,7 @@ class SuccessorCheck:
             return None
         if not self._has_ended:
             self.kill()
-            return Outcome(False, f"the new version did not check its start within {_CHECK_SECONDS:g} s")
+            return Outcome(False, f"the new version did not find out within {_CHECK_SECONDS:g} s whether it can start")
         code = self._process.wait()
         if code == 0:
             return Outcome(True, "")

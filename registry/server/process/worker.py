@@ -142,7 +142,7 @@ class Worker:
         maintenance = Maintenance(loop, self._state, self._options.limits, limit, certificates)
         maintenance.start()
         receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)
-        end_changes = None if self._on_start is None else self._on_start(loop, self.run_command)
+        on_end = None if self._on_start is None else self._on_start(loop, self.run_command)
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         retiring = asyncio.create_task(self._retirement.wait())
@@ -150,7 +150,7 @@ class Worker:
         retiring.cancel()
         if not self._stop.is_set():
             await self._retire(acceptors)
-        for end in (receiver.close if receiver is not None else None, end_changes):
+        for end in (receiver.close if receiver is not None else None, on_end):
             if end is not None:
                 end()
         await self._drain(acceptors)

@@ -251,4 +251,6 @@ def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers:
         )
     for digest, layer in zip(stated_digests, layers, strict=True):
         if layer.diff_id is not None and layer.diff_id != digest:
-            raise ImageFileFailed(f"{source.label}: the layer {digest} is damaged: its bytes have {layer.diff_id}")
+            raise ImageFileFailed(
+                f"{source.label}: the layer {digest} is damaged: its bytes have the digest {layer.diff_id}"
+            )

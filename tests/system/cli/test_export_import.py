@@ -219,7 +219,7 @@ def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
     position = body.index(noise("one", 1000))
     body[position] ^= 1
     (tmp_path / "damaged.tar").write_bytes(body)
-    assert "is damaged: its bytes have sha256:" in import_error(target, tmp_path / "damaged.tar")
+    assert "is damaged: its bytes have the digest sha256:" in import_error(target, tmp_path / "damaged.tar")
     (tmp_path / "text").write_text("no archive")
     assert "is no tar archive" in import_error(target, tmp_path / "text")
     (tmp_path / "empty").mkdir()

@@ -73,7 +73,7 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
         ("[auth]\nhtpaswd = 'x'", "auth.htpaswd: unknown setting; did you mean auth.htpasswd?"),
         ('[issuer]\nissuer = "x"', "issuer: a table is not a list; write [[issuer]]"),
         (ISSUER + 'acount = "x"', "issuer[https://ci].acount: unknown setting; did you mean issuer.account?"),
-        (ISSUER + 'algorithms = ["HS256"]', "'HS256' is not an algorithm for tokens of others"),
+        (ISSUER + 'algorithms = ["HS256"]', "'HS256' is not an accepted signature algorithm"),
         (ISSUER + 'jwks_url = "http://ci.example.com/k"', "must begin with https://"),
         (ISSUER + 'jwks_url = "https://u:hush@ci.example.com/k"', "must not contain a user name or password"),
         (ISSUER + 'jwks_url = "https://ci.example.com/k"', "needs jwks_url or jwks_file, and not both"),

@@ -174,7 +174,10 @@ async def test_a_tag_that_retention_has_deleted_is_not_imported_again(
     assert not await has_manifest(store, images[0])
     result = await run_import()
     assert (result["tags"], result["manifests"]) == (0, 0)
-    reason = "the tag stays deleted: entrepot retention has deleted it here, and it has not moved since"
+    reason = (
+        "the tag stays deleted: entrepot retention has deleted it here, and at the old registry it points at an image "
+        "that it had here before"
+    )
     assert ("team/app:b0", reason) in run_import.reports("note")
     reason = "manifests that retention has deleted here stay deleted: 2"
     assert ("team/app:", reason) in run_import.reports("note")

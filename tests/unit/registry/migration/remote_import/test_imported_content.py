@@ -169,7 +169,10 @@ async def test_an_image_that_retention_has_deleted_does_not_come_back(
 
     result = await run_import()
     assert (result["tags"], result["manifests"]) == (0, 0)
-    reason = "the tag stays deleted: entrepot retention has deleted it here, and it has not moved since"
+    reason = (
+        "the tag stays deleted: entrepot retention has deleted it here, and at the old registry it points at an image "
+        "that it had here before"
+    )
     assert run_import.reports("note") == [("team/app:1", reason)]
     moved = content.add(APP, noise_image("another image", 10), "1")
     old_registry.put(content)

@@ -84,7 +84,7 @@ def test_cost_does_not_grow_with_the_repositories_while_the_oldest_are_due(tmp_p
     for count in (MAX_FIRST_HEADS + 1, 3 * MAX_FIRST_HEADS):
         db = store_with(tmp_path / str(count), names(count))
         due, steps_of_count = find(db)
-        assert (heads(due), due.pause) == (list(range(1, MAX_REPOSITORIES + 1)), 0.0)
+        assert (heads(due), due.wait_seconds) == (list(range(1, MAX_REPOSITORIES + 1)), 0.0)
         steps.append(steps_of_count)
         db.close()
     assert steps[1] <= 1.1 * steps[0]
@@ -123,5 +123,5 @@ def test_due_deliveries_of_many_repositories(tmp_path: Path) -> None:
     assert heads(due) == [10, 501, 608]
     assert [len(queue) for queue in due.queues] == [2, 2, 1]
     assert due.next_at == NOW + 10
-    assert due.pause == len(repositories) * PAUSE_SECONDS_PER_HEAD
+    assert due.wait_seconds == len(repositories) * PAUSE_SECONDS_PER_HEAD
     db.close()
