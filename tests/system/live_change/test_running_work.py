@@ -72,7 +72,7 @@ async def test_job_continues_during_a_reload(tmp_path: Path) -> None:
             started_by.append(number)
             await gates[number].wait()
 
-        service.work._runner._works = {"count": work}
+        service.work._runner._work_by_kind = {"count": work}
 
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)
