@@ -57,8 +57,8 @@ class NewBackup(BodyModel):
     verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
     new: bool = Field(
         default=False,
-        description="Whether to begin a new directory of backups if the disk of the earlier backups is not mounted. If "
-        "this is false, the job fails in that case",
+        description="Begin a new directory of backups if the disk of the earlier backups is not mounted. If false, the "
+        "job fails in that case",
     )
 
 

@@ -42,14 +42,14 @@ class LoginProblem:
 
 
 class BrowserLogin:
-    """Starts and ends sessions, for one process and its event loop. `is_open` returns whether the registry requires no
-    login, because it has no accounts yet."""
+    """Starts and ends sessions, for one process and its event loop. `is_registry_open` returns whether the registry
+    requires no login, because it has no accounts yet."""
 
-    def __init__(self, auth: AuthComponents, is_open: Callable[[], bool]) -> None:
+    def __init__(self, auth: AuthComponents, is_registry_open: Callable[[], bool]) -> None:
         self._verifier = auth.credential_verifier
         self._sessions = auth.login_sessions
         self._openid = auth.openid_login
-        self._is_open = is_open
+        self._is_registry_open = is_registry_open
 
     @property
     def has_provider(self) -> bool:
@@ -65,7 +65,7 @@ class BrowserLogin:
         accounts. Raises TooManyRequests after too many failed logins, or if too many logins wait for hashing. Raises
         StorageFull, StorageFailed.
         """
-        if self._is_open():
+        if self._is_registry_open():
             raise Denied("this registry has no accounts yet; nobody needs a login")
         identity = await self._verifier.verify_password(user, password, by)
         if replaces is not None:

@@ -54,8 +54,8 @@ _RETRY_SECONDS: Final = 30
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Seconds from one check of the client's rights to the next if either the store has changed or there are new events. If
-both is the case, the rights are checked at once."""
+"""Shortest time between two checks of the client's rights, in seconds, if either the store has changed or there are new
+events. If both are true, the rights are checked at once."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 

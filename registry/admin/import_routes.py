@@ -70,7 +70,7 @@ async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> Jo
     RepositoryFilter(body.include, body.exclude)  # raises ImportInvalid for an invalid pattern
     if not Path(body.path).is_absolute():
         raise ImportInvalid(f"{body.path} is not an absolute path")
-    await asyncio.to_thread(DistributionDirectory.find, Path(body.path))  # raises ImportInvalid if there is none
+    await asyncio.to_thread(DistributionDirectory.find, Path(body.path))  # raises ImportInvalid if no registry is there
     return await queue_job(caller, KIND, body.model_dump(by_alias=True))
 
 

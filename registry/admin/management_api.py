@@ -143,7 +143,7 @@ def management_components(
     return ManagementComponents(
         administration=administration,
         authenticator=authenticator,
-        browser_login=BrowserLogin(auth, is_open=lambda: not policy.is_closed),
+        browser_login=BrowserLogin(auth, is_registry_open=lambda: not policy.is_closed),
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,

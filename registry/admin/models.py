@@ -4,7 +4,8 @@ commands with `--json` print the same models.
 The class names, docstrings and field descriptions appear in the OpenAPI document. A method `from_stored` builds a
 response from the stored object (`storage.access`). Times are in UTC.
 
-AccountInvalid is not only about accounts: it is the error for every invalid change of accounts, grants or tokens.
+AccountInvalid is not only about accounts: it is the error for every invalid change or query of accounts, groups,
+grants, API tokens and the audit log.
 """
 
 from __future__ import annotations

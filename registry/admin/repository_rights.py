@@ -43,7 +43,7 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
       instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
       does not allow it.
     - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if the name leads to the default upstream. It leads to a hosted repository only after a push
+    - NameUnknown if the name leads to the default upstream. Such a name leads to a hosted repository only after a push
       to it by `/v2`, or an import."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:

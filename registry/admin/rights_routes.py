@@ -62,7 +62,7 @@ class RightsResponse(BaseModel):
             stored=explanation.is_stored,
             enabled=explanation.is_enabled,
             admin=explanation.is_admin,
-            open=explanation.is_open,
+            open=explanation.is_registry_open,
             repositories=[RepositoryRightsResponse.from_rights(rights) for rights in explanation.repositories],
         )
 

@@ -263,8 +263,8 @@ class Administration:
         the actions that the account may do. Empty: the token has no restriction.
 
         The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-        changes. If the account's owner calls this method, `expected_version` is the version that the account had when
-        the owner logged in: raises Unauthorized if the account has another version now. If somebody else calls it,
+        changes. If the account's owner creates the token, `expected_version` is the version that the account had when
+        the owner logged in: raises Unauthorized if the account has another version now. If somebody else creates it,
         `expected_version` is None, and there is no such check.
         """
         check_note(note)

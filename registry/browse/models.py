@@ -61,8 +61,8 @@ class TagRow(View):
     platforms: list[PlatformView]
     more_platforms: int = Field(description="Number of platforms that are not in `platforms`")
     stored_bytes: int | None = Field(
-        description="Size of what this registry stores of the image, for all platforms; null if the image has too many "
-        "manifests or blobs to add up their sizes. The list is sorted by this with `order=size`"
+        description="Size of what this registry stores of the image, for all platforms; null if the images on the page "
+        "have too many manifests or blobs to add up their sizes. The list is sorted by this with `order=size`"
     )
     created: datetime | None = Field(description="When the image was made, as its config or annotation says")
     pushed: datetime = Field(description="When the tag was last pushed; in a mirror, when it was last fetched")

@@ -228,7 +228,7 @@ class OpenIDLogin:
                     await self._used_attempts.use(attempt)
                     return await self._exchange(response, attempt)
                 except LoginFailed as failed:
-                    # Denied: the code or the token was refused. Other errors mean that the provider failed.
+                    # Denied: the response, the code or the token was refused. For any other error, the provider failed.
                     if isinstance(failed.shown_error, Denied):
                         await self._throttle.record_provider_failure(by.address)
                     raise

@@ -135,7 +135,8 @@ class PasswordCheck:
         stored_hash, identity = account_state = self._account_state(name, file)
         comparison, is_first = await self._compare(name, password, account_state, site_of(address))
         if not comparison.is_right or identity is None:
-            # Without a digest, the comparison has failed, so the password is not known to be wrong.
+            # There is no digest if the hashing has failed, or the hash in the store is malformed. Then it is not known
+            # whether the password is wrong.
             if comparison.digest:
                 until = self._clock() + WRONG_CACHED_SECONDS
                 self._failed_checks.put(key, _FailedCheck(account_state, epoch, file.version, until))

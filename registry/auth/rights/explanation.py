@@ -44,8 +44,9 @@ class RightsExplanation:
       htpasswd file.
     - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
     - `is_admin`: whether the account is an admin, who may do everything.
-    - `is_open`: whether the registry has no accounts yet. Every client may then pull, push and delete, except in
-      repositories of an upstream that needs grants. If `is_admin` or `is_open` is true, grants do not matter.
+    - `is_registry_open`: whether the registry has no accounts yet. Every client may then pull, push and delete, except
+      in repositories of an upstream that needs grants. If `is_admin` or `is_registry_open` is true, grants do not
+      matter.
     - `repositories`: the rights on the repository. If its name can mean two repositories: the rights on both, with the
       hosted repository first.
     """
@@ -54,7 +55,7 @@ class RightsExplanation:
     is_stored: bool
     is_enabled: bool
     is_admin: bool
-    is_open: bool
+    is_registry_open: bool
     repositories: tuple[RepositoryRights, ...]
 
 
@@ -79,7 +80,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
         is_stored=stored_account is not None,
         is_enabled=is_enabled,
         is_admin=principal.admin,
-        is_open=principal.is_registry_open,
+        is_registry_open=principal.is_registry_open,
         repositories=tuple(repositories),
     )
 

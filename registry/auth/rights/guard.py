@@ -58,7 +58,7 @@ _PUSH: Final = Action.PUSH.value
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. A list *runs* when the process may read the store for it. A
 list is *pending* when it runs or waits until it may run. A *visitor* is an account, or a network of anonymous clients.
-One thread serves all lists that run, one after another, so each list delays the others. Because only one list of each
+One thread reads the store for all running lists in turn, so each list delays the others. Because only one list of each
 visitor may run, a list waits for at most one list of each other visitor at a time."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""

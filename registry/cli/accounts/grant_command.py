@@ -186,7 +186,7 @@ def _print_explanation(explanation: RightsExplanation) -> None:
         mirrored = "" if rights.upstream is None else f", which is mirrored from {rights.upstream}"
         print_line(f"{client_name} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
     for is_true, reason in (
-        (explanation.is_open, "there are no accounts yet, so grants do not matter"),
+        (explanation.is_registry_open, "there are no accounts yet, so grants do not matter"),
         (explanation.is_admin, f"{client_name} is an admin, so grants do not matter"),
         (not explanation.is_enabled, f"{client_name} is disabled"),
         (

@@ -185,6 +185,9 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
                 step = f"chmod o-r {path}; if the server runs as another user than {owner}, first chown … {path}"
                 yield warning(name, f"every user of this machine can read {path}", why, step)
     if settings.upstream and settings.default_upstream is None:
-        why = "docker's pulls, and pulls of names without a host, such as `ubuntu`, do not come through this registry"
+        why = (
+            "pulls of names without a host, such as `ubuntu`, do not come through this registry, and docker cannot use "
+            "it as a mirror"
+        )
         step = 'set default = true for one [[upstream]], usually "docker.io"'
         yield warning(name, "no upstream is the default", why, step)

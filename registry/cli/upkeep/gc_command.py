@@ -16,7 +16,7 @@ HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-
 A server collects garbage by itself, at an interval. This command does a round at once, and says for each thing what it
 was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the setting
 gc.grace stays. Manifests stay, with or without a tag. If an earlier round was interrupted, this one also frees the
-space of the blobs that it had removed.
+space of the blobs that the earlier one had removed.
 
 Stray files are those that a crash has left without a record. To find them, a round lists a part of all blobs, each time
 another part. With --strays it lists all of them, which takes long in a large store."""

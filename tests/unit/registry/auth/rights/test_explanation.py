@@ -76,7 +76,7 @@ async def test_open_registries_admins_and_disabled_accounts(accounts: Accounts, 
     """The explanation says whether the registry is open (it has no accounts), whether the account is an admin or
     disabled, and whether the store has the account."""
     explanation = await explanation_of(policy, None, "team/app")
-    assert explanation.is_open
+    assert explanation.is_registry_open
     assert explanation.repositories[0].actions == Action.PULL | Action.PUSH | Action.DELETE
     await add_account(accounts, "root", admin=True)
     await add_account(accounts, "alice")
