@@ -119,8 +119,8 @@ class EndpointHealth:
         moment. `delivered_before`: the value of `delivered` when the attempt began.
 
         Returns how many seconds this repository alone has to wait. Returns 0 if the endpoint has accepted no event of
-        any repository since the repository's attempts began to fail. Only the last of these attempts decides whether
-        the endpoint is down."""
+        any repository since the repository's attempts began to fail. Whether the endpoint counts as down depends on
+        this attempt alone."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

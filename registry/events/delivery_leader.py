@@ -56,16 +56,16 @@ class EventDelivery:
         self,
         outbox: Outbox,
         leases: Leases,
-        store_version: Callable[[], object],
+        data_version: Callable[[], object],
         clock: Callable[[], float],
         observer: DeliveryObserver | None = None,
     ) -> None:
-        """`store_version` returns the version of the stored data, which changes with every commit of any process.
-        `clock` returns seconds since 1970. `observer` receives reports about the deliveries. The object does nothing
-        until `apply` is called."""
+        """`data_version` returns the data version: a value that changes with every commit of any process. `clock`
+        returns seconds since 1970. `observer` receives reports about the deliveries. The object does nothing until
+        `apply` is called."""
         self._outbox = outbox
         self._leases = leases
-        self._store_version = store_version
+        self._data_version = data_version
         self._clock = clock
         self._observer = observer or NoObserver()
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +116,7 @@ class EventDelivery:
                     if has_slot:
                         if not self._is_configured:
                             await self._configure(settings)
-                        await _run_all(settings, self._outbox, self._store_version, self._clock, self._observer)
+                        await _run_all(settings, self._outbox, self._data_version, self._clock, self._observer)
             except Exception as error:
                 log_round_error(log, "the delivery of events stopped with an error", error)
             raise_if_cancelled()  # the error may have replaced the CancelledError
@@ -126,7 +126,7 @@ class EventDelivery:
 async def _run_all(
     settings: Settings,
     outbox: Outbox,
-    store_version: Callable[[], object],
+    data_version: Callable[[], object],
     clock: Callable[[], float],
     observer: DeliveryObserver,
 ) -> None:
@@ -140,7 +140,7 @@ async def _run_all(
         for webhook in settings.webhook:
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
-            dispatchers.append(WebhookDispatcher(webhook, client, outbox, store_version, clock, observer, limit))
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, data_version, clock, observer, limit))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())

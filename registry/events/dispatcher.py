@@ -100,7 +100,7 @@ class _Outcomes:
 
 class WebhookDispatcher:
     """Delivers events to one webhook. `outbox`: the stored events that may still have to be delivered. `clock` returns
-    the time in seconds since 1970. `version` returns the version of the stored data, which changes with every commit of
+    the time in seconds since 1970. `data_version` returns the data version: a value that changes with every commit of
     any process. `observer` receives reports about the attempts. All webhooks share `limit`. Used from one event
     loop."""
 
@@ -109,7 +109,7 @@ class WebhookDispatcher:
         settings: Webhook,
         client: WebhookClient,
         outbox: Outbox,
-        version: Callable[[], object],
+        data_version: Callable[[], object],
         clock: Callable[[], float],
         observer: DeliveryObserver,
         limit: SenderLimit,
@@ -117,7 +117,7 @@ class WebhookDispatcher:
         self._settings = settings
         self._client = client
         self._outbox = outbox
-        self._version = version
+        self._data_version = data_version
         self._clock = clock
         self._observer = observer
         self._limit = limit
@@ -132,12 +132,12 @@ class WebhookDispatcher:
         """When to store the outcomes, in seconds of the event loop's clock."""
         self._sender_ended = asyncio.Event()
         self._read_version: object = None
-        """The value that `version` returned at the last read."""
+        """The data version at the last read."""
         self._next_at: float | None = None
         """When the first of the deliveries that were not due at the last read becomes due, in seconds since 1970. None:
         there were none, or the read stopped at its limit of queues."""
         self._read_again_at = float("-inf")
-        """When to read again even if the version has not changed and no delivery has become due, in seconds of the
+        """When to read again even if the data version has not changed and no delivery has become due, in seconds of the
         event loop's clock."""
         self._earliest_read_at = float("-inf")
         """When the next read may begin at the earliest, in seconds of the event loop's clock."""
@@ -193,7 +193,7 @@ class WebhookDispatcher:
         further queue can have become due since the last read, or if the last read was costly and not long ago."""
         if self._time() < self._earliest_read_at:
             return
-        version, now = self._version(), self._clock()
+        version, now = self._data_version(), self._clock()
         # The delivery is also due if `_next_at` is further in the future than any pause: the clock was set back. The
         # store counts such a delivery as due as well.
         next_at, latest = self._next_at, now + LONGEST_PAUSE_SECONDS

@@ -74,7 +74,7 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
         document = {"name": exchange.requested_name, "tag": tag, "history": [_entry(change) for change in changes]}
         return json.dumps(document, separators=(",", ":")).encode("ascii"), headers
 
-    # The response counts against the memory budget of the worker (`registry.http.body_memory`).
+    # A large response counts against the memory budget of the worker (`registry.http.body_memory`).
     await exchange.body_memory.send_response(exchange, make_response)
 
 

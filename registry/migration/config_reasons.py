@@ -36,7 +36,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "auth.silly": "it checks nothing; create accounts with: entrepot user add",
     "auth.token": (
         "this registry issues tokens itself, at /token. To accept the tokens of another service as well, add a robot "
-        "account for them, and an [[issuer]] with this account, the service's issuer and audience, and its jwks_url or "
+        "account for them, and an [[issuer]] with this account, the issuer and audience of the tokens, and jwks_url or "
         "jwks_file"
     ),
     "auth": "this kind of login does not exist here; create accounts with: entrepot user add",

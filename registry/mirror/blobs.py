@@ -172,8 +172,8 @@ class MirroredBlobs:
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
                 # The fill requested the blob from another repository. Its failure does not count in `failed_fills`:
-                # clients of many other repositories may each start a fill before this request does, and all these fills
-                # may fail. Only the deadline limits them.
+                # clients of many other repositories may each start a fill before this request does, and the failures of
+                # these fills could use up `MAX_FAILED_FILLS`. Only the deadline limits them.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_unstored` then

@@ -204,8 +204,8 @@ class Mirror(RefusingRegistry):
                 if move.repository not in logged:
                     logged.add(move.repository)
                     is_local = isinstance(error, _STORAGE_ERRORS)
-                    problem = f"store the answer of {self._name}" if is_local else f"ask {self._name}"
-                    log.info("cannot %s about %s:%s: %s", problem, move.repository, move.tag, error.message)
+                    attempt = f"store the answer of {self._name}" if is_local else f"ask {self._name}"
+                    log.info("cannot %s about %s:%s: %s", attempt, move.repository, move.tag, error.message)
                 if isinstance(error, Denied) and not isinstance(error, QuotaExceeded):
                     skipped.add(move.repository)
                 if isinstance(error, _REFUSALS):

@@ -137,9 +137,9 @@ class ServedTags:
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # For each pass over the moves: the move after which it starts, and the last place in the order of moves that it
-        # reads. A `TagMove` is a tuple that begins with the time of the move. So `(now,)` sorts after all earlier moves
-        # and before the moves at `now` or later, and the pass leaves out moves that are recorded during this call.
+        # For each pass over the moves: the move after which it starts, and the place in their order at which it ends.
+        # A `TagMove` is a tuple that begins with the time of the move. So `(now,)` sorts after all earlier moves and
+        # before the moves at `now` or later, and the pass leaves out moves that are recorded during this call.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))

@@ -279,8 +279,8 @@ class Fill:
         return await self._download(partial)
 
     async def _claim(self) -> Partial:
-        """Waits for a permit and claims the partial blob. Gives its file to the readers that have got no bytes yet, and
-        closes the handle to an earlier partial blob. Raises NoReaders if all clients leave during the wait."""
+        """Waits for a permit, and raises NoReaders if all clients have left by then. Claims the partial blob, gives its
+        file to the readers that have got no bytes yet, and closes the handle to an earlier partial blob."""
         async with self._context.claim_permits:
             if self.demand.is_unattended:
                 raise NoReaders
@@ -335,7 +335,7 @@ class Fill:
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
         if self.has_started:
-            # This fill saw it as a follower. Each owner has to record the response itself (`Partial.has_response`).
+            # As a follower, this fill saw the response begin. Each owner has to record it (`Partial.has_response`).
             self._on_response(partial)
         download = Download(
             context.upstream,

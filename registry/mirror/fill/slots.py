@@ -49,10 +49,10 @@ looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 PREFETCH_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks. A *mark* tells all processes that a request waits for a connection slot. A request takes it while it
-waits, as it takes a slot, but a mark permits no connection. One taken mark is enough, so while all marks are taken,
-further requests wait without one. The number is small, because a look for marks makes one system call for each of
-them."""
+"""Number of marks. A *mark* is a slot with another name, which permits no connection. A request takes a mark while it
+waits for a connection slot. So all processes can see that a request waits. One taken mark is enough, so while all marks
+are taken, further requests wait without one. The number is small, because a look for marks makes one system call for
+each of them."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""
@@ -173,9 +173,9 @@ class ConnectionSlots:
         `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
         such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
         of them."""
-        # A pass-through that may wait for its client also takes a slot of a second, smaller group. A wait
-        # with `keep_free=self._spare_slots` would end only when several connection slots are free at the same
-        # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. `keep_free` could
+        # limit these pass-throughs as well, but a wait with it would end only when several connection slots are free at
+        # the same moment. While a fill runs, that does not happen: the fill takes each free slot within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
