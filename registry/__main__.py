@@ -13,9 +13,9 @@ def main() -> None:
     """Runs the command line."""
     prepare_streams()
     # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
-    # import. An old version of the server sets `_ENTREPOT_HANDOVER` if this program takes over from it
-    # (`registry.server.process.successor`). The old version has then blocked the signals of this process, and the new
-    # server unblocks them when it can act on them.
+    # import. `_ENTREPOT_HANDOVER` is set if an old version of the server has started this program
+    # (`registry.server.process.successor`). If this program takes over from it, the old version has blocked the signals
+    # of this process, and the new server unblocks them when it can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import

@@ -31,8 +31,8 @@ work begins when the application starts; if it is False, the caller begins the b
 log = logging.getLogger("registry")
 
 
-class _Instance:
-    """An application and its lifespan. The application may not be started yet."""
+class _Application:
+    """An application (`Entrepot`) and its lifespan. It may not be started yet."""
 
     def __init__(self, app: Entrepot) -> None:
         self.app = app
@@ -54,13 +54,13 @@ class LiveApp:
 
     def __init__(self, settings: Settings, make_app: MakeApp) -> None:
         self._make_app = make_app
-        self._current = _Instance(make_app(settings, True))
+        self._current = _Application(make_app(settings, True))
         self.request_recorder = self._current.app.request_recorder
         """The server reports each request to this object. All applications share it."""
-        self._prepared: _Instance | None = None
+        self._prepared: _Application | None = None
         self._server_state: dict[str, Any] = {}
         """The server's values in the lifespan state. Each application gets a copy."""
-        self._old: dict[_Instance, asyncio.Task[None]] = {}
+        self._old: dict[_Application, asyncio.Task[None]] = {}
         """Applications that are out of use, and the tasks that close them."""
         self._passing_work = asyncio.Lock()
         """Held while background work stops in one application and starts in another."""
@@ -87,7 +87,7 @@ class LiveApp:
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # safe, because it comes from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
-        prepared = _Instance(self._make_app(settings, False))
+        prepared = _Application(self._make_app(settings, False))
         prepared.lifespan.state.update(self._server_state)
         starting = asyncio.create_task(prepared.lifespan.start(), name="start the application with the new settings")
         try:
@@ -125,16 +125,16 @@ class LiveApp:
 
     async def finish(self) -> None:
         """Waits until the running jobs and downloads of all applications have ended. Call `retire` first."""
-        for instance in [*self._old, self._current]:
-            if (work := instance.app.work) is not None:
+        for application in [*self._old, self._current]:
+            if (work := application.app.work) is not None:
                 await work.finish()
 
-    def _close_in_background(self, instance: _Instance, closing: Coroutine[Any, Any, None]) -> None:
+    def _close_in_background(self, application: _Application, closing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(closing, name="close an application")
-        self._old[instance] = task
-        task.add_done_callback(lambda _: self._old.pop(instance, None))
+        self._old[application] = task
+        task.add_done_callback(lambda _: self._old.pop(application, None))
 
-    async def _close_when_done(self, old: _Instance, new: _Instance) -> None:
+    async def _close_when_done(self, old: _Application, new: _Application) -> None:
         """Leaves new background work to the application `new`, and closes `old` once its requests, jobs and downloads
         have ended."""
         await self._pass_work(old, new)
@@ -146,7 +146,7 @@ class LiveApp:
             log.exception("the jobs of the application with the old settings failed")
         await self._close(old)
 
-    async def _pass_work(self, old: _Instance, new: _Instance) -> None:
+    async def _pass_work(self, old: _Application, new: _Application) -> None:
         """Leaves new background work to the application `new`. If there are two changes in short succession, the second
         one waits here for the first."""
         async with self._passing_work:
@@ -161,18 +161,18 @@ class LiveApp:
             except Exception:
                 log.exception("the application with the new settings failed while it started its work")
 
-    async def _close_unused(self, unused: _Instance, starting: asyncio.Task[None]) -> None:
+    async def _close_unused(self, unused: _Application, starting: asyncio.Task[None]) -> None:
         """Closes an application that will not be used, once it has started."""
         await asyncio.wait([starting])
         if not starting.cancelled() and starting.exception() is None:
             await self._close(unused)
 
-    async def _close(self, instance: _Instance) -> None:
+    async def _close(self, application: _Application) -> None:
         try:
-            await instance.lifespan.stop()
+            await application.lifespan.stop()
         except Exception:
             log.exception("an application whose settings are not in use failed while it was closed")
-        instance.app.release()
+        application.app.release()
 
     async def _run(self, receive: Receive, send: Send) -> None:
         """The ASGI lifespan: starts the first application, and closes all applications at the end."""
@@ -185,7 +185,7 @@ class LiveApp:
         for task in closing.values():
             task.cancel()
         await asyncio.gather(*closing.values(), return_exceptions=True)
-        stopping = (instance.lifespan.stop() for instance in [*closing, self._current])
+        stopping = (application.lifespan.stop() for application in [*closing, self._current])
         results: list[Any] = await asyncio.gather(self.discard(), *stopping, return_exceptions=True)
         await self._current.app.telemetry.aclose()
         for error in filter(None, results):

@@ -13,10 +13,10 @@ all repositories. Any other failure counts only for the repository of the failed
 storage of that repository is broken. The repository is then *failing* until one of its requests works. Each failing
 repository has a breaker of its own.
 
-If `REPOSITORIES_TO_SUSPECT` repositories have begun to fail, and no request has worked for `WORKED_SECONDS`, the
-endpoint becomes *suspect*: the requests of all repositories are stopped for a pause. After the pause, failing
-repositories must not keep the others from being served. So a suspect endpoint has a separate breaker for each of three
-groups of repositories:
+If `REPOSITORIES_TO_SUSPECT` repositories have begun to fail, the endpoint has failed `FAILURES_TO_OPEN` times in a row,
+and no request has worked for `WORKED_SECONDS`, the endpoint becomes *suspect*: the requests of all repositories are
+stopped for a pause. After the pause, failing repositories must not keep the others from being served. So a suspect
+endpoint has a separate breaker for each of three groups of repositories:
 
 - the failing ones: their breaker allows one trial at a time;
 - those whose last request worked, and those without any request so far: each of these two breakers allows several

@@ -137,7 +137,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         """Accepts one connection and starts a task that sets it up. Closes the connection if its client's address has
-        too many connections. If no file descriptor is free, closes a silent connection, or accepts none for a while
+        too many connections. If no file descriptor is free, closes silent connections, or accepts none for a while
         (`ConnectionLimit.make_room_for_connection`)."""
         if delay := self._connection_limit.make_room_for_connection():
             self._pause(delay)

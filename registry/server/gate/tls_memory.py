@@ -82,9 +82,9 @@ class LargeBufferLimit:
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
         """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts one
         connection. Prefers a silent one (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one. If
-        there is none, takes one that is being closed and still waits for its client. Otherwise takes a connection of
-        the address that has the most connections. `address`: the client's IP address (those of an IPv6 /64 network
-        count as one); None for a trusted proxy. `is_closing`: whether the connection is being closed already."""
+        there is none, takes one that is being closed and still waits for its client. Otherwise takes one of the address
+        with the most counted connections. `address`: the client's IP address (those of an IPv6 /64 network count as
+        one); None for a trusted proxy. `is_closing`: whether the connection is being closed already."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
         if is_closing:
             self._closing[connection] = None
@@ -113,8 +113,8 @@ class LargeBufferLimit:
         return None
 
     def _find_of_busiest_address(self) -> EvictableConnection:
-        """Returns a connection of the address that has the most connections. Returns one of a trusted proxy, behind
-        which there are many clients, only if there are no others."""
+        """Returns a connection of the address with the most counted connections. Returns one of a trusted proxy,
+        behind which there are many clients, only if there are no others."""
         counts = Counter(address for address in self._addresses.values() if address is not None)
         busiest = counts.most_common(1)[0][0] if counts else None
         return next(connection for connection, address in self._addresses.items() if address == busiest)

@@ -81,8 +81,8 @@ def serve(
         code, failure = Supervisor(options, workers, live, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # All workers count the connections of each address in one table, and each worker has a column of it. With
-            # several workers, the supervisor claims a column for each.
+            # Each worker counts the connections of each address in a column of its own (`SharedCounters`). With several
+            # workers, the supervisor claims a column for each.
             limit.use_column(limit.claim_column())
         reloads = SingleProcessChanges(live, on_ready or (lambda: None))
         worker = Worker(options, reloads.on_ready, on_start=reloads.start)

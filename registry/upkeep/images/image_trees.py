@@ -67,8 +67,8 @@ def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, de
 
 
 def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
-    """Returns whether the file contains the blobs of a listed manifest. Blobs can be missing: of platforms that docker
-    has not pulled, containerd may have only the manifests, and `docker save` writes these manifests."""
+    """Returns whether the file contains the blobs of a listed manifest. Blobs can be missing: containerd may have the
+    manifests of platforms that docker has not pulled, without their blobs, and `docker save` writes these manifests."""
     needed_digests = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
     return all(content.source.size(content.file_of(digest)) is not None for digest in needed_digests)
 
