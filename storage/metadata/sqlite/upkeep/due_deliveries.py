@@ -27,11 +27,11 @@ MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. Some of them
 can be *dead letters*: deliveries that were given up. These are often older than all pending deliveries, so the number
 is larger than the default of the setting `events.max_dead`."""
-PAUSE_SECONDS_PER_HEAD: Final = 50e-6
-"""After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
+WAIT_SECONDS_PER_HEAD: Final = 50e-6
+"""After a look-up that has read all heads, the caller waits for this time per head before the next look-up. To read a
 head takes a tenth of this time. So the look-ups of a webhook take at most about a tenth of the time of the thread in
 which they run."""
-LONGEST_RETRY_SECONDS: Final = 300.0
+LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
 _HEADS: Final = f"""
@@ -84,28 +84,28 @@ def find_due(
     If at most `MAX_FIRST_HEADS` repositories have pending deliveries, reads all heads. Otherwise searches for due heads
     among the oldest deliveries first, and reads all heads only if it finds fewer than `max_repositories`."""
     first_heads: list[Any] = db.execute(_FIRST_HEADS, (webhook, MAX_FIRST_HEADS + 1)).fetchall()
-    pause = 0.0
+    wait_seconds = 0.0
     if len(first_heads) <= MAX_FIRST_HEADS:
         heads = [head for head in first_heads if head[0] not in excluded]
         repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
         next_at = min((next_at for _, next_at in heads if not _is_due(next_at, now)), default=None)
     else:
-        values = (webhook, now, now + LONGEST_RETRY_SECONDS, json.dumps(list(excluded)), max_repositories)
+        values = (webhook, now, now + LONGEST_PAUSE_SECONDS, json.dumps(list(excluded)), max_repositories)
         repositories = [repository for (repository,) in db.execute(_DUE_AMONG_THE_OLDEST, values)]
         next_at = None
         if len(repositories) < max_repositories:
             rows: list[Any] = db.execute(_ALL_HEADS, values).fetchall()
             repositories = [repository for repository, _, _ in rows[:-1]]
             _, next_at, head_count = rows[-1]
-            pause = head_count * PAUSE_SECONDS_PER_HEAD
+            wait_seconds = head_count * WAIT_SECONDS_PER_HEAD
     queues = [
         [to_delivery(row) for row in db.execute(_QUEUE, (webhook, repository, max_events))]
         for repository in repositories
     ]
-    return DueDeliveries(queues, next_at, pause)
+    return DueDeliveries(queues, next_at, wait_seconds)
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_RETRY_SECONDS` in the future, the clock was
+    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
     set back after `next_at` was stored. The delivery then counts as due."""
-    return next_at <= now or next_at > now + LONGEST_RETRY_SECONDS
+    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS

@@ -297,7 +297,7 @@ async def test_look_ups_of_very_many_repositories_have_pauses(
     """If very many repositories have pending deliveries, and few of them are due, a look-up is costly. The dispatcher
     then waits before the next look-up, although the store changes in the meantime."""
     monkeypatch.setattr(due_deliveries, "MAX_FIRST_HEADS", 2)
-    monkeypatch.setattr(due_deliveries, "PAUSE_SECONDS_PER_HEAD", 0.1)
+    monkeypatch.setattr(due_deliveries, "WAIT_SECONDS_PER_HEAD", 0.1)
     receiver.status = lambda body: 400
     look_ups = list[float]()
 

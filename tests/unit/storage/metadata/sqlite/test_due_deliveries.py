@@ -12,7 +12,7 @@ import pytest
 from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.upkeep.due_deliveries import MAX_FIRST_HEADS, PAUSE_SECONDS_PER_HEAD, find_due
+from storage.metadata.sqlite.upkeep.due_deliveries import MAX_FIRST_HEADS, WAIT_SECONDS_PER_HEAD, find_due
 from storage.outbox import DueDeliveries
 
 HOOK = "hook"
@@ -123,5 +123,5 @@ def test_due_deliveries_of_many_repositories(tmp_path: Path) -> None:
     assert heads(due) == [10, 501, 608]
     assert [len(queue) for queue in due.queues] == [2, 2, 1]
     assert due.next_at == NOW + 10
-    assert due.wait_seconds == len(repositories) * PAUSE_SECONDS_PER_HEAD
+    assert due.wait_seconds == len(repositories) * WAIT_SECONDS_PER_HEAD
     db.close()
