@@ -178,6 +178,6 @@ class DamageRecords(Protocol):
 
     async def restore_manifests(self) -> int:
         """Hashes the bodies of damaged manifests again; the records of the damage keep these bodies. If a body has the
-        right digest now, for example because the disk read it wrongly before, puts it back and marks its manifest as
-        healed. Returns the number of healed manifests."""
+        right digest after all, because faulty memory gave it a wrong hash before, puts it back and marks its manifest
+        as healed. Returns the number of healed manifests."""
         ...

@@ -52,11 +52,10 @@ class StoreFigures:
     """Figures of a whole data directory, for metrics.
 
     `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
-    numbers of blobs and manifests that are damaged; storing the right bytes again repairs them. `running_jobs`: number
-    of running jobs of each kind. `scopes`: the use of each usage scope, which is a set of repositories
-    (`storage.usage`). `remaining_requests`: how many requests each upstream still allows, if it has reported this
-    within the last hour. `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left
-    out."""
+    numbers of damaged blobs and manifests whose right bytes were not stored again yet. `running_jobs`: number of
+    running jobs of each kind. `scopes`: the use of each usage scope, which is a set of repositories (`storage.usage`).
+    `remaining_requests`: how many requests each upstream still allows, if it has reported this within the last hour.
+    `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left out."""
 
     repositories: int
     manifests: int

@@ -74,8 +74,7 @@ class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
     computation over these bytes, in a format that only the store can read. With the state, the store can continue the
     computation. Without it (None), the store has to read the bytes again, or to delete them after a reboot
-    (`ClaimedUpload.resume`). `boot`: the value of `BlobStore.boot` when
-    the checkpoint was made."""
+    (`ClaimedUpload.resume`). `boot`: the value of `BlobStore.boot` when the checkpoint was made."""
 
     offset: int
     state: bytes | None

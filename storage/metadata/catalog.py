@@ -98,8 +98,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether it would delete all links of the blob, and this link is the one of the repository with the highest row id.
-    So if a caller adds up the sizes of the freed blobs, each blob counts once."""
+    whether calls of `drop_link` would delete all links of the blob, and this link is the one of the repository with
+    the highest row id. So if a caller adds up the sizes of the freed blobs, each blob counts once."""
 
     is_dropped: bool
     frees_blob: bool

@@ -2,8 +2,8 @@
 Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
 that keeps damaged bytes.
 
-When damage was found, the blob is taken out of use in three steps. The lock of the blob's digest is held during all of
-them. So, until the last step ends, no push can store the blob's bytes, and garbage collection cannot remove them:
+After damage was found, the blob is taken out of use in the three steps below. The lock of the blob's digest is held
+during all of them, so that no push stores the bytes, and garbage collection does not remove them, at the same time.
 
 1. The place (key in the blob store) and version of the blob's bytes are compared with those of the damaged bytes
    (`FoundDamage`), because a push may have replaced the damaged bytes since.

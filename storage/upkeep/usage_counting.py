@@ -28,7 +28,7 @@ async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[Scope
     the count. Raises StorageFull, StorageFailed.
 
     Only servers call this. A command may have other settings than the server. If a command called this, it would remove
-    the scopes that its settings lack, and the quotas and cache limits of these scopes would have no effect any more."""
+    the scopes that its settings lack, and the quotas and budgets of these scopes would have no effect any more."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         await _count(usage)

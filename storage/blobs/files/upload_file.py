@@ -39,9 +39,9 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the directory and the first file of a session, before its first bytes are written. A session begins
-        without a directory and a file. Raises BlobUploadInvalid if the directory exists already: since the session
-        began, another request has taken it over, and `take_over` has created the directory and the file."""
+        """Creates the directory and the first file of a session, before its first bytes are written. A new session has
+        neither. Raises BlobUploadInvalid if the directory exists already: since the session began, another request has
+        taken it over, and `take_over` has created the directory and the file."""
         path = directory / "1"
         try:
             system.mkdir(directory)

@@ -66,8 +66,8 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""For each upstream, how many requests its rate limit still allows, as it last reported. Leaves out reports up to the
-time ?1, which are out of date, and reports after the time ?2, which were stored while the clock was ahead."""
+"""For each upstream, how many requests its rate limit still allows, as the upstream last reported. Leaves out reports
+up to the time ?1, which are out of date, and reports after the time ?2, which were stored while the clock was ahead."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which an upstream's last report about its rate limit is out of date."""
 

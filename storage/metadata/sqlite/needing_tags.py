@@ -29,8 +29,8 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 MAX_TAGS_WITHOUT_LOCK: Final = 64
 """The process holds a lock while it changes a manifest that more than this number of tags need, or that more than this
 number of indexes contain. The lock limits the process to one such change at a time. Without it, hundreds of them could
-wait, and the commit thread would make them all in one long transaction. Changes of this number of tags need no lock: a
-push can set as many (`RequestLimits.tags_per_put`)."""
+wait, and the commit thread would make them all in one long transaction. The number is not smaller, because
+one push can set as many tags (`registry.http.exchange.RequestLimits.tags_per_put`)."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """

@@ -31,7 +31,7 @@ WAIT_SECONDS_PER_HEAD: Final = 50e-6
 """After a look-up that has read all heads, the caller waits for this time per head before the next look-up. To read a
 head takes a tenth of this time. So the look-ups of a webhook take at most about a tenth of the time of the thread in
 which they run."""
-LONGEST_RETRY_SECONDS: Final = 300.0
+LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
 _HEADS: Final = f"""
@@ -90,7 +90,7 @@ def find_due(
         repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
         next_at = min((next_at for _, next_at in heads if not _is_due(next_at, now)), default=None)
     else:
-        values = (webhook, now, now + LONGEST_RETRY_SECONDS, json.dumps(list(excluded)), max_repositories)
+        values = (webhook, now, now + LONGEST_PAUSE_SECONDS, json.dumps(list(excluded)), max_repositories)
         repositories = [repository for (repository,) in db.execute(_DUE_AMONG_THE_OLDEST, values)]
         next_at = None
         if len(repositories) < max_repositories:
@@ -106,6 +106,6 @@ def find_due(
 
 
 def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_RETRY_SECONDS` in the future, the clock was
+    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
     set back after `next_at` was stored. The delivery then counts as due."""
-    return next_at <= now or next_at > now + LONGEST_RETRY_SECONDS
+    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS

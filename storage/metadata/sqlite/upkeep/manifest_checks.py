@@ -107,9 +107,9 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest. Both tables have
-    the entries of an index that may be blobs, because they do not have the media type of a manifest or index
-    (`blob_children`)."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. An entry of an
+    index may be a blob if it does not have the media type of a manifest or index (`blob_children`). Both tables have
+    such an entry."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},

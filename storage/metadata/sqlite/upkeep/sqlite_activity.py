@@ -1,6 +1,6 @@
 """Stores the server's activity in the metadata database (`SqliteActivityLog`): the numbers of pulls, pushes, cache hits
-and misses, of bytes that mirrors fetched from upstreams, and of bytes that they did not have to fetch (saved bytes).
-There is one row for each hour."""
+and misses, of bytes that mirrors fetched from upstreams, and of stored bytes that they sent without a fetch (saved
+bytes). There is one row for each hour."""
 
 from __future__ import annotations
 
