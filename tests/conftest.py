@@ -8,6 +8,7 @@ wrong on a busy machine. While such a test runs, the other workers wait.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 from collections.abc import Iterator
@@ -28,9 +29,10 @@ GROUP_FOLDERS = (
     "tests/system/admin/",
     "tests/conformance/",
     "tests/deploy/release/",
+    "tests/architecture/",
 )
-"""Folders whose tests share fixtures of the session. Each of these folders is a group. In other folders, each module is
-a group."""
+"""Folders whose tests share fixtures of the session, or the syntax trees of the product. Each of these folders is a
+group. In other folders, each module is a group."""
 ALONE_MODULES = tuple(
     f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher")
 )
@@ -55,15 +57,18 @@ that no long group is left at the end of the run. Groups with the same prefix be
 pytest-randomly."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Puts temporary files into memory if there is enough free space and the environment names no other place. Disables
-    the time limits of Hypothesis, which would fail on a busy machine."""
+    the time limits of Hypothesis, which would fail on a busy machine. Makes a worker of a parallel run end without
+    freeing its objects one by one, which would take seconds."""
     hypothesis.settings.register_profile(
         "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("busy machine")
     if (root := memory_root()) is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(root))
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)  # runs after the functions that are registered later
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]

@@ -317,7 +317,7 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
     return {
         "account": caller.principal.name if caller is not None and is_named else None,
         "is_admin": caller is not None and caller.rights.admin,
-        "is_open": caller is not None and caller.is_registry_open,
+        "is_registry_open": caller is not None and caller.is_registry_open,
         "is_session_over": visit.is_session_over,
         # The page to which a change of the language leads. The browser requests it with GET, so it must not be the path
         # of a form.
@@ -394,6 +394,6 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
 def _values_without_visitor(status: int) -> dict[str, object]:
     """Returns all values of an error page that is the same for all visitors with the same language."""
     title, explanation = _ERROR_TEXTS[status]
-    layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
+    layout = {"account": None, "is_admin": False, "is_registry_open": False, "is_session_over": False, "here": "/ui/"}
     texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}
     return {**layout, "version": "", "section": "", **texts}

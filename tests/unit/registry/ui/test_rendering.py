@@ -119,7 +119,7 @@ async def test_a_failing_template_does_not_affect_other_pages() -> None:
     renderer = PageRenderer(PageFiles())
     with pytest.raises(jinja2.UndefinedError):
         await renderer.render("error.html", "en", {})
-    layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
+    layout = {"account": None, "is_admin": False, "is_registry_open": False, "is_session_over": False, "here": "/ui/"}
     error = {"status": 404, "title": "Nothing is here", "explanation": "", "message": "", "request_id": ""}
     body = await renderer.render("error.html", "en", {**layout, **error, "version": "1", "section": ""})
     assert b"<h1>Nothing is here</h1>" in body
