@@ -97,7 +97,10 @@ class Prefetcher:
         """Called when a client has got a manifest. Queues the image's config, ahead of all other blobs."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
-        if len(manifest.body) > MAX_MANIFEST_BYTES or not manifest.is_readable:
+        if len(manifest.body) > MAX_MANIFEST_BYTES:
+            return
+        # A remembered manifest is readable. It is not parsed again, which would take a third of the request's CPU time.
+        if (repo, manifest.digest) not in self._images and not manifest.is_readable:
             return
         image = self._remember_image(repo, manifest)
         if image.config is not None and not image.config_queued and self._has_requests_left():

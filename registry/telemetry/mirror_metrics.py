@@ -59,6 +59,9 @@ class MirrorMetrics:
         by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
+        self._answer_cells: dict[tuple[str, str, str], tuple[int, int]] = {}
+        """The cells in `requests` and `served_bytes` for an upstream, a route and a cache state, all of which are few.
+        To find them costs more than to count."""
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",
@@ -107,6 +110,7 @@ class MirrorMetrics:
     def use(self, names: SharedNames) -> None:
         """Sets the list of upstreams. `label` returns the position of an upstream in it."""
         self._names = names
+        self._answer_cells.clear()
 
     def label(self, name: str) -> str:
         """Returns the value of the label `upstream` with which `Family.cell` finds a cell. This is not the upstream's
@@ -116,9 +120,14 @@ class MirrorMetrics:
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
         """Counts a response with mirrored content, whose body had `size` bytes. `cells`: the cells to which this
         process writes."""
-        label = self.label(upstream)
-        cells[self.requests.cell(label, route, cache_state)] += 1
-        cells[self.served_bytes.cell(label, route, cache_state)] += size
+        answer_cells = self._answer_cells.get((upstream, route, cache_state))
+        if answer_cells is None:
+            labels = self.label(upstream), route, cache_state
+            answer_cells = self.requests.cell(*labels), self.served_bytes.cell(*labels)
+            self._answer_cells[upstream, route, cache_state] = answer_cells
+        request_cell, byte_cell = answer_cells
+        cells[request_cell] += 1
+        cells[byte_cell] += size
 
 
 class UpstreamCounts:
