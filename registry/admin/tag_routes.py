@@ -195,7 +195,7 @@ def _check_force(caller: Caller, force: bool) -> None:
 
 def _entry_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
-    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of the history")
+    return None if after is None else parse_number(after, f"{after!r} is not from the field `next` of an earlier page")
 
 
 router.routes.extend(_push_router.routes)
