@@ -173,7 +173,8 @@ async def _history(
 ) -> models.ListPage[TagChangeResponse]:
     """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
     stored_name = await readable_repository(caller, name)
-    page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
+    store = caller.upkeep.store  # the store of the registry; not only upkeep uses it
+    page = await store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
     with_client = caller.principal.may(Action.PUSH, stored_name, name)
     return models.list_page(
         page,

@@ -189,7 +189,7 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
       must be finite numbers.
     - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
     """
-    validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # accepts float too
+    validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # takes floats too
     try:
         validator.validate(claims)
     except JoseError as error:
