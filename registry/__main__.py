@@ -13,9 +13,10 @@ def main() -> None:
     """Runs the command line."""
     prepare_streams()
     # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
-    # import. `_ENTREPOT_HANDOVER` is set if an old version of the server has started this program
-    # (`registry.server.process.successor`). If this program takes over from it, the old version has blocked the signals
-    # of this process, and the new server unblocks them when it can act on them.
+    # import. `exit_on_interrupt` also unblocks signals, so it is not called if an old version of the server runs this
+    # program (`_ENTREPOT_HANDOVER`). To be replaced by this program, the old version blocks the signals of its own
+    # process and then executes this program in that process (`registry.server.process.successor`). The signals have to
+    # stay blocked until the new server can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import

@@ -282,11 +282,11 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Brings the background work of `app` into the right state after the store was opened for writing. While the store
-    was being opened, `app` may have taken over from another application, or another application or process may have
-    taken over from `app`. So what `reopen_store` decided before the opening may be wrong now. Stops the schedules of
-    the work if another application or process has taken over from `app` (`BackgroundWork.hand_over`). Otherwise starts
-    the work if `app.starts_background_work` is set, unless it runs already."""
+    """Starts or hands over the background work of `app` after the store was opened for writing. `reopen_store` has
+    decided before the opening whether the work starts, and `app.starts_background_work` and `app.is_retiring` may have
+    changed since. If `app.is_retiring` is set, another application or process has taken over from `app`: stops the
+    schedules of the work (`BackgroundWork.hand_over`). Otherwise starts the work if `app.starts_background_work` is
+    set, unless it runs already."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()

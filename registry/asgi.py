@@ -35,9 +35,9 @@ STOPPING_STATE: Final = "entrepot.stopping"
 server stops, so that responses without an end, such as streams of events, can end."""
 
 ENDS_WITH_INPUT: Final = "entrepot.ends_with_input"
-"""A key of the message `http.response.start`. True: the response is endless, such as a stream of events, and the server
-ends it when the client shuts down its sending side. The client has then probably closed the connection, and the server
-could make sure of that only by sending something."""
+"""A key of the message `http.response.start`. True: the server ends the response when the input ends, that is, when the
+client shuts down its sending side. This is for endless responses, such as a stream of events. A client that ends its
+input has probably closed the connection, and the server could make sure of that only by sending something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 

@@ -55,8 +55,9 @@ log = logging.getLogger("registry")
 
 
 class BackgroundWork:
-    """The work of one process in the background, with one set of settings. It is started at most once, and ends in two
-    steps: `hand_over` when other settings take effect, and `aclose`."""
+    """The work of one process in the background, with one set of settings. It is started at most once. When another
+    application or process takes over, call `hand_over`, then `finish`, which waits for running jobs and downloads, and
+    then `aclose`. When the process must end soon, call only `aclose`."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class BackgroundWork:
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [
             *self._job_schedules(),
+            # A scope is a set of repositories whose use of space is counted, such as those of a quota.
             count_scopes_with_retries(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]

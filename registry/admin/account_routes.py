@@ -57,7 +57,7 @@ async def list_users(
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
     """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
-    it. As soon as there is an account, everyone has to log in."""
+    it. As soon as there is an account, a client without a login may do only what is granted to `everyone`."""
     if caller.is_registry_open and not body.admin:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()

@@ -1,5 +1,5 @@
 """Responses that take much time or memory to send. `ArchiveResponse` sends an image as a tar archive, or the range of
-it that the client requests (RFC 9110, 14). `HeldResponse` sends a large document."""
+it that the client requests (RFC 9110, 14). `InMemoryResponse` sends a large document."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class RunningDownloads:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`).
 
-        Raises TooManyRequests if this visitor has no slot left, or if all slots are taken. Before it raises the error,
-        it ends the slowest download of this visitor or, if the visitor has slots left, of all visitors. So a later
-        request gets the slot. But it ends only a download whose client is slow (`_SLOW_SECONDS`).
+        Raises TooManyRequests if this visitor has no slot left, or if all slots are taken. Before the error, ends the
+        slowest download if its client is slow (`_SLOW_SECONDS`), so that a later request gets the slot. If the visitor
+        has no slot left, this is the slowest of the visitor's own downloads, otherwise that of all.
 
         `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
         without an error."""
@@ -196,7 +196,7 @@ class ArchiveResponse(Response):
         return {"type": "http.response.start", "status": status, "headers": head.raw_headers}
 
 
-class HeldResponse(Response):
+class InMemoryResponse(Response):
     """Sends a manifest or config. Its bytes are held in memory until the client has received them. `AnswerMemoryLimit`
     counts these bytes until then, and limits the memory of all such responses."""
 

@@ -27,7 +27,7 @@ router = management_router()
 
 
 class BackupResponse(BaseModel):
-    """A complete backup: the registry as it was at one time."""
+    """A finished backup: the registry as it was at one time."""
 
     name: str = Field(description="What `entrepot restore --snapshot` takes")
     time: datetime
@@ -35,7 +35,7 @@ class BackupResponse(BaseModel):
     tags: int
     blobs: int
     size: int = Field(description="Total size of the blobs in bytes; backups share blobs")
-    missing: int = Field(description="Number of blobs that could not be copied")
+    missing: int = Field(description="Number of blobs that the backup lacks, because they could not be copied")
 
     @classmethod
     def from_stored(cls, stored: SnapshotManifest) -> Self:
@@ -57,14 +57,14 @@ class NewBackup(BodyModel):
     verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
     new: bool = Field(
         default=False,
-        description="Begin a new directory of backups if the disk of the earlier backups is not mounted. If false, the "
-        "job fails in that case",
+        description="Make the backup at the same path even if the disk with the earlier backups is not mounted there. "
+        "If false, the job fails in that case",
     )
 
 
 @router.get("/backups", tags=["backups"])
 async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
-    """Lists the complete backups in the directory that `[backup] target` names, newest first."""
+    """Lists the finished backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
     backups = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
     return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(backups)], next=None)

@@ -31,7 +31,7 @@ class CachePartResponse(BaseModel):
     blobs: int
     tags: int
     images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="Time of the last pull of the image that will be evicted next")
+    oldest_pull: datetime | None = Field(description="Time of the last pull of the least recently pulled image")
     complete: bool = Field(description="False while the content is still being counted")
 
     @classmethod

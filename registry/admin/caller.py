@@ -51,13 +51,13 @@ class ManagementComponents:
     - `authenticator` checks the credentials or the login session of a request.
     - `browser_login` starts and ends login sessions.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts list cursors that name an entry that the caller may not see. A *cursor* is the position where
-      the next page begins.
+    - `cursors` encrypts list cursors. A *cursor* is the position where the next page begins. It can be the name of an
+      entry that the list has skipped because the caller may not see it; then it has to be encrypted.
     - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
-    - `upkeep` has the objects for upkeep, such as the store, the settings and the jobs.
+    - `upkeep` has the store, the settings and the jobs. Routes use the store also for purposes other than upkeep.
     - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
       downloaded at the same time.
     - `searches` searches the content for callers.
@@ -122,8 +122,8 @@ class Caller:
         return self.principal.visitor_key_at(self.actor.address)
 
     @property
-    def searcher(self) -> Searcher:
-        """The caller as the client of a search."""
+    def search_client(self) -> Searcher:
+        """The caller as an argument for the methods of `searches`."""
         return Searcher(self.principal, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:

@@ -44,7 +44,9 @@ async def identify_v1_caller(request: Request) -> Caller:
     """Returns the caller, as `identify_caller` does, but treats an empty name and password as no login. Raises the
     errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    request.scope.setdefault("state", {})  # the copy of the scope below shares this dict
+    # `identify_caller` stores the actor in this dict of the copied scope. `ManagementRoute` reads it in the original
+    # scope for its logs. So both scopes have to share one dict.
+    request.scope.setdefault("state", {})
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 
 
@@ -98,11 +100,11 @@ async def search(
     # Clients write the name of an official image of Docker Hub with or without this prefix. Both find the same.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
+    stored_page = await caller.searches.repositories(caller.search_client, text, offset, count)
     results = [V1Result(name=name) for name in stored_page.items]
     has_more = stored_page.more
     if text and len(results) < count:
-        upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
+        upstream_results = await caller.searches.at_upstream(caller.search_client, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(

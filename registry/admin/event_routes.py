@@ -34,8 +34,9 @@ CURSOR_STEP: Final = 1_000
 """The cursor `next` of a page says how far the page has read. It can be the number of a *hidden* event: an event that
 the caller may not see. To hide that number, the cursor is then rounded up to a multiple of `CURSOR_STEP`.
 
-Pages begin with the newest event, so the cursor has to become lower from page to page. It does, although it is rounded
-up: it is rounded only after `MAX_LOOK_UPS` look-ups, and these read more than `CURSOR_STEP` events."""
+The list goes from the newest event to the oldest, so each cursor has to be lower than the one before. Rounding up adds
+less than `CURSOR_STEP`. But a cursor is rounded only after `MAX_LOOK_UPS` look-ups of at least `PAGE_EVENTS` events
+each, and 20 times 100 events lower the cursor by more than `CURSOR_STEP`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -219,16 +220,17 @@ async def _read_page(
 
     `next` must not reveal events that the caller may not see. So for a caller who is not an admin, it is the number of
     an event on the page, or a multiple of `CURSOR_STEP`. It may depend on how many hidden events there are, but not on
-    their repositories and actions. How far a look-up reads depends on the events that it selects. So a look-up that can
-    return hidden events must not select by action; this function does so afterwards."""
+    their repositories and actions. A look-up that selects events by action reads on until it has found enough of them,
+    so the position where it ends depends on the actions of the events. For this reason, a look-up that can return
+    hidden events does not select by action. This function discards the events with other actions afterwards."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
-    sees_all = caller.rights.admin or repository is not None  # no look-up returns a hidden event
+    has_no_hidden_events = caller.rights.admin or repository is not None  # the look-ups return only visible events
     items: list[EventResponse] = []
     position = MAX_NUMBER if before is None else before
     for _ in range(MAX_LOOK_UPS):
-        if sees_all:
+        if has_no_hidden_events:
             count = min(PAGE_EVENTS, limit - len(items))
             page = await outbox.before(position, count, action=action, repository=repository)
         else:
@@ -245,8 +247,8 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        # Lets other requests run. If the disk is too full to open the database normally, `before` runs on the event
-        # loop and does not let them run itself.
+        # Lets other requests run. `before` usually runs in a thread. But if the disk is too full to open the database
+        # normally, `before` runs on the event loop, and no other request can run meanwhile.
         await asyncio.sleep(0)
     if not caller.rights.admin:
         rounded_up = position + -position % CURSOR_STEP

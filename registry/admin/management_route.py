@@ -125,9 +125,9 @@ def _has_body(request: Request) -> bool:
 
 
 def audit_denial(request: Request, action: str, base: str = "") -> None:
-    """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: the entry's name
-    for what the caller tried. The entry's target is the path below `base`, percent-encoded. The decoded path may
-    contain control characters, which could act on the terminal of a person who reads the log."""
+    """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: what the caller
+    tried, such as `management.add_user`. The entry's target is the path below `base`, percent-encoded. The decoded path
+    may contain control characters, which could act on the terminal of a person who reads the log."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         target = raw_path(request.scope).decode("ascii", "replace").removeprefix(base)[:_MAX_TARGET_CHARACTERS]

@@ -55,7 +55,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     response.headers.update(error.headers or {})
     if "GET" in (allowed := response.headers.get("allow", "").split(", ")):
         response.headers["allow"] = ", ".join([*allowed, "HEAD"])  # the routes do not know about `HeadRequests`
-    _release(error)
+    _drop_references(error)
     return response
 
 
@@ -77,7 +77,7 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     else:
-        _release(error)
+        _drop_references(error)
     return response
 
 
@@ -92,7 +92,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
     # Removes the error's descriptions of the invalid fields, because each refers to the value of its field.
     vars(error).clear()
     error.args = ()
-    _release(error)
+    _drop_references(error)
     return _error_response(422, "UNSUPPORTED", "the request is not valid", invalid_fields)
 
 
@@ -100,7 +100,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
 
 
-def _release(error: Exception) -> None:
+def _drop_references(error: Exception) -> None:
     """Removes the traceback of `error` and its references to other errors. Starlette keeps the error until the client
     has received the response, and the frames of its traceback refer to the request's body, raw and parsed. Without this
     function, a client that does not read the response would make the registry keep the body in memory."""

@@ -1,6 +1,8 @@
 """The routes of `/api/v1/mirror` that show the upstreams and the cached images, and that refresh, delete or fetch
 cached images. The routes about frozen tags are in `registry.admin.frozen_tag_routes`. The docstrings of the routes are
-the descriptions in the OpenAPI document; "you" is the caller, the account that sends the request."""
+the descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
+
+A *fill* is the download of a blob from an upstream into the cache."""
 
 from __future__ import annotations
 
@@ -86,10 +88,11 @@ class ImageToRefresh(BodyModel):
 
 
 class RefreshResponse(BaseModel):
-    """What a refresh has found. `new`: the image was not cached. Only for a tag: `unchanged`, `changed` (the tag points
-    at the same digest as before, or at another one), and `frozen` (the upstream was not asked, because the tag is
-    frozen). Only for a digest: `cached` (the upstream was not asked, because the manifest with this digest is cached,
-    and cannot change), and `fetched-later` (the digest is that of a blob, and the next pull fetches this blob)."""
+    """What a refresh has found. For a tag or a digest: `new` (the image was not cached). Only for a tag: `unchanged`
+    (the tag points at the same digest as before), `changed` (the tag points at another digest), and `frozen` (the
+    upstream was not asked, because the tag is frozen). Only for a digest: `cached` (the upstream was not asked, because
+    the manifest with this digest is cached, and cannot change), and `fetched-later` (the digest is that of a blob, and
+    the next pull fetches this blob)."""
 
     outcome: RefreshOutcome
     digest: str

@@ -1,8 +1,8 @@
 """The routes of `/api/v1/repositories/{name}` that show and change the content of a repository. The docstrings of the
 routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes. No two paths here end with the same words, so a path belongs
-to one route only, even if the name of the repository contains such words. The routes show content that this registry
+The name of a repository in the path may contain slashes, and even a segment such as `/tag-list`. But the last segment
+of each path here is different, so it tells which route a path belongs to. The routes show content that this registry
 stores. Except for the download of an image, they send no requests to the upstream of a mirrored repository.
 
 The name in the path may be short for the *stored name*, under which the content is stored: `ubuntu` can stand for
@@ -17,7 +17,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 from pydantic import Field
 
-from registry.admin.archive_response import ArchiveResponse, HeldResponse
+from registry.admin.archive_response import ArchiveResponse, InMemoryResponse
 from registry.admin.body_limits import BodyModel, FailFastList, max_entries
 from registry.admin.caller import AnyCaller
 from registry.admin.management_router import management_router
@@ -107,7 +107,7 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
     stored_name = await readable_repository(caller, name)
     manifest = await caller.browser.raw_manifest(caller.request_on(stored_name), stored_name, reference)
     headers = {"Docker-Content-Digest": manifest.digest}
-    return HeldResponse(manifest.body, caller.browser.answer_memory_limit, caller.visitor, headers)
+    return InMemoryResponse(manifest.body, caller.browser.answer_memory_limit, caller.visitor, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
@@ -115,7 +115,7 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
     stored_name = await readable_repository(caller, name)
     data = await caller.browser.raw_config(caller.request_on(stored_name), stored_name, reference)
-    return HeldResponse(data, caller.browser.answer_memory_limit, caller.visitor)
+    return InMemoryResponse(data, caller.browser.answer_memory_limit, caller.visitor)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])

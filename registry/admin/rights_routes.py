@@ -43,10 +43,10 @@ class RepositoryRightsResponse(BaseModel):
 
 class RightsResponse(BaseModel):
     """What an account may do. `account`: null for a client without a login. `stored`: whether the store has the
-    account; false for a client without a login. The rights of an account that is not stored are those of an account of
-    that name in the htpasswd file. An account that is not `enabled` may do nothing. If `admin` or `open` is true,
-    grants do not matter. `repositories`: the repositories that the name in the request can mean. A name without a host,
-    such as `team/app`, can mean two: a hosted repository, and one of the default upstream."""
+    account; false for a client without a login. If an account is not stored, its rights are those that it would have if
+    the htpasswd file had an account of that name. An account that is not `enabled` may do nothing. Grants have no
+    effect if `admin` or `open` is true. `repositories`: the repositories that the name in the request can mean. A name
+    without a host, such as `team/app`, can mean two: a hosted repository, and one of the default upstream."""
 
     account: str | None
     stored: bool

@@ -27,14 +27,15 @@ MirroredFrom = Annotated[
 
 
 class FoundRepository(BaseModel):
-    """A repository whose name has all words."""
+    """A repository whose name contains all words of the search."""
 
     repository: str
     mirrored_from: MirroredFrom
 
 
 class FoundTag(BaseModel):
-    """A tag that matches the last word of the search: the tag, or a part of it, begins with this word."""
+    """A tag that matches the search: the tag, or the text after a `-` or `_` in it, begins with the last word of the
+    search. The other words occur in the tag or in the name of its repository."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -44,8 +45,8 @@ class FoundTag(BaseModel):
 
 
 class FoundLabels(BaseModel):
-    """A manifest whose labels and annotations have all words. `labels`: some of those in which a word occurs. `tag`: a
-    tag that leads to the manifest; null: there is none."""
+    """A manifest whose labels and annotations contain all words of the search. `labels`: some of those in which a word
+    occurs. `tag`: a tag that leads to the manifest; null: there is none."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -115,8 +116,9 @@ async def search(
     after: AfterQuery = None,
     limit: Annotated[int, Query(description="Maximum number of entries of each kind", ge=1, le=100)] = 20,
 ) -> SearchResponse:
-    """Finds repositories by name, tags, labels and annotations, and digests by their first digits, in all repositories
-    from which the caller may pull. A pasted reference, such as `docker pull HOST/team/app:v1`, gives the `target`.
+    """Finds repositories and tags by their names, manifests by their labels and annotations, and manifests and blobs by
+    the first digits of their digests. Searches all repositories from which the caller may pull. A pasted reference,
+    such as `docker pull HOST/team/app:v1`, gives the `target`.
 
     What was pushed can be found about a second later. Needs a login, unless everyone may pull something."""
     searches, principal, offset = caller.searches, caller.principal, _offset(after, kind)
@@ -131,7 +133,7 @@ async def search(
         """Returns the results of one kind; None if the request asks for another kind."""
         if kind not in (None, result_kind):
             return None
-        return FoundList[Any].from_page(await find(caller.searcher, q, offset, limit), offset, to_model)
+        return FoundList[Any].from_page(await find(caller.search_client, q, offset, limit), offset, to_model)
 
     def repository_model(name: RepositoryName) -> FoundRepository:
         return FoundRepository(**repository_fields(name))

@@ -91,12 +91,12 @@ class UploadStatus(BaseModel):
     open: int
     size: int = Field(description="Bytes that have arrived and are recorded")
     oldest: datetime | None = Field(
-        description="Time of the last progress of the upload that has been idle longest; null: none is open"
+        description="When the upload that has been idle for the longest time last made progress; null: none is open"
     )
 
 
 class FillStatus(BaseModel):
-    """An unfinished download of a blob from an upstream. Sizes are in bytes."""
+    """A fill: an unfinished download of a blob from an upstream into the cache. Sizes are in bytes."""
 
     digest: str
     size: int
@@ -142,7 +142,7 @@ class EndpointStatus(BaseModel):
         description="`closed`: requests are sent to it. `open`: none are, because it failed several times. "
         "`half-open`: the next request tries it. `unknown`: no worker has reported"
     )
-    failing_in: int = Field(description="Number of workers whose last requests failed")
+    failing_in: int = Field(description="How many workers had failures in their last requests to it")
     retry_in: float | None = Field(description="Seconds until it is tried again")
     last_error: str | None
     last_error_at: datetime | None
@@ -217,7 +217,7 @@ async def read_upstreams(upkeep: UpkeepComponents, clock: Callable[[], float] = 
 
 
 async def read_fills(settings: Settings) -> list[FillStatus]:
-    """Returns the unfinished downloads of blobs from upstreams. Raises OSError."""
+    """Returns the fills: the unfinished downloads of blobs from upstreams. Raises OSError."""
     return await asyncio.to_thread(_fills, settings)
 
 

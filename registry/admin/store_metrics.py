@@ -151,7 +151,8 @@ class StoreMetrics(Collector):
 
 def _content_metrics(figures: StoreFigures) -> Iterator[Metric]:
     yield _gauge("entrepot_repositories", "Repositories with a manifest.", figures.repositories)
-    yield _gauge("entrepot_manifests", "Stored manifests. One in two repositories counts twice.", figures.manifests)
+    manifests_text = "Stored manifests. A manifest that is in two repositories counts twice."
+    yield _gauge("entrepot_manifests", manifests_text, figures.manifests)
     yield _gauge("entrepot_tags", "Stored tags.", figures.tags)
     yield _gauge("entrepot_blobs", "Stored blobs.", figures.blobs)
     yield _gauge("entrepot_blob_bytes", "Bytes of stored blobs.", figures.blob_bytes)

@@ -173,7 +173,8 @@ async def _history(
 ) -> models.ListPage[TagChangeResponse]:
     """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
     stored_name = await readable_repository(caller, name)
-    page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
+    store = caller.upkeep.store  # the store of the registry; not only upkeep uses it
+    page = await store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
     with_client = caller.principal.may(Action.PUSH, stored_name, name)
     return models.list_page(
         page,
@@ -195,7 +196,7 @@ def _check_force(caller: Caller, force: bool) -> None:
 
 def _entry_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
-    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of the history")
+    return None if after is None else parse_number(after, f"{after!r} is not from the field `next` of an earlier page")
 
 
 router.routes.extend(_push_router.routes)

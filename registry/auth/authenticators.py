@@ -100,7 +100,8 @@ class HeaderAuthenticator:
         )
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Checks that the principal of the current request may push to `repo`. Raises Unauthorized or Denied if not."""
+        """Checks that the principal of the current request (`registry.request.current_request`) may push to `repo`.
+        Raises Unauthorized or Denied if not."""
         self._guard.check_push(repo)
 
     def _cached(self, key: bytes) -> Principal | None:

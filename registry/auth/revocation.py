@@ -55,8 +55,9 @@ class RevocationCheck:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
             raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
-        # Only an account from the htpasswd file has no version. Its identity must have a stamp. It is not valid any
-        # more if the store now has an account of the same name.
+        # An identity without a version is an account from the htpasswd file. (Token issuers and the OpenID provider
+        # prove identities for accounts in the store, which have a version.) The identity must have a stamp, and is not
+        # valid any more if the store now has an account of the same name.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:
@@ -76,8 +77,8 @@ class RevocationCheck:
         return identity.stamp in self._stamps
 
     def _check_account(self, identity: Identity) -> None:
-        """Raises Unauthorized if the account was removed from the store or disabled, or if its version has changed: a
-        new password and a change of the admin right change the version."""
+        """Raises Unauthorized if the account was removed from the store or disabled, or if its version has changed. The
+        version changes when the account gets a new password, and when it gets or loses the admin right."""
         assert identity.name is not None
         try:
             account = self._accounts.account(_trusted_name(identity.name))

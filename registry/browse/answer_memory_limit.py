@@ -42,10 +42,10 @@ class _HeldAnswer:
 
 
 class AnswerMemoryLimit:
-    """Limits the memory for the answers of one process: all answers together have at most `size` bytes. As in every
-    `MemoryBudget`, a quarter of `size` is reserved for small answers: an answer of more than 64 KiB is refused if all
-    answers together would then have more than three quarters of `size`. An answer that is the only one may have any
-    size."""
+    """Limits the memory for the answers of one process: all answers together have at most `size` bytes, except that a
+    single answer may have any size if there are no others. As in every `MemoryBudget`, a quarter of `size` is reserved
+    for small answers: an answer of more than 64 KiB is refused if all answers together would then have more than three
+    quarters of `size`."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,5 +1,6 @@
 """Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
-packages in an image) or an attestation. This module verifies nothing.
+packages in an image) or an attestation. The *marks* of a manifest say whether it has a signature, an SBOM and an
+attestation. This module verifies nothing.
 
 A *referrer* is an artifact that refers to a manifest, such as an image. An *attestation* is a claim about an image,
 such as how it was built; its *predicate type* names the kind of claim. A *Sigstore bundle* is a file that contains a
@@ -73,15 +74,16 @@ def purpose_of_tag(suffix: str) -> Purpose:
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns the purpose of a referrer with this predicate type. Empty: the manifest of a Sigstore bundle does not
-    state the type. The result is then `SIGNATURE`, because cosign has written such bundles only for signatures."""
+    """Returns the purpose of a referrer with this predicate type. If `predicate` is empty, the referrer is a Sigstore
+    bundle whose manifest does not state the type. The result is then `SIGNATURE`, because cosign has written such
+    bundles only for signatures."""
     if not predicate or predicate.startswith(SIGNATURE_PREDICATE):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION
 
 
-def marks(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns whether a manifest is signed, has an SBOM and is attested.
+def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
+    """Returns the marks of a manifest: whether it is signed, has an SBOM and is attested.
 
     - `facts`: has the referrers and referrer tags of the manifest.
     - `predicates`: the known predicate types of the attestations that the manifest itself lists, as an index from

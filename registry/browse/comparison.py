@@ -27,9 +27,10 @@ _SETS: Final = ("exposed_ports", "volumes")
 
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
-    """Returns the platform for which to compare two manifests if the request names none: the platform of `base.image`
-    if it is stored for both manifests, or else the first platform, in the order of the names, that is stored for both.
-    Returns None if neither manifest is an index. Raises ManifestUnknown if no platform is stored for both."""
+    """Returns the platform for which to compare two manifests if the request names none. Considers only platforms for
+    which the images of both manifests are stored here. Prefers the platform of `base.image`; otherwise takes the first
+    in the order of the names. Returns None if neither manifest is an index. Raises ManifestUnknown if there is no such
+    platform."""
     if base.kind != "index" and other.kind != "index":
         return None
     names = [{platform.name for platform in view.platforms if platform.present} - {""} for view in (base, other)]

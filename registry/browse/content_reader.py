@@ -1,4 +1,4 @@
-"""Reads manifests and blobs to show them to people, and limits the work for each (`ContentReader`).
+"""Reads manifests and blobs to show them to people, and limits the work for each manifest and blob (`ContentReader`).
 
 Manifests and configs never change, so their summaries are cached in memory by digest. Large documents are parsed in a
 thread, one at a time, and never on the event loop.
@@ -32,8 +32,8 @@ MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 MAX_ROW_BYTES: Final = 256 * 1024
 """The size of the largest manifest or config that is read for a row of a list."""
 MAX_INDEX_ENTRIES: Final = 100
-"""How many entries of an index a summary has at most. Entries with attestations count too. Further entries are only
-counted (`ManifestSummary.more_entries`)."""
+"""How many entries of an index a summary has at most, including entries with attestations. `more_entries` of the
+summary is the number of further entries."""
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20

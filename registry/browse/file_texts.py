@@ -50,7 +50,8 @@ def read_file(data: bytes) -> FileText:
     statement = find_statement(document)
     if statement is None:
         return FileText("json", text)
-    return FileText("json", text, _indented(statement), TextBudget().text(statement.get("predicateType")))
+    predicate_type = TextBudget().text(statement.get("predicateType"))  # cut if it is too long
+    return FileText("json", text, _indented(statement), predicate_type)
 
 
 def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:

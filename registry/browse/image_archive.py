@@ -118,7 +118,9 @@ async def open_archive(
         entry = await reader.in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        await reader.summary_of(manifest)  # parses the manifest, in a thread if it is large
+        # Parses the manifest, in a thread if it is large. `manifest` keeps the parsed properties; the summary itself is
+        # not needed.
+        await reader.summary_of(manifest)
     blobs = await reader.in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from registry.browse.artifact_types import marks
+from registry.browse.artifact_types import marks_of
 from registry.browse.content_reader import (
     MAX_ROW_BYTES,
     UNREADABLE,
@@ -156,7 +156,7 @@ class OverviewReader:
             platforms=platforms,
             more_platforms=summary.more_entries + len(summary.entries) - len(entries),
             created=parse_time(config.created) or parse_time(summary.created),
-            marks=marks(facts, predicates, is_attested),
+            marks=marks_of(facts, predicates, is_attested),
             children=own_children,
         )
 

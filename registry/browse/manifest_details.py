@@ -196,7 +196,8 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns a lower bound for the number of build steps that are missing from `steps`. An image has at least as many
-    steps as its history has entries, and at least as many as it has layers (`build_steps`)."""
+    """Returns how many build steps of an image are missing from `steps`; the real number can be larger. Each entry of
+    the history is a step, and each layer belongs to a step of its own. So an image has at least as many steps as
+    entries, and at least as many as layers. It has more if some layers belong to no entry (`build_steps`)."""
     in_history = 0 if config is None else len(config.history) + config.more_history
     return max(in_history, len(manifest.layers), len(steps)) - len(steps)

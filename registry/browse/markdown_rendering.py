@@ -70,9 +70,9 @@ _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 """Matches the end of a line, as the parser sees it."""
 _IS_CUT: Final = "is_cut"
-"""The key in the parser's environment that says that the tokens are only those of the beginning of the text."""
-_LOWEST_HEADING: Final = 6
-"""The lowest level of a heading in HTML."""
+"""The key in the parser's environment that is true if the text was cut: then only its beginning has tokens."""
+_LAST_HEADING_LEVEL: Final = 6
+"""The largest number of a heading in HTML: `h6`, the least important one."""
 
 
 class RenderedText(NamedTuple):
@@ -84,8 +84,8 @@ class RenderedText(NamedTuple):
 
 
 def render_markdown(text: str, top_heading: int = 1) -> RenderedText:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: the level of the
-    highest headings in the HTML, from 1 to 6."""
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: which heading in the
+    HTML stands for a heading of level 1 in the Markdown; from 1 (`h1`) to 6 (`h6`)."""
     formatted, end = _format(text[: _formatted_length(text)], top_heading)
     return RenderedText(_clean(formatted + _plain(text[end:])), end == len(text))
 
@@ -229,7 +229,7 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
         if token.children is not None:
             token.children = _with_links_for_images(token.children)
         elif token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(_LOWEST_HEADING, int(token.tag[1:]) + top_heading - 1)}"
+            token.tag = f"h{min(_LAST_HEADING_LEVEL, int(token.tag[1:]) + top_heading - 1)}"
     rendered: str = parser.renderer.render(tokens, parser.options, {})
     if blocks.is_complete and not env.get(_IS_CUT):
         return rendered, len(markdown)

@@ -133,8 +133,8 @@ class ConfigView(View):
 
 
 class ImageView(View):
-    """An image of one platform. `config` is null if the config is not present, or is not JSON of an image; then the
-    layers are in `steps` without commands."""
+    """An image of one platform. `config` is null if the config is not present, is too large, or is not the config of an
+    image. `steps` then has the layers without commands."""
 
     digest: str
     platform: str
@@ -224,8 +224,8 @@ class ReferrerGroup(View):
 
 
 class ReferrersView(View):
-    """What refers to a manifest: signatures, SBOMs, attestations and other artifacts. `more`: there are more than are
-    listed; `/v2/NAME/referrers/DIGEST` lists all."""
+    """What refers to a manifest: signatures, SBOMs, attestations and other artifacts. `more`: whether there are more
+    than are listed; `/v2/NAME/referrers/DIGEST` lists all."""
 
     subject: str
     groups: list[ReferrerGroup]
@@ -250,7 +250,7 @@ class FileContent(View):
 
 
 class FileContents(View):
-    """The files of an artifact. `more`: number of files that are not in `files`."""
+    """The files of an artifact. `more`: the number of further files, which are not in `files`."""
 
     digest: str
     files: list[FileContent]
@@ -301,7 +301,7 @@ class ComparisonView(View):
 
 
 class RemovedTag(View):
-    """A tag, and what it points or pointed at."""
+    """A tag, and what it points or pointed at: a tag that was removed, that would be removed, or that was restored."""
 
     tag: str
     digest: str
@@ -349,7 +349,7 @@ class RemovedTags(View):
 
 
 class RestoredTags(View):
-    """What was put back, and what was not."""
+    """The removed tags that were put back (`restored`), and those that were not (`refused`)."""
 
     restored: list[RemovedTag]
     refused: list[RefusedTag]

@@ -110,7 +110,7 @@ class ReferrerGroups:
         which it was found; None: it was found in another way. `artifact_type`: its type; None: the type that its
         manifest states."""
         is_small = descriptor.size <= MAX_ROW_BYTES
-        manifest = await self._readable(repo, descriptor.digest) if is_small else None
+        manifest = await self._read_manifest(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
         found_type = artifact_type or (descriptor.artifact_type if manifest is None else manifest.artifact_type)
         return ReferrerView(
@@ -125,7 +125,7 @@ class ReferrerGroups:
             files=[] if manifest is None else [_attached(layer, budget) for layer in manifest.layers[:MAX_FILES]],
         )
 
-    async def _readable(self, repo: RepositoryName, digest: Digest) -> Manifest | None:
+    async def _read_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest | None:
         """Reads and parses a manifest. Returns None if the repository does not have it, or it cannot be parsed."""
         try:
             manifest = await self._registry.get_manifest(repo, digest)

@@ -96,7 +96,7 @@ class RepositoryBrowser:
     as a read, so that other visitors can read.
 
     `answer_memory_limit`: limits the memory of the results of `raw_manifest` and `raw_config`. A route that sends such
-    a result counts its bytes there until it is sent."""
+    a result calls `AnswerMemoryLimit.hold`, which counts the bytes of the result until the client has received them."""
 
     def __init__(
         self,

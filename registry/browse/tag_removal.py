@@ -48,7 +48,7 @@ class TagRemover:
     async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
         """Returns what `remove` would do now. Raises NameUnknown."""
         is_immutable = self._immutable_tags.in_repository(repo)
-        plan = await self._removable(repo, tags, is_immutable)
+        plan = await self._removal_plan(repo, tags, is_immutable)
         planned_names = {tag.name for tag in plan.tags}
         unknown_tags = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
         return RemovalPlanView(
@@ -69,10 +69,10 @@ class TagRemover:
         removal. `expected`: the digest that each tag has to point at. A tag that points at another digest, or that
         moves during the removal, stays. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
         is_immutable = self._immutable_tags.in_repository(repo)
-        plan = await self._removable(repo, tags, is_immutable)
+        plan = await self._removal_plan(repo, tags, is_immutable)
         moved = {tag.name: tag.digest for tag in plan.tags if expected.get(tag.name, tag.digest) != tag.digest}
         if moved:  # the manifests of these tags have to stay as well
-            plan = await self._removable(repo, [tag for tag in tags if tag not in moved], is_immutable)
+            plan = await self._removal_plan(repo, [tag for tag in tags if tag not in moved], is_immutable)
         removal = _Removal(self._registry, self._retention, repo, by)
         removal.refused += [
             RefusedTag(tag=tag, reason=f"{tag} is immutable") for tag in dict.fromkeys(tags) if is_immutable(tag)
@@ -87,7 +87,9 @@ class TagRemover:
             problem=removal.problem,
         )
 
-    async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
+    async def _removal_plan(
+        self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
+    ) -> TagRemovalPlan:
         """Returns the plan for the removal of the tags that are not immutable. Immutable tags stay, and so do the
         manifests that they need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
@@ -132,8 +134,9 @@ class _Removal:
         self.problem: str | None = None
 
     async def run(self, tags: Sequence[PlannedTag]) -> None:
-        """Deletes the given tags, the manifests that become unused, and the referrer tags of these manifests. Repeats
-        this for the manifests of the referrer tags. A manifest that stays keeps its referrer tags."""
+        """Deletes the requested ones of `tags` (`is_requested`), and the manifests that are unused then. The other
+        `tags` are referrer tags. Those of the deleted manifests are deleted next, together with the manifests that are
+        unused then, and so on. A manifest that stays keeps its referrer tags."""
         batch = [tag for tag in tags if tag.is_requested]
         waiting = [tag for tag in tags if not tag.is_requested]
         while batch:

@@ -266,7 +266,7 @@ async def _identify(request: Request) -> Visit:
         principal = await management.authenticator.authenticate((), actor, cookies.session)
     except Unauthorized:
         principal, is_session_over = await management.authenticator.authenticate((), actor), True
-    caller = make_caller(request, principal.as_visitor())
+    caller = make_caller(request, principal.for_pages())
     return Visit(
         caller,
         _language(request.scope),

@@ -78,8 +78,8 @@ async def send_request(
 
 
 def _is_from_closed_connection(error: AttributeError) -> bool:
-    """Returns whether anyio has raised the error for a new connection that uvloop has closed already, because the
-    server has reset it. The socket of such a connection is None, and anyio asks it for the address of its other end."""
+    """Returns whether anyio has raised the error for a new connection that the server has reset at once. uvloop has
+    then closed the connection, and anyio calls the method `getpeername` of its socket, which is None."""
     return error.obj is None and error.name == "getpeername"
 
 

@@ -27,8 +27,8 @@ from registry.auth.external.jwks import (
 from registry.auth.rights.principal import Identity
 from registry.auth.token.signed_tokens import (
     TokenInvalid,
+    algorithm_and_key_id,
     check_claims,
-    named_key,
     parse_token,
     unverified_claims,
 )
@@ -93,7 +93,7 @@ class Issuers:
             "exp": ClaimsOption(essential=True),
         }
         try:
-            algorithm, key_id = named_key(token, issuer.algorithms)
+            algorithm, key_id = algorithm_and_key_id(token, issuer.algorithms)
             await verify_with_key_set(token, self._key_sets[_key_set_id(issuer)], key_id, algorithm)
             checked_claims: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
             check_claims(checked_claims, options, self._clock(), LEEWAY_SECONDS)

@@ -34,11 +34,11 @@ MAX_FILE_BYTES: Final = 256 * 1024
 """The largest size of a file with a key set. A larger file is not parsed, because that would block the event loop."""
 MAX_KEYS: Final = 100
 """The largest number of entries that are read from one key set. Further entries are ignored."""
-REFRESH_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 60.0
 """The shortest time between a successful fetch of a key set and the next fetch."""
 RETRY_SECONDS: Final = 10.0
 """The shortest time between a failed fetch of a key set and the next fetch."""
-FRESH_SECONDS: Final = 3600.0
+REFRESH_AGE_SECONDS: Final = 3600.0
 """From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
@@ -68,14 +68,15 @@ class KeySet(Protocol):
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines which keys
-        fit. Returns None if no key fits. If several keys fit, returns the first of them, or None if the token names no
-        key (`key_id` is None). Raises KeySetUnavailable if no key fits and the current keys cannot be fetched."""
+        fit. Returns None if no key fits. If several keys fit and the token names a key, returns the first of them. If
+        several keys fit and the token names no key (`key_id` is None), returns None. Raises KeySetUnavailable if no key
+        fits and the current keys cannot be fetched."""
         ...
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key to try next if `key`, which `find` returned for a token, does not verify its signature. May
-        wait until the keys are fetched. Returns None if there are no newer keys than those from which `find` chose
-        `key`, or if none of the newer keys fits."""
+        """Returns the key to try next if `key`, which `find` returned for a token, does not verify its signature. This
+        is a key of a newer version of the key set. May wait until the key set is fetched. Returns None if there is no
+        newer version, or if no key of it fits."""
         ...
 
     async def aclose(self) -> None:
@@ -162,10 +163,10 @@ class FetchedKeySet:
         self._url = url
         self._fetch = fetch
         times = FetchTimes(
-            refresh_age=FRESH_SECONDS,
+            refresh_age=REFRESH_AGE_SECONDS,
             max_age=STALE_SECONDS,
             pause_after_failure=RETRY_SECONDS,
-            pause_after_success=REFRESH_SECONDS,
+            pause_after_success=PAUSE_SECONDS,
         )
         self._document = FetchedDocument(self._fetch_keys, times, clock)
 

@@ -126,8 +126,9 @@ class UsedAttempts:
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
-        # The store keeps a used attempt in the table of failed logins, which has a time for each key. Here, a key whose
-        # time has not passed only says that the attempt was used.
+        # The store keeps used attempts in the table of failed logins. This table has keys, and for each key the time
+        # until which logins are throttled. The key of a used attempt throttles nothing: until its time has passed, the
+        # key only shows that the attempt was used.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
         # `LoginAttempts.open` accepts an attempt that begins up to `ATTEMPT_SECONDS` in the future, and then until
         # `ATTEMPT_SECONDS` after that beginning.

@@ -88,9 +88,9 @@ class LoginFailed(Exception):
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
-    - `is_finished`: whether the login attempt has ended, so that its cookie can be deleted. False in two cases. If the
-      cookie has no valid attempt to which the provider's response belongs, it may have the attempt of another login.
-      If too many logins were running or had failed, the attempt was not used.
+    - `is_finished`: whether the browser's cookie with the login attempt can be deleted. False in two cases. First, the
+      provider's response does not belong to a valid attempt in the cookie; the cookie may have the attempt of another
+      login. Second, too many logins were running or had failed; the browser can then use the attempt again.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
@@ -313,7 +313,10 @@ class OpenIDLogin:
         if not file.is_readable:
             return "the htpasswd file, which may have this name, cannot be read"
         return (
-            "the htpasswd file has this name; rename one of the two, or add the account" if file.has_name(name) else ""
+            "the htpasswd file has a line with this name; change the name in the file or at the provider, or add an "
+            "account with this name to the registry"
+            if file.has_name(name)
+            else ""
         )
 
     def _just_created_account(self, name: AccountName) -> Account:

@@ -28,7 +28,7 @@ from joserfc.errors import JoseError
 
 from registry.auth.external.jwks import KeySet, KeySetUnavailable, verify_with_key_set
 from registry.auth.external.openid_settings import CodeRefused, IDTokenInvalid, ProviderUnavailable, loggable_error_code
-from registry.auth.token.signed_tokens import TokenInvalid, claim_fault, named_key, parse_token
+from registry.auth.token.signed_tokens import TokenInvalid, algorithm_and_key_id, claim_fault, parse_token
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, check_identity_url
 
 ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
@@ -159,7 +159,7 @@ async def verify_id_token(
     """
     try:
         token = parse_token(text, MAX_ID_TOKEN_CHARACTERS)
-        algorithm, key_id = named_key(token, ASYMMETRIC_ALGORITHMS)
+        algorithm, key_id = algorithm_and_key_id(token, ASYMMETRIC_ALGORITHMS)
         claims = await verify_with_key_set(token, keys, key_id, algorithm)
         options = {
             "iss": {"essential": True, "value": issuer},
@@ -171,7 +171,7 @@ async def verify_id_token(
     except KeySetUnavailable as error:
         raise ProviderUnavailable(str(error)) from None
     except TokenInvalid as error:
-        raise IDTokenInvalid(f"it {error}") from None
+        raise IDTokenInvalid(f"it {error}") from None  # the text of TokenInvalid has no subject: "has expired"
     except JoseError as error:
         raise IDTokenInvalid(f"it {claim_fault(error)}") from None
     return claims
@@ -186,7 +186,8 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
-        # `attacker_can` is the end of the error text: "whoever can change the answers on their way can log in".
+        # With this `attacker_can`, the error text for plain http ends with "whoever can change the answers on their way
+        # can log in". The answers are the responses of the provider.
         check_identity_url(value, example="https://sso.example.com/token", attacker_can="log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")

@@ -158,8 +158,8 @@ _CURRENT_PARAMETERS: Final = argon2.Parameters(
 """The parameters with which new hashes are made, and with which a password is hashed if there is no argon2 hash."""
 
 
-_UNNAMED_VERSION: Final = 0x10
-"""The version of argon2 with which a hash that names no version was made: 1.0."""
+_DEFAULT_VERSION: Final = 0x10
+"""The version of argon2 that a hash has if it names none: 1.0."""
 
 
 def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
@@ -168,7 +168,7 @@ def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
     try:
         parameters = argon2.extract_parameters(argon2_hash)
         if "$v=" not in argon2_hash:
-            parameters.version = _UNNAMED_VERSION  # the library returns 18, which no version of argon2 has
+            parameters.version = _DEFAULT_VERSION  # the library returns 18, which no version of argon2 has
         salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
     except (InvalidHashError, ValueError, OverflowError):
@@ -221,8 +221,8 @@ to one customer, who can then use all its addresses (`registry.client_addresses.
 site could keep all other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that one site can
 still use all `MAX_WAITING_CALLS` places. This matters if all clients belong to one site, such as a private network, or
 a proxy that `trusted_proxies` does not list."""
-MAX_SITE_CALLS_WITH_RESERVE: Final = 2
-"""A site gets a reserved place only while it has fewer calls than this, in any places."""
+MIN_SITE_CALLS_WITHOUT_RESERVE: Final = 2
+"""A site that has this many calls or more, in any places, gets no reserved place for a further call."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
 NICENESS: Final = 10
@@ -233,7 +233,8 @@ class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
     `max_waiting` is the largest number of calls that wait for a slot, not counting those in the reserved places.
 
-    In the methods, `site` is the client's site. None: the call belongs to no login, and may take every place."""
+    In the methods, `site` is the client's site. None: the call belongs to no login, and may take any place, also a
+    reserved one."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
@@ -247,7 +248,7 @@ class HashingPool:
 
     def check_queue(self, site: str | None = None) -> None:
         """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
-        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MAX_SITE_CALLS_WITH_RESERVE
+        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MIN_SITE_CALLS_WITHOUT_RESERVE
         if self._pending_calls >= self._places + (RESERVED_PLACES if has_few_calls else 0):
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS

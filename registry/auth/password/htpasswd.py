@@ -32,10 +32,9 @@ MAX_INLINE_BYTES: Final = 64 * 1024
 """The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
 """If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
-the same when the file changes twice in a short time, and then `stat` alone would miss the second change. Timestamps in
-the future do not say how long ago the file changed. Then each lookup reads the file again until this time has passed
-since the first read that saw these timestamps.
-"""
+the same when the file changes twice in a short time, and then `stat` alone would miss the second change. If the
+timestamps are in the future, it is not known how long ago the file changed. Each lookup then reads the file again until
+the timestamps have stayed the same for this time."""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, which is a hash of that line. After a login with the line's password, the
 identity of the client (its account) contains the stamp, and is refused when the line has changed. The stamps of token
@@ -195,8 +194,8 @@ class HtpasswdFile:
             content = _load(self._path)
             text = _decode(content, self._path)
         except HtpasswdError as error:
-            lasts_until_change = is_settled and not isinstance(error, _Unreadable)
-            self._store(EMPTY_CONTENT, state if lasts_until_change else None, str(error))
+            error_lasts_until_change = is_settled and not isinstance(error, _Unreadable)
+            self._store(EMPTY_CONTENT, state if error_lasts_until_change else None, str(error))
             return None
         if len(content) > MAX_INLINE_BYTES and (loop := _running_loop()):
             future = loop.run_in_executor(None, _parse, content, text)

@@ -61,8 +61,8 @@ class _FailedCheck:
 
     - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
       The entry is valid as long as the account has the same hash and identity.
-    - `epoch`: the store's epoch when a check last found this hash and identity. The epoch is a number that every change
-      of an account increases.
+    - `epoch`: the store's epoch when the account was last read and still had this hash and identity. The epoch is a
+      number that every change of an account increases.
     - `file_version`: the version of the htpasswd file at that time.
     - `until`: when the entry expires, in seconds since 1970.
     """
@@ -98,7 +98,7 @@ class PasswordCheck:
         htpasswd: HtpasswdFile | None = None,
     ) -> None:
         self._accounts = accounts
-        self._hashing = hashing
+        self._pool = hashing
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
@@ -108,8 +108,9 @@ class PasswordCheck:
         self._failed_checks = SecretCache[_FailedCheck]()
         self._verified = SecretCache[_VerifiedPassword]()
         self._wrong_passwords = WrongPasswords(accounts, clock)
-        self._hashings: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[PasswordComparison]] = {}
-        """The running hashings, by the cache key of `_verified` and what the password is compared with."""
+        self._comparisons: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[PasswordComparison]] = {}
+        """The running tasks that hash a password and compare it, by the cache key of `_verified` and the account's
+        state."""
         self._rehashes: dict[str, asyncio.Task[None]] = {}
         """The running tasks that replace hashes with outdated parameters, by the old hash."""
 
@@ -173,7 +174,7 @@ class PasswordCheck:
     async def aclose(self) -> None:
         """Cancels the hashings that have not begun, and waits until the running hashings and the replacements of
         hashes have ended."""
-        await cancel_and_wait(self._hashings.values())
+        await cancel_and_wait(self._comparisons.values())
         await asyncio.gather(*self._rehashes.values(), return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName, file: HtpasswdContent) -> bool:
@@ -201,32 +202,32 @@ class PasswordCheck:
         # While the queue is full for this client, every password gets 429, even one that is remembered or is being
         # hashed. Otherwise a client could fill the queue and then guess at no cost. A wrong password would get 429 and
         # would not be counted, and the remembered right one would be accepted.
-        self._hashing.check_queue(site)
+        self._pool.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)
         if verified is not None:
             if verified.checked_against == account_state and self._clock() < verified.until:
                 return PasswordComparison(True), False
             self._verified.remove(key)
-        is_first = (key, *account_state) not in self._hashings
-        comparison = await wait_for_outcome(self._hashing_task(key, password, account_state, site))
+        is_first = (key, *account_state) not in self._comparisons
+        comparison = await wait_for_outcome(self._comparison_task(key, password, account_state, site))
         if comparison.is_right:
             self._verified.put(key, _VerifiedPassword(account_state, self._clock() + VERIFIED_SECONDS))
         return comparison, is_first
 
-    def _hashing_task(
+    def _comparison_task(
         self, key: bytes, password: str, account_state: _AccountState, site: str
     ) -> asyncio.Task[PasswordComparison]:
         """Returns the task that compares the password with the hash in `account_state`. Starts the task if it does
         not run yet. `key` is the cache key of `_verified`."""
         # A login that begins after a change of the account has another `account_state`, so it does not get an older
         # result.
-        hashing = (key, *account_state)
-        task = self._hashings.get(hashing)
+        task_key = (key, *account_state)
+        task = self._comparisons.get(task_key)
         if task is None:
             work = partial(compare_password, password, account_state[0])
-            task = self._hashings[hashing] = self._hashing.start(work, site)
-            task.add_done_callback(lambda _: self._hashings.pop(hashing, None))
+            task = self._comparisons[task_key] = self._pool.start(work, site)
+            task.add_done_callback(lambda _: self._comparisons.pop(task_key, None))
         return task
 
     def _account_state(self, name: AccountName, file: HtpasswdContent) -> _AccountState:
@@ -261,7 +262,7 @@ class PasswordCheck:
 
     async def _rehash(self, name: AccountName, old_hash: str, password: str) -> None:
         try:
-            new_hash = await self._hashing.run(partial(hash_password, password))
+            new_hash = await self._pool.run(partial(hash_password, password))
             await self._accounts.replace_hash(name, old_hash, new_hash)
         except RegistryError as error:
             log.warning("could not renew the password hash of %s, which has old parameters: %s", name, error)

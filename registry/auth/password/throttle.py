@@ -77,8 +77,8 @@ BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 """Allows 1440 guesses a day at one account in the long run, from all addresses together."""
 FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
 """How long an address stays familiar to an account after a login: 30 days, or up to a day less, because a login is
-stored at most once a day. The store keeps familiar addresses in the table of the failures, whose times can be at most
-this many seconds ahead."""
+stored at most once a day. The store keeps the time until which an address is familiar in the table of failures. No time
+in this table is further in the future than `LONGEST_THROTTLING_SECONDS`."""
 
 
 class LoginThrottle:
@@ -145,7 +145,7 @@ class LoginThrottle:
         try:
             if self._accounts.throttled_until(_pair_key(name, network)):
                 await self._accounts.clear_failures([_pair_key(name, network)])
-            remaining_seconds = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
+            remaining_seconds = max(0.0, self._familiar_until(name, network) - self._clock())
             if remaining_seconds < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
                 # Extends the stored time so that the address stays familiar for `FAMILIAR_SECONDS` from now.
                 cost = FailureCost(FAMILIAR_SECONDS - remaining_seconds, FAMILIAR_SECONDS)
@@ -155,7 +155,12 @@ class LoginThrottle:
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
         """Returns whether the address is familiar to the account."""
-        return bool(network) and self._accounts.throttled_until(_familiar_key(name, network)) > now
+        return bool(network) and self._familiar_until(name, network) > now
+
+    def _familiar_until(self, name: str, network: str) -> float:
+        """Returns the time until which an address is familiar to an account; 0.0 if it is not familiar."""
+        # `throttled_until` reads the time of any key. The time of this key does not throttle.
+        return self._accounts.throttled_until(_familiar_key(name, network))
 
 
 # The keys under which the store counts failures. A `network` is an IPv4 address, or an IPv6 network of 64 bits.

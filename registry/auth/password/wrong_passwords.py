@@ -3,7 +3,7 @@ workers and restarts.
 
 The reason is that docker sends its login for Docker Hub to every mirror of Docker Hub, again and again. For a mirror,
 this password is wrong. All people of an office can share one address. If each worker counted each of their passwords
-once, and again after a restart, the address would use up the failed logins that it may have.
+once, and again after a restart, the address would soon have too many failed logins, and be throttled.
 
 A wrong password can be the right one of another account, so the store must not help to find it. It has only a hash of
 the argon2 digest that the check of the password has computed anyway. Whoever reads the store needs one argon2 hashing
@@ -26,10 +26,11 @@ MAX_LOOKUPS_A_DAY: Final = 20_000
 possible in the first day. The limit has two purposes:
 
 - It limits what clients without an account can write.
-- It limits the hashings that a client can cause by repeating many wrong passwords. If it repeats more of them than a
-  process caches, the process has to hash each one again. But while the store has a password, its repetition does not
-  count as a failed login, so the throttle does not stop the client. Beyond the limit, the process does not ask the
-  store, and every wrong password counts. The throttle then soon refuses the client without a hashing.
+- It limits the hashings that a client can cause with many wrong passwords, more than a process caches. Each time that
+  the client sends such a password, the process has to hash the password again. As long as the store remembers the
+  password, this does not count as a failed login, so the throttle does not stop the client. But beyond the limit, the
+  process does not ask the store. Every wrong password then counts, and the throttle soon refuses the client without a
+  hashing.
 """
 
 
@@ -77,9 +78,10 @@ class WrongPasswords:
 
 
 def _key(name: str, network: str, identity: Identity | None, digest: bytes) -> str:
-    """Returns the key under which the store remembers a wrong password. The digest is different for each account and
-    each of its passwords, because of its salt. Other changes of the account also change the key: they change the
-    version of an account in the store, or the stamp (a hash of the line) of an account in an htpasswd file."""
+    """Returns the key under which the store remembers a wrong password. The digest depends on a salt, which differs
+    between accounts, and changes when an account in the store gets a new password. Other changes of the account also
+    change the key: they change the version of an account in the store, or the stamp (a hash of the line) of an account
+    in an htpasswd file."""
     state = ("", "") if identity is None else (str(identity.version), identity.stamp or "")
     text = "\0".join((name, *state, network, "")).encode("utf-8", "surrogatepass")
     return f"wrong {hashlib.blake2b(text + digest, digest_size=16, person=b'wrong password').hexdigest()}"

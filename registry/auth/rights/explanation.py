@@ -40,13 +40,12 @@ class RightsExplanation:
     """The actions that an account may do on a repository, and the grants that allow them.
 
     - `account`: the account's name; None: the explanation is about a client without a login.
-    - `is_stored`: whether the store has the account. If not, the rights are those of an account of this name in the
-      htpasswd file.
+    - `is_stored`: whether the store has the account. If not, the rights are those that the account would have if the
+      htpasswd file had an account of this name.
     - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
-    - `is_admin`: whether the account is an admin, who may do everything.
-    - `is_registry_open`: whether the registry has no accounts yet. Every client may then pull, push and delete, except
-      in repositories of an upstream that needs grants. If `is_admin` or `is_registry_open` is true, grants do not
-      matter.
+    - `is_admin`: whether the account is an admin, who may do everything without a grant.
+    - `is_registry_open`: whether the registry has no accounts yet. Grants then have no effect. Every client may pull,
+      push and delete, except in repositories of a guarded upstream (`require_grant`), where no client may do anything.
     - `repositories`: the rights on the repository. If its name can mean two repositories: the rights on both, with the
       hosted repository first.
     """

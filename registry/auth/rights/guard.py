@@ -8,11 +8,13 @@ A *stored name* is the name of a repository in the store. Pushed content is stor
 pushed it. Content that is mirrored from an *upstream* (another registry) is stored under a name that begins with the
 name of the upstream: `ubuntu` as `docker.io/library/ubuntu`.
 
-The *candidates* of the repository name `repo` in a call are the stored names to which it can lead. There is only one if
-the name is enough to tell whether the content is pushed or mirrored. Otherwise there are two: `repo` itself, for pushed
-content, and the stored name of mirrored content. `repo` then leads to the mirrored content until the first push to
-`repo`, and from then on to itself. For reads and deletes, the account needs the right on the stored name to which
-`repo` leads now. For pushes, it needs the right on `repo` itself.
+The *candidates* of the repository name `repo` in a call are the stored names to which it can lead. If `repo` begins
+with the name of an upstream, such as `ghcr.io/app`, there is only one: the stored name of the mirrored content. Without
+a default upstream, every other name has one candidate too: `repo` itself, for pushed content. With the default upstream
+`docker.io`, the name `ubuntu` has two: `ubuntu` itself, for pushed content, and `docker.io/library/ubuntu`, for
+mirrored content. `ubuntu` then leads to the mirrored content until the first push to `ubuntu`, and from then on to
+itself. For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For pushes, it
+needs the right on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` only if the Host header or the query
 names an upstream: then `repo` begins with the name of the upstream. A bearer token lists repositories with the actions
@@ -362,9 +364,9 @@ def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
 
 
 def _grant_needed_text(names: Sequence[RepositoryName]) -> str:
-    """Returns the error text for a client to which a registry without accounts refuses content. Such a registry allows
-    everything except content of upstreams that need a grant of their own (the setting `require_grant`). The last of the
-    stored names `names` begins with the name of the upstream."""
+    """Returns the error text with which a registry without accounts refuses content. Such a registry allows everything
+    except content of upstreams that need a grant of their own (the setting `require_grant`). The last of the stored
+    names `names` begins with the name of the upstream."""
     upstream = names[-1].partition("/")[0]
     return (
         f"content mirrored from {upstream} needs a grant of its own, and this registry has no accounts yet: "

@@ -128,7 +128,8 @@ def management_rights_of(principal: Principal) -> ManagementRights:
     identity = principal.identity
     # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`).
     used_token = identity.token is not None or identity.access is not None
-    # Only an account in the store has a version. A client with a token of a trusted issuer counts as a robot.
+    # An identity has a version if its account is in the store. A token of a trusted issuer sets neither `token` nor
+    # `access`, but its account is always a robot's.
     return ManagementRights(
         identity.name,
         admin=principal.admin,

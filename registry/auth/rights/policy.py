@@ -52,8 +52,9 @@ _MAX_CACHED_GRANTS: Final = 100_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GranteeGrants:
-    """The grants of one grantee: the granted `names` by combination of actions, and the number of grants (`size`). Two
-    of these objects are equal only if they are the same object, so a set of them is a key that is fast to compare."""
+    """The grants of one grantee: the granted `names` by combination of actions (an `Action` is a set of flags, such as
+    `PULL | PUSH`), and the number of grants (`size`). Two of these objects are equal only if they are the same object,
+    so a set of them is a key that is fast to compare."""
 
     names: Mapping[Action, NameSet]
     size: int
@@ -238,14 +239,14 @@ class Policy:
         for name in names:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            allowed_on_hosted = Action(principal.actions(stored_name=name, requested_name=name))
-            allowed_by_name[name] = allowed_on_hosted | await self._allowed_on_mirrored(principal, name)
+            allowed_on_pushed = Action(principal.actions(stored_name=name, requested_name=name))
+            allowed_by_name[name] = allowed_on_pushed | await self._allowed_on_mirrored(principal, name)
         return allowed_by_name
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
         """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
-        lead. A request can name any upstream, in its Host header or query. So `possible_names` returns a stored name
-        for each upstream, whereas `candidates` returns only the stored names to which `name` alone can lead."""
+        lead. A request can name any upstream, in its Host header or query. `possible_names` returns a stored name for
+        each upstream."""
         allowed_bits = 0
         for stored_name in self.naming.possible_names(name):
             if principal.is_slow_to_match:

@@ -78,9 +78,9 @@ ANONYMOUS: Final = Identity(None)
 _MAX_CACHED_REPOSITORIES: Final = 64
 """The largest number of repositories for which one principal caches the allowed actions. It is small because a process
 caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
-_SLOW_WEIGHT: Final = 8
-"""If the patterns of a principal have a larger weight than this, matching a name against them is slow. `Rights.weight`
-defines the weight."""
+_SLOW_MATCH_COST: Final = 8
+"""If matching a name against all patterns of a principal costs more than this, it is slow. The unit is that of
+`NameSet.match_cost`."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The only other action is `ADMIN`, the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
@@ -99,9 +99,9 @@ class Rights:
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
 
-    All sets in `names` and `more_names` must have the same guarded upstreams, and no `NameSet.limits` (patterns that a
-    name must match as well). Otherwise the constructor raises ValueError. `names_allowing` returns the union of several
-    sets. If they differed in their guarded upstreams or limits, this union could have names that are in none of them.
+    `names_allowing` returns the union of several sets, with the guarded upstreams of the first set and without limits
+    (`NameSet.limits`: patterns that a name must match as well). To make this union right, all sets in `names` and
+    `more_names` must have the same guarded upstreams, and no limits. Otherwise the constructor raises ValueError.
     """
 
     names: Mapping[Action, NameSet]
@@ -152,7 +152,7 @@ class Rights:
         return allowed_bits
 
     @property
-    def weight(self) -> int:
+    def match_cost(self) -> int:
         """An upper bound for the cost of matching a name against all sets of names, in the unit of
         `NameSet.match_cost`."""
         return sum(names.match_cost for names in self._bits_by_names)
@@ -235,18 +235,18 @@ class Principal:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def as_visitor(self) -> Principal:
-        """Returns a principal with the same rights for a visitor of the web pages (`registry.ui`). The visitor is
-        admitted without a credential, because the pages show anonymous visitors what everyone may pull."""
+    def for_pages(self) -> Principal:
+        """Returns a principal with the same rights for requests to the web pages (`registry.ui`). It is admitted even
+        without a credential, because the pages show anonymous clients what everyone may pull."""
         if self.is_admitted:
             return self
-        visitor = Principal(self.identity, self.rights, is_registry_open=self.is_registry_open, epoch=self.epoch)
-        visitor.is_admitted = True
-        return visitor
+        principal = Principal(self.identity, self.rights, is_registry_open=self.is_registry_open, epoch=self.epoch)
+        principal.is_admitted = True
+        return principal
 
     def visitor_key_at(self, address: str) -> str:
-        """Returns the key of the client for limits that apply to each visitor separately: its account, or the network
-        of its IP address `address` if it is anonymous."""
+        """Returns the key of the client for limits that apply to each *visitor* separately. A visitor is an account or,
+        for anonymous clients, the network of the IP address `address`."""
         return visitor_key(None if self.is_anonymous else self.name, address)
 
     # Rights on one repository
@@ -299,8 +299,8 @@ class Principal:
     def is_slow_to_match(self) -> bool:
         """Whether matching one name can take a millisecond, because the rights and the limits have many patterns."""
         limits = self._limits or ()
-        limits_weight = sum(shared_matcher.matcher.match_cost for _, shared_matcher in limits)
-        return self.rights.weight + limits_weight > _SLOW_WEIGHT
+        limits_cost = sum(shared_matcher.matcher.match_cost for _, shared_matcher in limits)
+        return self.rights.match_cost + limits_cost > _SLOW_MATCH_COST
 
     # Rights on sets of repositories
 

@@ -59,7 +59,8 @@ def make(
     - `now`, `expires`: seconds since 1970. `expires` is None if the token never expires.
     - `purpose`: `personal` for a token that a person created; `login` for a refresh token, which `docker login` gets
       from `/token` and sends later in place of the password.
-    - `limits`: the token allows only these of the actions that the account may do. None: it allows all of them.
+    - `limits`: the token allows an action only if these limits and the rights of the account allow it. None: the token
+      allows everything that the account may do.
     """
     token_id, secret = _encode(random(9), _ID_LENGTH), _encode(random(32), _SECRET_LENGTH)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)

@@ -34,11 +34,10 @@ log = logging.getLogger(__name__)
 
 SESSION_SECONDS: Final = 8 * 3600.0
 """The lifetime of a session: a working day."""
-SEEN_SECONDS: Final = 600.0
+USE_RECORD_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""After a failed write of the time of a request, this worker writes no such times for this long, because the disk may
-be full."""
+"""How long this worker records no requests after recording one has failed, because the disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
@@ -93,7 +92,7 @@ class LoginSessions:
         session = self._find(text)
         now = self._clock()
         # If the recorded time is in the future, the clock was set back. Then the time is recorded again.
-        is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < SEEN_SECONDS
+        is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < USE_RECORD_SECONDS
         may_write = session.id not in self._use_writes and time.monotonic() >= self._no_writes_until
         if not is_recorded and may_write:
             self._use_writes[session.id] = start_detached(self._write_use(session.id, now))

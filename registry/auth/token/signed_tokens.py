@@ -28,9 +28,9 @@ LEEWAY_SECONDS: Final = 5.0
 """How far in the future a token's time of issue may be, because the clock of this machine may have been set back after
 the token was issued."""
 _MAX_PART_CHARACTERS: Final = 128 * 1024
-"""The longest part of a token (header, payload or signature) that joserfc accepts. It replaces joserfc's own limits,
-which would refuse tokens with a long header, such as one with a certificate. It refuses no token itself: `parse_token`
-first refuses every token that is longer than its argument `max_characters`, which is always smaller."""
+"""The longest part of a token (header, payload or signature) that joserfc accepts. joserfc's own limits would refuse
+tokens with a long header, such as one with a certificate. This limit is so high that it never applies: `parse_token`
+refuses longer tokens first, because the `max_characters` of all callers are smaller."""
 
 
 class TokenInvalid(Exception):
@@ -156,11 +156,10 @@ def unverified_claims(token: CompactSignature) -> dict[str, Any]:
     return claims
 
 
-def named_key(token: CompactSignature, algorithms: Sequence[str]) -> tuple[str, str | None]:
-    """Returns the signature algorithm and the id of the key that the header of a token names; the id is None if the
-    header names no key. Raises TokenInvalid if the algorithm is not one of `algorithms`, or if the header has `crit`.
-    The parameter `crit` names extensions that a verifier must support (RFC 7515, 4.1.11); this registry supports
-    none."""
+def algorithm_and_key_id(token: CompactSignature, algorithms: Sequence[str]) -> tuple[str, str | None]:
+    """Returns the signature algorithm and the key id that the header of a token names. The id is None if the header
+    names no key. Raises TokenInvalid if the algorithm is not one of `algorithms`, or if the header has `crit`. The
+    parameter `crit` names extensions that a verifier must support (RFC 7515, 4.1.11); this registry supports none."""
     header = token.headers()
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm not in algorithms or "crit" in header or not isinstance(key_id, str | None):
@@ -190,7 +189,7 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
       must be finite numbers.
     - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
     """
-    validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # fractions are fine
+    validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # takes floats too
     try:
         validator.validate(claims)
     except JoseError as error:

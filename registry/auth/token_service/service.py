@@ -185,9 +185,13 @@ class TokenService:
 
         Raises Unauthorized if the account has changed since its password was verified, because a new password ends all
         logins with the old one. Raises StorageFailed."""
-        if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
+        if identity.name is None:  # the client has no account
             return None
-        if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
+        if identity.version is None:  # the account is in the htpasswd file
+            return None
+        if identity.token is not None:  # the client sent an API token
+            return None
+        if identity.stamp is not None:  # an issuer's token: the stamp is a hash of the issuer's settings
             return None
         account, now = AccountName(identity.name), self._clock()
         new_token = api_tokens.make(
@@ -202,7 +206,7 @@ class TokenService:
             await self._accounts.add_token(
                 new_token.token, new_token.secret_hash, expected_version=identity.version, by=actor
             )
-        except Unauthorized:  # the account, such as its password, has changed since the login was verified
+        except Unauthorized:  # the account has changed since the login was verified, for example its password
             raise Unauthorized(REFUSED) from None
         except (StorageFull, DataDirectoryReplaced) as error:
             log.warning("a login gets no refresh token, so its client stores the password: %s", error.message)

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from registry.admin.archive_response import HeldResponse, ResponseCutOff
+from registry.admin.archive_response import InMemoryResponse, ResponseCutOff
 from registry.asgi import Message
 from registry.browse import answer_memory_limit
 from registry.browse.answer_memory_limit import AnswerMemoryLimit
@@ -38,7 +38,7 @@ class SlowClients:
             else:
                 await self.finish.wait()
 
-        request = asyncio.ensure_future(HeldResponse(b"x" * size, self._memory, visitor)(SCOPE, never, send))
+        request = asyncio.ensure_future(InMemoryResponse(b"x" * size, self._memory, visitor)(SCOPE, never, send))
         self.requests.append(request)
         await has_started.wait()
         return request
@@ -58,7 +58,7 @@ async def ask(memory: AnswerMemoryLimit, visitor: str, size: int = MIB) -> None:
     async def send(message: Message) -> None:
         pass
 
-    await HeldResponse(b"x" * size, memory, visitor)(SCOPE, never, send)
+    await InMemoryResponse(b"x" * size, memory, visitor)(SCOPE, never, send)
 
 
 async def test_answers_count_until_they_are_sent() -> None:
@@ -132,7 +132,7 @@ async def test_an_answer_that_fails_leaves_no_bytes() -> None:
         raise TimeoutError("the connection timed out")
 
     with pytest.raises(TimeoutError, match="the connection"):
-        await HeldResponse(b"x", memory, "bob")(SCOPE, never, send)
+        await InMemoryResponse(b"x", memory, "bob")(SCOPE, never, send)
     request = await SlowClients(memory).request("bob")
     request.cancel()
     with pytest.raises(asyncio.CancelledError):

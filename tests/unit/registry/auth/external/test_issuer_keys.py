@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.auth.external import identity_http, jwks
-from registry.auth.external.jwks import FRESH_SECONDS, REFRESH_SECONDS, RETRY_SECONDS, STALE_SECONDS
+from registry.auth.external.jwks import PAUSE_SECONDS, REFRESH_AGE_SECONDS, RETRY_SECONDS, STALE_SECONDS
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import CI, KNOWN_ADDRESS, AuthClock, AuthWorker
 from tests.fakes.issuer_worker import check_refused, claims, worker_that_trusts
@@ -30,7 +30,7 @@ async def check_new_key_is_fetched(
         with pytest.raises(Unauthorized):
             await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 1
-    worker.clock.now += REFRESH_SECONDS
+    worker.clock.now += PAUSE_SECONDS
     assert await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 2
     await check_refused(worker, old_key.sign(claims(worker.clock), **header))
@@ -59,7 +59,7 @@ async def test_known_keys_are_used_during_a_fetch(
     fetch. It continues if one of the waiting callers is cancelled."""
     verify = trusting_worker.access.credential_verifier.verify_bearer
     assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
-    trusting_worker.clock.now += REFRESH_SECONDS
+    trusting_worker.clock.now += PAUSE_SECONDS
     key_server.body = key_set(key.jwk(), other_key.jwk())
     key_server.open.clear()
     key_server.waiting.clear()
@@ -102,7 +102,7 @@ async def test_tokens_are_refused_while_keys_cannot_be_fetched(
     await check_refused(trusting_worker, text)
     assert key_server.request_count == 1
     key_server.body, key_server.status, key_server.extra = good, 200, ""
-    trusting_worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
+    trusting_worker.clock.now += PAUSE_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
     assert await trusting_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
@@ -115,7 +115,7 @@ async def test_known_keys_are_used_while_the_issuer_is_unavailable(
     assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     key_server.status = 503
     key_server.waiting.clear()
-    trusting_worker.clock.now += FRESH_SECONDS + 1
+    trusting_worker.clock.now += REFRESH_AGE_SECONDS + 1
     assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     await key_server.waiting.wait()
     trusting_worker.clock.now += STALE_SECONDS

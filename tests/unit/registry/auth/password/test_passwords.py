@@ -20,8 +20,8 @@ from argon2 import low_level
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
     MAX_PARALLEL_HASHINGS,
-    MAX_SITE_CALLS_WITH_RESERVE,
     MAX_WAITING_CALLS,
+    MIN_SITE_CALLS_WITHOUT_RESERVE,
     NICENESS,
     RESERVED_PLACES,
     HashingPool,
@@ -262,10 +262,10 @@ async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
             with pytest.raises(TooManyRequests):
                 refused_call()
         for site in ("office", "cluster"):
-            accepted += [pool.start(lambda: True, site) for _ in range(MAX_SITE_CALLS_WITH_RESERVE)]
+            accepted += [pool.start(lambda: True, site) for _ in range(MIN_SITE_CALLS_WITHOUT_RESERVE)]
             with pytest.raises(TooManyRequests):
                 pool.check_queue(site)
-        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MAX_SITE_CALLS_WITH_RESERVE)]
+        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MIN_SITE_CALLS_WITHOUT_RESERVE)]
         for full_for in ("another", None):
             with pytest.raises(TooManyRequests):
                 pool.check_queue(full_for)

@@ -263,7 +263,7 @@ async def test_remembered_passwords_are_keyed_hashes(worker: AuthWorker) -> None
         await log_in(worker, 2, "a wrong password")
     passwords = worker.access.credential_verifier._passwords
     assert len(passwords._verified) == len(passwords._failed_checks) == 1
-    assert not passwords._hashings
+    assert not passwords._comparisons
     remembered = repr((vars(passwords._verified), vars(passwords._failed_checks)))
     assert PASSWORD not in remembered
     assert "a wrong password" not in remembered

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.auth.rights.principal import Identity
-from registry.auth.token.login_sessions import SEEN_SECONDS, SESSION_SECONDS
+from registry.auth.token.login_sessions import SESSION_SECONDS, USE_RECORD_SECONDS
 from registry.auth.token.signing_keys import make_key
 from storage.access import AccountName, AccountUnknown
 from storage.errors import StorageFull, Unauthorized
@@ -133,7 +133,7 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
     for _ in range(MOST_SESSIONS):
         texts.append(await start_session(worker))
         worker.clock.now += 1
-    worker.clock.now += SEEN_SECONDS
+    worker.clock.now += USE_RECORD_SECONDS
     await use_session(worker, texts[0])
     await start_session(worker)
     assert worker.access.login_sessions.verify(texts[0])
@@ -160,7 +160,11 @@ async def test_sessions_of_the_future_do_not_end_new_ones(worker: AuthWorker) ->
 async def test_the_time_of_the_last_request_is_recorded(worker: AuthWorker) -> None:
     """The time of the last request is recorded at most once in ten minutes."""
     text, started = await start_session(worker), worker.clock()
-    for later, recorded in ((SEEN_SECONDS - 1, 0.0), (SEEN_SECONDS, SEEN_SECONDS), (SEEN_SECONDS + 1, SEEN_SECONDS)):
+    for later, recorded in (
+        (USE_RECORD_SECONDS - 1, 0.0),
+        (USE_RECORD_SECONDS, USE_RECORD_SECONDS),
+        (USE_RECORD_SECONDS + 1, USE_RECORD_SECONDS),
+    ):
         worker.clock.now = started + later
         await use_session(worker, text)
         (session,) = worker.accounts.login_sessions(ALICE)
@@ -209,7 +213,7 @@ async def test_one_warning_on_a_full_disk(
 
     monkeypatch.setattr(worker.accounts, "save_session_use", refuse)
     text = await start_session(worker)
-    worker.clock.now += SEEN_SECONDS
+    worker.clock.now += USE_RECORD_SECONDS
     for _ in range(10):
         worker.access.login_sessions.verify(text)
         await asyncio.sleep(0)
