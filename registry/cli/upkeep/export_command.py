@@ -30,8 +30,8 @@ Examples:
   entrepot export team/app:1 --to - --format docker-archive | docker load
 
 REF is the name of a hosted or a mirrored image; what a mirror lacks is fetched. If the argument of --to ends with .tar,
-the images go into a tar archive, otherwise into a directory. docker-archive is always a tar archive. If the directory
-has exported images already, the new ones are added."""
+the images go into a tar archive, otherwise into a directory. docker-archive and --to - always make a tar archive. If
+the directory has exported images already, the new ones are added."""
 
 
 class Format(StrEnum):

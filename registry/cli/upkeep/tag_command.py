@@ -99,8 +99,8 @@ Examples:
   entrepot tag restore team/app:v1 --to sha256:9f86d08…
 
 Without --to and --at, the tag gets what it pointed at before its last change. If the image was deleted, it is put back
-with its platforms and its referrers, such as signatures. This is possible only for a time after the deletion, which the
-setting gc.grace gives.""",
+with its platforms and its referrers, such as signatures. After the deletion, this is possible for as long as the
+setting gc.grace says.""",
 )
 def restore(
     reference: TagArgument,
