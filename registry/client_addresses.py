@@ -22,7 +22,7 @@ def network_of(address: str) -> str:
     """Returns the network that counts as one client for limits. For IPv4 it is the address itself. For IPv6 it is the
     /64 network of the address, such as `2001:db8::/64`, because a client can choose the last 64 bits freely.
 
-    For `::ffff:192.0.2.1`, returns the IPv4 address. Returns text that is no IP address unchanged."""
+    For `::ffff:192.0.2.1`, returns the IPv4 address. If `address` is not an IP address, returns it unchanged."""
     if ":" not in address:
         return address
     try:
@@ -38,7 +38,7 @@ def site_of(address: str) -> str:
     """Returns the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address. A provider may have
     given this network to one customer, who can then use all of its addresses.
 
-    Returns text that is no IP address unchanged."""
+    If `address` is not an IP address, returns it unchanged."""
     network = network_of(address)
     try:
         if ":" in network:

@@ -72,7 +72,7 @@ def row(
         pushed_by=tag.pushed_by,
         last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
         pulls=facts.pulls,
-        marks=overview.marks,
+        marks=overview.marks,  # whether it is signed, has an SBOM and is attested
         immutable=is_immutable(tag.name),
         frozen_at=frozen.get(tag.name),
     )
@@ -85,4 +85,6 @@ def _cursor(after: str | None) -> TagCursor | None:
     try:
         return TagCursor.parse(after)
     except ValueError:
-        raise RequestInvalid("`after` is not the `next` of a page of this list") from None
+        raise RequestInvalid(
+            "`after` is not valid; send the value of `next` from an earlier page of this list"
+        ) from None

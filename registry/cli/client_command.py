@@ -204,9 +204,9 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. The `prefix` of a host is the host name in the
-    client's image names. A value that is the prefix of some host selects only that host. Any other value selects all
-    hosts of the upstream with this name."""
+    """Returns whether `name`, a value of --upstream, selects `host`. An upstream with aliases has several hosts, each
+    with its own `prefix`, the beginning of image names. If `name` is a prefix, it selects only the host with this
+    prefix. Otherwise it is the name of an upstream, and selects all hosts of that upstream."""
     return host.prefix == name or (host.upstream == name and all(other.prefix != name for other in all_hosts))
 
 

@@ -58,8 +58,9 @@ def _end_without_stdout(error: OSError) -> None:
 
 
 def _text_parameters(command: Any) -> Iterator[Any]:
-    """Yields the arguments and options of a command and of its subcommands, except those that name a file: their values
-    need not be UTF-8. The metavar (the placeholder in the help text) of those contains `FILE`."""
+    """Yields the arguments and options whose values must be UTF-8, of a command and of its subcommands. Only the name
+    of a file need not be UTF-8: an argument or option names a file if its metavar (the placeholder in the help text)
+    contains `FILE`."""
     for subcommand in getattr(command, "commands", {}).values():
         yield from _text_parameters(subcommand)
     if isinstance(command, TyperCommand):

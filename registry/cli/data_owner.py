@@ -43,30 +43,31 @@ class OwnerError(Exception):
 
 
 def server_user(data: Path) -> tuple[int, int]:
-    """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError. The first case that
-    applies counts:
+    """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError.
 
-    - The uid and the gid of this process, if all of this holds: its user is neither root nor the owner of the
-      directory; the user may write to the directory; the database belongs to the user or does not exist. The user can
-      then run a server in the directory, although the directory belongs to another user.
-    - The uid of the database, if all of this holds: the directory belongs to root; its group or all users may write to
-      it; the database exists. This is the case on a volume of Kubernetes (`fsGroup`). The gid is that of the directory,
-      or of the database if all users may write to the directory.
-    - Otherwise the uid and the gid of the directory."""
+    Usually these are the uid and the gid of the directory. There are two exceptions, for directories to which other
+    users than the owner may write. If both apply, the first one counts:
+
+    - The user of this process may write to a directory of another user, is not root, and owns the database, unless
+      there is no database yet. This user can run a server there, so the uid and the gid are those of this process.
+    - The directory belongs to root and has a database. This is so on a volume of Kubernetes (`fsGroup`), where another
+      user runs the server. The uid is that of the database. The gid is that of the directory, or that of the database
+      if all users may write to the directory."""
     from storage.composition import layout_of
 
     directory = data.stat()
     database: os.stat_result | None = None
     with suppress(OSError):  # for example, `data` is a file, which later checks report
-        # Not `stat`: a user can replace the database by a link to a file of another user, but owns only the link.
+        # Not `stat`: a user who may write to the directory can put a link to another user's file in place of the
+        # database, and `stat` would return the owner of that file. `lstat` returns the owner of the link.
         database = layout_of(data).metadata.lstat()
-    is_for_all = bool(directory.st_mode & stat.S_IWOTH)
+    all_may_write = bool(directory.st_mode & stat.S_IWOTH)
     user = os.geteuid()
     is_own = database is None or database.st_uid == user
-    if is_own and user not in (0, directory.st_uid) and (is_for_all or may_write_as_group(directory)):
+    if is_own and user not in (0, directory.st_uid) and (all_may_write or may_write_as_group(directory)):
         return user, os.getegid()
-    if directory.st_uid == 0 and database is not None and (is_for_all or directory.st_mode & stat.S_IWGRP):
-        return database.st_uid, database.st_gid if is_for_all else directory.st_gid
+    if directory.st_uid == 0 and database is not None and (all_may_write or directory.st_mode & stat.S_IWGRP):
+        return database.st_uid, database.st_gid if all_may_write else directory.st_gid
     return directory.st_uid, directory.st_gid
 
 

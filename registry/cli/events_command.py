@@ -211,17 +211,17 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 
 def _cells(event: Event) -> tuple[str, ...]:
     """Returns the cells of an event for `COLUMNS`."""
-    content = event.content
-    what = content.repository + (f":{content.tag}" if content.tag is not None else "")
-    if content.tag is None and content.digest is not None:
-        what += f"@{content.digest}"
-    details = [content.reason]
-    if content.tag is not None and content.digest is not None:
-        details.append(_short(content.digest))
-    if content.previous is not None:
-        details.append(f"before: {_short(content.previous)}")
+    facts = event.content  # what happened, to what, and who caused it
+    what = facts.repository + (f":{facts.tag}" if facts.tag is not None else "")
+    if facts.tag is None and facts.digest is not None:
+        what += f"@{facts.digest}"
+    details = [facts.reason]
+    if facts.tag is not None and facts.digest is not None:
+        details.append(_short(facts.digest))
+    if facts.previous is not None:
+        details.append(f"before: {_short(facts.previous)}")
     detail = ", ".join(filter(None, details))
-    return str(event.number), local_time(content.at), str(content.action), what, content.by.name, detail
+    return str(event.number), local_time(facts.at), str(facts.action), what, facts.by.name, detail
 
 
 def _short(digest: str) -> str:
@@ -231,6 +231,6 @@ def _short(digest: str) -> str:
 
 def _state(delivery: Delivery) -> str:
     """Returns the text of the column `state`."""
-    if delivery.dead is not None:
+    if delivery.dead is not None:  # the time at which the server gave up
         return f"given up at {local_time(delivery.dead)}: {delivery.error}"
     return f"waits; the last attempt failed: {delivery.error}" if delivery.error else "waits"

@@ -12,8 +12,9 @@ Examples:
   entrepot reload
   entrepot reload --data /srv/entrepot
 
-The server reads its settings file again, with the flags and variables of its start. If one value is wrong, or cannot
-change while the server runs, the command says which one, and nothing changes. SIGHUP to the server does the same."""
+The server reads its settings file again. It keeps the flags and environment variables with which it was started. If one
+value is wrong, or cannot change while the server runs, the command says which one, and nothing changes. SIGHUP to the
+server does the same."""
 RESTART_HELP = "Replace the program and the workers of the running server, without a pause."
 RESTART_EXAMPLES = """\b
 Examples:

@@ -49,10 +49,13 @@ class LiveConfiguration:
         changes = list(self._changes(settings))
         # Some changes take effect only when the server is stopped and started, others also at `entrepot restart`, which
         # replaces the program of the running server.
-        for effect, how in (("start", STOP_AND_START), ("restart", "run `entrepot restart`")):
+        for effect, when in (
+            ("start", f"if you {STOP_AND_START}"),
+            ("restart", "at a restart: run `entrepot restart`"),
+        ):
             if names := [name for name, takes_effect in changes if takes_effect == effect]:
                 verb = "takes" if len(names) == 1 else "take"
-                raise ChangeRefused(f"{', '.join(names)} {verb} effect only at a {effect}: {how}")
+                raise ChangeRefused(f"{', '.join(names)} {verb} effect only {when}")
         self._check_files(settings)
         proposal = Proposal(pickle.dumps(settings), ", ".join(name for name, _ in changes))
         self._proposed = proposal, settings
@@ -75,7 +78,8 @@ class LiveConfiguration:
     def _changes(self, settings: Settings) -> Iterator[tuple[str, TakesEffect]]:
         """Yields the name of each changed setting, and when its change takes effect. A changed address usually
         takes effect at a restart, which opens the new socket while the present sockets are still open. This would fail
-        if the new address overlaps with a present one. Such a change takes effect only at a start."""
+        if the new address overlaps with a present one. Such a change takes effect only when the server is stopped and
+        started again."""
         from registry.server.gate.listener import overlaps
 
         new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}

@@ -134,7 +134,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         banner = startup_banner(settings, addresses[0], sockets[0], requires_login=requires_login)
         # These objects are created before the workers are forked, so that all workers share them.
         rate_memory = RateLimitMemory()
-        run = new_server_run()
+        server_run = new_server_run()  # the random id of this server, and the time of its start
+        # After a takeover, the metrics continue the counts of the old version.
         telemetry = Telemetry(
             settings,
             None if metrics_socket is None else metrics_socket.getsockname()[1],
@@ -148,7 +149,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
                 settings,
                 rate_limit=rate_limit,
                 telemetry=telemetry,
-                run=run,
+                run=server_run,
                 starts_background_work=starts_background_work,
             )
 

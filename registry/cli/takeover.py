@@ -53,7 +53,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     from registry.server.gate.listener import ListenError, address_of, bind
 
     if str(settings.data.absolute()) != facts["data"]:
-        fail("the setting `data` takes effect only at a start: stop the server and start it again")
+        fail("the setting `data` takes effect only if you stop the server and start it again")
     if settings.workers < 2:
         fail("the setting `workers` cannot become 1 in a restart: stop the server and start it again")
     # Not computed from the setting `listen`: systemd may have opened the server's socket at another address.
@@ -90,18 +90,20 @@ def _fail_to_listen(error: ListenError, server_addresses: Sequence[str]) -> NoRe
     """Ends the command with an error message, because the check of a restart could not open a socket.
     `server_addresses`: the addresses of the running server's sockets.
 
-    Two causes disappear only if the server is stopped and started. First, the workers of the running server keep their
-    sockets open until the restart is complete. The new version cannot open an address that overlaps with one of theirs,
-    for example because one of the two stands for all addresses of the machine. Second, this process may have no right
-    to the port of the running server: root opened that port at the start of the server."""
+    Two causes disappear only if the server is stopped and started:
+
+    - The new address overlaps with one of the running server, whose sockets stay open until the restart is complete.
+      For example, `0.0.0.0:5000` overlaps with `127.0.0.1:5000`.
+    - The new address has another host, but the same port, and this process may not open the port. For example, only
+      root may open port 443: the server was started by root, but does not run as root any more."""
     from registry.server.gate.listener import overlaps
 
     new, port = error.used_address, error.forbidden_port
     for address in server_addresses:
         if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
             fail(
-                f"the running server itself uses port {_port(address)}, so the new address takes effect only at a "
-                f"start: {STOP_AND_START}"
+                f"the running server itself uses port {_port(address)}, so the new address takes effect only if you "
+                f"{STOP_AND_START}"
             )
     fail(error.message)
 

@@ -70,8 +70,8 @@ class MirroredHost:
     server: str
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
-    """Whether this registry serves image names without a host, such as `ubuntu`, from this upstream. docker can use it
-    as a mirror only then, because docker sends no host to a mirror."""
+    """Whether this registry serves image names without a host, such as `ubuntu`, from this upstream. docker sends only
+    such names to a mirror. So docker can use this registry as a mirror only if this is true for Docker Hub."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:

@@ -37,8 +37,8 @@ SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], Client
 """A function that returns the set-up of a client. The arguments: this registry's address, the upstream hosts that it
 mirrors, and whether it has accounts."""
 _ROBOT_HINT: Final = hint(
-    "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME, "
-    "entrepot grant add 'team/**' pull,push robot:NAME"
+    "NAME is a robot's name, and TOKEN its API token; to make them, run: entrepot robot add NAME, entrepot token add "
+    "NAME, entrepot grant add 'team/**' pull,push robot:NAME"
 )
 
 
@@ -187,7 +187,7 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
             ),
         )
     if has_accounts:
-        hints.append(hint("fill in the user name and, as the password, an API token; a robot's suffices"))
+        hints.append(hint("fill in the user name and, as the password, an API token; those of a robot suffice"))
     hints += _docker_grant_hints(hosts, has_accounts)
     hints += docker_image_name_hints(address, hosts)
     if not daemon:
@@ -231,8 +231,9 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    # docker accepts plain HTTP from a loopback address without this option. The job has the option even so: its docker
-    # runs in a container and cannot reach the loopback address, so people have to put another address in its place.
+    # docker accepts plain HTTP from a loopback address even without this option. But the docker of this job runs in a
+    # container, which cannot reach a loopback address of this machine. So people have to write another address in its
+    # place, and for that address docker needs the option.
     if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"

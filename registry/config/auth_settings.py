@@ -40,8 +40,8 @@ def check_identity_url(value: str, example: str, attacker_can: str) -> None:
     """Raises ValueError unless `value` can be the URL of a service on which logins depend, such as an OpenID provider.
     The URL must have https, or http on this machine, and must not have a user name, a password or a fragment.
 
-    `example`: a valid URL for the message. `attacker_can`: the end of the message that refuses plain http, after
-    "whoever can change the answers on their way can"; for example "log in"."""
+    `example`: a valid URL for the message. `attacker_can`: what an attacker can do if the URL has plain http, such as
+    "log in". The message that refuses plain http ends with this text."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("such an address must not contain a user name or password")
     parts = split_http_url(value, example, allow_fragment=False)
@@ -97,7 +97,9 @@ class AuthSettings(SettingsGroup):
         description="How long a token of `/token` is valid, from 1m to 1h. Clients get a new one by themselves",
     )
     refresh_ttl: Duration = Field(
-        default=7776000.0, gt=0, description="How long `docker login` lasts for clients that do not store the password"
+        default=7776000.0,
+        gt=0,
+        description="How long `docker login` lasts for clients that store a refresh token instead of the password",
     )
 
 

@@ -54,8 +54,8 @@ class EventSettings(SettingsGroup):
     keep_max: int = Field(default=100_000, ge=100, le=10_000_000, description="Largest number of events that are kept")
     actions: Annotated[list[EventAction], NoDecode, BeforeValidator(split_commas)] = Field(
         default=sorted(CHANGES),
-        description="The events that are kept. Pulls, fills and events of blobs are many, so they are kept only if "
-        "they are listed here",
+        description="The events that are kept; `actions` of `[[webhook]]` explains them. The events `pull`, `fill` and "
+        "`blob_*` are many, so they are kept only if they are listed here",
     )
     max_pending: int = Field(
         default=100_000,

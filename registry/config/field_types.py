@@ -49,7 +49,7 @@ def split_commas(value: object) -> object:
 def _check_network(value: str) -> str:
     """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
     Raises ValueError for other text, and for a network whose address has bits set after the prefix. Also raises it for
-    a network of all addresses, because each of these settings lists clients or proxies to trust."""
+    a network of all addresses: a `NetworkList` names clients or proxies to trust, and trusting all is a mistake."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -150,6 +150,7 @@ def is_size(field: FieldInfo) -> bool:
 def is_duration(field: FieldInfo) -> bool:
     """Returns whether the type of a setting is `Duration` or `Duration | None`."""
     metadata = field.metadata
-    if get_origin(field.annotation) in (Union, UnionType):  # `Duration` keeps its validators inside the union
+    if get_origin(field.annotation) in (Union, UnionType):
+        # `Duration` is an `Annotated[float, …]`. In `Duration | None`, pydantic leaves its validators in there.
         metadata = [item for kind in get_args(field.annotation) for item in get_args(kind)[1:]]
     return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)

@@ -124,14 +124,14 @@ class Upstream(SettingsGroup):
     )
     aliases: list[HostName] = Field(
         default=[],
-        description="Further values of `?ns=` that mean this upstream. containerd and BuildKit send its host there, "
-        "with the port if image names have one: `registry.corp:5000`",
+        description="Further values of `?ns=` that mean this upstream. In `?ns=`, containerd and BuildKit send the "
+        "host in the image name, with the port if it has one: `registry.corp:5000`",
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[],
-        description="URLs of further token services that the mirror may use and may send the password to. Two "
-        "kinds need no entry here: services on the endpoint's host and port, and services at `https`, port 443, whose "
-        "host has the same registrable domain (such as `example.com`) as an endpoint or as `name`",
+        description="URLs of further token services that the mirror may use and may send the password to. A service on "
+        "the endpoint's host and port needs no entry here. Neither does a service at `https`, port 443, if its host "
+        "has the same registrable domain (such as `example.com`) as an endpoint or as `name`",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
@@ -281,7 +281,7 @@ class HostedSettings(SettingsGroup):
     ] = Field(
         default=[],
         description="Patterns of names for which no upstream is asked, such as `team/**` (any text) or `team/*` (any "
-        "text without a slash). After the first push to it, a name needs no pattern",
+        "text without a slash). A name to which clients have pushed needs no pattern: it belongs to this registry",
     )
 
 

@@ -164,8 +164,8 @@ class DownloadSettings(SettingsGroup):
     at_once: int = Field(
         default=4,
         ge=1,
-        description="How many images each worker process sends at the same time; others get 429. One account, or one "
-        "address without an account, gets at most half of this number",
+        description="How many images each worker process sends at the same time; others get 429. One account gets at "
+        "most half of this number. So do all clients without an account at one address together",
     )
 
 
@@ -237,8 +237,8 @@ class Settings(BaseSettings):
     host_names: Annotated[list[HostName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Further names of this registry in image names, with the port if they have one, such as "
-        "`registry.corp:5000`. For clients that reach it at another address and send the name as `?ns=`, as containerd "
-        "and k3s do",
+        "`registry.corp:5000`. Needed if a client reaches this registry at another address, and sends the host in the "
+        "image name as `?ns=`, as containerd and k3s do",
     )
     insecure_open: bool = Field(
         default=False,
@@ -260,7 +260,7 @@ class Settings(BaseSettings):
     restart_grace: Duration = Field(
         default=3600.0,
         json_schema_extra=AT_RESTART,
-        description="How long a worker that a restart has replaced may finish its pulls, pushes and jobs",
+        description="How long a worker that a restart has replaced may take to finish its pulls, pushes and jobs",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity that is logged: `debug`, `info`, `warning` or `error`"

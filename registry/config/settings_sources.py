@@ -293,8 +293,8 @@ def _check_source(source: SettingsSource) -> None:
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
     """Returns the name of a setting for messages, such as `upstream[docker.io].tag_ttl` for the path `("upstream", 0,
-    "tag_ttl")`. `values` are the values of the source, from which the name of a table is taken. For a table without a
-    name, and for an entry of a list that has no tables, the brackets contain the position, counted from 1."""
+    "tag_ttl")`. `values` are the values of the source, from which the name of a table is taken. If an entry of a list
+    has no name, or is not a table, the brackets contain its position in the list, counted from 1."""
     text = ""
     for part in path:
         if isinstance(part, str):

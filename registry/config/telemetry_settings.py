@@ -8,8 +8,8 @@ from registry.config.field_types import AT_RESTART, NetworkList, SettingsGroup
 
 
 class MetricsSettings(SettingsGroup):
-    """Metrics for Prometheus, at `/metrics`. On the registry's port, accounts with the right to administrate the
-    registry may read them, and every client at the addresses in `allow`."""
+    """Metrics for Prometheus, at `/metrics`. On the registry's port, two kinds of clients may read them: accounts with
+    the right to administrate the registry, and every client at the addresses in `allow`."""
 
     enabled: bool = Field(default=True, json_schema_extra=AT_RESTART, description="Serve `/metrics`")
     allow: NetworkList = Field(

@@ -152,8 +152,8 @@ class CacheSettings(SettingsGroup):
     target_free: ByteSize = Field(
         default=ByteSize(0),
         ge=0,
-        description="How much of the disk is free after an eviction for `min_free`. 0 means a tenth more than "
-        "`min_free`",
+        description="How much of the disk is free at the end of an eviction that `min_free` has started. 0 means a "
+        "tenth more than `min_free`",
     )
 
     @model_validator(mode="after")

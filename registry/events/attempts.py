@@ -1,4 +1,4 @@
-"""Describes the outcome of an attempt to deliver an event (`Attempt`), and decides how long to wait after failures
+"""Describes the result of an attempt to deliver an event (`AttemptResult`), and decides how long to wait after failures
 (`EndpointHealth`). `DeliveryObserver` is the interface of objects that count or log such outcomes. An *endpoint* is the
 URL to which the events of a webhook are sent."""
 
@@ -29,8 +29,9 @@ class Outcome(StrEnum):
     DOWN = "down"
 
 
-class Attempt(NamedTuple):
-    """How an attempt ended. `reason`: a text for people that says why it failed; empty if the event was delivered."""
+class AttemptResult(NamedTuple):
+    """The outcome of an attempt, with `reason`: a text for people that says why the attempt failed; empty if the event
+    was delivered."""
 
     outcome: Outcome
     reason: str = ""
@@ -118,9 +119,10 @@ class EndpointHealth:
         call it if the event is too old to be sent again: without a pause, many old events would be given up within a
         moment. `delivered_before`: the value of `delivered` when the attempt began.
 
-        Returns how many seconds this repository alone has to wait. Returns 0 if the endpoint has accepted no event of
-        any repository since the repository's attempts began to fail. Whether the endpoint counts as down depends on
-        this attempt alone."""
+        If the endpoint has accepted no event of any repository during this attempt, it counts as down, and pauses.
+
+        Returns how many seconds this repository alone has to wait: 0 if the endpoint has accepted no event of any
+        repository since the first of this repository's failures in a row."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

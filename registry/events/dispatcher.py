@@ -34,7 +34,7 @@ from registry.config.event_settings import Webhook
 from registry.events.attempts import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
-    Attempt,
+    AttemptResult,
     DeliveryObserver,
     EndpointHealth,
     Outcome,
@@ -81,8 +81,8 @@ class SenderLimit:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """The outcomes that are not stored yet, and the repositories that get no sender until then. `delivered`: the
-    numbers of the delivered events."""
+    """Outcomes of attempts that are not stored yet. `delivered`: the numbers of the delivered events. `repositories`:
+    the repositories of the events. They get no sender until the outcomes are stored."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
@@ -194,8 +194,8 @@ class WebhookDispatcher:
         if self._time() < self._earliest_read_at:
             return
         version, now = self._data_version(), self._clock()
-        # The delivery is also due if `_next_at` is further in the future than any pause: the clock was set back. The
-        # store counts such a delivery as due as well.
+        # No pause lasts until after `latest`. If `_next_at` is later, the clock was set back, and the delivery that was
+        # planned for `_next_at` is due now. The store also counts it as due.
         next_at, latest = self._next_at, now + LONGEST_PAUSE_SECONDS
         is_due = next_at is not None and (next_at <= now or next_at > latest)
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
@@ -261,7 +261,7 @@ class WebhookDispatcher:
                 self._logged_reason = ""
             self._health.on_delivered(delivery.event.content.repository)
 
-    async def _attempt(self, delivery: Delivery) -> Attempt:
+    async def _attempt(self, delivery: Delivery) -> AttemptResult:
         """Sends an event once. An unexpected error in this program counts as a refusal, so that the event does not
         block other events for ever."""
         try:
@@ -269,9 +269,9 @@ class WebhookDispatcher:
         except Exception as error:
             raise_if_cancelled()
             log.exception("webhook %s: event %d cannot be sent", self._settings.name, delivery.event.number)
-            return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
+            return AttemptResult(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
-    async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
+    async def _note_failure(self, delivery: Delivery, attempt: AttemptResult, delivered_before: int) -> None:
         """Records a failed delivery: plans its next attempt, or makes its event a dead letter.
 
         `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted

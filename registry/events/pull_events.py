@@ -49,7 +49,7 @@ class PullEvents:
         self._locate = locate
         self._clock = clock
         self.on_unrecorded: Callable[[int], None] = lambda _: None
-        """Called with the number of pulls that were dropped, so that they have no event."""
+        """Called with the number of pulls that were dropped and therefore have no event."""
         self._pulls: list[tuple[Pull, float, str, str, str]] = []
         """The pulls that are not stored yet, each with its time, and the name, address and request id of the client."""
         self._dropped = 0

@@ -17,7 +17,7 @@ import httpx2
 
 from registry import __version__
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Attempt, Outcome
+from registry.events.attempts import AttemptResult, Outcome
 from registry.events.envelopes import ENVELOPES
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 from registry.small_files import read_small_text
@@ -67,7 +67,7 @@ class WebhookClient:
         self._client: httpx2.AsyncClient | None = None
         self._opening = asyncio.Lock()
 
-    async def send(self, event: Event) -> Attempt:
+    async def send(self, event: Event) -> AttemptResult:
         """Sends an event and returns how the attempt ended: the status of the response decides, even if its body does
         not arrive. The setting `timeout` limits the time until the response begins. Only the first call may take
         longer, because it creates the HTTP client before the time limit starts. A cancellation closes the connection;
@@ -84,13 +84,15 @@ class WebhookClient:
             await _read_rest(response)
             return _result(response.status_code)
         except TimeoutError:
-            return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
+            return AttemptResult(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
-            return Attempt(Outcome.DOWN, error.message)
+            return AttemptResult(Outcome.DOWN, error.message)
         except httpx2.LocalProtocolError:  # its text may contain the value of a header, such as a token
-            return Attempt(Outcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings")
+            return AttemptResult(
+                Outcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings"
+            )
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
+            return AttemptResult(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> httpx2.Response:
         """Sends the POST request once, and returns the response, whose body the caller must read or close. Raises the
@@ -169,14 +171,14 @@ async def _read_rest(response: httpx2.Response) -> None:
         await response.aclose()
 
 
-def _result(status: int) -> Attempt:
+def _result(status: int) -> AttemptResult:
     """Returns what the status of a response means."""
     if 200 <= status < 300:
-        return Attempt(Outcome.DELIVERED)
+        return AttemptResult(Outcome.DELIVERED)
     reason = f"it answered {status}"
     if 300 <= status < 400:
         reason += ", a redirect, which is not followed; set the url to where it leads"
-    return Attempt(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
+    return AttemptResult(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
 
 
 def _make_context(ca_file: Path | None) -> ssl.SSLContext:

@@ -76,8 +76,9 @@ class CachedAnswer:
     rendered: Any = None
     """The server stores the encoded headers here when it sends the answer for the first time; None until then."""
     metric_cells: Any = None
-    """`registry.telemetry.request_recorder` stores here what it needs to count the requests that get this answer: two
-    cells (numbers of the metrics), and the size of the body. None until the first such request."""
+    """`registry.telemetry.request_recorder` stores here what it needs to count the requests that get this answer: the
+    indexes of two counters of the metrics (requests, and sent bytes), and the size of the body. None until the first
+    such request."""
     log_fields: Any = None
     """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common; None
     until the first such line."""

@@ -115,8 +115,8 @@ class DistributionAPI:
         - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
         - `rate_limit`: counts the requests of each client; None: there is no limit.
         - `answer_cache`: the response cache; None: no response is cached.
-        - `cross_site`: refuses requests that other sites make a browser send; None: a default check, as for a registry
-          that has no accounts and no host name except that in `public_url`.
+        - `cross_site`: refuses requests that a browser sends because of another site; None: a default check, as for a
+          registry that has no accounts and no host name except that in `public_url`.
         - `body_memory`: the memory budgets of the worker; None: new ones.
         - `count_pull`: counts each pull of a manifest (`storage.pulls`), including the pulls that the response cache
           answers; None: pulls are not counted.
@@ -204,7 +204,7 @@ class DistributionAPI:
     async def _answer(self, exchange: Exchange) -> None:
         """Checks the request and runs its handler, which sends the response. Raises the errors of the checks and of the
         handler."""
-        await self._admit(exchange)
+        await self._route_and_authenticate(exchange)
         if self._namespaces is not None and exchange.requested_name:
             self._namespaces.apply(exchange)
         if exchange.kind == "manifests" and exchange.method == "PUT":
@@ -232,7 +232,7 @@ class DistributionAPI:
             if (reason := self._push_refusal(size)) is not None:
                 raise StorageFull(reason)
 
-    async def _admit(self, exchange: Exchange) -> None:
+    async def _route_and_authenticate(self, exchange: Exchange) -> None:
         """Finds the resource, authenticates the request and counts it under the rate limit. Counts refused requests as
         well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
         try:

@@ -245,6 +245,7 @@ class BodyMemory:
             if not share.size:
                 await share.grow(size)
             async with cut_off:
+                # The budget calls `on_cut` when other requests need the memory.
                 share.on_cut = lambda: cut_off.reschedule(loop.time())
                 try:
                     yield

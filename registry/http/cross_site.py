@@ -1,6 +1,6 @@
-"""Refuses requests that a web page of another site makes a browser send.
+"""Refuses requests that a browser sends because of a web page of another site.
 
-Any page can make a browser send requests, even to a registry on the browser's own machine or network. The header
+Any page can cause a browser to send requests, even to a registry on the browser's own machine or network. The header
 Sec-Fetch-Site says whether the page is of another site. Over plain HTTP to another machine, browsers omit this header;
 then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
@@ -34,7 +34,7 @@ example because the user typed a URL."""
 
 
 class CrossSiteCheck:
-    """Refuses requests that a page of another site may have made a browser send.
+    """Refuses requests that a browser may have sent because of a page of another site.
 
     `public_url`: the registry's URL for clients; None: the setting is not set. `hosts`: further host names of the
     registry. `has_no_accounts`: returns whether there are no accounts yet, so that every client may do everything."""

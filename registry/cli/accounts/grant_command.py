@@ -55,8 +55,8 @@ Examples:
 A pattern is an exact name, or a prefix that ends with * (any text without a slash) or ** (any text).
 
 Actions are pull, push, delete and admin; '*' means all of them. No action includes another: to push, an account
-needs pull,push. admin is the right to add and remove grants for repositories that match the pattern. Names of
-mirrored repositories begin with the upstream's name, even if clients leave that name out.""",
+needs pull,push. admin is the right to add and remove grants for repositories that match the pattern. For mirrored
+repositories, write the upstream's name in the pattern, as in 'docker.io/**', even if clients leave that name out.""",
 )
 def add(
     pattern: PatternArgument,
@@ -155,7 +155,8 @@ def explain(
 ) -> None:
     """Prints what the account may do on the repository, and the grants that allow it. A name without a host, such as
     `ubuntu`, can mean two repositories: one to which clients push, and one that is mirrored from the default upstream.
-    Prints the rights on both. Ends the command if clients cannot use the name."""
+    Prints the rights on both. Ends the command if `repository` is not a valid name, or is only the name of an
+    upstream."""
     from storage.names import RepositoryName
 
     settings = load_or_fail(config, data=data).settings
@@ -204,7 +205,7 @@ def _print_explanation(explanation: RightsExplanation) -> None:
 
 @app.command(
     "remove",
-    help="Remove from each of the subjects its grant for the pattern.",
+    help="Remove each subject's grant for the pattern.",
     epilog="\b\nExamples:\n  entrepot grant remove 'team/**' group:dev",
 )
 def remove(

@@ -90,8 +90,8 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, without their secrets. Some clients store a token instead of the password at a login: such "
-    "tokens have the purpose login.",
+    help="List API tokens, without their secrets. The purpose login means that a client got the token from the "
+    "registry at a login, and stores it instead of the password.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(

@@ -204,7 +204,8 @@ def sessions(
             return
         for session_id in end or ():
             if session_id not in [session.id for session in administration.sessions(account)]:
-                raise AccountUnknown(f"{account} has no session {session_id}; it has ended")
+                # This is also the store's error for a session that does not exist.
+                raise AccountUnknown(f"{account} has no session {session_id}; it may have ended")
             await administration.end_session(session_id, by=actor)
             print_line(f"{session_id} is ended", err=True)
 

@@ -139,7 +139,7 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
 
 def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -> Iterator[Finding]:
     """Yields a finding about the first file that the server, which runs as the user `server_uid`, cannot change."""
-    for path in _own_files(data):
+    for path in _often_changed_files(data):
         try:
             status = path.stat()
         except OSError:
@@ -149,7 +149,8 @@ def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -
         what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
         why = "the server, which runs as the owner of the directory, cannot change this file"
         step = f"chown -R --reference={data} {data}"
-        if server_uid != directory_owner:  # the server could not change a file of `directory_owner` either
+        if server_uid != directory_owner:
+            # The step above would give the file to `directory_owner`, and the server still could not change it.
             what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(server_uid)}"
             why, step = "the server cannot change this file", f"chown -R {server_uid} {data}"
         yield problem(name, what, why, step)
@@ -161,7 +162,7 @@ def _can_use(path: Path, status: os.stat_result) -> bool:
     return os.access(path, os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else 0))
 
 
-def _own_files(data: Path) -> Iterator[Path]:
+def _often_changed_files(data: Path) -> Iterator[Path]:
     """Yields the files that the server changes most. If one of them has the wrong owner, the server cannot work."""
     layout = layout_of(data)
     for suffix in ("", "-wal", "-shm"):
@@ -186,7 +187,8 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
 
 
 def _check_space(settings: Settings) -> list[Finding]:
-    """Checks the free inodes, and the free space, also against the setting `disk.min_free`."""
+    """Checks that the disk has enough free inodes, and enough free space for new content and for the settings in
+    `[disk]`. Without such a setting, warns if less than `_FULL_FRACTION` of the disk is free."""
     name, data = "disk", settings.data.absolute()
     space = os.statvfs(data)
     size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -197,6 +199,8 @@ def _check_space(settings: Settings) -> list[Finding]:
     if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
         what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
         findings.append(warning(name, what, "each blob needs one, whatever its size", step))
+    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason`: less space is free than
+    # the settings in [disk] require. `disk_full_reason`: the disk has no room for new content.
     try:
         with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
             reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)

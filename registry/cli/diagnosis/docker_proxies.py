@@ -76,7 +76,10 @@ def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target
             file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={exempt}" "no_proxy={exempt}"\n'
             step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
         what = f"{daemon_proxies.file} makes docker ask the proxy {proxy} for {host}"
-        why = "if the proxy does not reach this registry, docker says nothing, and pulls from Docker Hub"
+        why = (
+            "if the proxy does not reach this registry, pulls from it fail; if it is docker's mirror, docker pulls "
+            "from Docker Hub instead, and says nothing"
+        )
         yield warning(CHECK, what, why, step, file=file, lines=lines)
     if person_proxies is not None and (proxy := person_proxies.proxy_for(url)) is not None:
         what = f"{person_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"

@@ -149,8 +149,8 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
 def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
-    `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry. In place of `docker.io` (`host.prefix`),
-    the location may have the name of the upstream in the settings (`host.upstream`)."""
+    `registry.corp/team` needs `HOST/registry.corp/team`, where HOST is this registry. The name of the upstream in the
+    settings may take the place of its host: if that name is `corp`, `HOST/corp/team` leads to the mirror as well."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.upstream}{path_below_host}",

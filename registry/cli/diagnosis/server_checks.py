@@ -162,7 +162,7 @@ def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: 
         findings.append(warning(name, f"data = {str(settings.data)!r} is a relative path", why, step))
     if settings.workers > 2 * (os.cpu_count() or 1):
         what = f"workers = {settings.workers}, on {os.cpu_count()} processors"
-        step = "leave the setting out: one for each processor, at most 4"
+        step = "remove the setting; the server then starts one for each processor, at most 4"
         findings.append(warning(name, what, "they take memory and gain nothing", step))
     return [*findings, *_upstream_settings(settings)] or [ok(name, "the settings are valid")]
 

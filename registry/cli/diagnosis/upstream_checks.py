@@ -119,8 +119,8 @@ class _EndpointCheck:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
         if the URL has no port: plain HTTP would then use port 80, where another server may answer.
 
-        The error of the TLS connection does not show this, because some servers never answer a TLS handshake, so that
-        the error is a timeout."""
+        Tries plain HTTP, because the error of the TLS connection is not enough: some servers that speak plain HTTP
+        never answer a TLS handshake. The error is then a timeout, which has many other causes."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False

@@ -93,6 +93,7 @@ async def _held_back_tags(
     for repo, tag in inventory.tags_below(upstream.name):
         choice = await served_tags.choose(repo, tag)
         if choice is not None and choice.newest_matures_at is not None and f"{repo}:{tag}" not in ignored:
+            # The candidates are the digests that the cooldown allows. Pulls get the first one.
             served = choice.candidates[0] if choice.candidates else None
             held_back.append(
                 {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_matures_at}
@@ -164,7 +165,7 @@ def _print_frozen_and_held_back_tags(console: Console, upstreams: list[dict[str,
         console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))
     held_back = [held_tag for upstream in upstreams for held_tag in upstream["held_back"]]
     if held_back:
-        table = new_table("held back", "served", "newer", "served from")
+        table = new_table("held back", "served", "newer", "newer is due")
         for held_tag in held_back:
             served, newest = (held_tag["served"] or "nothing yet")[:_SHORT_DIGEST], held_tag["newest"][:_SHORT_DIGEST]
             table.add_row(*map(Text, (held_tag["tag"], served, newest, _local_time(held_tag["from"]))))

@@ -32,7 +32,7 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
     if not result.unblocked_blobs:
         return text
     blobs = plural(result.unblocked_blobs, "blob")
-    return f"{text}; {blobs} blocked because of corrupt bytes can be requested again at once"
+    return f"{text}; unblocked {blobs}, for which the upstream had sent corrupt bytes"
 
 
 def _refresh_text(result: RefreshResult) -> str:

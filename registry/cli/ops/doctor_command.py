@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 HELP = (
-    "Look for what is wrong: settings, disk, file system, database, clock, certificate, names, upstreams, logins, the "
-    "registry's address, and the clients of this machine. Each finding says what to do. The exit code is 1 if there is "
-    "a problem. Works with and without a running server, and changes nothing."
+    "Look for what is wrong: settings, disk, file system, database, clock, certificate, host names, upstreams, logins, "
+    "the registry's address, and the clients of this machine. Each finding says what to do. The exit code is 1 if "
+    "there is a problem. Works with and without a running server, and changes nothing."
 )
 EXAMPLES = (
     "\b\nExamples:\n  entrepot doctor -c /etc/entrepot/entrepot.toml\n  entrepot doctor --offline --json\n"

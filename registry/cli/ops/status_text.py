@@ -94,8 +94,8 @@ def _upstreams(status: ServerStatus) -> Table | None:
 
 
 def _endpoint_state(endpoint: EndpointStatus) -> tuple[str, bool]:
-    """Returns the state of an endpoint in words, and whether the endpoint has failed. In the status, `retry_in` is a
-    number of seconds, and `failing_in` a number of workers."""
+    """Returns the state of an endpoint in words, and whether the endpoint has failed. `endpoint.retry_in`: after how
+    many seconds the endpoint is tried again. `endpoint.failing_in`: in how many workers the last requests failed."""
     if endpoint.breaker == "open":
         wait = "" if endpoint.retry_in is None else f", tried again in {endpoint.retry_in:.0f} s"
         return f"left alone after failures{wait}", True

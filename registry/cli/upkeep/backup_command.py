@@ -30,7 +30,7 @@ run the same command again. DIR contains the accounts' password hashes and the s
 def backup(
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="The directory of the backups. [default: target in [backup]]"),
+        typer.Argument(metavar="[DIR]", help="The directory of the backups. [default: the setting backup.target]"),
     ] = None,
     keep: Annotated[
         int | None,
@@ -39,7 +39,7 @@ def backup(
             metavar="N",
             min=1,
             max=1_000_000,
-            help="Keep the newest N backups. [default: keep in [backup], or all]",
+            help="Keep the newest N backups. [default: the setting backup.keep, or all]",
         ),
     ] = None,
     verify: Annotated[
@@ -57,8 +57,8 @@ def backup(
         bool,
         typer.Option(
             "--new",
-            help="If the disk of the earlier backups is not mounted, begin new backups in the directory that is at DIR "
-            "now. Without --new, the command then fails.",
+            help="Begin new backups in DIR although the disk of the earlier backups is not mounted. Without --new, the "
+            "command fails in that case.",
         ),
     ] = False,
     config: ConfigOption = None,

@@ -65,7 +65,8 @@ def show_status(config: ConfigOption = None, data: DataOption = None, as_json: J
 )
 def evict(
     to: Annotated[
-        str | None, typer.Option("--to", metavar="SIZE", help="The size that the cache may have afterwards, as 200GiB.")
+        str | None,
+        typer.Option("--to", metavar="SIZE", help="The size that the cache may have afterwards, such as 200GiB."),
     ] = None,
     upstream: Annotated[
         str | None, typer.Option("--upstream", metavar="NAME", help="Only images of this upstream.")

@@ -29,8 +29,9 @@ Examples:
   entrepot export ubuntu:24.04 --to ubuntu.tar --platform linux/arm64 --config entrepot.toml
   entrepot export team/app:1 --to - --format docker-archive | docker load
 
-REF is the name of a hosted or a mirrored image; what a mirror lacks is fetched. A name that ends with .tar makes a tar
-archive, any other a directory. If the directory has exported images already, the new ones are added."""
+REF is the name of a hosted or a mirrored image; what a mirror lacks is fetched. If the argument of --to ends with .tar,
+the images go into a tar archive, otherwise into a directory. docker-archive and --to - always make a tar archive. If
+the directory has exported images already, the new ones are added."""
 
 
 class Format(StrEnum):

@@ -14,7 +14,7 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption
 HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-off downloads and stray files.
 
 A server collects garbage by itself, at an interval. This command does a round at once, and says for each thing what it
-was, how many bytes it took and why it goes. It keeps to the same times as the server: what is younger than the setting
+was, how many bytes it took and why it goes. It has the same age limits as the server: what is younger than the setting
 gc.grace stays. Manifests stay, with or without a tag. If an earlier round was interrupted, this one also frees the
 space of the blobs that the earlier one had removed.
 

@@ -32,15 +32,15 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
     async def work(upkeep: UpkeepComponents) -> Any:
         import asyncio
 
-        from registry.upkeep.images.file_sources import open_source
+        from registry.upkeep.images.file_sources import open_file_source
         from registry.upkeep.images.found_images import find_images
         from registry.upkeep.images.image_import import import_images
         from storage.upkeep.reporter import PlainReporter
 
-        with progress_bar(hidden=as_json) as on_progress, open_source(path) as opened:
+        with progress_bar(hidden=as_json) as on_progress, open_file_source(path) as source:
             reporter = PlainReporter(print_json_line if as_json else _print_step, on_progress)
             await reporter.report(message=f"reading {path}")
-            content = await asyncio.to_thread(find_images, opened)
+            content = await asyncio.to_thread(find_images, source)
             own_host = urlsplit(upkeep.settings.public_url or "").netloc
             return await import_images(
                 *(upkeep.router, content, name, operator_actor(), reporter, upkeep.store.imports),

@@ -77,7 +77,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     blobs = [
         f"{result[name]} {text}"
         for name, text in (
-            ("linked", "linked"),
+            ("linked", "hard-linked"),
             ("copied", "copied"),
             ("fetched", "fetched"),
             ("shared", "already here in other repositories"),

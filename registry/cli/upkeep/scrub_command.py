@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 HELP = (
     "Read all stored content again, to find what the disk has changed or lost. Damaged content is not served any more; "
     "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged, "
-    "or if the command has no permission to read it. A server does the same on a schedule, see [scrub] in the settings."
+    "or if the command may not read some of the content. A server does the same on a schedule, see [scrub] in the "
+    "settings."
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
 SHOWN_DAMAGED = 1000
@@ -48,7 +49,7 @@ def scrub(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Completes the round of scrub that an earlier job has not completed, or a new round if there is none. Prints what
+    """Runs a round of scrub to its end: the round that an earlier job left unfinished, or else a new one. Prints what
     is damaged. Does nothing if a subcommand is given."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
@@ -203,7 +204,7 @@ def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_jso
         )
         for entry in entries
     ]
-    print_rows(("digest", "size", "since", "blob", "place"), rows, "the quarantine is empty")
+    print_rows(("digest", "size", "since", "blob state", "place"), rows, "the quarantine is empty")
 
 
 @quarantine.command(

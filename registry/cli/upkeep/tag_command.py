@@ -52,12 +52,12 @@ def history(
     repo, tag = _parse_or_fail(reference)
 
     async def read(upkeep: UpkeepComponents) -> list[TagChange]:
-        stored = await upkeep.router.stored_name(repo)
+        stored_repo = await upkeep.router.stored_name(repo)
         tag_changes: list[TagChange] = []
         while len(tag_changes) < limit:
             before = tag_changes[-1].id if tag_changes else None
             page = await upkeep.store.tag_history.changes(
-                stored, tag, before, min(limit - len(tag_changes), _PAGE_SIZE)
+                stored_repo, tag, before, min(limit - len(tag_changes), _PAGE_SIZE)
             )
             tag_changes += page.items
             if not page.more:
@@ -99,8 +99,8 @@ Examples:
   entrepot tag restore team/app:v1 --to sha256:9f86d08…
 
 Without --to and --at, the tag gets what it pointed at before its last change. If the image was deleted, it is put back
-with its platforms and its referrers, such as signatures. That is possible until the time gc.grace (in the settings) has
-passed since the deletion.""",
+with its platforms and its referrers, such as signatures. After the deletion, this is possible for as long as the
+setting gc.grace says.""",
 )
 def restore(
     reference: TagArgument,
@@ -128,9 +128,9 @@ def restore(
     unix_time = None if at is None else _parse_time_or_fail(at)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        stored = await upkeep.router.hosted_repository(repo)
-        changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
-        return await changes.restore(stored, tag, to=digest, at=unix_time, by=operator_actor(), force=force)
+        hosted_repo = await upkeep.router.hosted_repository(repo)
+        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        return await changer.restore(hosted_repo, tag, to=digest, at=unix_time, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
 
@@ -164,9 +164,9 @@ def move(
         target_reference = as_reference(target)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        stored = await upkeep.router.hosted_repository(repo)
-        changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
-        return await changes.move(stored, tag, target_reference, by=operator_actor(), force=force)
+        hosted_repo = await upkeep.router.hosted_repository(repo)
+        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        return await changer.move(hosted_repo, tag, target_reference, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
 
@@ -187,9 +187,9 @@ def delete(
     repo, tag = _parse_tag_or_fail(reference)
 
     async def work(upkeep: UpkeepComponents) -> None:
-        stored = await upkeep.router.hosted_repository(repo)
-        changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
-        await changes.delete(stored, tag, by=operator_actor(), force=force)
+        hosted_repo = await upkeep.router.hosted_repository(repo)
+        changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
+        await changer.delete(hosted_repo, tag, by=operator_actor(), force=force)
 
     with_upkeep(config, data, work)
     print_line(f"deleted {repo}:{tag}; its manifest stays")

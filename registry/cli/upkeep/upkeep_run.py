@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LEFT_OUT_KEYS = frozenset({"records", "more", "evicted", "listed_problems"})
 """Keys in a job's result that --json leaves out: lists of the job's steps, which the command has printed already, and
-`more`, which says whether such a list is incomplete. Only the management API needs them, because it shows no steps."""
+`more`, which says whether such a list is incomplete. Only clients of the management API need them: they get the result
+of a job, but not its steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]

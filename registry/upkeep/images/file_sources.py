@@ -93,7 +93,7 @@ def read_small(source: FileSource, name: str, limit: int = MAX_JSON_BYTES) -> by
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[FileSource]:
+def open_file_source(path: Path) -> Iterator[FileSource]:
     """Context manager that opens a directory or a tar archive. Raises ImageFileFailed."""
     if path.is_dir():
         yield DirectorySource(path)

@@ -202,7 +202,7 @@ def test_number_of_workers_and_address(tmp_path: Path) -> None:
             for command in ("reload", "restart"):
                 refused = entrepot(command, "--data", data, folder=tmp_path)
                 assert (refused.returncode, refused.stdout) == (1, "")
-                assert "takes effect only at a start: stop the server and start it again" in refused.stderr
+                assert "takes effect only if you stop the server and start it again" in refused.stderr
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)

@@ -127,7 +127,7 @@ def test_refresh_allows_a_new_request_after_corrupt_bytes(
         message = refused.json()["errors"][0]["message"]
         reference = message.split()[-1] if by_digest else "app:1"
         (line,) = output_of(tmp_path, "refresh", reference)
-        assert "1 blob blocked because of corrupt bytes can be requested again at once" in line
+        assert "unblocked 1 blob, for which the upstream had sent corrupt bytes" in line
         answer = client.get(f"/v2/app/blobs/{layer}")
         assert answer.content == images["amd64"].layers[1].read()
 

@@ -27,8 +27,8 @@ def test_a_change_is_refused_if_the_store_cannot_be_read(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("listen", "metrics", "how"),
     [
-        ("0.0.0.0:5000", "127.0.0.1:9100", "listen takes effect only at a start: stop the server and start it again"),
-        ("127.0.0.1:5000", ":9100", "metrics.listen takes effect only at a start: stop the server and start it again"),
+        ("0.0.0.0:5000", "127.0.0.1:9100", "listen takes effect only if you stop the server and start it again"),
+        ("127.0.0.1:5000", ":9100", "metrics.listen takes effect only if you stop the server and start it again"),
         ("127.0.0.2:5000", "127.0.0.1:9100", "listen takes effect only at a restart: run `entrepot restart`"),
         ("0.0.0.0:5001", "127.0.0.1:9100", "listen takes effect only at a restart: run `entrepot restart`"),
         ("nonsense", "127.0.0.1:9100", "listen takes effect only at a restart: run `entrepot restart`"),

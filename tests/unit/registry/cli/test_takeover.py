@@ -66,7 +66,7 @@ def test_another_host_on_the_servers_own_port(
         if not has_sockets:
             del facts["sockets"]  # an older version does not pass them
         message = refusal(new, facts, capsys)
-        assert "takes effect only at a start: stop the server and start it again (systemctl restart" in message
+        assert "takes effect only if you stop the server and start it again (systemctl restart" in message
         assert "another program" not in message
 
 

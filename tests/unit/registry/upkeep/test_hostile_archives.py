@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from registry.upkeep.images import tar_archives
-from registry.upkeep.images.file_sources import SourceFile, open_source
+from registry.upkeep.images.file_sources import SourceFile, open_file_source
 from registry.upkeep.images.found_images import FoundContent, find_images
 from registry.upkeep.images.image_writers import LayoutDirectory
 from storage.backups import ImageFileFailed
@@ -66,7 +66,7 @@ def docker_image(config: bytes = b'{"rootfs":{"diff_ids":[]}}', **more: Any) -> 
 
 
 def find(path: Path) -> FoundContent:
-    with open_source(path) as source:
+    with open_file_source(path) as source:
         return find_images(source)
 
 
@@ -228,7 +228,7 @@ def test_largest_number_of_members(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tar_archives, "MAX_MEMBERS", 10)
     path = tmp_path / "x.tar"
     path.write_bytes(b"".join(header(name) for name in names[:10]) + bytes(1024))
-    with open_source(path) as source:
+    with open_file_source(path) as source:
         assert source.size(names[9]) == 0
     path.write_bytes(b"".join(header(name) for name in names) + bytes(1024))
     with pytest.raises(ImageFileFailed, match=r"x\.tar has more than 10 files"):
@@ -254,7 +254,7 @@ def test_long_names(tmp_path: Path, compression: str, before: bytes) -> None:
         tracemalloc.stop()
     name = "a/" * 2000 + "b"
     path.write_bytes(compress(before + pax({"path": name}) + header("x", 1, data=b"1") + bytes(1024)))
-    with open_source(path) as source, source.open(name) as file:
+    with open_file_source(path) as source, source.open(name) as file:
         assert file.read() == b"1"
 
 
@@ -282,7 +282,7 @@ def test_many_extended_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tar_archives, "MAX_EXTENDED_BYTES", 10 * 1024)
     path = tmp_path / "x.tar"
     path.write_bytes((pax({"path": "name"}) + header("x")) * 10 + bytes(1024))
-    with open_source(path) as source:
+    with open_file_source(path) as source:
         assert source.size("name") == 0
     path.write_bytes((pax({"path": "name"}) + header("x")) * 11 + bytes(1024))
     with pytest.raises(ImageFileFailed, match=r"x\.tar has extended headers of more than 10240 bytes"):

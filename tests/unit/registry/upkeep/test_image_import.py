@@ -12,7 +12,7 @@ import pytest
 
 from registry.naming import NamingRules
 from registry.router import Router
-from registry.upkeep.images.file_sources import open_source
+from registry.upkeep.images.file_sources import open_file_source
 from registry.upkeep.images.found_images import find_images
 from registry.upkeep.images.image_import import ImportName, import_images
 from storage.backups import ImageFileFailed
@@ -42,7 +42,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 async def import_layout(store: StoredRegistry, layout: Path, name: str) -> Any:
     router = Router(store, {}, store.is_known_repository, NamingRules())
     reporter = PlainReporter(lambda _: None, lambda _: None)
-    with open_source(layout) as source:
+    with open_file_source(layout) as source:
         content, by = find_images(source), Actor("cli:ann")
         return await import_images(router, content, ImportName.parse(name), by, reporter, store.imports)
 
@@ -133,7 +133,7 @@ async def import_indexes(store: StoredRegistry, layout: Path) -> tuple[Any, list
     steps: list[Any] = []
     router = Router(store, {}, store.is_known_repository, NamingRules())
     reporter = PlainReporter(steps.append, lambda _: None)
-    with open_source(layout) as source:
+    with open_file_source(layout) as source:
         result = await import_images(
             *(router, find_images(source), None, Actor("cli:ann"), reporter, store.imports), immutable_tags=RULES
         )
