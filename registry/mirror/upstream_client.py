@@ -117,8 +117,8 @@ class UpstreamClient(Protocol):
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
     an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
     private and for missing repositories. The error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
-    UnconfirmedNameUnknown if a proxy or firewall in front of the upstream possibly sent such a response, or if no login
-    or no token could be obtained for the request."""
+    UnconfirmedNameUnknown if a proxy or firewall in front of the upstream possibly sent such a response, or if the
+    login that the settings ask for, or a token, could not be obtained."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""
