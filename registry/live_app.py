@@ -76,7 +76,8 @@ class LiveApp:
         return self._current.app(scope, receive, send)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns a cached response (see `Entrepot.answer_at_once`)."""
+        """Returns the cached response to the request, and the request id; None if there is no such response (see
+        `Entrepot.answer_at_once`)."""
         return self._current.app.answer_at_once(scope)
 
     async def prepare(self, configuration: bytes) -> None:
@@ -105,6 +106,7 @@ class LiveApp:
         old, self._current, self._prepared = self._current, self._prepared, None
         old.replace()
         old.app.is_retiring = True
+        # For services that this application opens later. The work of its open service starts in `_pass_work`.
         self._current.app.starts_background_work = True
         self._close_in_background(old, self._close_when_done(old, self._current))
         set_log_level(self._current.app.factory.settings.log_level)

@@ -115,8 +115,8 @@ class LineFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """Formats records as one JSON object per line, with the fields `time` (RFC 3339, in UTC), `level`, `logger`,
-    `process` and `message`. A record whose only argument is a mapping, such as that of a request, has the fields of the
-    mapping instead of a message. An exception is in the field `exception`."""
+    `process` and `message`. A record whose only argument is a mapping, such as the record of a request, has the fields
+    of the mapping instead of a message. An exception is in the field `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {

@@ -286,8 +286,8 @@ class MemoryBudget:
         slow_before = loop.time() - self._slow_seconds
         slow = [share for share in self._shares if share.on_cut is not None and share.held_since < slow_before]
         first_waiter = next(iter(queue))
-        added_by_others = sum(waiter.added_bytes for waiter in queue) - first_waiter.added_bytes
-        missing = self._missing_bytes(first_waiter.share, first_waiter.added_bytes) + added_by_others
+        bytes_for_other_waiters = sum(waiter.added_bytes for waiter in queue) - first_waiter.added_bytes
+        missing = self._missing_bytes(first_waiter.share, first_waiter.added_bytes) + bytes_for_other_waiters
         # Bytes that several shares hold become free when the last of these shares is closed. So if a share is cut off,
         # all slow shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
         keys: set[Hashable] = set()  # the keys of the shares that were cut off

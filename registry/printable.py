@@ -46,7 +46,8 @@ def printable_json(document: str) -> str:
 
 def printable_toml(value: str) -> str:
     """Returns the text of a TOML value with an escape in place of each control character in its strings. The value
-    stays the same. `value`: the text, as `json.dumps(…, ensure_ascii=False)` writes it."""
+    stays the same. `value`: the text of a string, number, boolean or list, written with `json.dumps(…,
+    ensure_ascii=False)`. This JSON is also TOML, except that TOML requires an escape for DEL."""
     return value if value.isprintable() else _POSSIBLE_CONTROL.sub(_toml_escape, value)
 
 

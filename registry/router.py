@@ -92,9 +92,9 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository: a
-      mirror can list a blob there that came from another repository of the upstream. The confirmation of such a blob
-      may be missing, because the upstream has not been asked yet, or was public when the blob was stored."""
+      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository. The
+      blob possibly came from another repository of the upstream, and the upstream has not been asked about this
+      repository yet. Or the upstream was still public when the blob was stored."""
 
     def __init__(
         self,
@@ -133,10 +133,9 @@ class Router(RefusingRegistry):
         return possible_names[0] if len(possible_names) == 1 else (await self.locate(repo)).repo
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of a hosted repository: only such a repository has tags that users may change in this
-        registry. The result may be the name of a repository that does not exist. Raises Unsupported for the name of a
-        mirrored repository. Raises NameUnknown if nothing was ever pushed to the name, so that it still leads to the
-        default upstream."""
+        """Returns the stored name of the hosted repository `repo`, which need not exist. Users may change only the tags
+        of hosted repositories. Raises Unsupported for the name of a mirrored repository. Raises NameUnknown if `repo`
+        still leads to the default upstream, because nothing was ever pushed to that name."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)

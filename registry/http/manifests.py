@@ -33,8 +33,8 @@ async def get_manifest(exchange: Exchange) -> None:
         descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
     if descriptor is None or descriptor.size <= UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
-        exchange.pull = exchange.repo, manifest.digest
         if len(manifest.body) <= UNCOUNTED_RESPONSE_BYTES:
+            exchange.pull = exchange.repo, manifest.digest  # `DistributionAPI` counts this pull after the handler
             await _send(exchange, reference, manifest)
             return
         descriptor = Descriptor(manifest.media_type, manifest.digest, len(manifest.body))
@@ -100,7 +100,7 @@ async def put_manifest(exchange: Exchange) -> None:
     expected = reference if isinstance(reference, Digest) else None
     max_bytes = exchange.limits.manifest_bytes
     small_body: bytes | None = None
-    if max_bytes >= SMALL_BODY_BYTES:  # so no small body exceeds the limit for manifests
+    if max_bytes >= SMALL_BODY_BYTES:  # otherwise a small body could exceed the limit for manifests
         small_body = exchange.body_memory.take_small_body(exchange)
     if small_body is not None:
         parsed = Manifest.parse(small_body, media_type, expected)

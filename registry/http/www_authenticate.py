@@ -112,7 +112,8 @@ def base_url_of(scope: Scope, host: bytes | None) -> bytes:
 
 
 def _own_address(scope: Scope) -> bytes:
-    """Returns this server's IP address and port in the client's connection, in the form of a Host header."""
+    """Returns the IP address and port at which the server accepted the client's connection, in the form of a Host
+    header. Returns `localhost` if they are unknown."""
     server = scope.get("server")
     name, port = (server[0], server[1]) if server else ("localhost", None)
     text = f"[{name}]" if ":" in name else name

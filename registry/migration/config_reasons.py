@@ -20,7 +20,7 @@ _BUILT_IN: Final = "not needed: built in, without a setting"
 _REASONS: Final[Mapping[str, str]] = {
     "log.accesslog": "each request is logged here, except at log_level error",
     "log.formatter": "set log_format: text or json",
-    "log.fields": "the log has no fields of your own here",
+    "log.fields": "no fields can be added to the log here",
     "log.hooks": "the log sends no mails here; watch its output instead",
     "log.reportcaller": "the log does not name lines of the code here",
     "storage.cache": f"{_BUILT_IN}: descriptors are in the database",
@@ -46,7 +46,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "http.prefix": "the API is always at /v2/",
     "http.secret": "not needed: uploads are not signed with a shared secret",
     "http.relativeurls": "not needed: the Location headers are right behind a proxy if trusted_proxies is set",
-    "http.headers": "there are no headers of your own here; add them in a proxy",
+    "http.headers": "no headers can be added to responses here; add them in a proxy",
     "http.http2": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
     "http.h2c": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
     "http.debug": _DEBUG_PORT,

@@ -151,8 +151,8 @@ class _Translation:
         purging = self._take("storage.maintenance.uploadpurging.enabled")
         if purging is not _MISSING and not _is_true(purging):
             self._comments.append(
-                "# storage.maintenance.uploadpurging.enabled: unfinished uploads are always deleted here, after "
-                "[uploads] expire"
+                "# storage.maintenance.uploadpurging.enabled: unfinished uploads are always deleted here; "
+                "`expire` in [uploads] sets when"
             )
         age = self._take_first("storage.maintenance.uploadpurging.age")
         self._setting("expire", age, _duration_above_zero, table="[uploads]")
@@ -180,8 +180,8 @@ class _Translation:
             # `insecure_open` is not set here: the old settings do not say whether a reverse proxy in front of the old
             # registry asks clients for a login.
             self._top += [
-                "# There are no accounts, and other machines reach this registry by public_url. It does not start",
-                "# before you add an account with `entrepot user add NAME --admin`, or let everybody push and delete:",
+                "# There are no accounts, and other machines reach this registry by public_url, so it does not start.",
+                "# Add an account with `entrepot user add NAME --admin`. Or, to let everybody push and delete, set:",
                 "# insecure_open = true",
             ]
         self._setting("shutdown_grace", self._take_first("http.draintimeout"), _duration)
@@ -191,7 +191,9 @@ class _Translation:
         if authorities:
             self._add_line("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
         if len(authorities) > 1:
-            self._comments.append("# http.tls.clientcas: there is one file here; append the other files to the first")
+            self._comments.append(
+                "# http.tls.clientcas: only one file is accepted here; append the other files to the first"
+            )
         self._setting(
             "client_auth",
             self._take_first("http.tls.clientauth"),

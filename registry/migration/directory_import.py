@@ -298,8 +298,9 @@ def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
 
 
 def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
-    """If an index could not be imported because of a manifest below it, returns the digest of that manifest, and those
-    of the indexes on the way from the index to the manifest. Returns nothing for any other error."""
+    """If an index could not be imported because of a broken manifest below it, returns the digests on the path from the
+    index to this manifest. The index itself is left out: if index A lists index B, and B lists the broken manifest C,
+    returns B and C. Returns no digests for any other error."""
     return error.below if isinstance(error, ContentBroken) else ()
 
 

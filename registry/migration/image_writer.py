@@ -130,8 +130,8 @@ class ImageWriter:
     ) -> None:
         """Records the import that has set the tag, if this record is missing. It is missing if that import was
         interrupted, or if an earlier version of the program ran it. Does nothing if a client has set the tag."""
-        pull_record = await self._store.pulls.record(repo, digest)
-        if pull_record is not None:  # an import or a pull of the manifest is recorded
+        # The store of pulls has a record if the manifest was pulled, or if `record_import` has added it.
+        if await self._store.pulls.record(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program == IMPORT_PROGRAM:
@@ -230,7 +230,8 @@ class ImageWriter:
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():
             # Each blob is checked before the first one is read, because a blob that does not fit makes the others
-            # useless. This does not notice if they do not fit all together; then storing one of them fails.
+            # useless. Each check looks at one blob alone. If the blobs fit one by one, but not all together, storing
+            # one of them fails later.
             if blob.digest not in manifest.foreign:
                 await self._check_quota(repo, blob)
 

@@ -83,8 +83,8 @@ class RemoteImport:
         self._parallel_images = parallel_images
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._referrers_apis: dict[RepositoryName, _ReferrersApi] = {}
-        """By repository, for those that were imported last: whether the old registry has a referrers API. Some
-        registries have this API for only some of their repositories."""
+        """For each repository, whether the old registry has a referrers API: some registries have this API for only
+        some of their repositories. Only the latest repositories are kept."""
         self._is_any_listed = False
         """True if the old registry has listed a repository, or if `run` was called with a name."""
 

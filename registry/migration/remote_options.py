@@ -40,9 +40,11 @@ class RemoteOptions:
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
-        """Returns the name of the upstream in the settings whose login is used; None if there is no such upstream, or
-        if the options name a login. The HTTP client finds the login by this name. It also sends the login to token
-        services in the domain of the name, such as `docker.io`. A login from the options must not be sent there."""
+        """Returns the name that the old registry has as an upstream in the settings, such as `docker.io`. The result of
+        `to_upstream` has another name, made up for the import, so the HTTP client gets this name as well. The client
+        finds the login in docker's `config.json` by this name, and sends the login to token services in the domain of
+        this name. Returns None if the settings have no such upstream, or if the options name a login: that login must
+        not be sent to these services."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 

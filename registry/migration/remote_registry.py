@@ -157,7 +157,7 @@ class RemoteRegistry:
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the old registry can list the referrers of a manifest. `digest`: a manifest that the old
-        registry has in this repository. Raises ContentBroken if the responses do not show this."""
+        registry has in this repository. Raises ContentBroken if the responses leave this question open."""
         try:
             return await self._retries.run(repo, lambda: self._ask_for_referrers_api(repo, digest))
         except NameUnknown as error:

@@ -16,10 +16,11 @@ three reasons to suspect that the old registry is down:
 The requests are retried as usual again when the counts have returned to 0. After an import has ended, the next one
 continues where it stopped.
 
-An `Unconfirmed` error stands for a response, such as a 404 without an error code of a registry, that possibly comes
-from a proxy in front of a registry that is restarting. Therefore the request is retried like a request without a
-response, unless the error says that a request without a login is refused (`is_refusal`). A 404 is also possibly the
-response to a request for a deleted repository, so `Unconfirmed` errors end the import only if GET `/v2/` fails, too.
+An `Unconfirmed` error means that the response possibly does not come from the registry. An example is a 404 without the
+error code of a registry: while a registry restarts, a proxy in front of it may send such a response. So the request is
+retried, as if there was no response. There is one exception: a request that was refused because it had no login
+(`is_refusal`) is not retried. A 404 is also possibly the response to a request for a deleted repository, so
+`Unconfirmed` errors end the import only if GET `/v2/` fails, too.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ class RequestRetries:
 
     async def _count_refusal(self, error: RegistryError) -> None:
         """Counts the request if the login was refused for it. After MAX_REFUSED_REQUESTS in a row, checks the login,
-        and raises ImportInvalid if it is refused. If it is accepted, the account may not pull from the repositories,
-        and the count starts again."""
+        and raises ImportInvalid if it is refused. If the login is accepted, the count starts again: the account only
+        lacks the right to pull from these repositories."""
         # This registry itself raises QuotaExceeded, when it stores a blob.
         if not isinstance(error, Denied) or isinstance(error, QuotaExceeded):
             return

@@ -50,8 +50,8 @@ START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
-"""Longest time that a client waits for the upstream's response to a fill that requests the blob from another repository
-than the client does. After this time, the client changes to the other fill of the blob.
+"""A fill can request the blob from another repository than the client does. If the upstream does not respond to this
+fill, the client waits at most this long, and then changes to the other fill of the blob.
 
 The time includes the request for a token. It is longer than a working upstream usually takes to respond, so clients
 rarely change to the separate fill. That is good, because with two fills the upstream may send the bytes twice. The time
@@ -171,9 +171,10 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository. Its failure does not count in `failed_fills`:
-                # clients of many other repositories may each start a fill before this request does, and the failures of
-                # these fills could use up `MAX_FAILED_FILLS`. Only the deadline limits them.
+                # The fill requested the blob from another repository, so its failure does not count in `failed_fills`.
+                # Clients of many other repositories could start such fills one after another. If their failures
+                # counted, this request could end with an error before its own repository was asked. Only the deadline
+                # limits the number of these failures.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_unstored` then

@@ -2,10 +2,10 @@
 upstream makes it name another digest.
 
 A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
-moved to this digest. The digest *holds* the tag until the next sighting. A digest is *mature* if it has once held the
-tag without interruption for at least the cooldown. The newest mature digest is served. So a move of the tag takes
-effect after the cooldown, if the tag has not moved again by then. A move back to a mature digest takes effect
-immediately.
+moved to this digest. The mirror assumes that the tag names this digest until the next sighting. A digest is *mature* if
+the tag has once named it without interruption for at least the cooldown. The newest mature digest is served. So a move
+of the tag takes effect after the cooldown, if the tag has not moved again by then. A move back to a mature digest takes
+effect immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
@@ -96,10 +96,11 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
     the newest sightings.
 
-    No immature digest becomes mature because sightings are dropped, for two reasons:
+    An immature digest never becomes mature when sightings are dropped:
 
-    - If sightings are dropped after a kept one, the kept one seems to last until the next kept one. This can only
-      happen to the first kept sighting. Its digest is the served one, which is mature already.
+    - If the sighting after another one is dropped, the tag seems to have named the earlier digest for longer. Only the
+      first sighting of the result can be followed by dropped ones, and its digest is the served one, which is mature
+      already.
     - With `serves_new`, the digest of the first sighting in the list counts as mature. In the returned list, this is
       the served digest, because all sightings before it are dropped.
     """

@@ -90,7 +90,8 @@ class BlobEntitlement:
         manifests = await self._records.referring_manifests(repo, digest)
         stated = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
         if self.is_private:
-            # At a private upstream, a manifest is no proof, because its author can name any digest and size in it.
+            # The manifests prove nothing, because an author can name any digest and size. So the upstream must confirm
+            # that `repo` has the blob: it did so when the running download started, or it is asked below.
             if download_size is not None:
                 return download_size, manifests
         else:

@@ -181,7 +181,8 @@ class MirroredManifests:
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
-        # A call with `force` does not join a flight without it, which possibly does not ask the upstream.
+        # A flight that was started without `force` possibly does not ask the upstream. So a call with `force` must not
+        # join it: the flights have different keys.
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
@@ -190,10 +191,9 @@ class MirroredManifests:
         ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
 
         While the upstream is nearly exhausted, this method stores no manifest. It then asks with a HEAD request even if
-        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. But after a response
-        to HEAD that is not enough, such as a 404, the upstream client sends a GET request, which counts. So this method
-        sends no request at all if a 404 is likely: the tag is not cached, and the upstream did not have it at its last
-        answer.
+        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. But if the response to
+        HEAD is, for example, a 404, the upstream client also sends a GET request, which counts. So this method sends no
+        request at all if a 404 is likely: the tag is not cached, and the upstream did not have it at its last answer.
         """
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
@@ -298,9 +298,9 @@ class MirroredManifests:
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         """Fetches and stores a manifest that is not cached."""
-        with ShareScope() as memory:
+        with ShareScope() as memory_scope:
             try:
-                manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
+                manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory_scope)
             except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy in front of the upstream
                 raise
             except ManifestUnknown:
@@ -339,19 +339,21 @@ class MirroredManifests:
         if cached is not None and at_upstream.digest == cached.digest:
             await self._record_check(repo, tag, found=True)
         elif may_fetch:
-            with ShareScope() as memory:
-                await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory), cached)
+            with ShareScope() as memory_scope:
+                await self._store(
+                    repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory_scope), cached
+                )
 
-    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
+    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory_scope: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
-        upstream. If the tag has moved once more, returns the manifest that it names now. `memory`: holds the memory of
-        a manifest from the upstream (`UpstreamClient.get_manifest`)."""
+        upstream. If the tag has moved once more, returns the manifest that it names now. `memory_scope`: until this
+        scope ends, the memory of a manifest from the upstream stays reserved (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
-            return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory)
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory_scope)
         except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
-            return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory_scope)
 
     async def _store(
         self, repo: RepositoryName, reference: Reference, manifest: Manifest, cached: Descriptor | None = None

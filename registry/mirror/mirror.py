@@ -77,8 +77,9 @@ MAX_REFUSED_REPOSITORIES: Final = 50
 """If the upstream refuses this number of repositories in a row, `recheck_young_tags` ends early. So many refusals
 probably mean that the configured login is wrong, and an upstream may lock an account after many failed logins. The
 number is large, because the upstream also refuses requests for repositories that were deleted there."""
-_REFUSALS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
-"""Errors that concern one repository or tag only: the upstream has answered."""
+_UNUSABLE_ANSWERS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
+"""Errors after an answer of the upstream: a refusal, or a manifest that is not valid. They concern one repository or
+tag only, and count for `MAX_REFUSED_REPOSITORIES`."""
 _STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
 """Errors of this registry's store."""
 
@@ -184,8 +185,9 @@ class Mirror(RefusingRegistry):
         get no answer, or `MAX_REFUSED_REPOSITORIES` in a row are refused.
 
         If the last call ended early, continues after the tag at which it ended, so that failing repositories do not
-        keep the mirror from asking about the others. Otherwise starts with a random tag: the processes of a server
-        that is often reloaded make only few calls each, and would all start with the same failing repositories."""
+        keep the mirror from asking about the others. Otherwise, as in a new process, starts with a random tag. If a
+        server is often reloaded, each of its processes makes only few calls. Without the random start, all of them
+        would ask about the same failing repositories first."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()
@@ -208,7 +210,7 @@ class Mirror(RefusingRegistry):
                     log.info("cannot %s about %s:%s: %s", attempt, move.repository, move.tag, error.message)
                 if isinstance(error, Denied) and not isinstance(error, QuotaExceeded):
                     skipped.add(move.repository)
-                if isinstance(error, _REFUSALS):
+                if isinstance(error, _UNUSABLE_ANSWERS):
                     unanswered.clear()
                     refused.add(move.repository)
                 else:

@@ -82,8 +82,8 @@ class _Buffer:
     `BlobSink`."""
 
     def __init__(self, digest: Digest, size: int, avoided: AvoidedEndpoints, notify: Callable[[], None]) -> None:
-        """`avoided`: has the endpoints whose bytes are not accepted. `notify`: called in the thread when there are new
-        bytes."""
+        """`avoided`: the endpoints to avoid; bytes from those in `avoided.refused` are not accepted. `notify`: called
+        in the thread when there are new bytes."""
         self.endpoint: str | None = None
         """The endpoint that has started to send; None: none has."""
         self.expected = (0, size)
@@ -172,6 +172,7 @@ class PassThroughReader:
 
     location: str | None = None
     is_incomplete = True
+    """Whether the registry is still downloading the blob. Always True here, because the blob is never stored."""
     data: bytes | None = None
     file: OpenFile | None = None
 
@@ -204,8 +205,8 @@ class PassThroughReader:
         self._report_fetched = on_fetched
         self._share = memory.share()
         """The reader's share of the budget. The budget cuts off readers whose `held_since` is long ago. So the reader
-        sets it to the time at which the client began to receive the present `CHUNK_BYTES`, or to infinity while the
-        reader waits for the upstream."""
+        sets it to the current time each time the client has received `CHUNK_BYTES` more bytes, and to infinity while
+        the reader waits for the upstream."""
         self._measured_bytes = 0
         """Number of bytes that the client has received since `held_since` of the share."""
         self._chunk_seconds = 0.0

@@ -109,9 +109,9 @@ class Prefetcher:
 
     def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
-        blob, newest first. If some of their images are remembered as being pulled, queues the other layers of those
-        images. Otherwise queues only the other layers of the newest image, because many images may share the blob as
-        their base layer."""
+        blob, newest first. If some of these manifests are in `_images`, queues the other layers of their images.
+        Otherwise queues only the other layers of the newest image, because many images may share the blob as their base
+        layer."""
         if self._mode != "layers" or not self._has_requests_left():
             return
         remembered = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]

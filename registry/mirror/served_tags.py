@@ -4,8 +4,8 @@ points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay m
 the client in the response.
 
 A `TagChoice` says what is served for a tag with a cooldown. Its *candidates* are the digests that may be served. The
-first one is served if it can be fetched. The cooldown holds back the newest digest until `newest_matures_at`; None: it
-does not hold it back.
+first one is served if it can be fetched. `newest_matures_at` is the time until which the cooldown holds back the newest
+digest; None: the newest digest is not held back.
 """
 
 from __future__ import annotations
@@ -137,9 +137,10 @@ class ServedTags:
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # For each pass over the moves: the move after which it starts, and the place in their order at which it ends.
-        # A `TagMove` is a tuple that begins with the time of the move. So `(now,)` sorts after all earlier moves and
-        # before the moves at `now` or later, and the pass leaves out moves that are recorded during this call.
+        # For each pass over the moves: the move after which it starts, and a tuple with which it compares each move.
+        # The pass ends before the first move that is greater. A `TagMove` is a tuple that begins with the time of the
+        # move. So all moves before `now` are less than `(now,)`, and the moves that are recorded during this call are
+        # greater.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))

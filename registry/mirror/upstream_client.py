@@ -45,7 +45,7 @@ class BlobSizeUnknown(UpstreamUnavailable):
 
 
 class Unconfirmed:
-    """Base class of the three errors for a "not found" that does not show whether the content exists."""
+    """Base class of the three errors for a response "not found" that may be wrong: the content may exist."""
 
     is_refusal = False
     """True: the upstream or its token service has refused a request without a login, or the settings require a login
@@ -118,7 +118,7 @@ class UpstreamClient(Protocol):
     an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
     private and for missing repositories. The error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
     UnconfirmedNameUnknown if a proxy or firewall in front of the upstream possibly sent such a response, or if the
-    request lacked a login or token that could not be obtained."""
+    login that the settings ask for, or a token, could not be obtained."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""
@@ -161,8 +161,8 @@ class UpstreamClient(Protocol):
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
         - `refused`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
           `sink.begin` raises an error.
-        - `expected_size`: the size of the whole blob, which is used if the upstream does not state it. None: such a
-          response is refused.
+        - `expected_size`: the size of the whole blob. It is used if the response does not state the size. None: a
+          response that does not state the size is refused.
 
         Raises BlobUnknown, RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs),
         BlobLengthWrong (the upstream did not state the size, and `expected_size` is wrong), and the exceptions of the

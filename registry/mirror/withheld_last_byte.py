@@ -27,7 +27,8 @@ CHUNK_BYTES: Final = 256 * 1024
 class UnverifiedBlobReader:
     """Reads the file into which a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a
     file descriptor of its own, so that the bytes can still be read after the fill has ended. If another fill stores the
-    blob before this reader has got a byte, the descriptor then refers to the file of the stored blob (`dup2`)."""
+    blob before this reader has got a byte, the reader makes its file descriptor refer to the file of the stored blob
+    (`dup2`)."""
 
     location: str | None = None
     """The presigned URL from which a client can download the bytes itself. Always None here, because only a complete
@@ -49,7 +50,7 @@ class UnverifiedBlobReader:
         that contain the blob. While this reader is open, each of them counts as active. `open_stored`: opens the whole
         blob if it is stored, or returns None.
 
-        The constructor raises TooManyOpenFiles, StorageFailed if the fill's file cannot be opened."""
+        If the fill's file cannot be opened, the constructor raises TooManyOpenFiles or StorageFailed."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill

@@ -59,7 +59,8 @@ class NoReaders(Exception):
     holds:
 
     - The fill was a prefetch (no client had requested the blob), and no client is expected to request it any more.
-    - All clients left before the download began, or another process downloads the blob.
+    - All clients left before the download began.
+    - Another process downloads the blob.
     - Too many fills without clients wait for a connection.
     - A slow request was cut off, because another request needed its connection. A retry would have to request all of
       its bytes again, and could be cut off again and again (`RunningRequest.cut_off`)."""
@@ -384,9 +385,9 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download after a failed request from `repo`. If this is not the first repository, replaces the
-        upstream's error by UpstreamUnavailable. Otherwise the caller of `run` would take the error, such as
-        BlobUnknown, to be about the first repository."""
+        """Ends the download after a failed request from `repo`. The caller of `run` takes an error such as BlobUnknown
+        to be about the first repository. So an upstream's error about another repository is replaced by
+        UpstreamUnavailable."""
         if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error

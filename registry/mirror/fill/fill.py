@@ -105,9 +105,9 @@ class Fill:
 
     @property
     def _must_keep_partial(self) -> bool:
-        """Whether readers may have got bytes of the partial blob, so that only its other bytes can complete their
-        responses. Readers get bytes after the upstream has started to send. A reader that was opened while the fill was
-        queued (`is_queued`) may get bytes of an earlier owner before that."""
+        """Whether readers may have got bytes of the partial blob. Only the rest of the same partial blob can then
+        complete their responses. Readers get bytes after the upstream has started to send. A reader that was opened
+        while the fill was queued (`is_queued`) may get bytes of an earlier owner before that."""
         return self.has_started or any(file.is_used and file.partial is self._partial for file in self._reader_files)
 
     def open_file(self) -> ReaderFile:
@@ -189,14 +189,14 @@ class Fill:
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
         stored bytes are kept for the next fill of the blob. After an error, they are kept unless they are few."""
-        abandoned: RegistryError = server_stopping_error()  # the error if the fill is stopped early
-        error: RegistryError | None = abandoned
+        early_stop_error: RegistryError = server_stopping_error()
+        error: RegistryError | None = early_stop_error
         try:
             try:
                 await self._run()
                 error = None
             except NoReaders:
-                error = abandoned = PartialLost(
+                error = early_stop_error = PartialLost(
                     "the download was stopped because no client waited for the blob; try again"
                 )
             except BlobUnknown as unknown:
@@ -213,7 +213,7 @@ class Fill:
             if error is not None and self._partial is not None:
                 await discard_if_nearly_empty(self._partial)
         finally:
-            self._end(error, is_abandoned=error is abandoned)
+            self._end(error, is_abandoned=error is early_stop_error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
         """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
@@ -326,9 +326,9 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # Readers of this process do not need `partial`: a reader that has its file, but no bytes, gets the file
-                # of the stored blob (`wait_until`). A reader that has got bytes since the check above gets an error. If
-                # `partial` has only some bytes, it is kept: a follower in another process may have begun to read them.
+                # `wait_until` will raise StoredByAnotherFill: readers without bytes then read the stored blob, those
+                # that got bytes since the check above fail. So no reader of this process needs `partial`. If `partial`
+                # has only some bytes, it is kept: a follower in another process may have begun to read them.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.

@@ -19,9 +19,10 @@ from storage.partials import Partials
 
 MAX_CLAIMS: Final = 16
 """Largest number of fills of one upstream that claim a partial blob at the same time in one process. A *partial blob*
-is the files of one download. To *claim* it means to open these files, as its owner if no other process downloads the
-blob (`Partials.claim`). The other fills wait for their turn, and end if their clients leave meanwhile. The process has
-only this many threads that open files, so more fills would only wait for a thread."""
+has the bytes of an unfinished download and a record of which bytes have arrived. To *claim* it means to open its files,
+as its owner if no other process downloads the blob (`Partials.claim`). The other fills wait for their turn, and end if
+their clients leave meanwhile. The process has only this many threads that open files, so more fills would only wait for
+a thread."""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,9 @@ class RepositoryChoice:
         self._sender = first
         """The repository that has sent bytes most recently; `first` if none has."""
         self._last_other = first
-        """The most recent choice of `_choose_another` other than `_sender`; `first` if there is none. The next such
-        choice is the repository after it in alphabetical order."""
+        """The last repository that `_choose_another` has chosen in place of `_sender`; `first` if there is none. The
+        next time, it chooses the repository that comes after this one in alphabetical order, so that each gets its
+        turn."""
         self._refusing: set[RepositoryName] = set()
         self._failures_in_row = 0
         """Number of failures in a row of requests from `next_repo`."""

@@ -97,9 +97,9 @@ class ConnectionSlots:
         or False if nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in
         bytes; small blobs get slots first.
 
-        `is_new_connection`: whether this is the first request on the connection. If it is a later one, a client waits
-        for the blob, and fewer than two slots are free, this method pauses for `YIELD_SECONDS` before it enters the
-        queue. So the requests that are in the queue already get a slot first."""
+        `is_new_connection`: whether this is the first request on the connection. A later request for which a client
+        waits takes a slot at once if at least two are free. Otherwise it pauses for `YIELD_SECONDS` before it enters
+        the queue, so that the requests that are in the queue already get a slot first."""
         async with AsyncExitStack() as held:
             has_slot = False
             while not has_slot and demand.is_alive():

@@ -105,8 +105,8 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
     """Returns the images to warm, grouped by the name of their upstream, or under None if they have no upstream. If the
-    file or the database has an error, logs it and returns an empty dict. So the running rounds continue, and no round
-    starts before the next call."""
+    images cannot be read or looked up, logs the error and returns an empty dict. The caller then starts no round, and
+    the running rounds continue."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
@@ -144,7 +144,7 @@ async def _run_round(
 
 def _log_unexpected_error() -> None:
     """Logs the error that an `except` clause handles now, with a traceback. The error does not end the rounds, because
-    the next one may succeed. If this task is being cancelled, raises CancelledError instead, because the error may have
-    replaced the CancelledError of the cancellation."""
+    the next round may succeed. If this task is being cancelled, raises CancelledError instead, because the error may
+    have replaced the CancelledError of the cancellation."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

@@ -208,7 +208,7 @@ class Warmer:
     def _choose_entries(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
         """Returns the entries of an index for the platforms that are warmed, or all entries if the index states no
         platforms. Also returns an error if the index has no entry for one of the platforms, otherwise None."""
-        entries = index.manifests
+        entries = index.manifests  # all entries, including those that are blobs
         offered = sorted({platform_name(entry) for entry in entries} - {""})
         if self._platforms is None or not offered:
             return entries, None

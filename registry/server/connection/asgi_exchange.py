@@ -39,8 +39,9 @@ class AsgiExchange:
     - `send` raises ClientDisconnected (an OSError) once the client has disconnected. The application can then stop
       reading a blob of 40 GiB that nobody receives any more.
     - `send` accepts files (ASGI's zero-copy extension), only on Linux. Without TLS the kernel sends them.
-    - The application can respond before the request's body was received completely. If only a short rest is missing,
-      the server first receives and discards it. Otherwise the server closes the connection after the response.
+    - The application can respond before the request's body was received completely. If only a small part of the body is
+      missing, the server first receives and discards this part. Otherwise the server closes the connection after the
+      response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
     - A response to HEAD, and a response with status 204 or 304, can declare a length although it has no body.
     - HTTP/1.0 clients get no chunked responses.
@@ -55,8 +56,9 @@ class AsgiExchange:
         """The body of the request."""
         self.response_started = False
         """Whether the application has sent the status and the headers. They are possibly not written yet."""
-        self.ends_with_input = False
-        """Whether the response ends when the client shuts down its sending side (`ENDS_WITH_INPUT`)."""
+        self.is_endless = False
+        """Whether the response has no end of its own: it ends when the client shuts down its sending side
+        (`ENDS_WITH_INPUT`)."""
         self.status = 0
         """The status of the response; 0 until it has started."""
         self.refusal = ""
@@ -168,9 +170,9 @@ class AsgiExchange:
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
-            if self.body.has_more and not await self.body.discard_short_rest():
+            if self.body.has_more and not await self.body.discard_short_remainder():
                 self.keep_alive = False
-            self.ends_with_input = message.get(ENDS_WITH_INPUT, False)
+            self.is_endless = message.get(ENDS_WITH_INPUT, False)
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._flow.discards_writes():
@@ -199,7 +201,7 @@ class AsgiExchange:
         Writes nothing yet. Raises RuntimeError for invalid headers."""
         self.response_started = True
         if self.body.has_more:
-            if not self.body.is_rest_short:
+            if not self.body.is_remainder_short:
                 self.keep_alive = False
             self.body.expects_continue = False  # from now on the client must not get a 100 response
         self.status = status
@@ -262,8 +264,9 @@ class AsgiExchange:
             self._write_part(body, more=more)
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes `body` in slices. Returns when the transport's buffer is empty; over TLS, when it has only the last
-        part. After that the transport does not refer to `body`, so the caller can free its memory.
+        """Writes `body` in slices. Returns when the transport's buffer is empty. Over TLS the last written bytes may
+        still be in the buffer, but as a copy. So the transport no longer refers to `body`, and the caller can free its
+        memory.
 
         `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
         longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.

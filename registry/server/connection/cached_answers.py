@@ -28,7 +28,7 @@ class RenderableAnswer(Protocol):
     """A complete response with status 200, as the application has cached it."""
 
     headers_before_id: Headers
-    """Headers before X-Request-Id. `render` empties both lists, because it keeps their bytes."""
+    """Headers before X-Request-Id. `render` keeps the bytes of both lists in `rendered`, and empties the lists."""
     headers_after_id: Headers
     """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes

@@ -120,9 +120,10 @@ class EncryptedFileSender:
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            # After the last piece, it is no error if the client has shut down its sending side: it may have received
-            # everything.
-            if flow.discards_writes() if offset < end_offset else transport.is_closing():
+            # `discards_writes` is also True if the client has only shut down its sending side. After the last piece,
+            # that is no error, because the client may have received everything.
+            is_disconnected = flow.discards_writes() if offset < end_offset else transport.is_closing()
+            if is_disconnected:
                 raise ClientDisconnected
 
     def _cut_off(self) -> None:
@@ -135,8 +136,8 @@ class EncryptedFileSender:
     # Reading the file
 
     async def _wait_for_disk(self, offset: int, end_offset: int) -> int:
-        """Waits until the next bytes of the file can be read without waiting for the disk. Returns their number, at
-        most `PIECE_BYTES`. The file can end before them."""
+        """Waits until the next bytes of the file can be read without waiting for the disk. Returns the number of these
+        bytes, at most `PIECE_BYTES`. If the file has become shorter, a read can return fewer bytes."""
         piece_end = min(end_offset, offset + PIECE_BYTES)
         while not (count := self._count_in_memory(offset, piece_end)):
             self._part_read = self._context.worker.loop.create_future()

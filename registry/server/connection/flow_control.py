@@ -104,7 +104,7 @@ class FlowControl:
                 self._transport.pause_reading()
 
     def is_pause_long(self) -> bool:
-        """Returns whether reading has been stopped without a break since the last call of this method."""
+        """Returns whether reading has been stopped the whole time since the last call of this method."""
         before, self._checked_pause = self._checked_pause, 0 if self._is_reading else self._pauses
         return before > 0 and before == self._checked_pause
 

@@ -1,18 +1,19 @@
 """Keeps parsed parts of heads (request lines with headers), so that the server does not parse the same bytes again.
 
 The clients of a registry repeat themselves: a client sends the same headers with each request, and many machines
-request the same tag. Parsing a head takes longer than finding the cached response to it. So all connections of a worker
-share this cache. It keeps request lines and *header blocks* (all header lines of a head, up to the empty line)
-separately. A head is found if its block was parsed before; its line may be new.
+request the same tag. Many responses are cached by the application (`cached_answers`), and finding such a response takes
+less time than parsing the head of the request. So all connections of a worker share this cache. It keeps request lines
+and *header blocks* (all header lines of a head, up to the empty line) separately. A head is found if its block was
+parsed before; its line may be new.
 
 Only parts of GET and HEAD requests without a body are cached, and only if the connection stays open after them. A part
 is cached when its bytes arrive for the second time. So a part that arrives only once takes little time and displaces no
 other part.
 
-Tokens and cookies must not stay in memory. So a block with such a secret is found by a keyed hash of its bytes, and the
-cache has the offsets of the secret in the block in place of the secret. The hash is `hash()` of Python's `bytes`
+Tokens and cookies must not stay in memory. So a block with such a secret is found by a keyed hash of its bytes. The
+cache does not keep the secret, only the offsets at which the block has it. The hash is `hash()` of Python's `bytes`
 (SipHash) with a random key from the start of Python. It is fast, and two blocks practically never have the same 64
-bits. A block with a password and a line with a query are not cached.
+bits. Blocks with a password are not cached, nor are lines with a query.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"
 
 
 _ParsedLine = tuple[dict[str, Any], int]
-"""The items of the ASGI scope that depend on a request line, which must not be changed, and the length of the request
-target in bytes."""
+"""The items of the ASGI scope that depend on a request line, and the length of the request target in bytes. The
+dictionary of the items must not be changed."""
 
 
 class _CachedBlock(NamedTuple):
@@ -76,9 +77,9 @@ class HeadCache:
 
     def find(self, head: bytes) -> tuple[dict[str, Any], list[Header], int] | None:
         """Finds the parts of the head with exactly these bytes (up to and with the empty line). Returns the items of
-        the ASGI scope that depend on the request line, which must not be changed; a new list of the headers; and the
-        size of the head, as in `RequestHead.size`. Returns None if the head has to be parsed, because its block is not
-        in the cache or its line is unusual."""
+        the ASGI scope that depend on the request line, a new list of the headers, and the size of the head
+        (`RequestHead.size`). The dictionary of the items must not be changed. Returns None if the head has to be
+        parsed, because its block is not in the cache or its line is unusual."""
         line_end = head.find(b"\r\n")
         block = head[line_end:]
         cached = self._blocks.get(block) or self._blocks.get(hash(block))

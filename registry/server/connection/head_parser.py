@@ -117,7 +117,8 @@ class HeadParser:
 
     def partial_scope(self) -> Scope:
         """Returns what is known of the request whose head is being received, also after `feed` has refused it (see
-        `request_reports.partial_scope`). Leaves out a target that is not a path, because it could have a password."""
+        `request_reports.partial_scope`). Leaves out a request target that is not a path, because a target such as
+        `http://name:password@host/` has a password."""
         if not self.is_in_head or not self._target:
             return partial_scope(self._client)
         path = self._target.partition(b"?")[0] if self._target.startswith(b"/") else b""

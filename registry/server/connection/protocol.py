@@ -72,7 +72,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """Whether the connection was closed to make room for another one."""
         self._max_small_buffer_bytes = sys.maxsize
         """If the transport's buffers have more bytes than this, the connection is counted, because the number of
-        connections with large buffers is limited. Once it is counted, and without TLS, this is `sys.maxsize`."""
+        connections with large buffers is limited. `sys.maxsize`: no TLS, or the connection is counted already."""
 
     # Called by the transport
 
@@ -105,8 +105,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. An
-        endless response (`ends_with_input`) does not keep it open."""
+        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. It need
+        not stay open for an endless response (`AsgiExchange.is_endless`)."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -116,7 +116,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             )
         self._reader.is_finished = self._is_half_closed = True
         # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
-        if self._active is None or self._active.ends_with_input:
+        if self._active is None or self._active.is_endless:
             return False
         return not self._transport.is_closing() and not self._context.is_tls
 
@@ -245,7 +245,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
         """Writes the error response to a refused request, and ends the connection. `scope`: what is known of the
-        request; None: an exchange reports the request to the application."""
+        request, for the report to the application; None: an `AsgiExchange` makes the report."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
@@ -338,7 +338,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _on_large_buffers(self) -> None:
         """Called once, when the transport's buffers may have become large. Counts the connection in the next iteration
-        of the event loop, because this may close connections, which the transport does not expect while it reads."""
+        of the event loop, not now: counting can close this connection, perhaps while the transport reads."""
         self._max_small_buffer_bytes = sys.maxsize
         self._worker.loop.call_soon(self._count_large_buffers)
 
@@ -363,7 +363,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if active.body.is_awaited:
                 return Wait("body", (started, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                timeout = 0.0 if active.ends_with_input else limits.half_close_seconds
+                timeout = 0.0 if active.is_endless else limits.half_close_seconds
                 return Wait("half_closed", (started, active.progress_count), timeout)
             return Wait("application", (0, 0), float("inf"))
         if self._latest is not None and self._latest.body.has_more:
@@ -373,11 +373,11 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
-        # If the last check found the same wait, the client had received all bytes by then, and nothing was sent since.
+        # If the last check found `idle`, too, the client had received all bytes then, and nothing was sent since.
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
-        """Returns what a TLS connection that may have bytes to send waits for. `unsent`: size of the write buffer. A
+        """Returns what a TLS connection waits for if it may have bytes to send. `unsent`: size of the write buffer. A
         second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
         are the progress. If all bytes are acknowledged, returns `wait_if_sent`; if that is None, a wait `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))

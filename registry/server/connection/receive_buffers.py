@@ -83,13 +83,13 @@ class BodyBuffer:
         """Returns the memory into which the next bytes are to be received: the free part of the current buffer, or of a
         new one if the current buffer is full."""
         if self._filled_bytes == len(self._buffer):
-            self._buffer = memoryview(uninitialized_bytearray(self._framing.max_receive(self._next_buffer_bytes)))
+            self._buffer = memoryview(uninitialized_bytearray(self._framing.bytes_to_receive(self._next_buffer_bytes)))
             self._filled_bytes = 0
             self._next_buffer_bytes = min(2 * self._next_buffer_bytes, MAX_BUFFER_BYTES)
             if self._incoming.requires_small_buffers:
                 self._next_buffer_bytes = MIN_BUFFER_BYTES
         max_bytes = MIN_BUFFER_BYTES if self.is_fragmented else MAX_BUFFER_BYTES
-        return self._buffer[self._filled_bytes : self._filled_bytes + self._framing.max_receive(max_bytes)]
+        return self._buffer[self._filled_bytes : self._filled_bytes + self._framing.bytes_to_receive(max_bytes)]
 
     def __del__(self) -> None:
         self._uncount()

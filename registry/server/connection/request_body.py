@@ -77,7 +77,7 @@ class RequestBody:
         """Number of bytes that were not received yet; None for a chunked body, whose length is unknown."""
 
     @property
-    def is_rest_short(self) -> bool:
+    def is_remainder_short(self) -> bool:
         """Whether so few bytes of the body are missing that the server can receive and discard them, and then use the
         connection for the next request. False if the number of missing bytes is unknown. False if the client waits for
         a 100 response: without this response the client can send the body or leave it out, so the next bytes could be
@@ -183,15 +183,15 @@ class RequestBody:
         self._clear_change()
         return self._take_pieces()
 
-    async def discard_short_rest(self) -> bool:
-        """Called before a response starts. If the rest of the body is short, receives and discards it. Returns False if
-        the client sends the rest too slowly. Returns True if all of the rest was discarded, or if it is not short, so
-        that nothing was done. Raises ClientDisconnected.
+    async def discard_short_remainder(self) -> bool:
+        """Called before a response starts. If only a small part of the body is missing (`is_remainder_short`), receives
+        and discards this part. Returns False if the client sends it too slowly; otherwise True. Does nothing and
+        returns True if a large part is missing. Raises ClientDisconnected.
 
         Servers written in Go do the same. The client containerd 1.6 relies on this: it hangs if it gets a response
         before it has sent a whole manifest.
         """
-        if not self.is_rest_short:
+        if not self.is_remainder_short:
             return True
         try:
             async with asyncio.timeout(self._context.worker.limits.linger_seconds):

@@ -130,8 +130,9 @@ class RequestReader:
             self._parse_body_buffer(buffer, count)
 
     def continue_parsing(self) -> None:
-        """Called when a response is complete. Parses the held bytes. If one of the requests in them is not answered at
-        once, holds the bytes after this request again. Goes on reading if no bytes are held after that."""
+        """Called when a response is complete. Parses the held bytes. At the first request that is not answered at once,
+        stops, and keeps holding the bytes that come after this request. If no bytes are held any more, goes on
+        reading."""
         # The body of the answered request may have paused reading. The rest of that body is discarded now.
         self._context.flow.resume_reading()
         held, self._held = self._held, b""

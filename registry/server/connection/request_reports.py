@@ -2,8 +2,8 @@
 
 An application can have an attribute `request_recorder`, an object with these methods:
 - `on_request_end(scope, end)` is called once for each request that the application has answered.
-- `on_cached_answer(scope, answer, request_id)` is called for each response that the application's response cache has
-  returned (`answer_at_once`).
+- `on_cached_answer(scope, answer, request_id)` is called for each cached response that the server got from the
+  application's method `answer_at_once` (`cached_answers`).
 - `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
   the application. The scope then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
   `headers` and `client`.

@@ -34,11 +34,14 @@ class ResponseFraming:
                 raise RuntimeError("the response is longer than its content-length")
 
     def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before `size` bytes of the body, and the bytes to write after them. What comes
-        before begins with `head`, the part of the response's head that is not written yet. If the response is chunked,
-        the size line of a chunk follows, and what comes after begins with the end of that chunk. `more`: whether more
-        of the body follows. If not, what comes after a chunked body also has the chunk of length zero, which ends
-        it."""
+        """Returns the bytes to write before `size` bytes of the body, and the bytes to write after them.
+
+        - Before: `head`, the part of the response's head that is not written yet. If the response is chunked, also the
+          size line of the chunk that has the `size` bytes.
+        - After: nothing, unless the response is chunked. Then the end of the chunk and, if the body is complete, the
+          chunk of length zero, which ends the body.
+
+        `more`: whether more of the body follows."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

@@ -63,10 +63,10 @@ class UnsentBudget:
     meanwhile. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times `limit_bytes`.
 
     The transport does not report that the last bytes of a response were sent, so the budget has to look at the shares.
-    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. So a
-    reservation usually takes no longer if there are more connections. It takes longest if no client receives, because
-    the budget then looks at all shares. But there are no more shares than fit into the budget: fewer than 512 with
-    `limit_bytes` of 32 MiB, because each share reserves more than 64 KiB."""
+    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. So the time
+    for a reservation usually does not depend on the number of connections. It takes longest if no client receives,
+    because the budget then looks at all shares with reserved bytes. Each of these has reserved more than 64 KiB, so
+    with `limit_bytes` of 32 MiB there are fewer than 512."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
@@ -127,12 +127,12 @@ class UnsentBudget:
     def _remove(self, share: UnsentShare) -> None:
         if share.reserved_bytes:
             self._reserved_bytes -= share.reserved_bytes
-            share.reserved_bytes, share.is_being_written = 0, False
+            share.reserved_bytes, share.may_write_more = 0, False
             del self._shares[share]
 
     def _grant(self, share: UnsentShare, size: int) -> None:
         self._remove(share)
-        share.reserved_bytes, share.is_being_written = size, True
+        share.reserved_bytes, share.may_write_more = size, True
         self._shares[share] = None
         self._reserved_bytes += size
 
@@ -213,7 +213,7 @@ class _PendingReservation:
 class UnsentShare:
     """The part of a worker's budget that one connection uses."""
 
-    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "is_being_written", "reserved_bytes")
+    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "may_write_more", "reserved_bytes")
 
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
@@ -224,7 +224,7 @@ class UnsentShare:
         self._connection: EvictableConnection | None = connection
         self._transport = transport
         self._is_tls = is_tls
-        self.is_being_written = False
+        self.may_write_more = False
         """Whether the application may write more bytes of the response to the transport. The budget sets this to True
         when it reserves bytes."""
         self.reserved_bytes = 0
@@ -243,7 +243,7 @@ class UnsentShare:
     def finish(self) -> None:
         """Called when nothing more of the response will be written: from now on its bytes count only until they are
         sent. May be called repeatedly."""
-        self.is_being_written = False
+        self.may_write_more = False
         # Over TLS, the bytes may have left the write buffer only for the transport's second buffer, so the budget finds
         # out later whether they were sent (`has_unsent_bytes`).
         if not self._is_tls:
@@ -269,7 +269,7 @@ class UnsentShare:
         memory. Without TLS, these are the bytes in the transport's write buffer. With TLS, the transport has a second
         buffer, of unknown size. So with TLS the result is False only when the client's kernel has acknowledged all
         bytes."""
-        if self.is_being_written or self._transport.get_write_buffer_size():
+        if self.may_write_more or self._transport.get_write_buffer_size():
             return True
         return self._is_tls and bool(self._unacknowledged())
 

@@ -22,9 +22,9 @@ def uvicorn_protocol_class(
     """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop. `limits`: the
     limits for the connections; None: the default ones. `proxies`: the trusted reverse proxies; None: there are none.
 
-    uvicorn creates an object of the class for each connection. The number of connections is not limited:
-    `registry.server.gate.acceptor` enforces the limit, but uvicorn itself accepts the connections. uvicorn's setting
-    `root_path` has no effect.
+    uvicorn creates an object of the class for each connection. The number of connections is not limited, because
+    uvicorn accepts them. The server's own workers accept connections with `registry.server.gate.acceptor`, which
+    enforces a limit. uvicorn's setting `root_path` has no effect.
     """
     # Empty until the first connection, because uvicorn passes `config` (with the application), `server_state` and
     # `app_state` only when it creates an object for a connection. After that the list has one object, which all

@@ -150,8 +150,9 @@ class ConnectionLimit:
             )
 
     def make_room_for_connection(self) -> float:
-        """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept it now;
-        otherwise for how many seconds to accept none. Call it before each connection is accepted.
+        """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept it now.
+        Otherwise returns the number of seconds in which the worker must accept no connection. Call it before each
+        connection is accepted.
 
         If no descriptor is free, the first call returns a short time, in which another worker can accept the
         connection. The next calls evict silent connections to free descriptors, up to `_ACCEPTS_PER_PAUSE` times.

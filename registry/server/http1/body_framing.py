@@ -38,7 +38,7 @@ class Framing(Protocol):
     is_complete: bool
     """Whether the whole body was parsed."""
 
-    def max_receive(self, free_bytes: int) -> int:
+    def bytes_to_receive(self, free_bytes: int) -> int:
         """Returns how many bytes to receive next, at most, into a buffer that has `free_bytes` left."""
         ...
 
@@ -53,14 +53,14 @@ class Framing(Protocol):
 
 
 class LengthFraming:
-    """The framing of a body with a declared length in bytes. `max_receive` never asks for bytes after the body's end,
-    so the next request is not received together with the body."""
+    """The framing of a body with a declared length in bytes. `bytes_to_receive` never asks for bytes after the body's
+    end, so the next request is not received together with the body."""
 
     def __init__(self, length: int) -> None:
         self._remaining_bytes = length
         self.is_complete = length == 0
 
-    def max_receive(self, free_bytes: int) -> int:
+    def bytes_to_receive(self, free_bytes: int) -> int:
         return min(free_bytes, self._remaining_bytes)
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
@@ -90,7 +90,7 @@ class ChunkedFraming:
         self._trailer_bytes = 0
         self.is_complete = False
 
-    def max_receive(self, free_bytes: int) -> int:
+    def bytes_to_receive(self, free_bytes: int) -> int:
         return free_bytes
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:

@@ -17,7 +17,8 @@ from registry.server.http1.response_head import Headers
 
 HEAD_END = b"\r\n\r\n"
 MAX_BODY_BYTES: Final = 2**63 - 1
-"""Largest length of a body, in bytes. No file can be larger, and no integer in the database."""
+"""Largest length of a body, in bytes. This is also the largest size of a file, and the largest integer in the
+database."""
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:

@@ -1,4 +1,5 @@
-"""The control socket, over which commands on the same machine send requests to a running server.
+"""The control socket. Over it, commands such as `entrepot reload`, run on the same machine, send requests to a running
+server.
 
 It is a Unix socket in the data directory, which only the owner of the socket and root can use. On each connection, the
 client sends one request, a line of JSON such as `{"do": "reload"}`. When the work is done, the server sends one answer,
@@ -51,7 +52,9 @@ def listen_for_control(path: Path) -> socket.socket | None:
         try:
             address = _address(directory, path)
             if _is_used(address):
-                log.warning("another server uses this data directory: commands reach only that server")
+                log.warning(
+                    "another server uses this data directory: reload and restart commands reach only that server"
+                )
                 sock.close()
                 return None
             with suppress(FileNotFoundError):
@@ -92,8 +95,8 @@ def remove_socket_file(path: Path, identity: tuple[int, int] | None) -> None:
 
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Does not
-    follow a symbolic link at `path`: root may call this function, and the owner of the data directory could make it
-    send the request to another program with such a link. Raises ControlUnavailable."""
+    follow a symbolic link at `path`. The owner of the data directory could create such a link to another program's
+    socket, and root, who may call this function, would send the request to that program. Raises ControlUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             file = os.open(path, os.O_PATH | os.O_NOFOLLOW)

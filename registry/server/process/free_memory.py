@@ -27,7 +27,7 @@ MAX_FULL_COLLECTION_SHARE = 0.001
 process. Usually it takes 3 to 20 ms, but up to 150 ms if few of the objects are in the caches of the CPU."""
 YOUNG_COLLECTIONS_PER_FULL_ONE = 100
 """After this number of collections of the second generation, Python makes a full collection by itself. With Python's
-default of 10, reading a few lists of 10,000 tags would be enough for one."""
+default of 10, reading a few lists of 10,000 tags would be enough for a full collection."""
 
 
 class MemoryTrimmer:
@@ -76,7 +76,7 @@ def collect_seldom() -> None:
     A late full collection delays only the release of memory, and `MemoryTrimmer` makes one when the process has
     grown."""
     gc.collect()
-    gc.freeze()  # to examine the objects of the start would take 50 ms each time
+    gc.freeze()  # otherwise each full collection would spend 50 ms on these objects
     gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)
 
 

@@ -47,7 +47,7 @@ def digest_served_at(sightings: Sequence[Sighting], at: float, *, serves_new: bo
 
 
 def test_a_move_takes_effect_after_the_cooldown() -> None:
-    """A new digest is served as soon as it has held the tag for the cooldown."""
+    """A new digest is served as soon as the tag has named it for the cooldown."""
     sightings = history((0, A), (10 * DAY, B))
     assert digest_served_at(sightings, 10 * DAY) == A
     assert digest_served_at(sightings, 13 * DAY - 1) == A
@@ -65,7 +65,7 @@ def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
 
 
 def test_a_move_back_takes_effect_at_once() -> None:
-    """If a digest has held the tag for the cooldown before, it is served again as soon as the tag moves back to it."""
+    """If the tag has named a digest for the cooldown before, it is served again as soon as the tag moves back to it."""
     sightings = history((0, A), (10 * DAY, B), (20 * DAY, A))
     assert digest_served_at(sightings, 19 * DAY) == B
     assert digest_served_at(sightings, 20 * DAY) == A
@@ -74,7 +74,7 @@ def test_a_move_back_takes_effect_at_once() -> None:
 
 def test_a_new_tag() -> None:
     """With `serves_new`, the first digest of a tag is served at once. Without it, the first digest is served only after
-    it has held the tag for the cooldown. A second digest is held back in both cases."""
+    the tag has named it for the cooldown. A second digest is held back in both cases."""
     sightings = history((0, A), (DAY, B))
     assert digest_served_at(sightings[:1], 0) == A
     assert digest_served_at(sightings, DAY) == A
@@ -97,7 +97,7 @@ def test_older_mature_digests_are_alternatives() -> None:
 @given(moves_strategy, st.floats(min_value=0, max_value=10 * DAY))
 @pytest.mark.slow
 def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seconds_since_last_move: float) -> None:
-    """The served digest has held the tag for the cooldown, and no later digest has done so."""
+    """The tag has named the served digest for the cooldown, but no later digest."""
     at, sightings = START, list[Sighting]()
     for seconds_later, number in moves:
         at += seconds_later

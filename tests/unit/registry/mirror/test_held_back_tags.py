@@ -59,7 +59,7 @@ async def served(worker: MirrorWorker, tag: Tag = TAG, repo: RepositoryName = MI
 
 @pytest.mark.slow
 async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
-    """At each moment, the newest digest that has held the tag for the cooldown is served. This also holds for a new
+    """At each moment, the newest digest that the tag has named for the cooldown is served. This also holds for a new
     process, and while the upstream is down. If a digest is held back, the notice in the response names this digest and
     the time until which it is held back."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY)
@@ -93,8 +93,8 @@ async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
 
 
 async def test_time_passes_while_the_upstream_is_down(site: MirrorSite, worker: MirrorWorker) -> None:
-    """While the upstream is down, a digest is served as soon as it has held the tag for the cooldown. The notice in the
-    response says until when the digest is held back, and that the upstream is down."""
+    """While the upstream is down, a digest is served as soon as the tag has named it for the cooldown. The notice in
+    the response says until when the digest is held back, and that the upstream is down."""
     enter_request(request := RequestContext())
     first = move_tag(site, b"first")
     await served(worker)
