@@ -197,7 +197,7 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest until the policy is closed: until there is an account or another way to log in.
+        # The check is strictest while there is no account and no other way to log in (`Policy.is_closed` is False).
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -227,9 +227,10 @@ class ServiceFactory:
             pages=self._page_components(backend, components, policy),
         )
 
-    def _browser(self, backend: Backend, policy: Policy, live: Registry) -> RepositoryBrowser:
-        """Returns the object that reads the content for pages and the management API, with the rights of the current
-        request. `live`: the guarded registry that clients use; it serves archives and the removal of tags."""
+    def _browser(self, backend: Backend, policy: Policy, client_registry: Registry) -> RepositoryBrowser:
+        """Returns the object that reads stored content for pages and the management API, with the rights of the current
+        request. `client_registry`: the guarded registry that clients use. The browser needs it to remove tags, and to
+        make archives, because only this registry asks upstreams for content that is not cached."""
         store, router = backend.store, backend.router
         private = [upstream.name for upstream in self.settings.upstream if upstream.has_private_repositories]
         stored = stored_content(
@@ -241,7 +242,7 @@ class ServiceFactory:
             is_confirmed=store.records.is_confirmed,
         )
         guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
-        return RepositoryBrowser(guard, live, store)
+        return RepositoryBrowser(guard, client_registry, store)
 
     def _page_components(self, backend: Backend, components: AuthComponents, policy: Policy) -> PageComponents:
         """Returns the objects that the web pages need. Their registry reads every repository from the store and asks no
@@ -280,11 +281,10 @@ class ServiceFactory:
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
-        `cross_site`: refuses requests that pages of other sites cause; None: refuses them as in a registry without
-        accounts, where this check is strictest. `count_pull` counts the pulls of manifests; None: they are not counted.
-        `push_refusal` is called before a manifest is received, and returns why the manifest does not fit on the disk.
-        If the parameter is None, this is not checked. `read_history` reads the history of a tag for the current
-        request."""
+        `cross_site`: refuses requests that pages of other sites cause; None: the strictest such check is used, as for a
+        registry without accounts. `count_pull` counts the pulls of manifests; None: they are not counted.
+        `push_refusal` returns, before a manifest is received, why it does not fit on the disk; None: this is not
+        checked. `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),

@@ -21,7 +21,7 @@ from registry.browse.content_reader import ContentReader, index_entry, is_image
 from registry.request import RequestInvalid
 from registry.single_flight import finish_in_thread
 from registry.upkeep.images.image_files import (
-    DOCKER_FILE,
+    DOCKER_ARCHIVE_FILE,
     IMAGE_NAME,
     INDEX_FILE,
     LAYOUT_FILE,
@@ -192,7 +192,7 @@ def _contents(
     files = {
         LAYOUT_FILE: LAYOUT_JSON,
         INDEX_FILE: index_json([descriptor]),
-        DOCKER_FILE: json.dumps([docker_manifest]).encode(),
+        DOCKER_ARCHIVE_FILE: json.dumps([docker_manifest]).encode(),
         blob_file(manifest.digest): manifest.body,
     }
     for file_name, data in files.items():

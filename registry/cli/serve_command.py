@@ -93,7 +93,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.server.process.live_change import ChangeRefused
     from registry.server.process.live_options import LiveOptions
     from registry.server.process.run import serve as serve_app
-    from registry.server.process.successor import Check, take_handover
+    from registry.server.process.successor import CheckTask, take_handover
     from registry.server.process.systemd import Notifier
     from registry.service_factory import RateLimitMemory, shared_rate_limit
     from registry.status.worker_report import new_server_run
@@ -104,13 +104,13 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     gc.enable()
     try:
-        # What a running old version of the program asks of this process. `Check`: to check whether this version could
-        # take over. `Handover`: to take over. None: no old version has started this process.
+        # What a running old version of the program asks of this process. `CheckTask`: to check whether this version
+        # could take over. `Handover`: to take over. None: no old version has started this process.
         start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:
         fail(str(error))
-    if isinstance(start_request, Check):
+    if isinstance(start_request, CheckTask):
         check_takeover(settings, start_request.facts)
         return 0
     handover = start_request

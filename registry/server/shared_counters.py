@@ -37,8 +37,8 @@ class SharedCounters:
     process writes to this column, no change is lost. The count of a key is the sum over all columns.
 
     `add` first increases both cells of the key and then computes the sums. So if two processes call `add` at the same
-    moment and together exceed a limit, at least one of them gets a sum above the limit: the one that increases its last
-    cell later.
+    moment and together exceed a limit, at least one of them gets a sum above the limit: the process that is the last to
+    complete its increases, because its sums contain those of both processes.
     """
 
     def __init__(self, columns: int) -> None:

@@ -105,23 +105,23 @@ EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
 
 
 class WorkerReporter:
-    """Writes the reports of this process, as long as `run` runs."""
+    """Writes the reports of this process while its method `run` is running."""
 
     def __init__(
         self,
         data: Path,
-        run: ServerRun,
+        server_run: ServerRun,
         *,
         counts: Callable[[], ServerCounts],
         endpoints: EndpointHealths,
         is_read_only: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`data`: the data directory. `run`: the run of the server to which this process belongs. `counts`: returns the
-        numbers of connections and requests of this process. `is_read_only`: returns whether the store is open only for
-        reading, because the disk is full. `clock` returns seconds since 1970."""
+        """`data`: the data directory. `server_run`: the run of the server to which this process belongs. `counts`:
+        returns the numbers of connections and requests of this process. `is_read_only`: returns whether the store is
+        open only for reading, because the disk is full. `clock` returns seconds since 1970."""
         self._layout = layout_of(data)
-        self._run = run
+        self._server_run = server_run
         self._counts = counts
         self._endpoints = endpoints
         self._is_read_only = is_read_only
@@ -167,8 +167,8 @@ class WorkerReporter:
         return WorkerReport(
             pid=os.getpid(),
             version=__version__,
-            instance=self._run.instance,
-            server_started=self._run.started,
+            instance=self._server_run.instance,
+            server_started=self._server_run.started,
             started=self._started,
             written=now,
             memory=state.memory,

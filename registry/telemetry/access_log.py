@@ -41,8 +41,9 @@ class LoggedAnswer(Protocol):
     item: str
     body: bytes
     log_fields: Any
-    """Two texts with the fields of the line that are always the same, as all requests with this answer have the same
-    method and path. None until the first line is written."""
+    """Two parts of the log line: the fields before the address, and some fields after it. They are the same for all
+    requests with this answer, because these requests have the same method and path. None until the first line is
+    written."""
 
 
 def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
@@ -115,11 +116,16 @@ def write_request(
     log.info(_REFUSED_TEXT if reason else _TEXT, fields)
 
 
-def _cached_message(fixed: str, resource: str, address: str, request_id: str, headers: Sequence[Header]) -> str:
-    """Returns the text of the line of a response from the response cache. `fixed`, `resource`: the two texts in
-    `LoggedAnswer.log_fields`, between which the address stands."""
+def _cached_message(
+    before_address: str, after_address: str, address: str, request_id: str, headers: Sequence[Header]
+) -> str:
+    """Returns the text of the line of a response from the response cache. `before_address`, `after_address`: the two
+    parts in `LoggedAnswer.log_fields`."""
     agent, trace = _agent_and_trace(headers)
-    return f"{fixed} address={address or '-'} {resource} request={request_id} trace={trace} agent={_agent(agent)}"
+    return (
+        f"{before_address} address={address or '-'} {after_address} request={request_id} trace={trace} "
+        f"agent={_agent(agent)}"
+    )
 
 
 def _agent_and_trace(headers: Sequence[Header]) -> tuple[bytes, str]:

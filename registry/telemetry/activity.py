@@ -47,7 +47,7 @@ class ActivityCounts:
         self._totals = totals
 
     @property
-    def uses_shared_memory(self) -> bool:
+    def has_own_column(self) -> bool:
         """Whether this process has a *column* in the shared memory: cells of its own, to which only it writes. The
         number of columns is limited. A process without a column cannot record which activity it has stored."""
         return self._cells.own_column is not None

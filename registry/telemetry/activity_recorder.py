@@ -62,7 +62,7 @@ class ActivityRecorder:
 
         Each process writes only to its own part of the shared memory. A process without such a part cannot record in
         the memory which activity is stored, so this method does nothing there."""
-        if not self._counts.uses_shared_memory:
+        if not self._counts.has_own_column:
             return
         activity = self._counts.unstored()
         if activity != Activity():

@@ -53,8 +53,8 @@ Translate = Callable[..., tuple[str, ...] | None]
 
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
-    """Yields the metrics, from the same counts as our own. The functions below get these counts as `totals`: the total
-    over all processes of each *cell*, a number that the processes count in."""
+    """Yields the metrics, from the same counts as our own. Each process counts in *cells*: each cell is one number. The
+    functions below get `totals`: for each cell, the sum over all processes."""
     totals = metrics.totals()
     yield from _http_metrics(metrics, totals)
     yield from _proxy_metrics(metrics, totals)

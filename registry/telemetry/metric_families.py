@@ -97,7 +97,7 @@ class Histogram(Family):
 
     def observe(self, cells: memoryview[float], first: int, value: float) -> None:
         """Adds `value` to the series whose first cell is `first`. `cells`: the column of this process."""
-        # Computes the cells here, because each call of `bucket` and `sum_cell` would take time in every request.
+        # Computes the cells here, because each call of `bucket_cell` and `sum_cell` would take time in every request.
         cells[first + bisect_left(self.bounds, value)] += 1
         cells[first + self.width - 1] += value
 

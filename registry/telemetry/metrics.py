@@ -64,8 +64,9 @@ class Metrics:
     ) -> None:
         """`upstreams`, `webhooks`: the names in the settings. `workers`: number of worker processes. During a restart,
         there are up to twice as many, because a replaced worker runs until its last connection has ended. `inherited`:
-        the memory of the version that ran before in this process. If it is suitable, its counts are continued; if not,
-        it is closed. None: all counts begin at 0."""
+        at a restart, the process executes a new version of the program (execve(2)); this is the memory of the old
+        version. If the memory is suitable, its counts are continued; if not, it is closed. None: all counts begin at
+        0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -151,12 +152,12 @@ class Metrics:
             request_sizes_cell = self.request_sizes.cell(route)
             response_sizes_cell = self.response_sizes.cell(route)
             for method in _CACHED_METHODS:
-                first_cells = (
+                common_cells = (  # those that count a request of this kind, whatever the size of its response
                     *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
                     *(self.cached_answers.cell(route), request_sizes_cell),
                 )
                 for bucket in range(len(SIZES) + 1):
-                    plan.add_source(cell, *first_cells, response_sizes_cell + bucket)
+                    plan.add_source(cell, *common_cells, response_sizes_cell + bucket)
                     cell += 1
             # A request adds its bytes only to the two byte counters, not to the sums of the two histograms of sizes. So
             # each counter is the source of the sum in its histogram.

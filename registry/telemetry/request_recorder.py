@@ -82,7 +82,7 @@ class RequestRecorder:
         """Makes the spans of requests; None: traces are not configured."""
         self._metrics = metrics
         self._recent_clients = recent_clients
-        self._cached_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
+        self._found_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
         """The results of `_find_cells`, by its arguments."""
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
@@ -153,7 +153,7 @@ class RequestRecorder:
         """Adds a request that has ended to the cells that count it."""
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None
-        cell_numbers = self._cached_cells.get((route, method, status)) or self._find_cells(route, method, status)
+        cell_numbers = self._found_cells.get((route, method, status)) or self._find_cells(route, method, status)
         request_cell, seconds_cell, request_size_cell, response_size_cell, received_cell, sent_cell = cell_numbers
         cells[request_cell] += 1
         if end.is_complete:
@@ -182,8 +182,8 @@ class RequestRecorder:
             metrics.received_bytes.cell(route),
             metrics.sent_bytes.cell(route),
         )
-        if len(self._cached_cells) < MAX_CACHED_RESULTS:
-            self._cached_cells[route, method, status] = cell_numbers
+        if len(self._found_cells) < MAX_CACHED_RESULTS:
+            self._found_cells[route, method, status] = cell_numbers
         return cell_numbers
 
 

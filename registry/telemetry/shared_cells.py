@@ -42,7 +42,9 @@ class SharedMemory:
         else:
             with tempfile.TemporaryFile() as file:
                 self.descriptor = os.dup(file.fileno())
-            self.bytes = mmap(-1, size)  # the file is used only for its locks: on a full disk it could not grow
+            # The memory is not the content of the file, because the file could not grow on a full disk. The file is
+            # only for locks.
+            self.bytes = mmap(-1, size)
         weakref.finalize(self, os.close, self.descriptor)
 
 
@@ -66,7 +68,7 @@ class SharedCells:
 
     @staticmethod
     def needed_bytes(size: int, columns: int) -> int:
-        """Returns how many bytes of memory so many cells and columns take."""
+        """Returns the size in bytes of the memory for `columns` columns of `size` cells each."""
         return 8 * (size + 1) * columns
 
     def claim_column(self, gauges: Iterable[int] = ()) -> bool:
@@ -143,9 +145,9 @@ class SharedCells:
 class SharedNames:
     """A list of names that all processes share, in which each name keeps its number. Create it before the fork.
 
-    Metrics have one cell for each thing of a kind, such as an upstream. The names of these things are known only from
-    the settings, and this list gives each name the number of its cell. If a changed configuration has new names, they
-    are added while the processes run."""
+    Some metrics have one cell for each upstream, or one for each webhook. The names of upstreams and webhooks are known
+    only from the settings, and this list gives each name the number of its cell. If a changed configuration has new
+    names, they are added while the processes run."""
 
     def __init__(self, names: Sequence[str], capacity: int, memory: SharedMemory | None = None, start: int = 0) -> None:
         """`names` get the numbers from 0 on, unless they are in the list already. The list can have up to `capacity`
@@ -161,7 +163,7 @@ class SharedNames:
 
     @staticmethod
     def needed_bytes(capacity: int) -> int:
-        """Returns how many bytes of memory a list for so many names takes."""
+        """Returns the size in bytes of the memory for a list of up to `capacity` names."""
         return _NAME_BYTES * capacity
 
     @staticmethod

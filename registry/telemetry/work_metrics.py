@@ -166,7 +166,7 @@ class EventMetrics:
         self._cells: SharedCells
         self._webhooks: SharedNames
         by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
-        self.sent = Counter(plan, "entrepot_events_sent_total", "Events that webhooks have taken.", by_webhook)
+        self.sent = Counter(plan, "entrepot_events_sent_total", "Events that webhooks have accepted.", by_webhook)
         self.failed_attempts = Counter(
             plan,
             "entrepot_events_failed_attempts_total",

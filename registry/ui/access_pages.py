@@ -178,6 +178,7 @@ async def _accounts_page(
         "access_accounts.html",
         status_code=200 if problem is None else problem.status,
         section="access",
+        # `here`: the page to which a change of the language leads.
         here=visit_of(request).path if problem is None else _LIST_PATHS[kind],
         kind=kind.value,
         path=_LIST_PATHS[kind],
@@ -194,7 +195,8 @@ def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: st
     """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
     exact_match: list[Account] = []
     if prefix and after is None:
-        # The list below begins after the name that equals the prefix, so this adds the account with that name.
+        # `accounts`, called below, lists only the names that sort after `prefix`. So an account whose name is `prefix`
+        # itself is looked up here.
         with contextlib.suppress(AccountInvalid, AccountUnknown):
             exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix
@@ -211,7 +213,7 @@ async def _groups_page(request: Request, problem: FormProblem | None = None, for
         "access_groups.html",
         status_code=200 if problem is None else problem.status,
         section="access",
-        here=visit_of(request).path if problem is None else GROUPS_PATH,
+        here=visit_of(request).path if problem is None else GROUPS_PATH,  # as in `_accounts_page`
         groups=[(name, len(members)) for name, members in page.items],
         next_after=page.items[-1][0] if page.more and page.items else None,
         problem=problem,

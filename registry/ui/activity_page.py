@@ -81,7 +81,7 @@ ACTIONS: Final = {
     "blob.damaged": translatable("Blob found damaged"),
     "blob.healed": translatable("Blob repaired"),
     "description.put": translatable("Description changed"),
-    "page": translatable("Page or form"),
+    "page": translatable("Request for a page or form"),
     "pull": translatable("Pull"),
     "push": translatable("Push"),
     "delete": translatable("Delete"),

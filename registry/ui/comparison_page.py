@@ -38,6 +38,8 @@ FIELD_NAMES: Final = {
 """What the page calls each field of an image's config. The keys are the values of `ConfigChange.field`
 (`registry.browse.models`)."""
 
+# A *slot* is the permit to render a page. A handler of a `WaitingRoute` first reads what the page shows, and holds no
+# slot meanwhile. Then it acquires a slot (`page_slot`) and renders the page.
 router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
 

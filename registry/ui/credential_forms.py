@@ -53,10 +53,14 @@ class Credentials:
 
 def credentials_of(caller: Caller, account: AccountName) -> Credentials:
     """Returns the credentials of an account. The caller has to be allowed to see it."""
-    made = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="personal")
-    logins = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="login")
-    sessions = caller.administration.sessions(account)
-    return Credentials([*made.items, *logins.items], made.more or logins.more, sessions, caller.rights.session)
+    api_tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="personal")
+    refresh_tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="login")
+    return Credentials(
+        [*api_tokens.items, *refresh_tokens.items],
+        api_tokens.more or refresh_tokens.more,
+        caller.administration.sessions(account),
+        caller.rights.session,
+    )
 
 
 def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:
@@ -85,7 +89,7 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
     return await show_secret(
         request,
         title=translatable("API token of %(name)s"),
-        note=translatable("It takes the place of the password of %(name)s, such as for docker login."),
+        note=translatable("Use it in place of the password of %(name)s, for example with docker login."),
         name=token.account,
         secret=secret,
         back=back,

@@ -38,6 +38,7 @@ class JobFormRoute(FormRoute):
     """A route of a form in a list of jobs. Several pages have such a list."""
 
     form_pages = ("/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/newest-jobs", "/ui/mirror", "/ui/mirror/downloads")
+    """The paths of these pages. A visitor who has to log in first then returns to the page with the form."""
 
 
 router = APIRouter(include_in_schema=False, route_class=JobFormRoute)

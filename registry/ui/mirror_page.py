@@ -80,7 +80,7 @@ ORDERS: Final = {
 }
 """The names of the orders in which images can be listed."""
 REFRESH_TEXTS: Final = {
-    RefreshOutcome.NEW: translatable("It was not cached before. Now its manifest is."),
+    RefreshOutcome.NEW: translatable("It was not cached before. Now its manifest is cached."),
     RefreshOutcome.UNCHANGED: translatable("The tag points at the same image as before."),
     RefreshOutcome.CHANGED: translatable("The tag points at another image now."),
     RefreshOutcome.FROZEN: translatable("The tag is frozen, so the upstream was not asked."),

@@ -136,7 +136,7 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
         caches=await read_cache_use(caller.upkeep.settings, caller.upkeep.store),
         entries=[AuditEntryResponse.from_stored(entry) for entry in entries.items],
         breaker_names=BREAKER_NAMES,
-        age_now=datetime.now(UTC),
+        now=datetime.now(UTC),
         **_current_values(status, is_live=query_of(request).one("live") != "off"),
     )
 

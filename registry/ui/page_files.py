@@ -66,9 +66,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(STATIC_PATH + "/{version}/{name}")
 async def page_file(request: Request, version: str, name: str) -> Response:
-    """Returns a file of the pages. During a restart, a page of another version of the program can request a file with
-    the hash of that version in its path. The response then has the file of this version, and `no-cache`, so that the
-    browser does not keep it for the wrong path. Raises HTTPException (404)."""
+    """Returns a file of the pages. During a restart, the old and the new version of the program serve together. So the
+    `version` in the path may be that of the other version. The response then has this process's file, and `no-cache`,
+    so that the browser does not keep the file for the wrong path. Raises HTTPException (404)."""
     files: PageFiles = request.app.pages.files
     content = await asyncio.to_thread(files.content, name)
     if content is None:

@@ -210,9 +210,9 @@ class PageRoute(APIRoute):
 
 
 class WaitingRoute(PageRoute):
-    """A route whose handler first waits for something slow, such as a search, a description that is rendered, or
-    another request of the same visitor (`VisitorLimits`). The handler holds no slot during this wait, so that pages of
-    other visitors are rendered. It acquires a slot itself (`page_slot`) before it renders a page."""
+    """A route whose handler first waits for slow work, such as a search. The wait can be long, because the work of one
+    visitor is limited (`VisitorLimits`). The handler holds no slot during this wait, so that pages of other visitors
+    are rendered. It acquires a slot itself (`page_slot`) before it renders a page."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
@@ -238,8 +238,9 @@ def redirect(path: str) -> Response:
 
 
 def redirect_with_query(request: Request, path: str, *names: str) -> Response:
-    """Returns a redirect to `path`, which shows the same page. Keeps the parameters `names` of the query, which are
-    those that the page reads, and encodes them again. Raises RequestInvalid if the query cannot be parsed."""
+    """Returns a redirect from one path of a page to another, `path`, such as from a repository's short name to its full
+    name. Keeps the parameters `names` of the query, which are those that the page reads, and encodes them again. Raises
+    RequestInvalid if the query cannot be parsed."""
     query = query_of(request)
     kept = [(name, value) for name in names for value in query.all(name)]
     return redirect(f"{path}?{urlencode(kept)}" if kept else path)
@@ -266,7 +267,7 @@ async def _identify(request: Request) -> Visit:
         principal = await management.authenticator.authenticate((), actor, cookies.session)
     except Unauthorized:
         principal, is_session_over = await management.authenticator.authenticate((), actor), True
-    caller = make_caller(request, principal.for_pages())
+    caller = make_caller(request, principal.for_pages())  # unlike the API, pages admit visitors without a login
     return Visit(
         caller,
         _language(request.scope),
@@ -317,7 +318,7 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
     return {
         "account": caller.principal.name if caller is not None and is_named else None,
         "is_admin": caller is not None and caller.rights.admin,
-        "is_registry_open": caller is not None and caller.is_registry_open,
+        "is_registry_open": caller is not None and caller.is_registry_open,  # whether there are no accounts yet
         "is_session_over": visit.is_session_over,
         # The page to which a change of the language leads. The browser requests it with GET, so it must not be the path
         # of a form.

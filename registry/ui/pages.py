@@ -1,6 +1,6 @@
 """`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: what pages
-use of the application's *service*, the objects that answer its requests. An application can replace its service while
-it runs."""
+use of the application's *service* (`registry.service_factory.Service`). An application can replace its service while it
+runs."""
 
 from __future__ import annotations
 

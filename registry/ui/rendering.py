@@ -86,8 +86,9 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes as text, in the largest binary unit that fits. The text has three significant digits,
-    such as `1.50 MiB`. Bytes and values from 100 on are whole numbers, such as `1023 KiB`."""
+    """Returns a number of bytes as text, in the largest binary unit that fits. The number before the unit has three
+    significant digits, such as `1.50 MiB`. It is a whole number if it is 100 or more (`1023 KiB`), or if the unit is B
+    (`7 B`)."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1023.5:  # larger values would be rounded to 1024

@@ -35,8 +35,8 @@ class RepositoryPage:
 
 def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
     """Returns, sorted, the upstreams from which the visitor may pull. `names`: all names that the visitor may pull."""
-    # `seek(text)` returns a text that is equal to `text` or sorts after it, with no name of the set between the two;
-    # None: no name of the set follows. If the result does not begin with `{upstream}/`, the set has no such name.
+    # `seek(text)` returns `text` or a text that sorts after it. The set has no name between the two. None: the set has
+    # no name from `text` on. So if the result does not begin with `{upstream}/`, no name of the set does.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)

@@ -101,13 +101,14 @@ async def repository(request: Request, path: str) -> Response:
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        # If there is no such repository, this raises NameUnknown. The text of the error has the name from the path,
-        # which the visitor knows, and not the stored name.
+        # Only checks that the repository exists. Otherwise this call raises NameUnknown with `name`, which the visitor
+        # knows. After the redirect, the error would have the stored name.
         await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)
     caller = caller_of(request)
-    context = caller.request_on(stored)  # with it, `caller.browser` checks the caller's rights
+    # `caller.browser` is a `RepositoryBrowser`: it reads stored content. With `context`, it checks the caller's rights.
+    context = caller.request_on(stored)
     if reference is not None:
         return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     description = await caller.browser.description(context, stored, TOP_HEADING)
@@ -129,6 +130,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
+            # False if there are too many tags to sort them by size: they are then sorted by name.
             has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,

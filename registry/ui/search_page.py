@@ -103,7 +103,7 @@ async def search(request: Request) -> Response:
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
             lists=[each for each in lists if each.hosted or each.mirrored],
-            # Makes the page advise the visitor to type a longer text, which finds missing matches. The advice is wrong
+            # If true, the page says that some matches may be missing, and that a longer text finds them. That is wrong
             # for a text that already names an image, a repository or a whole digest.
             may_lack_matches=target is None and not _is_digest(text) and not all(each.is_complete for each in lists),
             is_indexing=await searches.is_indexing(),

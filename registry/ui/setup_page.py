@@ -21,7 +21,7 @@ from registry.ui.repository_list import visible_upstreams
 from storage.errors import NameUnknown
 
 SETUP_PATH: Final = "/ui/setup"
-PROGRAM_NAMES: Final = {
+CLIENT_NAMES: Final = {
     "docker": "Docker",
     "podman": "Podman",
     "containerd": "containerd",
@@ -32,23 +32,23 @@ PROGRAM_NAMES: Final = {
     "ci": "CI",
 }
 """The names of the clients on the page. `PROGRAM_SETUPS` has the same keys, and the set-up of each client."""
-_PROGRAMS_THAT_PULL: Final = {
+_PULLING_PROGRAMS: Final = {
     **{name: (name,) for name in ("docker", "podman", "containerd", "buildkit")},
     "k3s": ("containerd",),
     "kind": ("containerd",),
     "nas": ("docker",),
     "ci": ("docker", "buildkit"),
 }
-"""For each client, by the keys of `PROGRAM_NAMES`: the programs that send its pulls, by the names in
-`registry.telemetry.recent_clients.PROGRAMS`. The two names differ for a client such as k3s, which pulls by means of
-another program. A request from one of these programs shows that the client is set up."""
+"""For each client (a key of `CLIENT_NAMES`): the programs that pull for it (values of
+`registry.telemetry.recent_clients.PROGRAMS`). Most clients pull themselves, but k3s, for example, pulls by means of
+containerd. A request from one of these programs shows that the client is set up."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; without it, the page shows
+    """Shows how a client is set up. The query can have `client`, a key of `CLIENT_NAMES`; without it, the page shows
     docker. Shows only the upstreams from which the visitor may pull something. Says whether the client has lately sent
     a request from the visitor's own network. An admin can add `from`, an IP address, to the query: the page then says
     the same about the network of that address. Other visitors may not learn which clients other networks have. Raises
@@ -65,8 +65,8 @@ async def setup(request: Request) -> Response:
         request,
         "setup.html",
         section="setup",
-        program=client,
-        programs=PROGRAM_NAMES,
+        client=client,
+        client_names=CLIENT_NAMES,
         setup=PROGRAM_SETUPS[client](registry_address, hosts, not caller.is_registry_open),
         address=registry_address,
         upstreams=upstreams,
@@ -92,7 +92,7 @@ def _last_seen(request: Request, client: str, address: str) -> datetime | None:
     """Returns the time of the client's last request from the network of `address`; None: it has sent no request lately,
     or `address` is empty."""
     recent = request.app.telemetry.recent_clients
-    times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[client]] if recent and address else []
+    times = [recent.last_seen(address, name) for name in _PULLING_PROGRAMS[client]] if recent and address else []
     request_times = [at for at in times if at is not None]
     return datetime.fromtimestamp(max(request_times), UTC) if request_times else None
 

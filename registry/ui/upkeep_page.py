@@ -83,7 +83,8 @@ QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
 }
-"""The questions that visitors confirm before a job starts that deletes tags or cached images, by the job's kind."""
+"""Some jobs delete tags or cached images. Before such a job starts, the visitor has to confirm one of these questions.
+The keys are the kinds of these jobs."""
 
 
 @router.get(UPKEEP_PATH)

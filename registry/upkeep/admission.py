@@ -28,8 +28,8 @@ is not known."""
 
 class Admission(ForwardingRegistry):
     """Passes each call on to `inner`, except pushes whose content does not fit: these raise StorageFull or
-    QuotaExceeded. `push_refusal`: returns why the disk is too full for a push of this many bytes; None if it is not.
-    `check_quota`: checks the quotas; None: there are no quotas."""
+    QuotaExceeded. `push_refusal` gets the number of bytes of a push, and returns why the disk is too full for them;
+    None: it is not. `check_quota`: checks the quotas; None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)

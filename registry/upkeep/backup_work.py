@@ -17,14 +17,15 @@ from storage.upkeep.job_runner import JobContext, Work
 def backup_arguments(
     target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `ignores_earlier`: whether to make
-    the backup even if the disk of the earlier backups to `target` is not mounted."""
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). By default, the job fails if `target`
+    has lost its earlier backups, above all because its disk is not mounted. `ignores_earlier`: the job does not check
+    this."""
     return {
         "target": str(target.absolute()),
         "keep": keep,
         "verify": verify,
         "may_link": may_link,
-        "new": ignores_earlier,
+        "new": ignores_earlier,  # named after the option `--new` of the command
     }
 
 

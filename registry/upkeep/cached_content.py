@@ -106,7 +106,8 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
     if unblocked_blobs:
-        # No manifest of this digest is cached, so the deleted record was for a blob with this digest.
+        # `_forget_bad_senders` looks for records of the digest itself and of the blobs of its cached manifest. There is
+        # no such manifest, so the deleted record was for a blob with this digest.
         return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
     fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
     return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)
@@ -139,9 +140,9 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
     else:
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
-    # For a tag with a cooldown, `choose` returns the digests that may be served now, the newest first. Pulls get the
-    # first one. If this is the tag's newest digest, `newest_matures_at` is None. `choose` returns None if the tag has
-    # no cooldown, or if the mirror has no record of it.
+    # `choose` returns None if the tag has no cooldown, or if the mirror has no record of it. Otherwise `candidates` are
+    # the digests that may be served now; pulls get the first one. The cooldown holds back the tag's newest digest until
+    # `newest_matures_at`; None: it does not hold it back.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
     if choice is None or choice.newest_matures_at is None:
         return result
@@ -156,6 +157,7 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
     # The digest in a reference may be that of a blob and not of a manifest.
     blobs = {image.reference} if isinstance(image.reference, Digest) else set()
     async for manifest in _cached_tree(stored, mirrored.repo, image.reference, set()):
+        # An image has `blobs`. An index can have `blob_children`: entries that are blobs, as in BuildKit's caches.
         blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
     return await stored.records.forget_bad_senders(mirrored.upstream, blobs)
 

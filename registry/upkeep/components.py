@@ -14,9 +14,9 @@ from registry.upkeep.backup_work import backup_work
 from registry.upkeep.budgets import cache_limits
 from registry.upkeep.eviction import EVICTION_KIND, eviction_work
 from registry.upkeep.fsck import FSCK, fsck_work
-from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.preview import RetentionPreview
+from registry.upkeep.retention.retention_work import KIND as RETENTION_KIND
 from registry.upkeep.retention.retention_work import OnDeleted, RetentionWork, ignore_deleted
 from registry.upkeep.scrub_job import scrub_work
 from registry.upkeep.warm_work import WARM_KIND, warm_work
@@ -35,9 +35,10 @@ from storage.upstream_tags import Sighting
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
     """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory: it
-    serves the content that clients push, and its attributes are the other stores of the directory. `router` passes
-    calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to the function that runs it. `evictor`
-    keeps the cache of mirrored content within its limits. `retention_preview` shows what retention would delete."""
+    serves the content that clients push. Its attributes are objects for the other data in the directory, such as
+    `store.jobs`. `router` passes calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to the
+    function that runs it. `evictor` keeps the cache of mirrored content within its limits. `retention_preview` shows
+    what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -77,7 +78,7 @@ def upkeep_components(
     work_by_kind[EVICTION_KIND] = eviction_work(settings, store, evictor)
     work_by_kind[WARM_KIND] = warm_work(store, router)
     judge = RetentionJudge(settings.retention, router.naming, store.metadata, store.retention, store.immutable_tags)
-    work_by_kind[retention_work.KIND] = RetentionWork(judge, store.retention, clock, on_retention)
+    work_by_kind[RETENTION_KIND] = RetentionWork(judge, store.retention, clock, on_retention)
     preview = RetentionPreview(judge, store.retention, clock)
     return UpkeepComponents(settings, store, router, work_by_kind, evictor, preview)
 
@@ -95,8 +96,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
         """Returns the digest that clients get while a cooldown holds back the newest one. Returns None if no cooldown
         holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests that the
         tag had when the mirror asked the upstream, with the times."""
-        upstream_tags = served_tags.get(repo.partition("/")[0])
-        return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
+        served_of_upstream = served_tags.get(repo.partition("/")[0])
+        return None if served_of_upstream is None else served_of_upstream.served_instead(repo, tag, sightings)
 
     # The longest cooldown only limits how far back the store looks for moved tags. `served_instead` then applies the
     # cooldown of the tag's own upstream.

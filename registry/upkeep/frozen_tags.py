@@ -59,8 +59,8 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
 
 
 async def unfreeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FrozenTag:
-    """Unfreezes a tag, and returns the tag as it was frozen. The repository's upstream need not be in the settings any
-    more. Raises TagNotFrozen."""
+    """Unfreezes a tag. Returns its record from before this call, which says at which digest the tag was frozen. The
+    repository's upstream need not be in the settings any more. Raises TagNotFrozen."""
     return await tags.unfreeze(await router.stored_name(requested.repository), requested.tag, by=by)
 
 

@@ -19,7 +19,7 @@ MAX_RECORDS: Final = 1000
 
 def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     """Returns the function that runs the job. The job's arguments `repair` and `hash` (true or false) are the options
-    of the command.
+    of `entrepot fsck`.
 
     Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; `repair` is
     null if the problem was not repaired. The job can be stopped at any time. A server that continues the job after a
@@ -28,9 +28,9 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not
       repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
-      was recorded as damaged before the check is not a problem, so it counts only in `damaged`. If the check finds a
-      new damaged blob, the repair records it as damaged. Such a repaired blob counts in all three: `found`, `repaired`
-      and `damaged`.
+      was recorded as damaged before the check is not a problem, so it counts only here. A damaged blob without such a
+      record is a problem, and its repair is to record it. After this repair, it counts in `found`, in `repaired` and
+      here.
     - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are further ones."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 

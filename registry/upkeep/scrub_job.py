@@ -22,7 +22,7 @@ from storage.upkeep.read_rate import ReadRate
 from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
-"""Seconds between two checks of a server process whether a round is due."""
+"""Each server process checks at this interval, in seconds, whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
 """A round that a user has stopped, or that has failed, is continued after this time in seconds, or after the setting
 `every` if that is shorter."""

@@ -54,8 +54,8 @@ class ApiClient:
         self._trust = trust
         self._policy = policy
         self._resolver = Resolver(settings.name)
-        # Requests to an endpoint may connect to every address (None). Redirects may lead only to some addresses; those
-        # of the hosts and ports in the settings are always allowed.
+        # A request to an endpoint may connect to every address (None). After a redirect (`Reach.after`), only public
+        # addresses, addresses of the endpoint's kind of network, and the hosts and ports in the settings are allowed.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         idle_timeout = settings.idle_timeout
         self._timeout = httpx2.Timeout(
@@ -102,7 +102,9 @@ class ApiClient:
             endpoint_attempt = None if route.has_moved else attempt
             client, slots = await self._client(route)
             async with hold_slot(slots):
-                note_sending()  # from now on, a task of a `SingleFlight` continues even if all its callers leave
+                # Several callers can wait for this request if it runs in a task of a `SingleFlight`. From now on, this
+                # task continues even if all callers leave, so that the request is not sent for nothing.
+                note_sending()
                 response = await self._send_step(client, method, route, form, endpoint_attempt)
                 try:
                     route.on_response(self._network(response, route))

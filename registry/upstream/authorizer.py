@@ -102,8 +102,8 @@ class AuthorizationOffer:
     failure: Exception | None = None
     """The error because of which the offer has no header; None if there was no error."""
     guess: TokenServiceGuess | None = None
-    """The guess from which `requirement` was made. None: `requirement` is not a guess. Also None if no token could be
-    obtained, because the guess then counts as failed already."""
+    """The guess from which `requirement` was made; it counts as failed if the endpoint requires another token service.
+    None: `requirement` is not a guess, or the guess has failed already, because no token could be obtained."""
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""

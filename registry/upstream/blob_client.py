@@ -2,8 +2,8 @@
 the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). A transfer passes the bytes to a *sink*, an
-object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A *route* is a request with
-its redirects. Each request that is sent on it is a *step*.
+object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A *route* is the chain of the
+HTTP requests of one transfer, which may follow redirects. Each of these requests is a *step*.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def _parse(response: UpstreamResponse) -> list[str]:
     """Returns the names in the body of a response. Raises UpstreamUnavailable if it is not a list of names."""
     server = loggable_origin(response.url)
     try:
+        # Uses the bounds for a page of tags, because a page of repositories is a list of names as well.
         document = load_bounded(response.body, TAG_PAGE_BOUNDS)
         names = document["repositories"] if isinstance(document, dict) else ""
         if names is None:

@@ -174,9 +174,10 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL that covers `realm`: both have the same origin, and the path
-        of the URL is the path of `realm`, a path above it, or empty. Queries are ignored. A path that servers read in
-        different ways (`_plain_path`) must be in the setting character for character."""
+        """Returns whether the setting `realms` has a URL that covers `realm`. Both must have the same origin. A URL
+        without a path covers every path. A URL with a path covers this path and all paths below it. But servers read
+        some paths in different ways, such as those with `..` (`_plain_path` returns None for them). If one of the two
+        paths is of this kind, they must be equal. Queries are ignored."""
         path = _plain_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"

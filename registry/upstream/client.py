@@ -239,12 +239,12 @@ class HttpUpstreamClient:
         refused: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
-        """Passes the bytes of `span` (a byte range of the blob) to `sink`. `avoid` and `refused` are URLs of endpoints.
-        First tries the endpoints in neither, then those in `avoid`, and last those in `refused`. After the sink was
-        called, tries no other endpoint. If a refused endpoint has the blob, the sink raises an error that says why the
-        bytes are not accepted, and this method raises that error. If it did not try refused endpoints, it could raise
-        BlobUnknown although the upstream has the blob.
+        """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries one endpoint after another until one
+        has the blob. After the sink was called, tries no other endpoint.
 
+        `avoid`: URLs of endpoints to try after the others. `refused`: URLs of endpoints whose bytes the sink does not
+        accept, to try last. If such an endpoint has the blob, the sink raises an error that says why, and this method
+        raises it. Without this try, this method could raise BlobUnknown although the upstream has the blob.
         `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
         without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs),
         BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request, and what the sink raises.

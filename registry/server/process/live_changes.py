@@ -65,7 +65,7 @@ class LiveChanges:
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
         self._last_request_at = 0.0  # when a change was last requested, in seconds of `time.monotonic`
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
-        self._is_reload = False  # whether `_start_next` last chose a reload, even if it still waits or was refused
+        self._is_reload = False  # which failure `_end` logs: True: that of a reload; False: that of a restart
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None

@@ -32,7 +32,8 @@ class LiveOptions:
     successor: Successor | None = None
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
-    """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
+    """At a restart, a process executes a new version of its program (execve(2)). This is what the old version passes to
+    the new one, such as its sockets and workers. None: this is an ordinary start."""
     counts_memory: tuple[int, str] | None = None
     """The file descriptor of the shared memory with the application's counters, and a text that identifies the
     layout of this memory. A new version of the program goes on counting in this memory. None: the counters of the new

@@ -16,8 +16,8 @@ from registry.server.process.worker import RunCommand
 from registry.server.server_log import log
 
 _NO_RESTART = (
-    "a server with one worker cannot replace it without a pause: set workers = 2 or more, or stop the server and start "
-    "it again"
+    "a server with one worker cannot replace this worker without a pause: set workers = 2 or more, or stop the server "
+    "and start it again"
 )
 
 

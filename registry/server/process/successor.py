@@ -1,10 +1,11 @@
-"""Replaces a running server by a new version of its program: the supervisor executes the new version in its own process
-(execve(2)).
+"""Replaces a running server by a new version of its program.
+
+First, the supervisor starts a second process, in which the new version *checks* whether it can start. If it cannot, the
+old version continues unchanged. Otherwise the supervisor executes the new version in its own process (execve(2)).
 
 The process keeps its pid, its child processes and the files that it passes on. So a service manager, container or
 terminal that watches the process notices no change. The workers of the old version continue to serve until the new
-version has replaced them. Before that, the new version *checks* in a process of its own whether it can start. If it
-cannot start, the old version continues unchanged.
+version has replaced them.
 """
 
 from __future__ import annotations
@@ -95,15 +96,15 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Check:
-    """The new version was started only to check whether it can take over. `facts`: the facts about the old version
-    (`Handover.facts`)."""
+class CheckTask:
+    """The task of a process that was started only to check whether its version can take over. `facts`: the facts about
+    the old version (`Handover.facts`)."""
 
     facts: dict[str, str]
 
 
-def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | None:
-    """Returns the handover or the check that an old version of the program has passed to this process in the
+def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask | None:
+    """Returns the handover or the task that an old version of the program has passed to this process in the
     environment, and removes it from there. None: this is an ordinary start. Raises ChangeRefused if this version does
     not know the format of the handover."""
     text = environment.pop(HANDOVER_VARIABLE, None)
@@ -113,7 +114,7 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | N
     if value["format"] not in (1, _FORMAT):  # format 1 has no field `counts`
         raise ChangeRefused("this version cannot take over from the running version; stop the server and start it")
     if value["check"]:
-        return Check(value["facts"])
+        return CheckTask(value["facts"])
     fields = value["handover"]
     counts = fields.get("counts")
     pairs = {"alive_pipe": tuple(fields["alive_pipe"]), "counts": None if counts is None else tuple(counts)}

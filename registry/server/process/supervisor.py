@@ -3,8 +3,9 @@ time.
 
 SIGHUP gives all workers the changed configuration (a *reload*). SIGUSR2 *restarts* the server in two steps. First a
 new version of the program takes over, if there is a `Successor`. Then the *renewal* replaces all workers by new
-processes, one after the other. The restart of a single worker is something else: only a worker that has ended is
-replaced. A worker's *index* is a number from 0. A new process gets the index of the worker whose place it takes.
+processes, one after the other. The *restart of a worker* is something else: a single worker has died, and the
+supervisor starts a new process in its place. A worker's *index* is a number from 0. A new process gets the index of the
+worker whose place it takes.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class Worker:
           end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
         - `commands`: the worker's end of the channel for the supervisor's commands; None: there is no supervisor.
         - `on_start` is called when the application has started, with the event loop and the function that runs a
-          command. It returns a function that is called at the end of the worker. A worker without a supervisor needs
-          `on_start` to change its configuration.
+          command. It returns a function that is called at the end of the worker. A worker without a supervisor gets no
+          commands over `commands`. So only the function for commands that `on_start` gets can change the configuration.
         """
         self._options = options
         self._on_ready = on_ready

@@ -32,10 +32,10 @@ from registry.server.process.worker_process import WorkerProcess, reap, report_f
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 """The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
-"""Time from the end of a worker's grace period to SIGKILL. During the grace period, the requests in progress of a
-worker that was told to stop may continue. The first three numbers are the longest times for which the worker waits
-afterwards: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
-last. The fourth number is a reserve."""
+"""Time from the end of a worker's grace period to SIGKILL. During the grace period, a worker that was told to stop may
+complete its requests. After that it waits three times, each for a limited time: for its cancelled requests, for the
+shutdown of the application, and for all other tasks, which it cancels last. This time is the sum of the three
+limits and a reserve of 2 seconds."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 

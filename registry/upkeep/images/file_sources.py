@@ -105,7 +105,7 @@ def open_file_source(path: Path) -> Iterator[FileSource]:
             if isinstance(error, OSError) and error.errno is not None:  # an error of the file system
                 raise ImageFileFailed(f"cannot read {path}: {error.strerror}") from error
             raise ImageFileFailed(
-                f"{path} is no tar archive (it may be compressed with gzip, bzip2 or xz) and no directory with images"
+                f"{path} is no tar archive, plain or compressed with gzip, bzip2 or xz, and no directory with images"
             ) from None
         yield TarSource(path, archive)
 

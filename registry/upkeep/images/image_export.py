@@ -41,15 +41,15 @@ class ExportOptions:
 @dataclass(slots=True)
 class _Image:
     """An image to export. `root`: the manifest or index that its name refers to, or that `_choose_platforms` has put in
-    its place. `platform`: the entry for `root` in the index that `root` was chosen from; None if it was not chosen from
-    one. `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
+    its place. `platform_entry`: if `root` was chosen from an index, its entry in that index, which states the platform;
+    otherwise None. `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
     `referrers`: digests of the manifests that were added because their subject is exported."""
 
     name: ImageReference
     registry: Registry
     repo: RepositoryName
     root: Manifest
-    platform: Descriptor | None = None
+    platform_entry: Descriptor | None = None
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
     referrers: list[Digest] = field(default_factory=list)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
@@ -150,7 +150,7 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
         raise ManifestUnknown(f"{image.name} does not exist for {', '.join(map(str, missing))}, only for {offered}")
     if len(chosen) == 1:
         image.root = await image.registry.get_manifest(image.repo, chosen[0].digest)
-        image.platform = chosen[0]
+        image.platform_entry = chosen[0]
     else:
         document = json.loads(index.body)
         chosen_digests = {entry.digest for entry in chosen}
@@ -197,8 +197,8 @@ def _entries(images: Iterable[_Image]) -> Iterable[Document]:
     is_one_repository = len({image.name.repository for image in images}) == 1
     for image in images:
         root = replace(image.root.descriptor, annotations=None, artifact_type=None)
-        if image.platform is not None:
-            root = replace(root, platform=image.platform.platform)
+        if image.platform_entry is not None:
+            root = replace(root, platform=image.platform_entry.platform)
         entry = root.as_json()
         if isinstance(image.name.reference, Tag):
             tag = image.name.reference if is_one_repository else str(image.name)

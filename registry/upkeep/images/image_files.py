@@ -20,7 +20,8 @@ T = TypeVar("T")
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_JSON: Final = b'{"imageLayoutVersion":"1.0.0"}'
 INDEX_FILE: Final = "index.json"
-DOCKER_FILE: Final = "manifest.json"
+DOCKER_ARCHIVE_FILE: Final = "manifest.json"
+"""The file in an archive of `docker save` that lists its images."""
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 """The annotation in `index.json` with the tag of an image."""
 IMAGE_NAME: Final = "io.containerd.image.name"

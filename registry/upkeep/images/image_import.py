@@ -76,13 +76,14 @@ async def import_images(
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
     bytes. A *problem* is an image that is not stored under a name, for one of two reasons. The tag is immutable and
-    points at another image. Or the import would change the media type of a stored manifest of the image, and an
-    immutable tag points at this manifest, or at an index that contains it.
+    points at another image. Or a manifest of the image is stored already, the file states another media type for it,
+    and an immutable tag points at this manifest, or at an index that contains it.
 
-    `name`: the name under which to import; None: the names in the file are used. `records`: the records of imports.
-    `own_host`: the host name under which clients know this registry, which is left out of names; empty: not known.
-    `clock` returns the time in seconds since 1970. The tags that the import changes get times in the natural order of
-    their names, so `build-9` counts as older than `build-10`.
+    `name`: the name under which to import; None: the names in the file are used. `records`: reads tags and sizes of
+    blobs from the store, and records what was imported. `own_host`: the host name under which clients know this
+    registry, which is left out of names; empty: not known. `clock` returns the time in seconds since 1970. The tags
+    that the import changes get times in the natural order of their names, so `build-9` counts as older than
+    `build-10`.
 
     Raises ImageFileFailed, Denied (the name belongs to an upstream), and the other errors of pushes. Content that was
     stored before an error stays."""
@@ -245,8 +246,8 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Nothing more can be stored, so the referrers of refused manifests are refused now, and not earlier: a
-                # refused manifest may itself be one of the `trees`. It is then stored without its refused tag, and its
+                # Nothing more can be stored, so the referrers of refused manifests are refused now. Not earlier: one of
+                # the `trees` may have been refused only under its tag. It is then stored here, without a tag, and its
                 # referrers are stored after it.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
@@ -288,8 +289,7 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        # Retention counts the record as a pull. It may run before the import ends, so the record is written now.
-        if changed_tags:
+        if changed_tags:  # recorded now, because retention counts it as a pull, and may run before the import ends
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 
@@ -342,8 +342,8 @@ class _Importer:
         if blob.digest not in self._verified:
             await self._verify(blob.digest, file_name)
         # BlobUnknown: garbage collection has just deleted the blob, or the store has it only in repositories of private
-        # upstreams. The router mounts from such a repository only if the call names it as the source, which
-        # `ALL_NAMES` does not.
+        # upstreams. The router mounts from such a repository only if the source is this one repository, and not a set
+        # such as `ALL_NAMES`.
         with suppress(BlobUnknown):
             await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
             return True

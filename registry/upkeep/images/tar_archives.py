@@ -89,8 +89,8 @@ class TarArchive:
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
             # A file has any number of extended headers, and then one header of one block. The parser keeps the names in
-            # the extended headers of all files in memory. Before the headers of most files, it reads one more byte,
-            # which does not count.
+            # the extended headers of all files in memory. Before most headers, it also reads one byte of the content
+            # that comes before them, to notice that an archive is cut off. The block and this byte are subtracted.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:

@@ -31,7 +31,7 @@ def decide(
     tag: TagFacts,
     now: float,
     *,
-    newest: TagPosition | None,
+    oldest_kept: TagPosition | None,
     is_protected: bool = False,
     pulls_since: float | None = None,
 ) -> Decision:
@@ -39,9 +39,9 @@ def decide(
     as long as the manifest. Times are in seconds since 1970.
 
     - `now`: the time of the decision.
-    - `newest`: the position, in the list of tags from newest to oldest, of the last tag that `rule.keep_last` keeps.
-      `keep_last` also keeps the tags that come before it in the list, which are newer. None: the repository has fewer
-      tags, so `keep_last` keeps all.
+    - `oldest_kept`: the position of the oldest tag that `rule.keep_last` keeps, in the list of tags from newest to
+      oldest. `keep_last` keeps this tag and all newer ones. None: the repository has fewer tags, so `keep_last` keeps
+      all.
     - `is_protected`: the tag is immutable, so it is never deleted.
     - `pulls_since`: a pull at or after this time keeps the tag. Usually this is `now` minus `rule.keep_pulled_within`.
       It is earlier if there were times when no server ran, because these do not count
@@ -50,7 +50,7 @@ def decide(
         return Decision(True, "it is immutable")
     if tag.subject is not None:
         return Decision(True, f"belongs to {tag.subject}, which is here")
-    if rule.keep_last and not tag.is_referrer and (newest is None or newest.is_at_or_after(tag)):
+    if rule.keep_last and not tag.is_referrer and (oldest_kept is None or oldest_kept.is_at_or_after(tag)):
         return Decision(True, f"one of the newest {rule.keep_last}")
     for pattern in rule.keep_tags:
         if fnmatchcase(tag.name, pattern):
@@ -67,7 +67,7 @@ def decide(
     pull_text = "never pulled"
     if tag.pulled is not None:
         pull_text = f"last pulled {date_text(tag.pulled)}"
-    elif tag.unrecorded_until is not None:
+    elif tag.unrecorded_until is not None:  # some pulls before this time may not be recorded
         pull_text = f"not pulled since {date_text(tag.unrecorded_until)}"
     return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pull_text}")
 
@@ -87,9 +87,9 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
 
 
 def untagged_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
-    """Returns the times since which an untagged manifest must have been unused, so that the rule deletes it at the time
-    `now`; None: the rule deletes no untagged manifests. `recorded`: the time in which a server recorded pulls. Only
-    this time counts for pulls, because nobody can pull while no server runs."""
+    """Returns three times. At the time `now`, the rule deletes an untagged manifest that has had no push, no tag and no
+    pull since these times. None: the rule deletes no untagged manifests. `recorded`: the time in which a server
+    recorded pulls. Only this time counts for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after

@@ -94,8 +94,8 @@ class RetentionJudge:
     ) -> AsyncGenerator[Sequence[JudgedTag]]:
         """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with the decision
         of the rule about each at the time `now`. All tags of a page are read at the same moment."""
-        # `newest`: the position of the last of the newest `keep_last` tags; None if there are fewer tags.
-        newest = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
+        # The position of the oldest of the newest `keep_last` tags; None if there are fewer tags.
+        oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
         # `keep_pulled_within` counts only time in which a server recorded pulls: nobody can pull while no server runs.
         recorded = await self._retention.recorded_time()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
@@ -104,7 +104,12 @@ class RetentionJudge:
             yield [
                 JudgedTag(
                     tag,
-                    decide(rule, tag, now, newest=newest, is_protected=is_immutable(tag.name), pulls_since=pulls_since),
+                    decide(
+                        *(rule, tag, now),
+                        oldest_kept=oldest_kept,
+                        is_protected=is_immutable(tag.name),
+                        pulls_since=pulls_since,
+                    ),
                 )
                 for tag in tags
             ]

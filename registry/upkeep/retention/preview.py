@@ -1,4 +1,8 @@
-"""Shows which tags and manifests retention would delete now (`RetentionPreview`). Deletes nothing."""
+"""Shows which tags and manifests retention would delete now (`RetentionPreview`). Deletes nothing.
+
+An *orphan* is a manifest that has no tag, that no index of its repository lists, and whose subject, if it names one, is
+not in the repository (`storage.retention`).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,10 @@ from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, U
 MAX_JUDGED_TAGS: Final = 5000
 """Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`, and for the totals
 of one repository (`RetentionPreview.totals`). Judging 5,000 tags takes about half a second. The same number limits a
-second kind of work for these totals: how many manifests are read to find the orphans (`storage.retention`)."""
+second kind of work for these totals: how many manifests are read to find the orphans."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
-"""Approximate largest number of manifests that the totals of one repository count as deleted. They include manifests
-that nothing but deleted indexes lists. Counting 20,000 takes about a second."""
+"""Approximate largest number of manifests that the totals of one repository count as deleted. A manifest counts, too,
+if only deleted indexes list it. Counting 20,000 takes about a second."""
 MAX_PREVIEWS: Final = 2
 """How many previews a process makes at a time."""
 _PREVIEWS: Final = Limits(
@@ -203,10 +207,12 @@ class RetentionPreview:
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
     ) -> None:
-        """Previews the orphans of a repository that the rule deletes: those that have had no push, tag or pull since
+        """Previews which orphans of a repository the rule would delete: those that have had no push, tag or pull since
         the times in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        lost_tags = LostTags()  # `untagged` keeps in it which tag history it has read, for its next call
+        # Manifests that have lost a tag lately. `Retention.untagged` reads them from the tag history. Each call only
+        # reads what is newer than what the last call has read.
+        lost_tags = LostTags()
         after: Digest | None = None
         while True:
             page = await self._retention.untagged(repo, limits, after, lost_tags)

@@ -116,7 +116,9 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
-        lost_tags = LostTags()  # each call of `untagged` adds manifests that have lost a tag, from the tag history
+        # Manifests that have lost a tag lately. `Retention.untagged` reads them from the tag history. Each call only
+        # reads what is newer than what the last call has read.
+        lost_tags = LostTags()
         after: Digest | None = None
         while True:
             judged_at = self._clock()

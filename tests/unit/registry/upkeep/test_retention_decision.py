@@ -44,7 +44,7 @@ def tag_facts(name: str = "tag", *, pushed: float = 50, pulled: float | None = N
 )
 def test_a_condition_keeps_a_tag(conditions: dict[str, Any], facts: TagFacts, reason: str) -> None:
     """A tag that a condition keeps is kept, and the reason names this condition."""
-    assert decide(rule(**conditions), facts, NOW, newest=None) == Decision(True, reason)
+    assert decide(rule(**conditions), facts, NOW, oldest_kept=None) == Decision(True, reason)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_condition_keeps_a_tag(conditions: dict[str, Any], facts: TagFacts, re
 )
 def test_a_tag_that_no_condition_keeps_is_deleted(conditions: dict[str, Any], facts: TagFacts, reason: str) -> None:
     """A tag that no condition keeps is deleted. The reason states when it was pushed and pulled."""
-    decision = decide(rule(**conditions), facts, NOW, newest=None)
+    decision = decide(rule(**conditions), facts, NOW, oldest_kept=None)
     assert not decision.is_kept
     assert decision.reason.endswith(reason)
 
@@ -67,17 +67,17 @@ def test_a_tag_that_no_condition_keeps_is_deleted(conditions: dict[str, Any], fa
 def test_the_reason_of_a_deletion_has_all_facts() -> None:
     """The reason of a deletion states that the tag is not one of the newest, when it was pushed, and when it was
     pulled."""
-    newest = TagPosition(NOW - DAY, "newer")
-    decision = decide(rule(keep_last=10), tag_facts(pushed=50, pulled=20), NOW, newest=newest)
+    oldest_kept = TagPosition(NOW - DAY, "newer")
+    decision = decide(rule(keep_last=10), tag_facts(pushed=50, pulled=20), NOW, oldest_kept=oldest_kept)
     assert decision == Decision(False, "not one of the newest 10, pushed 2024-01-03, last pulled 2024-02-02")
 
 
 def test_the_newest_tags_are_kept() -> None:
     """`keep_last` keeps the newest tags, by their push time and name. `decide` gets the oldest tag that `keep_last`
-    keeps (`newest`). None: the repository has no more than `keep_last` tags, and all are kept."""
+    keeps (`oldest_kept`). None: the repository has no more than `keep_last` tags, and all are kept."""
     oldest_kept = TagPosition(NOW - 5 * DAY, "m")
     kept_by_tag = {
-        (name, pushed): decide(rule(keep_last=3), tag_facts(name, pushed=pushed), NOW, newest=oldest_kept).is_kept
+        (name, pushed): decide(rule(keep_last=3), tag_facts(name, pushed=pushed), NOW, oldest_kept=oldest_kept).is_kept
         for name in ("a", "m", "z")
         for pushed in (4, 5, 6)
     }
@@ -88,24 +88,25 @@ def test_the_newest_tags_are_kept() -> None:
         ("a", 5),
         ("m", 5),
     }
-    assert decide(rule(keep_last=3), tag_facts(pushed=99), NOW, newest=None) == Decision(True, "one of the newest 3")
+    decision = decide(rule(keep_last=3), tag_facts(pushed=99), NOW, oldest_kept=None)
+    assert decision == Decision(True, "one of the newest 3")
 
 
 def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
     """Pulls before an update of the program, or between a backup and its restore, were not recorded. A tag is kept as
     long as such a pull could keep it."""
     facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 5 * DAY)
-    decision = decide(rule(keep_pulled_within="14d"), facts, NOW, newest=None)
+    decision = decide(rule(keep_pulled_within="14d"), facts, NOW, oldest_kept=None)
     assert decision == Decision(True, "may have been pulled within 14d: not all pulls before 2024-02-17 are recorded")
-    decision = decide(rule(keep_pulled_within="4d"), facts, NOW, newest=None)
+    decision = decide(rule(keep_pulled_within="4d"), facts, NOW, oldest_kept=None)
     assert decision == Decision(False, "pushed 2024-01-03, not pulled since 2024-02-17")
-    assert not decide(rule(keep_pushed_within="1d"), facts, NOW, newest=None).is_kept
+    assert not decide(rule(keep_pushed_within="1d"), facts, NOW, oldest_kept=None).is_kept
 
 
 def test_an_immutable_tag_is_always_kept() -> None:
     """An immutable tag is kept even if the rule deletes all tags."""
-    assert decide(rule(), tag_facts(), NOW, newest=None, is_protected=True) == Decision(True, "it is immutable")
-    assert not decide(rule(), tag_facts(), NOW, newest=None).is_kept
+    assert decide(rule(), tag_facts(), NOW, oldest_kept=None, is_protected=True) == Decision(True, "it is immutable")
+    assert not decide(rule(), tag_facts(), NOW, oldest_kept=None).is_kept
 
 
 DAYS = st.floats(min_value=0, max_value=99, allow_nan=False)
@@ -124,17 +125,19 @@ CONDITIONS = st.fixed_dictionaries(
     name=st.sampled_from(["v1", "latest", "main", "1-rc"]),
     pushed=DAYS,
     pulled=st.none() | DAYS,
-    newest=st.none() | st.builds(TagPosition, DAYS.map(lambda days: NOW - days * DAY), st.sampled_from(["a", "z"])),
+    oldest_kept=st.none()
+    | st.builds(TagPosition, DAYS.map(lambda days: NOW - days * DAY), st.sampled_from(["a", "z"])),
 )
 def test_each_condition_alone_is_enough(
-    conditions: dict[str, Any], name: str, pushed: float, pulled: float | None, newest: TagPosition | None
+    conditions: dict[str, Any], name: str, pushed: float, pulled: float | None, oldest_kept: TagPosition | None
 ) -> None:
     """A rule keeps a tag exactly if at least one rule with only one of its conditions keeps the tag."""
     facts = tag_facts(name, pushed=pushed, pulled=pulled)
     single_condition_rules = [rule(**{condition: value}) for condition, value in conditions.items() if value]
     if single_condition_rules:
-        is_kept = decide(rule(**conditions), facts, NOW, newest=newest).is_kept
-        assert is_kept == any(decide(each, facts, NOW, newest=newest).is_kept for each in single_condition_rules)
+        decisions = [decide(each, facts, NOW, oldest_kept=oldest_kept) for each in single_condition_rules]
+        is_kept = decide(rule(**conditions), facts, NOW, oldest_kept=oldest_kept).is_kept
+        assert is_kept == any(decision.is_kept for decision in decisions)
 
 
 def test_limits_for_untagged_manifests() -> None:
@@ -156,9 +159,9 @@ def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
     manifest exists, and deleted after that. `keep_last` does not keep it."""
     subject = digest_of(b"signed")
     signature = tag_facts(f"sha256-{subject.encoded}.sig", pushed=0)
-    assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, newest=None).is_kept
-    assert not decide(rule(keep_last=5), signature, NOW, newest=None).is_kept
-    assert decide(rule(keep_last=5), tag_facts("sha256-of-mine"), NOW, newest=None).is_kept
+    assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, oldest_kept=None).is_kept
+    assert not decide(rule(keep_last=5), signature, NOW, oldest_kept=None).is_kept
+    assert decide(rule(keep_last=5), tag_facts("sha256-of-mine"), NOW, oldest_kept=None).is_kept
 
 
 def test_the_time_in_which_no_server_ran_does_not_count_for_pulls() -> None:
@@ -166,13 +169,13 @@ def test_the_time_in_which_no_server_ran_does_not_count_for_pulls() -> None:
     one of this tag. The time since a push counts as a whole."""
     pulls_since = NOW - 34 * DAY  # a server ran for 14 of the last 34 days
     conditions = rule(keep_pulled_within="14d")
-    decision = decide(conditions, tag_facts(pulled=30), NOW, newest=None, pulls_since=pulls_since)
+    decision = decide(conditions, tag_facts(pulled=30), NOW, oldest_kept=None, pulls_since=pulls_since)
     assert decision == Decision(True, "pulled within 14d, not counting the times when no server ran")
-    assert not decide(conditions, tag_facts(pulled=35), NOW, newest=None, pulls_since=pulls_since).is_kept
+    assert not decide(conditions, tag_facts(pulled=35), NOW, oldest_kept=None, pulls_since=pulls_since).is_kept
     facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 30 * DAY)
-    assert decide(conditions, facts, NOW, newest=None, pulls_since=pulls_since).is_kept
+    assert decide(conditions, facts, NOW, oldest_kept=None, pulls_since=pulls_since).is_kept
     pushed_rule = rule(keep_pushed_within="14d")
-    assert not decide(pushed_rule, tag_facts(pushed=30), NOW, newest=None, pulls_since=pulls_since).is_kept
+    assert not decide(pushed_rule, tag_facts(pushed=30), NOW, oldest_kept=None, pulls_since=pulls_since).is_kept
 
 
 def test_the_time_in_which_no_server_ran_does_not_count_for_untagged_manifests() -> None:
