@@ -300,7 +300,7 @@ def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
 def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
     """If an index could not be imported because of a manifest below it, returns the digest of that manifest, and those
     of the indexes on the way from the index to the manifest. Returns nothing for any other error."""
-    return error.below if isinstance(error, ContentBroken) else ()
+    return error.path_to_broken if isinstance(error, ContentBroken) else ()
 
 
 def _wrong_digest(digest: Digest) -> ContentBroken:
