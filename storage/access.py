@@ -24,7 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""The time of a throttling key (see `FailureCost`) is at most this many seconds after the present time."""
+"""Failed logins delay later logins by at most this many seconds. Largest value of `FailureCost.max_seconds`."""
 
 
 class AccountInvalid(RegistryError):
@@ -214,10 +214,10 @@ class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
     last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
-    version of the account at the login; None for an account in an htpasswd file. `stamp`: after a login with an
-    htpasswd file, a hash of the account's line in that file; after a login with the OpenID provider, a hash of the
-    provider's settings; otherwise None. The session becomes invalid when this line or these settings change. `groups`:
-    groups that the OpenID provider named."""
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside
+    the store that proved the login: the account's line in an htpasswd file, or the settings of the OpenID provider;
+    None: there is no such source. When the source changes, its hash differs from the stamp, and the session is invalid.
+    `groups`: groups that the OpenID provider named."""
 
     id: str
     account: AccountName
@@ -250,7 +250,7 @@ class FailureCost(NamedTuple):
     a network of clients, or for both. The store keeps a time for each key. Each failed login moves this time further
     into the future (see `storage.accounts.Accounts.add_failures`). While the time is too far in the future, logins
     under the key are refused. `seconds`: the number of seconds that the failure adds to the time. `max_seconds`: the
-    new time is at most this many seconds after the present time; not more than `LONGEST_THROTTLING_SECONDS`."""
+    new time is at most this many seconds after the present time. This field is at most `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float

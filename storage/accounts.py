@@ -91,23 +91,25 @@ class Accounts(Protocol):
         password_hash: str | None,
         admin: bool = False,
         note: str = "",
-        only_without_rights: bool = False,
+        refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
         """Adds an account and returns it. As soon as the first account is added, clients that have not logged in have
         only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
-        account without a password. `note`: free text. `only_without_rights`: whether to raise AccountInvalid if the
-        name has a grant or is a member of a group already. A name can have these without an account in this store,
-        because accounts of other sources, such as an htpasswd file, have rights in the same way."""
+        account without a password. `note`: free text. `refuse_name_with_rights`: whether to raise AccountInvalid if
+        the name already has a grant or is a member of a group. The new account would get these rights. A name can have
+        rights without an account in this store, because accounts of other sources, such as an htpasswd file, have
+        rights in the same way."""
         ...
 
     async def set_password(
         self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens
-        of the purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose
-        `personal` stay valid. `expected_version`: as for `add_token`. Raises AccountInvalid for a robot. Raises
-        Unauthorized if the account has another version than `expected_version`."""
+        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens of the
+        purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose `personal`
+        stay valid. `expected_version`: the version that the account had when the caller logged in to it; None: the
+        caller did not log in to this account. Raises AccountInvalid for a robot. Raises Unauthorized if the account has
+        another version than `expected_version`."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -299,8 +301,8 @@ class Accounts(Protocol):
     # Throttling of logins after failed logins, for all processes together. A *throttling key* is a text that stands for
     # an account, for the network of a client, or for both. The store has a time for each key. A failed login has
     # several keys, and moves the time of each key further into the future. If the time of a key lies too far in the
-    # future, the caller of this interface refuses logins under the key. Callers also use keys to remember something
-    # until a time, such as that a login attempt was used.
+    # future, the caller of this interface refuses logins under the key. Callers also use keys as marks that expire,
+    # such as the mark that one login at the OpenID provider was completed and cannot be completed again.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed. A
@@ -314,11 +316,11 @@ class Accounts(Protocol):
         cut."""
         ...
 
-    async def add_key_once(self, key: str, seconds: float) -> bool:
+    async def mark_once(self, key: str, seconds: float) -> bool:
         """Gives a throttling key the time `now + seconds`, and returns True. If the key has a time that has not passed,
         changes nothing and returns False. If several processes call this at the same moment, one of them gets True. So
-        the key can mark something, such as a login attempt, that must count or be used only once in `seconds`. The
-        change may be lost in a power cut."""
+        the key can mark something that must happen only once in `seconds`, such as the completion of one login at the
+        OpenID provider. The change may be lost in a power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

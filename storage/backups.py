@@ -113,9 +113,9 @@ class Snapshots(Protocol):
 
     def mark_restored(self, path: Path, copied_at: float) -> None:
         """Marks a copy as restored at the present time. The copied registry may have recorded pulls and added events
-        after the copy was made, and the copy lacks them. So pulls count as recorded only from the time of the restore
-        on (`TagFacts.unrecorded_until`), and events after the restore get higher numbers than all events of the copied
-        registry. `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an earlier
-        restore is in the future, the clock is behind. Then the latest of these times counts as the time of the restore.
-        Blocks. Raises BackupFailed."""
+        after the copy was made, and the copy lacks them. So pulls before the restore may lack a record, as
+        `TagFacts.unrecorded_until` then says, and events after the restore get higher numbers than all events of the
+        copied registry. `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an
+        earlier restore is in the future, the clock is behind. Then the latest of these times counts as the time of the
+        restore. Blocks. Raises BackupFailed."""
         ...

@@ -167,6 +167,6 @@ class CachedImages(Protocol):
     ) -> CachedImagePage:
         """Lists the images of these upstreams whose repository has `text` in its name: at most `limit` of them, from
         the position `offset` of the list on. Reads at most `MAX_LISTED_IMAGES` images, to limit the work. If there are
-        more, the list lacks the others. Without a `text`, it then has the images that eviction would check first. With
-        a `text`, it has those of the repositories whose names come first. Runs in a thread."""
+        more, the list has only a part of them: if `text` is empty, the images that eviction would check first;
+        otherwise, those of the repositories whose names come first. Runs in a thread."""
         ...

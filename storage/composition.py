@@ -177,6 +177,7 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
+        # `commit_fill` makes a stored blob of a partial blob whose download is complete.
         async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
             yield blobs, partials
 
@@ -225,8 +226,9 @@ async def open_registry(
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
         database = stack.enter_context(closing(await opened))
-        # `immutable` is None if the database is open for changes.
-        metadata, immutable = database.metadata, database.immutable
+        metadata = database.metadata
+        # Set if the full disk had no space to open the database for changes; otherwise None.
+        read_only_database = database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))
@@ -234,7 +236,7 @@ async def open_registry(
         def is_full() -> bool:
             return reserve.disk_full_reason() is not None
 
-        if immutable is None:
+        if read_only_database is None:
             health = StorageHealth(
                 problem=reserve.disk_full_reason,
                 refusal=reserve.low_disk_reason,
@@ -243,7 +245,9 @@ async def open_registry(
             )
         else:
             health = StorageHealth(
-                problem=lambda: DISK_FULL_TEXT, retire=immutable.retire, directory_problem=disk.opened_directory.problem
+                problem=lambda: DISK_FULL_TEXT,
+                retire=read_only_database.retire,  # ends all reads, when a registry that can write replaces this one
+                directory_problem=disk.opened_directory.problem,
             )
         collector = Collector(
             *(metadata, blobs, partials, locks, clock, grace, expire, is_full),
@@ -283,13 +287,13 @@ async def open_registry(
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
-        if immutable is not None:
+        if read_only_database is not None:
             log.warning("%s (data directory %s)", DISK_FULL_TEXT, layout.root)
         elif watch_disk_space:
             monitor = DiskSpaceMonitor(disk)
             await monitor.check()
             background_tasks.append(asyncio.create_task(monitor.run()))
-        if collect_every is not None and immutable is None:
+        if collect_every is not None and read_only_database is None:
 
             async def do_upkeep() -> None:
                 await collector.collect()

@@ -22,8 +22,9 @@ class ProblemCode(StrEnum):
     permission to read the file of a blob, or to list the files in a directory. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a
     blob or link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
     `STRAY`: the blob store has bytes under a digest that no blob row has. `REPOSITORY_COUNT`: the stored number of a
-    repository's manifests is wrong. `USAGE_LINKS`, `USAGE_TOTALS`: the links of a blob, or the used space, are counted
-    wrongly for a quota or a cache."""
+    repository's manifests is wrong. `USAGE_LINKS`: the stored number of links to a blob is wrong for a *usage scope* (a
+    set of repositories with a quota, or the mirrored content of an upstream). `USAGE_TOTALS`: the stored number of
+    blobs, bytes or tags of a usage scope is wrong."""
 
     DATABASE = "database-damaged"
     SEARCH_INDEX = "search-index-damaged"

@@ -39,8 +39,8 @@ class SearchPage(Generic[T]):
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
     missed some entries. This happens if very many entries match. For a search in a large set of repositories, except
-    the set of all, `is_complete` is always False. Such a search also reads entries outside of the set, so the value
-    True would reveal to the person that not very many of those match."""
+    the set of all, it is always False. Such a search also reads entries outside of the set, about which the client must
+    learn nothing. True would tell the client that few of them match."""
 
     items: Sequence[T]
     more: bool = False
@@ -89,7 +89,8 @@ class ContentSearch(Protocol):
     """Finds stored content. `within`: the repositories to search, by their names in the store (the name of a mirrored
     repository begins with its upstream). `offset`: the number of entries before the page, at most `MAX_OFFSET`. A
     search stops at a limit of rows or of time, and its page is then not complete. So its work is limited, whatever is
-    stored and whatever patterns `within` has. All methods raise StorageFull, StorageFailed."""
+    stored and whatever patterns `within` has. All methods raise StorageFailed, and StorageFull, because on a full disk
+    even a search can fail."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
@@ -130,9 +131,10 @@ class ContentSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnindexedManifest:
-    """A manifest whose labels are not in the index. `annotations`: its annotations, as JSON in UTF-8; None: it has none
-    or too many. `config`: the digest of its config, which may have labels; None: it has none. `is_damaged`: its body,
-    which names the config, is known to be damaged."""
+    """A manifest that is not in the index yet, or that is *incomplete*: the index does not have all of its labels
+    (`IncompleteManifestPage`). `annotations`: its annotations, as JSON in UTF-8; None: it has none or too many.
+    `config`: the digest of its config, which may have labels; None: it has none. `is_damaged`: its body, which names
+    the config, is known to be damaged."""
 
     id: int
     repository: RepositoryName
@@ -189,8 +191,8 @@ class SearchIndex(Protocol):
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:
-        """Returns some of the manifests that are not in the index, or whose missing config has been stored since. If
-        nothing is left to read, `start` and `end` of the batch are equal."""
+        """Returns some of the manifests that are not in the index, and of those whose config was missing when they were
+        indexed and has been stored since. If nothing is left to read, `start` and `end` of the batch are equal."""
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
@@ -204,8 +206,8 @@ class SearchIndex(Protocol):
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
-        """Stores the labels of manifests that are in the index already. Leaves out manifests that were deleted
-        meanwhile."""
+        """Stores the labels of incomplete manifests, which are in the index already, but without all labels. Leaves out
+        manifests that were deleted meanwhile."""
         ...
 
     async def rebuild(self) -> None:

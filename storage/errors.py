@@ -20,7 +20,7 @@ class RegistryError(Exception):
     """The message of an error whose constructor gets no message."""
     redacted: RegistryError | None = None
     """The error for a client that may not pull from the repository. It names only digests and tags that the client has
-    sent. None: this error itself names no others, so such a client gets it unchanged."""
+    sent. None: the client gets this error itself, which names no other digests or tags."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -236,7 +236,8 @@ class PartialLost(RegistryError):
 
 
 class StorageFull(RegistryError):
-    """The disk is full, or a quota on it is used up. The change that raised the error has stored nothing."""
+    """The disk is full, or a quota of its file system is used up (not a quota of this registry, see `QuotaExceeded`).
+    The change that raised the error has stored nothing."""
 
     code = "STORAGE_FULL"
     default = "the registry's disk is full; free some space or ask its operator to"

@@ -14,9 +14,9 @@ from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this many seconds later than the present time. A smaller difference can
-occur although the clock is right: a change of the store reads the clock, and then waits for other changes to end. If
-one of these has read the clock later, it stores a time that is later than the time that the waiting change has read.
-The margin is longer than such a wait."""
+occur although the clock is right: a change of the store first reads the clock, and then waits for other changes to end.
+For example, it reads 10:00:00, and then waits for a change that stores the time 10:00:02. The margin is longer than
+such a wait."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

@@ -12,21 +12,23 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 IMPORT_PROGRAM: Final = "entrepot import"
-"""The program that the history of tags names for a change that an import has made."""
+"""The name of the program in the history of tags, if an import has made the change."""
 
 
 class ContentBroken(RegistryError):
     """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
-    that is not accepted here. `below`: empty, except if the import reads an index, and a manifest below the index is
-    broken. It then has the digests on the path from the index to the broken manifest: first that of a manifest that the
-    index lists, and last that of the broken manifest."""
+    that is not accepted here. `path_to_broken`: set if the import reads an index, and a manifest below the index is
+    broken; otherwise empty. The digests of the manifests on the path from the index to the broken manifest: the first
+    one is in the list of the index, the last one is the broken manifest."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
 
-    def __init__(self, message: str | None = None, detail: object = None, *, below: tuple[Digest, ...] = ()) -> None:
+    def __init__(
+        self, message: str | None = None, detail: object = None, *, path_to_broken: tuple[Digest, ...] = ()
+    ) -> None:
         super().__init__(message, detail)
-        self.below = below
+        self.path_to_broken = path_to_broken
 
 
 class ImportInvalid(RegistryError):
@@ -47,7 +49,8 @@ class SourceDown(RegistryError):
 class TagChange:
     """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
     the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
-    the client that changed it. If no client did, the name of the registry's work, such as `IMPORT_PROGRAM`."""
+    the client that changed it. If the registry itself changed it, a name of the work that did so, such as
+    `IMPORT_PROGRAM`."""
 
     digest: Digest | None
     at: float
@@ -85,7 +88,8 @@ class ImportRecords(Protocol):
         self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
-        are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
+        are not known here, so retention counts the manifest as pulled now. It does not if this registry has already
+        recorded a pull of the manifest.
 
         `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The time of the tag's last
         push here, which is the time of the import, is set back to this time. It is not set back to before the tag's

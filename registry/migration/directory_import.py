@@ -301,7 +301,7 @@ def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
     """If an index could not be imported because of a broken manifest below it, returns the digests on the path from the
     index to this manifest. The index itself is left out: if index A lists index B, and B lists the broken manifest C,
     returns B and C. Returns no digests for any other error."""
-    return error.below if isinstance(error, ContentBroken) else ()
+    return error.path_to_broken if isinstance(error, ContentBroken) else ()
 
 
 def _wrong_digest(digest: Digest) -> ContentBroken:

@@ -225,7 +225,7 @@ class ImageWriter:
                 await self.import_manifest(repo, child.digest, depth=depth + 1)
             except ContentBroken as error:
                 raise ContentBroken(
-                    f"its child {child.digest}: {error.message}", below=(child.digest, *error.below)
+                    f"its child {child.digest}: {error.message}", path_to_broken=(child.digest, *error.path_to_broken)
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():

@@ -306,13 +306,13 @@ class BlobClient:
             while offset < stop:
                 count = body.read_into(buffer)
                 # A chunked body says where it ends. So the connection did not break: the blob has another size.
-                if not count and body.is_length_unknown and body.is_chunked:
+                if not count and body.is_length_assumed and body.is_chunked:
                     raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:
                     raise UpstreamUnavailable(f"{server} sent {stop - offset} bytes too few")
                 transfer.take(offset, buffer[:count])
                 offset += count
-            if body.is_length_unknown and not body.has_ended():
+            if body.is_length_assumed and not body.has_ended():
                 raise BlobLengthWrong(f"{server} sent more than {stop} bytes of a blob; {stop} bytes were expected")
         except BaseException:
             body.discard()

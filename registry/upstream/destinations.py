@@ -172,8 +172,8 @@ class AddressPolicy:
             self._logged_refusals.add((host, port))
             log.warning(
                 "upstream %s redirects to %s:%d, or names it as its token service, but the address %s is %s: no "
-                "request is sent there. If you trust this destination, add %r to the upstream's redirects; if it is a "
-                "token service, add its URL to realms",
+                "request is sent there. If you trust this destination, add %r to the setting `redirects` of this "
+                "upstream; if it is a token service, add its URL to the setting `realms`",
                 self._upstream_name,
                 host,
                 port,

@@ -1,7 +1,9 @@
 """The endpoints of one upstream (URLs that serve the same content), with circuit breakers for each.
 
-A breaker (`registry.upstream.breaker`) stops the requests to an endpoint that has failed `FAILURES_TO_OPEN` times in a
-row. After a pause, it lets a request try the endpoint again (a *trial*). Each process has its own breakers.
+A breaker (`registry.upstream.breaker`) is *closed* at first. When requests to the endpoint have failed
+`FAILURES_TO_OPEN` times in a row, it is *open*: it stops the requests. After a pause, it is *half-open*: it lets a
+request try the endpoint again (a *trial*). An open or half-open breaker is *tripped*. Each process has its own
+breakers.
 
 A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
 status shows that the endpoint works, with two exceptions. A 500 changes nothing, because it may concern one request
@@ -13,17 +15,22 @@ all repositories. Any other failure counts only for the repository of the failed
 storage of that repository is broken. The repository is then *failing* until one of its requests works. Each failing
 repository has a breaker of its own.
 
-If `REPOSITORIES_TO_SUSPECT` repositories have begun to fail, the endpoint has failed `FAILURES_TO_OPEN` times in a row,
-and no request has worked for `WORKED_SECONDS`, the endpoint becomes *suspect*: the requests of all repositories are
-stopped for a pause. After the pause, failing repositories must not keep the others from being served. So a suspect
-endpoint has a separate breaker for each of three groups of repositories:
+The endpoint becomes *suspect* when all of this is true:
 
-- the failing ones: their breaker allows one trial at a time;
-- those whose last request worked, and those without any request so far: each of these two breakers allows several
-  trials at a time, and opens again only after several trials without a response.
+- At least `REPOSITORIES_TO_SUSPECT` repositories have begun to fail since the endpoint last worked.
+- The endpoint has failed `FAILURES_TO_OPEN` times in a row.
+- No request has worked for `WORKED_SECONDS`.
 
-As soon as any request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its
-own breaker. If that breaker was still closed, its repository may send a trial immediately.
+The requests of all repositories then pause. After the pause, failing repositories must not keep the others from being
+served. So a suspect endpoint has three breakers, one for each group of repositories:
+
+- The failing repositories: the breaker allows one trial at a time.
+- The repositories whose last request worked: the breaker allows several trials at a time, and opens again only after
+  several trials have failed.
+- The repositories without any request so far: as for those whose last request worked.
+
+As soon as any request works, the endpoint is no longer suspect. From then on, a repository waits only for its own
+breaker. If the breaker of a failing repository was still closed, it becomes half-open: a trial may be sent immediately.
 """
 
 from __future__ import annotations
@@ -153,7 +160,7 @@ class UpstreamEndpoint:
         """Returns whether requests for the repository must not be sent to the endpoint now."""
         return any(breaker.is_blocking for breaker in self._breakers_for(repo))
 
-    def is_failing_for(self, repo: str) -> bool:
+    def comes_last_for(self, repo: str) -> bool:
         """Returns whether requests for the repository should go to the other endpoints first. That is so if there were
         failures, but too few to open a breaker. A half-open breaker does not make the endpoint go last: in last place,
         it would get no trial as long as another endpoint works."""
@@ -219,8 +226,9 @@ class UpstreamEndpoint:
         self._observer = UNOBSERVED  # a request that still runs may open or close a breaker
 
     def _tripped_breakers(self) -> list[Breaker]:
-        """Returns the tripped breakers (open or half-open): if possible, those that stop the requests of all
-        repositories."""
+        """Returns the tripped breakers from which `health` computes the wait. If the breaker for connections is
+        tripped, it is the only one. Otherwise, if the endpoint is suspect, it is the one for working repositories.
+        Otherwise, these are the breakers of single repositories."""
         if self._connections.is_tripped:
             return [self._connections]
         if self._suspect is not None:
@@ -240,10 +248,10 @@ class UpstreamEndpoint:
         return breakers
 
     def _on_success(self, repo: str) -> None:
-        """Closes the breakers after a response for `repo` has shown that the endpoint works. But a tripped breaker of
-        another failing repository stays as it is. A closed breaker of such a repository is removed, or becomes
-        half-open if the endpoint was suspect. The repository may then send a trial immediately: possibly it failed only
-        because the endpoint did."""
+        """Closes the breakers after a response for `repo` has shown that the endpoint works. The exceptions are the own
+        breakers of other failing repositories. A tripped one stays as it is. A closed one is removed. But if the
+        endpoint was suspect, a closed one becomes half-open, so that a trial may be sent immediately: possibly the
+        repository failed only because the endpoint did."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
@@ -357,11 +365,11 @@ class UpstreamEndpoints:
         Leaves out those whose breaker is open for the repository (`is_open_for`). `avoid`: URLs of endpoints that come
         after the others. `refused`: URLs of endpoints whose responses the caller does not accept; they come last, so
         that an attempt reaches them only if all others fail. In each of these three groups, endpoints with recent
-        failures (`is_failing_for`) come last. Otherwise keeps the order of the settings."""
+        failures (`comes_last_for`) come last. Otherwise keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(
             usable,
-            key=lambda endpoint: (endpoint.url in refused, endpoint.url in avoid, endpoint.is_failing_for(repo)),
+            key=lambda endpoint: (endpoint.url in refused, endpoint.url in avoid, endpoint.comes_last_for(repo)),
         )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:

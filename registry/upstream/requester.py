@@ -4,8 +4,8 @@ and raises errors for refusals.
 An upstream has one or more endpoints (URLs that serve the same content). A "not found" is a BlobUnknown,
 ManifestUnknown or NameUnknown. Each has an *unconfirmed* variant, for a "not found" that does not show whether the
 content exists: it possibly comes from a proxy or firewall in front of the registry, or the registry possibly hides the
-content from a request without a login or token. An *offer* is the `Authorization` header of a request, or none, and how
-it was chosen.
+content from a request without a login or token. An *offer* (`AuthorizationOffer`) says which `Authorization` header a
+request gets, if any, and why.
 """
 
 from __future__ import annotations
@@ -148,10 +148,10 @@ class UpstreamRequester:
         `repo`: the repository that the requests are for. `kind`: the kind of the requests; endpoints that are paused
         for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
         endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
-        in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried. `avoid`,
-        `refused`: URLs of endpoints. The endpoints in neither are tried first, then those in `avoid`, and those in
-        `refused` last. `timeout_seconds`: time limit for all endpoints together; None: no limit. Each endpoint gets an
-        equal part of the remaining time, so that one without a response leaves time for the next."""
+        in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried. `avoid`:
+        URLs of endpoints that are tried after the others. `refused`: URLs of endpoints whose responses the caller does
+        not accept; they are tried last. `timeout_seconds`: time limit for all endpoints together; None: no limit. Each
+        endpoint gets an equal part of the remaining time, so that one without a response leaves time for the next."""
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid, refused)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
@@ -220,18 +220,20 @@ class UpstreamRequester:
         """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
         try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. Raises an error for any
         other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`. It is
-        always the unconfirmed variant if the request lacked a login that the settings ask for, or a token because none
-        could be obtained: the endpoint may then hide the content. Raises TooManyRequests without a request if the
-        endpoint is paused for this kind of request after a 429. `scope`: the scope of the token to send. None: the
-        scope for pulls from `repo`. An empty text: a token without a scope, as for a login."""
+        always the unconfirmed variant if the endpoint possibly hides the content from this request: because the login
+        that the settings ask for is missing, or because no token could be obtained. Raises TooManyRequests without a
+        request if the endpoint is paused for this kind of request after a 429. `scope`: the scope of the token to send.
+        None: the scope for pulls from `repo`. An empty text: a token without a scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
-        if self._auth.is_login_missing:  # the endpoint might show the content to the login that the settings ask for
+        if self._auth.is_login_missing:
+            # The endpoint might show the content to the login that is missing. A retry does not help (`is_refusal`).
             not_found_error = as_unconfirmed(not_found_error, is_refusal=True)
         scope = f"repository:{repo}:pull" if scope is None else scope
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients. This does not show whether the content exists.
+            # The token service gives no token to anonymous clients, which does not show whether the content exists. A
+            # retry does not help (`is_refusal`).
             raise as_unconfirmed(not_found_error, is_refusal=True) from None
         if response.status < 500:
             attempt.on_working()
@@ -314,12 +316,11 @@ class UpstreamRequester:
         `send_authorized` does.
 
         `path`: relative to `/v2/<repository>/`, or a complete URL. The request has the login of the endpoint, so a
-        complete URL of another origin raises UpstreamUnavailable. `linked_from`: the response that contained the
-        complete URL; the request may connect only to the addresses that `ApiClient.reach_from` returns for this
-        response (its *reach*). None: `path` is relative, or a URL of the endpoint. `scope`: see `send_authorized`.
-        `max_bytes`: the largest body. `read_body`: if False, a successful response is returned without its body.
-        `memory`: a large body counts against the memory budget until the `with` block of this `ShareScope` ends; None:
-        only while the body is received.
+        complete URL of another origin raises UpstreamUnavailable. `linked_from`: the response from which the caller has
+        taken `path`; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
+        the caller has made `path` itself. `scope`: see `send_authorized`. `max_bytes`: the largest body. `read_body`:
+        if False, a successful response is returned without its body. `memory`: a large body counts against the memory
+        budget until the `with` block of this `ShareScope` ends; None: only while the body is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         if not is_same_origin(url, endpoint.url):

@@ -14,8 +14,9 @@ ENTRY_BYTES = 256
 
 
 class SizedCache(Generic[K, V]):
-    """A cache with at most `max_entries` values, of at most `max_bytes` together. If a new value exceeds a limit, the
-    values that were put first are removed. The cache does not keep a value that exceeds `max_bytes` alone."""
+    """A cache with at most `max_entries` values, of at most `max_bytes` together. When a new value makes the cache
+    exceed a limit, the values that were put first are removed. A single value of more than `max_bytes` is not
+    stored."""
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries

@@ -185,16 +185,18 @@ class SocketBody:
         """`length` is the number of bytes to read."""
         self._response = response
         self._remaining_bytes = length
-        self.is_length_unknown = has_unknown_length(response) and response.status == 200
-        """True if the response states no length. Only the end of its body then shows whether `length` is right."""
-        self._length_is_stated = response.length_remaining == length
-        """Whether the response states that its body has `length` bytes. If so, the body ends after these bytes."""
+        self.is_length_assumed = has_unknown_length(response) and response.status == 200
+        """Whether `length` is only the expected size of the blob, because the response states no length. Only the end
+        of the body then shows whether `length` is right."""
+        self._is_end_known = response.length_remaining == length
+        """Whether the response states that its body ends after `length` bytes."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self.is_chunked = bool(raw.chunked)
-        """Whether the body is sent in chunks, so that a broken connection cannot be mistaken for its end."""
+        """Whether the body is sent in chunks. The end of a chunked body is marked, so a broken connection does not look
+        like the end."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:
@@ -240,7 +242,7 @@ class SocketBody:
     def finish(self) -> None:
         """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
         bytes."""
-        is_at_end = self._consume_last_chunk() if self.is_chunked else self._length_is_stated
+        is_at_end = self._consume_last_chunk() if self.is_chunked else self._is_end_known
         if self._remaining_bytes or not is_at_end:
             self.discard()
             return

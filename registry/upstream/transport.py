@@ -46,9 +46,9 @@ from storage.errors import UpstreamUnavailable
 RESOLVER_THREADS = 64
 """Largest number of threads, and so of concurrent lookups, for one upstream.
 
-The requests for one repository cannot occupy all threads. At most 16 of them run at a time, each for at most 10 s. A
-lookup can outlive its request, because it takes the operating system up to about 30 s. So the lookups of three
-successive sets of 16 requests can run at the same time: 48 lookups."""
+One repository cannot occupy all threads. At most 16 of its requests run at a time, each for at most 10 s. A lookup can
+outlive its request, because it takes the operating system up to about 30 s. So the lookups of three successive sets of
+16 requests can run at the same time: 48 lookups."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0

@@ -186,13 +186,15 @@ class UpstreamLists:
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
-        """Returns whether the upstream has the referrers API; None if its response leaves that open. `digest`: the
-        digest of any manifest of the repository.
+        """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
 
-        A response with a status of _NO_REFERRERS_API and without an error code leaves it open. It may come from a
-        registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting. If the
-        registry itself refuses the request, returns False. Raises UnconfirmedNameUnknown if the refusal may come from a
-        firewall. Raises the errors of a failed upstream request."""
+        - True: the upstream returns the referrers.
+        - False: the registry itself refuses the request.
+        - None: the response has a status of _NO_REFERRERS_API, but no error code of a registry. It may come from a
+          registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting.
+
+        Raises UnconfirmedNameUnknown for any other refusal that may come from a firewall, such as a 403. Raises the
+        errors of a failed upstream request."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:

@@ -72,9 +72,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class (public, private, link-local, loopback or special-purpose address) of the first server that
-    responded, or PUBLIC if a redirect has left that class. URLs in this response, such as that of a token service, may
-    lead only to addresses of this class, to public addresses, and to hosts that the settings allow."""
+    """The network class of the first server that responded. URLs in this response, such as that of a token service, may
+    lead only to addresses of this class, to public addresses, and to hosts that the settings allow. If a redirect has
+    left that class, this is PUBLIC, because a server outside of a private network must not name addresses in it."""
 
     @property
     def length(self) -> int | None:
@@ -130,9 +130,11 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
     """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
     configured, so a token in the request was issued to an anonymous client. `sent_token`: whether there was one.
 
-    With a token, returns True if the response shows that the registry accepted the token and still refused access: the
-    challenge says `insufficient_scope`, or it does not say `invalid_token` and the body has a refusal code other than
-    UNAUTHORIZED. Without a token, returns True for a 403 with such a code and without a challenge."""
+    With a token, the question is whether the registry accepted the token and still refused access. The challenge
+    `insufficient_scope` means yes, and `invalid_token` means no. With any other challenge, or none, a refusal code in
+    the body other than UNAUTHORIZED means yes.
+
+    Without a token, only a 403 with such a code and without a challenge shows it."""
     challenge = response.headers.get("www-authenticate", "")
     has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
@@ -148,7 +150,7 @@ def is_from_registry(response: UpstreamResponse) -> bool:
 
 def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
     """Returns the unconfirmed variant of a not-found error. Returns any other error, and an error that is unconfirmed
-    already, unchanged. `is_refusal`: whether the upstream refuses clients without a login, so that no retry helps."""
+    already, unchanged. `is_refusal`: whether the request was refused because it had no login. No retry helps then."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
@@ -183,7 +185,8 @@ def _error_codes(body: bytes) -> set[str]:
 
 T = TypeVar("T")
 MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
-"""Size of the largest document that is parsed on the event loop."""
+"""Size of the largest document that is parsed on the event loop. Up to UNCHECKED_BYTES, parsing takes little time,
+whatever the document contains."""
 
 
 class DocumentParser:

@@ -73,8 +73,8 @@ the rate of the reads. An error that it raises ends the check."""
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
     computation over these bytes, in a format that only the store can read. With the state, the store can continue the
-    computation. Without it (None), the store has to read the bytes again, or to delete them after a reboot
-    (`ClaimedUpload.resume`). `boot`: the value of `BlobStore.boot` when the checkpoint was made."""
+    computation. None: not saved. `ClaimedUpload.resume` then hashes the stored bytes again; after a reboot, it deletes
+    them. `boot`: the value of `BlobStore.boot` when the checkpoint was made."""
 
     offset: int
     state: bytes | None
@@ -220,16 +220,16 @@ class BlobStore(Protocol):
 
     def prepare_link(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
         """Returns content whose `publish` links to another program's file, instead of copying its bytes. Makes no link
-        itself. `fd`: the file, opened for reading. Before the caller calls `publish`, it has to verify that the `size`
-        bytes of the file have this digest. It closes `fd` after `publish` has returned. The bytes of the file must
-        never change after this call; the other program may delete the file. Raises LinkRefused if the store cannot
-        link to this file; `publish` also raises it."""
+        itself. `fd`: the file, opened for reading. This method does not verify the digest: the caller has to verify, at
+        the latest before it calls `publish`, that the `size` bytes of the file have this digest. The caller closes `fd`
+        after `publish` has returned. The bytes of the file must never change after this call; the other program may
+        delete the file. Raises LinkRefused if the store cannot link to this file; `publish` also raises it."""
         ...
 
     async def remove(self, place: str) -> None:
-        """Removes the bytes at `place`. Does nothing if there are no bytes, or if `place` is empty. The caller must
-        hold the lock of the digest (`DigestLocks`) and must have deleted the metadata row of the blob. The disk space
-        can stay in use until `reclaim_space` is called."""
+        """Removes the bytes at `place`. Does nothing if there are no bytes, or if `place` is the empty text (the place
+        of a damaged blob). The caller must hold the lock of the digest (`DigestLocks`) and must have deleted the
+        metadata row of the blob. The disk space can stay in use until `reclaim_space` is called."""
         ...
 
     async def reclaim_space(self) -> None:

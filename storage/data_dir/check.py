@@ -142,7 +142,7 @@ def read_only_reason(root: Path) -> str | None:
 
 def check_restore_ended(layout: Layout, root: Path) -> None:
     """Raises RestoreNotEnded if a restore from a backup has begun and not ended. `root`: the path of the data
-    directory, spelled as in the message."""
+    directory, as the message shows it."""
     if layout.restore_marker.exists():
         raise RestoreNotEnded(
             f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
@@ -152,7 +152,7 @@ def check_restore_ended(layout: Layout, root: Path) -> None:
 def check_database_not_lost(layout: Layout, root: Path) -> None:
     """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty, for example
     because somebody deleted it. A new database would not list these files, so garbage collection would delete them.
-    `root`: the path of the data directory, spelled as in the message. Raises OSError."""
+    `root`: the path of the data directory, as the message shows it. Raises OSError."""
     database = layout.metadata
     log = database.with_name(f"{database.name}-wal")
     if _size(database) > 0 or (database.exists() and _size(log) > 0):

@@ -63,7 +63,7 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-        # `spend` frees a part of the reserve and calls `open_or_create`. If that raises `full_error`, because the disk
-        # is still full, `spend` frees a larger part and calls it again.
+        # `spend` frees a part of the reserve and calls `open_or_create`. After any OSError (`full_error`), it assumes
+        # that the disk is still full, frees a larger part and calls `open_or_create` again.
         opening = self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
         return await result_or_close(opening, os.close)

@@ -1,11 +1,11 @@
 """Leases and slots across processes: implements `storage.leases.Leases` with locks on single bytes of one empty file.
 
 A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
-semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash
-of the lease's key, or of the slots' name, gives the offset of the first byte. Offsets go up to 2^62, so two keys
-practically never share a byte. A task that has waited long enough for a slot becomes *urgent*. Until it gets a slot,
-its process holds a shared lock on the last byte that is set aside for the slots' name. Tasks that are not urgent see
-this lock and take none of these slots.
+semaphore. A lease is the lock on one byte of the file. A group of slots has a name, for which `BYTES_PER_SLOT_NAME`
+bytes are set aside: one for each slot, and the last one for urgent tasks. A hash of the lease's key, or of the slots'
+name, gives the offset of the first byte. Offsets go up to 2^62, so two keys practically never share a byte. A task that
+has waited long enough for a slot becomes *urgent*. Until it gets a slot, its process holds a shared lock on that last
+byte. Tasks that are not urgent see this lock and take none of these slots.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
 process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one

@@ -14,7 +14,7 @@
       workers/PID-RANDOM                                report of a running server process
       reserve                                           disk space for deletes on a full disk
       control                                           Unix socket by which commands reach a running server
-      restore.json                                      marks a restore from a backup that has not ended yet
+      restore.json                                      marks an unfinished restore from a backup
 
 A *partial blob* is a blob that is still being downloaded. SOURCE is the name of the upstream registry that sends it. If
 the file name would be too long, SOURCE is `@` and a hash of the upstream's name. The GENERATION of an upload session

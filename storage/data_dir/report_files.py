@@ -45,9 +45,10 @@ class ReportFile:
 
     def __init__(self, directory: Path, system: System, *, is_temporary: bool = False) -> None:
         """Creates the file, and deletes the files of processes that have ended. Creates `directory` if it is missing.
-        `is_temporary`: whether `directory` is the one in memory (`open_report_file`). The last process that closes its
-        file also deletes this directory. All users may create files in its parent, so it is used only if it belongs to
-        this user, and no other user may write in it. Raises OSError, for example on a full disk."""
+        `is_temporary`: whether `directory` is a directory in memory, outside of the data directory (`open_report_file`
+        uses it on a full disk). The last process that closes its file also deletes this directory. All users may create
+        files in its parent, so it is used only if it belongs to this user, and no other user may write in it. Raises
+        OSError, for example on a full disk."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         if is_temporary:

@@ -81,8 +81,9 @@ class MinFreeSpace:
 
 
 class Reserve:
-    """The reserve of one data directory. Any thread may call the methods. All of them make system calls; `establish`
-    and `spend` also wait while another thread or process uses the reserve, and `close` while another thread does."""
+    """The reserve of one data directory. Any thread may call the methods. All of them make system calls. Some also
+    wait: `establish` and `spend` while another thread or process uses the reserve, `close` only while another thread of
+    this process uses it."""
 
     def __init__(self, path: Path, system: System, min_free: MinFreeSpace | None = None) -> None:
         """`path`: the reserve's file. Opens it if it exists; `establish` creates it. `min_free`: how much of the disk

@@ -98,8 +98,9 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether calls of `drop_link` would delete all links of the blob, and this link is the one of the repository with
-    the highest row id. So if a caller adds up the sizes of the freed blobs, each blob counts once."""
+    whether the blob would lose all its links if `drop_link` were called for each of them. Of these links, only that of
+    the repository with the highest row id has the value True; the others have False. So if a caller adds up the sizes
+    of the freed blobs, each blob counts once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -186,10 +187,11 @@ class Metadata(Protocol):
         is_fill: bool = False,
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. Used for blobs whose bytes did not
-        come through an upload session. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is
-        then a push. `is_fill`: whether a mirror downloaded the blob from its upstream; the event is then a fill
-        (`EventAction.FILL`). Without `by` and `is_fill`, there is no event. If the blob was damaged, its row gets the
-        new place, and the blob is not damaged any more; the same holds for `add_blob`. Raises QuotaExceeded."""
+        come through an upload session, such as mirrored blobs, and files to which the store links instead of copying
+        them. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is then a push. `is_fill`:
+        whether a mirror downloaded the blob from its upstream; the event is then a fill (`EventAction.FILL`). Without
+        `by` and `is_fill`, there is no event. If the blob was damaged, its row gets the new place, and the blob is not
+        damaged any more; the same holds for `add_blob`. Raises QuotaExceeded."""
         ...
 
     async def mount_blob(
@@ -271,8 +273,8 @@ class Metadata(Protocol):
     # digest enters the second queue when the last link to its blob is deleted.
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
-        """Returns at most `limit` entries that were put into the queue of links by the time `before` (seconds since
-        1970), oldest first. `after`: only entries that follow this one (None: from the oldest on)."""
+        """Returns at most `limit` entries that were put into the queue of links at the time `before` (seconds since
+        1970) or earlier, oldest first. `after`: only entries that follow this one (None: from the oldest on)."""
         ...
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
@@ -291,8 +293,9 @@ class Metadata(Protocol):
         a later call.
 
         A deleted manifest needs its blobs as long as it can be put back. So before this method deletes the link, it
-        removes the repository's deleted manifests that were deleted by the time `before`; they cannot be put back any
-        more. If there are many of them, it removes only some, keeps the entry for a later call and returns False."""
+        removes the repository's deleted manifests that were deleted at the time `before` or earlier; they cannot be put
+        back any more. If there are many of them, it removes only some, keeps the entry for a later call and returns
+        False."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
@@ -311,8 +314,9 @@ class Metadata(Protocol):
 
     async def correct_future_times(self) -> None:
         """Replaces times in the future (`storage.future_times`) by the present time: the times of queued links, upload
-        sessions and deleted manifests, and the time at which this database began to record all pulls. Otherwise nothing
-        would be removed until the clock has reached these times. Changes them in small transactions."""
+        sessions and deleted manifests, and the time since which this registry has recorded all pulls
+        (`TagFacts.unrecorded_until`). Otherwise nothing would be removed until the clock has reached these times.
+        Changes them in small transactions."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
@@ -332,12 +336,12 @@ class Metadata(Protocol):
     async def deleted_manifests(
         self, before: float, limit: int, after: DeletedManifest | None = None
     ) -> list[DeletedManifest]:
-        """Returns at most `limit` manifests that were deleted by the time `before` (seconds since 1970) and can still
-        be put back, oldest first. `after`: only manifests that follow this one (None: from the oldest on)."""
+        """Returns at most `limit` manifests that were deleted at the time `before` (seconds since 1970) or earlier and
+        can still be put back, oldest first. `after`: only manifests that follow this one (None: from the oldest on)."""
         ...
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
-        """Removes at most `limit` of the manifests that were deleted by the time `before` (seconds since 1970) and are
-        kept so that they can be put back. Returns the removed manifests, which cannot be put back any more; an empty
-        list if there were none."""
+        """Removes at most `limit` of the manifests that were deleted at the time `before` (seconds since 1970) or
+        earlier and are kept so that they can be put back. Returns the removed manifests, which cannot be put back any
+        more; an empty list if there were none."""
         ...

@@ -135,7 +135,7 @@ class UsedAttempts:
         seconds = 2.0 * ATTEMPT_SECONDS
         # The first check takes microseconds and writes nothing. Only the second is exact, because other workers may use
         # the same attempt at this moment.
-        if self._accounts.throttled_until(key) or not await self._accounts.add_key_once(key, seconds):
+        if self._accounts.throttled_until(key) or not await self._accounts.mark_once(key, seconds):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")
 
 

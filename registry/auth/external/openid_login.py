@@ -294,7 +294,7 @@ class OpenIDLogin:
                 AccountKind.USER,
                 password_hash=None,
                 note="first login by OpenID",
-                only_without_rights=True,  # raises AccountInvalid if the name has rights already
+                refuse_name_with_rights=True,  # raises AccountInvalid if the name has rights already
                 by=replace(by, name="system"),
             )
         except AccountExists:  # a concurrent login has created the account, or a group has the name

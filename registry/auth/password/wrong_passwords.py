@@ -58,11 +58,11 @@ class WrongPasswords:
         key = _key(name, network_of(address), identity, digest)
         if not self._take_allowance():
             return True
-        # The store keeps the key of a counted password for a day, among the keys that delay logins. `add_key_once` also
+        # The store keeps the key of a counted password for a day, among the keys that delay logins. `mark_once` also
         # looks for the key, but as part of a write. This read avoids most of these writes.
         if self._accounts.throttled_until(key):
             return False
-        return await self._accounts.add_key_once(key, DAY_SECONDS)
+        return await self._accounts.mark_once(key, DAY_SECONDS)
 
     def _take_allowance(self) -> bool:
         """Returns whether this process may ask the store for one more wrong password, and counts the lookup."""

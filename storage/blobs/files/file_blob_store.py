@@ -149,8 +149,8 @@ class FileBlobStore:
         return await self._disk.run(read_size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a request is writing to the session. Leaves bytes that the disk cannot
-        read where they are."""
+        """Deletes a session's bytes, even while a request is writing to the session. Bytes that the disk cannot read
+        are not deleted."""
         directory = self._disk.layout.upload(upload)
 
         def discard() -> None:
@@ -300,8 +300,8 @@ class FileBlobStore:
         return self._disk.layout.quarantine_place(digest)
 
     async def quarantine(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file into the quarantine directory. If the full disk has no space for its name there,
-        deletes the file."""
+        """Moves the blob's file into the quarantine directory. If the full disk has no space for a new entry in that
+        directory, deletes the file."""
         await self._disk.run(lambda: self._quarantine.take_in(digest, place))
 
     async def list_quarantine(self) -> list[QuarantinedBytes]:

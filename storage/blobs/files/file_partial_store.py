@@ -67,7 +67,7 @@ class PartialHandle:
         """Whether the partial blob was committed or deleted, in any process. Raises StorageFailed."""
         if not self._closed:
             self._shared.refresh()
-        return not self._shared.is_incomplete
+        return not self._shared.still_exists
 
     def take_ownership(self) -> bool:
         """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Always returns
@@ -241,7 +241,7 @@ class FilePartialStore:
             shared.refresh()
             handle = PartialHandle(self, shared)
             handle.take_ownership()
-            if shared.is_incomplete:
+            if shared.still_exists:
                 return handle
         except BaseException:
             shared.release()
@@ -256,8 +256,8 @@ class FilePartialStore:
         disk = self._disk
 
         def open_pair() -> PartialFilePair | None:
-            # If another data directory has taken the place of this one, fails here, and not only when the whole blob
-            # has been downloaded.
+            # Raises an error if another data directory has taken the place of this one. Without this check, the
+            # download would fail only at its end, when the blob is stored.
             disk.opened_directory.check()
             return open_file_pair(disk.system, paths, size, self._boot, disk.reserve)
 

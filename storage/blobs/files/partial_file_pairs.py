@@ -77,10 +77,10 @@ def open_file_pair(
     system: System, paths: PartialPaths, size: int, boot: str, reserve: Reserve
 ) -> PartialFilePair | None:
     """Opens the files of a partial blob of `size` bytes, or creates them. If there is no owner, this process becomes
-    the owner. Returns None if another process is creating or deleting the files at this moment, or if files with
-    unusable bytes were just deleted; the caller should try again soon. `boot`: id of the machine's present boot. Bytes
-    from another boot are unusable, because they were not synced. `reserve`: checks, before files are created, that the
-    disk has enough free space. Raises StorageFull, OSError."""
+    the owner. Returns None if another process is creating or deleting the files at this moment, or if this call has
+    just deleted files with unusable bytes; the caller should try again soon. `boot`: id of the machine's present boot.
+    Bytes from another boot are unusable, because they were not synced. `reserve`: checks, before files are created,
+    that the disk has enough free space. Raises StorageFull, OSError."""
     if not paths.state.exists():
         reserve.require_free_space(size=size)
     state_fd = _open_or_create(system, paths.state)

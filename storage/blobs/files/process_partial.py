@@ -156,8 +156,8 @@ class ProcessPartial:
                 self.release()
 
     @property
-    def is_incomplete(self) -> bool:
-        """Whether the partial blob still exists, as far as this process knows: it was not committed and not deleted."""
+    def still_exists(self) -> bool:
+        """Whether the partial blob was neither committed nor deleted, as far as this process knows."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property
@@ -167,21 +167,21 @@ class ProcessPartial:
 
     def is_owner(self, user: object) -> bool:
         """Returns whether `user` is the owner and has not given up ownership."""
-        return self._owner is user and not self._owner_is_leaving and self.is_incomplete
+        return self._owner is user and not self._owner_is_leaving and self.still_exists
 
     def take_ownership(self, user: object, *, has_file_lock: bool = False) -> bool:
         """Makes `user` the owner if there is no owner in any process, and returns whether `user` is the owner now.
         `has_file_lock`: whether this process already holds the lock on the state file. Never waits. Raises OSError."""
         with self._lock:
-            if not self.is_incomplete:
+            if not self.still_exists:
                 return False
             if self._owner is not None:
                 return self._owner is user and not self._owner_is_leaving
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Hashes from the first byte again. This process may have hashed bytes, as an earlier owner, without
-            # recording them in the state file. A later owner in another process may have overwritten them.
+            # Hashes from the first byte again. If this process hashed bytes before, but did not record them in the
+            # state file, another process has possibly written other bytes in their place since then.
             self._prefix_digest = self._start_digest()
         self._prefix_digest.start_hashing_if_ready()
         return True
@@ -194,7 +194,7 @@ class ProcessPartial:
             self._status = progress.status
         elif progress is None or not is_at_path(self._state_fd, self._paths.state):
             self._status = PartialStatus.DELETED
-        if progress is None or not self.is_incomplete:
+        if progress is None or not self.still_exists:
             unlock_byte(self._state_fd)
             return False
         self._extents = Extents(progress.extents)
@@ -253,7 +253,7 @@ class ProcessPartial:
             if self._owner is not None:
                 return
             self._has_no_owner = has_no_owner
-            if progress is not None and self.is_incomplete:
+            if progress is not None and self.still_exists:
                 self._status = progress.status
                 if progress.status is PartialStatus.INCOMPLETE:
                     self._extents = Extents(progress.extents)
@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `may_use_min_free`: `open_file_pair` has checked `MinFreeSpace` for the whole blob, before the download.
+            # `may_use_min_free`: skips the check for enough free space, which `open_file_pair` made for the whole blob.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
@@ -390,7 +390,7 @@ class ProcessPartial:
         not delete a data file that `publish` has moved. Raises nothing."""
         with self._state_file_lock:
             with self._lock:
-                if not self.is_incomplete:
+                if not self.still_exists:
                     return
                 self._status = final_status
                 self._version += 1

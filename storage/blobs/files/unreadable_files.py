@@ -83,8 +83,9 @@ def _is_warning_due(name: str) -> bool:
 
 def has_unreadable_inode(path: Path) -> bool:
     """Returns whether there is a file at `path` whose inode cannot be read; if so, logs the warning of
-    `skip_unreadable`. Raises OSError. Code that deletes or moves the file calls this function first. It must not skip
-    errors of the deletion or move itself, because these can mean that the disk refuses all changes."""
+    `skip_unreadable`. Raises OSError. Code that deletes or moves the file calls this function first, instead of running
+    the deletion or move inside `skip_unreadable`: an error of a change must not be skipped, because it can mean that
+    the disk refuses all changes."""
     with skip_unreadable(path):
         with suppress(FileNotFoundError):
             os.stat(path, follow_symlinks=False)

@@ -39,9 +39,10 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the directory and the first file of a session, before its first bytes are written. A new session has
-        neither. Raises BlobUploadInvalid if the directory exists already: since the session began, another request has
-        taken it over, and `take_over` has created the directory and the file."""
+        """Creates the directory and the first file of a session. Called when its first bytes are to be written; until
+        then, a new session has no directory and no file. Raises BlobUploadInvalid if the directory exists already:
+        since the session began, another request has taken it over, and `take_over` has created the directory and the
+        file."""
         path = directory / "1"
         try:
             system.mkdir(directory)

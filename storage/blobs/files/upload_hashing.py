@@ -3,7 +3,7 @@
 Stored bytes have to be hashed in these cases:
 
 - The request that completes the upload names a digest of another algorithm than the session's.
-- An earlier request stored bytes, but did not save the digest's state after them.
+- An earlier request stored bytes, but did not save the state of the digest computation over them.
 - The machine was rebooted, so the stored bytes may be damaged.
 - This process cannot save the state of a digest between two requests (`storage.running_digest`).
 

@@ -143,6 +143,7 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
         (digest, size, place, now),
     ).get
     add_link(db, make_repository(db, repo, now), blob, digest, now, is_confirmed=True)
+    # Deletes the record of the blob's damage, and returns whether there was one.
     return note_stored_blob(db, repo, digest, now)
 
 
@@ -281,10 +282,10 @@ def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
 def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float) -> bool:
     """Removes a queued link whose grace period is over, and returns whether it removed the link.
 
-    The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
-    and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
-    refers to the blob, this function removes the entry from the queue. If a client used the blob after `before`, the
-    grace period starts again at the time of that use.
+    The period is over if the link was queued at the time `before` or earlier, no manifest of the repository refers to
+    the blob, and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a
+    manifest refers to the blob, this function removes the entry from the queue. If a client used the blob after
+    `before`, the grace period starts again at the time of that use.
 
     A deleted manifest is kept for a grace period, in which it can be restored. Before this function removes the link,
     it removes the deleted manifests of the repository whose period is over, because they may need the blob. If there
@@ -323,17 +324,17 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
         "SELECT repository, needed FROM blob_link WHERE blob = ? AND repository < ?", (blob, entry.repository_id)
     ).fetchall()
     frees_blob = all(
-        needed <= before
+        other_last_used <= before
         and _is_queued(db, repository, entry.digest, before)
         and not is_referenced(db, repository, entry.digest)
-        for repository, needed in other_links
+        for repository, other_last_used in other_links
     )
     return LinkPreview(is_dropped=True, frees_blob=frees_blob)
 
 
 def _is_queued(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
-    """Returns whether the link was put into the collect queue by the time `before` and has not been queued again
-    since."""
+    """Returns whether the link was put into the collect queue at the time `before` or earlier, and has not been
+    queued again since."""
     since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
     return since is not None and since <= before
 
@@ -373,8 +374,8 @@ def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> lis
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
-    """Returns at most `limit` links that were queued by the time `before` and follow the entry `after`, oldest entries
-    first."""
+    """Returns at most `limit` links that were queued at the time `before` or earlier and follow the entry `after`,
+    oldest entries first."""
     position = (after.since, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
     rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
     return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]

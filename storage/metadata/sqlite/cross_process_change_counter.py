@@ -44,7 +44,7 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""How often the header is read at most to recognize its layout. A single read is not enough, because it fails while a
+"""Largest number of attempts to recognize the layout of the header. One attempt is not enough, because it fails while a
 commit writes the two copies."""
 log = logging.getLogger("storage.metadata")
 

@@ -34,8 +34,8 @@ T = TypeVar("T")
 DISK_FULL_TEXT = (
     "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
 )
-"""Text of the StorageFull that refuses changes while the database is open only for reading, or that is raised instead
-of opening the database, if the caller needs it for writing or another process is writing."""
+"""Text of a StorageFull. While the database is open only for reading, changes raise it. The attempt to open the
+database raises it if the caller has to change the database, or if another process is writing."""
 _NO_ROOM_TO_READ = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
 """Text of the StorageFull that is raised if the database cannot be opened for reading either."""
 RETIRED = "the database was just opened again for writing; retry the request"

@@ -180,8 +180,8 @@ class SqliteInventory:
         # indexes that list the manifest, and does not read the earlier ones again.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that stay unless the index is removed
-        # Maps each manifest found so far to the row id up to which the indexes that list it were read. All of these
-        # indexes are in `removed`.
+        # Maps each manifest found so far to a row id. The indexes that list the manifest are read in the order of their
+        # row ids. Those up to this row id have been read, and all of them are in `removed`.
         checked_up_to = {root: 0}
         pending = deque([root])
         while pending:

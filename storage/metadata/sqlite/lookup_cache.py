@@ -35,6 +35,8 @@ def memory_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int =
 
 
 def memory_of_manifest(manifest: Manifest) -> int:
+    """Counts the parsed content only for a large manifest: the cache never has that of a small one, because callers get
+    a copy (`manifest_for_caller`)."""
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 

@@ -38,8 +38,8 @@ SKIP_COST_PER_CHARACTER = 2
 It covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
-before. But if the set has no names directly after the last name that was read, the next statement begins at the next
-possible name of the set, and reads the smallest number."""
+before. But if the reader then skips a range of names that cannot be in the set, the next statement reads the smallest
+number, because the reader may have to skip another range soon."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
 full size in bytes."""
@@ -266,9 +266,9 @@ def referrers(
     only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    If the first referrer alone is larger than `max_page_bytes`, there are two cases. With a `max_page_bytes` of
-    `PAGE_BYTES`, the page has only this referrer. With less, the page is empty and its `more` is true, so the caller
-    can read the page again with a larger limit."""
+    A first referrer of more than `max_page_bytes` is a page of its own. But if the caller has passed a smaller
+    `max_page_bytes` than `PAGE_BYTES`, the page is then empty and its `more` is true. The caller can read it again with
+    `PAGE_BYTES`."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)

@@ -265,7 +265,7 @@ async def test_redirects_to_listed_targets_are_allowed(
         for _ in range(2):
             with pytest.raises(UpstreamUnavailable, match="not public"):
                 await without_targets.get_manifest(REPO, TAG)
-        assert caplog.text.count(f"add '{upstream.address}' to the upstream's redirects") == 1
+        assert caplog.text.count(f"add '{upstream.address}' to the setting `redirects` of this upstream") == 1
         assert (await with_one_target.get_manifest(REPO, TAG)).digest == image.digest
         digest = Digest(image.layers[0].digest)
         with pytest.raises(UpstreamUnavailable, match="not public"):

@@ -114,16 +114,16 @@ def add(
     hashed_password: str | None,
     admin: bool,
     note: str,
-    only_without_rights: bool,
+    refuse_name_with_rights: bool,
 ) -> Account:
     """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`:
     whether the account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid
-    for a robot with a password. With `only_without_rights`, raises AccountInvalid if the name has grants or is in a
+    for a robot with a password. With `refuse_name_with_rights`, raises AccountInvalid if the name has grants or is in a
     group already."""
     if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
-    if only_without_rights and db.execute(_HAS_RIGHTS, (name,)).get:
+    if refuse_name_with_rights and db.execute(_HAS_RIGHTS, (name,)).get:
         raise AccountInvalid(f"{name} has rights already, by grants or groups; an admin has to add the account")
     db.execute(
         "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "

@@ -38,7 +38,7 @@ from storage.metadata.sqlite.access.account_table import (
 from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
-MOST_TOKENS = 500
+MAX_PERSONAL_TOKENS = 500
 """Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_REFRESH_TOKENS: Final = 1000
 """Largest number of refresh tokens of an account. A further login revokes one of the others; `_EXCESS_REFRESH_TOKENS`
@@ -84,8 +84,8 @@ _EXCESS_REFRESH_TOKENS: Final = (
 """The ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account, except the new
 one: those that are most worth keeping come first. It skips the first ?7 tokens, which stay.
 
-The note of a refresh token is the name and the address of the client. With the following order, a host that logs in
-often revokes its own tokens, and not those that other machines use:
+The note of a refresh token has the name of the client program and the IP address, such as `docker at 192.0.2.7`. With
+the following order, a host that logs in often revokes its own tokens, and not those that other machines use:
 
 - Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
   have the same note, so only the class shows which of them stay logged in. At most ?8 tokens are in class 2. Otherwise
@@ -93,9 +93,10 @@ often revokes its own tokens, and not those that other machines use:
   another machine.
 - Class 1 comes next: the tokens that are not in use, and those in use that are too many for class 2.
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
-  in each class, a token of the note with the most tokens is revoked first. The only token of a machine with an address
-  of its own is revoked only if no note has two tokens of the class.
-- Class 0 comes last: the tokens with a time after ?3, which was stored while the clock was ahead."""
+  in each class, a token of the note with the most tokens is revoked first. If each note has only one token, the least
+  recently used one is revoked.
+- Class 0 comes last: the tokens whose last use was stored while the clock was ahead. It is later than ?3, the latest
+  time that can be right."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
 """The ids of at most ?6 refresh tokens to revoke, without the new one: the lowest class first, and in each class the
 least recently used token first. Ignores the notes and the limit of class 2, and so takes a tenth of the time of
@@ -188,11 +189,14 @@ def add(
 
 
 def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
-    """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` personal tokens.
-    Does not limit refresh tokens: `add` revokes those beyond their limit."""
-    if new_token.purpose == "personal" and db.execute(_COUNT, (new_token.account, "personal")).get >= MOST_TOKENS:
+    """Raises AccountInvalid if the token is a personal one and its account already has `MAX_PERSONAL_TOKENS` personal
+    tokens. Does not limit refresh tokens: `add` revokes those beyond their limit."""
+    if new_token.purpose != "personal":
+        return
+    if db.execute(_COUNT, (new_token.account, "personal")).get >= MAX_PERSONAL_TOKENS:
         raise AccountInvalid(
-            f"{new_token.account} has {MOST_TOKENS} API tokens, as many as an account can have; revoke some first"
+            f"{new_token.account} has {MAX_PERSONAL_TOKENS} API tokens, as many as an account can have; "
+            "revoke some first"
         )
 
 
@@ -203,11 +207,11 @@ def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiTok
     excess = db.execute(_COUNT, (new_token.account, "login")).get - MAX_REFRESH_TOKENS
     if excess <= 0:
         return  # most calls end here, without the sorting below, which takes milliseconds
-    latest_right_time = now + CLOCK_MARGIN_SECONDS
+    latest_plausible_time = now + CLOCK_MARGIN_SECONDS
     kept_tokens = MAX_REFRESH_TOKENS - 1  # in addition to the new token
     values = (
         *(new_token.account, new_token.id),
-        *(latest_right_time, _IN_USE_AFTER_SECONDS, now - _IN_USE_FOR_SECONDS, _REVOKED_PER_LOGIN),
+        *(latest_plausible_time, _IN_USE_AFTER_SECONDS, now - _IN_USE_FOR_SECONDS, _REVOKED_PER_LOGIN),
     )
     if excess > _REVOKED_PER_LOGIN:
         revoked = db.execute(_LEAST_RECENTLY_USED, values)

@@ -44,8 +44,9 @@ def record(
     part: str = "",
 ) -> None:
     """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: what
-    was changed: an account, a group, a key, a repository, or the subject of a grant. `part`: the changed part of a
-    repository, as `:tag` or `@digest`. `detail`: further facts about the change, which the line stores as JSON."""
+    was changed: an account, a group, a signing key or a repository; for a grant, who has it, such as `group:dev`.
+    `part`: the changed part of a repository, as `:tag` or `@digest`. `detail`: further facts about the change, which
+    the line stores as JSON."""
     db.execute(
         _INSERT,
         (

@@ -92,11 +92,11 @@ def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost
     )
 
 
-def add_key_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
+def mark_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
     """Gives the throttling key `key` the time `now + seconds`, and returns True. If the key has a time that has not
     passed, changes nothing and returns False. So after a call has returned True, calls with the same key return False
-    for `seconds` seconds. Some keys are used only in this way, such as that of a login attempt that can be used only
-    once. Deletes all throttling keys whose time has passed."""
+    for `seconds` seconds. Some keys are used only in this way: for example, a key stands for one login at the OpenID
+    provider, which can be completed only once. Deletes all throttling keys whose time has passed."""
     _delete_passed_keys(db, now)
     db.execute("INSERT INTO login_pace (key, until) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, now + seconds))
     return bool(db.changes())

@@ -155,11 +155,11 @@ class SqliteAccounts:
         password_hash: str | None,
         admin: bool = False,
         note: str = "",
-        only_without_rights: bool = False,
+        refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
         return await self._run_adding(
-            account_table.add, by, name, kind, password_hash, admin, note, only_without_rights
+            account_table.add, by, name, kind, password_hash, admin, note, refuse_name_with_rights
         )
 
     async def set_password(
@@ -323,12 +323,12 @@ class SqliteAccounts:
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
         )
 
-    async def add_key_once(self, key: str, seconds: float) -> bool:
+    async def mark_once(self, key: str, seconds: float) -> bool:
         """Stores a throttling key whose time is `seconds` from now. Stores nothing if the key already has a time in the
         future. Returns whether it stored the key."""
         now = self._clock()
         return await self._writer.run(
-            lambda db: login_tables.add_key_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
+            lambda db: login_tables.mark_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

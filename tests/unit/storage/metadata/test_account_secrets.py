@@ -24,7 +24,7 @@ from storage.access import (
     TokenLimit,
 )
 from storage.errors import Unauthorized
-from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
+from storage.metadata.sqlite.access.api_token_table import MAX_PERSONAL_TOKENS
 from storage.patterns import NamePattern
 from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
@@ -299,16 +299,16 @@ async def test_a_key_that_is_added_once(data: Path, workers: TwoWorkers) -> None
     """Of several processes that add the same throttling key once, one succeeds. After the key's time has passed, it can
     be added again, and keys whose time has passed are deleted."""
     both_workers = (workers.first, workers.second) * 2
-    added = await asyncio.gather(*(worker.add_key_once("login", 10.0) for worker in both_workers))
+    added = await asyncio.gather(*(worker.mark_once("login", 10.0) for worker in both_workers))
     assert sorted(added) == [False, False, False, True]
     assert workers.second.throttled_until("login") == 1_000_010.0
-    assert await workers.first.add_key_once("another", 20.0)
+    assert await workers.first.mark_once("another", 20.0)
     workers.clock.now += 10
-    assert await workers.second.add_key_once("third", 5.0)
+    assert await workers.second.mark_once("third", 5.0)
     db = second_connection(data / "entrepot.db")
     assert db.execute("SELECT key FROM login_pace ORDER BY key").fetchall() == [("another",), ("third",)]
     db.close()
-    assert await workers.second.add_key_once("login", 10.0)
+    assert await workers.second.mark_once("login", 10.0)
 
 
 async def test_old_failed_logins_are_deleted(data: Path, workers: TwoWorkers) -> None:
@@ -343,9 +343,9 @@ async def test_recorded_use_of_the_future_is_replaced(workers: TwoWorkers) -> No
 
 
 async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
-    """An account can have at most `MOST_TOKENS` API tokens. A further token is refused until one is revoked. Tokens of
-    other accounts, and refresh tokens, do not count."""
-    for number in range(MOST_TOKENS):
+    """An account can have at most `MAX_PERSONAL_TOKENS` API tokens. A further token is refused until one is revoked.
+    Tokens of other accounts, and refresh tokens, do not count."""
+    for number in range(MAX_PERSONAL_TOKENS):
         await workers.first.add_token(api_token(f"t{number}"), b"hash", by=BY_ROOT)
     with pytest.raises(AccountInvalid, match="revoke some first"):
         await workers.second.add_token(api_token("more"), b"hash", by=BY_ROOT)
