@@ -10,6 +10,7 @@ import pytest
 
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.fill.demand import PULL_IDLE_SECONDS
+from storage import manifest_parser
 from storage.content import Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
@@ -61,6 +62,23 @@ async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorSite, work
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await wait_until_idle(worker)
     assert site.upstream.calls == {"get manifest": 1, "get blob": 1}
+
+
+async def test_a_cached_manifest_is_not_parsed_at_each_request(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further requests for the manifest of an image that is being pulled do not parse the manifest again."""
+    add_image(site)
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    await wait_until_idle(worker)
+    parsed = list[bytes]()
+    load_object = manifest_parser.load_object
+    monkeypatch.setattr(manifest_parser, "load_object", lambda body: parsed.append(body) or load_object(body))
+    manifest = await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    await worker.mirror.get_manifest(MIRRORED_REPO, manifest.digest)
+    assert parsed == []
+    assert manifest.is_readable
+    assert parsed == [manifest.body]
 
 
 async def test_a_request_for_a_layer_prefetches_the_other_layers(site: MirrorSite, worker: MirrorWorker) -> None:
