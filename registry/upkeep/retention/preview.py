@@ -206,10 +206,10 @@ class RetentionPreview:
         """Previews the orphans of a repository that the rule deletes: those that have had no push, tag or pull since
         the times in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        lost_tags = LostTags()  # `untagged` keeps in it which tag history it has read, for its next call
+        lost_tags = LostTags()  # `unused_orphans` keeps in it which tag history it has read, for its next call
         after: Digest | None = None
         while True:
-            page = await self._retention.untagged(repo, limits, after, lost_tags)
+            page = await self._retention.unused_orphans(repo, limits, after, lost_tags)
             read_manifests += MAX_PAGE_ROWS
             if on_line is not None:
                 for manifest in page.items:
