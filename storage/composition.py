@@ -177,7 +177,7 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_download)) as partials:
             yield blobs, partials
 
 
