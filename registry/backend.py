@@ -203,7 +203,7 @@ async def open_backend(
             work.on_job_ended(telemetry.work.on_job_ended)
             if pull_events is not None:
                 pull_events.on_unrecorded = telemetry.events.on_unrecorded_pulls
-            store.collector.on_removed = telemetry.work.on_removed
+            store.collector.on_real_removal = telemetry.work.on_removed
             upkeep.evictor.on_evicted = telemetry.work.on_evicted
         stack.push_async_callback(work.aclose)
         if is_server and starts_background_work:

@@ -75,9 +75,9 @@ class ScrubRound:
     """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
     The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
     So far it has checked the blobs with row ids up to `after_blob`, and the manifests with row ids up to
-    `after_manifest`. `blobs`, `manifests`: numbers of blobs and manifests that it has checked. `size`: bytes of the
-    blobs that it has checked. `total_bytes`: bytes of all blobs that it checks, as counted when it began; the same
-    as `size` once it has ended. `damaged`: how many blobs and manifests it has found damaged."""
+    `after_manifest`. `blobs`, `manifests`: numbers of blobs and manifests that it has checked. `checked_bytes`: bytes
+    of the blobs that it has checked. `total_bytes`: bytes of all blobs that it checks, as counted when it began; the
+    same as `checked_bytes` once it has ended. `damaged`: how many blobs and manifests it has found damaged."""
 
     id: int
     started: float
@@ -90,7 +90,7 @@ class ScrubRound:
     after_manifest: int = 0
     blobs: int = 0
     manifests: int = 0
-    size: int = 0
+    checked_bytes: int = 0
     damaged: int = 0
 
 

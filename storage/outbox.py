@@ -139,10 +139,10 @@ class DeliveryPosition:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
-    earliest time after now at which a delivery of a repository that is not in `queues` becomes due. None if there is no
-    such delivery. If there are as many queues as the caller wanted, None may also mean that this time was not
-    determined. `wait_seconds`: the time that the caller must wait before it looks for due deliveries again. It is 0,
-    unless the search was costly because very many repositories have pending deliveries."""
+    next time at which a delivery of a repository without a queue here becomes due. None: there is no such delivery, or
+    the time was not determined, because there are as many queues as the caller wanted. `wait_seconds`: the time that
+    the caller must wait before it looks for due deliveries again. It is 0, unless the search was costly because very
+    many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -237,7 +237,7 @@ class Outbox(Protocol):
         event."""
         ...
 
-    async def complete_from(self) -> int:
+    async def list_complete_from(self) -> int:
         """Returns the number from which on the list is complete: no event with this or a higher number was removed from
         the list. So the result is higher than the number of the newest removed event, even if the list is empty. The
         numbers in the list have gaps even if no event was removed, because not every event enters the list."""

@@ -18,8 +18,9 @@ from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
 """After a failed download, `discard_if_nearly_empty` deletes a partial blob of which fewer bytes than this have
-arrived, because an upstream can name any number of blobs and send almost nothing of them. Exception: if at least one
-byte has arrived and a client waits for the blob through another handle, the partial blob stays."""
+arrived. Otherwise, an upstream that names many blobs and sends almost nothing of them could fill the store with nearly
+empty files. Exception: if at least one byte has arrived and a client waits for the blob through another handle, the
+partial blob stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Partial(Protocol):
         """Waits until the byte at `offset` has arrived, and returns the offset of the first missing byte after it (at
         most `size`). With `offset` equal to `size`, waits until the digest was checked and the blob is committed, and
         returns `size`. Raises PartialLost if there is no owner that would download the byte; the caller may then call
-        `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest, and
+        `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest. Raises
         StorageFailed. Cancelling the call affects neither the download nor other calls."""
         ...
 

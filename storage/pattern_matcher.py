@@ -27,7 +27,7 @@ _STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
 """A `*` or `**` in a pattern, and the text from there to the next star."""
 _END: Final = "\n"
 """Character that marks the end of a pattern in an automaton. No name contains it."""
-_BITS_PER_STEP: Final = 1024
+_BITS_PER_OPERATION: Final = 1024
 """An operation on an integer of up to this number of bits takes about as long as any other operation in Python. On a
 larger integer, the time grows with the number of bits."""
 MIN_SHARED_CHARACTERS: Final = 4096
@@ -62,8 +62,8 @@ class _Steps(dict[str, tuple[int, int]]):
 
 
 def _bit_mask(text: bytes, characters: str) -> int:
-    """Returns a bit mask with one bit per character of `text`, in the same order. The bit is 1 if the character is one
-    of `characters`, and 0 if not."""
+    """Returns a bit mask with one bit per character of `text`: 1 if the character is one of `characters`, and 0 if not.
+    The last character has bit 0, the character before it bit 1, and so on."""
     digits = bytearray(b"0" * 256)
     for character in characters:
         digits[ord(character)] = ord("1")
@@ -77,9 +77,11 @@ class _OneSegment:
         return "/" not in name[prefix_length:]
 
     def seek(self, text: str, prefix_length: int) -> str | None:
-        """Returns the text at which a scan of all names that has reached `text` may continue (`Matcher.seek`)."""
-        # No name that begins with `text` up to its slash matches. The first text after all these names has "0" in place
-        # of the slash, because "0" is the character after "/" in byte order.
+        """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
+        `text`."""
+        # If `text` has a slash after the prefix, the names that begin with the text up to this slash do not match. The
+        # first text after all these names has "0" in place of the slash, because "0" is the character after "/" in byte
+        # order.
         slash = text.find("/", prefix_length)
         return text if slash < 0 else text[:slash] + "0"
 
@@ -115,8 +117,8 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """For each character, the positions that accept some character that sorts after it. Empty until the first
-        use."""
+        """Maps each character `c` to the positions that accept at least one character after `c`, in byte order. Empty
+        until the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
@@ -190,9 +192,9 @@ class Matcher:
         self._prefix_lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
-        self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name, as a multiple of the cost if there are only a
-        few patterns. The bound is 1 unless many patterns have a star before the end."""
+        self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_OPERATION
+        """Upper bound for the cost of matching one character of a name. The unit is this cost for a few patterns. The
+        bound is 1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
         """Builds one automaton in advance: the one for the prefix with the most patterns. Without this call, the first

@@ -47,7 +47,7 @@ class NamePattern(str):
     def __new__(cls, text: str) -> Self:
         if not _PATTERN.fullmatch(text) or "***" in text or len(text) > _MAX_LENGTH:
             hint = f"; for all names below it write {text}**" if text.endswith("/") else ""
-            raise ValueError(f"{text!r} is not a pattern of names like team/** or *{hint}")
+            raise ValueError(f"{text!r} is not a pattern of names, such as team/** or *{hint}")
         return super().__new__(cls, text)
 
     def matches(self, name: str) -> bool:

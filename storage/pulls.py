@@ -18,9 +18,10 @@ MAX_SAVED_PULLS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class PullCount:
-    """New pulls of one manifest. `repository`: its repository's name in the store. `upstream`: the name of the upstream
-    registry whose mirror has the repository; '' for a hosted repository, one to which clients push. `last`: time of the
-    last of these pulls, in seconds since 1970. `pulls`: number of the pulls."""
+    """New pulls of one manifest. `repository`: the name under which the store has its repository. For a mirrored
+    repository, it begins with the name of the upstream, which clients may leave out. `upstream`: the name of the
+    upstream registry whose mirror has the repository; '' for a hosted repository, one to which clients push. `last`:
+    time of the last of these pulls, in seconds since 1970. `pulls`: number of the pulls."""
 
     repository: RepositoryName
     digest: Digest
@@ -54,5 +55,5 @@ class Pulls(Protocol):
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         """Returns the record of a manifest. Returns None if there is no such manifest, or if it has no pulls and is
-        neither mirrored nor imported. `repo`: the repository's name in the store."""
+        neither mirrored nor imported. `repo`: see `PullCount.repository`."""
         ...

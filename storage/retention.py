@@ -49,9 +49,9 @@ class TagFacts:
       the tag at that registry, which may be an estimate. None: a client has set the tag, or has pushed it again since.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
-    - `order_time`: takes the place of `pushed` in the order of the tags if `pushed` was in the future
-      (`storage.future_times`) when the tag was read; None if it was not. It is the time of the last change of any tag
-      before the clock went ahead; 0.0 if no such change is known."""
+    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then the
+      time that takes the place of `pushed` in the order of the tags: the time of the last change of any tag before the
+      clock went ahead; 0.0 if no such change is known."""
 
     name: Tag
     digest: Digest
@@ -85,11 +85,11 @@ class TagPosition:
     future_start: float = field(default=math.inf, compare=False)
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
-        """Returns whether this position is that of the tag, or comes after it in the list. If so, the tag is one of the
-        newest tags down to this position."""
-        # Sorts the tag as the list did: by `order_time` if `pushed` was in the future when the list was read. Whether
-        # the tag has an `order_time` does not show this, because the tag may have been read later than the list, after
-        # the clock was set back.
+        """Returns whether this position is that of the tag, or comes after it in the list. So for the position of the
+        `n`th newest tag, returns whether the tag is one of the `n` newest."""
+        # Sorts the tag as the list did: by `order_time` only if `pushed` was in the future when the list was read. The
+        # tag may have been read later. If the clock was set back in between, the tag has an `order_time` although the
+        # list sorted it by `pushed`.
         order_time = tag.order_time if tag.pushed > self.future_start else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -107,7 +107,8 @@ class UnusedLimits:
 
     Some pulls may not be recorded, because an earlier version of the program served the image, or because the store was
     restored from a backup. The *start of the record* is the time from which on all pulls are recorded. If it is later
-    than `pulled`, manifests that were pushed before the start of the record do not count as unused."""
+    than `pulled`, pulls between the two times may be missing. Then no manifest that was pushed before the start of the
+    record counts as unused."""
 
     pushed: float
     untagged: float
@@ -115,7 +116,7 @@ class UnusedLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class UntaggedManifest:
+class Orphan:
     """An orphan: its digest, its key, and the time of its last push."""
 
     digest: Digest
@@ -124,18 +125,18 @@ class UntaggedManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class UntaggedPage:
+class OrphanPage:
     """Some of the unused orphans of a repository. `next_after`: where the next page begins; None: there is none."""
 
-    items: Sequence[UntaggedManifest]
+    items: Sequence[Orphan]
     next_after: Digest | None
 
 
 @dataclass(slots=True)
 class LostTags:
-    """The part of the tag history of one repository that `Retention.untagged` has read. `digests`: the manifests that
-    have lost a tag. `last_entry`: the newest entry that was read; 0: none was. A caller that reads all pages of a
-    repository passes the same object for each, so that each entry of the history is read only once."""
+    """The manifests of one repository that have lost a tag (`digests`), from the part of its tag history that
+    `Retention.unused_orphans` has read. `last_entry`: the newest entry that was read; 0: none was. A caller that reads
+    all pages of a repository passes the same object for each, so that each entry of the history is read only once."""
 
     digests: set[str] = field(default_factory=set)
     last_entry: int = 0
@@ -174,9 +175,9 @@ class Retention(Protocol):
         """Returns at most `limit` tags whose names sort after `after`, in the order of their names."""
         ...
 
-    async def untagged(
+    async def unused_orphans(
         self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
-    ) -> UntaggedPage:
+    ) -> OrphanPage:
         """Returns the orphans that are unused by these `limits`. Reads at most `MAX_PAGE_ROWS` manifests, so a page may
         be empty although there are further pages.
 
@@ -192,11 +193,12 @@ class Retention(Protocol):
         the tag."""
         ...
 
-    async def delete_untagged(
+    async def delete_unused_orphan(
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
-        """Deletes a manifest that `untagged` returned at the time `judged_at`, if it is still an unused orphan. Returns
-        the digests of its children and its referrers, which may be orphans now. Returns None if it deleted nothing."""
+        """Deletes a manifest that `unused_orphans` returned at the time `judged_at`, if it is still an unused orphan.
+        Returns the digests of its children and its referrers, which may be orphans now. Returns None if it deleted
+        nothing."""
         ...
 
     async def delete_orphans(
@@ -218,10 +220,10 @@ class Retention(Protocol):
         orphans: set[ManifestKey],
         limit: float = math.inf,
     ) -> None:
-        """Finds the manifests that would be orphans if `removed_tags` and the manifests in `orphans` were deleted. Adds
-        to `orphans` each of the `roots` that would be one. Then adds, recursively, the children and referrers of the
-        added manifests that would be orphans as well. When they were last used does not matter. Stops when `orphans`
-        has `limit` manifests. There are at most `MAX_PAGE_ROWS` roots. Changes nothing in the store."""
+        """Finds the manifests that become orphans when `removed_tags` are deleted, and adds them to the set `orphans`.
+        Each manifest in the set counts as deleted, from the beginning or from when it is added. First checks `roots`,
+        at most `MAX_PAGE_ROWS`, and then the children and referrers of each added manifest. When they were last used
+        does not matter. Stops when the set has `limit` manifests. Changes nothing in the store."""
         ...
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:

@@ -67,7 +67,8 @@ def not_restorable(repo: str, digest: str) -> ManifestUnknown:
 
 class TagHistory(Protocol):
     """The history of tags, and changes that use it. All methods raise NameUnknown for a repository that never had
-    content; changes also raise StorageFull, StorageFailed. `repo` is the name of the repository in the store."""
+    content; changes also raise StorageFull, StorageFailed. `repo` is the name under which the store has the repository;
+    for a mirrored repository, it begins with the name of the upstream."""
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
         """Returns a page of at most `limit` entries of one tag (None: of all tags), newest first: those that are older
@@ -83,8 +84,8 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. Includes
-        changes within the millisecond of `at`, because people see times in milliseconds."""
+        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. People
+        see times rounded to milliseconds, so changes up to half a millisecond after `at` count too."""
         ...
 
     async def move(

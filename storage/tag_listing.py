@@ -85,8 +85,8 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the manifest was last pushed to the repository, up to a minute earlier than the exact time; in a
-      mirror, when it was stored.
+    - `stored`: when the manifest was last pushed to the repository; in a mirror, when it was stored. A push less than a
+      minute after the stored time does not change it, so the last push may be up to a minute later.
     - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: total number of
       pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
@@ -150,7 +150,7 @@ class TagListing(Protocol):
         """Returns the facts about a manifest, with its tags. Raises ManifestUnknown."""
         ...
 
-    async def present(
+    async def stored_sizes(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
     ) -> Mapping[Digest, int]:
         """Returns the digests of those `manifests` and `blobs` that the repository has and that are not damaged, each

@@ -34,7 +34,7 @@ class TagPattern(str):
 
     def __new__(cls, text: str) -> Self:
         if not _PATTERN.fullmatch(text) or len(text) > _MAX_PATTERN_LENGTH:
-            raise ValueError(f"{text!r} is not a pattern of tags like v* or *-nightly")
+            raise ValueError(f"{text!r} is not a pattern of tags, such as v* or *-nightly")
         return super().__new__(cls, text)
 
 

@@ -97,8 +97,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def allowance(self, upstream: str) -> Allowance | None:
-        """Returns the stored state of a rate limit; None if no state is stored. `upstream`: the name of the upstream.
-        If the rate limit is only for one endpoint and one kind of request, a key for these two instead of the name."""
+        """Returns the stored state of a rate limit; None if no state is stored. `upstream`: the name of the upstream;
+        for a rate limit on one endpoint and one kind of request, a key that stands for these two."""
         ...
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:

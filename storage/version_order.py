@@ -17,8 +17,8 @@ tags. So `1.0-rc1` sorts before `1.0`, and `1.0` sorts before `1.0.1` and `1.0-a
 def version_key(tag: str) -> str:
     """Returns a text by which to sort tags as versions. Numbers sort by their value, and a stage such as `rc1` sorts
     before its release. A `v` at the beginning, as in `v1.2`, does not change a version's place among other versions.
-    Texts come before numbers, so that the newest versions are at one end of the list. Different tags have different
-    keys."""
+    Texts sort before numbers: names such as `latest` come first, and the newest version comes last. Different tags have
+    different keys."""
     parts = []
     for piece in _PIECES.findall(_LEADING_V.sub("", tag, count=1) if tag[:1] in "vV" else tag):
         if "0" <= piece[0] <= "9":

@@ -28,7 +28,8 @@ _OPERATIONS: Final = frozenset(
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Names of the methods whose calls have no `Call.item`. The first of their `Call.args` is `after`."""
+"""Names of the methods whose calls have no `Call.item`: their first argument, `after`, only says where a page
+begins."""
 
 
 class Call(Generic[T]):

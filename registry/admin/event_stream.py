@@ -160,8 +160,8 @@ class EventStream:
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
         # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore
         # from a backup has made the newest number lower than the number that the client has.
-        if after + 1 < (complete_from := await store.outbox.complete_from()) or after < (self._after or 0):
-            yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": complete_from}).encode()
+        if after + 1 < (list_complete_from := await store.outbox.list_complete_from()) or after < (self._after or 0):
+            yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": list_complete_from}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
         pages = follow(
             store.outbox,

@@ -65,7 +65,7 @@ class RoundResponse(BaseModel):
             ended=models.to_datetime_or_none(stored.ended),
             blobs=stored.blobs,
             manifests=stored.manifests,
-            bytes=stored.size,
+            bytes=stored.checked_bytes,
             total_bytes=stored.total_bytes,
             damaged=stored.damaged,
         )

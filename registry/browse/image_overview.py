@@ -108,7 +108,7 @@ class OverviewReader:
     async def _present_sizes(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
         """Returns the sizes of those manifests in `entries` that the repository has."""
         digests = {entry.digest for entry in entries}
-        return await self._listing.present(repo, digests) if digests else {}
+        return await self._listing.stored_sizes(repo, digests) if digests else {}
 
     async def _overview(
         self,

@@ -123,7 +123,7 @@ class ManifestDetails:
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
-        present_blobs = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else {}
+        present_blobs = await self._listing.stored_sizes(repo, (), {layer.digest for layer in layers}) if layers else {}
         history = config.history if config else ()
         steps = build_steps(layers, history, present_blobs)[:MAX_STEPS]
         return ImageView(
@@ -138,7 +138,7 @@ class ManifestDetails:
 
     async def _files(self, repo: RepositoryName, manifest: Manifest) -> list[FileView]:
         blobs = manifest.layers[:MAX_FILES]
-        present_blobs = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else {}
+        present_blobs = await self._listing.stored_sizes(repo, (), {blob.digest for blob in blobs}) if blobs else {}
         budget = TextBudget()
         return [
             FileView(title=budget.text((blob.annotations or {}).get(_TITLE)), layer=layer_view(blob, present_blobs))

@@ -89,7 +89,7 @@ class ReferrerGroups:
         if summary.kind != "index":
             return
         entries = await self._reader.in_thread_if_large(len(index.body), lambda: _attestations(index))
-        sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
+        sizes = await self._listing.stored_sizes(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
                 about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]  # no digest is longer
@@ -138,7 +138,8 @@ class ReferrerGroups:
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
         shown_layers, budget = layers[:MAX_FILES], TextBudget()
-        sizes = await self._listing.present(repo, (), {layer.digest for layer in shown_layers}) if shown_layers else {}
+        layer_digests = {layer.digest for layer in shown_layers}
+        sizes = await self._listing.stored_sizes(repo, (), layer_digests) if layer_digests else {}
         texts: dict[Digest, FileText] = {}  # an artifact may name the same file several times
         for digest, size in sizes.items():
             text = await self._text(repo, digest) if size <= MAX_FILE_BYTES else None

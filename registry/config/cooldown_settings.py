@@ -20,7 +20,7 @@ _TAG_PATTERN = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 def check_tag_pattern(value: str) -> str:
     """Checks a pattern of tags."""
     if not _TAG_PATTERN.fullmatch(value):
-        raise ValueError(f"{value!r} is not a pattern of tags like v* or *-nightly")
+        raise ValueError(f"{value!r} is not a pattern of tags, such as v* or *-nightly")
     return value
 
 

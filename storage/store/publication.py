@@ -33,16 +33,16 @@ class Publication:
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
-        """Makes a blob of `repo` from content that did not come through an upload session, so there is no session's row
-        to delete. `by`: the client that pushed the content; None if no client did. Raises StorageFull,
-        StorageFailed, QuotaExceeded."""
+        """Makes a blob of `repo` from content that did not come through an upload session. So there is no session's row
+        to delete, and this calls `adopt_blob` and not `add_blob`. `by`: the client that pushed the content; None if no
+        client did. Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )
 
-    async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`, or by an import. Raises
-        StorageFull, StorageFailed, QuotaExceeded."""
+    async def commit_download(self, repo: RepositoryName, content: VerifiedContent) -> None:
+        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`, or by an import. The
+        blob's event calls this a *fill* (`EventAction.FILL`). Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content,
             lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),

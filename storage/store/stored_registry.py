@@ -53,13 +53,12 @@ instead."""
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
     """Functions that tell a `StoredRegistry` about the state of its disk and of its data directory. `problem`: a
-    function that returns a sentence on why nothing can be stored now, or None if no problem is known. `retire`: a
-    function that stops reading from the metadata (see `StoredRegistry.retire`), if the full disk had no space to open
-    the metadata for changes, so that it was opened read-only. None: it was opened for changes. `refusal`: a function
-    that returns a sentence on why a push of a number of bytes cannot be stored; None if it can. `free_bytes`: a
-    function that returns the free bytes of the disk; None if they are not known. `directory_problem`: a function that
-    returns what is wrong if another data directory, or none, is at the path of the opened one; None if nothing is
-    wrong."""
+    function that returns a sentence on why nothing can be stored now, or None if no problem is known. `retire`: None if
+    the metadata was opened for changes. If the full disk had no space for that, the metadata was opened read-only, and
+    `retire` is a function that stops reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns
+    a sentence on why a push of a number of bytes cannot be stored; None if it can. `free_bytes`: a function that
+    returns the free bytes of the disk; None if they are not known. `directory_problem`: a function that returns what is
+    wrong if another data directory, or none, is at the path of the opened one; None if nothing is wrong."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
@@ -219,8 +218,8 @@ class StoredRegistry:
             return await self._open(row, span)
         except BytesMissing:
             # The bytes are lost, so the blob is marked as damaged. `metadata.blob` then raises BlobUnknown, also for a
-            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If the blob was
-            # pushed or downloaded again already, the row has a new place.
+            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If one of them has
+            # done so already, the row has a new place. Then the blob is not marked, and is read from the new place.
             with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)

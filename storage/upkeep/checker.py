@@ -125,7 +125,7 @@ class _Check:
     async def run(self) -> None:
         """Runs the check. `report` then has the result."""
         await self._on_progress(0, 0, "checking the database")
-        if await self._is_database_damaged(may_repair=self._options.repair):
+        if await self._check_database(may_repair=self._options.repair):
             return
         self._total = await self._consistency.count_rows() + self._blobs.shard_count
         for area in self._consistency.areas:
@@ -138,7 +138,7 @@ class _Check:
             await self._shrink_quarantine()
         self.report.damaged = await self._damage.damaged_count()
 
-    async def _is_database_damaged(self, *, may_repair: bool) -> bool:
+    async def _check_database(self, *, may_repair: bool) -> bool:
         """Checks the database itself. Returns whether it is damaged in tables that the content needs. With
         `may_repair`, repairs the search index if nothing else is damaged."""
         problems = await self._consistency.check_database()
@@ -148,8 +148,10 @@ class _Check:
         for problem in problems:
             repair = await self._consistency.repair(problem) if may_repair else None
             await self._note(problem, repair)
-            if repair is not None:  # SQLite's check may have ended at this damage, before other tables
-                return await self._is_database_damaged(may_repair=False)
+            if repair is not None:
+                # SQLite's check may have ended at the damage of the search index, before it read the other tables. The
+                # damage is repaired now, so a second check reads them.
+                return await self._check_database(may_repair=False)
         return is_damaged
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
@@ -209,7 +211,8 @@ class _Check:
             if record is None or not record.place:
                 return False
             [size] = await self._blobs.stored_sizes([record.place])
-            if size in (record.size, UNREADABLE):  # the next check finds bytes that have become unreadable just now
+            # If the bytes have become unreadable since the first check, the next check of the store reports this.
+            if size in (record.size, UNREADABLE):
                 return False
             version = await self._blobs.version(record.place) if self._options.repair else None
         blob = _stored(record)

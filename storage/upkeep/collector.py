@@ -57,13 +57,13 @@ class _Round:
     """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
     search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
     the removals. `on_removal` is called for each removal, and in a dry run for each removal that a real round would
-    make. `on_removed` is `Collector.on_removed`, and is called only for real removals."""
+    make. `on_real_removal` is `Collector.on_real_removal`, which is not called in a dry run."""
 
     dry_run: bool
     shards: Iterable[int]
     max_listed: float
     on_removal: OnRemoval | None
-    on_removed: Callable[[Removal], None]
+    on_real_removal: Callable[[Removal], None]
     report: CollectionReport = field(default_factory=CollectionReport)
 
     async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
@@ -71,7 +71,7 @@ class _Round:
         removal = Removal(kind, repository, item, size, reason)
         self.report.add(removal)
         if not self.dry_run:
-            self.on_removed(removal)
+            self.on_real_removal(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
         if self.dry_run:  # lets other tasks run; real removals let them run while they wait for the disk
@@ -113,7 +113,7 @@ class Collector:
         self._expire = expire
         self._is_full = is_full
         self._check_directory = check_directory
-        self.on_removed: Callable[[Removal], None] = lambda _: None
+        self.on_real_removal: Callable[[Removal], None] = lambda _: None
         """Called after each removal, except in dry runs. Returns at once and raises nothing."""
         self._saw_future_at: float | None = None
         """When a round first saw times in the future, in seconds of `time.monotonic`; None: the last round saw none."""
@@ -134,7 +134,7 @@ class Collector:
         self._check_directory()
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
-            dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_removed
+            dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_real_removal
         )
         failure: StorageFull | None = None
         for step in (
@@ -162,7 +162,9 @@ class Collector:
     async def free_unlinked_blobs(self) -> int:
         """Removes the blobs that have no link now, and frees their space at once. Removes nothing else, and no blobs
         while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
-        this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, on_removed=self.on_removed)
+        this_round = _Round(
+            dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self.on_real_removal
+        )
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)
         return this_round.report.blobs
@@ -214,11 +216,12 @@ class Collector:
             await self._blobs.reclaim_space()
 
     async def _expire_partials(self, this_round: _Round) -> None:
-        """Removes the partial blobs without recent progress that no process is downloading."""
+        """Removes the partial blobs without recent progress that no process is downloading. After a restart of the
+        machine, also removes those from before the restart, which may have lost bytes."""
         idle_seconds = min(self._expire, IDLE_SECONDS_ON_FULL_DISK) if self._is_full() else self._expire
         before = self._clock() - idle_seconds
         for partial in await self._partials.expire(before, dry_run=this_round.dry_run):
-            reason = f"its download made no progress after {utc_text(before)}, or was cut off by a restart"
+            reason = f"its download made no progress after {utc_text(before)}, or ended with a restart of the machine"
             await this_round.note(RemovalKind.PARTIAL, partial.digest, partial.size, reason)
 
     async def _remove_stale_uploads(self, this_round: _Round) -> None:

@@ -115,8 +115,8 @@ class EvictionPause:
             self._seconds = FIRST_PAUSE_SECONDS
 
     async def update(self) -> None:
-        """Ends the pause that this process has begun, if its time is over or the free space has grown. Logs once in
-        each pause that the eviction had no effect, as soon as this is certain."""
+        """Ends the pause that this process has begun, if its time is over or the free space has grown. As soon as it is
+        certain that the eviction had no effect, logs this, once in each pause."""
         if self._goal is None:
             return
         if self._goal.has_effect:
@@ -138,9 +138,10 @@ class EvictionPause:
 
     def _log(self, goal: FreeSpaceGoal) -> None:
         log.warning(
-            "%s were evicted from the cache, but only %s more of the disk are free: probably a backup on the same file "
-            "system or a snapshot of the file system still has the bytes; delete old ones or keep them on another "
-            "disk. The cache is not evicted for free space in the next %.0f minutes unless the free space grows",
+            "%s were evicted from the cache, but the free space of the disk has grown by only %s: probably a backup on "
+            "the same file system or a snapshot of the file system still has the bytes; delete old backups and "
+            "snapshots, or keep them on another disk. The cache is not evicted for free space in the next %.0f minutes "
+            "unless the free space grows",
             size_text(goal.evicted_bytes),
             size_text(max(0, goal.effect)),
             (self._seconds - SETTLE_SECONDS) / 60,

@@ -131,7 +131,8 @@ class Evictor:
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
-        self._no_unused_links_until = float("-inf")  # `_drop_unused_links` searches no earlier; seconds of `monotonic`
+        self._no_unused_links_until = float("-inf")
+        """Before this time, in seconds of `monotonic`, `_drop_unused_links` does nothing."""
 
     def check_soon(self) -> None:
         """Makes `run` check the limits at once. But if the last check failed or could evict nothing, `run` first waits

@@ -1,6 +1,6 @@
 """Finds damaged blobs and takes them out of use, and puts them back when their bytes are right again (`Quarantine`).
 Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
-that keeps damaged bytes.
+that keeps damaged bytes; the class `Quarantine` moves bytes to it.
 
 After damage was found, the blob is taken out of use in the three steps below. The lock of the blob's digest is held
 during all of them, so that no push stores the bytes, and garbage collection does not remove them, at the same time.
@@ -73,7 +73,7 @@ class Quarantine:
         self._damage = damage
         self._locks = locks
 
-    async def check(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
+    async def find_and_take_out(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
         """Calls `find`, and takes the blob out of use if its bytes are damaged. Returns a text that says what is wrong
         with the bytes. Returns None if they are not damaged, or were removed or replaced in the meantime."""
         damage = await self.find(blob, on_read, on_second_read)

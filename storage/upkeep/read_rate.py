@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""The largest delay that a reader can make up for. A reader that was slower than the rate may then read without a wait,
-but at most the bytes that the rate allows in this time."""
+"""A reader that was slower than the rate may catch up: it may then read without a wait, but at most the bytes that the
+rate allows in this time."""
 
 PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""
@@ -31,7 +31,8 @@ class ReadRate:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._sleep = sleep
         self._free_at = self._monotonic()
-        """The time at which a reader at exactly this rate would have read the bytes so far."""
+        """When the rate allows the next bytes. Each call of `wait` moves this time later, by the time that its bytes
+        take at this rate."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
         """Waits until the rate allows the `count` bytes that the caller has just read. Always lets other tasks run.

@@ -26,9 +26,9 @@ SLOT_COUNT: Final = 16
 """Number of removal slots."""
 KEPT_FREE: Final = SLOT_COUNT // 2
 """A garbage collector takes a slot only if this number of other slots is free. So collectors hold at most half of the
-slots, and a backup that starts takes the other half at once. From then on, no collector can take a slot: even if all
-collectors give back their slots before the backup takes these, only this number of slots is free, and a collector needs
-one more."""
+slots, and a backup that starts takes the other half at once. From then on, no collector can take a slot: that would
+need the slot itself and this number of other free slots, but at most this number of slots is free, even when all
+collectors have given back theirs."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

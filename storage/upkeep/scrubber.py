@@ -82,7 +82,7 @@ class Scrubber:
         self._read_bytes_of_blob = 0
         """Number of bytes that were read of the current blob."""
         self._new_in_quarantine = 0
-        """Largest number of bytes that may have been added to the quarantine since it was last shrunk."""
+        """Upper bound for the number of bytes that were added to the quarantine since it was last shrunk."""
         self._saved_at = 0.0
         self._round: ScrubRound
         self._healed = 0
@@ -113,7 +113,7 @@ class Scrubber:
             "round": ended_round.id,
             "blobs": ended_round.blobs,
             "manifests": ended_round.manifests,
-            "bytes": ended_round.size,
+            "bytes": ended_round.checked_bytes,
             "damaged": ended_round.damaged,
             "healed": self._healed,
             "unreadable": self._unreadable,
@@ -154,7 +154,7 @@ class Scrubber:
         problem: str | None = None
         is_readable = True
         try:
-            problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
+            problem = await self._quarantine.find_and_take_out(blob, self._count_reading, self._note_second_read)
         except BytesForbidden as error:
             self._report_unreadable(blob.digest, blob.size, error)
             is_readable = False
@@ -166,7 +166,7 @@ class Scrubber:
             so_far,
             after_blob=blob.row_id,
             blobs=so_far.blobs + 1,
-            size=so_far.size + blob.size,
+            checked_bytes=so_far.checked_bytes + blob.size,
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
@@ -242,7 +242,7 @@ class Scrubber:
             return
         self._saved_at = now
         await self._damage.save_round(self._round)
-        done_bytes = self._round.size + self._read_bytes_of_blob
+        done_bytes = self._round.checked_bytes + self._read_bytes_of_blob
         # The round's total was counted when the round began, without the blobs that were damaged then. Some of these
         # may have been healed since, and the round then reads them too.
         total_bytes = max(self._round.total_bytes, done_bytes)

@@ -93,7 +93,7 @@ class SearchIndexer:
         later call continues."""
         batches = 0
         while self.has_unindexed():
-            may_have_more_names = await self._index.index_names()
+            may_have_more_names = await self._index.index_names()  # of repositories and tags
             batch = await self._index.unindexed_manifests()
             if batch.end != batch.start:
                 await self._add(batch)
@@ -144,7 +144,7 @@ class SearchIndexer:
                 lines = await self._config_lines(manifest.repository, manifest.config)
             except (NameUnknown, BlobUnknown, BytesMissing):
                 missing_config = manifest.config
-        annotations = await _read_lines(manifest.annotations or b"")
+        annotations = await _parse_labels(manifest.annotations or b"")
         return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing_config)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
@@ -155,7 +155,7 @@ class SearchIndexer:
             raise BlobUnknown
         if digest not in self._labels_by_config:
             config = await self._read(row) if row.size <= MAX_CONFIG_BYTES else b""
-            self._labels_by_config[digest] = await _read_lines(config, "config", "Labels")
+            self._labels_by_config[digest] = await _parse_labels(config, "config", "Labels")
         return self._labels_by_config[digest]
 
     async def _read(self, row: BlobRow) -> bytes:
@@ -173,16 +173,16 @@ class SearchIndexer:
             raise BytesMissing(row.place) from error
 
 
-async def _read_lines(document: bytes, *path: str) -> Mapping[str, str]:
+async def _parse_labels(document: bytes, *path: str) -> Mapping[str, str]:
     """Returns the labels in a JSON document, as far as they fit into the index: maps the name of each to its line.
     `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
     if len(document) <= MAX_INLINE_BYTES:
-        return _lines_in(document, *path)
-    return await asyncio.to_thread(_lines_in, document, *path)
+        return _parse_labels_now(document, *path)
+    return await asyncio.to_thread(_parse_labels_now, document, *path)
 
 
-def _lines_in(document: bytes, *path: str) -> Mapping[str, str]:
-    """Does what `_read_lines` does, but blocks. Returns no labels if the document cannot be parsed."""
+def _parse_labels_now(document: bytes, *path: str) -> Mapping[str, str]:
+    """Does what `_parse_labels` does, but blocks. Returns no labels if the document cannot be parsed."""
     try:
         value = load_bounded(document) if document else None
     except (ValueError, RecursionError):

@@ -210,12 +210,12 @@ class RetentionPreview:
         """Previews which orphans of a repository the rule would delete: those that have had no push, tag or pull since
         the times in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        # Manifests that have lost a tag lately. `Retention.untagged` reads them from the tag history. Each call only
+        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call only
         # reads what is newer than what the last call has read.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:
-            page = await self._retention.untagged(repo, limits, after, lost_tags)
+            page = await self._retention.unused_orphans(repo, limits, after, lost_tags)
             read_manifests += MAX_PAGE_ROWS
             if on_line is not None:
                 for manifest in page.items:

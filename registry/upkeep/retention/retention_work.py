@@ -16,7 +16,7 @@ from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, Retenti
 from storage.human_text import date_text
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName
-from storage.retention import MAX_ORPHANS, RETENTION_ACTOR, LostTags, Retention, UntaggedManifest, UnusedLimits
+from storage.retention import MAX_ORPHANS, RETENTION_ACTOR, LostTags, Orphan, Retention, UnusedLimits
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "retention"
@@ -116,13 +116,13 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
-        # Manifests that have lost a tag lately. `Retention.untagged` reads them from the tag history. Each call only
+        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call only
         # reads what is newer than what the last call has read.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:
             judged_at = self._clock()
-            page = await self._retention.untagged(repo, limits, after, lost_tags)
+            page = await self._retention.unused_orphans(repo, limits, after, lost_tags)
             for manifest in page.items:
                 deleted += await self._delete_with_dependents(context, repo, manifest, limits, judged_at)
                 await context.report()
@@ -135,7 +135,7 @@ class RetentionWork:
         self,
         context: JobContext,
         repo: RepositoryName,
-        manifest: UntaggedManifest,
+        manifest: Orphan,
         limits: UnusedLimits,
         judged_at: float,
     ) -> int:
@@ -143,7 +143,7 @@ class RetentionWork:
         not delete orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
         manifests. The next run of the job finds the manifests that are left, even if this run is interrupted after the
         first deletion."""
-        dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
+        dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0
         self._on_deleted("manifest", 1)

@@ -27,21 +27,21 @@ _SMALL_VALUE_BYTES: Final = 1024
 T = TypeVar("T")
 
 
-def memory_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
+def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
     """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. A lookup can be limited to a
     set of names, which is then a part of the cache key: `name_set_bytes` is the memory of this set, in bytes. The next
     two functions return the memory of other results."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 
-def memory_of_manifest(manifest: Manifest) -> int:
+def bytes_of_manifest(manifest: Manifest) -> int:
     """Counts the parsed content only for a large manifest: the cache never has that of a small one, because callers get
     a copy (`manifest_for_caller`)."""
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 
 
-def memory_of_row(_: BlobRow | Descriptor) -> int:
+def bytes_of_row(_: BlobRow | Descriptor) -> int:
     return _SMALL_VALUE_BYTES
 
 

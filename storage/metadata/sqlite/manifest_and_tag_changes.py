@@ -37,8 +37,8 @@ from storage.tag_rules import (
 
 PUSH_TIME_STEP_SECONDS: Final = 60.0
 """A push changes the time of the last push in the manifest's row only if the stored time differs by more than this
-number of seconds. So a client that pushes many tags of a manifest does not write its row each time. (Retention keeps a
-manifest for some time after its last push.)"""
+number of seconds. So if a client pushes many tags of one manifest, not every push writes the manifest's row. (Retention
+keeps a manifest for some time after its last push.)"""
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
@@ -75,14 +75,15 @@ def put_manifest(
 ) -> bool:
     """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. A tag
     *needs* a manifest if it points at it or at an index that contains it. If the media type of a stored manifest would
-    change, checks the tags that need it. If these are too many to check here, changes nothing and returns False. Then
-    run `NeedingTagsCheck.check_all`, and pass its result as `checked_to`.
+    change, checks the tags that need it. If these are too many to check here, changes nothing and returns False. The
+    caller then runs `NeedingTagsCheck.check_all`, and calls this function again with the result as `checked_to`.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
-    a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
-    not mirrored; Denied if a tag is immutable and points at another manifest, or if the media type of the stored
-    manifest would change and an immutable tag needs it; QuotaExceeded if a new tag does not fit into a quota."""
+    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored, so that the
+    repository may lack content of it. The upstream of such a manifest is recorded. Raises ManifestBlobUnknown if the
+    repository lacks content of a manifest that is not mirrored; Denied if a tag is immutable and points at another
+    manifest, or if the media type of the stored manifest would change and an immutable tag needs it; QuotaExceeded if a
+    new tag does not fit into a quota."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -103,7 +104,7 @@ def put_manifest(
             if not media_type_check(is_immutable).check(db, target, checked_to):
                 return False
         _update_manifest(db, repo, repository, stored, manifest, by, now, is_push=not sparse)
-    if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
+    if sparse:  # the name of a mirrored repository begins with the name of its upstream
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
@@ -124,7 +125,7 @@ def media_type_check(is_immutable: IsImmutable) -> NeedingTagsCheck:
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
     """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now, or for None if
-    there is no such tag."""
+    there is no such tag. Clients that may not see the digest get the second of the two errors, which omits it."""
     current = _digest_of_tag(db, repository, tag)
     if not condition.holds(current):
         message = f"{tag} points at {current or 'nothing'} now; fetch it again and retry"

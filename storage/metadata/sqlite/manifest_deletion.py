@@ -99,12 +99,12 @@ class ManifestDeletion:
         *,
         restorable: bool,
     ) -> None:
-        """Deletes the manifest and all its tags. `writer`: runs the transactions; an `ImmutableDatabase` refuses every
-        change with StorageFull. `scans`: runs the check of a manifest with many tags. `lock`: held while such a
-        manifest is deleted. `restorable`: stores a copy of the manifest, from which it can be put back, unless the disk
-        is too full for the copy. A cancellation can leave the manifest with fewer tags. Raises NameUnknown if there is
-        no such repository, ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest,
-        StorageFull, StorageFailed."""
+        """Deletes the manifest and all its tags. `writer`: runs the transactions. If the disk was too full to open the
+        database for changes, it is an `ImmutableDatabase`, which refuses every change with StorageFull. `scans`: runs
+        the check of a manifest with many tags. `lock`: held while such a manifest is deleted. `restorable`: stores a
+        copy of the manifest, from which it can be put back, unless the disk is too full for the copy. A cancellation
+        can leave the manifest with fewer tags. Raises NameUnknown if there is no such repository, ManifestUnknown if it
+        has no such manifest, Denied if an immutable tag needs the manifest, StorageFull, StorageFailed."""
         if await self._run_step(writer, restorable):
             return
         async with lock:
@@ -135,11 +135,10 @@ class ManifestDeletion:
     def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
-        # The time is read inside the transaction, so that no deletion has an earlier time than one that was committed
-        # before it. Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace
-        # period. If two deleted manifests share a blob, the grace period of the blob begins at the time of the deletion
-        # that was committed last. If this time were earlier than that of the other deletion, the blob would be removed
-        # before the copy of the other manifest, which needs it.
+        # Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace period after
+        # the deletion. If manifest A and then manifest B are deleted, and both refer to a blob, its grace period begins
+        # with the deletion of B. So B must not have an earlier time than A: otherwise the blob would be removed before
+        # the copy of A. Therefore the time is read inside the transaction.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
@@ -147,8 +146,8 @@ class ManifestDeletion:
         tags = _first_tags(db, target, max_tags + 1)
         is_last = len(tags) <= max_tags
         # `check` raises Denied if an immutable tag needs the manifest. It returns False if there are too many tags to
-        # check in one transaction. If the manifest has more than `MAX_TAGS_WITHOUT_LOCK` tags, `check_all` has to run
-        # first in any case.
+        # check in one transaction. Without `check_all`, at most `MAX_TAGS_WITHOUT_LOCK` tags are deleted, even if no
+        # tag has to be checked because no tags are immutable.
         if not ((is_last or is_checked) and self._check.check(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:

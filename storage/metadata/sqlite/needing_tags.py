@@ -29,15 +29,15 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 MAX_TAGS_WITHOUT_LOCK: Final = 64
 """The process holds a lock while it changes a manifest that more than this number of tags need, or that more than this
 number of indexes contain. The lock limits the process to one such change at a time. Without it, hundreds of them could
-wait, and the commit thread would make them all in one long transaction. The number is not smaller, because
-one push can set as many tags (`registry.http.exchange.RequestLimits.tags_per_put`)."""
+wait, and the commit thread would make them all in one long transaction. One push can set this number of tags
+(`registry.http.exchange.RequestLimits.tags_per_put`). So a manifest with the tags of one push needs no lock."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """
 SELECT tag FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? AND digest IS NOT NULL LIMIT ?"""
-"""Reads the entries of the tag history after a given entry, and returns the tags of those that set a tag of a
-repository. Leaves out entries that deleted a tag. NOT INDEXED makes SQLite read only the entries with ids above the
-first parameter."""
+"""Reads the entries of the tag history after a given entry, and returns the tags of a repository that were set. Leaves
+out entries that deleted a tag. NOT INDEXED forbids the indexes of the table. SQLite then finds the first entry by its
+id, and reads only the entries after it."""
 _TAGS_NEEDING_MANIFEST: Final = """
 WITH RECURSIVE needing (id, repository, digest) AS (
   SELECT id, repository, digest FROM manifest WHERE id = ?
@@ -127,10 +127,10 @@ class NeedingTagsCheck:
 
     def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
         """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check older tags:
-        `check_all` found no immutable one that needs the manifest. This can have changed only if the repository lacked
-        an index between an older tag and the manifest during `check_all`, and a client has pushed this index since.
-        That cannot happen, because clients cannot delete an index that an immutable tag needs. Returns False if too
-        many tags were set. Raises Denied."""
+        `check_all` found no immutable one that needs the manifest. An older tag can have begun to need it only if the
+        tag points at an index that lists a missing index, and a client has pushed the missing index since. No immutable
+        tag needs a missing index, because clients cannot delete an index that it needs. Returns False if too many tags
+        were set. Raises Denied."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()

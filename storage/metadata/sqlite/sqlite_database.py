@@ -132,4 +132,5 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        self._db.close()  # last, because the data version is read from memory that SQLite maps for this connection
+        # Closed after `data_version`, which until then reads memory that SQLite maps for this connection.
+        self._db.close()

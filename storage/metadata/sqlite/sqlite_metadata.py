@@ -11,8 +11,11 @@ reserve (`ReserveUse.ALL`).
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
-- `before` is a time in seconds since 1970. Methods with this parameter leave out what has been queued, used, continued
-  or deleted since then.
+- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. They leave out
+  links that were queued or used after this time, upload sessions that made progress after it, and manifests that were
+  deleted after it.
+- `sparse` means that a manifest is mirrored: it comes from an upstream registry, and the repository may lack content
+  that it refers to.
 """
 
 from __future__ import annotations
@@ -42,10 +45,10 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.lookup_cache import (
     LookupCache,
+    bytes_of_manifest,
+    bytes_of_page,
+    bytes_of_row,
     manifest_for_caller,
-    memory_of_manifest,
-    memory_of_page,
-    memory_of_row,
 )
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.needing_tags import run_checked
@@ -111,7 +114,7 @@ class SqliteMetadata:
         after each `adopt_blob`, even if a client has pushed the blob."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return self._cache.look_up(memory_of_row, lookups.blob, repo, digest)
+        return self._cache.look_up(bytes_of_row, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the registry has just told a client that the repository has the blob. Garbage collection then
@@ -199,10 +202,10 @@ class SqliteMetadata:
         )
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._cache.look_up(memory_of_row, lookups.manifest_descriptor, repo, reference)
+        return self._cache.look_up(bytes_of_row, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return manifest_for_caller(self._cache.look_up(memory_of_manifest, self._find_manifest, repo, reference))
+        return manifest_for_caller(self._cache.look_up(bytes_of_manifest, self._find_manifest, repo, reference))
 
     def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
         return lookups.manifest(db, repo, reference, self._large_manifests)
@@ -265,13 +268,13 @@ class SqliteMetadata:
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
-            return self._cache.look_up(memory_of_page, lookups.repositories, after, limit, within)
+            return self._cache.look_up(bytes_of_page, lookups.repositories, after, limit, within)
         # The set is a part of the cache's key, so its memory counts too.
-        memory_of = partial(memory_of_page, name_set_bytes=within.memory_bytes)
-        return await self._cache.scan(memory_of, lookups.repositories, after, limit, within)
+        bytes_of = partial(bytes_of_page, name_set_bytes=within.memory_bytes)
+        return await self._cache.scan(bytes_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._cache.look_up(memory_of_page, lookups.tags, repo, after, limit)
+        return self._cache.look_up(bytes_of_page, lookups.tags, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
@@ -322,9 +325,11 @@ class SqliteMetadata:
         return await self._existing(digests, table="blob", column="digest")
 
     async def has_future_times(self) -> bool:
+        """Returns whether `correct_future_times` would change anything."""
         return future_times.are_there_future_times(self._db, self._clock())
 
     async def correct_future_times(self) -> None:
+        """Replaces times in the future by the present time. They were stored while the machine's clock was ahead."""
         correct = partial(future_times.correct_future_times, now=self._clock())
         while await self._writer.run(correct, reserve_use=ReserveUse.ALL):
             pass

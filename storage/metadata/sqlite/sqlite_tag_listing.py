@@ -142,7 +142,7 @@ class SqliteTagListing:
 
         return await self._scans.run(read)
 
-    async def present(
+    async def stored_sizes(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
     ) -> Mapping[Digest, int]:
         def read(db: apsw.Connection) -> Mapping[Digest, int]:

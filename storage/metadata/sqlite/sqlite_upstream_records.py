@@ -7,7 +7,7 @@
   repository, if the mirror downloaded it for this repository, or if the upstream reported that its repository has the
   blob.
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
-  store counts how often each endpoint sent corrupt bytes for a blob.
+  table `upstream_wrong` counts how often each endpoint sent corrupt bytes for a blob.
 - An *allowance* is the rate limit that an upstream stated.
 """
 
@@ -46,7 +46,8 @@ ids."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
-"""Keeps the token ?1 and, of the other tokens, the ?2 that expire last (LIMIT -1: no limit)."""
+"""Keeps the token with the key ?1. Keeps as many other tokens as ?2 says: those that expire last. Deletes the rest
+(LIMIT -1: no limit)."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (

@@ -24,7 +24,8 @@ is about the repository."""
 _NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
-"""NOT INDEXED makes SQLite read only the entries with ids above the first parameter, in the order of their ids."""
+"""NOT INDEXED forbids the indexes of the table. SQLite then finds the first entry after the given one by its id, and
+reads on in the order of the ids."""
 
 
 @dataclass(slots=True)

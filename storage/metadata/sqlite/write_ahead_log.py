@@ -90,8 +90,8 @@ class WriteAheadLog:
         """Notes that the log may have gaps, if `error` is that of a failed fsync. Call this with each error of a commit
         or checkpoint."""
         if isinstance(error, apsw.IOError):
-            # Every IOError of SQLite has `extendedresult`. An IOError without it, which a test raises in place of a
-            # commit, counts as a failed fsync.
+            # Every IOError of SQLite has `extendedresult`. Only tests raise IOErrors without it, in place of a commit;
+            # these count as failed fsyncs.
             result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 

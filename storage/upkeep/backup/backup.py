@@ -49,11 +49,11 @@ _KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed i
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots of this registry are kept
-    (None: all). `verify`: whether to compare also these blobs with their digests: those that the directory has already,
-    and those that become hard links or clones (files that share blocks on the disk). Copied bytes are always compared.
-    `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
-    `earlier`: the newest backup that was made to `target` (`find_earlier`), to check that `target` still has it or a
-    later one; None: no check."""
+    (None: all). `verify`: whether to compare all blobs with their digests. Without it, copied bytes are compared, but
+    usually neither the blobs that the directory has already nor those that become hard links or clones (files that
+    share blocks on the disk). `may_link`: whether files of the backup may be hard links to files of the store, if both
+    are on one file system. `earlier`: the newest backup that was made to `target` (`find_earlier`), to check that
+    `target` still has it or a later one; None: no check."""
 
     target: Path
     keep: int | None = None
@@ -88,19 +88,23 @@ async def make_backup(
 ) -> JSON:
     """Makes a backup and returns a report as JSON. Two lists in the report name the blobs that the new snapshot lacks.
     `damaged`: the blobs that the registry had recorded as damaged. `missing`: other blobs that could not be copied, for
-    example because their bytes are missing or damaged. `holder`: text that says who makes the backup; a process that
-    tries to make a backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed,
-    JobStopped. After an error, the copied blobs stay for the next run."""
+    example because their bytes are missing or damaged. (`SnapshotManifest.missing` has the blobs of both lists.)
+    `holder`: text that says who makes the backup; a process that tries to make a backup at the same time shows this
+    text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an error, the copied blobs stay for the
+    next run."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
     async with AsyncExitStack() as stack:
         stack.callback(copier.close)
-        earlier = options.earlier
-        if earlier is not None and not await copier.run(partial(directory.has_snapshot_since, earlier.snapshot)):
-            # The directory may have older backups than `earlier`. They do not prove that its disk is mounted: they may
-            # have been made below the mount point, at a time when the disk was not mounted. So this checks the mount.
-            await copier.run(partial(check_mounted, directory.root, earlier))
+        known_backup = options.earlier
+        if known_backup is not None and not await copier.run(
+            partial(directory.has_snapshot_since, known_backup.snapshot)
+        ):
+            # The directory may have older backups than `known_backup`. They do not prove that its disk is mounted:
+            # backups that were made without the disk are in the directory that its mount point hides, and are seen when
+            # the disk is not mounted. So this checks the mount.
+            await copier.run(partial(check_mounted, directory.root, known_backup))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
                 reporter.step("warning", reason=reason)
@@ -164,26 +168,26 @@ class _Backup:
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""
-        earlier = by_age(await self._copier.run(self._directory.snapshots), now)
-        self._missing_before = frozenset(digest for snapshot in earlier for digest in snapshot.missing)
+        earlier_snapshots = by_age(await self._copier.run(self._directory.snapshots), now)
+        self._missing_before = frozenset(digest for snapshot in earlier_snapshots for digest in snapshot.missing)
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
         with self._snapshots.open(path) as snapshot:
-            find = partial(find_foreign, self._snapshots, self._directory, name, earlier)
+            find = partial(find_foreign, self._snapshots, self._directory, name, earlier_snapshots)
             self._foreign = await self._copier.run(find)
             if self._foreign:
                 reason = foreign_warning(self._directory, self._foreign, "this one")
                 self._reporter.step("warning", reason=reason)
-            times = [other.time for other in earlier if other not in self._foreign]
+            times = [other.time for other in earlier_snapshots if other not in self._foreign]
             self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
             totals = await self._copier.run(snapshot.totals)
             await self._reporter.report(0, total=totals.size, unit="bytes", message="copying blobs")
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        missing = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
-        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
+        lacking = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, lacking)
 
     async def _copy_database(self, path: Path) -> None:
         """Copies the database. Meanwhile reports the progress twice a second, because only `report` raises JobStopped
@@ -298,20 +302,22 @@ class _Backup:
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
         """Removes the oldest snapshots of this registry until `keep` of them are left, and then the blobs that no
         remaining snapshot names. These are blobs of removed snapshots, and blobs that an interrupted run has copied and
-        that the registry has deleted since. No run needs them any more: this run holds the lock on the directory, so
-        no other one is copying, and its own snapshot is complete. The snapshots of other registries stay. `newest`: the
-        snapshot of this run. It counts as the newest even if an earlier snapshot has a later name because the clock was
-        ahead. Returns the removals, as a part of the report."""
+        that the registry has deleted since. No run needs them any more: this run holds the lock on the directory, so no
+        other one is copying, and its own snapshot is complete. The snapshots of other registries stay. `newest`: the
+        snapshot of this run. It counts as the newest, whatever the names of the others are: a name contains a time, and
+        the clock may have been ahead when an older snapshot got its name. Returns the removals, as a part of the
+        report."""
         stored = await self._copier.run(self._directory.snapshots)
-        earlier = [snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign]
-        snapshots = [*by_age(earlier, newest.time), newest]
+        others = [snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign]
+        snapshots = [*by_age(others, newest.time), newest]
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
         removed_blobs = 0
         await self._reporter.report(message="removing blobs that no backup needs")
-        # The newest snapshot comes first, because it names most blobs: the others are read only for the rest.
+        # The newest snapshot comes first, because it names most of the stored blobs. The others are read only while
+        # some of the files in a shard have not been found in a snapshot.
         kept = [*reversed(snapshots[len(unneeded) :]), *self._foreign]
         kept_paths = [self._directory.database(snapshot.name) for snapshot in kept]
         with ExitStack() as stack:

@@ -32,9 +32,9 @@ class EarlierBackup:
 
 
 def mount_point(path: Path) -> Path:
-    """Returns the topmost directory of the file system that contains `path`, or in which `path` would be created. A
-    bind mount inside its own file system, as systemd makes for a service, is not noticed: the result is the mount point
-    above it. Blocks. Raises OSError."""
+    """Returns the topmost directory of the file system that contains `path`, or in which `path` would be created. Does
+    not notice a bind mount of a directory of the same file system, as systemd makes for a service: then returns the
+    mount point above the bind mount. Blocks. Raises OSError."""
     place = Path(os.path.realpath(path))
     while not place.exists():
         place = place.parent

@@ -95,15 +95,15 @@ class FileCopier:
         try:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify or verify:
-                    await self._copy_and_check(fd, digest, size, None, on_bytes)
-                    # In a restore, which always checks the bytes, the linked file is a file of the backup. It has to be
-                    # synced, because the program that wrote it, such as a copy tool, may not have synced it.
+                    await self._read_and_check(fd, digest, size, None, on_bytes)
+                    # A restore always checks the bytes, so it always gets here. Its linked files are files of the
+                    # backup, which a copy tool may have written without a sync. So they are synced here.
                     await self.run(lambda: self._system.sync(fd))
-                else:  # a blob of the registry, whose bytes are durable
+                else:  # only in a backup: the linked file is a file of the registry, which is durable
                     on_bytes(size)
             else:
                 async with self.holding(self._created(temporary)) as target:
-                    await self._copy_and_check(fd, digest, size, target, on_bytes)
+                    await self._read_and_check(fd, digest, size, target, on_bytes)
                     await self.run(lambda: self._system.sync(target))
             await self.run(lambda: self._move(temporary, final))
         except BaseException:
@@ -167,7 +167,7 @@ class FileCopier:
         async with self.holding(self.opened(path)) as fd:
             if os.fstat(fd).st_size != size:
                 raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
-            await self._copy_and_check(fd, digest, size, None, on_bytes)
+            await self._read_and_check(fd, digest, size, None, on_bytes)
 
     @asynccontextmanager
     async def holding(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
@@ -259,11 +259,11 @@ class FileCopier:
                     self._may_clone = False
         return False
 
-    async def _copy_and_check(
+    async def _read_and_check(
         self, fd: int, digest: Digest, size: int, target: int | None, on_bytes: Callable[[int], object]
     ) -> None:
-        """Copies the whole file to the file `target` and checks its digest. If `target` is None, only checks the
-        digest. Raises BlobDamaged."""
+        """Reads the whole file and checks its digest. If `target` is not None, also copies the bytes to the file
+        `target`. Raises BlobDamaged."""
         running_digest = start_digest(digest.algorithm)
         offset = 0
 

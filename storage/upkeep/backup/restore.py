@@ -43,12 +43,12 @@ DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """The options of a restore. `target`: the directory of backups. `snapshot`: the name of the snapshot (None: the
+    """The options of a restore. `backups`: the directory of backups. `snapshot`: the name of the snapshot (None: the
     newest). `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`:
     whether the restore succeeds even if blobs of the backup are missing or damaged. The restored registry then records
     these blobs as damaged."""
 
-    target: Path
+    backups: Path
     snapshot: str | None = None
     may_link: bool = False
     skip_damaged: bool = False
@@ -88,7 +88,7 @@ async def restore_backup(
     permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
     the directory. A further call continues from there, for example when the missing blobs are back in the backup."""
     system = system or System()
-    backups = BackupDirectory(options.target, system)
+    backups = BackupDirectory(options.backups, system)
     copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
     with ExitStack() as stack:
         stack.callback(copier.close)

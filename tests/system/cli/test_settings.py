@@ -138,7 +138,7 @@ WRONG_UPSTREAMS = [
     ("[[upstream]]\nname = 'library'", "a.toml: upstream[library].name: 'library' cannot be an upstream's name"),
     ("mirror = ['index.docker.io']", "a.toml: mirror[1]: 'index.docker.io' is called 'docker.io' in names"),
     ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is not a list; write [[upstream]]"),
-    ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
+    ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names, such as "),
     ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' covers mirrored names"),
     (
         "mirror = ['docker.io']\n[hosted]\nprefixes = ['library/*']",

@@ -233,8 +233,8 @@ def test_history_of_a_tag_that_never_existed(server: RegistryServer, repo: str) 
     ("rule", "error"),
     [
         ('repositories = "team/**"', "immutable[1].tags: is missing"),
-        ('repositories = "team/**"\ntags = "v/*"', "'v/*' is not a pattern of tags like v* or *-nightly"),
-        ('repositories = "Team/**"\ntags = "v*"', "'Team/**' is not a pattern of names like team/** or *"),
+        ('repositories = "team/**"\ntags = "v/*"', "'v/*' is not a pattern of tags, such as v* or *-nightly"),
+        ('repositories = "Team/**"\ntags = "v*"', "'Team/**' is not a pattern of names, such as team/** or *"),
         ('repository = "team/**"\ntags = "v*"', "repositories"),
         ('repositories = "ghcr.io/**"\ntags = "v*"', "'ghcr.io/**' is mirrored from ghcr.io"),
     ],

@@ -102,7 +102,7 @@ def test_many_patterns_are_not_slow() -> None:
 @pytest.mark.parametrize("pattern", ["", "/", "team/", "/team", "a//b", "Team/**", "a***", "team/?", "a b", "a\n"])
 def test_malformed_patterns_are_refused(pattern: str) -> None:
     """The error for a malformed pattern has an example of a right one."""
-    with pytest.raises(ValueError, match=r"is not a pattern of names like team/\*\*"):
+    with pytest.raises(ValueError, match=r"is not a pattern of names, such as team/\*\*"):
         NamePattern(pattern)
 
 

@@ -1,13 +1,13 @@
 """The tables of the search index, and the functions that update them from the tables of the content.
 
 The table `search_progress` has four *positions*: for the tables of repositories, manifests, blobs and the tag history,
-the highest row id that the index has processed. New rows get higher row ids, so the index finds them by their row ids,
-and a push need not write to the index. In tables that use the row ids of deleted rows again, a trigger moves the
-position back, so that it is never above the highest row id.
+the highest row id that the index has processed. A new row gets a row id above the highest one in its table, so the
+index finds new rows by their row ids, and a push need not write to the index. If the rows with the highest row ids are
+deleted, SQLite can use these row ids again. Therefore triggers lower the position to the highest row id that is left.
 
 The index reads only the part of the tag history that was written after its creation. It adds older tags from the table
-of tags (`_add_stored_tags`). `tag_repository` and `tag_name` are the last tag that was added in this way; NULL: all
-were added.
+of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the last tag that
+was added in this way; NULL: all were added.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
 a bounded number of rows. Except in `set_labels`, texts of the content are read as bytes, so that damaged texts raise no
@@ -217,7 +217,7 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     reached_blob = max(checked_blob, min(newest_blob, checked_blob + BLOBS_PER_BATCH))
     unindexed, last_id, is_full = _read(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
     if reached_blob > checked_blob:
-        # Manifests beyond the limit of this statement are read again later, with the other incomplete manifests.
+        # If more manifests wait for these configs than the statement reads, `read_incomplete_manifests` reads the rest.
         unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
     reached_manifest = indexed_manifest if last_id is None else last_id
     return ManifestBatch(

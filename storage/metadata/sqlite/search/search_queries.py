@@ -171,9 +171,10 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches. Uses the same rules as a search of the index, which cannot find a single word of
-    one or two characters everywhere in a name. A single word of one character matches only names that begin with it. A
-    single word of two characters matches only names with a part that begins with it."""
+    """Returns whether a name matches. Uses the same rules as a search of the index, which finds only groups of three
+    characters. So a shorter word matches fewer names if it is the only word. A single word of one character matches
+    only names that begin with it. A single word of two characters matches only names with a part that begins with
+    it."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:

@@ -2,7 +2,7 @@
 
 If a person may see only few repositories, a search reads only the rows of these repositories. Otherwise it reads the
 rows of all repositories, and leaves out repositories whose names match no pattern of the person's rights. The number of
-rows that a search reads and the time of each search are limited.
+rows that a search reads, and the time that it takes to read them, are limited.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
 """If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 LISTING_COST: Final = 30_000
-"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`. Matching one character of a
-repository's name against the simplest set of names costs 1. This cost takes about 15 ms."""
+"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`. At this cost, the search gives up,
+and reads the rows of all repositories. The unit is the cost of matching one character of a repository's name against a
+few simple patterns. This cost takes about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows that one search reads. This takes about 30 ms."""
 
 MAX_SECONDS: Final = 0.1
-"""Longest time of one statement of a search. The other searches of the process wait meanwhile."""
+"""Longest time that one `time_limit` block reads rows. The other searches of the process wait meanwhile."""
 STEPS_PER_CLOCK_CHECK: Final = 1000
 """Number of steps of SQLite's virtual machine between two checks of the clock. SQLite also counts some
 steps for each page of a full-text index that it reads, so a long read of an index is interrupted too."""
@@ -38,7 +39,7 @@ steps for each page of a full-text index that it reads, so a long read of an ind
 
 @contextmanager
 def time_limit(db: apsw.Connection) -> Iterator[None]:
-    """Makes statements inside the `with` block raise apsw.InterruptError after `MAX_SECONDS`."""
+    """Makes a statement inside the `with` block raise apsw.InterruptError once the block has taken `MAX_SECONDS`."""
     deadline = time.monotonic() + MAX_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CLOCK_CHECK)
     try:

@@ -1,10 +1,10 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
 The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction checks the manifests in the
-order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction checks an image that
-was pulled after its rank, or that must stay, the eviction gives the image a later rank and continues with the next
-image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction,
-not on the size of the store.
+order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction checks an image whose
+last pull is later than its rank, or that must stay, the eviction gives the image a later rank and continues with the
+next image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last
+eviction, not on the size of the store.
 
 Ranks and times of pulls lie in the future if the clock was ahead for some time and was then set back. Images with such
 ranks are checked after all others, in the order of their ranks.
@@ -56,7 +56,7 @@ SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repo
 _TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
 _SUBJECT = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
-_DEPENDENTS = """
+_CHILDREN_AND_REFERRERS = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1
  UNION
@@ -97,8 +97,9 @@ SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member
    AND s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = q.repository AND g.digest = q.digest)
  ORDER BY q.repository, q.digest LIMIT ?4"""
-"""The column `needed` of a link is the time at which a client last used the blob in the repository. With CROSS JOIN,
-SQLite begins with the collect queue, which is short, and does not read all links of the store."""
+"""The tables `usage_member` and `usage_scope` only give the upstream of a repository. The column `needed` of a link is
+the time at which a client last used the blob in the repository. With CROSS JOIN, SQLite begins with the collect queue,
+which is short, and does not read all links of the store."""
 
 UnusedLink = tuple[int, int, Digest]
 """A link, as the row ids of its repository and its blob, and the blob's digest."""
@@ -144,17 +145,17 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
     unvisited = deque(family)
     while unvisited:
         member = unvisited.popleft()
-        for dependent in _column(db, _DEPENDENTS, member):
-            if dependent in family or dependent in excluded_manifests:
+        for row_id in _column(db, _CHILDREN_AND_REFERRERS, member):
+            if row_id in family or row_id in excluded_manifests:
                 continue
-            family[dependent] = None
-            unvisited.append(dependent)
+            family[row_id] = None
+            unvisited.append(row_id)
             if (
                 member in removable
-                and db.execute(_TAG, (dependent,)).get is None
-                and _is_listed_only_by(db, dependent, removable, excluded_manifests)
+                and db.execute(_TAG, (row_id,)).get is None
+                and _is_listed_only_by(db, row_id, removable, excluded_manifests)
             ):
-                removable[dependent] = None
+                removable[row_id] = None
     last_pulled = db.execute(_LAST_PULLED, (json.dumps(list(family)),)).get
     return Image(
         manifest,

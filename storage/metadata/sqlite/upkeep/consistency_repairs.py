@@ -10,7 +10,8 @@ text of the manifest. If a repair leaves a link or blob unused, it puts the link
 lists the links and blobs that garbage collection may have to remove.
 
 `Problem.item` is the digest or tag with the problem. `Problem.key` has the values of the columns that identify the
-damaged row.
+damaged row. For a problem of a manifest, the first value is the manifest's row id, and a second value can say more: the
+table with the wrong references, or the digest of the blob whose link is missing.
 """
 
 from __future__ import annotations

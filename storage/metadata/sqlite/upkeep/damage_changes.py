@@ -2,10 +2,12 @@
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
 Each function runs inside a transaction on the given connection; the caller commits it. The `place` of a blob is the key
-of its bytes in the blob store. A damaged blob has an empty `place` in its row. In the table `damaged_blob`, the column
-`former` has the place of the blob before it was marked, and the column `place` the key of the damaged bytes that the
-blob store keeps aside. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps
-its former body and size. `now` is the time in seconds since 1970.
+of its bytes in the blob store. A damaged blob has an empty `place` in its row, and a row in the table `damaged_blob`.
+There, the column `former` has the place that the blob had before. The column `place` of that table means something
+else: the key under which the blob store keeps the damaged bytes aside (`quarantine_place` in this module).
+
+A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its former body and
+size. `now` is the time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -89,8 +91,9 @@ def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. If so, also sets the time when the blob was created to `now`. The next backup checks its file of each blob
-    that was created since the last backup, and its file of this blob may be a hard link to the damaged bytes."""
+    record. If so, also sets the time when the blob was created to `now`, because the file of the blob in a backup may
+    be a hard link to the damaged bytes. The next backup checks the files of blobs that were created since the last
+    one."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False

@@ -21,8 +21,8 @@ from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, to_deliv
 from storage.outbox import DueDeliveries
 
 MAX_FIRST_HEADS: Final = 500
-"""Number of heads that a look-up reads first. If there are no more, it needs no other statement to find the due ones.
-SQLite reads this number of heads in about two milliseconds."""
+"""Number of heads that a look-up reads first. If the webhook has no further heads, the look-up needs no other statement
+to find the due ones. SQLite reads this number of heads in about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. Some of them
 can be *dead letters*: deliveries that were given up. These are often older than all pending deliveries, so the number
@@ -61,9 +61,9 @@ _ALL_HEADS: Final = f"""{_HEADS})
 SELECT repository, NULL, NULL FROM (
   SELECT repository FROM head WHERE {_IS_DUE} AND {_IS_INCLUDED} ORDER BY event LIMIT ?5)
 UNION ALL SELECT NULL, min(iif(NOT {_IS_DUE} AND {_IS_INCLUDED}, next_at, NULL)), count(*) FROM head"""
-"""Returns a row for each repository with a due head, at most ?5, and then one more row. This last row has no
-repository. It has the time at which the next of the included heads that are not due yet becomes due, and the number of
-all heads."""
+"""Returns a row for each repository with a due head, at most ?5, and then one more row without a repository. The last
+row has two numbers: the time at which the next head becomes due, and the number of all heads. The heads of the
+repositories in ?4 count only for the second number."""
 _QUEUE: Final = f"""
 SELECT {DELIVERY_COLUMNS} FROM event_delivery d INDEXED BY event_delivery_pending CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""

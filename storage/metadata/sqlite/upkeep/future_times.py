@@ -1,5 +1,6 @@
-"""Corrects stored times that are in the future (`storage.future_times`), if garbage collection or retention measures
-from them how long content has been unused. Otherwise unused content would stay until the clock has reached these times.
+"""Corrects stored times that are in the future (`storage.future_times`). Corrects only times from which garbage
+collection or retention measures how long content has been unused. Without the correction, unused content would stay
+until the clock has reached these times.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time

@@ -45,9 +45,8 @@ class RestorePlan:
       The group consists of the deleted manifests that the referrer lists, and then the referrer itself. The tag does
       not need them.
 
-    A group leaves out manifests that come earlier in the plan, so that the plan has each manifest only once. If the
-    plan already has the referrer of a group, it also has all deleted manifests that this referrer lists, so the group
-    is empty.
+    A group leaves out manifests that come earlier in the plan, so that the plan has each manifest only once. So a group
+    is empty if its referrer comes earlier itself, for example because an index in `required` lists the referrer.
     """
 
     target: Manifest

@@ -1,6 +1,6 @@
-"""Stores the server's activity in the metadata database (`SqliteActivityLog`): the numbers of pulls, pushes, cache hits
-and misses, of bytes that mirrors fetched from upstreams, and of stored bytes that they sent without a fetch (saved
-bytes). There is one row for each hour."""
+"""Stores the server's activity in the metadata database (`SqliteActivityLog`): the numbers of pulls, pushes, cache
+hits, cache misses, fetched bytes and saved bytes. *Fetched* bytes were downloaded from an upstream registry. *Saved*
+bytes were sent from the cache, without a download. There is one row for each hour."""
 
 from __future__ import annotations
 

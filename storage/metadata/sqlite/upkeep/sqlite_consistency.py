@@ -50,7 +50,7 @@ class SqliteConsistency:
         self._clock = clock
 
     async def count_rows(self) -> int:
-        tables = [manifest_checks.AREA, *(check.table for check in _TABLE_AREAS.values())]
+        tables = ["manifest", *(check.table for check in _TABLE_AREAS.values())]
         counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         return await self._scan(lambda db: _number(db.execute(f"SELECT {counts}").get))
 
@@ -154,8 +154,8 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
             # A line such as "*** in database main ***" is a heading.
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # The check ends with this error in two cases. At a damaged page, `texts` already has a message about the page.
-        # At a full-text index that SQLite cannot open, the error itself names fts5.
+        # Two kinds of damage end the check with such an error. If a page is damaged, `texts` already has a message
+        # about the page. If SQLite cannot open a full-text index, the error itself names fts5.
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]

@@ -3,7 +3,9 @@
 - *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content. It checks the
   blobs with row ids up to `until_blob`, in the order of the ids, and has checked those up to `after_blob`. The columns
   `until_manifest` and `after_manifest` are the same for manifests.
-- The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place`.
+- The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place` in the table
+  `blob`. In the table `damaged_blob`, `former` is the place that it had before, and `place` is the key under which the
+  blob store keeps the damaged bytes aside.
 - A damaged manifest has the size 0 and an empty body. The record of the damage keeps the body.
 - Damaged content is *healed* when its right bytes are stored again.
 """
@@ -98,10 +100,10 @@ class SqliteDamageRecords:
     async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
         """Stores the progress of a round, and returns the stored round. When a round ends, its total becomes the number
         of bytes that it has read, because blobs may have been deleted or healed since it began."""
-        total_bytes = progress.total_bytes if ended is None else progress.size
+        total_bytes = progress.total_bytes if ended is None else progress.checked_bytes
         values = (
             *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),
-            *(progress.size, progress.damaged, total_bytes, progress.id),
+            *(progress.checked_bytes, progress.damaged, total_bytes, progress.id),
         )
 
         def update(db: apsw.Connection) -> ScrubRound:

@@ -75,6 +75,6 @@ def add_imported_manifest(db: apsw.Connection, manifest_id: int, now: float) -> 
 
 
 def delete_pulls(db: apsw.Connection, manifest_id: int) -> None:
-    """Deletes the row of a manifest that is about to be deleted. Runs inside a transaction, which the caller
-    commits."""
+    """Deletes the row of a manifest in `manifest_pull`, before the manifest itself is deleted. Runs inside a
+    transaction, which the caller commits."""
     db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest_id,))

@@ -33,10 +33,10 @@ from storage.retention import (
     DeletedOrphans,
     LostTags,
     ManifestKey,
+    Orphan,
+    OrphanPage,
     TagFacts,
     TagPosition,
-    UntaggedManifest,
-    UntaggedPage,
     UnusedLimits,
 )
 from storage.tag_rules import IsImmutable, nothing_immutable
@@ -56,8 +56,8 @@ Otherwise it is the time by which the tag is sorted instead of its push time. Th
 `_last_change_before_future` returned, and the newest time in the tag's own history that is not in the future.
 
 ?4 is 0 if the history of the repository has no entry in the future. The tag's push time can be in the future all the
-same: a push of the manifest that the tag points at already changes this time, but adds no entry. Then only the tag's
-own history gives a time."""
+same: if a client pushes the tag again with the same manifest, the push time changes, but the history gets no entry.
+Then only the tag's own history gives a time."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
@@ -66,9 +66,9 @@ _IMPORTED: Final = f"""
 import; otherwise NULL. Also NULL if the entry's time is in the future (after ?3), or if the tag was pushed again after
 the import.
 
-`updated <= at` is false only if the tag was pushed again. An import sets the tag in one transaction, after which
-`updated` equals `at`. Its next transaction moves `updated` back to the time of the tag at the registry from which the
-tag was imported."""
+The condition `updated <= at` shows that the tag was not pushed again. An import first sets the tag; `updated` then
+equals `at`. The import then moves `updated` back to the time of the tag at the other registry. Only a later push makes
+`updated` later than `at`."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
@@ -145,27 +145,27 @@ class SqliteRetention:
 
         return await self._scans.run(read)
 
-    async def untagged(
+    async def unused_orphans(
         self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
-    ) -> UntaggedPage:
-        def read(db: apsw.Connection) -> UntaggedPage:
+    ) -> OrphanPage:
+        def read(db: apsw.Connection) -> OrphanPage:
             repository = _repository_id(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
             recorded_since = _recorded_since(db)
             unused = [
-                UntaggedManifest(Digest(digest), manifest, pushed)
+                Orphan(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # Keeps a manifest that may have been pulled after `limits.pulled` without a record. This is possible
-                # only before `recorded_since`, because all later pulls are recorded.
+                # Pulls before `recorded_since` may not be recorded. If `recorded_since` is later than `limits.pulled`,
+                # a manifest that was pushed before `recorded_since` may have been pulled between the two. It stays.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
             ]
             if unused:  # reads the tag history only if there is something to delete
-                unused_manifests.add_lost_tags(db, repository, limits.untagged, lost_tags)
+                unused_manifests.add_digests_that_lost_a_tag(db, repository, limits.untagged, lost_tags)
                 unused = [manifest for manifest in unused if manifest.digest not in lost_tags.digests]
-            return UntaggedPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
+            return OrphanPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
         return await self._scans.run(read)
 
@@ -191,7 +191,7 @@ class SqliteRetention:
 
         return await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
-    async def delete_untagged(
+    async def delete_unused_orphan(
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:

@@ -101,8 +101,8 @@ class SqliteSnapshots:
 
         - the upload sessions, because a backup does not have their bytes
         - the events, because this registry sends them to its webhooks, and a restored copy would send them once more
-        - the login sessions of browsers, because a session may be ended before the copy is used, for example after a
-          theft
+        - the login sessions of browsers: a session may be ended later, for example because it was stolen, and a
+          restored copy must not make it valid again
 
         The row of the newest event stays, so that later events get higher numbers. The list of events does not show
         this row, and the row no longer names the client."""

@@ -109,9 +109,9 @@ class SqliteTagHistory:
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
         # Each group in `plan.referrers` consists of a deleted referrer and the deleted manifests that it lists. The
-        # last group comes first, so that each referrer is put back before its subject. `find_plan` searches only for
-        # referrers of deleted manifests. So if the process dies between two batches, a repeated call still finds the
-        # remaining referrers.
+        # last group comes first, so that each referrer is put back before its subject. If the process dies between two
+        # batches, the subjects of the remaining referrers are still deleted. So a repeated call still finds these
+        # referrers, although `find_plan` searches only for referrers of deleted manifests.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.required)
         referrers = [manifest for group in plan.referrers for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
@@ -125,10 +125,10 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             put_back_now = put_back(db, batches[-1])
-            # A referrer cannot be put back while a manifest that it lists is deleted. Such a manifest can be in an
-            # earlier group or in `plan.required`, and `batches` then has it after the referrer. So the referrers that
-            # are left are tried again, but only one batch of them, to keep the transaction short. The tag does not need
-            # the others.
+            # A referrer cannot be put back while a manifest that it lists is deleted. In `batches`, such a manifest can
+            # come after the referrer, because the groups are reversed and `plan.required` comes last. So the referrers
+            # that are left are tried again, but only one batch of them, to keep the transaction short. The tag does not
+            # need the others.
             restored_so_far = {*restored, *put_back_now}
             put_back_now += put_back(
                 db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]

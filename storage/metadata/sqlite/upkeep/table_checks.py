@@ -45,8 +45,8 @@ class TableCheck:
         """Checks the next rows, at most `PAGE_ROWS`, after the key `after`; None: from the first row on."""
         columns = ", ".join(self.key)
         where = "" if after is None else f"WHERE ({columns}) > ({', '.join('?' * len(self.key))})"
-        page = f"SELECT * FROM {self.table} {where} ORDER BY {columns} LIMIT {PAGE_ROWS}"
-        rows = self._rows(db, page, after or ())
+        statement = f"SELECT * FROM {self.table} {where} ORDER BY {columns} LIMIT {PAGE_ROWS}"
+        rows = self._rows(db, statement, after or ())
         problems = [problem for row in rows for problem in self._problems(row)]
         return CheckedPage(len(rows), problems, self._key(rows[-1]) if len(rows) == PAGE_ROWS else None)
 
@@ -56,13 +56,13 @@ class TableCheck:
         rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)
         return next((problem for row in rows for problem in self._problems(row) if problem.code is code), None)
 
-    def _rows(self, db: apsw.Connection, page: str, parameters: Key) -> list[Any]:
-        """Returns the rows that the statement `page` selects. For each row: its key, the two names, and for each rule
+    def _rows(self, db: apsw.Connection, statement: str, parameters: Key) -> list[Any]:
+        """Returns the rows that `statement` selects. For each row: its key, the two names, and for each rule
         whether the row breaks the rule."""
         key_columns = ", ".join(f"t.{column}" for column in self.key)
         rules = ", ".join(f"({rule.broken})" for rule in self.rules)
         return db.execute(
-            f"SELECT {key_columns}, {self.repository}, {self.item}, {rules} FROM ({page}) t", parameters
+            f"SELECT {key_columns}, {self.repository}, {self.item}, {rules} FROM ({statement}) t", parameters
         ).fetchall()
 
     def _key(self, row: tuple[Any, ...]) -> Key:

@@ -84,7 +84,7 @@ def digests_that_lost_a_tag(db: apsw.Connection, repository: int, since: float) 
     return {digest for (digest,) in _rows(db, _LOST_TAGS_SINCE, repository, since) if digest is not None}
 
 
-def add_lost_tags(db: apsw.Connection, repository: int, since: float, lost_tags: LostTags) -> None:
+def add_digests_that_lost_a_tag(db: apsw.Connection, repository: int, since: float, lost_tags: LostTags) -> None:
     """Adds to `lost_tags` the digests that have lost a tag since the time `since`. Reads only those entries of the tag
     history that were not read before."""
     newest_entry = int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)
@@ -109,13 +109,13 @@ def dependents(db: apsw.Connection, manifest: int) -> list[tuple[int, Digest]]:
 def add_unused(
     db: apsw.Connection,
     roots: Iterable[int],
-    without: Collection[str],
+    removed_tags: Collection[str],
     unused: set[int],
     max_unused: float = math.inf,
 ) -> None:
-    """Adds to `unused` each of the `roots` that would be unused if the tags in `without` and the manifests in `unused`
-    did not exist. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops
-    when `unused` has `max_unused` manifests."""
+    """Finds the manifests that become unused when `removed_tags` are removed, and adds them to the set `unused`. Each
+    manifest in the set counts as removed, from the beginning or from when it is added. First checks `roots`, and then
+    the dependents of each added manifest. Stops when the set has `max_unused` manifests."""
     # A manifest that still has users waits for one of them, and is looked at again when that user becomes unused. Its
     # users are kept in `users`, so that they are read only once, however many indexes list the manifest.
     users: dict[int, list[int]] = {}  # by manifest: its users that are not known to be unused
@@ -126,7 +126,7 @@ def add_unused(
         if manifest in unused:
             continue
         if manifest not in users:
-            users[manifest] = _users(db, manifest, without)
+            users[manifest] = _users(db, manifest, removed_tags)
         remaining = users[manifest]
         while remaining and remaining[-1] in unused:
             remaining.pop()
@@ -138,11 +138,11 @@ def add_unused(
         pending += (row_id for row_id, _ in dependents(db, manifest) if row_id not in users)
 
 
-def _users(db: apsw.Connection, manifest: int, without: Collection[str]) -> list[int]:
+def _users(db: apsw.Connection, manifest: int, removed_tags: Collection[str]) -> list[int]:
     """Returns the row ids of the indexes that list the manifest, and of its subject. Returns a list with `_TAG` if the
-    manifest has a tag that is not in `without`."""
-    max_rows = len(without) + 1  # if there are more tags than in `without`, one of them is not in `without`
-    if any(name not in without for (name,) in _rows(db, f"{_TAGS} LIMIT ?2", manifest, max_rows)):
+    manifest has a tag that is not in `removed_tags`."""
+    max_rows = len(removed_tags) + 1  # of this number of tags, at least one is not in `removed_tags`
+    if any(name not in removed_tags for (name,) in _rows(db, f"{_TAGS} LIMIT ?2", manifest, max_rows)):
         return [_TAG]
     return [user for sql in (_INDEXES, _SUBJECT) for (user,) in _rows(db, sql, manifest)]
 

@@ -30,9 +30,8 @@ _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction calls
-`_count_member` until the cost of the calls reaches this number. A call costs `_COUNT_CALL_COST`, plus 1 for each row
-that it counts. So all calls before the last one count fewer rows than this number, and the transaction counts fewer
-than twice this number."""
+`_count_member` until the calls have cost this number: 1 for each row, and `_COUNT_CALL_COST` for each call. So it
+counts fewer than twice this number of rows, even if the last call counts as many as it may."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
@@ -112,8 +111,8 @@ def count_batch(db: apsw.Connection) -> bool:
 
 
 def _delete_batch(db: apsw.Connection, scope: int) -> None:
-    """Deletes some rows of a removed scope. Deletes the members first, so that no trigger changes the other rows of the
-    scope, and the scope itself last."""
+    """Deletes some rows of a removed scope. Deletes the members first: without members, no trigger changes the other
+    rows of the scope. Deletes the scope itself last."""
     for table, key in (("usage_member", "repository"), ("usage_blob", "blob")):
         db.execute(
             f"DELETE FROM {table} WHERE scope = ?1 AND {key} IN (SELECT {key} FROM {table} WHERE scope = ?1 LIMIT ?2)",
@@ -209,8 +208,9 @@ def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) ->
 
 
 def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. Returns the row id of the last one (None:
-    all manifests are there, or the scope does not belong to an upstream), and the number of manifests."""
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. Their `rank`, the time by which eviction
+    sorts them, is first the time of the last push. Returns the row id of the last one (None: all manifests are there,
+    or the scope does not belong to an upstream), and the number of manifests."""
     if upstream is None:
         return None, 0
     rows: list[Any] = db.execute(

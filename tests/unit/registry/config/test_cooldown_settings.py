@@ -33,10 +33,10 @@ def test_a_cooldown() -> None:
     [
         ({"cooldown": "-1d"}, "not a duration"),
         ({"cooldown": "3d", "cooldown_tags": []}, "at least 1 item"),
-        ({"cooldown": "3d", "cooldown_tags": ["v 1"]}, "'v 1' is not a pattern of tags like v* or *-nightly"),
+        ({"cooldown": "3d", "cooldown_tags": ["v 1"]}, "'v 1' is not a pattern of tags, such as v* or *-nightly"),
         ({"cooldown": "3d", "cooldown_exempt": ["app:"]}, "'app:' has no pattern of tags after the colon"),
         ({"cooldown": "3d", "cooldown_exempt": [":edge"]}, "an exemption is written like library/**, team/app:nightly"),
-        ({"cooldown": "3d", "cooldown_exempt": ["App"]}, "'App' is not a pattern of names like team/** or *"),
+        ({"cooldown": "3d", "cooldown_exempt": ["App"]}, "'App' is not a pattern of names, such as team/** or *"),
         ({"cooldown": "3d", "cooldown_new": "wait"}, "'serve' or 'refuse'"),
         ({"cooldown_new": "refuse"}, 'cooldown_new has no effect without a cooldown; set one, such as cooldown = "3d"'),
     ],

@@ -36,8 +36,8 @@ class UseDuringDeletion:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store.retention, name)
 
-    async def delete_untagged(self, *arguments: Any) -> Any:
-        dependents = await self._store.retention.delete_untagged(*arguments)
+    async def delete_unused_orphan(self, *arguments: Any) -> Any:
+        dependents = await self._store.retention.delete_unused_orphan(*arguments)
         if self._use == "push":
             await self._store.put_manifest(APP, self._manifest, [], by=BY)
         elif self._use == "pull":
@@ -84,5 +84,5 @@ async def test_a_push_of_a_stored_manifest_is_its_last_push(
         await store.put_manifest(repo, image, [Tag("tag")], by=BY, sparse=is_mirrored)
         await store.delete_tag(repo, Tag("tag"), by=BY)
         limits = UnusedLimits(pushed=clock(), untagged=clock(), pulled=clock())
-        [manifest] = (await store.retention.untagged(repo, limits, None, LostTags())).items
+        [manifest] = (await store.retention.unused_orphans(repo, limits, None, LostTags())).items
         assert manifest.pushed == (start if is_mirrored else pushed)

@@ -276,7 +276,9 @@ async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry,
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, by=BY)
     clock.pass_days(2)
-    await store.retention.delete_untagged(APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), ACTOR)
+    await store.retention.delete_unused_orphan(
+        APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), ACTOR
+    )
     result = await RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
     assert result["manifests_deleted"] == 2
 

@@ -51,7 +51,7 @@ async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
 
 async def unused_manifests(store: StoredRegistry, since: float) -> list[Digest]:
     """Returns the untagged manifests that have not been used since this time."""
-    page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None, LostTags())
+    page = await store.retention.unused_orphans(APP, UnusedLimits(since, since, since), None, LostTags())
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -186,7 +186,7 @@ async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, mon
     listed: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after, lost_tags)
+        page = await store.retention.unused_orphans(APP, UnusedLimits(START, START, START), after, lost_tags)
         listed += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
@@ -203,12 +203,12 @@ async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry,
     limits = UnusedLimits(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
     lost_tags = LostTags()
     await store.delete_tag(APP, Tag("first"), by=BY)
-    assert (await store.retention.untagged(APP, limits, None, lost_tags)).items == []
+    assert (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items == []
     assert lost_tags.digests == {first}
     # Without its digest in `lost_tags`, `first` is listed, unless the history entry of its deleted tag is read again.
     lost_tags.digests.clear()
     await store.delete_tag(APP, Tag("second"), by=BY)
-    listed = (await store.retention.untagged(APP, limits, None, lost_tags)).items
+    listed = (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items
     assert [manifest.digest for manifest in listed] == [first]
     assert lost_tags.digests == {second}
 
@@ -223,7 +223,7 @@ async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegi
     await push_index(store, [shared], "other")
     signature = await push_image(store, APP, "signature", subject=index.digest)
     clock.pass_days(1)
-    dependents = await store.retention.delete_untagged(
+    dependents = await store.retention.delete_unused_orphan(
         APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), RETENTION
     )
     assert dependents is not None
@@ -254,7 +254,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
         case "untagged again":
             await store.put_manifest(APP, image, [Tag("tag")], by=BY)
             await store.delete_tag(APP, Tag("tag"), by=BY)
-    assert await store.retention.delete_untagged(APP, image.digest, limits, judged_at, RETENTION) is None
+    assert await store.retention.delete_unused_orphan(APP, image.digest, limits, judged_at, RETENTION) is None
     assert await has_manifest(store, image.digest)
 
 
@@ -272,7 +272,7 @@ async def test_manifests_are_deleted_on_a_full_disk(
         clock.pass_days(1)
         limits = UnusedLimits(clock(), clock(), clock())
         disk.is_full = True
-        assert await store.retention.delete_untagged(APP, image.digest, limits, clock(), RETENTION) == []
+        assert await store.retention.delete_unused_orphan(APP, image.digest, limits, clock(), RETENTION) == []
         assert not await has_manifest(store, image.digest)
         with pytest.raises(ManifestUnknown, match="put back"):
             await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
@@ -335,7 +335,8 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         since = clock() - 5 * DAY
         assert {new.digest, untagged.digest} <= set(await unused_manifests(store, since))
         limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
-        listed = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None, LostTags())).items}
+        page = await store.retention.unused_orphans(APP, limits, None, LostTags())
+        listed = {manifest.digest for manifest in page.items}
         assert old_tag.digest not in listed
         assert old_tag.digest in await unused_manifests(store, since)
 

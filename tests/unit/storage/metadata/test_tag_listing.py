@@ -208,13 +208,13 @@ async def test_cached_content(store: StoredRegistry) -> None:
     index = index_of([image.descriptor, absent.descriptor])
     for manifest in (image, index):
         await store.put_manifest(MIRRORED, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
-    present = await store.tag_listing.present(
+    present = await store.tag_listing.stored_sizes(
         MIRRORED, [image.digest, absent.digest], [layer.digest for layer in layers]
     )
     assert present == {image.digest: len(image.body), layers[0].digest: layers[0].size}
     facts = (await store.tag_listing.tag(MIRRORED, Tag("v1"))).manifest
     assert (facts.stored_bytes, facts.last_pulled, facts.pulls) == (layers[0].size, None, 0)
-    assert await store.tag_listing.present(MIRRORED, [], []) == {}
+    assert await store.tag_listing.stored_sizes(MIRRORED, [], []) == {}
 
 
 async def test_an_unknown_repository_tag_or_digest(store: StoredRegistry) -> None:

@@ -114,7 +114,7 @@ async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_
         [tag] = await restored.retention.tags(REPO, None)
         assert tag.unrecorded_until == 4e9
         for pulled, expected in ((4e9 - 1, []), (4e9 + 1, [untagged.digest])):
-            page = await restored.retention.untagged(REPO, UnusedLimits(4e9, 4e9, pulled), None, LostTags())
+            page = await restored.retention.unused_orphans(REPO, UnusedLimits(4e9, 4e9, pulled), None, LostTags())
             assert [manifest.digest for manifest in page.items] == expected
         await push_image(restored, REPO, "two", "v2")
         assert [tag.unrecorded_until for tag in await restored.retention.tags(REPO, None)] == [4e9, None]
@@ -160,7 +160,7 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
     assert copy.execute("SELECT count(*) FROM event_delivery").get == 0
     copy.close()
     async with open_registry(tmp_path / "new") as restored:
-        after_restore, first = await restored.outbox.newest(), await restored.outbox.complete_from()
+        after_restore, first = await restored.outbox.newest(), await restored.outbox.list_complete_from()
         assert after_restore > newest
         assert first == after_restore + 1, "a reader that knows an earlier event learns that it has missed events"
         assert (await restored.outbox.after(0, 100)).events == []
@@ -178,7 +178,7 @@ async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) ->
     await backup(store, tmp_path / "backups")
     await restore(tmp_path / "backups", tmp_path / "new")
     async with open_registry(tmp_path / "new") as restored:
-        first = await restored.outbox.complete_from()
+        first = await restored.outbox.list_complete_from()
         assert first > MIN_EVENT_GAP
         assert (await restored.outbox.after(0, 100)).events == []
         await restored.outbox.configure(EVENTS)

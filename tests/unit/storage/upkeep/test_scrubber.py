@@ -102,7 +102,7 @@ async def test_the_total_of_a_round_is_what_it_has_read(registry: StoredRegistry
     await scrub(registry)
 
     ended = (await registry.damage.rounds(1))[0]
-    assert (ended.size, ended.total_bytes) == (2 + len(BODY), 2 + len(BODY))
+    assert (ended.checked_bytes, ended.total_bytes) == (2 + len(BODY), 2 + len(BODY))
 
 
 async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -> None:
@@ -329,7 +329,7 @@ async def test_a_replaced_file_is_no_damage(registry: StoredRegistry, push_in_se
         return None
 
     hooks = (do_nothing, push) if push_in_second_read else (push, do_nothing)
-    assert await registry.quarantine.check(stored, *hooks) is None
+    assert await registry.quarantine.find_and_take_out(stored, *hooks) is None
     assert pushed
     assert await read_blob(registry, APP, layer.digest) == BODY
     assert await registry.blobs.list_quarantine() == []
