@@ -24,7 +24,8 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""Failed logins delay later logins by at most this many seconds. Largest value of `FailureCost.max_seconds`."""
+"""The time of a throttling key (`FailureCost`) is at most this many seconds after the present time. So failed logins
+delay later logins by at most this time."""
 
 
 class AccountInvalid(RegistryError):

@@ -177,8 +177,8 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        # `commit_download` makes a stored blob of a partial blob whose download is complete.
-        async with aclosing(FilePartialStore(disk, boot, publication.commit_download)) as partials:
+        # `commit_fill` makes a stored blob of a partial blob whose download is complete.
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
             yield blobs, partials
 
 

@@ -88,8 +88,8 @@ class ImportRecords(Protocol):
         self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
-        are not known here, so retention counts the manifest as pulled now. It does not if this registry has already
-        recorded a pull of the manifest.
+        are not known here, so retention counts the manifest as pulled now, unless this registry has already recorded
+        a pull of it.
 
         `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The time of the tag's last
         push here, which is the time of the import, is set back to this time. It is not set back to before the tag's

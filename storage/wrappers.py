@@ -28,8 +28,8 @@ _OPERATIONS: Final = frozenset(
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Names of the methods whose calls have no `Call.item`: their first argument, `after`, only says where a page
-begins."""
+"""Names of the methods whose calls have no `Call.item`: the first of their `Call.args` is `after`, which only says
+where a page begins."""
 
 
 class Call(Generic[T]):

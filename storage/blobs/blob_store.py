@@ -73,8 +73,9 @@ the rate of the reads. An error that it raises ends the check."""
 class Checkpoint:
     """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
     computation over these bytes, in a format that only the store can read. With the state, the store can continue the
-    computation. None: not saved. `ClaimedUpload.resume` then hashes the stored bytes again; after a reboot, it deletes
-    them. `boot`: the value of `BlobStore.boot` when the checkpoint was made."""
+    computation. None: not saved. The store then has to hash the stored bytes again, before the upload is complete;
+    after a reboot, `ClaimedUpload.resume` deletes them instead. `boot`: the value of `BlobStore.boot` when the
+    checkpoint was made."""
 
     offset: int
     state: bytes | None

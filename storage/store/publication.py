@@ -40,7 +40,7 @@ class Publication:
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )
 
-    async def commit_download(self, repo: RepositoryName, content: VerifiedContent) -> None:
+    async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
         """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`, or by an import. The
         blob's event calls this a *fill* (`EventAction.FILL`). Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(

@@ -23,8 +23,8 @@ class TagChanges:
     def __init__(self, history: TagHistory, immutable_tags: ImmutableTags) -> None:
         self._history = history
         self._immutable_tags = immutable_tags
-        """The rules by which tags are immutable. Its method `in_repository` returns a function for the tags of one
-        repository."""
+        """The rules by which tags are immutable. `in_repository` returns a function that returns whether a tag of the
+        repository is immutable."""
 
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False

@@ -210,8 +210,8 @@ class RetentionPreview:
         """Previews which orphans of a repository the rule would delete: those that have had no push, tag or pull since
         the times in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        # Manifests that have lost a tag lately. `unused_orphans` reads them from the tag history: each call only what
-        # is newer than what the last call has read.
+        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call
+        # reads only what is newer than what the last call has read.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:

@@ -116,8 +116,8 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
-        # Manifests that have lost a tag lately. `unused_orphans` reads them from the tag history: each call only what
-        # is newer than what the last call has read.
+        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call
+        # reads only what is newer than what the last call has read.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:

@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `may_use_min_free`: skips the check for enough free space, which `open_file_pair` made for the whole blob.
+            # `may_use_min_free`: skips the check of `MinFreeSpace`, which `open_file_pair` made for the whole blob.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)

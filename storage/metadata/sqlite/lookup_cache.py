@@ -73,9 +73,9 @@ class LookupCache:
         self._scans = scans
         self._results: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
 
-    def look_up(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+    def look_up(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
-        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
+        equal call instead, if no process has committed anything since that call. `bytes_of` returns the approximate
         bytes of memory that a result takes, without the texts in `arguments`, which the cache counts itself. If
         `lookup` raises an error, caches nothing."""
         key = (lookup, *arguments)
@@ -85,10 +85,10 @@ class LookupCache:
         version = self._results.last_version  # the data version that `get` read
         result = lookup(self._shared_reads.connection_at(version), *arguments)
         if self._results.should_cache(key):
-            self._results.put(key, result, memory_of(result), version)
+            self._results.put(key, result, bytes_of(result), version)
         return result
 
-    async def scan(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+    async def scan(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Returns the same as `look_up`, but runs the lookup in the thread for long lookups."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
@@ -97,5 +97,5 @@ class LookupCache:
         version = self._results.last_version  # the data version that `get` read
         result = await self._scans.run(lambda db: lookup(db, *arguments))
         if self._results.should_cache(key):
-            self._results.put(key, result, memory_of(result), version)
+            self._results.put(key, result, bytes_of(result), version)
         return result

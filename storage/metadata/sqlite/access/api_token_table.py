@@ -95,8 +95,8 @@ the following order, a host that logs in often revokes its own tokens, and not t
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
   in each class, a token of the note with the most tokens is revoked first. If each note has only one token, the least
   recently used one is revoked.
-- Class 0 comes last: the tokens whose last use was stored while the clock was ahead. It is later than ?3, the latest
-  time that can be right."""
+- Class 0 comes last: the tokens whose last use (the login, if they were not used) was stored while the clock was
+  ahead, so that its time is later than ?3, the latest time that can be right."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
 """The ids of at most ?6 refresh tokens to revoke, without the new one: the lowest class first, and in each class the
 least recently used token first. Ignores the notes and the limit of class 2, and so takes a tenth of the time of

@@ -29,8 +29,8 @@ _SESSION = (
     "SELECT id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, secret "
     "FROM login_session"
 )
-"""The columns have the names of the fields of `LoginSession`. `stamp` is a hash of the source that proved the login:
-the session is valid only as long as the source has this hash."""
+"""The columns have the names of the fields of `LoginSession`. `stamp` is a hash of the source that proved the login,
+if it is outside the store (otherwise NULL): the session is valid only as long as the source has this hash."""
 _SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
 _SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
 _DELETE_EXCESS = """

@@ -2,8 +2,9 @@
 
 The table `search_progress` has four *positions*: for the tables of repositories, manifests, blobs and the tag history,
 the highest row id that the index has processed. A new row gets a row id above the highest one in its table, so the
-index finds new rows by their row ids, and a push need not write to the index. If the rows with the highest row ids are
-deleted, SQLite can use these row ids again. Therefore triggers lower the position to the highest row id that is left.
+index finds new rows by their row ids, and a push need not write to the index. Manifests and blobs can be deleted. If
+the row with the highest row id is deleted, SQLite uses this row id again. Therefore a trigger of each of these two
+tables lowers the position to the highest row id that is left.
 
 The index reads only the part of the tag history that was written after its creation. It adds older tags from the table
 of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the last tag that

@@ -140,8 +140,8 @@ def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] |
     The deliveries of a removed webhook stay in the database. They are its *leftovers*
     (`storage.metadata.sqlite.upkeep.removed_webhooks`). A new webhook may have the name of a removed one that still has
     leftovers. This function then changes nothing and returns None; the caller deletes the leftovers and calls it again.
-    If the list of events was no reader so far, it has missed events. It is then complete only from the next event on
-    (column `kept_from`)."""
+    If the list of events becomes a reader and was none so far, it has missed the events so far. It is then complete
+    only from the next event on (column `kept_from`)."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):

@@ -1,7 +1,7 @@
 """Keeps the tables of events within their limits, and counts the deliveries to each webhook.
 
 The *list of events* is what people and programs read: the rows of the table `event` whose column `kept` is 1. The table
-keeps other events only until their deliveries to webhooks are done.
+keeps other events only as long as they have deliveries to webhooks or dead letters.
 
 `find_excess` may read many rows, so it runs outside of a write transaction and changes nothing. `delete_excess` then
 deletes the found rows, inside a transaction that the caller commits.
