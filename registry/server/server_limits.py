@@ -68,7 +68,7 @@ class ServerLimits:
     next one from the memory of the machine."""
     large_tls_connections: int = 2 * 1024
     """How many TLS connections of one worker may have large buffers. A connection's buffers become large when its
-    client sends much at once. If there are more such connections, the worker closes one of them for each new one."""
+    client sends much at once. For each new one above this number, the worker closes one of them."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

@@ -61,7 +61,7 @@ class MirrorMetrics:
         self._names: SharedNames
         self._answer_cells: dict[tuple[str, str, str], tuple[int, int]] = {}
         """The cells in `requests` and `served_bytes` for an upstream, a route and a cache state, all of which are few.
-        To find them costs more than to count."""
+        Finding them takes longer than counting."""
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",

@@ -130,7 +130,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            # False if there are too many tags to sort them by size: they are then sorted by name.
+            # False if there are too many tags or manifests to sort the tags by size: they are then sorted by name.
             has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,

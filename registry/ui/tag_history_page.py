@@ -103,7 +103,7 @@ async def _history_page(
         newest=newest,
         changes=page.items,
         next_after=page.next,
-        # `caller.browser` is a `RepositoryBrowser`, which reads stored content.
+        # `caller.browser` is a `RepositoryBrowser`, which knows the rules for immutable tags.
         is_immutable=tag is not None and caller.browser.is_immutable(name, tag),
         rights=await visitor_rights(caller, name),
         problem=None if error is None else error.message,

@@ -17,9 +17,8 @@ from storage.upkeep.job_runner import JobContext, Work
 def backup_arguments(
     target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). By default, the job fails if `target`
-    has lost its earlier backups, above all because its disk is not mounted. `ignores_earlier`: the job does not check
-    this."""
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). By default, the job fails if the
+    disk with the earlier backups to `target` is not mounted. `ignores_earlier`: the job does not check this."""
     return {
         "target": str(target.absolute()),
         "keep": keep,

@@ -141,8 +141,8 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
     else:
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
     # `choose` returns None if the tag has no cooldown, or if the mirror has no record of it. Otherwise `candidates` are
-    # the digests that may be served now; pulls get the first one. The cooldown holds back the tag's newest digest until
-    # `newest_matures_at`; None: it does not hold it back.
+    # the digests that may be served now, if any; pulls get the first one. The cooldown holds back the tag's newest
+    # digest until `newest_matures_at`; None: the newest digest is not held back.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
     if choice is None or choice.newest_matures_at is None:
         return result

@@ -45,12 +45,12 @@ class ConfiguredLogin:
     """Reads the login of one upstream: from the settings `username` with `password_file` or `password_env`, or from
     docker's `config.json`."""
 
-    def __init__(self, settings: Upstream, docker_name: str | None = None) -> None:
-        """`docker_name`: the host under which docker's `config.json` has the login; None: `settings.name`. An import
-        uses the login of an upstream such as `ghcr.io`, but its `settings.name` is made up, such as
+    def __init__(self, settings: Upstream, configured_name: str | None = None) -> None:
+        """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. An
+        import can use the login of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as
         `import-ghcr-io`."""
         self._settings = settings
-        self._docker_name = docker_name or settings.name
+        self._configured_name = configured_name or settings.name
         self._file = settings.docker_config or settings.password_file
         self._state_when_read: tuple[int, int, int] | None = None
         """Modification time, size and inode of the file when it was last read; None: it was not read yet."""
@@ -130,8 +130,8 @@ class ConfiguredLogin:
 
     def _docker_names(self) -> list[str]:
         """Returns the keys of `auths` under which the login may be stored, in the order in which to look for it."""
-        hosts = [self._docker_name, *(urlsplit(endpoint).netloc for endpoint in self._settings.endpoints)]
-        names = [*HUB_NAMES] if self._docker_name == DOCKER_HUB else []
+        hosts = [self._configured_name, *(urlsplit(endpoint).netloc for endpoint in self._settings.endpoints)]
+        names = [*HUB_NAMES] if self._configured_name == DOCKER_HUB else []
         for host in hosts:
             names += [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
         return names

@@ -25,8 +25,8 @@ The requests of all repositories then pause. After the pause, failing repositori
 served. So a suspect endpoint has three breakers, one for each group of repositories:
 
 - The failing repositories: the breaker allows one trial at a time.
-- The repositories whose last request worked: the breaker allows several trials at a time, and opens again only after
-  several trials have failed.
+- The repositories whose last request worked: the breaker allows several trials at a time, and opens again only when
+  several trials have got no response.
 - The repositories without any request so far: as for those whose last request worked.
 
 As soon as any request works, the endpoint is no longer suspect. From then on, a repository waits only for its own

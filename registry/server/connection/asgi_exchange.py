@@ -264,9 +264,9 @@ class AsgiExchange:
             self._write_part(body, more=more)
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes `body` in slices. Returns when the transport's buffer is empty. Over TLS the last written bytes may
-        still be in the buffer, but as a copy. So the transport no longer refers to `body`, and the caller can free its
-        memory.
+        """Writes `body` in slices. Without TLS, returns when the transport's buffer is empty. Over TLS, the buffer may
+        still have the last bytes, but as a copy. So the transport no longer refers to `body`, and the caller can free
+        its memory.
 
         `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
         longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.

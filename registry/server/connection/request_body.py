@@ -185,8 +185,8 @@ class RequestBody:
 
     async def discard_short_remainder(self) -> bool:
         """Called before a response starts. If only a small part of the body is missing (`is_remainder_short`), receives
-        and discards this part. Returns False if the client sends it too slowly; otherwise True. Does nothing and
-        returns True if a large part is missing. Raises ClientDisconnected.
+        and discards this part. Returns False if the client sends it too slowly; otherwise True. If
+        `is_remainder_short` is False, does nothing and returns True. Raises ClientDisconnected.
 
         Servers written in Go do the same. The client containerd 1.6 relies on this: it hangs if it gets a response
         before it has sent a whole manifest.

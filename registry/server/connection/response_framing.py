@@ -41,6 +41,8 @@ class ResponseFraming:
         - After: nothing, unless the response is chunked. Then the end of the chunk and, if the body is complete, the
           chunk of length zero, which ends the body.
 
+        If `size` is 0, there is no chunk, so its size line and its end are left out.
+
         `more`: whether more of the body follows."""
         if not self.is_chunked:
             return head, b""

@@ -23,8 +23,8 @@ from registry.server.server_log import log
 
 KIB: Final = 1024
 TLS_CONNECTION_BYTES: Final = 128 * KIB
-"""Memory of a TLS connection with small buffers, roughly. A new one takes 45 KiB. One on which the server has sent a
-blob or a large response takes about 130 KiB."""
+"""The most memory that a TLS connection with small buffers takes, roughly. A new one takes 45 KiB. One on which the
+server has sent a blob or a large response takes about 130 KiB."""
 LARGE_CONNECTION_BYTES: Final = 768 * KIB
 """How much more memory a connection with large buffers can take: 256 KiB for what is read from the socket, and 512 KiB
 for encrypted bytes."""

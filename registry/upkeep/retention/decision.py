@@ -87,9 +87,9 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
 
 
 def untagged_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
-    """Returns three times. At the time `now`, the rule deletes an untagged manifest that has had no push, no tag and no
-    pull since these times. None: the rule deletes no untagged manifests. `recorded`: the time in which a server
-    recorded pulls. Only this time counts for pulls, because nobody can pull while no server runs."""
+    """Returns the limits by which the rule deletes untagged manifests at the time `now`: those that have had no push,
+    no tag and no pull since the times in the limits. None: the rule deletes no untagged manifests. `recorded`: the time
+    in which a server recorded pulls. Only this time counts for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after
