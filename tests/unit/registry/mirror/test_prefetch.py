@@ -73,7 +73,12 @@ async def test_a_cached_manifest_is_not_parsed_at_each_request(
     await wait_until_idle(worker)
     parsed = list[bytes]()
     load_object = manifest_parser.load_object
-    monkeypatch.setattr(manifest_parser, "load_object", lambda body: parsed.append(body) or load_object(body))
+
+    def load_and_record(body: bytes) -> dict[str, object]:
+        parsed.append(body)
+        return load_object(body)
+
+    monkeypatch.setattr(manifest_parser, "load_object", load_and_record)
     manifest = await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await worker.mirror.get_manifest(MIRRORED_REPO, manifest.digest)
     assert parsed == []
