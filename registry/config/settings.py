@@ -165,7 +165,7 @@ class DownloadSettings(SettingsGroup):
         default=4,
         ge=1,
         description="How many images each worker process sends at the same time; others get 429. One account gets at "
-        "most half of this number. So do all clients without an account at one address together",
+        "most half of this number, rounded up. So do all clients without an account at one address together",
     )
 
 

@@ -119,10 +119,11 @@ class EndpointHealth:
         call it if the event is too old to be sent again: without a pause, many old events would be given up within a
         moment. `delivered_before`: the value of `delivered` when the attempt began.
 
-        If the endpoint has accepted no event of any repository during this attempt, it counts as down, and pauses.
+        If the endpoint has accepted no event of any repository during this attempt, it counts as down: it pauses, and
+        the repository pauses, too.
 
         Returns how many seconds this repository alone has to wait: 0 if the endpoint has accepted no event of any
-        repository since the first of this repository's failures in a row."""
+        repository since the first of this repository's failed attempts in a row began."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

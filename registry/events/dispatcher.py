@@ -247,12 +247,12 @@ class WebhookDispatcher:
             if self._health.is_paused:
                 return
             delivered_before = self._health.delivered
-            attempt = await self._attempt(delivery)
+            result = await self._attempt(delivery)
             raise_if_cancelled()
-            self._observer.attempted(self._settings.name, attempt.outcome)
+            self._observer.attempted(self._settings.name, result.outcome)
             self._settle_at = min(self._settle_at, self._time() + SETTLE_SECONDS)
-            if attempt.outcome is not Outcome.DELIVERED:
-                await self._note_failure(delivery, attempt, delivered_before)
+            if result.outcome is not Outcome.DELIVERED:
+                await self._note_failure(delivery, result, delivered_before)
                 return
             self._outcomes.repositories.add(delivery.event.content.repository)
             self._outcomes.delivered.append(delivery.event.number)
@@ -271,7 +271,7 @@ class WebhookDispatcher:
             log.exception("webhook %s: event %d cannot be sent", self._settings.name, delivery.event.number)
             return AttemptResult(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
-    async def _note_failure(self, delivery: Delivery, attempt: AttemptResult, delivered_before: int) -> None:
+    async def _note_failure(self, delivery: Delivery, result: AttemptResult, delivered_before: int) -> None:
         """Records a failed delivery: plans its next attempt, or makes its event a dead letter.
 
         `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted
@@ -280,7 +280,7 @@ class WebhookDispatcher:
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
-        is_down = attempt.outcome is Outcome.DOWN
+        is_down = result.outcome is Outcome.DOWN
         # A failure of an event that is too old causes a pause as well. Otherwise, many such events would be given up
         # within a moment.
         own_pause = self._health.on_down(event.content.repository, delivered_before) if is_down or is_aged else 0.0
@@ -293,14 +293,14 @@ class WebhookDispatcher:
             log.error(
                 "webhook %s: event %d (%s of %s) is given up: %s; `entrepot events retry %d` sends it again",
                 *(self._settings.name, event.number, event.content.action, event.content.repository),
-                *(attempt.reason, event.number),
+                *(result.reason, event.number),
             )
-        elif attempt.reason != self._logged_reason:
-            self._logged_reason = attempt.reason
-            log.warning("webhook %s: %s; its events are sent again later", self._settings.name, attempt.reason)
+        elif result.reason != self._logged_reason:
+            self._logged_reason = result.reason
+            log.warning("webhook %s: %s; its events are sent again later", self._settings.name, result.reason)
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
-        self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
+        self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, result.reason))
         # If the event is sent again, the repository's later events wait until `next_at`. After a dead letter, they do
         # not. So this sender waits before it ends, because the next event can get a sender when this one has ended.
         if is_dead and own_pause:

@@ -18,7 +18,7 @@ continues where it stopped.
 
 An `Unconfirmed` error means that the response possibly does not come from the registry. An example is a 404 without the
 error code of a registry: while a registry restarts, a proxy in front of it may send such a response. So the request is
-retried, as if there was no response. There is one exception: a request that was refused because it had no login
+retried like one that got no response. There is one exception: a request that was refused because it had no login
 (`is_refusal`) is not retried. A 404 is also possibly the response to a request for a deleted repository, so
 `Unconfirmed` errors end the import only if GET `/v2/` fails, too.
 """

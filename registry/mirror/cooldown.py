@@ -2,10 +2,10 @@
 upstream makes it name another digest.
 
 A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
-moved to this digest. The mirror assumes that the tag names this digest until the next sighting. A digest is *mature* if
-the tag has once named it without interruption for at least the cooldown. The newest mature digest is served. So a move
-of the tag takes effect after the cooldown, if the tag has not moved again by then. A move back to a mature digest takes
-effect immediately.
+moved to this digest. The digest *holds* the tag until the next sighting: the mirror assumes that the tag names it all
+that time. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The newest
+mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by then. A
+move back to a mature digest takes effect immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
@@ -98,7 +98,7 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
 
     An immature digest never becomes mature when sightings are dropped:
 
-    - If the sighting after another one is dropped, the tag seems to have named the earlier digest for longer. Only the
+    - If the sighting after another one is dropped, the earlier digest seems to have held the tag for longer. Only the
       first sighting of the result can be followed by dropped ones, and its digest is the served one, which is mature
       already.
     - With `serves_new`, the digest of the first sighting in the list counts as mature. In the returned list, this is

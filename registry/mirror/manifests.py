@@ -298,9 +298,9 @@ class MirroredManifests:
 
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         """Fetches and stores a manifest that is not cached."""
-        with ShareScope() as memory_scope:
+        with ShareScope() as memory:
             try:
-                manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory_scope)
+                manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
             except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy in front of the upstream
                 raise
             except ManifestUnknown:
@@ -339,21 +339,19 @@ class MirroredManifests:
         if cached is not None and at_upstream.digest == cached.digest:
             await self._record_check(repo, tag, found=True)
         elif may_fetch:
-            with ShareScope() as memory_scope:
-                await self._store(
-                    repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory_scope), cached
-                )
+            with ShareScope() as memory:
+                await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory), cached)
 
-    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory_scope: ShareScope) -> Manifest:
+    async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
-        upstream. If the tag has moved once more, returns the manifest that it names now. `memory_scope`: until this
-        scope ends, the memory of a manifest from the upstream stays reserved (`UpstreamClient.get_manifest`)."""
+        upstream. If the tag has moved once more, returns the manifest that it names now. `memory`: until this scope
+        ends, the memory of a manifest from the upstream stays reserved (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
-            return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory_scope)
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory)
         except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
-            return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory_scope)
+            return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(
         self, repo: RepositoryName, reference: Reference, manifest: Manifest, cached: Descriptor | None = None

@@ -205,8 +205,8 @@ class PassThroughReader:
         self._report_fetched = on_fetched
         self._share = memory.share()
         """The reader's share of the budget. The budget cuts off readers whose `held_since` is long ago. So the reader
-        sets it to the current time each time the client has received `CHUNK_BYTES` more bytes, and to infinity while
-        the reader waits for the upstream."""
+        sets `held_since` to the current time each time the client has received `CHUNK_BYTES` more bytes, and each time
+        a wait for the upstream has ended. During such a wait, `held_since` is infinity."""
         self._measured_bytes = 0
         """Number of bytes that the client has received since `held_since` of the share."""
         self._chunk_seconds = 0.0

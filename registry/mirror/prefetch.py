@@ -99,7 +99,7 @@ class Prefetcher:
             return
         if len(manifest.body) > MAX_MANIFEST_BYTES:
             return
-        # A remembered manifest is readable. It is not parsed again, which would take a third of the request's CPU time.
+        # A remembered manifest is readable. So it is not parsed again, which would take much of the request's CPU time.
         if (repo, manifest.digest) not in self._images and not manifest.is_readable:
             return
         image = self._remember_image(repo, manifest)

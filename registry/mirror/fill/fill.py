@@ -326,7 +326,7 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # `wait_until` will raise StoredByAnotherFill: readers without bytes then read the stored blob, those
+                # `wait_until` will raise StoredByAnotherFill. Readers without bytes then read the stored blob. Readers
                 # that got bytes since the check above fail. So no reader of this process needs `partial`. If `partial`
                 # has only some bytes, it is kept: a follower in another process may have begun to read them.
                 await partial.discard()

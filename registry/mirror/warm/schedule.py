@@ -104,9 +104,9 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
 
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
-    """Returns the images to warm, grouped by the name of their upstream, or under None if they have no upstream. If the
-    images cannot be read or looked up, logs the error and returns an empty dict. The caller then starts no round, and
-    the running rounds continue."""
+    """Returns the images to warm, grouped by the name of their upstream, or under None if `_find_upstream` finds none.
+    If the list of images cannot be read or is not valid, or after an unexpected error, logs the error and returns an
+    empty dict. The caller then starts no round, and the running rounds continue."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
