@@ -1,7 +1,7 @@
 """Which digest of a mirrored tag is served while a cooldown delays the tag's moves.
 
-A *sighting* is the first time that the mirror saw the tag point at a digest. A digest is *mature* if the tag
-has named it for at least the cooldown. The newest mature digest is served. Times are in seconds."""
+A *sighting* is the first time that the mirror saw the tag point at a digest. A digest is *mature* if it has held the
+tag for at least the cooldown. The newest mature digest is served. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_move_takes_effect_after_the_cooldown() -> None:
     assert choice(sightings, 13 * DAY).newest_matures_at is None
 
 
-def test_a_digest_that_the_tag_named_too_briefly_is_never_served() -> None:
+def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
     """A digest that was replaced before the end of its cooldown is never served. An example is a release that was
     withdrawn soon."""
     sightings = history((0, A), (10 * DAY, B), (11 * DAY, C))

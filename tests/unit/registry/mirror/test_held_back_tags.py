@@ -165,7 +165,7 @@ async def test_an_older_cached_digest_is_served_instead(site: MirrorSite, worker
 
 
 async def test_new_tags_are_refused(site: MirrorSite) -> None:
-    """With `cooldown_new = "refuse"`, pulls of a tag are denied until the tag has named a digest for the cooldown. The
+    """With `cooldown_new = "refuse"`, pulls of a tag are denied until a digest has held the tag for the cooldown. The
     error names the time from which the tag is served. The upstream is asked once per time to live of the tag. Pulls by
     digest work."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY, cooldown_new="refuse")
