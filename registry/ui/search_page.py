@@ -84,8 +84,8 @@ async def search(request: Request) -> Response:
     lists: list[HitList] = []
     if text:
         target = None if kind else await searches.target(principal, text)
-        client = caller.search_client
-        lists = [await _find(searches, client, text, each, offset) for each in ([kind] if kind else KINDS)]
+        searcher = caller.searcher
+        lists = [await _find(searches, searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
     # middle of the text, so only a request for the whole page, as after Enter, leads to another page. With `kind`, the
     # request is for a further page of results. This page is shown even if it has only one result, because the search
