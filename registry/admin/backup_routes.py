@@ -27,7 +27,7 @@ router = management_router()
 
 
 class BackupResponse(BaseModel):
-    """A finished backup: the registry as it was at one time."""
+    """A complete backup: the registry as it was at one time."""
 
     name: str = Field(description="What `entrepot restore --snapshot` takes")
     time: datetime
@@ -64,7 +64,7 @@ class NewBackup(BodyModel):
 
 @router.get("/backups", tags=["backups"])
 async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
-    """Lists the finished backups in the directory that `[backup] target` names, newest first."""
+    """Lists the complete backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
     backups = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
     return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(backups)], next=None)

@@ -27,8 +27,8 @@ _VALUE_BOUNDS: Final = Bounds(values=20_000)
 """Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
 limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""How many more fields than its model an object may have without being refused as a whole. Up to this limit, there is
-an error for each unknown field. Above it, there is a single error, which names no field."""
+"""If an object has at most this many more fields than its model, there is an error for each unknown field. If it has
+more, there is a single error, which names no field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""

@@ -57,7 +57,8 @@ class ManagementComponents:
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
-    - `upkeep` has the store, the settings and the jobs. Routes use the store also for purposes other than upkeep.
+    - `upkeep` has the store, the router, the settings and other objects for upkeep. Routes also use them for other
+      purposes.
     - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
       downloaded at the same time.
     - `searches` searches the content for callers.
@@ -122,8 +123,8 @@ class Caller:
         return self.principal.visitor_key_at(self.actor.address)
 
     @property
-    def search_client(self) -> Searcher:
-        """The caller as an argument for the methods of `searches`."""
+    def searcher(self) -> Searcher:
+        """The caller as the client for which a search runs: an argument for the methods of `searches`."""
         return Searcher(self.principal, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:

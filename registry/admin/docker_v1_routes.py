@@ -100,11 +100,11 @@ async def search(
     # Clients write the name of an official image of Docker Hub with or without this prefix. Both find the same.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    stored_page = await caller.searches.repositories(caller.search_client, text, offset, count)
+    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in stored_page.items]
     has_more = stored_page.more
     if text and len(results) < count:
-        upstream_results = await caller.searches.at_upstream(caller.search_client, text, count, page)
+        upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(

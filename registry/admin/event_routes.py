@@ -271,7 +271,7 @@ def _position_or_none(text: str | None) -> DeliveryPosition | None:
     if text is None:
         return None
     number, _, webhook = text.partition(":")
-    problem = f"{text!r} is not the `next` of a page of deliveries"
+    problem = f"{text!r} is not from the field `next` of an earlier page"
     if not webhook:
         raise RequestInvalid(problem)
     return DeliveryPosition(parse_number(number, problem), webhook)

@@ -54,8 +54,8 @@ _RETRY_SECONDS: Final = 30
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""The client's rights are checked this many seconds after the last check, if the store has changed or there are new
-events. If the store has changed and there are new events, the rights are checked at once."""
+"""If the store has changed or there are new events, the client's rights are checked again, at the earliest this many
+seconds after the last check. If the store has changed and there are new events, the rights are checked at once."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 

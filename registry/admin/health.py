@@ -66,7 +66,7 @@ async def readyz(
     """Answers 200 if the database can be read, its tables are those of this version of Entrepot, and the disk can be
     written and has more free space than `min_free` and `min_free_percent` of `[disk]` in the settings demand; otherwise
     503. No check asks an upstream. A registry whose disk is full still serves reads; where there is only one server,
-         `?exclude=disk` keeps it in service then."""
+    `?exclude=disk` keeps it in service then."""
     results = await request.app.service.readiness.check(exclude or ())
     is_ready = all(result.reason is None for result in results)
     if not is_ready:

@@ -98,4 +98,4 @@ async def stop_job(caller: AdminCaller, job: PathJob) -> JobResponse:
 
 def _job_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not a number."""
-    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of jobs")
+    return None if after is None else parse_number(after, f"{after!r} is not from the field `next` of an earlier page")

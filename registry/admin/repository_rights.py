@@ -43,8 +43,8 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
       instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
       does not allow it.
     - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if the name leads to the default upstream. A name without a host does so until the first push to it by
-      `/v2`, or the first import. From then on, it leads to a hosted repository."""
+    - NameUnknown if the name leads to the default upstream. If there is a default upstream, a name without a host does
+      so until the first push to it by `/v2`, or the first import. From then on, it leads to a hosted repository."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")

@@ -133,7 +133,7 @@ async def search(
         """Returns the results of one kind; None if the request asks for another kind."""
         if kind not in (None, result_kind):
             return None
-        return FoundList[Any].from_page(await find(caller.search_client, q, offset, limit), offset, to_model)
+        return FoundList[Any].from_page(await find(caller.searcher, q, offset, limit), offset, to_model)
 
     def repository_model(name: RepositoryName) -> FoundRepository:
         return FoundRepository(**repository_fields(name))

@@ -142,7 +142,7 @@ class EndpointStatus(BaseModel):
         description="`closed`: requests are sent to it. `open`: none are, because it failed several times. "
         "`half-open`: the next request tries it. `unknown`: no worker has reported"
     )
-    failing_in: int = Field(description="How many workers had failures in their last requests to it")
+    failing_in: int = Field(description="Number of workers whose last requests to it failed")
     retry_in: float | None = Field(description="Seconds until it is tried again")
     last_error: str | None
     last_error_at: datetime | None

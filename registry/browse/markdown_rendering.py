@@ -70,7 +70,7 @@ _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 """Matches the end of a line, as the parser sees it."""
 _IS_CUT: Final = "is_cut"
-"""The key in the parser's environment that is true if the text was cut: then only its beginning has tokens."""
+"""The key in the parser's environment whose value is true if only the beginning of the text has tokens."""
 _LAST_HEADING_LEVEL: Final = 6
 """The largest number of a heading in HTML: `h6`, the least important one."""
 

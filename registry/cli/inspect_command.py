@@ -72,7 +72,7 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
     from registry.mirror.served_tags import ServedTags
 
     choice = await ServedTags(stored.upstream_tags, upstream, time.time).choose(repo, reference)
-    # The candidates are the digests that the cooldown allows. A pull gets the first one.
+    # The candidates are the digests that may be served. A pull gets the first one, if it can be fetched.
     return choice.candidates[0] if choice is not None and choice.candidates else None
 
 

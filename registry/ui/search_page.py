@@ -84,7 +84,7 @@ async def search(request: Request) -> Response:
     lists: list[HitList] = []
     if text:
         target = None if kind else await searches.target(principal, text)
-        searcher = caller.search_client
+        searcher = caller.searcher
         lists = [await _find(searches, searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
     # middle of the text, so only a request for the whole page, as after Enter, leads to another page. With `kind`, the

@@ -9,9 +9,10 @@ pushed it. Content that is mirrored from an *upstream* (another registry) is sto
 name of the upstream: `ubuntu` as `docker.io/library/ubuntu`.
 
 The *candidates* of the repository name `repo` in a call are the stored names to which it can lead. If `repo` begins
-with the name of an upstream, such as `ghcr.io/app`, there is only one: the stored name of the mirrored content. Without
-a default upstream, every other name has one candidate too: `repo` itself, for pushed content. With the default upstream
-`docker.io`, the name `ubuntu` has two: `ubuntu` itself, for pushed content, and `docker.io/library/ubuntu`, for
+with the name of an upstream, such as `ghcr.io/app`, there is only one: the stored name of the mirrored content. There
+is also only one, `repo` itself, if `repo` can only be pushed content: if there is no default upstream, or if `repo` is
+always hosted or begins with the host of another registry. Otherwise there are two. With the default upstream
+`docker.io`, the name `ubuntu` has the candidates `ubuntu`, for pushed content, and `docker.io/library/ubuntu`, for
 mirrored content. `ubuntu` then leads to the mirrored content until the first push to `ubuntu`, and from then on to
 itself. For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For pushes, it
 needs the right on `repo` itself.

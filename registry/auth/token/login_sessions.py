@@ -37,7 +37,7 @@ SESSION_SECONDS: Final = 8 * 3600.0
 USE_RECORD_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""How long this worker records no requests after recording one has failed, because the disk may be full."""
+"""How long this worker records no times of requests after it could not record one, because the disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]

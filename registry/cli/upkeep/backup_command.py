@@ -57,7 +57,7 @@ def backup(
         bool,
         typer.Option(
             "--new",
-            help="Begin new backups in DIR although the disk of the earlier backups is not mounted. Without --new, the "
+            help="Begin new backups in DIR even if the disk of the earlier backups is not mounted. Without --new, the "
             "command fails in that case.",
         ),
     ] = False,
