@@ -82,8 +82,9 @@ class LibcryptoDigest:
         elif view.readonly:
             self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            # `first_byte` refers to the buffer of all bytes, so the buffer stays valid during the call. A ctypes array
-            # of this length would do the same, but creating one is slower.
+            # libcrypto gets only an address. While `first_byte` exists, the bytes stay at this address, because
+            # `first_byte` holds a reference to the whole buffer. A ctypes array of this length would do the same, but
+            # creating one is slower.
             first_byte = ctypes.c_char.from_buffer(view)
             self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 
@@ -116,12 +117,14 @@ class HashlibDigest:
 
 
 def _library_files() -> list[str | None]:
-    """Returns the files that may contain libcrypto's functions, in the order in which to try them. The first is the
-    file of the module `_hashlib`, which is linked to libcrypto. If libcrypto is linked statically into the Python
-    program, as in a Python that uv installs, `_hashlib` is a part of the program and has no file. The first entry is
-    then None, which means the running program. Such a program may hide the functions. Then the libcrypto of the machine
-    is used. It may have another version than the libcrypto in `hashlib`. That does no harm, because all functions that
-    compute a digest are from one file."""
+    """Returns the files that may contain libcrypto's functions, in the order in which to try them.
+
+    - The first is the file of the module `_hashlib`, which is linked to libcrypto. In some Pythons, such as those that
+      uv installs, `_hashlib` and libcrypto are parts of the Python program, and `_hashlib` has no file. The first entry
+      is then None, which stands for the running program.
+    - The others are the libcrypto of the machine, in case the functions cannot be looked up in the first file: a
+      program need not export them. This libcrypto may have another version than the one in `hashlib`. The difference
+      does no harm, because all functions that compute a digest come from the same file."""
     try:
         import _hashlib
     except ImportError:

@@ -35,8 +35,9 @@ CURSOR_STEP: Final = 1_000
 the caller may not see. To hide that number, the cursor is then rounded up to a multiple of `CURSOR_STEP`.
 
 The list goes from the newest event to the oldest, so each cursor has to be lower than the one before. Rounding up adds
-less than `CURSOR_STEP`. But a cursor is rounded only after `MAX_LOOK_UPS` look-ups of at least `PAGE_EVENTS` events
-each, and 20 times 100 events lower the cursor by more than `CURSOR_STEP`."""
+less than `CURSOR_STEP`. A cursor is rounded only after `MAX_LOOK_UPS` look-ups. Each of these has read at least
+`PAGE_EVENTS` events, even if it returned fewer. Together, they lower the cursor by at least 20 times 100, which is more
+than `CURSOR_STEP`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -196,7 +197,8 @@ def _response(event: Event, caller: Caller) -> EventResponse | None:
 
 
 def _may_see(caller: Caller, repository: str) -> bool:
-    """Returns whether a caller may see the events of a repository. `repository`: its name in the events."""
+    """Returns whether a caller may see the events of a repository. `repository`: its name in the store, as in the
+    events. Clients may use another name, such as one without the name of the upstream."""
     return caller.rights.admin or caller.principal.may(Action.PULL, repository)
 
 
@@ -218,11 +220,13 @@ async def _read_page(
     fewer than `limit` events although more follow, because the work for one page is limited. `action` and `repository`:
     only such events (None: all).
 
-    `next` must not reveal events that the caller may not see. So for a caller who is not an admin, it is the number of
-    an event on the page, or a multiple of `CURSOR_STEP`. It may depend on how many hidden events there are, but not on
-    their repositories and actions. A look-up that selects events by action reads on until it has found enough of them,
-    so the position where it ends depends on the actions of the events. For this reason, a look-up that can return
-    hidden events does not select by action. This function discards the events with other actions afterwards."""
+    `next` must not reveal events that the caller may not see (hidden events). So for a caller who is not an admin,
+    `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`. `next` may depend on how many hidden
+    events there are, but not on their repositories and actions.
+
+    So a look-up that can return hidden events must not select by action: this function discards the events with other
+    actions afterwards. A look-up by action reads on until it has found enough events with this action. The position
+    where it ends, and so `next`, would depend on the actions of hidden events."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

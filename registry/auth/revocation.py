@@ -1,11 +1,16 @@
 """`RevocationCheck`: checks whether the identity that a credential proved earlier is still valid. An identity is the
 account of a client, with the limits of its credential.
 
-The check reads the account, the API token and the keys that sign bearer tokens from the store. Some identities depend
-on a *source outside the store*: the account's line in the htpasswd file, or the settings of a token issuer or of the
-OpenID provider. Such an identity has a *stamp*, a hash of its source. The check compares the stamp with a hash of the
-source as it is now. `registry.auth.revocation_across_workers` describes when this check runs, and how a worker learns
-that another worker has revoked a credential.
+The check reads the account, the API token and the keys that sign bearer tokens from the store. An account in the store
+has a *version*, a number that increases when the account is disabled or enabled, or when its password or its admin
+right changes. An identity contains the version that its account had when the credential was verified.
+
+Some identities depend on a *source outside the store*: the account's line in the htpasswd file, or the settings of a
+token issuer or of the OpenID provider. Such an identity has a *stamp*, a hash of its source. The check compares the
+stamp with a hash of the source as it is now.
+
+`registry.auth.revocation_across_workers` describes when this check runs, and how a worker learns that another worker
+has revoked a credential.
 """
 
 from __future__ import annotations
@@ -77,8 +82,7 @@ class RevocationCheck:
         return identity.stamp in self._stamps
 
     def _check_account(self, identity: Identity) -> None:
-        """Raises Unauthorized if the account was removed from the store or disabled, or if its version has changed. The
-        version changes when the account gets a new password, and when it gets or loses the admin right."""
+        """Raises Unauthorized if the account was removed from the store or disabled, or if its version has changed."""
         assert identity.name is not None
         try:
             account = self._accounts.account(_trusted_name(identity.name))

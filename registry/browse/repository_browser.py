@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 _READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
 """How many reads a process runs at a time."""
 _LISTS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many lists may be in progress at a time. A single thread reads them, and those that it does not read now are in
-its queue. A visitor may have only one list in progress, so nobody has to wait for several lists of another visitor."""
+"""How many lists of tags may be in progress at a time. A single thread reads the lists, one after the other; a list
+that waits in the queue of this thread counts as in progress. A visitor may have only one list in progress, so nobody
+has to wait for several lists of another visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
 """How many bytes of memory the manifests and configs in responses may take while they are sent."""
 
@@ -283,7 +284,7 @@ class RepositoryBrowser:
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns the stored manifest that a pull of `reference` would get. A *frozen* tag stays at one digest in this
-        registry, even if it moves at the upstream."""
+        registry, even if it moves at the upstream, so a pull of a frozen tag gets the manifest with that digest."""
         return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
 
 

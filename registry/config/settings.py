@@ -4,9 +4,10 @@
 from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
 `description` of a setting is its text in `--help` and in docs/en/settings.md.
 
-A setting or group with `AT_RESTART` takes effect at `entrepot restart`, which replaces the program of the running
-server. A setting with `AT_START` takes effect only when the server is stopped and started again. All others take effect
-at a reload.
+Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect at
+`entrepot restart`, but not at a reload. A restart loads the program again in the first process of the server, and
+replaces the worker processes one after the other, so the server does not stop. A setting with `AT_START` takes effect
+only when the server is stopped, which ends all its processes, and is then started.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """

@@ -48,7 +48,8 @@ class CrossSiteCheck:
         """Raises Denied for a request that a page of another site may have caused. `scope`: the ASGI scope of the
         request.
 
-        Requests with any of `BROWSER_HEADERS` bypass the response cache, so this checks every such request."""
+        The response cache (`registry.http.answer_cache`) sends cached responses without this check. But a request with
+        any of `BROWSER_HEADERS` never gets a cached response, so every such request is checked."""
         browser_headers = [header for header in scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return

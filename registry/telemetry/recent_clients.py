@@ -68,7 +68,8 @@ class RecentClients:
     def last_seen(self, address: str, program: str) -> float | None:
         """Returns when a program, one of the values of `PROGRAMS`, has last sent a request from the network of this
         address, in seconds since 1970. None: not in the last `RECENT_SECONDS`."""
-        # Another client may have overwritten one of the cells, usually with a later time. So take the older time.
+        # If another client has overwritten one of the cells, the time in that cell is later, unless the clock was set
+        # back in the meantime. So take the older time.
         seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
         return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 

@@ -81,9 +81,10 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
     mirrored content, it begins with the upstream's name. `upstream`: the name of that upstream; None: the repository is
     not mirrored. For an index, the query can have `platform`: the platform or digest of the image to show.
 
-    The route must be a `WaitingRoute`, which calls its handler without a slot for rendering. This function first reads
-    the content, which can take long, and only then acquires such a slot (`page_slot`). Meanwhile, pages of other
-    visitors can be rendered. Raises Unauthorized, NameUnknown, ManifestUnknown."""
+    A request needs a *slot* to render this page, and the number of slots is limited (`PageLimits`). This function
+    first reads the content, which can take long, and only then acquires a slot (`page_slot`). While it reads, pages of
+    other visitors can be rendered. So the route must be a `WaitingRoute`, which acquires no slot itself. Raises
+    Unauthorized, NameUnknown, ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context = caller.request_on(name)
     view = await caller.browser.manifest(context, name, reference, platform)

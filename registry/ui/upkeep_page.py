@@ -66,6 +66,7 @@ that renders a page acquires a slot itself (`page_slot`)."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:
+    """Starts a dry run of garbage collection. The preview of retention is a page without a job (`retention`)."""
     return await collect_garbage(caller, CollectionRequest(dry_run=True))
 
 
@@ -101,7 +102,8 @@ async def jobs(request: Request) -> Response:
     kind = query.one("kind") or None
     if kind is not None and kind not in JOB_KINDS:
         raise RequestInvalid("there are no jobs of this kind")
-    # The number of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`), so a longer text is cut.
+    # In the API, FastAPI limits the length of `after`. This direct call of `list_jobs` has no such limit, so a long
+    # text is cut here. The number of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`).
     page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
     return await page_response(
         request,

@@ -13,8 +13,8 @@ rate allows in this time."""
 PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""
 MIN_PAUSE_SECONDS: Final = 0.001
-"""A wait ends when less than this time is left of it, because a sleep usually takes longer than that. The next call
-waits for the remaining time."""
+"""`ReadRate.wait` sleeps again only if at least this time remains: a shorter sleep would usually last too long. The
+next call of `wait` adds the rest to its own wait."""
 
 
 class ReadRate:

@@ -37,7 +37,8 @@ SESSION_SECONDS: Final = 8 * 3600.0
 USE_RECORD_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""How long this worker records no times of requests after it could not record one, because the disk may be full."""
+"""If this worker could not record the time of a session's last request, it does not try again for this many seconds,
+because the disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
@@ -58,7 +59,7 @@ class LoginSessions:
         self._clock = clock
         self._random = random
         self._use_writes: dict[str, asyncio.Task[None]] = {}
-        """The running tasks that write the use of a session to the store, by the session's id."""
+        """The running tasks that record the time of a session's last request in the store, by the session's id."""
         self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
@@ -115,7 +116,7 @@ class LoginSessions:
             return
 
     async def aclose(self) -> None:
-        """Waits until the running writes of uses have ended."""
+        """Waits until the tasks that record the times of requests have ended."""
         await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
 
     def _find(self, text: str) -> LoginSession:

@@ -148,8 +148,9 @@ class TokenService:
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
-                    # This service, and not a trusted issuer, issued the bearer token. If a client could exchange such a
-                    # token for a new one, the client could do so again and again, and stay logged in for ever.
+                    # `access` is set only for a bearer token that this service issued, and not for a token of a trusted
+                    # *issuer*: another server whose tokens this registry accepts. If a client could exchange a token of
+                    # this service for a new one, the client could do so again and again, and stay logged in for ever.
                     raise Unauthorized(REFUSED)
                 return identity
 
@@ -191,7 +192,8 @@ class TokenService:
             return None
         if identity.token is not None:  # the client sent an API token
             return None
-        if identity.stamp is not None:  # an issuer's token: the stamp is a hash of the issuer's settings
+        # The client sent an issuer's token. Only such an identity has a stamp here: a hash of the issuer's settings.
+        if identity.stamp is not None:
             return None
         account, now = AccountName(identity.name), self._clock()
         new_token = api_tokens.make(

@@ -163,10 +163,11 @@ class BackupDirectory:
         return any(other >= name and (folder / other / "manifest.json").exists() for other in names)
 
     def create(self) -> None:
-        """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
-        them; if the directory belongs to another user, like the root of a volume, only on the subdirectories. Raises
-        BackupFailed if the directory contains something that is no backup, or if others can enter a subdirectory and
-        this user may not change that."""
+        """Creates the directory and its subdirectories if they are missing. Closes the directory and its subdirectories
+        to other users: removes all permissions of other users. If the directory itself belongs to another user, like
+        the root of a volume, its permissions stay, and only the subdirectories are closed. Raises BackupFailed if the
+        directory contains something that is no backup, or if others can enter a subdirectory and this user may not
+        change that."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:

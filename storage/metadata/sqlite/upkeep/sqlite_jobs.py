@@ -198,8 +198,8 @@ class SqliteJobs:
         )
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs a lookup that reads whole jobs. Raises StorageFailed if the read fails; errors such as JobUnknown pass
-        through."""
+        """Runs a lookup that returns jobs, and not only their ids. Raises StorageFailed if the read fails. Also raises
+        the errors of `lookup`, such as JobUnknown."""
         with _as_storage_failed():
             return await self._scans.run(lookup)
 
