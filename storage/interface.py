@@ -172,9 +172,11 @@ class Writer(Protocol):
         ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, unless `sparse`
         is True. Only mirrors pass `sparse=True`, because they download the missing content later. Such a manifest
         counts as content of the upstream whose name is the first segment of `repo`. Raises PreconditionFailed if
-        `condition` does not hold for the first of `tags`. Raises Denied if one of `tags` is immutable and points at
-        another manifest (`storage.tag_rules`). Also raises Denied if the repository has the manifest with another media
-        type, and an immutable tag points at the manifest or at an index that lists it."""
+        `condition` does not hold for the first of `tags`. Raises Denied because of an immutable tag in two cases:
+
+        - One of `tags` is immutable and points at another manifest (`storage.tag_rules`).
+        - The manifest is stored in the repository already, but with another media type, and an immutable tag points at
+          the manifest or at an index that lists it."""
         ...
 
 

@@ -156,7 +156,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to an account: the grants to the account itself, to its groups,
-    to `authenticated` and to `everyone`. `groups`: further groups of the account, which the issuer of its token or the
-    OpenID provider named at the login. The account's groups in the store count in any case."""
+    to `authenticated` and to `everyone`. The account's groups in the store count in any case. `groups`: groups that
+    the OpenID provider, or the issuer of the account's token, has named; they count, too."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on

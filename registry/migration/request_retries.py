@@ -18,9 +18,10 @@ continues where it stopped.
 
 An `Unconfirmed` error means that the response possibly does not come from the registry. An example is a 404 without the
 error code of a registry: while a registry restarts, a proxy in front of it may send such a response. So the request is
-retried like one that got no response. There is one exception: a request that was refused because it had no login
-(`is_refusal`) is not retried. A 404 is also possibly the response to a request for a deleted repository, so
-`Unconfirmed` errors end the import only if GET `/v2/` fails, too.
+retried like one that got no response. There is one exception: an import may have no login for the old registry, and a
+request may be refused for this reason (`is_refusal`). It would be refused again, so it is not retried. A 404 is also
+possibly the response to a request for a deleted repository, so `Unconfirmed` errors end the import only if GET `/v2/`
+fails, too.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The number of failures in a row, of repositories or of the requests of one repository, after which the import ends
-under the conditions in the module docstring."""
+"""The import may end if this number of repositories each have a failed request, or if this number of requests of one
+repository have failed. Only failures in a row count. The module docstring says when the import ends."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
@@ -70,8 +71,8 @@ class RequestRetries:
         self._host = host
         self._pause = pause
         self._failures: Counter[RepositoryName | None] = Counter()
-        """The number of failed requests of each repository in a row (see `_clear_failures`). None: requests for the
-        list of repositories."""
+        """For each repository: how many of its requests have failed since the last call of `_clear_failures`. The key
+        None stands for the requests for the list of repositories."""
         self._surely_failing: set[RepositoryName | None] = set()
         """The repositories in `_failures` for which a request has failed with another error than `Unconfirmed`."""
         self._refusal_count = 0
@@ -127,10 +128,12 @@ class RequestRetries:
             raise SourceDown(f"{SourceDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
-        """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login. Without it, a
-        proxy that asks for the login would hide that the registry behind it is down. If the login is refused, or GET
-        `/v2/` is not found, repeats the request without the login. In this case, a response that asks for a login also
-        counts as the response of a registry."""
+        """Returns whether GET `/v2/` gets a response that a registry sends. First sends the request with the login.
+        Without a login, a proxy in front of the registry may respond and ask for one, even while the registry is down.
+
+        If the login is refused, or `/v2/` is not found, repeats the request without the login. A response that asks for
+        a login then counts as the response of a registry. It may come from such a proxy, but there is no better
+        check."""
         try:
             await self._client.check_login()
         except (Denied, NameUnknown):

@@ -39,7 +39,8 @@ class CellCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         plan, cells = self._metrics.plan, self._metrics.cells
         totals = self._metrics.totals()
-        # The totals include processes that have ended. Gauges, such as open connections, count only in running ones.
+        # `totals` includes the numbers of processes that have ended. For a gauge, such as the number of open
+        # connections, only the numbers of running processes count.
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
         for family in plan.families:

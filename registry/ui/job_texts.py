@@ -38,7 +38,8 @@ class JobFormRoute(FormRoute):
     """A route of a form in a list of jobs. Several pages have such a list."""
 
     form_pages = ("/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/newest-jobs", "/ui/mirror", "/ui/mirror/downloads")
-    """The paths of these pages. A visitor who has to log in first then returns to the page with the form."""
+    """The paths of these pages. A visitor who sends the form without a login is asked to log in. After the login, the
+    visitor returns to the page that has the form."""
 
 
 router = APIRouter(include_in_schema=False, route_class=JobFormRoute)

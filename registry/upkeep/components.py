@@ -104,8 +104,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 
-# The functions below import their modules when the first import of content runs, because most servers never run one.
-# One of these modules needs an HTTP client.
+# The functions below load their modules only when a job imports content, because most servers never run such a job. One
+# of these modules needs an HTTP client.
 
 
 async def _import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

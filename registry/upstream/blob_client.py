@@ -74,8 +74,9 @@ class BlobClient:
         # request to the endpoint and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
-        # A request to an endpoint may connect to every address (None). After a redirect, only public addresses,
-        # addresses of the endpoint's kind of network, and the hosts in the settings are allowed.
+        # The *reach* of a request is the set of addresses to which it may connect. This is the reach of a request to an
+        # endpoint: every address (None). `RedirectChain` derives from it the reach after a redirect: public addresses,
+        # addresses of the endpoint's kind of network, and the hosts in the settings.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -139,7 +140,7 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # The upstream does not cause a delay while a call of the sink runs or the transfer waits for a thread.
+            # Two periods do not count against the upstream: a call of the sink, and the wait for a thread.
             if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
@@ -168,7 +169,7 @@ class BlobClient:
                 transfer.forget_socket()
                 transfer.raise_if_abandoned()
                 response = self._send(transfer, route)
-                if not route.has_moved:
+                if not route.has_moved:  # no redirect was followed yet, so the endpoint itself has responded
                     transfer.on_headers(response.status)
                 route.on_response(self._network(route))
                 try:
@@ -244,8 +245,7 @@ class BlobClient:
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
         """Returns the connection pool for the current step of `route`. There is one pool for each pair of proxy and
-        reach (set of allowed addresses), so that a redirect cannot use an open connection to an address that is not
-        allowed for it."""
+        reach, so that a redirect cannot use an open connection to an address that is not allowed for it."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
@@ -288,9 +288,9 @@ class BlobClient:
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
-        those requested, or if the body ends too early. Raises BlobLengthWrong if the response states no length, and the
-        body is longer than expected, or is chunked and ends too early. Raises RangesUnsupported, TransferAbandoned,
-        SinkRaised, and errors of the connection."""
+        those requested, or if the body ends too early. If the response states no length, raises BlobLengthWrong in two
+        cases: the body is longer than expected, or a chunked body ends too early. Raises RangesUnsupported,
+        TransferAbandoned, SinkRaised, and errors of the connection."""
         server = loggable_origin(route.url)
         try:
             start, stop, size = response_span(response, transfer.span, route.url, transfer.expected_size)

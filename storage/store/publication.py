@@ -33,9 +33,11 @@ class Publication:
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
-        """Makes a blob of `repo` from content that did not come through an upload session. So there is no session's row
-        to delete, and this calls `adopt_blob` and not `add_blob`. `by`: the client that pushed the content; None if no
-        client did. Raises StorageFull, StorageFailed, QuotaExceeded."""
+        """Makes a blob of `repo` from content that came neither through an upload session (`commit_upload`) nor from an
+        upstream (`commit_fill`), for example from a file to which an import of a directory links. Deletes no session's
+        row, so it calls `adopt_blob` and not `add_blob`. `by`: the client that pushed the content; None if no client
+        did. With `by`, the blob's event is a push; without it, there is no event. Raises StorageFull, StorageFailed,
+        QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )

@@ -233,8 +233,9 @@ class _Check:
         return False
 
     async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
-        """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. Returns
-        False if the bytes do not have the version `version` (`BlobStore.version`) any more."""
+        """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. `version`:
+        the text that identifies them (`BlobStore.version`). Returns False if they have been removed or replaced
+        since."""
         try:
             check = await self._blobs.check(blob.digest, size, blob.place, self._report_read)
         except BytesMissing:
@@ -242,8 +243,8 @@ class _Check:
         return check.problem is None and check.version == version
 
     async def _correct_size(self, problem: Problem, blob: StoredBlob, size: int, version: str | None) -> None:
-        """Corrects the recorded size, unless the bytes do not have the version `version` (`BlobStore.version`) any
-        more."""
+        """Corrects the recorded size, unless the bytes have been removed or replaced since they were checked.
+        `version`: the text that identifies the checked bytes (`BlobStore.version`)."""
         async with self._locks.hold(blob.digest):
             is_same = await self._blobs.version(blob.place) == version
             is_done = is_same and await self._consistency.set_size(blob.digest, blob.place, size)
@@ -341,4 +342,5 @@ class _Check:
 
 
 def _stored(record: BlobRecord) -> StoredBlob:
+    """Returns the blob of a record in the form that the quarantine takes."""
     return StoredBlob(record.id, record.digest, record.size, record.place)

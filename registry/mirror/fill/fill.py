@@ -47,7 +47,7 @@ READER_POLL_SECONDS: Final = 0.05
 FOLLOWER_PAUSE_SECONDS: Final = 0.01
 """Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
 START_POLL_SECONDS: Final = 0.01
-"""Time between two checks of a follower whether the upstream has started to send, if bytes were stored before."""
+"""Time between two checks in `_signal_start` whether the upstream has started to send to the owner."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
 
@@ -71,6 +71,8 @@ class Fill:
         self.size = size
         self.repositories = {repo}
         self.demand = Demand()
+        """`has_clients`: a client waits for the blob or receives it now. `is_unattended`: a client has requested it,
+        and all clients have left. `is_alive()`: a client has requested it (it may have left), or a pull needs it."""
         self.error: RegistryError | None = None
         self._context = context
         self._source = context.upstream.name
@@ -106,8 +108,8 @@ class Fill:
     @property
     def _must_keep_partial(self) -> bool:
         """Whether readers may have got bytes of the partial blob. Only the rest of the same partial blob can then
-        complete their responses. Readers get bytes after the upstream has started to send. A reader that was opened
-        while the fill was queued (`is_queued`) may get bytes of an earlier owner before that."""
+        complete their responses. Usually, readers get bytes only after the upstream has started to send. But a reader
+        that was opened while the fill was queued (`is_queued`) may already get bytes that an earlier owner stored."""
         return self.has_started or any(file.is_used and file.partial is self._partial for file in self._reader_files)
 
     def open_file(self) -> ReaderFile:
@@ -126,6 +128,7 @@ class Fill:
         """Returns whether the owner, in this or another process, has requested the blob, but not from `repo`, and the
         upstream has not responded yet. Raises StorageFailed."""
         partial = self._partial
+        # `_started` means that the upstream has started to send; `partial.has_started`, that the owner requests bytes.
         if partial is None or self._started.is_set() or not partial.has_started:
             return False
         return not partial.has_started_for(self._context.to_upstream_name(repo))
@@ -134,9 +137,9 @@ class Fill:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
         is stored. If the fill has failed, raises its error.
 
-        If the partial blob was committed or deleted a moment ago, waits until the fill has ended. If the fill fails,
-        because the bytes are wrong, the caller then gets the error before it has sent any byte. So it can use the next
-        fill. Without the wait, its response would begin, and break off with the error."""
+        If the partial blob was committed or deleted a moment ago, the fill is about to end. This method then waits for
+        the end, because the fill fails if the bytes are wrong. The caller then gets the error before it has sent any
+        byte, so it can use the next fill. Without the wait, its response would begin, and then break off."""
         await self._started.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
@@ -217,10 +220,8 @@ class Fill:
 
     async def _tell_followers(self, failure: RegistryError) -> None:
         """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
-        another, and each would wait for the same timeouts.
-
-        If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
-        error quickly by itself. Does nothing if this fill is not the owner."""
+        another, and each would wait for the same timeouts. If the upstream has not started to send, stores only
+        timeouts: a new owner soon gets any other error itself. Does nothing if this fill is not the owner."""
         partial = self._partial
         if (
             partial is None
@@ -258,9 +259,9 @@ class Fill:
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
             has_followed = await self._follow(partial)
-            if has_followed is None:
+            if has_followed is None:  # the clients have left; the loop checks whether others have come since
                 continue
-            if has_followed:
+            if has_followed:  # True: the blob is stored; False: the owner has stopped before that
                 self._verified_partial = partial
                 return await self._mount_in(self.repositories)
             failures = partial.owner_failures
@@ -293,9 +294,8 @@ class Fill:
         return partial
 
     async def _follow(self, partial: Partial) -> bool | None:
-        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored. Returns
-        False if the owner has stopped and the blob is not stored. Returns None when the clients of this process have
-        left."""
+        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored, False if
+        the owner has stopped before that, and None when the clients of this process have left."""
         start_signal = asyncio.create_task(self._signal_start(partial, partial.missing()))
         try:
             await run_until_change(self.demand, partial.wait(self.size))
@@ -326,9 +326,9 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # `wait_until` will raise StoredByAnotherFill. Readers without bytes then read the stored blob. Readers
-                # that got bytes since the check above fail. So no reader of this process needs `partial`. If `partial`
-                # has only some bytes, it is kept: a follower in another process may have begun to read them.
+                # `wait_until` will raise StoredByAnotherFill. A reader without bytes then reads the stored blob. A
+                # reader fails if it has got bytes since the check above. So no reader of this process needs `partial`.
+                # If `partial` has only some bytes, it is kept: a follower in another process may have begun to read it.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.

@@ -1,7 +1,8 @@
 """One request and its response: calls the ASGI application, and writes its response to the connection.
 
-The application can send the response's body as a whole or in parts, from memory or from a file. The response's head is
-written together with the first part of the body.
+The application can send the response's body as a whole or in *parts*, one in each message, from memory or from a file.
+The response's head is written together with the first bytes of the body. Some large bodies and parts are written in
+*slices* of at most `RESPONSE_SLICE_BYTES`. Over TLS, each slice is written in *pieces* of at most `_LARGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class AsgiExchange:
         self.response_complete = False
         """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
-        """Grows with each part and each byte of the response that is passed to the transport or the kernel."""
+        """Grows with each call of `_frame`, and with each byte that is passed to the transport or the kernel."""
         self.file_sender: FileSender | EncryptedFileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes
@@ -75,9 +76,9 @@ class AsgiExchange:
         self._framing = ResponseFraming()
         self._started_at = time.perf_counter()
         self._unsent_head = b""
-        """The response's head, until it is written together with the first part of the body."""
+        """The response's head, until it is written together with the first bytes of the body."""
         self._has_written = False
-        """Whether a part of the response was passed to the transport or the kernel."""
+        """Whether bytes of the response were passed to the transport or the kernel."""
 
     @property
     def progress_count(self) -> int:
@@ -116,7 +117,7 @@ class AsgiExchange:
             self.file_sender.end(ClientDisconnected())
 
     def _fail(self, problem: str, error: BaseException | None) -> None:
-        """Logs the problem. Sends an error response; aborts the connection if a part of a response was written already.
+        """Logs the problem. Sends an error response; aborts the connection if bytes of a response were written already.
         `error` is the application's exception; None if there is none."""
         is_out_of_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if is_out_of_files:
@@ -233,8 +234,7 @@ class AsgiExchange:
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
         """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first
-        reserves memory for a slice (up to `RESPONSE_SLICE_BYTES`); if none becomes free, sends a 503 response. Raises
-        ClientDisconnected."""
+        reserves memory for one slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
         if not self._unsent_head or more:
             # A part reserves nothing: the application has to wait for the client before it sends the next part.
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
@@ -254,7 +254,7 @@ class AsgiExchange:
             else:
                 await self._write_large_part(body, more=False)
         finally:
-            self._context.unsent.finish()
+            self._context.unsent.finish()  # from now on, the reserved bytes count only until they are sent
 
     async def _write_large_part(self, body: bytes, *, more: bool) -> None:
         """Writes a large part of a body, over TLS in slices. `more`: whether other parts follow."""
@@ -271,12 +271,12 @@ class AsgiExchange:
         `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
         longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.
 
-        Over TLS a slice is written in smaller parts, because the transport's buffer for encrypted bytes grows to the
-        size of the largest write and never shrinks. Each part is written in a new iteration of the event loop. So other
+        Over TLS a slice is written in pieces, because the transport's buffer for encrypted bytes grows to the size of
+        the largest write and never shrinks. Each piece is written in a new iteration of the event loop. So other
         connections get their turn, and this method notices if the client has disconnected. The transport does not
         report that: it silently discards the bytes.
         """
-        part_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
+        part_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES  # size of a piece or of a slice
         try:
             for slice_start in range(0, len(body), RESPONSE_SLICE_BYTES):
                 slice_end = min(slice_start + RESPONSE_SLICE_BYTES, len(body))
@@ -300,10 +300,10 @@ class AsgiExchange:
             self._write_part(b"", more=False)  # completes the response
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
-        """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says
-        that other parts follow. Reports the request before the last bytes are written. Otherwise the worker could be
-        killed after the client has received the response and before the request is counted. Raises RuntimeError if the
-        body's length differs from the declared one."""
+        """Writes the head, if it is not written yet, and `body`: a whole body, a part, a slice or a piece. Completes
+        the response unless `more` says that more of the body follows. Reports the request before the last bytes are
+        written. Otherwise the worker could be killed after the client has received the response and before the request
+        is counted. Raises RuntimeError if the body's length differs from the declared one."""
         if self._framing.is_chunked is None:
             body = b""  # the response has no body, for example because the request was HEAD
         before, after = self._frame(len(body), more=more)
@@ -332,7 +332,7 @@ class AsgiExchange:
         if count is None:
             count = max(os.fstat(file).st_size - start, 0)
         before, after = self._frame(0 if self._framing.is_chunked is None else count, more=more)
-        if count == 0 or self._framing.is_chunked is None:
+        if count == 0 or self._framing.is_chunked is None:  # None: the response has no body (`_write_part`)
             self._write(before + after)
         else:
             await self._send_file(before, file, start, count)

@@ -75,8 +75,9 @@ class RequestReader:
         """Bytes of requests that the client has sent before the response to an earlier request was complete. They begin
         with the beginning of a head, or with empty lines before it."""
         self._completed_parts = 0
-        """Grows by 1 whenever a head is complete, and whenever bytes of a body were parsed. If it does not grow while
-        bytes are parsed, these bytes belong to an incomplete head."""
+        """Grows by 1 whenever a head is complete, and whenever bytes of a body were parsed, even if the body is not
+        complete. `_parse` reads it before and after it parses bytes. If it has not grown, all of these bytes belong to
+        an incomplete head, and they count for the limit `header_bytes`."""
         self._incomplete_bytes = 0
         """Number of bytes of an incomplete head that were parsed, for the limit `header_bytes`. Empty lines before a
         head count too. `_parse` sets the number to 0 when a head is complete or bytes of a body were parsed."""
@@ -186,7 +187,11 @@ class RequestReader:
     def _hold(self, data: bytes) -> bool:
         """Holds `data` until the current response is complete, and stops reading meanwhile. Returns False if that would
         be more than `MAX_HELD_BYTES`. Then the client's further requests are ignored, and the connection ends after the
-        current response. This can only happen after a chunked body: its buffers are larger than the head buffer."""
+        current response.
+
+        This can only happen after a chunked body. Its length is not known in advance, so its buffers, which are larger
+        than the head buffer, may also receive bytes after its end. After a body of known length, the next bytes are
+        received into the head buffer, whose size is `MAX_HELD_BYTES`."""
         if len(self._held) + len(data) > MAX_HELD_BYTES:
             self._held = b""
             self.is_finished = True

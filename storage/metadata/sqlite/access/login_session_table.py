@@ -29,17 +29,18 @@ _SESSION = (
     "SELECT id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, secret "
     "FROM login_session"
 )
-"""The columns have the names of the fields of `LoginSession`. `stamp` is a hash of the source that proved the login,
-if it is outside the store (otherwise NULL): the session is valid only as long as the source has this hash."""
+"""The columns have the names of the fields of `LoginSession`. `stamp`: if a source outside the store proved the login,
+such as a line of an htpasswd file, a hash of this source; otherwise NULL. The session is valid only as long as the
+source has this hash."""
 _SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
 _SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
 _DELETE_EXCESS = """
 DELETE FROM login_session WHERE id IN (
     SELECT id FROM login_session WHERE account = ?1 ORDER BY iif(seen <= ?2, seen, 0) DESC, created DESC, id
      LIMIT -1 OFFSET ?3)"""
-"""Deletes the sessions of the account ?1, except the ?3 most recently used ones (LIMIT -1: no limit). A session with a
-last use after the time ?2 counts as the oldest, because this time was stored while the clock was ahead. Otherwise such
-sessions would count as the newest, and each new session would be deleted at once."""
+"""Deletes the sessions of the account ?1, except the ?3 most recently used ones (LIMIT -1: no limit). If the time of a
+session's last use is after ?2, it was stored while the clock was ahead. So such a session counts as the oldest.
+Otherwise such sessions would count as the newest, and each new session would be deleted at once."""
 
 
 def _session(row: tuple[Any, ...]) -> LoginSession:

@@ -2,7 +2,8 @@
 
 After a deletion, the index may still have rows of the deleted content. So each search joins the rows of the index with
 the tables of the content, and finds only content that still exists. The functions take the arguments of
-`storage.content_search.ContentSearch`, and read all rows of their statements or close the statements.
+`storage.content_search.ContentSearch`. A statement keeps its read transaction open until all its rows are read or it is
+closed. So each function does one of the two.
 
 A `SearchScope` is the set of repositories that a search may find. `SearchScope.ids` has their names and row ids if they
 are few; it is None if they are many.
@@ -47,10 +48,11 @@ MAX_BLOBS: Final = 20
 LAST: Final = "\U0010ffff"
 """A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
+"""Largest number of tokens in one word of a search for labels. A *word* is a part of the query between spaces. A
+*token* is a unit of the full-text index, a run of letters and digits: the word `a-b` has two tokens. The number is
+limited because SQLite compares the positions of the tokens one by one in each manifest that has all tokens."""
 MAX_TOKENS: Final = 16
-"""Largest numbers of tokens (words of the full-text index) in one word of a search for labels, and in all words of the
-search. They are limited because SQLite compares the positions of the tokens one by one in each manifest that has all
-tokens."""
+"""Largest number of tokens in all words of a search for labels together. It is limited for the same reason."""
 _TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")
@@ -171,10 +173,10 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches. Uses the same rules as a search of the index, which finds only groups of three
-    characters. So a shorter word matches fewer names if it is the only word. A single word of one character matches
-    only names that begin with it. A single word of two characters matches only names with a part that begins with
-    it."""
+    """Returns whether a name matches: usually, whether it contains all words. But the only word of a search may have
+    fewer than three characters. If it has one character, the name must begin with it. If it has two, a part of the name
+    (between slashes) must begin with it. These are the rules of a search of the index, which finds only groups of three
+    characters."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:

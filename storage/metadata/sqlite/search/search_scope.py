@@ -24,9 +24,9 @@ T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
 """If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 LISTING_COST: Final = 30_000
-"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`. At this cost, the search gives up,
-and reads the rows of all repositories. The unit is the cost of matching one character of a repository's name against a
-few simple patterns. This cost takes about 15 ms."""
+"""Largest cost of finding out whether a person may see at most `MAX_LISTED_REPOSITORIES`. At this cost, the search
+stops finding this out, and reads the rows of all repositories. The unit is the cost of matching one character of a
+repository's name against a few simple patterns. This cost takes about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows that one search reads. This takes about 30 ms."""
 

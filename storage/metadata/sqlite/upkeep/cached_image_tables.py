@@ -53,6 +53,7 @@ _LOWEST_RANK_AFTER = "SELECT rank, manifest FROM cached_manifest WHERE upstream 
 _INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?"""
+"""The image indexes that list a manifest. An *image index* is a manifest that lists other manifests, its children."""
 _TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
 _SUBJECT = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
