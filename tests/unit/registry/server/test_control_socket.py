@@ -95,20 +95,33 @@ def test_a_link_in_place_of_the_socket_is_not_followed(tmp_path: Path) -> None:
             ask_server(tmp_path / "link", {"do": "reload"})
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_user_without_the_right_is_told_which_user_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def as_another_user(path: Path) -> Iterator[None]:
+    """Runs the block in the directory of `path`, as a user who may not use the socket at `path`. Only root can become
+    another user. Without root's rights, nobody may use the socket, and `os.geteuid` returns the uid of another user."""
+    path.parent.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)  # the other user may not enter the directories above it
+        if os.geteuid() == 0:
+            os.seteuid(NOBODY)
+        else:
+            path.chmod(0)
+            patch.setattr(os, "geteuid", lambda: NOBODY)
+        try:
+            yield
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+
+
+def test_a_user_without_the_right_is_told_which_user_has_it(tmp_path: Path) -> None:
     """A user who may not use the socket learns whose socket it is: in a container without CAP_DAC_OVERRIDE, root does
     not have the right either."""
-    with serve(tmp_path / "control", ACTIONS):
-        tmp_path.chmod(0o755)
-        monkeypatch.chdir(tmp_path)  # only root may enter the directories above it
-        os.seteuid(NOBODY)
-        try:
-            with pytest.raises(ControlUnavailable) as refused:
-                ask_server(Path("control"), {"do": "reload"})
-        finally:
-            os.seteuid(0)
-    assert refused.value.message.endswith(": Permission denied; run the command as the user with uid 0")
+    owner = os.geteuid()
+    path = tmp_path / "control"
+    with serve(path, ACTIONS), as_another_user(path), pytest.raises(ControlUnavailable) as refused:
+        ask_server(Path("control"), {"do": "reload"})
+    assert refused.value.message.endswith(f": Permission denied; run the command as the user with uid {owner}")
 
 
 @pytest.mark.parametrize("answer", [b"", b'{"ok": tr', b'{"ok": true, "message": "done"}'])
