@@ -224,8 +224,8 @@ class ReferrerGroup(View):
 
 
 class ReferrersView(View):
-    """What refers to a manifest: signatures, SBOMs, attestations and other artifacts. `more`: whether there are more
-    than are listed; `/v2/NAME/referrers/DIGEST` lists all."""
+    """The referrers of a manifest: signatures, SBOMs, attestations and other artifacts. `more`: whether the manifest
+    has more referrers than are listed here; `/v2/NAME/referrers/DIGEST` lists all."""
 
     subject: str
     groups: list[ReferrerGroup]

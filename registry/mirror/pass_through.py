@@ -172,7 +172,7 @@ class PassThroughReader:
 
     location: str | None = None
     is_incomplete = True
-    """Whether the registry is still downloading the blob. Always True here, because the blob is never stored."""
+    """Always True: this reader forwards bytes while they arrive, and the blob is never stored."""
     data: bytes | None = None
     file: OpenFile | None = None
 

@@ -186,8 +186,8 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self.is_length_assumed = has_unknown_length(response) and response.status == 200
-        """Whether `length` is only the expected size of the blob, because the response states no length. Only the end
-        of the body then shows whether `length` is right."""
+        """Whether the response states no length. `length` is then the expected size of the blob, and only the end of
+        the body shows whether it is right."""
         self._is_end_known = response.length_remaining == length
         """Whether the response states that its body ends after `length` bytes."""
         raw = response._fp
@@ -195,8 +195,8 @@ class SocketBody:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self.is_chunked = bool(raw.chunked)
-        """Whether the body is sent in chunks. The end of a chunked body is marked, so a broken connection does not look
-        like the end."""
+        """Whether the body is chunked. A chunked body ends with a chunk of length zero (RFC 9112, 7.1), so a connection
+        that breaks off cannot be taken for the end of the body."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:

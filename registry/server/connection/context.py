@@ -147,8 +147,8 @@ class ConnectionContext:
 
     @property
     def can_send_files(self) -> bool:
-        """Whether the server sends files for the application: with sendfile(2) or, over TLS, in pieces. Otherwise the
-        application has to read the file and send the bytes."""
+        """Whether the application can pass a file to the server, which sends it with sendfile(2) or, over TLS, in
+        pieces. Otherwise the application has to read the file and send its bytes."""
         return sys.platform == "linux" and (self.is_tls or self.sendfile_socket is not None)
 
     @classmethod

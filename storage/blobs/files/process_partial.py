@@ -157,7 +157,7 @@ class ProcessPartial:
 
     @property
     def still_exists(self) -> bool:
-        """Whether the partial blob was neither committed nor deleted, as far as this process knows."""
+        """Whether no process has committed or deleted the partial blob, as far as this process knows."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property

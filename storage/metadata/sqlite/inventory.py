@@ -46,7 +46,7 @@ SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""Of the indexes that list the manifest with row id ?1: the lowest row id above ?2."""
+"""Finds the indexes that list the manifest with row id ?1. Returns the lowest of their row ids that is above ?2."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)

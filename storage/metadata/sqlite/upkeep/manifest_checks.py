@@ -61,7 +61,7 @@ class StoredManifest:
 
     @property
     def is_digest_valid(self) -> bool:
-        """Whether the column `digest` has a well-formed digest. The body may have another digest."""
+        """Whether the text in the column `digest` is a well-formed digest. It need not be the digest of the body."""
         try:
             Digest(self.digest)
         except RegistryError:
