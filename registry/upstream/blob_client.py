@@ -166,8 +166,7 @@ class BlobClient:
         has_asked_for_size = False
         try:
             while True:
-                transfer.forget_socket()
-                transfer.raise_if_abandoned()
+                transfer.begin_step()
                 response = self._send(transfer, route)
                 if not route.has_moved:  # no redirect was followed yet, so the endpoint itself has responded
                     transfer.on_headers(response.status)
@@ -233,7 +232,7 @@ class BlobClient:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try or _is_oversized_head(error):
                     raise
-                transfer.raise_if_abandoned()  # it may have been `abandon` that closed the connection
+                transfer.begin_step()  # raises TransferAbandoned if it was `abandon` that closed the connection
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:

@@ -92,15 +92,21 @@ class BlobTransfer:
 
     def abandon(self) -> None:
         """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
-        upstream. After that, `raise_if_abandoned`, `use_socket`, `begin` and `take` raise TransferAbandoned, so that
-        the thread stops when it calls one of them. A running call of the sink is not interrupted."""
+        upstream. After that, `begin_step`, `use_socket`, `begin` and `take` raise TransferAbandoned, so that the thread
+        stops when it calls one of them. A running call of the sink is not interrupted."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
                 with suppress(OSError):  # the socket is closed already
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
-    def raise_if_abandoned(self) -> None:
+    def begin_step(self) -> None:
+        """Call this before the thread sends a request. Removes the socket of the request before it, which has ended.
+        Raises TransferAbandoned if `abandon` was called."""
+        self.forget_socket()
+        self._raise_if_abandoned()
+
+    def _raise_if_abandoned(self) -> None:
         """Raises TransferAbandoned if `abandon` was called."""
         if self._abandoned:
             raise TransferAbandoned
@@ -109,7 +115,7 @@ class BlobTransfer:
         """Sets the socket from which the thread is about to read. Raises TransferAbandoned if `abandon` was called."""
         with self._lock:
             self._socket = connection
-            self.raise_if_abandoned()
+            self._raise_if_abandoned()
 
     def forget_socket(self) -> None:
         """Removes the socket. After that, `abandon` shuts down no socket. Call it before another transfer can use the
@@ -138,7 +144,7 @@ class BlobTransfer:
         """Tells the sink that the bytes from offset `start` to offset `stop` (exclusive) of a blob of `size` bytes
         follow. Must be called in the thread. Raises TransferAbandoned, SinkRaised."""
         with self._lock:
-            self.raise_if_abandoned()
+            self._raise_if_abandoned()
             self.sink_called = True
         with self._calling_sink():
             self._sink.begin(self.endpoint, start, stop, size)
@@ -146,7 +152,7 @@ class BlobTransfer:
     def take(self, offset: int, data: memoryview) -> None:
         """Passes `data`, whose first byte has this offset in the blob, to the sink. Must be called in the thread.
         Raises TransferAbandoned, SinkRaised."""
-        self.raise_if_abandoned()
+        self._raise_if_abandoned()
         with self._calling_sink():
             self._sink.take(offset, data)
         self.received_bytes += len(data)
