@@ -5,16 +5,17 @@ A result is returned again until the database changes: any commit of any process
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final, TypeVar, cast
 
-from storage.content import Descriptor, Manifest, Page
+from storage.content import Descriptor, Manifest, Page, UpstreamCheck
 from storage.metadata.catalog import BlobRow
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.lookups import LARGE_MANIFEST_BYTES
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import RepositoryName, Tag
+from storage.upstream_tags import FrozenTag
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 24 * 1024 * 1024
@@ -24,6 +25,8 @@ MEMORY_PER_PARSED_BYTE: Final = 8
 """Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate bytes of memory that a cached result of a few fields takes."""
+_NOTHING: Final = object()
+"""Stands in the cache for the result None. For the cache, None means that it has no value for a key."""
 T = TypeVar("T")
 
 
@@ -41,7 +44,7 @@ def bytes_of_manifest(manifest: Manifest) -> int:
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 
 
-def bytes_of_row(_: BlobRow | Descriptor) -> int:
+def bytes_of_row(_: BlobRow | Descriptor | UpstreamCheck | FrozenTag | None) -> int:
     return _SMALL_VALUE_BYTES
 
 
@@ -81,11 +84,10 @@ class LookupCache:
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:
-            return cast("T", cached)
+            return cast("T", None if cached is _NOTHING else cached)
         version = self._results.last_version  # the data version that `get` read
         result = lookup(self._shared_reads.connection_at(version), *arguments)
-        if self._results.should_cache(key):
-            self._results.put(key, result, bytes_of(result), version)
+        self._store(key, result, bytes_of, version)
         return result
 
     async def scan(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
@@ -93,9 +95,13 @@ class LookupCache:
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:
-            return cast("T", cached)
+            return cast("T", None if cached is _NOTHING else cached)
         version = self._results.last_version  # the data version that `get` read
         result = await self._scans.run(lambda db: lookup(db, *arguments))
-        if self._results.should_cache(key):
-            self._results.put(key, result, bytes_of(result), version)
+        self._store(key, result, bytes_of, version)
         return result
+
+    def _store(self, key: Hashable, result: T, bytes_of: Callable[[T], int], version: object) -> None:
+        """Caches the result of a lookup if it is worth caching."""
+        if self._results.should_cache(key):
+            self._results.put(key, _NOTHING if result is None else result, bytes_of(result), version)

@@ -15,6 +15,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.cross_process_change_counter import open_data_version
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.lookup_cache import LookupCache
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.search.sqlite_search import SqliteSearch
@@ -104,11 +105,12 @@ class SqliteDatabase:
         # and no reader may need the log then. The writer uses `data_version` until it has closed.
         self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, data_version
         self.immutable = immutable
-        self.metadata = SqliteMetadata(self._db, data_version, shared_reads, scans, writer, clock)
-        self.records = SqliteUpstreamRecords(self._db, writer, clock)
+        cache = LookupCache(data_version, shared_reads, scans)
+        self.metadata = SqliteMetadata(self._db, data_version, cache, scans, writer, clock)
+        self.records = SqliteUpstreamRecords(self._db, cache, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, data_version, scans)
         self.jobs = SqliteJobs(self._db, writer, lists, clock, data_version)
-        self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
+        self.upstream_tags = SqliteUpstreamTags(self._db, cache, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
         self.tag_listing = SqliteTagListing(lists)
         self.tag_removals = SqliteTagRemovals(lists)

@@ -52,7 +52,6 @@ from storage.metadata.sqlite.lookup_cache import (
 )
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.needing_tags import run_checked
-from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, future_times
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
@@ -88,19 +87,18 @@ class SqliteMetadata:
         self,
         db: apsw.Connection,
         version: Callable[[], object],
-        shared_reads: SharedReadTransaction | ImmutableDatabase,
+        cache: LookupCache,
         scans: ScanThread | ImmutableScans,
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
     ) -> None:
-        """`db` and `shared_reads` are connections for short lookups. `shared_reads` is for lookups whose results are
-        cached; the lookups of one iteration of the event loop share one transaction. `scans` runs long lookups,
-        `writer` runs changes. On a full disk, an `ImmutableDatabase`, which refuses every change, can replace
-        `shared_reads` and `writer`, and `ImmutableScans` replaces `scans`. `clock`: seconds since 1970."""
+        """`cache` runs the lookups whose results are cached. `db` is a connection for other short lookups. `scans` runs
+        long lookups, `writer` runs changes. On a full disk, an `ImmutableDatabase`, which refuses every change, can
+        replace `writer`, and `ImmutableScans` replaces `scans`. `clock`: seconds since 1970."""
         self._db = db
         self.version = version
         self._scans = scans
-        self._cache = LookupCache(version, shared_reads, scans)
+        self._cache = cache
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now, so that requests for the same one share its memory."""

@@ -23,6 +23,7 @@ from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.blob_changes import confirm_blob
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_row
 from storage.names import Digest, Reference, RepositoryName
 from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, MAX_PAUSE_SECONDS
 
@@ -83,10 +84,16 @@ class SqliteUpstreamRecords:
     use all of the disk space that was allocated in advance (`ReserveUse.ALL`)."""
 
     def __init__(
-        self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
+        self,
+        db: apsw.Connection,
+        cache: LookupCache,
+        writer: CommitThread | ImmutableDatabase,
+        clock: Callable[[], float],
     ) -> None:
-        """Reads with `db` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        """Reads checks through `cache`, and other records with `db`. Changes run through `writer`. `clock` returns the
+        time in seconds since 1970."""
         self._db = db
+        self._cache = cache
         self._writer = writer
         self._clock = clock
         self._not_found_count = 0
@@ -97,11 +104,7 @@ class SqliteUpstreamRecords:
     ) -> UpstreamCheck | None:
         """Returns the last check of the manifest `reference`, or, if `blob` is true, of the blob with the digest
         `reference`. Returns None if no check is stored."""
-        row = self._db.execute(
-            "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?",
-            (repo, _key_of_check(reference, blob)),
-        ).get
-        return None if row is None else UpstreamCheck(row[0], bool(row[1]))
+        return self._cache.look_up(bytes_of_row, _find_check, repo, _key_of_check(reference, blob))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
         """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or, if `blob`
@@ -277,6 +280,12 @@ def _key_of_check(reference: Reference, blob: bool) -> str:
     """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space,
     which no reference contains, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference
+
+
+def _find_check(db: apsw.Connection, repo: RepositoryName, key: str) -> UpstreamCheck | None:
+    """Returns the check with this key (`_key_of_check`); None if no check is stored."""
+    row = db.execute("SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?", (repo, key)).get
+    return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
 
 def _prune_not_found_checks(db: apsw.Connection, now: float) -> None:

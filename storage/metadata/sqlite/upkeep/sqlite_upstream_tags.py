@@ -15,6 +15,7 @@ from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.access import audit_table
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_row
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import Digest, RepositoryName, Tag
 from storage.upstream_tags import FrozenTag, Sighting, TagMove, TagNotFrozen
@@ -61,13 +62,16 @@ class SqliteUpstreamTags:
     def __init__(
         self,
         db: apsw.Connection,
+        cache: LookupCache,
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """`db` is the connection for short reads, which run on the event loop. `scans` runs long reads in a thread,
-        `writer` runs changes. `clock` returns the time in seconds since 1970."""
+        """`db` is the connection for short reads, which run on the event loop. `cache` runs the lookup whether a tag is
+        frozen, because the mirror needs it at each request for a tag. `scans` runs long reads in a thread, `writer`
+        runs changes. `clock` returns the time in seconds since 1970."""
         self._db = db
+        self._cache = cache
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -108,7 +112,7 @@ class SqliteUpstreamTags:
         return forgotten
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        return _find_frozen(self._db, repo, tag)
+        return self._cache.look_up(bytes_of_row, _find_frozen, repo, tag)
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         repo, _, tag = (after or "").rpartition(":")
