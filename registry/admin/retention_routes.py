@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/retention`, which show which tags the rules in the settings keep, and start the deletion of
-all others. The docstrings of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/retention`. They show which tags the rules in the settings keep, and start the deletion of all
+others. The OpenAPI document shows the docstrings of the routes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TagDecisionResponse(BaseModel):
 
     @classmethod
     def from_line(cls, line: PreviewLine) -> Self:
-        """Converts a line of a preview. The line has to be about a tag."""
+        """Converts a line of a preview, which must be about a tag."""
         return cls(
             tag=line.tag or "",
             digest=line.digest,
@@ -101,7 +101,7 @@ async def preview_retention(
         raise Denied(f"{caller.rights.account_name} may not see this: it needs the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # A visitor is an account, or the network of clients without a login. Each visitor runs one preview at a time.
+    # Each visitor runs one preview at a time: an account, or the network of clients without a login.
     async with preview.slots.slot(caller.visitor):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)

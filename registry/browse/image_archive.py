@@ -1,8 +1,7 @@
 """Produces the tar archive of an image for `docker load` (`ImageArchive`) while the server sends it.
 
-The archive is both a docker archive and an OCI image layout, like the archives of newer versions of `docker save`. It
-has the image for one platform. Its bytes depend only on the image and on the image's name, and its size is known before
-any blob is read. So a client can resume a download later, from any process.
+The archive is both a docker archive and an OCI image layout, for one platform. Its bytes depend only on the image and
+on the image's name. So a client can resume a download from any process.
 """
 
 from __future__ import annotations
@@ -36,12 +35,11 @@ from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MAX_LAYERS: Final = 1_000
-"""Largest number of layers of an image that is sent as an archive. Docker accepts at most 127."""
+"""Largest number of layers of an image that is sent. Docker accepts at most 127."""
 _FORMAT: Final = b"1"
-"""The version of the archive's format, a part of the ETag. A change of the format needs a new version, so that no
-client joins parts of different archives when it resumes a download."""
+"""A part of the ETag. Change it with the archive's format, so that no client joins parts of different archives."""
 _BATCH: Final = 20
-"""How many blobs are looked up before other requests may run on the event loop."""
+"""How many blobs are looked up before other tasks can run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +53,17 @@ class _Part:
 
     @property
     def stop(self) -> int:
-        """The offset in the archive at which the next part begins."""
+        """The offset in the archive of the next part."""
         return self.start + self.size
 
 
 class ImageArchive:
-    """The archive of one image. `etag`: identifies the bytes of the archive. `file_name`: a file name for the download,
-    in ASCII."""
+    """The archive of one image. `etag` identifies its bytes. `file_name` is for the download, in ASCII."""
 
     def __init__(
         self, registry: Registry, repo: RepositoryName, file_name: str, contents: Sequence[bytes | Descriptor]
     ) -> None:
-        """`contents`: the bytes and the blobs of which the archive consists, in their order."""
+        """`contents`: the bytes and the blobs of the archive, in their order."""
         self._registry = registry
         self._repo = repo
         self._parts: list[_Part] = []
@@ -85,8 +82,8 @@ class ImageArchive:
         self.etag = f'"{identity.hexdigest()}"'
 
     async def read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """Yields the bytes from the offset `start` up to, but not including, `stop`. Reads the blobs with the rights of
-        the current request. Raises BlobUnknown, and the other errors that reading a blob raises."""
+        """Yields the bytes from `start` up to, but not including, `stop`. Reads the blobs with the rights of the
+        current request. Raises BlobUnknown, and the other errors of `Registry.open_blob`."""
         for part in self._parts:
             first_byte, end_byte = max(start, part.start) - part.start, min(stop, part.stop) - part.start
             if first_byte >= end_byte:
@@ -105,12 +102,12 @@ class ImageArchive:
 async def open_archive(
     registry: Registry, repo: RepositoryName, reference: Reference, platform: str | None, name: str
 ) -> ImageArchive:
-    """Returns the archive of an image. `platform`: if the manifest is an index, the platform or the digest of the image
-    to take; None: the index has to list only one image. `name`: the repository's name as the client wrote it.
+    """Returns the archive of an image. `platform`: the platform or the digest of the image to take from an index; None:
+    the index must list only one image. `name`: the repository's name as the client wrote it.
 
-    Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers. Raises
-    RequestInvalid if the index lists several images and `platform` is None, and BlobUnknown if a layer is missing. A
-    mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
+    Raises ManifestUnknown if there is no such image, or the image cannot be sent. Raises RequestInvalid if `platform`
+    is None and the index lists several images. Raises BlobUnknown if a blob is missing or has the wrong size. Also
+    raises the errors of mirrors, because a mirror fetches what is not cached."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
@@ -118,8 +115,7 @@ async def open_archive(
         entry = await reader.in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        # Parses the manifest, in a thread if it is large. `manifest` keeps the parsed properties; the summary itself is
-        # not needed.
+        # Parses the manifest, in a thread if it is large. `manifest` keeps the result.
         await reader.summary_of(manifest)
     blobs = await reader.in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
@@ -135,8 +131,8 @@ async def open_archive(
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once. Returns None if the manifest is no image or is damaged, and if the
-    image has more than MAX_LAYERS layers or has layers that registries need not store (`Manifest.foreign`)."""
+    """Returns the blobs of an image, each once; None if the image cannot be sent. Registries need not store the layers
+    in `Manifest.foreign`."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:
@@ -145,8 +141,8 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the entry of an index whose image goes into the archive. `wanted`: the platform or the digest of the
-    image. Raises ManifestUnknown and RequestInvalid as `open_archive` describes."""
+    """Returns the entry of an index for the archive. `wanted`: the platform or the digest of the image. Raises
+    ManifestUnknown, RequestInvalid."""
     images = {}
     for entry in index.manifests:
         entry_view = index_entry(entry)
@@ -162,8 +158,7 @@ def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
 
 
 async def _check_sizes(registry: Registry, repo: RepositoryName, blobs: Sequence[Descriptor]) -> None:
-    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says. An archive with such a
-    blob could not be completed, or could not be loaded."""
+    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says."""
     for number, blob in enumerate(blobs):
         if number % _BATCH == 0:
             await asyncio.sleep(0)
@@ -178,8 +173,8 @@ def _wrong_size(digest: Digest) -> BlobUnknown:
 def _contents(
     manifest: Manifest, blobs: Sequence[Descriptor], tagged_name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
-    """Yields the parts of the archive. The small files that describe the image come first. `tagged_name`: the name and
-    the tag of the image, such as `team/app:v1`; None: the client has chosen the image by its digest."""
+    """Yields the parts of the archive. `tagged_name`: the image's name and tag, such as `team/app:v1`; None: the client
+    has chosen the image by its digest."""
     assert manifest.config is not None
     descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if tagged_name is not None:

@@ -1,11 +1,9 @@
-"""Decides which digest is served for a mirrored tag (`ServedTags`). This need not be the digest that the upstream's tag
-points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
-(`registry.mirror.cooldown`). Clients cannot delete a manifest or blob that a frozen tag needs. A *notice* is a text for
-the client in the response.
+"""Decides which digest is served for a mirrored tag (`ServedTags`).
 
-A `TagChoice` says what is served for a tag with a cooldown. Its *candidates* are the digests that may be served. The
-first one is served if it can be fetched. `newest_matures_at` is the time until which the cooldown holds back the newest
-digest; None: the newest digest is not held back.
+A tag can be *frozen* at one digest. A *cooldown* can delay moves of a tag (`registry.mirror.cooldown`).
+
+A `TagChoice` lists the digests that may be served, the preferred one first. Its `newest_matures_at` says until when the
+newest digest is held back; None: it is not held back.
 """
 
 from __future__ import annotations
@@ -31,18 +29,15 @@ from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, TagMove, Upstr
 log = logging.getLogger("registry.mirror")
 
 _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
-"""Matches the tags whose name is a digest. Under such a tag, clients find content that belongs to the digest, such as
-its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
-`sha256-….sig`."""
+"""Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
+tag has content that belongs to the digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. After each read, other tasks may run. Moves of other
-upstreams or of exempt tags are skipped without an `await`, so many of them would otherwise block the event loop. 100
-moves take about a millisecond."""
+"""Number of tag moves that are read from the store at a time. This takes about a millisecond."""
 
 
 class ServedTags:
-    """Applies the cooldown and the frozen tags of one upstream. The store keeps the *sightings* of each tag: when the
-    mirror first saw the tag point at a digest."""
+    """Applies the cooldown and the frozen tags of one upstream. A *sighting* records when the mirror first saw a tag
+    point at a digest."""
 
     def __init__(
         self,
@@ -51,19 +46,19 @@ class ServedTags:
         clock: Callable[[], float],
         random_number: Callable[[], float] = random.random,
     ) -> None:
-        """`clock`: returns seconds since 1970. `random_number`: returns a random number from 0 to 1."""
+        """`clock` returns seconds since 1970. `random_number` returns a number from 0 to 1."""
         self._tags = tags
         self._settings = settings
         self._clock = clock
         self._random_number = random_number
-        # Whether the first digest that the mirror ever saw of a tag may be served at once.
+        # Whether the first digest ever seen of a tag may be served at once.
         self._serves_new = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
 
     def cooldown(self, repo: RepositoryName, tag: Tag) -> float:
-        """Returns the cooldown of a tag in seconds; 0.0: moves of the tag are not delayed. Tags whose name is a digest
-        are never delayed: a signature must be available as soon as the manifest that it signs."""
+        """Returns the cooldown of a tag in seconds; 0.0: none. Tags that are named after a digest have none: a
+        signature must be available as soon as its manifest."""
         settings = self._settings
         if (
             not settings.cooldown
@@ -81,12 +76,12 @@ class ServedTags:
         return settings.cooldown
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        """Returns at which digest the tag is frozen; None if it is not frozen."""
+        """Returns at which digest the tag is frozen."""
         return await self._tags.frozen(repo, tag)
 
     async def check_not_frozen(self, repo: RepositoryName, reference: Reference) -> None:
-        """Raises TagFrozen if the tag is frozen, or if a frozen tag of the repository needs the manifest or blob with
-        this digest."""
+        """Raises TagFrozen if the tag is frozen. For a digest, raises TagFrozen if a frozen tag of the repository needs
+        this manifest or blob."""
         if isinstance(reference, Digest):
             frozen = await self._tags.frozen_tag_that_needs(repo, reference)
         else:
@@ -103,16 +98,15 @@ class ServedTags:
         tag: Tag,
         find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
-        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or the
-        mirror has no record of it. `find_cached`: returns the manifest that the cached tag names, or None if the tag is
-        not cached. It is called for a tag without a sighting."""
+        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or is
+        unknown. `find_cached` returns the manifest of the cached tag, or None."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
         now = self._clock()
         sightings = await self._tags.sightings(repo, tag)
         if not sightings:
-            # The sighting could not be recorded, because the disk was full. The next answer of the upstream records it.
+            # The sighting could not be recorded, because the disk was full.
             cached = await find_cached(repo, tag) if find_cached else None
             if cached is None:
                 return None
@@ -120,9 +114,8 @@ class ServedTags:
         return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
 
     def served_instead(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        """Returns the digest that is served for a tag with these sightings while the cooldown holds back the newest
-        digest. Returns None if the cooldown does not hold back the newest digest, or if no digest may be served yet.
-        Reads nothing from the store, so it can be called in any thread."""
+        """Returns the digest that is served while the cooldown holds back the newest one. Returns None if the newest
+        digest is not held back, or if no digest may be served yet. Can be called in any thread."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown or not sightings:
             return None
@@ -132,15 +125,12 @@ class ServedTags:
     async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
         """Yields the last move of each *young* tag of this upstream, oldest move first. A tag is young if it has
         pointed at its newest digest for less than its cooldown. With `after`, first yields the moves after this one,
-        and then the moves from the oldest up to this one. Lets other tasks run after every `_MOVES_PER_READ` stored
-        moves."""
+        and then the others."""
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # For each pass over the moves: the move after which it starts, and a tuple with which it compares each move.
-        # The pass ends before the first move that is greater. A `TagMove` is a tuple that begins with the time of the
-        # move. So all moves before `now` are less than `(now,)`, and the moves that are recorded during this call are
-        # greater.
+        # For each pass: the move after which it starts, and its upper bound. A `TagMove` begins with its time, so each
+        # move that is recorded during this call exceeds `(now,)`.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
@@ -153,9 +143,8 @@ class ServedTags:
                 await asyncio.sleep(0)
 
     async def random_move(self) -> TagMove | None:
-        """Returns a random move of a tag of this upstream; None if there is none. Considers only moves that are younger
-        than the upstream's cooldown, each with the same probability. Lets other tasks run after every `_MOVES_PER_READ`
-        stored moves."""
+        """Returns a random move of a tag of this upstream. All moves that are younger than the upstream's cooldown have
+        the same probability."""
         oldest = self._clock() - self._settings.cooldown
         position, chosen, count = None, None, 0
         while moves := await self._tags.moves(oldest, position, _MOVES_PER_READ):
@@ -169,8 +158,8 @@ class ServedTags:
         return chosen
 
     async def _is_young(self, move: TagMove) -> bool:
-        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. Such a tag is
-        young, because the caller passes only moves that are younger than the upstream's cooldown."""
+        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. The caller has
+        checked the age of the move."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False
@@ -178,15 +167,14 @@ class ServedTags:
         return bool(sightings) and sightings[-1].since == since
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
-        """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
-        their sightings are known if a cooldown is set later. If the sighting cannot be stored, only logs the failure:
-        the next answer of the upstream is recorded instead. `cached`: the manifest that the cached tag names; None if
-        the tag is not cached. The caller holds the lease (a lock across all processes) of the tag."""
+        """Records that the upstream's tag points at `digest` now. A cooldown may be set later, so tags without one are
+        recorded as well. A failure of the store is only logged. `cached`: the manifest of the cached tag. The caller
+        holds the lease (a lock across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:
-            # The sighting of the cached digest could not be stored. Without it, `digest` would count as the first
-            # digest of the tag, and be served at once.
+            # Without a sighting of the cached digest, `digest` would count as the first digest of the tag, and be
+            # served at once.
             sightings = [Sighting(now, cached.digest)]
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
         if updated is sightings:
@@ -210,7 +198,7 @@ class ServedTags:
         )
 
     def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
-        """Returns the notice for a tag that the cooldown holds back; None if the cooldown does not hold it back."""
+        """Returns a text for the client about a tag whose newest digest is held back; otherwise None."""
         if choice.newest_matures_at is None:
             return None
         return (
@@ -224,11 +212,10 @@ class ServedTags:
 
 
 def frozen_notice(frozen: FrozenTag) -> str:
-    """Returns the notice for a frozen tag."""
+    """Returns a text for the client about a frozen tag."""
     return f"{frozen} is frozen at {frozen.digest} since {time_text(frozen.at)}"
 
 
 def time_text(unix_seconds: float) -> str:
-    """Returns a time as text for people, in UTC: `2026-01-31 09:30:05 UTC`. Rounds up to a second, so that a digest is
-    served at the time that the text says."""
+    """Returns a time as text in UTC. Rounds up, so that a digest is served at the time that the text says."""
     return utc_text(math.ceil(unix_seconds))

@@ -36,14 +36,13 @@ _LANGUAGE_SECONDS: Final = 365 * 86400
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. A handler of a form holds none, so a handler that
+renders a page acquires one (`page_slot`)."""
 
 
 @router.get(LOGIN_PAGE_PATH)
 async def login_form(request: Request) -> Response:
-    """Shows the form to log in. The query can have `next`, the path to which the visitor returns. While the registry
-    has no accounts, redirects to the home page."""
+    """Shows the form to log in. `next` in the query is the path to which the visitor returns."""
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
     return await _login_page(request, 200, _next_path(query_of(request)))
@@ -51,8 +50,8 @@ async def login_form(request: Request) -> Response:
 
 @_forms.post(LOGIN_PAGE_PATH)
 async def log_in(request: Request) -> Response:
-    """Logs in with a user name and a password. Sets the session cookie and returns to the path `next` of the form, or
-    shows the form again. While the registry has no accounts, redirects to the home page."""
+    """Logs in with a user name and a password. Sets the session cookie and redirects to `next`, or shows the form
+    again."""
     form = await read_form(request)
     if caller_of(request).is_registry_open:
         return redirect(HOME_PATH)
@@ -94,8 +93,7 @@ async def log_out(request: Request) -> Response:
 
 @_forms.post(LANGUAGE_PATH)
 async def choose_language(request: Request) -> Response:
-    """Stores the visitor's choice of language in a cookie, and redirects to the path `next` of the form. Raises
-    RequestInvalid."""
+    """Stores the visitor's language in a cookie, and redirects to `next`. Raises RequestInvalid."""
     form = await read_form(request)
     language = form.one("language")
     if language not in LANGUAGES:
@@ -109,22 +107,21 @@ async def choose_language(request: Request) -> Response:
 
 
 async def _start_session(request: Request, user: str, password: str) -> str:
-    """Starts a session, which replaces the one that the browser has, and returns the value of its cookie. Raises the
-    errors of `BrowserLogin.with_password`."""
+    """Starts a session in place of the browser's old one, and returns its cookie's value. Raises the errors of
+    `BrowserLogin.with_password`."""
     actor = unauthenticated_actor(request.scope)
     return await _browser_login(request).with_password(user, password, actor, replaces=cookies_of(request).session)
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:
-    """Returns the page with the form. `user`: the value of its first field. `problem`: what went wrong."""
+    """Returns the login page. `user` fills its first field."""
     query = f"?next={quote(next_path, safe='/')}"
     return await page_response(
         request,
         "login.html",
         status_code=status,
         section="login",
-        # The page to which a change of the language leads. Without this value, it would be the home page after a failed
-        # login, because that request was a POST.
+        # Changing the language leads here. After a POST, the default would be the home page.
         here=LOGIN_PAGE_PATH + query,
         next_path=next_path,
         provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,
@@ -139,8 +136,8 @@ def _browser_login(request: Request) -> BrowserLogin:
 
 
 def _next_path(parameters: Query) -> str:
-    """Returns the parameter `next` if it is a path of this registry; otherwise the path of the home page. Raises
-    RequestInvalid if the query or form has it several times."""
+    """Returns `next` if it is a path of this registry; otherwise the home page. Raises RequestInvalid if `next` is
+    given several times."""
     text = parameters.one("next")
     try:
         return local_path(text, HOME_PATH)

@@ -1,9 +1,9 @@
 """Responses of upstream registries: the errors they map to (`error_for_response`), and the parsing of their JSON
 (`DocumentParser`).
 
-A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. Each has an *unconfirmed* variant, for a response
-that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself. After a
-not-found error the mirror deletes or hides cached content. After an unconfirmed variant, the mirror does neither.
+A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. After such an error, the mirror deletes or hides
+cached content. Each has an *unconfirmed* variant, for a response that may come from a proxy or firewall. After this
+variant, the mirror keeps the content.
 """
 
 from __future__ import annotations
@@ -46,44 +46,43 @@ from storage.json_bounds import UNCHECKED_BYTES
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-"""The `Accept` header for manifests: all types except Docker's schema 1. Without the header, registries may convert a
-manifest to an older type, which has another digest."""
+"""The `Accept` header for manifests. Without it, registries may convert a manifest to an older type with another
+digest."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 """Error codes that mean "not found" (OCI distribution spec, "Error Codes")."""
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Error codes with which registries refuse requests: codes of the OCI distribution spec, and codes that Docker's
-registry and Harbor add. A response with such a code comes from a registry, and not from a proxy or firewall."""
+"""Error codes with which registries refuse requests, including Docker's registry and Harbor. Proxies and firewalls do
+not send such codes."""
 _MAX_ERROR_BODY = 64 << 10
-"""Largest body that is searched for error codes, in bytes. A larger body is not an error document of a registry."""
+"""Largest body that is searched for error codes, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
-    """A response of an upstream, or of a server to which the upstream redirected the request."""
+    """A response of an upstream, or of a server to which it redirected."""
 
     status: int
     headers: Mapping[str, str]
-    """By name in lower case. The values of repeated headers are joined with ", "."""
+    """By name in lower case. Repeated headers are joined with ", "."""
     url: str
-    """The URL of the request that got this response, after redirects."""
+    """The URL after redirects."""
     is_cross_origin: bool
-    """Whether a redirect led to another origin, so that the response is not the upstream's own."""
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class of the first server that responded. URLs in this response, such as that of a token service, may
-    lead only to addresses of this class, to public addresses, and to hosts that the settings allow. If a redirect has
-    left that class, this is PUBLIC, because a server outside of a private network must not name addresses in it."""
+    """The network class of the first server that responded. URLs in this response may lead only to addresses of this
+    class or to public addresses. Hosts that the settings allow are an exception. After a redirect out of the class,
+    this is PUBLIC: an outside server must not name addresses in a private network."""
 
     @property
     def length(self) -> int | None:
-        """The header `Content-Length`, in bytes; None if it is missing or not valid."""
+        """`Content-Length` in bytes; None if missing or not valid."""
         return parse_count(self.headers.get("content-length"))
 
     @property
     def digest(self) -> Digest | None:
-        """The header `Docker-Content-Digest`; None if it is missing, not valid, or of an unsupported algorithm."""
+        """`Docker-Content-Digest`; None if missing, not valid or of an unsupported algorithm."""
         try:
             return Digest(self.headers.get("docker-content-digest", "").strip())
         except DigestInvalid:
@@ -91,14 +90,14 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """The media type in `Content-Type`; None if it is missing, or is not a type of manifest or index."""
+        """The media type in `Content-Type`; None if it is not that of a manifest or index."""
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return content_type if content_type in MANIFESTS | INDEXES else None
 
 
 def parse_count(text: str | None) -> int | None:
-    """Returns the number in a header value that has 1 to 18 digits and nothing else; None for any other text, and for
-    None. A number with more digits could be larger than the integers of the database."""
+    """Returns the number in a header value; None if the value is not a number of 1 to 18 digits. A longer number may
+    not fit into the database."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
@@ -106,9 +105,9 @@ def parse_count(text: str | None) -> int | None:
 def error_for_response(
     response: UpstreamResponse, not_found_error: RegistryError, has_login: bool, sent_token: bool = False
 ) -> RegistryError:
-    """Returns the error to raise for an unsuccessful response. `not_found_error` is the not-found error for the
-    requested content, or its unconfirmed variant. `has_login`: whether a login is configured, so that a refusal is a
-    refusal of that login. `sent_token`: whether the request contained a token of the upstream's token service."""
+    """Returns the error to raise for an unsuccessful response. `not_found_error`: the not-found error for the requested
+    content, or its unconfirmed variant. `has_login`: whether a login is configured. `sent_token`: whether the request
+    had a token of the upstream's token service."""
     status, server = response.status, loggable_origin(response.url)
     if response.is_cross_origin and status in (401, 403):
         # The configured login is not sent to another origin, so the refusal is not about that login.
@@ -128,11 +127,10 @@ def error_for_response(
 
 def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
     """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
-    configured, so a token in the request was issued to an anonymous client. `sent_token`: whether there was one.
+    configured, so a token was issued to an anonymous client.
 
-    With a token, the question is whether the registry accepted the token and still refused access. The challenge
-    `insufficient_scope` means yes, and `invalid_token` means no. With any other challenge, or none, a refusal code in
-    the body other than UNAUTHORIZED means yes.
+    With a token, the registry must have accepted the token and still refused access. The challenge `insufficient_scope`
+    shows this; `invalid_token` shows the opposite. Otherwise, a refusal code other than UNAUTHORIZED shows it.
 
     Without a token, only a 403 with such a code and without a challenge shows it."""
     challenge = response.headers.get("www-authenticate", "")
@@ -143,14 +141,13 @@ def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
-    """Returns whether the body has an error code that registries send, and proxies and firewalls do not. Returns False
-    for a response without a body, such as the response to a HEAD request."""
+    """Returns whether the body has an error code that only registries send. Without a body, returns False."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
 def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of a not-found error. Returns any other error, and an error that is unconfirmed
-    already, unchanged. `is_refusal`: whether the request was refused because it had no login. No retry helps then."""
+    """Returns the unconfirmed variant of a not-found error, and any other error unchanged. `is_refusal`: whether the
+    request was refused because it had no login."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
@@ -167,13 +164,12 @@ def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) 
 
 
 def login_denied(server: str) -> Denied:
-    """Returns the error to raise if `server` (an origin, such as `https://ghcr.io`) refuses the configured login."""
+    """Returns the error for a refused login. `server`: an origin, such as `https://ghcr.io`."""
     return Denied(f"the upstream registry {server} refuses the login configured for it")
 
 
 def _error_codes(body: bytes) -> set[str]:
-    """Returns the error codes in the body of a response (OCI distribution spec, "Error Codes"); an empty set if it has
-    none, or is larger than _MAX_ERROR_BODY."""
+    """Returns the error codes in the body of a response (OCI distribution spec, "Error Codes")."""
     if len(body) > _MAX_ERROR_BODY:
         return set()
     try:
@@ -185,22 +181,20 @@ def _error_codes(body: bytes) -> set[str]:
 
 T = TypeVar("T")
 MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
-"""Size of the largest document that is parsed on the event loop. Up to UNCHECKED_BYTES, parsing takes little time,
-whatever the document contains."""
+"""Largest document that is parsed on the event loop, in bytes. Parsing it takes little time, whatever it contains."""
 
 
 class DocumentParser:
-    """Parses the JSON documents of one upstream. Documents up to MAX_INLINE_BYTES are parsed on the event loop. Larger
-    ones are parsed in a thread, so that they do not block the event loop. Only one of the larger documents is parsed at
-    a time, because parsing may take ten times as much memory as the document."""
+    """Parses the JSON documents of one upstream. Large documents are parsed in a thread, so that they do not block the
+    event loop. Only one of them is parsed at a time, because parsing may take ten times as much memory as the
+    document."""
 
     def __init__(self) -> None:
         self._large_document_lock = asyncio.Semaphore(1)
 
     async def run(self, size_bytes: int, parse: Callable[[], T]) -> T:
-        """Returns the result of `parse`, which parses a document of `size_bytes`, and raises what `parse` raises. If
-        the caller is cancelled while a thread parses the document, the thread continues and its result is ignored. The
-        next large document waits until that thread has finished."""
+        """Returns the result of `parse`, or raises its error. `size_bytes`: size of the parsed document. After a
+        cancellation, the thread continues and its result is ignored. The next large document waits for the thread."""
         if size_bytes <= MAX_INLINE_BYTES:
             return parse()
         await self._large_document_lock.acquire()
@@ -213,7 +207,7 @@ class DocumentParser:
         try:
             return await asyncio.shield(parsing)
         finally:
-            # The traceback of an error refers to this frame, and `parsing` refers to the error. Without this line, the
+            # `parsing` refers to the error, and the error's traceback refers to this frame. Without this line, the
             # cycle would keep the document in memory until the garbage collector runs.
             del parsing
 
@@ -223,9 +217,8 @@ class DocumentParser:
             parsing.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
     async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
-        """Returns the manifest in a response. Raises UpstreamContentInvalid if it is not valid, and UpstreamUnavailable
-        if its bytes have another digest than `reference`. If `reference` is a tag, the bytes must have the digest that
-        the response names. If the response names no digest, every digest is accepted."""
+        """Returns the manifest in a response. Raises UpstreamContentInvalid if the manifest is not valid. Raises
+        UpstreamUnavailable if its bytes have another digest than expected (`_expected_digest`)."""
         server = loggable_origin(response.url)
         try:
             return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
@@ -235,9 +228,8 @@ class DocumentParser:
             raise UpstreamContentInvalid(f"{server} sends a manifest that is not valid: {error.message}") from None
 
     async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Returns the descriptors in the index that the response contains; an empty tuple if the response contains
-        a manifest that is not an index. A response without the media type of a manifest is parsed as an index. Raises
-        UpstreamUnavailable if the content is not valid."""
+        """Returns the descriptors in an index; an empty tuple if the manifest is no index. Without the media type of a
+        manifest, the content is parsed as an index. Raises UpstreamUnavailable if the content is not valid."""
         try:
             index = await self._parse_manifest(response, response.media_type or OCI_INDEX, None)
         except ManifestInvalid as error:
@@ -252,6 +244,5 @@ class DocumentParser:
 
 
 def _expected_digest(response: UpstreamResponse, reference: Reference) -> Digest | None:
-    """Returns the digest that the manifest in a response must have; None if `reference` is a tag and the response names
-    no digest."""
+    """Returns the digest that the manifest in a response must have; None: every digest is accepted."""
     return reference if isinstance(reference, Digest) else response.digest

@@ -1,8 +1,8 @@
-"""File locks between processes: locks on single bytes of a file (`fcntl`), and locks on a whole file (`flock`).
+"""File locks between processes: on single bytes of a file (`fcntl`), and on a whole file (`flock`).
 
 Each `open` call creates an open file description, here called an *opening* of the file. A lock belongs to an opening,
-not to a process (fcntl(2), "Open file description locks"; flock(2)). So two openings of a file exclude each other even
-within one process. The kernel releases a lock when the opening is closed or its process dies.
+not to a process (fcntl(2), "Open file description locks"; flock(2)). Two openings exclude each other even within one
+process. A lock ends when its opening is closed or its process dies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _STRUCT_FLOCK = struct.Struct("hhqqi4x")
 
 
 def try_lock_byte(fd: int, offset: int = 0) -> bool:
-    """Locks the byte at `offset` exclusively and returns True. Returns False if another opening of the file holds any
-    lock on the byte. Never waits. Raises OSError."""
+    """Locks the byte at `offset` exclusively, without waiting. Returns False if another opening holds a lock on the
+    byte. Raises OSError."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
     except BlockingIOError:
@@ -27,9 +27,9 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 
 def lock_byte_shared(fd: int, offset: int) -> None:
-    """Takes a shared lock on the byte at `offset`. Several openings of the file can hold this lock at the same time,
-    and `is_byte_locked` shows it to the others. Never waits. Raises OSError, also if another opening holds an exclusive
-    lock on the byte: so never use `try_lock_byte` for the same byte."""
+    """Takes a shared lock on the byte at `offset`, without waiting. Several openings can hold the lock at the same
+    time. Raises OSError. An exclusive lock of another opening also causes an OSError, so never use `try_lock_byte` for
+    the same byte."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
@@ -39,17 +39,16 @@ def unlock_byte(fd: int, offset: int = 0) -> None:
 
 
 def is_byte_locked(fd: int, offset: int = 0) -> bool:
-    """Returns whether another opening of the file holds an exclusive or shared lock on the byte at `offset`. Does not
-    see a lock that the opening `fd` itself holds. Raises OSError."""
+    """Returns whether another opening holds a lock on the byte at `offset`. Ignores the locks of `fd` itself. Raises
+    OSError."""
     lock_structure = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
     lock_type: int = _STRUCT_FLOCK.unpack(lock_structure)[0]
     return lock_type != fcntl.F_UNLCK
 
 
 def try_flock(fd: int, *, shared: bool = False) -> bool:
-    """Locks the whole file and returns True. Returns False if another opening holds a lock that excludes this one.
-    `shared`: whether to take a shared lock, which several openings can hold at the same time, instead of an exclusive
-    one. Never waits. Raises OSError."""
+    """Locks the whole file, without waiting. Returns False if another opening holds a conflicting lock. Several
+    openings can hold a `shared` lock at the same time. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,9 +62,8 @@ def unlock_flock(fd: int) -> None:
 
 
 class Flock:
-    """Context manager that waits for the exclusive lock on a whole file and holds it inside the `with` block. The wait
-    blocks the thread, so hold the lock only for about the time of one write. Raises OSError. It is a class because each
-    metadata change uses it, and a class is several times faster than a `contextmanager` function."""
+    """Context manager that holds the exclusive lock on a whole file. Waiting for the lock blocks the thread, so hold it
+    only for about the time of one write. Raises OSError. A `contextmanager` function would be several times slower."""
 
     __slots__ = ("_fd",)
 
@@ -80,8 +78,8 @@ class Flock:
 
 
 class PollBackOff:
-    """The pauses between attempts to take a lock that another process holds. Each pause is twice as long as the
-    previous one, but at most `longest_seconds`. Make a new object for each wait."""
+    """The pauses between attempts to take a lock. Each pause is twice as long as the previous one, up to
+    `longest_seconds`. Make a new object for each wait."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 
@@ -90,6 +88,6 @@ class PollBackOff:
         self._longest_seconds = longest_seconds
 
     async def pause(self) -> None:
-        """Sleeps for one pause, and doubles the length of the next one."""
+        """Sleeps for the next pause."""
         await asyncio.sleep(self._next_seconds)
         self._next_seconds = min(2 * self._next_seconds, self._longest_seconds)

@@ -1,5 +1,5 @@
-"""Tests of the stores of the bench `upkeep`: their rows equal those of pushes and mirrors, and a collection or an
-eviction removes exactly the content that the bench has added for it."""
+"""The stores of the bench `upkeep`. Their rows equal those of pushes and mirrors. A collection or an eviction removes
+exactly the content that the bench has added."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ SCOPES = [
     ScopeDefinition(f"cache {UPSTREAM}", (f"{UPSTREAM}/",), upstream=UPSTREAM),
     ScopeDefinition("cache", (f"{UPSTREAM}/",)),
 ]
-# Ids and times are not compared. The queue of the collector is not compared, because pushes fill it until the next
-# collection. The audit log is not compared, because only the pushes of the test are in it.
+# Ids, times, the collector's queue and the audit log are not compared. Only pushes fill the queue and the log.
 IN_REPOSITORY = "JOIN repository r ON r.id = x.repository"
 OF_MANIFEST = f"JOIN manifest m ON m.id = x.manifest {IN_REPOSITORY.replace('x.', 'm.')}"
 ROWS = {
@@ -86,7 +85,7 @@ async def push_images(store: StoredRegistry, name: str, *, mirrored: bool) -> No
 
 
 async def prepare(data: Path) -> None:
-    """Prepares a data directory as a server with the mirror's settings would, and pushes the config."""
+    """Prepares a data directory as a server with a mirror would, and pushes the config."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
         await count_scopes(store.usage, store.leases, SCOPES)
@@ -96,7 +95,7 @@ async def prepare(data: Path) -> None:
 
 @pytest.fixture
 async def filled(tmp_path: Path) -> AsyncIterator[tuple[UpkeepStore, StoredRegistry]]:
-    """Fills a store. Yields its `UpkeepStore`, and the same store as a server opens it."""
+    """Yields a filled store, as the bench and as a server open it."""
     await prepare(tmp_path)
     content = UpkeepStore(tmp_path, SIZE, CONFIG)
     content.fill()
@@ -113,7 +112,7 @@ def rows(data: Path) -> dict[str, list[Any]]:
 
 
 async def check(store: StoredRegistry) -> list[Finding]:
-    """Runs the consistency check with all digests, and returns its findings."""
+    """Runs the consistency check with all digests."""
     found = list[Finding]()
 
     async def on_finding(finding: Finding) -> None:
@@ -126,7 +125,7 @@ async def check(store: StoredRegistry) -> list[Finding]:
 
 
 async def evict_to(store: StoredRegistry, size: int) -> int:
-    """Evicts images until the cache has at most `size` bytes. Returns the number of evicted images."""
+    """Evicts images until the cache has at most `size` bytes. Returns their number."""
 
     async def list_downloads() -> set[Digest]:
         return set()
@@ -145,7 +144,7 @@ async def evict_to(store: StoredRegistry, size: int) -> int:
 
 
 async def test_inserted_rows_equal_rows_of_pushes(tmp_path: Path) -> None:
-    """Bulk insertion gives the same rows as pushes and a mirror, in every compared table, except for ids and times."""
+    """Bulk insertion gives the same rows as pushes and a mirror, in every compared table."""
     for name in ("filled", "pushed"):
         await prepare(tmp_path / name)
     UpkeepStore(tmp_path / "filled", SIZE, CONFIG).fill()
@@ -161,7 +160,7 @@ async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredReg
     content, store = filled
     counts_before = content.counts()
     assert await check(store) == []
-    # The config is one more blob, and its push added an entry to the collector's queue.
+    # The push of the config added a blob, and an entry to the collector's queue.
     assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)
     assert not await store.collector.collect(all_shards=True)
     assert await evict_to(store, counts_before.mirrored_bytes) == 0
@@ -169,7 +168,7 @@ async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredReg
 
 
 async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """A store with added garbage is consistent. A collection removes the garbage with its files, and nothing else."""
+    """A collection removes the added garbage with its files, and nothing else."""
     content, store = filled
     added = content.add_garbage(25)
     assert await check(store) == []
@@ -203,8 +202,8 @@ async def test_an_incomplete_or_excessive_removal_fails_the_trial(filled: tuple[
 
 
 async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
-    """The time of a job does not include its wait in the queue, even if the job ended before `wait_for_job` first reads
-    its state. A job that fails, or does not end in time, raises TrialFailed."""
+    """The time of a job does not include its wait in the queue. A job that fails, or does not end in time, raises
+    TrialFailed."""
     content, store = filled
     done = await store.jobs.add("gc", {}, actor="bench")
     await store.jobs.start(done.id, "test")

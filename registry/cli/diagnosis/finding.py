@@ -19,8 +19,8 @@ CHECK_SECONDS: Final = 15.0
 
 
 class Level(StrEnum):
-    """How bad a finding is. A *warning* is about something that may fail later, or only for some users. A *problem* is
-    about something that does not work."""
+    """How bad a finding is. Warning: something may fail later, or only for some users. Problem: something does not
+    work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -31,11 +31,9 @@ class Level(StrEnum):
 class Finding:
     """One result of a check.
 
-    - `check`: the name of the check, such as `disk`.
     - `what`: what was found, in one sentence. `why`: its consequence or its cause.
     - `next_step`: what to do; empty if nothing is wrong.
-    - `file` and `lines`: the path of a file, and lines to write into it as the solution; empty if nothing has to be
-      written."""
+    - `file` and `lines`: a file, and lines to write into it; empty if nothing has to be written."""
 
     check: str
     level: Level
@@ -46,7 +44,7 @@ class Finding:
     lines: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the finding as a dict of JSON values. Empty texts become None."""
+        """Returns a dict of JSON values. Empty texts become None."""
         return {
             "check": self.check,
             "level": self.level.value,
@@ -74,18 +72,17 @@ def problem(check: str, what: str, why: str = "", next_step: str = "", *, file: 
 
 
 def worst_level(findings: Iterable[Finding]) -> Level:
-    """Returns the worst of the levels; `OK` if there are no findings."""
+    """Returns the worst level of the findings; `OK` if there are none."""
     order = list(Level)
     return max((finding.level for finding in findings), key=order.index, default=Level.OK)
 
 
 Check = Callable[[], Awaitable[Sequence[Finding]]]
-"""A function that checks one thing and returns its findings."""
 
 
 async def run_checks(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS) -> list[Finding]:
-    """Runs all checks at the same time, and returns their findings in the order of the checks. If a check takes more
-    than `seconds`, or raises an error, the result has a finding about that."""
+    """Runs all checks at the same time. Returns their findings in the order of the checks. A check that fails, or takes
+    more than `seconds`, becomes a finding itself."""
     results = await asyncio.gather(*(_run(name, check, seconds) for name, check in checks.items()))
     return [finding for findings in results for finding in findings]
 
@@ -112,8 +109,8 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Runs a blocking call in a new thread, and returns its result. If the caller is cancelled, the thread continues.
-    The program can end while the thread still runs. With `asyncio.to_thread`, the program would wait for the thread."""
+    """Runs a blocking call in a new thread. If the caller is cancelled, the thread continues. Unlike with
+    `asyncio.to_thread`, the program can end while the thread still runs."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -139,7 +136,7 @@ async def in_thread(call: Callable[[], T]) -> T:
 
 
 def user_name(uid: int) -> str:
-    """Returns the name of a user; for a user without a name, text such as `uid 12345`."""
+    """Returns the name of a user, or a text such as `uid 12345`."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

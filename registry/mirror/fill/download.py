@@ -1,9 +1,8 @@
 """Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections as
 long as that makes the download faster.
 
-The bytes are written into a *partial blob*: a file with the bytes that have arrived. Only one process at a time
-downloads bytes into it: the *owner* of the partial blob. A *piece* is the byte range of one request. The *plan* has the
-missing byte ranges that no running request covers. A *sink* writes the bytes of one response into the partial blob. An
+The bytes are written into a file, the *partial blob*. Only one process at a time downloads into the file: its *owner*.
+A *piece* is the byte range of one request. A *sink* writes the bytes of one response into the partial blob. An
 *endpoint* is one of the base URLs of the upstream.
 """
 
@@ -42,28 +41,26 @@ from storage.partials import Partial
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_BYTES: Final = 8 * MIB
-"""A download with fewer missing bytes than this uses one request, because more connections would not make it faster."""
+"""A download with fewer missing bytes uses one request, because more would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
-"""Time between two checks of the progress while requests are running."""
+"""Time between two checks of the progress."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Time between two checks whether clients of other processes wait for the blob, while no request is running."""
+"""Time between two checks whether clients of other processes wait for the blob."""
 
 
 _FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
-"""Errors after which the download cannot continue, not even from another repository. After BlobLengthWrong, the stored
-bytes are possibly wrong."""
+"""Errors after which the download cannot continue, not even from another repository."""
 
 
 class NoReaders(Exception):
     """The fill (the work of this process to get the blob) was stopped. No client waits for the blob, and one of these
     holds:
 
-    - The fill was a prefetch (no client had requested the blob), and no client is expected to request it any more.
+    - No client had requested the blob, and none is expected to request it any more.
     - All clients left before the download began.
     - Another process downloads the blob.
     - Too many fills without clients wait for a connection.
-    - A slow request was cut off, because another request needed its connection. A retry would have to request all of
-      its bytes again, and could be cut off again and again (`RunningRequest.cut_off`)."""
+    - A slow request was cut off, because another request needed its connection (`RunningRequest.cut_off`)."""
 
 
 class Download:
@@ -85,15 +82,14 @@ class Download:
         has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
-        """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
-        says who needs the blob. `avoided`: the endpoints to avoid. `on_response`: called on the event loop each time
-        the upstream starts to send the response to a request. `on_fetched`: called after each request with the number
-        of bytes that it has stored. `list_repos`: returns all repositories of the upstream, with their names there,
-        from which the blob may be requested. After a refusal, or two failures in a row, another one is asked.
+        """`slots` limits the connections to the upstream. `repo`: the repository's name at the upstream. `on_response`
+        is called on the event loop when a response starts. `on_fetched` is called after each request, with the number
+        of bytes that it has stored. `list_repos` returns all repositories from which the blob may be requested, by
+        their names at the upstream.
 
-        `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
-        downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
-        new bytes. Before that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
+        `has_response`: whether readers may have got bytes from a previous owner. Once readers may have got bytes, the
+        download is retried until `stall_timeout` seconds pass without new bytes. Before that, it is retried at most
+        once."""
         self._upstream = upstream
         self._slots = slots
         self._first_repo = repo
@@ -102,8 +98,7 @@ class Download:
         self._demand = demand
         self._avoided = avoided
         self._last_broken: set[str] = set()
-        """The endpoint whose connection broke last; empty if none has broken. This endpoint is asked only if no other
-        endpoint has the blob."""
+        """The endpoint whose connection broke last. It is asked only if no other endpoint has the blob."""
         self._report_response = on_response
         self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()
@@ -114,30 +109,25 @@ class Download:
         self._retry = RetryPolicy(stall_timeout)
         self._stragglers: StragglerDetector[PieceSink | WholeSink] = StragglerDetector()
         self._connections: set[asyncio.Task[None]] = set()
-        """One task for each connection."""
         self._requests: dict[PieceSink | WholeSink, RunningRequest] = {}
-        """The running requests, by the sink of their responses."""
         self._changed = asyncio.Event()
-        """Set when a request is sent, when its response starts, when a connection ends, and when the first client comes
+        """Set when a request is sent, its response starts, or a connection ends. Also set when the first client comes
         or the last one leaves."""
         self._bytes_of_ended_requests = 0
-        """Number of bytes stored by the requests that have ended."""
         self._has_response = has_response
         """Whether the upstream has started to send, so that readers may have got bytes."""
         self._ranges_work = False
-        """Whether the upstream has sent the byte range that was requested."""
+        """Whether the upstream has sent a byte range as requested."""
         self._needs_whole = False
-        """Whether the blob is requested without a range, over one connection, because the upstream ignores or refuses
-        ranges."""
+        """Whether the upstream ignores or refuses ranges, so that the blob is requested without a range."""
         self._fatal_error: BaseException | None = None
-        """The error after which the download is not retried."""
         self.senders: set[str] = set()
 
     async def run(self) -> None:
-        """Downloads the missing bytes, and returns when none is missing. Raises NoReaders (nothing needs the blob any
-        more), PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed,
+        """Downloads the missing bytes. Raises NoReaders. Raises PartialLost if this process is no longer the owner.
+        Raises BlobLengthWrong if the caller must delete the stored bytes. Raises StorageFull, StorageFailed,
         BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
-        StorageFull. Raises BlobLengthWrong if the caller must delete the stored bytes."""
+        StorageFull."""
         try:
             with self._demand.watching(self._changed.set):
                 while self._should_continue():
@@ -148,8 +138,7 @@ class Download:
             await cancel_and_wait(self._connections)
 
     async def _make_progress(self) -> None:
-        """Opens connections as needed, and waits for a change or the next check. Then updates the best number of
-        connections, and cancels slow requests. Raises NoReaders."""
+        """Opens connections, waits for a change, and cancels slow requests. Raises NoReaders."""
         if not self._demand.has_clients_here:
             self._demand.set_clients_elsewhere(self._partial.has_waiters)
         if not self._connections and not self._demand.is_alive():
@@ -165,8 +154,7 @@ class Download:
         self._cancel_stragglers()
 
     def _should_continue(self) -> bool:
-        """Removes the connections that have ended. Returns whether bytes are missing and no fatal error has occurred.
-        Clears `_changed`, so that `_wait` waits for the next change."""
+        """Removes ended connections. Returns whether the download goes on."""
         self._changed.clear()
         ended = {task for task in self._connections if task.done()}
         self._connections -= ended
@@ -176,18 +164,16 @@ class Download:
         return self._fatal_error is None and (self._has_bytes_to_request() or bool(self._connections))
 
     def _has_bytes_to_request(self) -> bool:
-        """Returns whether there are missing bytes that no running request covers. With `_needs_whole`, returns whether
-        any byte is missing."""
+        """Returns whether bytes are left to request."""
         return bool(self._partial.missing()) if self._needs_whole else self._plan.remaining > 0
 
     @property
     def _received(self) -> int:
-        """Number of bytes that this download has stored so far."""
+        """Bytes that this download has stored so far."""
         return self._bytes_of_ended_requests + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
-        """Opens connections until there are as many as `AdaptiveConcurrency.connections` says. Opens none while the
-        download pauses before a retry."""
+        """Opens connections as needed, but none during the pause before a retry."""
         if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
             return
         limit = 1 if self._is_small or self._needs_whole or not self._has_response else self._concurrency.connections
@@ -205,8 +191,7 @@ class Download:
                 await self._changed.wait()
 
     def _wait_seconds(self) -> float | None:
-        """Returns the seconds until the next check of the progress or the demand, or until the pause before a retry
-        ends. Returns None if there is nothing to do before `_changed` is set."""
+        """Returns the seconds until the next check or retry; None: there is nothing to do before `_changed` is set."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
@@ -218,9 +203,9 @@ class Download:
         return None
 
     async def _run_connection(self, *, is_first: bool) -> None:
-        """Requests one piece after another over one connection. Takes a new connection slot (a permit to send one
-        request) for each piece, so that other downloads get slots between two pieces. `is_first`: whether the download
-        had no other connection when this one was opened."""
+        """Requests one piece after another over one connection. Takes a new slot (a permit to send a request) for each
+        piece, so that other downloads get slots in between. `is_first`: whether the download had no other connection
+        when this one was opened."""
         is_new_connection = True
         while self._should_send_request(is_first):
             slot = (
@@ -238,8 +223,7 @@ class Download:
             is_new_connection = False
 
     def _should_send_request(self, is_first: bool) -> bool:
-        """Returns whether a connection should send another request. `is_first`: whether the download had no other
-        connection when this one was opened."""
+        """Returns whether a connection should send another request."""
         if self._fatal_error is not None or not self._has_bytes_to_request() or not self._demand.is_alive():
             return False
         if self._loop.time() < self._retry.resume_at or (self._needs_whole and len(self._connections) > 1):
@@ -247,21 +231,19 @@ class Download:
         return is_first or len(self._connections) <= self._concurrency.connections
 
     async def _fetch(self, is_new_connection: bool) -> bool:
-        """Sends one request and receives its response. Returns whether the connection can be used for another
-        request."""
-        repo = self._repos.next_repo  # which may change while the request is running
+        """Sends one request. Returns whether the connection can send another one."""
+        repo = self._repos.next_repo  # may change while the request is running
         async with self._slots.repository_share(repo) as has_share:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether the request
-        is within the repository's limit of requests (`ConnectionSlots.repository_share`). Beyond the limit, it may be
-        cut off if it is slow while other requests wait for a slot."""
+        """Does the work of `_fetch`. `has_share`: whether the request is within the repository's limit of requests.
+        Beyond the limit, a slow request may be cut off while others wait."""
         sink = self._next_sink()
         if sink is None:
             return False
         span = Span(sink.piece.start, sink.piece.stop) if isinstance(sink, PieceSink) else Span(0)
-        if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
+        if span == Span(0, self._partial.size):  # the whole blob needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
         request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, has_share, cancel_scope)
@@ -299,7 +281,7 @@ class Download:
         return True
 
     def _next_sink(self) -> PieceSink | WholeSink | None:
-        """Returns the sink for the next request, or None if no byte is left to request."""
+        """Returns the sink for the next request; None if nothing is left to request."""
         if self._needs_whole:
             return WholeSink(self._partial, self._partial.missing(), self._on_response, self._avoided.refused)
         remaining = self._plan.remaining
@@ -308,8 +290,8 @@ class Download:
         return PieceSink(self._partial, piece, self._on_response, self._avoided.refused) if piece else None
 
     def _cancel_stragglers(self) -> None:
-        """If all missing bytes have been requested, cancels the requests that are much slower than the others
-        (*stragglers*), so that their missing bytes are requested again."""
+        """Cancels requests that are much slower than the others (*stragglers*), so that their missing bytes are
+        requested again. Cancels none while other bytes are left to request."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.next_offset - piece.start for sink, piece in pieces.items()})
@@ -328,11 +310,11 @@ class Download:
             self._requests[sink].cancel()
 
     def _on_response(self) -> None:
-        """Called in the thread that reads a response, when the response starts."""
+        """Called when a response starts, in the thread that reads it."""
         self._loop.call_soon_threadsafe(self._note_response)
 
     def _note_response(self) -> None:
-        """Records on the event loop that the upstream has started to send a response."""
+        """Records that a response has started."""
         self.senders.update(sink.endpoint for sink in self._requests if sink.endpoint)
         self._has_response = True
         self._changed.set()
@@ -341,11 +323,10 @@ class Download:
     def _on_error(
         self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
     ) -> None:
-        """Decides after a failed request from `repo` whether to retry or to give up. `has_range`: whether the request
-        asked for a byte range."""
+        """Decides after a failed request whether to retry. `has_range`: whether the request asked for a byte range."""
         if sink.endpoint is not None:
             self.senders.add(sink.endpoint)
-            self._has_response = True  # because the event loop may not have called `_note_response` yet
+            self._has_response = True  # `_note_response` may not have been called yet
         if isinstance(error, BlobUnknown | Denied) and self._has_response:
             self._repos.on_refusal(repo)
         is_final = isinstance(error, _FINAL_ERRORS)
@@ -361,8 +342,7 @@ class Download:
     def _on_broken_connection(
         self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
     ) -> None:
-        """Schedules a retry. After too many failures, schedules a last attempt without a byte range if that can help
-        (`_should_try_whole`); otherwise sets the fatal error."""
+        """Schedules a retry. After too many failures, tries once without a byte range, or sets the fatal error."""
         now = self._loop.time()
         if sink.endpoint is not None:
             self._last_broken = {sink.endpoint}
@@ -385,16 +365,15 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download after a failed request from `repo`. The caller of `run` takes an error such as BlobUnknown
-        to be about the first repository. So an upstream's error about another repository is replaced by
-        UpstreamUnavailable."""
+        """Ends the download. The caller of `run` relates an error such as BlobUnknown to the first repository. So such
+        an error of another repository becomes UpstreamUnavailable."""
         if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
-        """Returns whether to request the blob once more without a byte range. This can help, because some upstreams
-        respond to a `Range` header with an error."""
+        """Returns whether to request the blob once more without a byte range. Some upstreams respond to a `Range`
+        header with an error."""
         if self._has_response or self._needs_whole or not has_range:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)

@@ -1,6 +1,6 @@
-"""Keeps track of the fills of this process (`Fills`). A *fill* is the work of one process to get one blob from an
-upstream registry. Usually all repositories share the fill of a blob (*shared* fill). If the upstream does not respond
-to it, the other repositories use a second fill (*separate* fill). `registry.mirror.fill.fill` has the details."""
+"""Keeps track of the running fills of this process (`Fills`). A *fill* gets one blob from an upstream registry. Usually
+all repositories use one *shared* fill of a blob. If the upstream does not respond to the shared fill, the other
+repositories use a second one, the *separate* fill."""
 
 from __future__ import annotations
 
@@ -22,28 +22,25 @@ _Key = tuple[Digest, int, bool]
 
 
 class Fills:
-    """The running fills of this process. A blob has at most one shared fill and one separate fill. Each fill runs in
-    its own task, which continues when the requests that use the fill have ended."""
+    """The running fills of this process. Each fill has its own task, so it outlives the requests that use it."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
         self._fills: dict[_Key, tuple[Fill, asyncio.Task[None]]] = {}
-        """Running fills and their tasks."""
         self._closed = False
 
     @contextmanager
     def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Iterator[Fill]:
-        """Yields the running fill of a blob that a client has requested, or starts one. The client waits for the fill
-        inside the `with` block. `is_separate`: whether to use the separate fill, because the upstream does not respond
-        to the shared one. Awaits nothing, so the fill cannot end before the block begins. Raises UpstreamUnavailable if
-        the server is stopping."""
+        """Yields the running fill of a requested blob, or starts one. Inside the `with` block, the fill counts the
+        caller as a client. Awaits nothing, so the fill cannot end before the block begins. Raises UpstreamUnavailable
+        if the server is stopping."""
         fill = self._find_or_start(repo, digest, size, is_separate=is_separate)
         with fill.demand.client():
             yield fill
 
     def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
         """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the
-        blob, the fill ends when `pull` is no longer active. Raises UpstreamUnavailable if the server is stopping."""
+        blob, the fill ends when none of its pulls is active. Raises UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, blob.digest, blob.size)
         fill.demand.pulls.add(pull)
         return fill
@@ -53,8 +50,8 @@ class Fills:
     ) -> PassThroughReader:
         """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
         The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
-        byte after the last one. Raises UpstreamUnavailable if all endpoints (base URLs of the upstream) sent corrupt
-        bytes for the blob."""
+        byte after the last one. Raises UpstreamUnavailable if all endpoints of the upstream sent corrupt bytes for the
+        blob."""
         context = self._context
         return PassThroughReader(
             *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
@@ -65,7 +62,7 @@ class Fills:
         )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
+        """Returns the running fill of a blob if `repo` is one of the fill's repositories."""
         for fill, _ in self._fills.values():
             if fill.digest == digest and repo in fill.repositories and not fill.has_ended:
                 return fill
@@ -76,18 +73,15 @@ class Fills:
         return [fill for fill, _ in self._fills.values()]
 
     async def aclose(self) -> None:
-        """Cancels all fills, and prevents new ones. The stored bytes are kept for the next start of the server."""
+        """Cancels all fills, and prevents new ones. The stored bytes are kept."""
         self._closed = True
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the shared fill, or with `is_separate` the separate fill, and adds `repo` to its `repositories`.
-        Starts the fill if it is not running.
+        """Returns the fill of a blob, and starts it if it is not running. Adds `repo` to the fill's repositories.
 
-        Without `is_separate`, returns a running separate fill all the same if both conditions hold:
-
-        - The shared fill is not running, or has got no response yet.
-        - The separate fill has got a response, or requests the blob from `repo`."""
+        While no shared fill has a response, a caller without `is_separate` may also get the separate fill. The separate
+        fill must then have a response, or request the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_started):
@@ -107,7 +101,7 @@ class Fills:
         return fill
 
     async def _run(self, fill: Fill, key: _Key) -> None:
-        """Runs a fill, and removes it from the running fills when it has ended."""
+        """Runs a fill until it ends."""
         try:
             await fill.run()
         finally:

@@ -1,11 +1,7 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
-A connection takes one descriptor. A request in progress takes up to three more descriptors: two for the file that it
-sends (the second one is for read-ahead), and one for a duplicate of the connection's socket. The worker keeps a reserve
-of descriptors for other files and for connections to upstream registries.
-
-When no descriptor is left for a new connection, the worker *evicts* silent connections: it closes them. `EvictionKind`
-lists the four kinds of silent connections. The worker never evicts a connection that is not silent.
+The worker keeps a reserve of descriptors for other files and for connections to upstream registries. When no descriptor
+is left for a new connection, the worker *evicts* silent connections: it closes them.
 """
 
 from __future__ import annotations
@@ -20,87 +16,82 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
-"""Largest number of descriptors that a request in progress takes, in addition to its connection's descriptor."""
+"""Descriptors that a request takes besides that of its connection. Two are for the file that it sends, and one is for a
+duplicate of the connection's socket."""
 MAX_CONNECTIONS = 16384
-"""Upper bound of a worker's connections, even if the limit of descriptors allows more, because each takes memory."""
+"""Upper bound of a worker's connections, because each takes memory."""
 FAIR_SHARE = 16
-"""How many silent connections a client address may have. If it has more, its oldest ones are evicted before the
-connections of other addresses."""
+"""How many silent connections a client address may have before its oldest ones are evicted first."""
 STALLED_SECONDS = 10.0
-"""A connection with a request in progress is stalled if no byte was sent or received on it for this long."""
+"""A request in progress is stalled if no byte was sent or received for this long."""
 MAX_EXAMINED = 2000
-"""Largest number of connections that one search for silent connections examines. Examining one takes up to ten
-microseconds."""
+"""Largest number of connections that one search examines. Examining one takes up to ten microseconds."""
 MAX_EVICTIONS = 100
-"""Largest number of connections that one call evicts. Closing one takes up to 80 microseconds, in which the worker
-serves no other connection. Later calls evict the others."""
+"""Largest number of connections that one call evicts. Closing one takes up to 80 microseconds."""
 _MIN_RESERVE = 32
-"""Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
+"""Smallest number of descriptors in the reserve."""
 _MAX_FILES_TO_COUNT = 8192
-"""A process counts its open files once a second if its limit of open files is at most this. With a higher limit,
-counting could take too long. Then no count is needed either, because the reserve is so large that other files do not
-use it up."""
+"""A process counts its open files only if its limit is at most this. With a higher limit, counting could take too long,
+and the reserve is large enough for other files."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
-"""A worker that can have fewer connections than this logs a warning at its start."""
+"""Below this capacity, a worker logs a warning."""
 _MIN_SELECTED = 32
-"""Smallest number of silent connections that one search selects for eviction, if it finds so many."""
+"""Smallest number of connections that one search selects."""
 _ACCEPTS_PER_PAUSE = 32
-"""How many new connections a full worker accepts, by evicting silent ones, between two pauses of `_PAUSE_SECONDS`. In a
-pause it accepts none, so that other workers can accept them."""
+"""How many new connections a full worker accepts between two pauses. In a pause, other workers can accept them."""
 _PAUSE_SECONDS = 0.01
 _NOTHING_FOUND_SECONDS = 0.25
-"""Pause between a search that found no silent connection and the next search."""
+"""Pause after a search that found no silent connection."""
 _BUSY_SECONDS = 0.1
-"""How long a worker that is full and has no silent connection waits before it tries again to accept a connection."""
+"""How long a full worker without silent connections accepts no new connection."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines with the same text."""
 
 EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 """Why a connection is silent:
 
-- `lingering`: its last response was sent, and the server only waits for the client to close the connection.
+- `lingering`: its last response was sent, and the server waits for the client to close it.
 - `new`: the client has not sent a complete request yet.
 - `idle`: it is between two requests.
-- `stalled`: it has a request in progress, but no byte was sent or received for `STALLED_SECONDS`.
+- `stalled`: its request is in progress, but no byte was sent or received for `STALLED_SECONDS`.
 """
 
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """Describes a connection that can be evicted."""
+    """A connection that can be evicted."""
 
     kind: EvictionKind
     since: float
     """When the connection became silent; for the kind `new`, when it was opened. In seconds of the event loop's
     clock."""
     address: str | None
-    """The client's IPv4 address, or the /64 network of its IPv6 address; None for a trusted proxy, whose connections
-    serve many clients."""
+    """The client's IPv4 address, or the /64 network of its IPv6 address. None: a trusted proxy, whose connections serve
+    many clients."""
 
 
 class EvictableConnection(Protocol):
-    """The methods of a connection that `ConnectionLimit` calls. The connection is open or pending (see
-    `ConnectionLimit`)."""
+    """A connection as `ConnectionLimit` uses it."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction; None if it is not silent or is closing already. `now`
-        is in seconds of the event loop's clock."""
+        """Returns None if the connection is not silent, or is closing already. `now` is in seconds of the event loop's
+        clock."""
         ...
 
     def evict(self) -> None:
-        """Closes the connection immediately, so that its descriptor can be used for another connection."""
+        """Closes the connection immediately, which frees its descriptor."""
         ...
 
 
 _Selected = tuple[EvictableConnection, EvictionCandidate]
-"""A silent connection, and the data that it reported to the search."""
+"""A silent connection, and what it reported."""
 
 
 class ConnectionLimit:
-    """The connection limit of one worker. Create it after the application has started: the descriptors that are in
-    use at that moment are never counted as free for connections."""
+    """The connection limit of one worker. Create it after the application has started, because it counts the files that
+    are open then."""
 
     def __init__(
         self,
@@ -112,10 +103,9 @@ class ConnectionLimit:
         limit: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """The worker keeps the three collections up to date: its open connections, its pending ones (accepted, but not
-        ready for requests, usually because the TLS handshake is in progress), and its requests in progress. `clock` is
-        the event loop's, in seconds. `limit` is how many descriptors the process may have open; None: the limit that
-        the system sets. `max_connections` is the upper bound of the connections, even if `limit` allows more."""
+        """The worker keeps the three collections up to date. `pending`: accepted connections that are not ready for
+        requests yet, such as during the TLS handshake. `clock`: the event loop's, in seconds. `limit`: how many
+        descriptors the process may have open; None: the limit of the system."""
         self._connections = connections
         self._pending = pending
         self._requests = requests
@@ -125,9 +115,9 @@ class ConnectionLimit:
         self._reserve = max(_MIN_RESERVE, self._limit // 8)
         self._files_at_start = count_open_files()
         self._budget = self._limit  # descriptors for connections and their requests
-        self._selected: list[_Selected] = []  # found by the last search and not yet evicted; the last is evicted first
-        self._evicted: set[EvictableConnection] = set()  # evicted, but perhaps still in the worker's collections
-        self._search_offset = 0  # position in the collections where the next search begins
+        self._selected: list[_Selected] = []  # found by the last search; the last one is evicted first
+        self._evicted: set[EvictableConnection] = set()  # perhaps still in the worker's collections
+        self._search_offset = 0
         self._no_search_until = -_NOTHING_FOUND_SECONDS
         self._accepts_left = 0  # new connections to accept before the next pause
         self._unlogged_evictions = 0  # since the last log line
@@ -141,7 +131,7 @@ class ConnectionLimit:
         return min(self._budget, self._max_connections)
 
     def warn_if_low(self) -> None:
-        """Logs a warning if the capacity is so small that a busy registry could reach it."""
+        """Logs a warning if a busy registry could reach the capacity."""
         if self.capacity < _LOW_CAPACITY:
             log.warning(
                 "at most %d open files leave room for %d connections in this process: see docs/en/network.md",
@@ -150,19 +140,18 @@ class ConnectionLimit:
             )
 
     def make_room_for_connection(self) -> float:
-        """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept it now.
-        Otherwise returns the number of seconds in which the worker must accept no connection. Call it before each
-        connection is accepted.
+        """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept the
+        connection now. Otherwise returns for how many seconds it must accept none.
 
-        If no descriptor is free, the first call returns a short time, in which another worker can accept the
-        connection. The next calls evict silent connections to free descriptors, up to `_ACCEPTS_PER_PAUSE` times.
+        If no descriptor is free, the first call returns a short pause, so that another worker can accept the
+        connection. The next `_ACCEPTS_PER_PAUSE` calls evict silent connections.
         """
         if self._free_descriptors() > 0:
             return 0.0
         if not self._accepts_left:
             self._accepts_left = _ACCEPTS_PER_PAUSE
             return _PAUSE_SECONDS
-        missing = 1 - self._free_descriptors()  # free descriptors are negative if too many are in use
+        missing = 1 - self._free_descriptors()
         if self.evict_connections(missing):
             self._accepts_left -= 1
             return 0.0
@@ -189,9 +178,8 @@ class ConnectionLimit:
         return count > 0
 
     def adapt_to_open_files(self) -> None:
-        """Adapts the number of descriptors for connections to how many files are open for other purposes, such as
-        downloads from upstream registries. Evicts silent connections if too many descriptors are in use then. Does
-        nothing if more than `_MAX_FILES_TO_COUNT` files may be open. Call it once a second."""
+        """Adapts the number of descriptors for connections to the files that are open for other purposes. Evicts silent
+        connections if too many descriptors are in use then. Call it once a second."""
         if self._limit <= _MAX_FILES_TO_COUNT:
             own_files = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own_files))
@@ -202,8 +190,7 @@ class ConnectionLimit:
         self._budget = max(self._limit - other_files - self._reserve, _MIN_BUDGET)
 
     def _free_descriptors(self) -> int:
-        """Returns how many descriptors are left for new connections; negative if too many are in use. If the
-        worker has `max_connections` connections, none is left."""
+        """Returns how many descriptors are left for new connections; negative if too many are in use."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
             self._evicted = {
@@ -215,9 +202,7 @@ class ConnectionLimit:
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), self._max_connections - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to evict next; None if there is none. Takes the connection from those that the
-        last search selected, and skips connections that were active since that search. If no selected connection is
-        left, searches again."""
+        """Returns the silent connection to evict next. Skips connections that were active since the last search."""
         for must_search in (False, True):
             if must_search:
                 if now < self._no_search_until:
@@ -235,13 +220,12 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects
-        connections of one kind: `_MIN_SELECTED` of those found, or an eighth of them if that is more. Returns them in
-        reverse order of eviction. The list is empty if no silent connection was found.
+        """Selects silent connections of one kind, and returns them in reverse order of eviction. Begins where the
+        previous search ended.
 
-        Selects lingering connections if there are any. If not, selects new or idle connections: the kind of which there
-        are more. So a client that opens many connections of one kind does not cause evictions of the other kind.
-        Selects stalled connections only if there are no others.
+        Selects lingering connections if there are any, and stalled ones only if there are no others. Of new and idle
+        connections, selects the more frequent kind. So a client that opens many connections of one kind does not cause
+        evictions of the other kind.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._pending)
@@ -258,7 +242,7 @@ class ConnectionLimit:
         return _sorted_for_eviction(silent)[-max(_MIN_SELECTED, len(silent) // 8) :]
 
     def _limit_text(self) -> str:
-        """Says which limit the number of connections has."""
+        """Says which limit the connections have."""
         if self._max_connections < self._budget:
             return f"this process may have at most {self._max_connections} connections"
         return f"with at most {self._limit} open files there is room for {self._budget} connections in this process"
@@ -289,13 +273,13 @@ class ConnectionLimit:
 def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """Returns the connections in reverse order of eviction: the one to evict first is the last.
 
-    If addresses have more than `FAIR_SHARE` silent connections, their oldest ones are evicted first, until each address
-    has only this share. After that, the connection that has been silent for longest is evicted first.
+    Addresses with more than `FAIR_SHARE` silent connections lose their oldest ones first. After that, the connection
+    that has been silent for longest is evicted first.
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # Maps the id of each connection to a number. It is 0 for the newest `FAIR_SHARE` connections of an address. Its
-    # older connections have the numbers 1, 2, 3, …; the oldest connection has the highest number.
+    # By the id of the connection: 0 for the newest `FAIR_SHARE` connections of an address, then 1, 2, 3, … for older
+    # ones.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

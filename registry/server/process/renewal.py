@@ -1,7 +1,7 @@
 """`Renewal`: replaces workers by new processes, one after another.
 
-Each old worker accepts connections until its replacement accepts them. Then the old worker *retires*: it answers one
-more request on each of its connections, and ends when its last connection is closed.
+Each old worker accepts connections until its replacement does. Then the old worker *retires*: it answers one more
+request on each connection, and ends with its last connection.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 
 _START_SECONDS = 60.0
-"""Time for a new worker to become ready. If it takes longer, the supervisor abandons the renewal."""
+"""Time for a new worker to become ready. After this time, the renewal is abandoned."""
 
 
 class Renewal:
-    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement, once
-    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index. A
-    replacement has the same index as the worker that it replaces."""
+    """One renewal. `surplus`: workers that end last, without a replacement. `fork` starts a worker with the given
+    index."""
 
     def __init__(
         self,
@@ -38,13 +37,12 @@ class Renewal:
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`; 0 means immediately."""
+        """When `step` must be called at the latest, in seconds of `time.monotonic`; 0: immediately."""
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. Returns True if the supervisor must not start this worker again: if it is
-        surplus, if its replacement was started already, or if it is itself the replacement of a worker that still runs.
-        `how` is the part of a sentence that follows "the worker"."""
+        """Called when a worker has ended. Returns True if the supervisor must not start this worker again. `how`
+        follows "the worker" in a sentence."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)
@@ -60,9 +58,8 @@ class Renewal:
         return False
 
     def step(self, now: float) -> None:
-        """Does the next step: retires the worker whose replacement is ready, or starts a replacement. Abandons the
-        renewal if the replacement takes too long. `now` is in seconds of `time.monotonic`. Raises OSError if no process
-        can be started."""
+        """Retires the worker whose replacement is ready, and starts the next replacement. `now` is in seconds of
+        `time.monotonic`. Raises OSError if no process can be started."""
         if self.outcome is not None:
             return
         if self._replacement is not None:
@@ -82,7 +79,7 @@ class Renewal:
             self.outcome = Outcome(True, "all workers were replaced")
 
     def _abandon(self, reason: str) -> None:
-        """Ends the renewal. The workers that were not replaced yet continue to serve."""
+        """Ends the renewal. The remaining old workers continue to serve."""
         old_worker_count = len(self._to_replace) + len(self._surplus)
         self.outcome = Outcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()

@@ -1,5 +1,4 @@
-"""Reads and hashes the file of a blob in parts, to check whether its bytes still have the blob's digest
-(`FileCheck`)."""
+"""Reads and hashes the file of a blob in parts, to check that its bytes still have the blob's digest (`FileCheck`)."""
 
 from __future__ import annotations
 
@@ -17,21 +16,18 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PART_BYTES: Final = 1024 * 1024
-"""Largest number of bytes that one call of `FileCheck.read_part` reads. Reading and hashing them takes a few
-milliseconds."""
+"""Largest part that `FileCheck.read_part` reads, in bytes. This takes a few milliseconds."""
 
 
 class FileCheck:
-    """The check of one file. Call `read_part` until it returns 0; then `problem` says what is wrong with the file, or
-    is None. `version` identifies the file (`version_of`). All methods block.
+    """The check of one file. Call `read_part` until it returns 0. Then `problem` says what is wrong with the file;
+    None: nothing. `version` identifies the file (`version_of`). All methods block.
 
-    A check of the store reads all files, also those that clients rarely read. The kernel would keep the pages of these
-    files in memory, and drop pages of blobs that clients often pull. So this class drops the pages that its own reads
-    have loaded, and keeps most pages that were in memory before (see `_read`). Read-ahead is off for this file, because
-    pages that the kernel reads in advance would look like pages that were in memory before."""
+    The page cache must keep the blobs that clients often pull. So a check drops the pages that its own reads have
+    loaded. Read-ahead is off: pages read in advance would look like pages that were in memory before."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, from_disk: bool) -> None:
-        """`from_disk`: first drops all pages of the file from memory, so that all bytes come from the disk."""
+        """`from_disk`: whether all bytes must come from the disk, not from memory."""
         self.problem: str | None = None
         self.version = ""
         self._path = path
@@ -51,9 +47,9 @@ class FileCheck:
             self._fd = -1
 
     def read_part(self) -> int:
-        """Reads and hashes the next part, and returns its number of bytes; 0 if there are no more. Raises BytesMissing
-        if there is no file, BytesForbidden if this process has no permission to read it, and OSError if it cannot be
-        read for another reason than damage."""
+        """Reads and hashes the next part. Returns its number of bytes; 0: there are no more. Raises BytesMissing.
+        Raises BytesForbidden if this process may not open the file. Raises OSError if reading fails for another reason
+        than damage."""
         if self._has_ended:
             return 0
         if self._fd < 0:
@@ -78,8 +74,8 @@ class FileCheck:
         return count
 
     def _open(self) -> None:
-        """Opens the file and sets `version`. Ends the check if the file cannot be opened because of damage, has the
-        wrong size, or is empty. Raises BytesMissing, BytesForbidden, OSError."""
+        """Opens the file and sets `version`. Ends the check if the file is damaged or empty. Raises BytesMissing,
+        BytesForbidden, OSError."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -107,13 +103,12 @@ class FileCheck:
             self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
 
     def _end(self, problem: str | None) -> None:
-        """Ends the check with this problem; None: the file is not damaged."""
+        """Ends the check; None: no damage."""
         self.problem = problem
         self._has_ended = True
 
     def _read(self, view: memoryview) -> int:
-        """Fills `view` with the bytes from `_offset` on, and returns the number of bytes read. Then drops from memory
-        the pages that this read has loaded."""
+        """Fills `view` with the next bytes, and returns their number. Drops the pages that this read has loaded."""
         in_memory = self._count_resident(len(view))
         count = 0
         while count < len(view):
@@ -122,8 +117,7 @@ class FileCheck:
                 break
             count += more_count
         if count > in_memory:
-            # Drops all pages of this part from the first one that was not in memory. This includes later pages that
-            # were in memory before, because `_count_resident` does not count them.
+            # This also drops later pages of the part that were in memory before.
             os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
         return count
 

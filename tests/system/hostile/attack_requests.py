@@ -1,5 +1,4 @@
-"""Functions that send HTTP requests as raw bytes over sockets, because HTTP libraries would refuse to send most of
-them."""
+"""Sends HTTP requests as raw bytes, because HTTP libraries would refuse to send most of them."""
 
 from __future__ import annotations
 
@@ -10,17 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 TIMEOUT = 90.0
-"""The number of seconds that a connection attempt, a read or a write may take."""
+"""Time limit of each socket operation, in seconds."""
 PIECE = 1 << 20
-"""The number of bytes that one call reads at most."""
+"""Bytes that one call reads at most."""
 MAX_KEPT = 1 << 20
-"""The number of bytes of a response that are kept. The rest is read and discarded."""
+"""Bytes of a response that are kept."""
 
 
 @dataclass(frozen=True)
 class AttackAnswer:
-    """What was received until the server closed the connection. `status`: of the first response, or 0 if there was
-    none. `data`: the first bytes. `size`: the number of all bytes."""
+    """What was received until the server closed the connection. `status`: of the first response; 0: none. `data`: the
+    first bytes. `size`: number of all bytes."""
 
     status: int
     data: bytes
@@ -28,11 +27,11 @@ class AttackAnswer:
 
     @property
     def count(self) -> int:
-        """The approximate number of responses, by their status lines."""
+        """The approximate number of responses."""
         return self.data.count(b"HTTP/1.1 ")
 
     def header(self, name: bytes) -> str:
-        """Returns the value of a header of the first response, or an empty text."""
+        """Returns a header of the first response, or an empty text."""
         head = self.data.partition(b"\r\n\r\n")[0]
         for header_line in head.split(b"\r\n")[1:]:
             key, _, value = header_line.partition(b":")
@@ -44,8 +43,8 @@ class AttackAnswer:
 def head(
     method: str, target: str, headers: Mapping[str, str] | None = None, *, length: int | None = None, keep: bool = False
 ) -> bytes:
-    """Returns the request line and headers of a request. `keep`: whether the connection stays open after the response;
-    otherwise the headers ask the server to close it."""
+    """Returns the request line and headers of a request. `keep`: whether the connection stays open after the
+    response."""
     lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     lines += [] if length is None else [f"Content-Length: {length}"]
@@ -61,8 +60,7 @@ def connect(port: int) -> socket.socket:
 
 
 def talk(port: int, pieces: bytes | Iterable[bytes]) -> AttackAnswer:
-    """Sends all pieces over a new connection. At the same time, reads responses until the server closes the
-    connection."""
+    """Sends all pieces over a new connection. At the same time, reads until the server closes the connection."""
     with connect(port) as sock:
         sending = threading.Thread(target=send, args=(sock, [pieces] if isinstance(pieces, bytes) else pieces))
         sending.start()
@@ -76,7 +74,7 @@ def talk(port: int, pieces: bytes | Iterable[bytes]) -> AttackAnswer:
 def ask(
     port: int, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> AttackAnswer:
-    """Sends one request with its body, and returns the response."""
+    """Sends one request and returns the response."""
     request_head = head(method, target, headers, length=None if body is None else len(body))
     return talk(port, request_head + (body or b""))
 
@@ -89,8 +87,7 @@ def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
 
 
 def read(sock: socket.socket, max_kept: int = MAX_KEPT, most: int | None = None) -> AttackAnswer:
-    """Reads until the connection is closed or breaks, or until `most` bytes have been read. Keeps the first `max_kept`
-    bytes."""
+    """Reads until the connection ends, or `most` bytes have been read. Keeps the first `max_kept` bytes."""
     data_kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
         while (most is None or size < most) and (data := sock.recv(PIECE)):
@@ -102,8 +99,7 @@ def read(sock: socket.socket, max_kept: int = MAX_KEPT, most: int | None = None)
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
-    """Returns the body in chunked transfer coding, with `size` bytes and the chunk extension `extension` in each
-    chunk."""
+    """Returns the body in chunked transfer coding, with `size` bytes and `extension` in each chunk."""
     parts = bytearray()
     for start in range(0, len(body), size):
         part = body[start : start + size]

@@ -1,5 +1,4 @@
-"""The check of a blob's file, which compares the file with the blob's digest. Pages that the check reads from the disk
-do not stay in memory. Pages that were in memory before stay there."""
+"""The check of a blob's file against the blob's digest."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ def check_file(file: Path, body: bytes = BODY, *, from_disk: bool = False) -> Fi
 
 
 def test_right_bytes(tmp_path: Path) -> None:
-    """The check finds no problem in a file with the right bytes. The blob may be empty, or exactly as long as one of
-    the parts in which the file is read."""
+    """A file with the right bytes has no problem. The blob may be empty, or exactly one part long."""
     for body in (BODY, b"", BODY[:PART_BYTES]):
         (tmp_path / "blob").write_bytes(body)
         assert check_file(tmp_path / "blob", body).problem is None
@@ -39,14 +37,14 @@ def test_right_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stored", [b"", BODY[:-1], BODY + b"x", BODY[:-1] + bytes([BODY[-1] ^ 1])])
 def test_wrong_bytes(tmp_path: Path, stored: bytes) -> None:
-    """The check finds a problem if the file is empty, too short or too long, or if one bit is wrong."""
+    """The check finds a problem if the file is too short or too long, or has a wrong bit."""
     (tmp_path / "blob").write_bytes(stored)
     assert check_file(tmp_path / "blob").problem is not None
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    """If the blob's file does not exist, the check raises `BytesMissing`. If the directory does not exist either, it
-    raises another error, because the disk may not be mounted and the blob may not be lost."""
+    """The check of a missing file raises `BytesMissing`. Without the directory, it raises another error, because the
+    disk may not be mounted."""
     with pytest.raises(BytesMissing):
         check_file(tmp_path / "blob")
     with pytest.raises(StorageFailed, match="mounted"):
@@ -55,9 +53,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.real_disk
 def test_check_leaves_the_page_cache_unchanged(tmp_path: Path) -> None:
-    """Before the check, the first 8 pages of the file are in memory, as for a blob that a client pulls. After the
-    check, no other pages are in memory. A check with `from_disk`, which reads all bytes from the disk, leaves no pages
-    in memory."""
+    """After the check, only pages that were in memory before are in memory. After a check with `from_disk`, no pages
+    are."""
     file = tmp_path / "blob"
     file.write_bytes(BODY)
     fd = os.open(file, os.O_RDONLY)
