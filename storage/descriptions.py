@@ -1,5 +1,4 @@
-"""The interface of the store of descriptions of repositories (`Descriptions`): Markdown texts that people write about
-repositories."""
+"""The interface of the store of descriptions (`Descriptions`): Markdown texts that people write about repositories."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A description; its text is empty after it was removed. `revision`: grows with each change. `at`: time of the last
-    change, in seconds since 1970. `actor`: the name of the account that made this change."""
+    """A description. Its text is empty after it was removed. `revision` grows with each change. `at` is the time of the
+    last change, in seconds since 1970. `actor` is the account that made this change."""
 
     text: str
     revision: int
@@ -25,8 +24,7 @@ class Description:
 
 
 class Descriptions(Protocol):
-    """The descriptions, which all processes share. `repo` is the name of the repository in the store. (Clients can use
-    other names for a mirrored repository.)"""
+    """The descriptions, which all processes share. `repo` is the name of the repository in the store."""
 
     async def description(self, repo: RepositoryName) -> Description | None:
         """Returns the description; None if the repository has none."""
@@ -35,8 +33,8 @@ class Descriptions(Protocol):
     async def put_description(
         self, repo: RepositoryName, text: str, *, by: Actor, revision: int | None = None
     ) -> Description:
-        """Replaces the description, which is at most MAX_DESCRIPTION_BYTES long. An empty text removes it. `revision`:
-        the revision that the change is based on, 0 if there was none; None: not checked. The change is durable, and the
-        audit log has a line about it. Raises PreconditionFailed if the description has another revision; NameUnknown
-        if the repository never had content; StorageFull, StorageFailed."""
+        """Replaces the description. `text` has at most MAX_DESCRIPTION_BYTES; an empty text removes the description.
+        `revision` is the revision on which the change is based: 0 if there was none, None for no check. The change is
+        durable and in the audit log. Raises PreconditionFailed if the description has another revision. Raises
+        NameUnknown if the repository never had content. Raises StorageFull and StorageFailed."""
         ...

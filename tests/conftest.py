@@ -1,10 +1,7 @@
-"""Configuration and fixtures of all tests: the place of temporary files, the groups of tests in a parallel run, and a
-running server.
+"""Configuration and fixtures of all tests: temporary files, groups of tests in a parallel run, and a running server.
 
-`make test` runs several pytest-xdist workers (test processes). A worker gets whole groups of tests, so that the
-fixtures of a module or a folder are started only once. Tests with the marker `alone` measure times, which would be
-wrong on a busy machine. While such a test runs, the other workers wait.
-"""
+`make test` runs several pytest-xdist workers (test processes). Each worker gets whole groups of tests, so the fixtures
+of a group start only once. Tests with the marker `alone` measure times. While such a test runs, other workers wait."""
 
 from __future__ import annotations
 
@@ -31,13 +28,12 @@ GROUP_FOLDERS = (
     "tests/deploy/release/",
     "tests/architecture/",
 )
-"""Folders whose tests share fixtures of the session, or the syntax trees of the product. Each of these folders is a
-group. In other folders, each module is a group."""
+"""Each of these folders is a group, because its tests share fixtures or the syntax trees of the product. In other
+folders, each module is a group."""
 ALONE_MODULES = tuple(
     f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher")
 )
-"""The modules with the marker `alone`. They are one group, which begins last, so that few other groups have to wait for
-it."""
+"""The modules with the marker `alone`. They are one group. It begins last, so that few other groups wait."""
 LONGEST_GROUPS = (
     "tests/system/clients/",
     "tests/system/hostile/",
@@ -52,15 +48,12 @@ LONGEST_GROUPS = (
     "tests/system/mirror/",
     "tests/system/",
 )
-"""Path prefixes of the groups that take longest, in the order in which they begin. They begin before all others, so
-that no long group is left at the end of the run. Groups with the same prefix begin in the random order of
-pytest-randomly."""
+"""Path prefixes of the longest groups. They begin first and in this order, so that no long group is left at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary files into memory if there is enough free space and the environment names no other place. Disables
-    the time limits of Hypothesis, which would fail on a busy machine. Makes a worker of a parallel run end without
-    freeing its objects one by one, which would take seconds."""
+    """Puts temporary files into memory if possible. Disables the time limits of Hypothesis, which would fail on a busy
+    machine. Makes a worker exit without freeing its objects, which would take seconds."""
     hypothesis.settings.register_profile(
         "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -72,8 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Distributes whole groups to the workers of a parallel run, in the order of the collected tests. pytest-randomly
-    shuffles them, and `pytest_collection_modifyitems` then sorts them."""
+    """Distributes whole groups to the workers, in the order of the collected tests."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
@@ -88,7 +80,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sorts the tests by the order in which their groups begin. Does this only in a worker of a parallel run."""
+    """Sorts the tests by the order in which their groups begin."""
     if hasattr(config, "workerinput"):
         items.sort(key=_rank)
 
@@ -102,8 +94,8 @@ def _rank(item: pytest.Item) -> int:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Makes tests with the marker `alone` run while no other test runs. Does this only in a worker of a parallel run.
-    The wait does not count for the time limit of a test."""
+    """Makes a test with the marker `alone` run while no other test runs. The wait does not count for the time limit of
+    a test."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     folder_of_run = Path(item.config.option.basetemp).parent
@@ -113,9 +105,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @contextmanager
 def _hold_run_lock(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Holds a lock on the file `room`: an exclusive lock if `alone`, otherwise a shared lock. A process first locks the
-    file `door`, and holds that lock while it waits for the lock on `room`. So while a test with `alone` waits, no other
-    test can begin, and the wait ends when the running tests have ended."""
+    """Holds a lock on the file `room`: exclusive if `alone`, otherwise shared. A process that waits for this lock holds
+    a lock on the file `door`. So no test can begin while a test with `alone` waits."""
     with (folder / "room").open("a") as room:
         with (folder / "door").open("a") as door:
             fcntl.flock(door, fcntl.LOCK_EX)
@@ -125,8 +116,7 @@ def _hold_run_lock(folder: Path, *, alone: bool) -> Iterator[None]:
 
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """Yields pytest's temporary folder, which is in memory in most cases. A test with the marker `real_disk` gets a
-    folder on a disk."""
+    """Yields a temporary folder, usually in memory. A test with the marker `real_disk` gets a folder on a disk."""
     if request.node.get_closest_marker("real_disk") is None:
         yield tmp_path
         return

@@ -1,5 +1,5 @@
-"""`PrintableConsole`: a console of the package rich that replaces the control characters in the texts that it is given.
-A normal console of rich removes only a few control characters, and prints ESC."""
+"""`PrintableConsole`: a console of the package rich that replaces control characters. A normal console of rich prints
+most of them, also ESC."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from registry.printable import printable_text
 
 
 class PrintableConsole(Console):
-    """A console that prints `?` in place of control characters in texts, tables and bars. It keeps colours, and the
-    cursor movements of rich itself."""
+    """A console that prints `?` in place of control characters such as ESC. The cursor movements of rich itself
+    stay."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yields the segments of `renderable`. rich calls this method for everything that it prints."""
+        """Replaces the control characters. rich calls this method for everything that it prints."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

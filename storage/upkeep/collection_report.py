@@ -1,7 +1,5 @@
-"""The removals of garbage collection: a single one (`Removal`), and the totals of a round (`CollectionReport`).
-
-A *round* is one run of garbage collection. A *partial blob* has the received bytes of an unfinished download from an
-upstream registry."""
+"""What garbage collection removes: one item (`Removal`), and the totals of a round (`CollectionReport`). A *round* is
+one run of garbage collection."""
 
 from __future__ import annotations
 
@@ -11,9 +9,14 @@ from enum import StrEnum
 
 
 class RemovalKind(StrEnum):
-    """The kind of a removed item: an upload session, a partial blob, a deleted manifest (until its removal, it can be
-    put back), a repository's link to a blob, a blob, or a stray (bytes for which the database has no row). `TRASH`:
-    bytes that an interrupted round had removed without freeing their disk space."""
+    """The kind of a removed item.
+
+    - `UPLOAD`: an upload session.
+    - `PARTIAL`: the received bytes of an unfinished download from an upstream registry.
+    - `MANIFEST`: a deleted manifest. Until its removal, it can be put back.
+    - `LINK`: a repository's link to a blob.
+    - `STRAY`: bytes for which the database has no row.
+    - `TRASH`: bytes that an interrupted round removed without freeing their disk space."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"
@@ -26,10 +29,9 @@ class RemovalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One item that was removed, or that a dry run would remove. `repository`: the item's repository; empty if it
-    belongs to none. `item`: the item's digest, or the id of an upload session. `size`: number of bytes that the removal
-    frees. The removal of a link frees no bytes; the removal of the blob, after its last link is removed, does.
-    `reason`: why the item was removed, for people."""
+    """One item that was removed, or that a dry run would remove. `repository` is empty if the item belongs to none.
+    `item` is a digest, or the id of an upload session. `size` is the number of freed bytes, 0 for a link. `reason` is a
+    text for people."""
 
     kind: RemovalKind
     repository: str
@@ -44,8 +46,8 @@ OnRemoval = Callable[[Removal], Awaitable[None]]
 
 @dataclass(slots=True)
 class CollectionReport:
-    """The number of items of each kind that one round removed (`counts`), and the bytes that this freed (`sizes`).
-    After a dry run, the numbers are those of a real round. `bool(report)` is False if `counts` is empty."""
+    """What one round removed: the number of items of each kind (`counts`), and the freed bytes (`sizes`). A dry run has
+    the numbers of a real round. An empty report is false."""
 
     counts: dict[RemovalKind, int] = field(default_factory=dict)
     sizes: dict[RemovalKind, int] = field(default_factory=dict)
@@ -88,5 +90,5 @@ class CollectionReport:
         return bool(self.counts)
 
     def __str__(self) -> str:
-        """Returns the counts as text, such as `blob: 2, link: 3`."""
+        """Returns text such as `blob: 2, link: 3`."""
         return ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())

@@ -1,14 +1,11 @@
 """Accepts connections from the listening socket that all workers share.
 
-Each iteration of the event loop accepts one connection. asyncio and libuv would accept all waiting connections in one
-iteration. Then the first worker to wake up would get a whole burst, such as the sixteen connections of one client, and
-the other cores would have nothing to do. With one connection per iteration, a busy worker accepts fewer connections,
-because its iterations take longer. Connections wait in the kernel until a worker accepts them. Every worker has the
-listening socket open, so waiting connections are not lost if a worker dies.
+Each iteration of the event loop accepts one connection. asyncio and libuv would accept all waiting connections at once.
+Then one worker would get a whole burst, and the other cores would have nothing to do. A busy worker has longer
+iterations, so it accepts fewer connections.
 
 Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so
-hundreds of handshakes that start in one iteration would block the event loop.
-"""
+hundreds of them in one iteration would block the event loop."""
 
 from __future__ import annotations
 
@@ -31,32 +28,30 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called when a connection is refused because the client sends plain HTTP to a TLS port, or because its address has too
-many connections. In the second case most calls are left out: a log line for each could fill the log. The arguments are
-the client's address and port, the bytes that the client has sent, the status of the response (0: there was none), and
-the reason in one line."""
+"""Called when a client sends plain HTTP to a TLS port, or when its address has too many connections. In the second case
+most calls are left out, so that the log does not fill up. The first two arguments are the client's address and port,
+and the bytes that the client has sent. The other two are the status of the response (0: no response) and the reason in
+one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
-connection is lost."""
+"""Returns the protocol object of a new connection. The argument is called when the connection is lost."""
 
 _ERROR_PAUSE_SECONDS = 0.5
-"""How long the worker accepts no connections after an error that is not one of `_CONNECTION_ERRORS`."""
+"""How long the worker accepts no connections after an error other than `_CONNECTION_ERRORS`."""
 _EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""Errors of a system that has no file descriptors or memory left."""
+"""The system has no file descriptors or memory left."""
 _EXHAUSTED_EVICTIONS = 16
 """Largest number of connections that the worker closes after one of `_EXHAUSTED_ERRORS`. It closes only silent ones:
-those without a request in progress, and those whose request makes no progress."""
+those without a request, and those whose request makes no progress."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines about errors."""
 _CONNECTION_ERRORS = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Errors of one connection, after which the worker continues to accept connections: another worker accepted the
-connection first, the client closed it, or the client's network failed. See accept(2), "Error handling"."""
+"""Errors of one connection only (accept(2), "Error handling"). EAGAIN: another worker accepted the connection first."""
 _TLS_SHUTDOWN_SECONDS = 600.0
-"""The event loop's own timeout for closing a TLS connection. This time is so long that the timeout has no effect: the
-timeouts in `registry.server.connection.timeouts` are shorter."""
+"""The event loop's timeout for closing a TLS connection. It has no effect, because the timeouts in
+`registry.server.connection.timeouts` are shorter."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
@@ -67,20 +62,18 @@ class PendingConnection:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
     def __init__(self, network: str | None, since: float, *, is_tls: bool) -> None:
-        """`network` is the client's IPv4 address, or the /64 network of its IPv6 address; None if the client is a
-        trusted proxy. `since` is when the connection was accepted, in seconds of the event loop's clock."""
+        """`network` is the client's IPv4 address, or the /64 network of its IPv6 address. It is None for a trusted
+        proxy. `since` is the time of acceptance, in seconds of the event loop's clock."""
         self._candidate = EvictionCandidate("new", since, network) if is_tls else None
         self.task: asyncio.Task[None] | None = None
-        """The task that sets up the connection. The acceptor sets the attribute right after it has created this
-        object."""
+        """The task that sets up the connection. The acceptor assigns it right after creating this object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns this connection as a candidate of the kind `new`. It may be evicted (closed to make room for another
-        connection) at any time, so `now` is not used. Returns None if the connection is being closed already.
+        """Returns this connection as a candidate: a connection that may be closed to make room for another one. Returns
+        None if the connection is being closed already. `now` is not used.
 
-        Also returns None without TLS. Such a connection gets its protocol object, which is a candidate itself, within a
-        few iterations of the event loop. It must not be evicted before that: if `task` is cancelled, uvloop closes the
-        transport without calling `connection_lost`."""
+        Also returns None without TLS. Such a connection soon gets its protocol object, which is a candidate itself. If
+        `task` were cancelled before that, uvloop would close the transport without calling `connection_lost`."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:
@@ -103,8 +96,8 @@ class Acceptor:
         pending: set[PendingConnection],
         on_refused: OnRefused = lambda *_: None,
     ) -> None:
-        """`sock` must be listening; `close` closes it. `pending` is the worker's set of connections without a
-        protocol object: the acceptor keeps it up to date, and `connection_limit` counts its members."""
+        """`sock` must be listening; `close` closes it. `pending` is the worker's set of connections without a protocol
+        object. The acceptor updates the set, and `connection_limit` counts its members."""
         self._loop = loop
         self._sock = sock
         self._make_protocol = make_protocol
@@ -136,9 +129,7 @@ class Acceptor:
         self._resume_timer = self._loop.call_later(seconds, self._resume)
 
     def _accept(self) -> None:
-        """Accepts one connection and starts a task that sets it up. Closes the connection if its client's address has
-        too many connections. If no file descriptor is free, closes silent connections, or accepts none for a while
-        (`ConnectionLimit.make_room_for_connection`)."""
+        """Accepts one connection and starts a task that sets it up."""
         if delay := self._connection_limit.make_room_for_connection():
             self._pause(delay)
             return
@@ -174,8 +165,8 @@ class Acceptor:
         counted: CountedConnection | None,
         task: asyncio.Task[None],
     ) -> None:
-        """Called when the task that sets up the connection has ended. If it was cancelled, closes the socket and stops
-        counting the connection: a task that is cancelled before its first step cannot do so itself."""
+        """Closes the socket if the task was cancelled. A task that is cancelled before its first step cannot do so
+        itself."""
         self._pending.discard(connection)
         if task.cancelled():
             sock.close()
@@ -183,8 +174,7 @@ class Acceptor:
                 counted.release()
 
     def _on_error(self, error: OSError) -> None:
-        """Called when accept(2) has failed. Accepts no connections for a while, unless the error is of one connection
-        only. If no descriptors or memory are left, closes silent connections."""
+        """Handles an error of accept(2)."""
         if error.errno in _CONNECTION_ERRORS:
             return
         if error.errno in _EXHAUSTED_ERRORS:
@@ -198,9 +188,7 @@ class Acceptor:
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake. If that fails, closes
-        the socket and stops counting the connection. `counted` is None if the connection does not count against the
-        limit of its client's address."""
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake."""
         on_lost = None if counted is None else counted.release
         try:
             if self._listener_options.certificates is None:
@@ -226,8 +214,7 @@ class Acceptor:
         if first_byte != _TLS_FIRST_BYTE:
             self._answer_plain_http(sock, first_byte)
             raise ConnectionAbortedError("the client did not start a TLS handshake")
-        # Each task holds the lock until the next iteration of the event loop. So only one handshake starts in each
-        # iteration.
+        # Each task holds the lock until the next iteration, so only one handshake starts in each iteration.
         async with self._handshake_start:
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
@@ -238,13 +225,13 @@ class Acceptor:
             ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            # The client disconnected during the handshake. The protocol object calls `on_lost` in `connection_lost`,
-            # but after such a handshake asyncio does not always call that method. A second call does no harm.
+            # The client disconnected during the handshake. Then asyncio may not call `connection_lost`, which calls
+            # `on_lost`. A second call does no harm.
             on_lost()
 
     async def _first_byte(self, sock: socket.socket) -> bytes:
-        """Waits for the client's first byte, and returns it without removing it from the socket. Returns b"" if the
-        client closes the connection without sending anything."""
+        """Waits for the client's first byte, and leaves it in the socket. Returns b"" if the client closes the
+        connection first."""
         while True:
             try:
                 return sock.recv(1, socket.MSG_PEEK)
@@ -257,12 +244,12 @@ class Acceptor:
                     self._loop.remove_reader(sock)
 
     def _answer_plain_http(self, sock: socket.socket, first_byte: bytes) -> None:
-        """Sends an error response to a client that speaks HTTP without TLS. Does nothing if the first byte is not a
-        letter, because every HTTP request begins with a letter. Raises OSError if the connection fails."""
+        """Sends an error response if the first byte is a letter, as in every HTTP request. Raises OSError if the
+        connection fails."""
         if first_byte.isalpha():
             peer = sock.getpeername()
-            # The request is read: if a socket with unread data is closed, the kernel resets the connection, and the
-            # client could lose the response.
+            # If a socket with unread data is closed, the kernel resets the connection. The client could then lose the
+            # response. So the request is read.
             received = sock.recv(64 * 1024)
             sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
             self._on_refused((plain_address(peer[0]), peer[1]), received, HTTPStatus.BAD_REQUEST, _TLS_EXPECTED)

@@ -17,9 +17,8 @@ from tests.fakes.upstream_source import opened_registry
 
 
 async def test_signatures_of_docker_registry(tmp_path: Path) -> None:
-    """docker-registry responds to a request for referrers with the 404 page of its HTTP router, which has no error code
-    and so looks like the page of a proxy. The signatures are imported with their fallback tags, and no request is
-    repeated."""
+    """docker-registry responds to a request for referrers with a 404 page without an error code. The signatures are
+    imported with their fallback tags. No request is repeated."""
     content = UpstreamContent()
     signatures = {}
     for name in ("a", "team/b"):

@@ -1,4 +1,4 @@
-"""References to images in a text that a user has pasted into the search, such as a `docker pull` command."""
+"""References to images in a text that a user pastes into the search, such as a `docker pull` command."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ DIGEST = "sha256:" + "ab" * 32
     ],
 )
 def test_references_in_a_pasted_text(text: str, expected: list[tuple[str, str | None]]) -> None:
-    """All references that the text can mean are found. A text that is not a reference has none."""
+    """All references that the text can mean are found."""
     assert [(found.repository, found.reference) for found in pasted_references(text)] == expected

@@ -1,5 +1,4 @@
-"""Tests of the session after a login: which requests accept it, what ends it, and that no page of another site can use
-it."""
+"""Tests of the session after a login: who accepts it, and what ends it."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tests.system.admin.sso.conftest import SESSION, Browser
 
 
 def test_session_is_accepted_only_by_the_management_api(browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A session is accepted only as a cookie, and only by the management API: not at `/v2` or `/token`."""
+    """A session is accepted only as a cookie, and only by the management API."""
     browser.login()
     assert browser.call("GET", "/me").status_code == 200
     session = browser.session
@@ -61,8 +60,7 @@ def test_tokens_are_refused_as_sessions(browser: Browser, provider: FakeOpenIDPr
 
 
 def test_changes_of_the_account_end_the_session(browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """After the account is disabled, gets a new password or is removed, the next request with the session is
-    refused."""
+    """A session ends when its account is disabled, gets a new password or is removed."""
     changes: list[Callable[[str], Any]] = [
         lambda name: browser.site.call_ok("PATCH", f"/users/{name}", {"enabled": False}),
         lambda name: browser.site.call_ok("PUT", f"/users/{name}/password", {}),
@@ -103,8 +101,7 @@ def test_credentials_have_precedence_over_the_session(browser: Browser, provider
 def test_requests_of_other_sites_are_refused(
     browser: Browser, provider: FakeOpenIDProvider, headers: dict[str, str]
 ) -> None:
-    """Requests from a page of another site with the session cookie are refused: they change nothing, and do not end the
-    session."""
+    """Requests from a page of another site are refused and do not end the session."""
     browser.login()
     for method, path, body in (("POST", "/tokens", {}), ("DELETE", "/tokens/none", None), ("PUT", "/grants", {})):
         assert browser.call(method, path, body, **headers).status_code == 403
@@ -115,8 +112,7 @@ def test_requests_of_other_sites_are_refused(
 
 
 def test_sec_fetch_site_has_precedence_over_origin(browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """If Sec-Fetch-Site says that the request comes from another site, it is refused, even if Origin is this
-    registry."""
+    """Sec-Fetch-Site has precedence over Origin."""
     browser.login()
     headers = {"sec-fetch-site": "same-site", "origin": browser.registry_url}
     assert browser.call("POST", "/tokens", {}, **headers).status_code == 403
@@ -124,8 +120,7 @@ def test_sec_fetch_site_has_precedence_over_origin(browser: Browser, provider: F
 
 @pytest.mark.parametrize("how", ["origin", "sec-fetch-site"])
 def test_session_can_make_api_tokens(browser: Browser, provider: FakeOpenIDProvider, how: str) -> None:
-    """With a session, a page of this registry can make an API token for the person, with which docker can log in. It
-    cannot make one for another account, or set a new password without the old one."""
+    """With a session, a page of this registry can make an API token for the person, but not for another account."""
     browser.login()
     headers = {"origin": browser.registry_url} if how == "origin" else {"sec-fetch-site": "same-origin"}
     added_token = browser.call("POST", "/tokens", {"note": "laptop"}, **headers)
@@ -140,8 +135,8 @@ def test_session_can_make_api_tokens(browser: Browser, provider: FakeOpenIDProvi
 
 
 def test_logout(browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A POST to `/logout` from a page of this registry ends the session on every worker. The person can log in again.
-    The page of the logout may send its form to this registry only. An error page may send no form."""
+    """A POST to `/logout` from a page of this registry ends the session on every worker. The page can send its form
+    only to this registry. An error page can send no form."""
     browser.login()
     page = browser.get("/logout")
     assert page.status_code == 200
@@ -171,8 +166,8 @@ def test_logout(browser: Browser, provider: FakeOpenIDProvider) -> None:
 
 
 def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A person can list the sessions of their account, and end each of them. An admin can do this for every account.
-    Other accounts and API tokens cannot."""
+    """A person can list and end the sessions of their account. An admin can do this for every account. Other accounts
+    and API tokens cannot."""
     name, password = browser.site.user()
     provider.person = {"preferred_username": name}
     browser.login()

@@ -1,5 +1,4 @@
-"""A mirror's clients name the upstream of a request by the query parameter `ns` or by the Host header. The response
-repeats `ns` in the header OCI-Namespace."""
+"""A mirror's clients name the upstream by the query parameter `ns` or by the Host header."""
 
 from __future__ import annotations
 
@@ -24,9 +23,9 @@ from tests.unit.registry.conftest import put_blob, put_image
 HUB = "docker.io/library/ubuntu"
 PUBLIC = "https://registry.example.com"
 ALIASES = {"registry.corp:5000": "ghcr.io", "registry.corp": "docker.io"}
-"""Further values of `ns`, and the upstream that each stands for."""
+"""Other values of `ns`, and the upstream of each."""
 HOSTS = {"hub.example.com": "docker.io", "ghcr.example.com:8080": "ghcr.io"}
-"""Host names of the registry that are for one upstream each."""
+"""Host names of the registry that stand for one upstream each."""
 
 
 async def exists(registry: MemoryRegistry, repo: RepositoryName) -> bool:
@@ -38,8 +37,7 @@ async def exists(registry: MemoryRegistry, repo: RepositoryName) -> bool:
 
 
 def client_of(registry: MemoryRegistry) -> AsgiClient:
-    """Returns a client of a registry with two mirrors. `registry` stands for both mirrors too: a mirrored repository is
-    one whose name in `registry` begins with the upstream's name."""
+    """Returns a client of a registry with two mirrors. `registry` has the content of both mirrors too."""
     naming = NamingRules(("docker.io", "ghcr.io"), default="docker.io")
     router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: exists(registry, repo), naming)
     namespaces = Namespaces(naming, HOSTS, hosts_of(PUBLIC), ALIASES)
@@ -67,8 +65,7 @@ PATHS = ["manifests/1", "manifests/{digest}", "blobs/{blob}", "tags/list", "refe
 async def test_ns_names_the_upstream(
     client: AsgiClient, registry: MemoryRegistry, path: str, name: str, query: str
 ) -> None:
-    """With `ns`, each endpoint serves the upstream's repository, even if the path begins with the upstream's name as
-    well. The response has OCI-Namespace."""
+    """With `ns`, each endpoint serves the upstream's repository."""
     image = await put_image(registry, "1", repo=HUB)
     blob = await put_blob(registry, b"{}", HUB)
     for method in ("GET", "HEAD"):
@@ -78,7 +75,7 @@ async def test_ns_names_the_upstream(
 
 
 async def test_ns_separates_names(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The same path is another repository for each `ns`. Without `ns`, it is the hosted repository."""
+    """For each `ns`, the same path names another repository. Without `ns`, it names the hosted repository."""
     images = {}
     for ns, repo in (("docker.io", "docker.io/team/app"), ("ghcr.io", "ghcr.io/team/app"), ("", "team/app")):
         images[ns] = await put_image(registry, "1", repo=repo, annotations={"ns": ns})
@@ -89,8 +86,7 @@ async def test_ns_separates_names(client: AsgiClient, registry: MemoryRegistry) 
 
 
 async def test_ns_may_be_an_alias(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """`ns` may be an alias of an upstream, such as its host and port, which cannot be in a path. The response and the
-    links to further pages have the alias that the client used."""
+    """`ns` may be an alias of an upstream. The response and the links to further pages keep the alias."""
     for repo in ("docker.io/team/app", "ghcr.io/team/app"):
         for tag in ("1", "2"):
             await put_image(registry, tag, repo=repo, annotations={"repo": repo})
@@ -106,8 +102,7 @@ async def test_ns_may_be_an_alias(client: AsgiClient, registry: MemoryRegistry) 
 
 
 async def test_an_unknown_ns_is_404(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """An unknown `ns` gets 404 NAME_UNKNOWN. The error does not tell which upstreams are mirrored, and content that is
-    hosted under this path is not served."""
+    """An unknown `ns` gets 404 NAME_UNKNOWN. The error does not tell which upstreams are mirrored."""
     await put_image(registry, "1", repo="team/app")
     for ns in ("quay.io", "http://169.254.169.254", "docker.io/library", "ghcr.io:443", "registry.corp:80", "x" * 300):
         answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}")
@@ -134,8 +129,7 @@ async def test_two_ns_are_refused(client: AsgiClient) -> None:
     ],
 )
 async def test_ns_of_this_server_is_ignored(client: AsgiClient, registry: MemoryRegistry, host: str, ns: str) -> None:
-    """If `ns` is the Host of the request or the host in `public_url`, then `ns` is ignored. This holds for pushes
-    too."""
+    """`ns` is ignored if it is the Host of the request or the host in `public_url`."""
     await put_image(registry, "1", repo="team/app")
     answer = await client("GET", f"/v2/team/app/manifests/1?ns={ns}", {"Host": host})
     assert answer.status == 200
@@ -145,8 +139,7 @@ async def test_ns_of_this_server_is_ignored(client: AsgiClient, registry: Memory
 
 
 async def test_pushes_under_ns_are_denied(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """A push with `ns` gets 403 with a text that says what to do instead, even if the name is hosted here without
-    `ns`."""
+    """A push with `ns` gets 403, even if the name is hosted here without `ns`."""
     await put_image(registry, "1", repo="team/app")
     blob = await put_blob(registry, b"{}", "team/app")
     for method, path in (
@@ -196,8 +189,7 @@ async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, regi
 async def test_the_host_of_an_upstream_names_the_upstream(
     client: AsgiClient, registry: MemoryRegistry, host: str, path: str
 ) -> None:
-    """A request to the host of an upstream is for this upstream, at any port if the setting has no port. The response
-    has no OCI-Namespace, because the request has no `ns`."""
+    """A request to the host of an upstream is for this upstream. If the setting has no port, any port matches."""
     image = await put_image(registry, "1", repo=HUB)
     answer = await client("GET", f"/v2/{path}/manifests/1", {"Host": host})
     assert (answer.status, answer["docker-content-digest"]) == (200, image.digest)
@@ -205,7 +197,7 @@ async def test_the_host_of_an_upstream_names_the_upstream(
 
 
 async def test_a_host_with_a_port_does_not_match_other_ports(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """If the setting has a port, the same host at another port is not the upstream's host."""
+    """If the setting has a port, other ports do not match."""
     image = await put_image(registry, "1", repo="ghcr.io/org/app")
     answer = await client("HEAD", "/v2/org/app/manifests/1", {"Host": "ghcr.example.com:8080"})
     assert answer["docker-content-digest"] == image.digest
@@ -213,7 +205,7 @@ async def test_a_host_with_a_port_does_not_match_other_ports(client: AsgiClient,
 
 
 async def test_ns_has_precedence_over_the_host(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """`ns` has precedence over the host. If both name the same upstream, the host changes nothing."""
+    """`ns` has precedence over the host."""
     hub = await put_image(registry, "1", repo="docker.io/org/app")
     ghcr = await put_image(registry, "1", repo="ghcr.io/org/app", annotations={"of": "ghcr"})
     host = {"Host": "hub.example.com"}
@@ -230,8 +222,7 @@ async def test_pushes_to_a_host_of_an_upstream_are_denied(client: AsgiClient) ->
 
 
 async def test_a_name_that_is_too_long_with_its_upstream_is_400(client: AsgiClient) -> None:
-    """The limit for the length of a repository name includes the upstream's name, which `ns` adds to the stored
-    name."""
+    """The limit for the length of a repository name includes the upstream's name."""
     answer = await client("GET", f"/v2/{'a' * 250}/manifests/1?ns=docker.io")
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
@@ -251,7 +242,7 @@ async def test_ns_is_ignored_without_upstreams(registry: MemoryRegistry) -> None
 
 
 async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
-    """A Location header keeps `ns`, so that it leads to the same repository."""
+    """A Location header keeps `ns`."""
     client = AsgiClient(DistributionAPI(registry, namespaces=Namespaces(NamingRules(["docker.io"]))))
     location = urlsplit((await client("POST", "/v2/team/app/blobs/uploads/?ns=docker.io"))["location"])
     assert location.path.startswith("/v2/team/app/blobs/uploads/")
@@ -261,7 +252,7 @@ async def test_location_keeps_ns(registry: MemoryRegistry) -> None:
 
 
 class WarningRegistry(ForwardingRegistry):
-    """A registry that sets `notice` for the response when it lists tags or referrers, or reads the tag `stale`."""
+    """A registry that sets `notice` for tags and referrers. For manifests, only a read of the tag `stale` sets it."""
 
     def __init__(self, inner: MemoryRegistry, notice: str) -> None:
         super().__init__(inner)
@@ -295,8 +286,7 @@ class WarningRegistry(ForwardingRegistry):
     ],
 )
 async def test_a_notice_is_sent_as_a_warning_header(registry: MemoryRegistry, notice: str, header: str) -> None:
-    """If the registry sets a notice, the response has it in one Warning header. This holds for manifests (also with
-    304), tags and referrers. The next response, for which no notice is set, has no Warning."""
+    """A notice is sent in one Warning header. The next response, without a notice, has no Warning."""
     image = await put_image(registry, "stale", "fresh", repo=HUB)
     api = DistributionAPI(WarningRegistry(registry, notice), namespaces=Namespaces(NamingRules(["docker.io"])))
     client = AsgiClient(api)

@@ -1,5 +1,4 @@
-"""The metrics of registry calls, mirrors, the database, webhooks and upkeep: which label values they have, and which
-events are counted in which series."""
+"""The metrics of registry calls, mirrors, the database, webhooks and upkeep."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ def metrics() -> Metrics:
 
 
 def test_each_call_of_the_interface_has_a_series() -> None:
-    """Each method of the `Registry` interface has a label value of its own. The methods that are mapped to actions of
-    the CNCF Distribution registry exist."""
+    """Each method of the `Registry` interface has a label value of its own."""
     calls = {name for name, _ in inspect.getmembers(Registry, inspect.isfunction) if name[0] != "_"}
     assert set(OPERATIONS) == {*calls, "other"}
     assert set(ACTIONS) <= calls
@@ -70,7 +68,7 @@ async def test_each_kind_of_job_has_a_series(tmp_path: Path) -> None:
 
 
 def test_handlers_of_distribution_are_mapped_to_routes() -> None:
-    """Each handler in the metrics of the CNCF Distribution registry is mapped to a different route of this registry."""
+    """Each handler in the metrics of the CNCF Distribution registry is mapped to a different route."""
     assert set(HANDLERS) <= set(ROUTES)
     assert len(set(HANDLERS.values())) == len(HANDLERS)
 
@@ -89,14 +87,14 @@ def test_handlers_of_distribution_are_mapped_to_routes() -> None:
     ],
 )
 def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
-    """Errors of an upstream are counted by kind. A 404 for content that the upstream does not have is not counted."""
+    """Errors of an upstream are counted by kind. A 404 for missing content is not counted."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
     totals, family = metrics.totals(), metrics.mirror.errors
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
 
 
 def test_the_empty_observer_accepts_all_calls() -> None:
-    """`UNOBSERVED`, the observer that counts nothing, accepts each call."""
+    """`UNOBSERVED`, which counts nothing, accepts each call."""
     observer: MirrorObserver = UNOBSERVED
     with observer.request("https://registry.example.com", "team/app"):
         pass
@@ -110,9 +108,8 @@ def test_the_empty_observer_accepts_all_calls() -> None:
 
 
 def test_running_and_ended_fills_are_counted(metrics: Metrics) -> None:
-    """A fill is the download of a blob from an upstream into the cache. Running fills are counted, and ended fills by
-    outcome. A fill with a wrong digest also counts as an error of the upstream, and so does a fill that the disk did
-    not take."""
+    """A fill is the download of a blob from an upstream into the cache. Running and ended fills are counted. A wrong
+    digest or a storage error also counts as an error of the upstream."""
     counts, mirror = UpstreamCounts(metrics.mirror, metrics.cells, "docker.io"), metrics.mirror
     counts.on_fill_started()
     counts.on_fill_started()
@@ -132,7 +129,7 @@ def test_running_and_ended_fills_are_counted(metrics: Metrics) -> None:
 
 
 def test_work_is_counted(metrics: Metrics) -> None:
-    """Commits, denials, logins, removals, jobs and retention are counted, each in its own series."""
+    """Commits, denials, logins, removals, jobs and retention have their own series."""
     work = metrics.work
     work.on_commit(7, 0.001, 0.002)
     work.on_denied(["pull", "push"])
@@ -155,7 +152,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
 
 
 def test_webhook_deliveries_are_counted() -> None:
-    """Deliveries are counted by the name of the webhook, also for a webhook that a reload has added."""
+    """Deliveries are counted by webhook, also for a webhook that a reload has added."""
     metrics = Metrics([], workers=1, webhooks=["ci"])
     metrics.start_worker()
     observer: DeliveryObserver = metrics.events
@@ -180,7 +177,7 @@ def test_webhook_deliveries_are_counted() -> None:
 
 
 async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
-    """A scrub reads all content and checks its digests. It counts the bytes of blobs and of manifests that it reads."""
+    """A scrub checks all content. It counts the bytes of the blobs and manifests that it reads."""
     prepare_data_dir(tmp_path)
     settings = Settings(data=tmp_path)
     telemetry = Telemetry(settings)
@@ -203,8 +200,7 @@ def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def test_size_histograms_of_distribution(metrics: Metrics) -> None:
-    """The size histograms have the same names and buckets as in the CNCF Distribution registry. They count the sizes of
-    requests and of responses by handler."""
+    """The size histograms have the same names and buckets as in the CNCF Distribution registry."""
     recorder = RequestRecorder(metrics)
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
     for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
@@ -228,8 +224,8 @@ def test_size_histograms_of_distribution(metrics: Metrics) -> None:
 
 
 def test_proxy_counts_of_distribution(metrics: Metrics) -> None:
-    """The proxy metrics, which have the same names as in the CNCF Distribution registry, count all upstreams together.
-    A request counts as a hit if its content did not have to be fetched."""
+    """The metrics with the names of the CNCF Distribution registry count all upstreams together. A request is a hit if
+    its content was not fetched."""
     own_cells = metrics.cells.own
     for upstream, cache in (("a", "miss"), ("b", "hit"), ("b", "stale"), ("b", "revalidated")):
         metrics.mirror.count_answer(own_cells, upstream, "blobs", cache, 10)

@@ -21,15 +21,15 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def rows_below(page: str, heading: str) -> list[str]:
-    """Returns the rows of the table below the heading with this id, as text."""
+    """Returns the rows of the table below the heading with this id."""
     part = page.partition(f'id="{heading}"')[2].partition("</section>")[0]
     rows = part.partition("<tbody>")[2].split("</tr>")[:-1]
     return [html.unescape(" ".join(re.sub(r"<[^>]+>", " ", row).split())) for row in rows]
 
 
 async def test_two_tags_are_compared(tmp_path: Path) -> None:
-    """The page shows the layers that both images have, the layers of only one image, and the differences of their
-    configs. HTML in a config is shown as text."""
+    """The page shows the shared layers, the layers of only one image, and the differences of the configs. HTML in a
+    config is shown as text."""
     async with site(tmp_path, accounts=False) as server:
         await add_image(
             server.store, APP, "v1", [b"shared", b"old"], User="1", Env=["A=1", "B=2"], Labels={"x": HOSTILE}
@@ -66,8 +66,8 @@ async def test_two_tags_are_compared(tmp_path: Path) -> None:
 
 
 async def test_a_hidden_repository_is_not_compared(tmp_path: Path) -> None:
-    """A repository that the visitor may not pull looks like a missing one. If the path has a short name of a mirrored
-    repository, the browser is redirected to the stored name."""
+    """A repository that the visitor may not pull looks like a missing one. A short name of a mirrored repository is
+    redirected to the stored name."""
     async with site(tmp_path) as server:
         await add_image(server.store, APP, "v1", [b"layer"])
         await add_cached(server.store, "docker.io/library/ubuntu", "1")
@@ -83,7 +83,7 @@ async def test_a_hidden_repository_is_not_compared(tmp_path: Path) -> None:
 
 
 async def download_links(server: Site, name: str | None) -> list[str]:
-    """Returns the links to archives on the page of a tag, for this account or (None) for an anonymous visitor."""
+    """Returns the links to archives on the page of a tag. `name` is None for an anonymous visitor."""
     async with server.browser() as browser:
         if name is not None:
             await server.log_in(browser, name)
@@ -96,8 +96,7 @@ async def download_links(server: Site, name: str | None) -> list[str]:
 )
 @pytest.mark.slow
 async def test_download_links_follow_the_setting(tmp_path: Path, allow: str, has_link: tuple[bool, bool]) -> None:
-    """Anonymous visitors and accounts see a download link only if the setting allows it. The link leads to an archive
-    of the image."""
+    """A visitor sees a download link only if the setting allows it."""
     async with site(tmp_path, downloads={"allow": allow}) as server:
         await add_described(server.store, str(APP), "v1", "text")
         await add_grant(server.app.accounts, "everyone", str(APP), "pull")

@@ -1,5 +1,4 @@
-"""How retention (the rules that delete old tags and manifests) reads and deletes in the store. Each delete checks that
-the content was not pushed or pulled since it was read."""
+"""How retention (the rules that delete old tags and manifests) reads and deletes in the store."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ OTHER = RepositoryName("team/other")
 
 
 class FullDisk(System):
-    """A disk without space for any commit while `is_full` is true."""
+    """A disk that has no space while `is_full` is true."""
 
     is_full = False
 
@@ -65,8 +64,7 @@ async def has_manifest(store: StoredRegistry, reference: Reference) -> bool:
 
 
 async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
-    """The newest tags are found by the time of their last push. Tags with the same time are ordered by name. A push of
-    the same content to a tag makes it the newest tag."""
+    """Tags are ordered by the time of their last push, then by name. A push of the same content counts."""
     await push_image(store, APP, "a", "b", "a")
     clock.pass_days(1)
     await push_image(store, APP, "c", "c")
@@ -83,7 +81,7 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
 
 
 async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
-    """All tags of a repository are listed in pages, in the order of their names."""
+    """Tags are listed in pages, in the order of their names."""
     await push_image(store, APP, "a", *(f"{number:02}" for number in range(5)))
     pages, after = [], None
     while page := await store.retention.tags(APP, after, limit=2):
@@ -94,8 +92,8 @@ async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
 
 
 async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
-    """A pull of a manifest also counts for the indexes that list it, directly or through other indexes. A pull of an
-    index does not count for a listed manifest that has a tag of its own."""
+    """A pull of a manifest also counts for the indexes that list it. A pull of an index does not count for a listed
+    manifest with its own tag."""
     child = await push_image(store, APP, "child", "child")
     index = await push_index(store, [child], "index")
     outer = await push_index(store, [index], "outer")
@@ -109,8 +107,7 @@ async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, c
 
 
 async def test_an_unchanged_tag_is_deleted(store: StoredRegistry) -> None:
-    """Retention deletes a tag that has not changed since the decision. The tag's manifest stays, and the audit log
-    names retention as the actor."""
+    """Retention deletes a tag that has not changed since the decision. The tag's manifest stays."""
     image = await push_image(store, APP, "a", "old", "new")
     assert await store.retention.delete_tag(APP, await tag_facts(store, "old"), RETENTION)
     assert await all_tags(store, APP) == ["new"]
@@ -130,8 +127,7 @@ async def test_an_immutable_tag_is_not_deleted(store: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("change", ["moved", "pushed again", "pulled", "deleted"])
 async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """If a tag is pushed or pulled after the decision to delete it, retention does not delete it. This also holds for a
-    push of the same content."""
+    """A tag that is pushed or pulled after the decision to delete it stays."""
     image = await push_image(store, APP, "a", "tag")
     judged_tag = await tag_facts(store, "tag")
     clock.now += 1
@@ -149,8 +145,8 @@ async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: s
 
 
 async def test_listed_manifests_and_referrers_are_not_untagged(store: StoredRegistry, clock: Clock) -> None:
-    """Manifests that an index lists, and referrers of an existing manifest, do not count as untagged. A referrer counts
-    as untagged if its subject does not exist."""
+    """A manifest that an index lists does not count as untagged. A referrer counts only if its subject does not
+    exist."""
     child = await push_image(store, APP, "child")
     index = await push_index(store, [child])
     await push_image(store, APP, "signature", subject=index.digest)
@@ -177,8 +173,7 @@ async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock:
 
 
 async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All untagged manifests are listed in pages. A page may be empty although more pages follow, because it also reads
-    tagged manifests."""
+    """Untagged manifests are listed in pages. A page may be empty although more pages follow."""
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
     tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
     untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
@@ -196,8 +191,7 @@ async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, mon
 
 
 async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry, clock: Clock) -> None:
-    """A run over the pages of untagged manifests reads each entry of the tag history only once. Between two pages, it
-    reads the entries that were written meanwhile."""
+    """Listing the untagged manifests reads each entry of the tag history only once."""
     first, second = [(await push_image(store, APP, name, name)).digest for name in ("first", "second")]
     clock.pass_days(1)
     limits = UnusedLimits(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
@@ -205,7 +199,7 @@ async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry,
     await store.delete_tag(APP, Tag("first"), by=BY)
     assert (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items == []
     assert lost_tags.digests == {first}
-    # Without its digest in `lost_tags`, `first` is listed, unless the history entry of its deleted tag is read again.
+    # If the history entry of the deleted tag were read again, `first` would not be listed.
     lost_tags.digests.clear()
     await store.delete_tag(APP, Tag("second"), by=BY)
     listed = (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items
@@ -214,8 +208,8 @@ async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry,
 
 
 async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegistry, clock: Clock) -> None:
-    """When an untagged index is deleted, its referrers and the manifests that it lists are deleted as well. A listed
-    manifest stays if it has a tag or if another index lists it."""
+    """An untagged index is deleted with its referrers and the manifests that it lists. A listed manifest stays if it
+    has a tag or if another index lists it."""
     exclusive = await push_image(store, APP, "exclusive")
     tagged = await push_image(store, APP, "tagged", "tag")
     shared = await push_image(store, APP, "shared")
@@ -237,8 +231,7 @@ async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegi
 
 @pytest.mark.parametrize("change", ["tagged", "listed", "pulled", "untagged again"])
 async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, change: str) -> None:
-    """If a manifest is pushed with a tag, listed by an index or pulled after the decision to delete it, retention does
-    not delete it."""
+    """A manifest that is tagged, listed or pulled after the decision to delete it stays."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
     judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
@@ -261,10 +254,9 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
 async def test_manifests_are_deleted_on_a_full_disk(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Retention normally stores the data with which a deleted manifest can be put back. If the disk is too full for
-    this, the manifest is deleted without the data, because retention has to free space."""
+    """On a full disk, a manifest is deleted without the data for putting it back."""
     disk = FullDisk()
-    # When the warning about the full disk is logged, the disk gets space, so the second attempt succeeds.
+    # The disk gets space when the warning is logged, so the second attempt succeeds.
     monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
     prepare_data_dir(tmp_path / "full")
     async with open_registry(tmp_path / "full", clock=clock, system=disk) as store:
@@ -283,8 +275,7 @@ async def test_manifests_are_deleted_on_a_full_disk(
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:
-    """The bytes of a blob are freed only if all manifests that refer to it are deleted, in all repositories. The bytes
-    count once."""
+    """A blob is freed only if all manifests that refer to it are deleted, in all repositories. Its bytes count once."""
     first = await push_image(store, APP, "same", "1")
     second = await push_image(store, OTHER, "same", "1")
     size = sum(blob.size for blob in first.blobs)
@@ -296,8 +287,7 @@ async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> Non
 
 
 async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry) -> None:
-    """An index with two tags is unused only if both tags are removed. The manifests that it lists are unused only if
-    the index is."""
+    """An index with two tags is unused if both tags are removed. Then the manifests that it lists are unused too."""
     child = await push_image(store, APP, "child")
     await push_index(store, [child], "1", "2")
     index = (await tag_facts(store, "1")).manifest
@@ -314,9 +304,8 @@ async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry
 
 @pytest.mark.slow
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
-    """An earlier version did not record pulls, so the last pull of content from before the migration is unknown.
-    Retention treats such content as if it had been pulled just before the migration. This does not affect content that
-    was pushed later."""
+    """An earlier version did not record pulls. Retention treats its content as if it had been pulled just before the
+    migration."""
     previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     clock = Clock()
@@ -342,9 +331,8 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
 
 
 async def test_tags_of_signatures_belong_to_their_manifest(store: StoredRegistry, clock: Clock) -> None:
-    """A tag that cosign creates, or a fallback tag of the distribution spec, contains the digest of another manifest.
-    As long as the repository has this manifest, the tag belongs to the manifest and is not deleted. It does not count
-    as one of the newest tags."""
+    """Tags of cosign and fallback tags of the distribution spec contain the digest of another manifest. While this
+    manifest exists, retention does not delete such a tag. The tag does not count as one of the newest."""
     signed = await push_image(store, APP, "signed", "v1")
     for suffix in (".sig", ".att", ""):
         clock.now += 1

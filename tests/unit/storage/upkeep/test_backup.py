@@ -1,5 +1,4 @@
-"""Backups of a registry and restores from them. A backup has all content but copies only what is new. A restored
-registry has the same content as the original."""
+"""Backups of a registry and restores from them."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.fakes.second_connection import second_connection
 
 REPO = RepositoryName("team/app")
-LARGE = os.urandom(200_000)  # large enough to stay in its file
+LARGE = os.urandom(200_000)  # more than 64 KiB: a backup makes hard links only to such blobs
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 async def backup(
     store: StoredRegistry, target: Path, *, now: float = 1e9, system: System | None = None, **options: Any
 ) -> tuple[Any, list[Mapping[str, JSON]]]:
-    """Makes a backup. Returns its result, and the steps that it has reported."""
+    """Makes a backup. Returns its result and the steps that it has reported."""
     steps: list[Mapping[str, JSON]] = []
     reporter = PlainReporter(steps.append, lambda _: None)
     backup_options = BackupOptions(target, **options)
@@ -67,7 +66,7 @@ async def restore(target: Path, data: Path, *, now: float = 4e9, system: System 
 
 
 async def check_image(data: Path, tag: str, digest: Digest) -> None:
-    """Checks that the restored data directory serves the complete image."""
+    """Checks that the restored data directory has the complete image."""
     async with open_registry(data) as restored:
         manifest = await restored.get_manifest(REPO, Tag(tag))
         assert manifest.digest == digest
@@ -77,8 +76,7 @@ async def check_image(data: Path, tag: str, digest: Digest) -> None:
 
 async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
     """The restored registry has the same tags and blobs. Unfinished jobs are stopped, and unfinished uploads are not
-    restored. Browser sessions are not restored, because a session that was ended after the backup would be valid
-    again."""
+    restored. No browser session is restored: a session that was ended after the backup would be valid again."""
     manifest = await push_image(store, REPO, "one", "v1")
     large = await push_blob(store, REPO, LARGE)
     upload = await store.start_upload(REPO)
@@ -103,8 +101,8 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
 
 
 async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restored registry does not know the pulls between the backup and the restore. Retention treats its content as
-    if it had been pulled at the time of the restore. This does not affect content that is pushed later."""
+    """A restored registry does not know the pulls after the backup. Retention treats the restored content as pulled at
+    the time of the restore."""
     await push_image(store, REPO, "one", "v1")
     untagged = await push_image(store, REPO, "untagged")
     await backup(store, tmp_path / "backups")
@@ -121,8 +119,8 @@ async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_
 
 
 async def test_a_backup_of_a_version_that_recorded_no_pulls(tmp_path: Path) -> None:
-    """The database of an earlier version has no records of pulls and no events. It can be marked as restored. The
-    migration after the restore then sets the time since which pulls are recorded."""
+    """The database of an earlier version, without records of pulls, can be marked as restored. The migration then sets
+    the time since which pulls are recorded."""
     started = time.time()
     previous_release.write_data_dir(tmp_path / "data", boot_id())
     database = tmp_path / "data" / "entrepot.db"
@@ -141,9 +139,8 @@ EVENTS = [
 
 
 async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegistry, tmp_path: Path) -> None:
-    """The events of a restored registry have higher numbers than all earlier ones, also than those between the backup
-    and the restore. The list of a restored registry begins with its first event. A backup has the number of the newest
-    event, but neither the client that made it nor a delivery."""
+    """Events after a restore have higher numbers than all earlier events. The event list begins with the first event
+    after the restore. A backup has the newest event's number, but not its client."""
     await store.outbox.configure(EVENTS)
     for number in range(5):
         await push_image(store, REPO, f"image {number}", "v1")
@@ -172,8 +169,8 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
 
 
 async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup may have no event, although the registry had some: an earlier version made it, or events were switched
-    on later. After the restore, the first event gets a higher number than those."""
+    """A backup may have no event of a registry that had some. The first event after the restore gets a higher number
+    than those."""
     await push_image(store, REPO, "one", "v1")
     await backup(store, tmp_path / "backups")
     await restore(tmp_path / "backups", tmp_path / "new")
@@ -187,8 +184,7 @@ async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) ->
 
 
 async def test_a_second_backup_copies_only_new_blobs(store: StoredRegistry, tmp_path: Path) -> None:
-    """A second backup to the same directory copies only the blobs that the directory does not have. It writes a
-    snapshot of its own."""
+    """A second backup to the same directory copies only new blobs."""
     await push_image(store, REPO, "one", "v1")
     first, _ = await backup(store, tmp_path / "backups")
     await push_image(store, REPO, "two", "v2")
@@ -206,8 +202,8 @@ async def test_a_second_backup_copies_only_new_blobs(store: StoredRegistry, tmp_
 
 
 async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_path: Path) -> None:
-    """If the backup is on the same file system as the data, its files are hard links, unless `may_link` is False. Only
-    the owner can read the backup."""
+    """If the backup and the data are on one file system, the files of large blobs are hard links. With
+    `may_link=False`, they are copies. Only the owner can read the backup."""
     large = await push_blob(store, REPO, LARGE)
     row = await store.metadata.blob(REPO, large.digest)
     await backup(store, tmp_path / "linked")
@@ -222,7 +218,7 @@ async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_pa
 
 @pytest.mark.slow
 async def test_old_snapshots_and_their_blobs_are_deleted(store: StoredRegistry, tmp_path: Path) -> None:
-    """With `keep=1`, a backup deletes all older snapshots, and the blobs that only these snapshots need."""
+    """With `keep=1`, a backup deletes all older snapshots and the blobs that only these need."""
     old = await push_image(store, REPO, "old", "v1")
     await backup(store, tmp_path / "backups", now=1e9)
     await store.delete_manifest(REPO, old.digest, by=BY)
@@ -238,8 +234,7 @@ async def test_old_snapshots_and_their_blobs_are_deleted(store: StoredRegistry, 
 
 
 async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup first copies the database and then the blobs. If an image is deleted in between, garbage collection
-    deletes its blobs only after the end of the backup, so the backup has the image."""
+    """A backup copies the database first. If an image is deleted after that, its blobs stay until the backup ends."""
     manifest = await push_image(store, REPO, "one", "v1")
     blobs = [await store.metadata.blob(REPO, blob.digest) for blob in manifest.blobs]
     collected_counts: list[int] = []
@@ -265,8 +260,7 @@ async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegi
 
 @pytest.mark.slow
 async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) -> None:
-    """While a backup runs, a second backup of the same store or to the same directory is refused. The error names who
-    runs the first backup."""
+    """While a backup runs, a second backup of the same store or to the same directory is refused."""
     await push_image(store, REPO, "one", "v1")
 
     async def work(context: JobContext) -> JSON:
@@ -288,7 +282,7 @@ async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) 
 
 async def test_unsuitable_directories_are_refused(store: StoredRegistry, tmp_path: Path) -> None:
     """A backup needs a new directory or a directory with backups. A restore needs an empty data directory, an existing
-    snapshot, and a copy of the database with the recorded SHA-256."""
+    snapshot, and an unaltered copy of the database."""
     await push_image(store, REPO, "one", "v1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
@@ -308,7 +302,7 @@ async def test_unsuitable_directories_are_refused(store: StoredRegistry, tmp_pat
 
 
 async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup whose database has a newer schema version than this program supports is not restored."""
+    """A backup whose database has a newer schema version is not restored."""
     result, _ = await backup(store, tmp_path / "backups")
     folder = tmp_path / "backups/snapshots" / result["snapshot"]
     db = second_connection(folder / "entrepot.db")
@@ -324,8 +318,7 @@ async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp
 async def test_a_share_without_private_directories(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If other users can enter a directory of the backups and this user may not change that, as on a share that shows
-    all files as those of root, a backup fails before it copies anything. The error says how to mount the share."""
+    """On some shares, a backup cannot make its directories private. Then it fails before it copies anything."""
     target = tmp_path / "share"
     await backup(store, target)
     (target / "snapshots").chmod(0o755)

@@ -1,5 +1,5 @@
-"""The doctor's checks of the configuration files of docker, containerd and podman. Each finding names the cause and the
-lines to write."""
+"""The checks of `entrepot doctor` for the configuration files of docker, containerd and podman. A finding names the
+cause and the lines to write."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.unit.registry.cli.diagnosis.client_place import (
 )
 
 DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
-"""The file of podman into which the proposed lines are written."""
+"""The file of podman for the proposed lines."""
 
 
 def test_the_files_of_the_client_command_are_right(tmp_path: Path) -> None:
-    """If the files that `entrepot client` prints are written to the paths that it names, no check finds a problem."""
+    """The files that `entrepot client` prints pass all checks."""
     upstreams = [Upstream(name="docker.io", default=True), Upstream(name="ghcr.io")]
     hosts = [host for upstream in upstreams for host in mirrored_hosts(upstream)]
     for url in (PLAIN, SECURE, "http://127.0.0.1:5000"):
@@ -64,8 +64,8 @@ DOCKER_PROBLEMS = [
 
 @pytest.mark.parametrize(("text", "problem_text", "reason_text"), DOCKER_PROBLEMS)
 def test_docker_findings(tmp_path: Path, text: str | None, problem_text: str, reason_text: str) -> None:
-    """If docker does not use this registry as a mirror, the finding has the cause. It also has a whole daemon.json that
-    makes docker use the registry."""
+    """The finding says why docker does not use this registry as a mirror. With the proposed daemon.json, docker uses
+    the registry."""
     if text is not None:
         write_files(tmp_path, **{DAEMON: text})
     first = problems_in(findings_of("docker", tmp_path))[0]
@@ -78,8 +78,7 @@ def test_docker_findings(tmp_path: Path, text: str | None, problem_text: str, re
 
 
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
-    """The proposed daemon.json keeps the other settings and the other insecure registries. It also keeps the other
-    mirrors, after this registry."""
+    """The proposed daemon.json keeps the other settings. Other mirrors come after this registry."""
     old_settings = {
         "log-driver": "journald",
         "registry-mirrors": ["https://m.example"],
@@ -94,8 +93,8 @@ def test_docker_keeps_other_settings(tmp_path: Path) -> None:
 
 
 def test_docker_needs_an_insecure_registry_for_plain_http(tmp_path: Path) -> None:
-    """To pull images that are named after the registry's own host over plain HTTP, docker needs the host in
-    `insecure-registries`, by name or by network. A loopback address is not needed there."""
+    """To pull from the registry's own host over plain HTTP, docker needs the host in `insecure-registries`. A loopback
+    address needs no entry."""
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
     (finding,) = problems_in(findings_of("docker", tmp_path))
     assert "gave HTTP response to HTTPS client" in finding.why
@@ -108,8 +107,8 @@ def test_docker_needs_an_insecure_registry_for_plain_http(tmp_path: Path) -> Non
 
 
 def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
-    """There is a finding if another mirror is before this registry, if this registry asks for a login, and if a key is
-    misspelt."""
+    """Another mirror before this registry is a warning. A registry that asks for a login is a warning. A misspelt key
+    is a problem."""
     daemon = {"registry-mirrors": ["https://m.example", SECURE], "registry-mirror": [SECURE]}
     write_files(tmp_path, **{DAEMON: json.dumps(daemon)})
     findings = findings_of("docker", tmp_path, SECURE)
@@ -123,15 +122,15 @@ def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
 
 
 def test_docker_needs_docker_hub_as_the_default_upstream(tmp_path: Path) -> None:
-    """If the default upstream of the registry is not Docker Hub, docker cannot use the registry as a mirror."""
+    """Docker can use the registry as a mirror only if the default upstream is Docker Hub."""
     (finding,) = problems_in(findings_of("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
     assert "default = true" in finding.next_step
 
 
 @pytest.mark.parametrize("program", CHECKS)
 def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
-    """If the client does not trust the registry's certificate, the finding names the file for the certificate of the
-    authority. Once this file exists, there is no such finding."""
+    """If the client does not trust the registry's certificate, the finding names the file for the authority's
+    certificate."""
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     for name, text in SETUPS[program](RegistryAddress(SECURE), hosts).files:
         write_files(tmp_path, **{name.lstrip("/"): text})
@@ -164,8 +163,7 @@ CONTAINERD_PROBLEMS = [
 
 @pytest.mark.parametrize(("text", "what", "why"), CONTAINERD_PROBLEMS)
 def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """If config.toml prevents Kubernetes from reading hosts.toml, there is a finding, and no finding says that pulls
-    come through the registry."""
+    """There is a finding if config.toml prevents Kubernetes from reading hosts.toml."""
     write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     if text is not None:
         write_files(tmp_path, **{CONFIG: text})
@@ -179,8 +177,7 @@ def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str
 
 @pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD_PROBLEMS[1:6])])
 def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
-    """The finding has a whole config.toml, of the same version as the old one. With it, pulls come through the
-    registry."""
+    """The finding has a whole config.toml. With this file, pulls come through the registry."""
     write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
     (finding,) = problems_in(findings_of("containerd", tmp_path))
     write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
@@ -191,8 +188,8 @@ def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
 
 
 def test_a_list_of_directories_that_works_is_a_warning(tmp_path: Path) -> None:
-    """In some cases, a list of directories in `config_path` works: in a file of version 2, or if
-    `discard_unpacked_layers` is set. Then the list is only a warning."""
+    """A list of directories in `config_path` works in a file of version 2, or with `discard_unpacked_layers`. Then the
+    list is only a warning."""
     write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     version_2 = (
         'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
@@ -243,7 +240,7 @@ HOSTS_PROBLEMS = [
 
 @pytest.mark.parametrize(("files", "what", "why"), HOSTS_PROBLEMS)
 def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why: str) -> None:
-    """If hosts.toml does not lead to this registry, there is a finding. With the lines in the finding, containerd uses
+    """There is a finding if hosts.toml does not lead to this registry. With the lines in the finding, containerd uses
     the registry."""
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
     write_files(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
@@ -256,8 +253,7 @@ def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why:
 
 
 def test_containerd_default_directory(tmp_path: Path) -> None:
-    """`_default` applies to every host without a directory of its own. Without `_default`, there is a finding for a
-    mirrored host without a directory. A `server` in `_default` is a warning."""
+    """`_default` applies to every host without a directory of its own. A `server` in `_default` is a warning."""
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
     (finding,) = problems_in(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     assert "is for ghcr.io" in finding.what
@@ -270,7 +266,7 @@ def test_containerd_default_directory(tmp_path: Path) -> None:
 
 
 def test_containerd_plugin_is_off(tmp_path: Path) -> None:
-    """There is a finding if the plugin for Kubernetes is switched off, as in the package of Docker."""
+    """There is a warning if the plugin for Kubernetes is switched off, as in the package of Docker."""
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_IO_PACKAGE})
     assert "disabled_plugins" in at_level(findings_of("containerd", tmp_path), Level.WARNING)[0].what
 
@@ -296,7 +292,7 @@ PODMAN_PROBLEMS = [
 
 @pytest.mark.parametrize(("text", "what", "why"), PODMAN_PROBLEMS)
 def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
-    """There is a finding for a registries.conf that does not lead to this registry."""
+    """There is a finding if registries.conf does not lead to this registry."""
     write_files(tmp_path, **{"etc/containers/registries.conf": text})
     finding = problems_in(findings_of("podman", tmp_path))[0]
     assert what in finding.what
@@ -307,8 +303,8 @@ def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
 
 
 def test_podman_uses_the_later_file(tmp_path: Path) -> None:
-    """A file in registries.conf.d replaces the entry with the same prefix in registries.conf. There is a warning for an
-    entry with a longer prefix and without this mirror."""
+    """A file in registries.conf.d replaces an entry with the same prefix. An entry with a longer prefix and no mirror
+    is a warning."""
     write_files(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
     assert not problems_in(findings_of("podman", tmp_path))
     later = '[[registry]]\nlocation = "docker.io"\n'
@@ -322,7 +318,7 @@ def test_podman_uses_the_later_file(tmp_path: Path) -> None:
 
 
 def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
-    """If nothing listens at the registry's address, the first finding says so, whatever the client's files contain."""
+    """If nothing listens at the registry's address, the first finding says so."""
     answer = ProbeResult(PLAIN, ProbeError.REFUSED, "Connection refused")
     first = findings_of("podman", tmp_path, answer=answer)[0]
     assert "nothing listens there" in first.what
@@ -330,8 +326,7 @@ def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
 
 
 def test_a_registry_that_requires_client_certificates(tmp_path: Path) -> None:
-    """If the registry requires a client certificate, which the command does not have, there is a warning. It is not a
-    problem, because the client can have one."""
+    """There is only a warning if the registry requires a client certificate, because the client can have one."""
     answer = ProbeResult(SECURE, ProbeError.CLIENT_CERTIFICATE, "tlsv13 alert certificate required")
     first = findings_of("podman", tmp_path, SECURE, answer=answer)[0]
     assert (first.level, "it requires a client certificate" in first.what) == (Level.WARNING, True)
@@ -340,14 +335,14 @@ def test_a_registry_that_requires_client_certificates(tmp_path: Path) -> None:
 
 
 def test_programs_on_this_machine(tmp_path: Path) -> None:
-    """The doctor checks only those client programs of which it finds a file on the machine."""
+    """Only programs with a file on the machine are checked."""
     assert programs_on_this_machine(tmp_path) == []
     write_files(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
     assert programs_on_this_machine(tmp_path) == ["containerd", "podman"]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """If there is a directory in place of a file, a finding says that the file cannot be read."""
+    """A directory in place of a file is reported as a file that cannot be read."""
     (tmp_path / DAEMON).mkdir(parents=True)
     files = ClientFiles("docker", tmp_path)
     hosts = mirrored_hosts(Upstream(name="docker.io"))
@@ -372,7 +367,7 @@ WRONG_TYPES = [
 
 @pytest.mark.parametrize(("text", "what"), WRONG_TYPES)
 def test_wrong_types_in_a_containerd_config(tmp_path: Path, text: str, what: str) -> None:
-    """There is a finding for each value of a type that containerd does not accept."""
+    """A value of a type that containerd does not accept is a finding."""
     write_files(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
     assert any(what in finding.what for finding in problems_in(findings_of("containerd", tmp_path)))
 
@@ -387,5 +382,5 @@ def test_a_mirror_of_docker_that_is_not_a_url(tmp_path: Path) -> None:
 
 
 def test_the_search_for_programs_survives_system_errors(tmp_path: Path) -> None:
-    """If the system calls for the paths of client programs fail, the search returns no program and raises no error."""
+    """If system calls fail, the search for programs finds none."""
     assert programs_on_this_machine(tmp_path / ("a" * 300)) == []
