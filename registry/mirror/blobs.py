@@ -159,7 +159,7 @@ class MirroredBlobs:
                 with self._fills.request(repo, digest, size, is_separate=is_separate) as fill:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
-                    if await self._wait_started(fill, repo, deadline):
+                    if await self._wait_for_response(fill, repo, deadline):
                         # These are the pulls of images that contain the blob. They count as active while the reader is
                         # open, so that the prefetching for them continues.
                         image_pulls = self._prefetch.pulls_of(digest)
@@ -242,7 +242,7 @@ class MirroredBlobs:
         fill = self._fills.find_running(repo, digest)
         return await self._entitlement.check(repo, digest, deadline, download_size=fill.size if fill else None)
 
-    async def _wait_started(self, fill: Fill, repo: RepositoryName, deadline: float) -> bool:
+    async def _wait_for_response(self, fill: Fill, repo: RepositoryName, deadline: float) -> bool:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
         the blob is then stored, or True if its bytes have to be read from the running fill.
 
@@ -258,7 +258,7 @@ class MirroredBlobs:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(SILENCE_SECONDS / 2):
                             if fill.size > SMALL_BLOB_BYTES:
-                                return await fill.wait_started()
+                                return await fill.wait_for_response()
                             await fill.wait_finished()
                             return False
                     # One check is not enough. The fill may have waited for a free connection until just before it, so

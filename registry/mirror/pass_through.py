@@ -82,7 +82,7 @@ class _Buffer:
     `BlobSink`."""
 
     def __init__(self, digest: Digest, size: int, avoided: AvoidedEndpoints, notify: Callable[[], None]) -> None:
-        """`avoided`: the endpoints to avoid; bytes from those in `avoided.refused` are not accepted. `notify`: called
+        """`avoided`: the endpoints to avoid; bytes from those in `avoided.untrusted` are not accepted. `notify`: called
         in the thread when there are new bytes."""
         self.endpoint: str | None = None
         """The endpoint that has started to send; None: none has."""
@@ -91,7 +91,7 @@ class _Buffer:
         changed after `begin`."""
         self._notify = notify
         self._size = size
-        self._refused = avoided.refused
+        self._refused = avoided.untrusted
         self._running_digest = start_digest(digest.algorithm)
         self._chunks: deque[bytes] = deque()
         self._buffered_bytes = 0
@@ -288,7 +288,7 @@ class PassThroughReader:
                 await self._client.fetch_blob(
                     *(self._upstream_name, self._digest, requested, self._buffer),
                     self._avoided.ask_last,
-                    self._avoided.refused,
+                    self._avoided.untrusted,
                     expected_size=self._size,
                 )
             finally:

@@ -32,7 +32,8 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 """Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
 tag has content that belongs to the digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. This takes about a millisecond."""
+"""Number of tag moves that are read from the store at a time. This takes about a millisecond. After each read, other
+tasks can run."""
 
 
 class ServedTags:
@@ -129,8 +130,9 @@ class ServedTags:
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # For each pass: the move after which it starts, and its upper bound. A `TagMove` begins with its time, so each
-        # move that is recorded during this call exceeds `(now,)`.
+        # Each pass reads the moves between two bounds. With `start`, a second pass reads the moves up to `start`. The
+        # bound `(now,)` leaves out moves that are recorded during this call: tuples are compared by their first items,
+        # and the first item of a `TagMove` is its time.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))

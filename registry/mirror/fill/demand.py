@@ -141,8 +141,8 @@ class Demand:
         for watcher in list(self._watchers):
             watcher()
 
-    def is_alive(self) -> bool:
-        """Returns whether the download should continue: a client has requested the blob (`requested`), even if it has
+    def needs_blob(self) -> bool:
+        """Returns whether the blob is still needed: a client has requested it (`requested`), even if that client has
         left, or a pull for which the blob is prefetched is active."""
         return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 

@@ -52,7 +52,7 @@ _FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong
 """Errors after which the download cannot continue, not even from another repository."""
 
 
-class NoReaders(Exception):
+class NoClients(Exception):
     """The fill (the work of this process to get the blob) was stopped. No client waits for the blob, and one of these
     holds:
 
@@ -85,11 +85,11 @@ class Download:
         """`slots` limits the connections to the upstream. `repo`: the repository's name at the upstream. `on_response`
         is called on the event loop when a response starts. `on_fetched` is called after each request, with the number
         of bytes that it has stored. `list_repos` returns all repositories from which the blob may be requested, by
-        their names at the upstream.
+        their names at the upstream. After a refusal, or two failures in a row, another one is asked.
 
-        `has_response`: whether readers may have got bytes from a previous owner. Once readers may have got bytes, the
-        download is retried until `stall_timeout` seconds pass without new bytes. Before that, it is retried at most
-        once."""
+        `has_response`: whether the upstream has sent bytes to an earlier owner, and clients may have got them. Without
+        a response, the download is retried at most once. After a response, it is retried until `stall_timeout` seconds
+        pass without new bytes."""
         self._upstream = upstream
         self._slots = slots
         self._first_repo = repo
@@ -98,12 +98,13 @@ class Download:
         self._demand = demand
         self._avoided = avoided
         self._last_broken: set[str] = set()
-        """The endpoint whose connection broke last. It is asked only if no other endpoint has the blob."""
+        """The endpoint whose connection broke last. This endpoint is asked only if no other one has the blob."""
         self._report_response = on_response
         self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()
         gaps = partial.missing()
         self._plan = PiecePlan(gaps)
+        """The missing bytes that no running request covers."""
         self._is_small = sum(stop - start for start, stop in gaps) < SINGLE_REQUEST_BYTES
         self._concurrency = AdaptiveConcurrency(slots.max_connections, self._loop.time())
         self._retry = RetryPolicy(stall_timeout)
@@ -115,7 +116,7 @@ class Download:
         or the last one leaves."""
         self._bytes_of_ended_requests = 0
         self._has_response = has_response
-        """Whether the upstream has started to send, so that readers may have got bytes."""
+        """Whether the upstream has started to send, so that clients may have got bytes."""
         self._ranges_work = False
         """Whether the upstream has sent a byte range as requested."""
         self._needs_whole = False
@@ -124,10 +125,10 @@ class Download:
         self.senders: set[str] = set()
 
     async def run(self) -> None:
-        """Downloads the missing bytes. Raises NoReaders. Raises PartialLost if this process is no longer the owner.
-        Raises BlobLengthWrong if the caller must delete the stored bytes. Raises StorageFull, StorageFailed,
-        BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
-        StorageFull."""
+        """Downloads the missing bytes. Raises NoClients. Raises PartialLost if this process is no longer the owner.
+        Raises BlobLengthWrong if the length of a response is wrong; the caller must then delete the stored bytes.
+        Raises StorageFull, StorageFailed, BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests.
+        Keeps the stored bytes, except after StorageFull."""
         try:
             with self._demand.watching(self._changed.set):
                 while self._should_continue():
@@ -138,11 +139,11 @@ class Download:
             await cancel_and_wait(self._connections)
 
     async def _make_progress(self) -> None:
-        """Opens connections, waits for a change, and cancels slow requests. Raises NoReaders."""
+        """Opens connections, waits for a change, and cancels slow requests. Raises NoClients."""
         if not self._demand.has_clients_here:
             self._demand.set_clients_elsewhere(self._partial.has_waiters)
-        if not self._connections and not self._demand.is_alive():
-            raise NoReaders
+        if not self._connections and not self._demand.needs_blob():
+            raise NoClients
         self._start_connections()
         await self._wait()
         awaits_first_byte = any(
@@ -154,7 +155,7 @@ class Download:
         self._cancel_stragglers()
 
     def _should_continue(self) -> bool:
-        """Removes ended connections. Returns whether the download goes on."""
+        """Clears `_changed`, and removes ended connections. Returns whether the download goes on."""
         self._changed.clear()
         ended = {task for task in self._connections if task.done()}
         self._connections -= ended
@@ -174,7 +175,7 @@ class Download:
 
     def _start_connections(self) -> None:
         """Opens connections as needed, but none during the pause before a retry."""
-        if self._loop.time() < self._retry.resume_at or not self._demand.is_alive():
+        if self._loop.time() < self._retry.resume_at or not self._demand.needs_blob():
             return
         limit = 1 if self._is_small or self._needs_whole or not self._has_response else self._concurrency.connections
         while len(self._connections) < limit and self._has_bytes_to_request():
@@ -224,7 +225,7 @@ class Download:
 
     def _should_send_request(self, is_first: bool) -> bool:
         """Returns whether a connection should send another request."""
-        if self._fatal_error is not None or not self._has_bytes_to_request() or not self._demand.is_alive():
+        if self._fatal_error is not None or not self._has_bytes_to_request() or not self._demand.needs_blob():
             return False
         if self._loop.time() < self._retry.resume_at or (self._needs_whole and len(self._connections) > 1):
             return False
@@ -249,13 +250,13 @@ class Download:
         request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, has_share, cancel_scope)
         self._changed.set()
         try:
-            self._partial.mark_started(repo)
+            self._partial.mark_requested(repo)
             async with cancel_scope:
                 with self._slots.holding(request):
                     await self._upstream.fetch_blob(
                         *(repo, self._partial.digest, span, sink),
                         self._avoided.ask_last | self._last_broken,
-                        self._avoided.refused,
+                        self._avoided.untrusted,
                         expected_size=self._partial.size,
                     )
         except TimeoutError:
@@ -283,11 +284,11 @@ class Download:
     def _next_sink(self) -> PieceSink | WholeSink | None:
         """Returns the sink for the next request; None if nothing is left to request."""
         if self._needs_whole:
-            return WholeSink(self._partial, self._partial.missing(), self._on_response, self._avoided.refused)
+            return WholeSink(self._partial, self._partial.missing(), self._on_response, self._avoided.untrusted)
         remaining = self._plan.remaining
         length = remaining if self._is_small else self._concurrency.next_length(remaining)
         piece = self._plan.take(length, self._demand.offsets)
-        return PieceSink(self._partial, piece, self._on_response, self._avoided.refused) if piece else None
+        return PieceSink(self._partial, piece, self._on_response, self._avoided.untrusted) if piece else None
 
     def _cancel_stragglers(self) -> None:
         """Cancels requests that are much slower than the others (*stragglers*), so that their missing bytes are

@@ -22,7 +22,7 @@ from functools import partial as partial_function
 from typing import Final
 
 from registry.mirror.fill.demand import ClientsChanged, Demand, run_until_change
-from registry.mirror.fill.download import Download, NoReaders
+from registry.mirror.fill.download import Download, NoClients
 from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.reader_file import ReaderFile
 from registry.mirror.fill.retry import decode_failure, encode_failure
@@ -46,8 +46,8 @@ READER_POLL_SECONDS: Final = 0.05
 """Longest time that a reader waits, after the owner has disappeared, before it tries to read from a new owner."""
 FOLLOWER_PAUSE_SECONDS: Final = 0.01
 """Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
-START_POLL_SECONDS: Final = 0.01
-"""Time between two checks in `_signal_start` whether the upstream has started to send to the owner."""
+RESPONSE_POLL_SECONDS: Final = 0.01
+"""Time between two checks in `_signal_response` whether the upstream has started to send to the owner."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
 
@@ -72,7 +72,7 @@ class Fill:
         self.repositories = {repo}
         self.demand = Demand()
         """`has_clients`: a client waits for the blob or receives it now. `is_unattended`: a client has requested it,
-        and all clients have left. `is_alive()`: a client has requested it (it may have left), or a pull needs it."""
+        and all clients have left. `needs_blob()`: a client has requested it (and may have left), or a pull needs it."""
         self.error: RegistryError | None = None
         self._context = context
         self._source = context.upstream.name
@@ -86,8 +86,8 @@ class Fill:
         """The partial blob that has become the stored blob; None while the fill is running, if it has failed, or if the
         stored blob comes from another partial blob."""
         self._reader_files: set[ReaderFile] = set()
-        """The open files of the readers. A reader may have one before `_started` is set."""
-        self._started = asyncio.Event()
+        """The open files of the readers. A reader may have one before `_response_started` is set."""
+        self._response_started = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
         self._owner_change_count = 0
@@ -101,20 +101,21 @@ class Fill:
         return self._ended.is_set()
 
     @property
-    def has_started(self) -> bool:
+    def has_response(self) -> bool:
         """Whether the upstream has started to send the blob to any process, or the fill has ended."""
-        return self._started.is_set()
+        return self._response_started.is_set()
 
     @property
     def _must_keep_partial(self) -> bool:
         """Whether readers may have got bytes of the partial blob. Only the rest of the same partial blob can then
         complete their responses. Usually, readers get bytes only after the upstream has started to send. But a reader
         that was opened while the fill was queued (`is_queued`) may already get bytes that an earlier owner stored."""
-        return self.has_started or any(file.is_used and file.partial is self._partial for file in self._reader_files)
+        return self.has_response or any(file.is_used and file.partial is self._partial for file in self._reader_files)
 
     def open_file(self) -> ReaderFile:
-        """Opens the file that the bytes are written to, for one reader, which closes it. Call it when `wait_started`
-        has just returned True, or while `is_queued` is True. Raises TooManyOpenFiles, StorageFailed."""
+        """Opens the file that the bytes are written to, for one reader, which closes it. Call it when
+        `wait_for_response` has just returned True, or while `is_queued` is True. Raises TooManyOpenFiles,
+        StorageFailed."""
         assert self._partial is not None
         return ReaderFile(self._partial, self._reader_files)
 
@@ -122,25 +123,24 @@ class Fill:
     def is_queued(self) -> bool:
         """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
         any request to the upstream. Raises StorageFailed."""
-        return not self.has_ended and self._partial is not None and not self._partial.has_started
+        return not self.has_ended and self._partial is not None and not self._partial.is_requested
 
     def has_no_response_for(self, repo: RepositoryName) -> bool:
         """Returns whether the owner, in this or another process, has requested the blob, but not from `repo`, and the
         upstream has not responded yet. Raises StorageFailed."""
         partial = self._partial
-        # `_started` means that the upstream has started to send; `partial.has_started`, that the owner requests bytes.
-        if partial is None or self._started.is_set() or not partial.has_started:
+        if partial is None or self.has_response or not partial.is_requested:
             return False
-        return not partial.has_started_for(self._context.to_upstream_name(repo))
+        return not partial.is_requested_from(self._context.to_upstream_name(repo))
 
-    async def wait_started(self) -> bool:
+    async def wait_for_response(self) -> bool:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
         is stored. If the fill has failed, raises its error.
 
         If the partial blob was committed or deleted a moment ago, the fill is about to end. This method then waits for
         the end, because the fill fails if the bytes are wrong. The caller then gets the error before it has sent any
         byte, so it can use the next fill. Without the wait, its response would begin, and then break off."""
-        await self._started.wait()
+        await self._response_started.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
         if self.error is not None:
@@ -198,7 +198,7 @@ class Fill:
             try:
                 await self._run()
                 error = None
-            except NoReaders:
+            except NoClients:
                 error = early_stop_error = PartialLost(
                     "the download was stopped because no client waited for the blob; try again"
                 )
@@ -226,13 +226,13 @@ class Fill:
         if (
             partial is None
             or not partial.is_owner
-            or not (self._started.is_set() or isinstance(failure, UpstreamTimeout))
+            or not (self._response_started.is_set() or isinstance(failure, UpstreamTimeout))
         ):
             return
         if (reason := encode_failure(self.repo, failure)) is not None:
             await partial.report_failure(reason)
 
-    def abandon(self) -> None:
+    def ensure_ended(self) -> None:
         """Ends the fill with an error, if its task was cancelled before `run` was started."""
         if not self.has_ended:
             self._end(server_stopping_error(), is_abandoned=True)
@@ -243,7 +243,7 @@ class Fill:
         self.error = error
         self._context.observer.on_fill_ended(error, is_abandoned=is_abandoned)
         self._ended.set()
-        self._started.set()
+        self._response_started.set()
         self._owner_change_event.set()
         if self._partial is not None:
             self._partial.close()
@@ -255,7 +255,7 @@ class Fill:
         is_owner, lost_owners = partial.is_owner, 0
         while not is_owner:
             if not self.demand.has_clients:  # a follower without clients is not needed
-                raise NoReaders
+                raise NoClients
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
             has_followed = await self._follow(partial)
@@ -280,11 +280,11 @@ class Fill:
         return await self._download(partial)
 
     async def _claim(self) -> Partial:
-        """Waits for a permit, and raises NoReaders if all clients have left by then. Claims the partial blob, gives its
+        """Waits for a permit, and raises NoClients if all clients have left by then. Claims the partial blob, gives its
         file to the readers that have got no bytes yet, and closes the handle to an earlier partial blob."""
         async with self._context.claim_permits:
             if self.demand.is_unattended:
-                raise NoReaders
+                raise NoClients
             partial = await self._context.partials.claim(self.digest, self.size, self._source)
         for file in self._reader_files:
             file.follow(partial)
@@ -296,7 +296,7 @@ class Fill:
     async def _follow(self, partial: Partial) -> bool | None:
         """Waits while the owner in another process downloads the blob. Returns True when the blob is stored, False if
         the owner has stopped before that, and None when the clients of this process have left."""
-        start_signal = asyncio.create_task(self._signal_start(partial, partial.missing()))
+        response_signal = asyncio.create_task(self._signal_response(partial, partial.missing()))
         try:
             await run_until_change(self.demand, partial.wait(self.size))
         except PartialLost:
@@ -304,21 +304,21 @@ class Fill:
         except ClientsChanged:
             return None
         finally:
-            await cancel_and_wait([start_signal])
+            await cancel_and_wait([response_signal])
         return True
 
-    async def _signal_start(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
-        """Sets `_started` when the upstream has started to send to the owner. If all bytes are missing, sets it when
-        the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when this fill
-        began to follow."""
+    async def _signal_response(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
+        """Sets `_response_started` when the upstream has started to send to the owner. If all bytes are missing, sets
+        it when the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when
+        this fill began to follow."""
         if gaps in ([], [(0, self.size)]):
             await partial.wait(0 if gaps else self.size)
         else:
             # The stored bytes may be those of an earlier owner. New bytes count as a response, too, because the owner
             # may have failed to record it.
             while not partial.has_response and partial.missing() == gaps:  # noqa: ASYNC110  another process changes them
-                await asyncio.sleep(START_POLL_SECONDS)
-        self._started.set()
+                await asyncio.sleep(RESPONSE_POLL_SECONDS)
+        self._response_started.set()
 
     async def _download(self, partial: Partial) -> None:
         """Downloads the missing bytes as the owner, verifies the digest, and makes the bytes a blob of all
@@ -334,7 +334,7 @@ class Fill:
         # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
-        if self.has_started:
+        if self.has_response:
             # As a follower, this fill saw the response begin. Each owner has to record it (`Partial.has_response`).
             self._on_response(partial)
         download = Download(
@@ -354,8 +354,8 @@ class Fill:
             try:
                 await download.run()
                 break
-            except NoReaders:
-                if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
+            except NoClients:
+                if not self.demand.needs_blob():  # otherwise a client or a pull needs the blob again
                     raise
             except BlobLengthWrong:
                 # The stored bytes are possibly an error page, or the size is wrong. This is not recorded as a fault of
@@ -368,7 +368,7 @@ class Fill:
 
     def _on_response(self, partial: Partial) -> None:
         """Records, for this and the other processes, that the upstream has started to send."""
-        self._started.set()
+        self._response_started.set()
         with suppress(StorageFailed):  # the other processes then notice the new bytes
             partial.mark_response()
 

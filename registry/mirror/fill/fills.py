@@ -1,6 +1,6 @@
 """Keeps track of the running fills of this process (`Fills`). A *fill* gets one blob from an upstream registry. Usually
-all repositories use one *shared* fill of a blob. If the upstream does not respond to the shared fill, the other
-repositories use a second one, the *separate* fill."""
+all repositories use one *shared* fill of a blob, which requests the blob from one of these repositories. If the
+upstream does not respond, the other repositories use a second fill, the *separate* one."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class Fills:
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
         """Returns the fill of a blob, and starts it if it is not running. Adds `repo` to the fill's repositories.
 
-        While no shared fill has a response, a caller without `is_separate` may also get the separate fill. The separate
-        fill must then have a response, or request the blob from `repo`."""
+        `is_separate`: whether to use the separate fill. Without it, uses the shared fill. There is one exception: no
+        shared fill has a response, and the separate fill has one or requests the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
-        if separate is not None and (shared is None or not shared.has_started):
-            is_separate = is_separate or separate.repo == repo or separate.has_started
+        if separate is not None and (shared is None or not shared.has_response):
+            is_separate = is_separate or separate.repo == repo or separate.has_response
         fill = separate if is_separate else shared
         if fill is not None:
             fill.repositories.add(repo)
@@ -96,7 +96,7 @@ class Fills:
         self._context.observer.on_fill_started()
         key = (digest, size, is_separate)
         task = start_detached(self._run(fill, key))
-        task.add_done_callback(lambda _: fill.abandon())
+        task.add_done_callback(lambda _: fill.ensure_ended())  # a cancelled task may not have called `run`
         self._fills[key] = (fill, task)
         return fill
 

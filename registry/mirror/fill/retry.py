@@ -63,7 +63,7 @@ class RetryPolicy:
     def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
         """Records a failed request. Returns True if the download should be retried at the time `resume_at`, which this
         call sets. Returns False if the download should fail. `received_bytes`: number of bytes received so far.
-        `has_response`: whether the upstream has started to send, so that readers may have got bytes. Call this method
+        `has_response`: whether the upstream has started to send, so that clients may have got bytes. Call this method
         also for a request that was not sent because of a rate limit or an open circuit breaker."""
         if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
@@ -210,12 +210,12 @@ def sender_pause(times: int) -> float:
 @dataclass(frozen=True, slots=True)
 class AvoidedEndpoints:
     """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
-    other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
+    other endpoint has the blob. `untrusted`: endpoints whose bytes are not accepted in this download, with the error to
     raise for each. They are asked after all others, only to find out whether they have the blob. If one has it, its
     error says more than the "not found" of the others."""
 
     ask_last: frozenset[str] = frozenset()
-    refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
+    untrusted: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
 
 
 class BadSenders:
@@ -233,7 +233,7 @@ class BadSenders:
     async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
         """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
         asked last, and so is an endpoint whose record could not be stored. An endpoint whose pause (`sender_pause`) has
-        not ended is refused. If all endpoints are refused, raises UpstreamUnavailable, with the number of seconds until
+        not ended is untrusted. If all endpoints are untrusted, raises UpstreamUnavailable, with the number of seconds until
         the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         unsaved = self._unsaved_endpoints(digest)

@@ -102,7 +102,7 @@ class ConnectionSlots:
         the queue, so that the requests that are in the queue already get a slot first."""
         async with AsyncExitStack() as held:
             has_slot = False
-            while not has_slot and demand.is_alive():
+            while not has_slot and demand.needs_blob():
                 if demand.has_clients:
                     has_slot = not is_new_connection and await self._try_slot(held, keep_free=1)
                     if not has_slot:

@@ -260,7 +260,7 @@ async def test_refused_endpoint_sends_no_bytes(site: Site) -> None:
     """No bytes are accepted from an endpoint that has sent corrupt bytes several times."""
     refusal = UpstreamUnavailable("it sent wrong bytes", retry_after=7)
     with pytest.raises(UpstreamUnavailable, match="sent wrong bytes") as refused:
-        await read(site.reader_of(Sender(b"123"), avoided=AvoidedEndpoints(refused={"https://hub": refusal})))
+        await read(site.reader_of(Sender(b"123"), avoided=AvoidedEndpoints(untrusted={"https://hub": refusal})))
     assert refused.value.__notes__ == ["0"]
 
 

@@ -51,7 +51,7 @@ async def push_during_pull(worker: MirrorWorker, image: Manifest, monkeypatch: p
     mount = BlobEntitlement.mount
 
     def may_wait_for_start() -> bool:
-        return any(MIRRORED_REPO in fill.repositories and not fill.has_started for fill in worker.mirror.running_fills)
+        return any(MIRRORED_REPO in fill.repositories and not fill.has_response for fill in worker.mirror.running_fills)
 
     async def mount_late(
         self: BlobEntitlement, repo: RepositoryName, digest: Digest, size: int
@@ -67,7 +67,7 @@ async def push_during_pull(worker: MirrorWorker, image: Manifest, monkeypatch: p
     monkeypatch.setattr(BlobEntitlement, "mount", mount_late)
     # When the fill has started, the push no longer waits for its start, but for its bytes.
     await wait_until(
-        lambda: any(MIRRORED_REPO in fill.repositories and fill.has_started for fill in worker.mirror.running_fills)
+        lambda: any(MIRRORED_REPO in fill.repositories and fill.has_response for fill in worker.mirror.running_fills)
     )
     return pushing
 
