@@ -84,9 +84,9 @@ class TagPosition:
     order_time: float | None = None
     future_start: float = field(default=math.inf, compare=False)
 
-    def is_at_or_after(self, tag: TagFacts) -> bool:
-        """Returns whether this position is that of the tag, or comes after it in the list. So for the position of the
-        `n`th newest tag, returns whether the tag is one of the `n` newest."""
+    def is_not_newer_than(self, tag: TagFacts) -> bool:
+        """Returns whether this position is that of the tag, or comes after it in the list, which begins with the newest
+        tag. So for the position of the `n`th newest tag, returns whether the tag is one of the `n` newest."""
         # Sorts the tag as the list did: by `order_time` only if `pushed` was in the future when the list was read. The
         # tag may have been read later. If the clock was set back in between, the tag has an `order_time` although the
         # list sorted it by `pushed`.
@@ -134,11 +134,11 @@ class OrphanPage:
 
 @dataclass(slots=True)
 class LostTags:
-    """The manifests of one repository that have lost a tag (`digests`), from the part of its tag history that
+    """The manifests of one repository that have lost a tag (`manifest_digests`), from the part of its tag history that
     `Retention.unused_orphans` has read. `last_entry`: the newest entry that was read; 0: none was. A caller that reads
     all pages of a repository passes the same object for each, so that each entry of the history is read only once."""
 
-    digests: set[str] = field(default_factory=set)
+    manifest_digests: set[str] = field(default_factory=set)
     last_entry: int = 0
 
 

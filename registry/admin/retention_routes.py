@@ -97,11 +97,12 @@ async def preview_retention(
     """Says for each tag of a repository whether the rules in the settings keep it, and why. The totals count the first
     5000 tags; `entrepot retention preview` counts all. Needs the right `admin` on the repository."""
     repo = RepositoryName(repository)
+    # Whoever has the right `admin` on a repository may grant rights on it, and may see this.
     if not caller.rights.may_grant(NamePattern(repo)):
         raise Denied(f"{caller.rights.account_name} may not see this: it needs the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # Each visitor runs one preview at a time: an account, or the network of clients without a login.
+    # An account runs one preview at a time. So do all clients without a login in one network together.
     async with preview.slots.slot(caller.visitor):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)

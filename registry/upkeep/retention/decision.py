@@ -50,7 +50,7 @@ def decide(
         return Decision(True, "it is immutable")
     if tag.subject is not None:
         return Decision(True, f"belongs to {tag.subject}, which is here")
-    if rule.keep_last and not tag.is_referrer and (oldest_kept is None or oldest_kept.is_at_or_after(tag)):
+    if rule.keep_last and not tag.is_referrer and (oldest_kept is None or oldest_kept.is_not_newer_than(tag)):
         return Decision(True, f"one of the newest {rule.keep_last}")
     for pattern in rule.keep_tags:
         if fnmatchcase(tag.name, pattern):

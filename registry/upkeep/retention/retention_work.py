@@ -139,8 +139,8 @@ class RetentionWork:
         limits: UnusedLimits,
         judged_at: float,
     ) -> int:
-        """Deletes an untagged manifest, and then its *orphans*: the children and referrers that nothing else uses. Does
-        not delete orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
+        """Deletes an orphan, and then those of its children and referrers that have become orphans. Does not delete
+        orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
         manifests. The next run of the job finds the manifests that are left, even if this run is interrupted after the
         first deletion."""
         dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, limits, judged_at, ACTOR)

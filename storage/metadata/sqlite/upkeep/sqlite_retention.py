@@ -1,6 +1,6 @@
 """Finds and deletes tags and manifests for retention, in the metadata database (`SqliteRetention`). *Retention* is the
 job that deletes tags and manifests that no rule of the settings keeps. The *dependents* of a manifest are the manifests
-that it lists, and its referrers. An *orphan* is a dependent of a deleted manifest that nothing else uses.
+that it lists, and its referrers. `storage.retention` defines *orphan*.
 
 If the machine's clock was ahead for a while, times that were stored then can be in the future."""
 
@@ -164,7 +164,7 @@ class SqliteRetention:
             ]
             if unused:  # reads the tag history only if there is something to delete
                 unused_manifests.add_digests_that_lost_a_tag(db, repository, limits.untagged, lost_tags)
-                unused = [manifest for manifest in unused if manifest.digest not in lost_tags.digests]
+                unused = [manifest for manifest in unused if manifest.digest not in lost_tags.manifest_digests]
             return OrphanPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
         return await self._scans.run(read)

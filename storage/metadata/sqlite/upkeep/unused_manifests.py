@@ -89,10 +89,10 @@ def add_digests_that_lost_a_tag(db: apsw.Connection, repository: int, since: flo
     history that were not read before."""
     newest_entry = int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)
     if not lost_tags.last_entry:
-        lost_tags.digests |= digests_that_lost_a_tag(db, repository, since)
+        lost_tags.manifest_digests |= digests_that_lost_a_tag(db, repository, since)
     elif newest_entry > lost_tags.last_entry:
         rows = _rows(db, _LOST_TAGS_AFTER, repository, since, lost_tags.last_entry)
-        lost_tags.digests.update(digest for (digest,) in rows if digest is not None)
+        lost_tags.manifest_digests.update(digest for (digest,) in rows if digest is not None)
     lost_tags.last_entry = newest_entry
 
 

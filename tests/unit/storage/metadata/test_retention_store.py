@@ -1,4 +1,5 @@
-"""How retention (the rules that delete old tags and manifests) reads and deletes in the store."""
+"""How retention (the rules that delete old tags and manifests) reads and deletes in the store. An *orphan* is a
+manifest that has no tag, that no index lists, and whose subject, if it names one, does not exist."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
     return next(tag for tag in await store.retention.tags(APP, None) if tag.name == name)
 
 
-async def unused_manifests(store: StoredRegistry, since: float) -> list[Digest]:
-    """Returns the untagged manifests that have not been used since this time."""
+async def unused_orphans(store: StoredRegistry, since: float) -> list[Digest]:
+    """Returns the orphans that have not been pushed, tagged or pulled since this time."""
     page = await store.retention.unused_orphans(APP, UnusedLimits(since, since, since), None, LostTags())
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
@@ -72,7 +73,7 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
 
     async def newest(count: int) -> list[str]:
         position = await store.retention.nth_newest(APP, count)
-        return sorted(name for name, tag in tags.items() if position is None or position.is_at_or_after(tag))
+        return sorted(name for name, tag in tags.items() if position is None or position.is_not_newer_than(tag))
 
     assert [await newest(count) for count in (1, 2, 3, 4)] == [["c"], ["a", "c"], ["a", "b", "c"], ["a", "b", "c"]]
     clock.pass_days(1)
@@ -92,8 +93,8 @@ async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
 
 
 async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
-    """A pull of a manifest also counts for the indexes that list it. A pull of an index does not count for a listed
-    manifest with its own tag."""
+    """A pull of a manifest also counts for the indexes that list it, directly or through other indexes. A pull of an
+    index does not count for a listed manifest with its own tag."""
     child = await push_image(store, APP, "child", "child")
     index = await push_index(store, [child], "index")
     outer = await push_index(store, [index], "outer")
@@ -144,16 +145,15 @@ async def test_a_tag_in_use_stays(store: StoredRegistry, clock: Clock, change: s
     assert await all_tags(store, APP) == ([] if change == "deleted" else ["tag"])
 
 
-async def test_listed_manifests_and_referrers_are_not_untagged(store: StoredRegistry, clock: Clock) -> None:
-    """A manifest that an index lists does not count as untagged. A referrer counts only if its subject does not
-    exist."""
+async def test_listed_manifests_and_referrers_are_no_orphans(store: StoredRegistry, clock: Clock) -> None:
+    """A manifest that an index lists is no orphan. A referrer is one only if its subject does not exist."""
     child = await push_image(store, APP, "child")
     index = await push_index(store, [child])
     await push_image(store, APP, "signature", subject=index.digest)
     orphan = await push_image(store, APP, "orphan", subject=digest_of(b"never pushed"))
     await push_image(store, APP, "tagged", "tag")
     clock.pass_days(1)
-    assert sorted(await unused_manifests(store, clock())) == sorted([index.digest, orphan.digest])
+    assert sorted(await unused_orphans(store, clock())) == sorted([index.digest, orphan.digest])
 
 
 async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock: Clock) -> None:
@@ -166,14 +166,14 @@ async def test_how_long_a_manifest_has_been_unused(store: StoredRegistry, clock:
     await push_image(store, APP, "newer", "a")
     await store.delete_tag(APP, Tag("b"), by=BY)
     await pull(store, APP, pulled.digest, clock)
-    assert await unused_manifests(store, clock() - DAY) == [pushed.digest]
+    assert await unused_orphans(store, clock() - DAY) == [pushed.digest]
     clock.pass_days(2)
-    unused = await unused_manifests(store, clock() - DAY)
+    unused = await unused_orphans(store, clock() - DAY)
     assert sorted(unused) == sorted([pushed.digest, moved.digest, deleted.digest, pulled.digest])
 
 
-async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untagged manifests are listed in pages. A page may be empty although more pages follow."""
+async def test_orphans_are_listed_in_pages(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orphans are listed in pages. A page may be empty although more pages follow."""
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
     tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
     untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
@@ -191,20 +191,21 @@ async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, mon
 
 
 async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry, clock: Clock) -> None:
-    """Listing the untagged manifests reads each entry of the tag history only once."""
+    """Listing the orphans reads each entry of the tag history only once."""
     first, second = [(await push_image(store, APP, name, name)).digest for name in ("first", "second")]
     clock.pass_days(1)
     limits = UnusedLimits(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
     lost_tags = LostTags()
     await store.delete_tag(APP, Tag("first"), by=BY)
     assert (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items == []
-    assert lost_tags.digests == {first}
-    # If the history entry of the deleted tag were read again, `first` would not be listed.
-    lost_tags.digests.clear()
+    assert lost_tags.manifest_digests == {first}
+    # If the history entry of the first deleted tag were read again, the digest would come back. Then `first` would not
+    # be listed.
+    lost_tags.manifest_digests.clear()
     await store.delete_tag(APP, Tag("second"), by=BY)
     listed = (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items
     assert [manifest.digest for manifest in listed] == [first]
-    assert lost_tags.digests == {second}
+    assert lost_tags.manifest_digests == {second}
 
 
 async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegistry, clock: Clock) -> None:
@@ -235,7 +236,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
     judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
-    assert await unused_manifests(store, limits.untagged) == [image.digest]
+    assert await unused_orphans(store, limits.untagged) == [image.digest]
     clock.now += 1
     match change:
         case "tagged":
@@ -254,7 +255,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
 async def test_manifests_are_deleted_on_a_full_disk(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a full disk, a manifest is deleted without the data for putting it back."""
+    """On a full disk, a manifest is deleted without the data for putting it back: retention has to free space."""
     disk = FullDisk()
     # The disk gets space when the warning is logged, so the second attempt succeeds.
     monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
@@ -286,8 +287,8 @@ async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> Non
     assert await store.retention.freed_bytes([]) == 0
 
 
-async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry) -> None:
-    """An index with two tags is unused if both tags are removed. Then the manifests that it lists are unused too."""
+async def test_manifests_that_are_orphans_without_some_tags(store: StoredRegistry) -> None:
+    """An index with two tags is an orphan only without both. Then the manifests that it lists are orphans too."""
     child = await push_image(store, APP, "child")
     await push_index(store, [child], "1", "2")
     index = (await tag_facts(store, "1")).manifest
@@ -322,12 +323,12 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
             await store.delete_tag(APP, tag.name, by=BY)
         clock.pass_days(10)
         since = clock() - 5 * DAY
-        assert {new.digest, untagged.digest} <= set(await unused_manifests(store, since))
+        assert {new.digest, untagged.digest} <= set(await unused_orphans(store, since))
         limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
         page = await store.retention.unused_orphans(APP, limits, None, LostTags())
         listed = {manifest.digest for manifest in page.items}
         assert old_tag.digest not in listed
-        assert old_tag.digest in await unused_manifests(store, since)
+        assert old_tag.digest in await unused_orphans(store, since)
 
 
 async def test_tags_of_signatures_belong_to_their_manifest(store: StoredRegistry, clock: Clock) -> None:

@@ -101,8 +101,8 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
 
 
 async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restored registry does not know the pulls after the backup. Retention treats the restored content as pulled at
-    the time of the restore."""
+    """A restored registry does not know the pulls between the backup and the restore. So retention treats the restored
+    content as pulled at the time of the restore (`unrecorded_until`)."""
     await push_image(store, REPO, "one", "v1")
     untagged = await push_image(store, REPO, "untagged")
     await backup(store, tmp_path / "backups")
@@ -140,7 +140,7 @@ EVENTS = [
 
 async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegistry, tmp_path: Path) -> None:
     """Events after a restore have higher numbers than all earlier events. The event list begins with the first event
-    after the restore. A backup has the newest event's number, but not its client."""
+    after the restore. A backup has only the newest event, without the data about the client that caused it."""
     await store.outbox.configure(EVENTS)
     for number in range(5):
         await push_image(store, REPO, f"image {number}", "v1")
@@ -169,8 +169,8 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
 
 
 async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup may have no event of a registry that had some. The first event after the restore gets a higher number
-    than those."""
+    """A backup may have no event, although the registry has had some since. The first event after the restore gets a
+    higher number than all of them."""
     await push_image(store, REPO, "one", "v1")
     await backup(store, tmp_path / "backups")
     await restore(tmp_path / "backups", tmp_path / "new")
