@@ -20,7 +20,7 @@ from registry.client_addresses import network_of, plain_address
 from registry.server.gate.certificates import Certificates
 from registry.server.gate.connection_limit import ConnectionLimit, EvictionCandidate
 from registry.server.gate.listener import ListenerOptions
-from registry.server.gate.per_address_limit import CountedConnection, TooManyConnections
+from registry.server.gate.per_address_limit import Admission, TooManyConnections
 from registry.server.http1.error_responses import RefusedRequest, error_response
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
@@ -142,7 +142,7 @@ class Acceptor:
         is_trusted_proxy = options.proxies is not None and options.proxies.trusts(peer[0])
         try:
             limit = None if is_trusted_proxy else options.per_address_limit
-            counted = None if limit is None else limit.admit(peer[0])
+            admission = None if limit is None else limit.admit(peer[0])
         except TooManyConnections as refusal:
             sock.close()
             if refusal.is_logged:
@@ -154,15 +154,15 @@ class Acceptor:
             self._loop.time(),
             is_tls=options.certificates is not None,
         )
-        connection.task = self._loop.create_task(self._set_up(sock, counted))
+        connection.task = self._loop.create_task(self._set_up(sock, admission))
         self._pending.add(connection)
-        connection.task.add_done_callback(partial(self._on_set_up_done, connection, sock, counted))
+        connection.task.add_done_callback(partial(self._on_set_up_done, connection, sock, admission))
 
     def _on_set_up_done(
         self,
         connection: PendingConnection,
         sock: socket.socket,
-        counted: CountedConnection | None,
+        admission: Admission | None,
         task: asyncio.Task[None],
     ) -> None:
         """Closes the socket if the task was cancelled. A task that is cancelled before its first step cannot do so
@@ -170,8 +170,8 @@ class Acceptor:
         self._pending.discard(connection)
         if task.cancelled():
             sock.close()
-            if counted is not None:
-                counted.release()
+            if admission is not None:
+                admission.release()
 
     def _on_error(self, error: OSError) -> None:
         """Handles an error of accept(2)."""
@@ -187,9 +187,10 @@ class Acceptor:
             )
         self._pause(_ERROR_PAUSE_SECONDS)
 
-    async def _set_up(self, sock: socket.socket, counted: CountedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake."""
-        on_lost = None if counted is None else counted.release
+    async def _set_up(self, sock: socket.socket, admission: Admission | None) -> None:
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake. `admission`: None for a
+        connection without a limit of its client's address."""
+        on_lost = None if admission is None else admission.release
         try:
             if self._listener_options.certificates is None:
                 await self._loop.connect_accepted_socket(lambda: self._make_protocol(on_lost), sock)

@@ -38,7 +38,7 @@ _MIN_BUDGET = 8
 _LOW_CAPACITY = 256
 """Below this capacity, a worker logs a warning."""
 _MIN_SELECTED = 32
-"""Smallest number of connections that one search selects."""
+"""Smallest number of connections that one search selects, if it finds so many."""
 _ACCEPTS_PER_PAUSE = 32
 """How many new connections a full worker accepts between two pauses. In a pause, other workers can accept them."""
 _PAUSE_SECONDS = 0.01
@@ -76,8 +76,8 @@ class EvictableConnection(Protocol):
     """A connection as `ConnectionLimit` uses it."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns None if the connection is not silent, or is closing already. `now` is in seconds of the event loop's
-        clock."""
+        """Describes why the connection is silent; None: it is not silent, or is closing already. `now` is in seconds of
+        the event loop's clock."""
         ...
 
     def evict(self) -> None:
@@ -177,9 +177,9 @@ class ConnectionLimit:
             self._log_evictions(count, now)
         return count > 0
 
-    def adapt_to_open_files(self) -> None:
-        """Adapts the number of descriptors for connections to the files that are open for other purposes. Evicts silent
-        connections if too many descriptors are in use then. Call it once a second."""
+    def update_budget(self) -> None:
+        """Sets how many descriptors connections may use, from the number of files that are open for other purposes. If
+        connections use more, evicts silent ones. Call it once a second."""
         if self._limit <= _MAX_FILES_TO_COUNT:
             own_files = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own_files))
@@ -278,8 +278,8 @@ def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # By the id of the connection: 0 for the newest `FAIR_SHARE` connections of an address, then 1, 2, 3, … for older
-    # ones.
+    # How far a connection is beyond the share of its address, by the connection's id. This is 0 for the newest
+    # `FAIR_SHARE` connections of the address, and 1, 2, 3, … for its older ones; the oldest one has the most.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

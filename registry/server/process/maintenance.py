@@ -84,7 +84,7 @@ class Maintenance:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = self._loop.time()
-            self._run_action(self._connection_limit.adapt_to_open_files)
+            self._run_action(self._connection_limit.update_budget)
             self._run_action(partial(memory.release_if_due, now))
             if now - certificates_checked_at >= self._limits.certificate_check_seconds:
                 certificates_checked_at = now

@@ -17,8 +17,8 @@ _START_SECONDS = 60.0
 
 
 class Renewal:
-    """One renewal. `surplus`: workers that end last, without a replacement. `fork` starts a worker with the given
-    index."""
+    """One renewal. `surplus`: workers that end without a replacement, because the number of workers is reduced. They
+    end last. `fork` starts a worker with the given index."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Renewal:
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. Returns True if the supervisor must not start this worker again. `how`
-        follows "the worker" in a sentence."""
+        """Called when a worker has ended. Returns True if the supervisor must not start this worker again. `how`:
+        how it ended, such as "ended with exit code 1"."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)
