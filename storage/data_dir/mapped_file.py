@@ -65,7 +65,7 @@ class MappedFile:
             return None
         return cls(calls, address, map_start, stop - map_start)
 
-    def count_resident(self, offset: int, stop: int) -> int:
+    def resident_prefix(self, offset: int, stop: int) -> int:
         """Returns how many bytes from `offset` on are in memory without a gap, up to `stop`. Returns 0 if the byte at
         `offset` is not in memory, or if mincore fails."""
         first_page = (offset - self._map_start) // PAGESIZE

@@ -161,11 +161,11 @@ class EncryptedFileSender:
             end_offset = min(end_offset, self._read_ahead.read_up_to)
         if offset >= end_offset or self._mapped_file is None:  # no mapping: it is unknown which pages are in memory
             return 0
-        return self._mapped_file.count_resident(offset, end_offset)
+        return self._mapped_file.resident_prefix(offset, end_offset)
 
     def _is_resident(self, offset: int, count: int) -> bool:
         """Returns whether `count` bytes from `offset` are in the page cache."""
-        return self._mapped_file is not None and self._mapped_file.count_resident(offset, offset + count) == count
+        return self._mapped_file is not None and self._mapped_file.resident_prefix(offset, offset + count) == count
 
     def _on_part_read(self, error: BaseException | None) -> None:
         """Called after a thread has read a part of the file. `error`: why the thread could not read it."""

@@ -211,7 +211,7 @@ class FileSender:
         if self._next_offset >= end_offset:
             return 0
         if self._mapped_file is not None:
-            return self._mapped_file.count_resident(self._next_offset, end_offset)
+            return self._mapped_file.resident_prefix(self._next_offset, end_offset)
         # Without a mapping the sender cannot ask the kernel. It relies on what threads have read.
         return end_offset - self._next_offset if self._read_ahead is not None else 0
 

@@ -47,9 +47,9 @@ class FileCheck:
             self._fd = -1
 
     def read_part(self) -> int:
-        """Reads and hashes the next part. Returns its number of bytes; 0: there are no more. Raises BytesMissing.
-        Raises BytesForbidden if this process may not open the file. Raises OSError if reading fails for another reason
-        than damage."""
+        """Reads and hashes the next part. Returns its number of bytes; 0: there are no more. Raises BytesMissing
+        if there is no file. Raises BytesForbidden if this process may not open it. Raises OSError if reading fails for
+        another reason than damage."""
         if self._has_ended:
             return 0
         if self._fd < 0:
@@ -109,24 +109,25 @@ class FileCheck:
 
     def _read(self, view: memoryview) -> int:
         """Fills `view` with the next bytes, and returns their number. Drops the pages that this read has loaded."""
-        in_memory = self._count_resident(len(view))
+        resident_prefix = self._resident_prefix(len(view))
         count = 0
         while count < len(view):
             more_count = os.preadv(self._fd, [view[count:]], self._offset + count)
             if not more_count:
                 break
             count += more_count
-        if count > in_memory:
+        if count > resident_prefix:
             # This also drops later pages of the part that were in memory before.
-            os.posix_fadvise(self._fd, self._offset + in_memory, count - in_memory, os.POSIX_FADV_DONTNEED)
+            start, length = self._offset + resident_prefix, count - resident_prefix
+            os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
         return count
 
-    def _count_resident(self, length: int) -> int:
+    def _resident_prefix(self, length: int) -> int:
         """Returns how many of the next `length` bytes come before the first one that is not in memory."""
         if (mapped := MappedFile.try_map(self._fd, self._offset, self._offset + length)) is None:
             return 0
         with closing(mapped):
-            return mapped.count_resident(self._offset, self._offset + length)
+            return mapped.resident_prefix(self._offset, self._offset + length)
 
     def _advise(self, advice: int) -> None:
         os.posix_fadvise(self._fd, 0, 0, advice)

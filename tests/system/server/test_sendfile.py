@@ -345,7 +345,7 @@ def is_cold(fd: int) -> bool:
     mapped = MappedFile.try_map(fd, 0, SIZE)
     assert mapped is not None
     try:
-        return mapped.count_resident(0, SIZE) == 0
+        return mapped.resident_prefix(0, SIZE) == 0
     finally:
         mapped.close()
 

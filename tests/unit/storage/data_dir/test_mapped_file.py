@@ -27,13 +27,13 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def count_resident(fd: int, start: int, at: int, stop: int) -> int:
+def resident_prefix(fd: int, start: int, at: int, stop: int) -> int:
     """Maps the file from the offset `start`. Returns how many bytes from `at` on are in memory without a gap, up to
     `stop`."""
     mapped_file = MappedFile.try_map(fd, start, max(stop, SIZE))
     assert mapped_file is not None
     try:
-        return mapped_file.count_resident(at, stop)
+        return mapped_file.resident_prefix(at, stop)
     finally:
         mapped_file.close()
 
@@ -43,27 +43,27 @@ def test_written_bytes_are_in_memory(fd: int, start: int) -> None:
     """All bytes of a file that was just written are in memory."""
     for at in (start, start + 1, start + PAGESIZE):
         for stop in (at + 1, at + PAGESIZE, SIZE - 1, SIZE):
-            assert count_resident(fd, start, at, stop) == stop - at
+            assert resident_prefix(fd, start, at, stop) == stop - at
 
 
 def test_beyond_the_end(fd: int) -> None:
     """The bytes after the end of the file count as in memory up to the end of the last page, and not after it."""
-    assert count_resident(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
-    assert count_resident(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
+    assert resident_prefix(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
+    assert resident_prefix(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 
 
 def test_dropped_pages_are_not_in_memory(fd: int) -> None:
     """Pages that the kernel has dropped are not in memory, and counting them does not load them. After a read, the
     pages that were read are in memory."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    if count_resident(fd, 0, 0, SIZE) == SIZE:
+    if resident_prefix(fd, 0, 0, SIZE) == SIZE:
         return  # the file system is in memory
     for _ in range(5):
-        assert count_resident(fd, 0, 0, SIZE) == 0
+        assert resident_prefix(fd, 0, 0, SIZE) == 0
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
     os.pread(fd, 10 * PAGESIZE, 100 * PAGESIZE)
-    assert count_resident(fd, 0, 0, SIZE) == 0
-    assert 10 * PAGESIZE - 7 <= count_resident(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
+    assert resident_prefix(fd, 0, 0, SIZE) == 0
+    assert 10 * PAGESIZE - 7 <= resident_prefix(fd, 0, 100 * PAGESIZE + 7, SIZE) < 500 * PAGESIZE
 
 
 def test_views_have_the_bytes_of_the_file(fd: int) -> None:

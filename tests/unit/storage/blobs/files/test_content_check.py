@@ -53,8 +53,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.real_disk
 def test_check_leaves_the_page_cache_unchanged(tmp_path: Path) -> None:
-    """After the check, only pages that were in memory before are in memory. After a check with `from_disk`, no pages
-    are."""
+    """The check brings no further pages of the file into memory. A check with `from_disk` leaves none in memory."""
     file = tmp_path / "blob"
     file.write_bytes(BODY)
     fd = os.open(file, os.O_RDONLY)
