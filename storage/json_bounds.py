@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-UNCHECKED_BYTES: Final = 16 * 1024
-"""Size in bytes up to which a document is not checked, because parsing it cannot block other threads for long."""
+QUICK_PARSE_BYTES: Final = 16 * 1024
+"""Up to this size in bytes, a document is parsed quickly, whatever it contains. So its bounds are not checked."""
 _SLICE_BYTES: Final = 64 * 1024
 """Size of the slices in which a document is checked."""
 _MAX_NUMBER_CHARACTERS: Final = 64
@@ -46,9 +46,9 @@ BOUNDS: Final = Bounds()
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
     """Raises OutOfBounds if `body` has too many values or backslashes. Checks nothing if `body` has at most
-    `UNCHECKED_BYTES`. Never checks that `body` is valid JSON. Does not check the length of numbers: the decoder does
+    `QUICK_PARSE_BYTES`. Never checks that `body` is valid JSON. Does not check the length of numbers: the decoder does
     that with `parse_bounded_int` and `parse_bounded_float`."""
-    if len(body) <= UNCHECKED_BYTES:
+    if len(body) <= QUICK_PARSE_BYTES:
         return
     value_count = escape_count = start = 0
     in_string = False  # whether the current slice begins inside a string

@@ -42,18 +42,18 @@ from storage.errors import (
     RegistryError,
     UpstreamUnavailable,
 )
-from storage.json_bounds import UNCHECKED_BYTES
+from storage.json_bounds import QUICK_PARSE_BYTES
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-"""The `Accept` header for manifests. Without it, registries may convert a manifest to an older type with another
-digest."""
+"""The `Accept` header for manifests: all types except Docker's schema 1. Without the header, registries may convert a
+manifest to an older type with another digest."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 """Error codes that mean "not found" (OCI distribution spec, "Error Codes")."""
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Error codes with which registries refuse requests, including Docker's registry and Harbor. Proxies and firewalls do
-not send such codes."""
+"""Error codes with which registries refuse requests: those of the OCI distribution spec, and further ones of Docker's
+registry and Harbor. Proxies and firewalls do not send such codes."""
 _MAX_ERROR_BODY = 64 << 10
 """Largest body that is searched for error codes, in bytes."""
 
@@ -68,12 +68,13 @@ class UpstreamResponse:
     url: str
     """The URL after redirects."""
     is_cross_origin: bool
+    """Whether a redirect led to another origin."""
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class of the first server that responded. URLs in this response may lead only to addresses of this
-    class or to public addresses. Hosts that the settings allow are an exception. After a redirect out of the class,
-    this is PUBLIC: an outside server must not name addresses in a private network."""
+    """Where the URLs in this response may lead: to addresses of this class, to public addresses, and to hosts that the
+    settings allow. It is the class of the first server that responded. If a redirect has left that class, it is PUBLIC:
+    an outside server must not name addresses in a private network."""
 
     @property
     def length(self) -> int | None:
@@ -127,17 +128,20 @@ def error_for_response(
 
 def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
     """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
-    configured, so a token was issued to an anonymous client.
+    configured, so a token in the request was issued to an anonymous client.
 
-    With a token, the registry must have accepted the token and still refused access. The challenge `insufficient_scope`
-    shows this; `invalid_token` shows the opposite. Otherwise, a refusal code other than UNAUTHORIZED shows it.
+    A *denial code* is a refusal code other than UNAUTHORIZED. If a token was sent, the result depends on the challenge:
 
-    Without a token, only a 403 with such a code and without a challenge shows it."""
+    - `insufficient_scope`: True. The registry accepted the token and still refused access.
+    - `invalid_token`: False. The registry did not accept the token.
+    - Another challenge or none: True if the body has a denial code.
+
+    If no token was sent, returns True for a 403 that has a denial code and no challenge."""
     challenge = response.headers.get("www-authenticate", "")
-    has_refusal_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
+    has_denial_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
     if sent_token:
-        return "insufficient_scope" in challenge or ("invalid_token" not in challenge and has_refusal_code)
-    return response.status == 403 and not challenge and has_refusal_code
+        return "insufficient_scope" in challenge or ("invalid_token" not in challenge and has_denial_code)
+    return response.status == 403 and not challenge and has_denial_code
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
@@ -180,8 +184,8 @@ def _error_codes(body: bytes) -> set[str]:
 
 
 T = TypeVar("T")
-MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
-"""Largest document that is parsed on the event loop, in bytes. Parsing it takes little time, whatever it contains."""
+MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
+"""Size of the largest document that is parsed on the event loop, in bytes."""
 
 
 class DocumentParser:

@@ -30,7 +30,7 @@ from storage.errors import (
     StorageFailed,
     TooManyOpenFiles,
 )
-from storage.json_bounds import UNCHECKED_BYTES, load_bounded
+from storage.json_bounds import QUICK_PARSE_BYTES, load_bounded
 from storage.leases import Leases
 from storage.metadata.catalog import BlobRow, Metadata
 from storage.names import Digest, RepositoryName
@@ -51,7 +51,7 @@ RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error."""
 MAX_CONFIG_BYTES: Final = 256 * 1024
 """Labels of a larger image config are not in the index."""
-MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
+MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
 """A JSON document of at most this size is parsed on the event loop, because that takes little time. A larger one is
 parsed in a thread."""
 MayRead = Callable[[RepositoryName, Digest], Awaitable[bool]]

@@ -13,7 +13,7 @@ import pytest
 
 from storage.content import OCI_INDEX, OCI_MANIFEST, JsonAnnotations, Manifest, digest_of
 from storage.errors import ManifestInvalid
-from storage.json_bounds import BOUNDS, UNCHECKED_BYTES, Bounds, OutOfBounds, check_bounds, load_bounded
+from storage.json_bounds import BOUNDS, QUICK_PARSE_BYTES, Bounds, OutOfBounds, check_bounds, load_bounded
 from storage.manifest_parser import MAX_REFERENCES, MAX_TYPE_LENGTH
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -200,7 +200,7 @@ def test_characters_in_strings_do_not_count(cut: int) -> None:
     moves the end of a piece to different characters."""
     text = json.dumps('[{,}]"\\' * 20_000)
     # The document has two or three values. The blanks make it so large that it is checked.
-    body = (" " * (UNCHECKED_BYTES + cut) + "[" + text + ",1]").encode()
+    body = (" " * (QUICK_PARSE_BYTES + cut) + "[" + text + ",1]").encode()
     check_bounds(body, Bounds(values=3))
     with pytest.raises(OutOfBounds):
         check_bounds(body, Bounds(values=1))
