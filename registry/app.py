@@ -104,7 +104,7 @@ class Entrepot(FastAPI):
         self.telemetry = telemetry
         self.request_recorder = telemetry.requests
         """The server reports each request to this object (`registry.server.connection.request_reports`)."""
-        self._in_flight_cell = telemetry.metrics.in_flight.first
+        self._in_flight_cell = telemetry.metrics.in_flight.first_cell
         """Index, in `cells.own`, of the cell that counts this worker's requests in progress. A *cell* holds one number
         of this process, in memory that all workers share (`registry.telemetry.shared_cells`)."""
         self.running_requests = 0

@@ -92,7 +92,7 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
             *(f"registry_http_{name}", text, ["handler"], family, totals),
             lambda route: (HANDLERS[route],) if route in HANDLERS else None,
         )
-    in_flight = metrics.cells.live_totals([metrics.in_flight.first])[metrics.in_flight.first]
+    in_flight = metrics.cells.live_totals([metrics.in_flight.first_cell])[metrics.in_flight.first_cell]
     yield GaugeMetricFamily("registry_http_in_flight_requests", "The in-flight HTTP requests", value=in_flight)
 
 

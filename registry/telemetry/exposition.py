@@ -55,7 +55,7 @@ def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Met
         family.name, family.help_text, labels=label_names
     )
     unlabelled: list[tuple[tuple[str, ...], Sequence[float]]] = [
-        ((), totals[family.first : family.first + family.width])
+        ((), totals[family.first_cell : family.first_cell + family.width])
     ]
     for label_values, cells in family.nonzero_series(totals) if label_names else unlabelled:
         labels = [*metrics.label_values(family, label_values).values()]

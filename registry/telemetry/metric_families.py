@@ -24,7 +24,7 @@ Labels = Mapping[str, Sequence[str]]
 
 
 class Family:
-    """A family. Its cells begin with the cell `first`, and each series has `width` cells."""
+    """A family. Its cells begin with the cell `first_cell`, and each series has `width` cells."""
 
     kind: Literal["counter", "gauge", "histogram"]
 
@@ -37,24 +37,24 @@ class Family:
         ]
         self.width = width
         self.size = prod(len(values) for values in self.labels.values()) * width
-        self.first = plan.add(self, self.size)
+        self.first_cell = plan.add(self, self.size)
 
     def cell(self, *values: str) -> int:
         """Returns the index of a series' first cell. `values`: one value for each label."""
         series_number = 0
         for value, positions in zip(values, self._positions, strict=True):
             series_number = series_number * len(positions) + positions.get(value, len(positions) - 1)
-        return self.first + series_number * self.width
+        return self.first_cell + series_number * self.width
 
     def series(self) -> Iterator[tuple[tuple[str, ...], int]]:
         """Yields the label values and the first cell of each series."""
         for series_number, values in enumerate(product(*self.labels.values())):
-            yield values, self.first + series_number * self.width
+            yield values, self.first_cell + series_number * self.width
 
     def nonzero_series(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the numbers of each series that is not 0. `totals`: the numbers in all cells of
         the plan. This is fast, because most of the possible series are 0."""
-        family_totals = totals[self.first : self.first + self.size]
+        family_totals = totals[self.first_cell : self.first_cell + self.size]
         for series_number in dict.fromkeys(index // self.width for index, value in enumerate(family_totals) if value):
             yield (
                 self._values(series_number),

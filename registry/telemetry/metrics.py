@@ -214,7 +214,7 @@ class Metrics:
         if not self.cells.claim_column(self.plan.gauge_cells()):
             log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
         # If no column was free, `own` is memory of this process alone. No total includes it.
-        self.cells.own[self.worker_starts.first] += 1
+        self.cells.own[self.worker_starts.first_cell] += 1
         if not self.cells.own[self._began_cell]:
             self.cells.own[self._began_cell] = time.time()
 

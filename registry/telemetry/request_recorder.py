@@ -117,7 +117,7 @@ class RequestRecorder:
 
     def on_connection(self, change: int) -> None:
         """Counts a new connection (1), or the end of one (-1)."""
-        self._metrics.cells.own[self._metrics.connections.first] += change
+        self._metrics.cells.own[self._metrics.connections.first_cell] += change
 
     def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Records a request that the application has answered, or that was cut off."""

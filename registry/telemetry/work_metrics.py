@@ -130,9 +130,9 @@ class WorkMetrics:
     def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
         """Counts a batch of changes. Called in the commit thread, which alone writes to these cells."""
         cells = self._cells.own
-        cells[self.changes.first] += changes
-        self.lock_seconds.observe(cells, self.lock_seconds.first, wait_seconds)
-        self.commit_seconds.observe(cells, self.commit_seconds.first, commit_seconds)
+        cells[self.changes.first_cell] += changes
+        self.lock_seconds.observe(cells, self.lock_seconds.first_cell, wait_seconds)
+        self.commit_seconds.observe(cells, self.commit_seconds.first_cell, commit_seconds)
 
     def on_removed(self, removal: Removal) -> None:
         """Counts an item that garbage collection removed."""
@@ -141,12 +141,12 @@ class WorkMetrics:
 
     def on_evicted(self, images: Sequence[EvictedImage]) -> None:
         """Counts evicted images."""
-        self._cells.own[self.evicted_images.first] += len(images)
-        self._cells.own[self.evicted_bytes.first] += sum(image.bytes for image in images)
+        self._cells.own[self.evicted_images.first_cell] += len(images)
+        self._cells.own[self.evicted_bytes.first_cell] += sum(image.bytes for image in images)
 
     def on_scrubbed(self, count: int) -> None:
         """Counts bytes that scrub has read."""
-        self._cells.own[self.scrubbed_bytes.first] += count
+        self._cells.own[self.scrubbed_bytes.first_cell] += count
 
     def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
         """Counts tags or manifests that retention has deleted."""
@@ -211,4 +211,4 @@ class EventMetrics:
 
     def on_unrecorded_pulls(self, count: int) -> None:
         """Counts pulls that have no event."""
-        self._cells.own[self.unrecorded_pulls.first] += count
+        self._cells.own[self.unrecorded_pulls.first_cell] += count

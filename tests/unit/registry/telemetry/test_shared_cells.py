@@ -139,7 +139,7 @@ def test_counts_continue_in_a_new_version_of_the_program() -> None:
     new = Metrics(["ghcr.io", "quay.io"], 3, CountsMemory(os.dup(old.memory.descriptor), old.memory.layout))
     assert in_child(count) == 0
     assert in_child(new.start_worker) == 0
-    assert new.cells.totals()[new.worker_starts.first] == 3
+    assert new.cells.totals()[new.worker_starts.first_cell] == 3
     assert new.upstreams.names() == ["docker.io", "ghcr.io", "quay.io"]
     assert new.memory.layout == old.memory.layout
 
@@ -153,7 +153,7 @@ def test_memory_with_another_layout_is_not_used(layout: str, workers: int, caplo
     assert in_child(old.start_worker) == 0
     descriptor = os.dup(old.memory.descriptor)
     new = Metrics([], workers, CountsMemory(descriptor, layout or old.memory.layout))
-    assert new.cells.totals()[new.worker_starts.first] == 0
+    assert new.cells.totals()[new.worker_starts.first_cell] == 0
     assert ["all metrics begin at 0" in message for message in caplog.messages] == [True]
     path = Path(f"/proc/self/fd/{descriptor}")  # another file may have this descriptor number now
     assert not path.exists() or not path.samefile(f"/proc/self/fd/{old.memory.descriptor}")

@@ -90,6 +90,7 @@ def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: 
     """Errors of an upstream are counted by kind. A 404 for missing content is not counted."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
     totals, family = metrics.totals(), metrics.mirror.errors
+    # The label value "0" is the number of the first upstream.
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
 
 
@@ -140,7 +141,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
     work.on_retention("tag", 3)
     totals = metrics.totals()
     for cell, value in (
-        (work.changes.first, 7),
+        (work.changes.first_cell, 7),
         (work.denials.cell("push"), 1),
         (work.logins.cell("password", "throttled"), 1),
         (work.removed.cell("blob"), 1),
@@ -189,7 +190,7 @@ async def test_scrub_counts_the_bytes_that_it_reads(tmp_path: Path) -> None:
         result = await run_in_command(store.jobs, store.leases, SCRUB_KIND, arguments, work, actor="test")
     assert isinstance(result, dict)
     assert isinstance(result["bytes"], int)
-    scrubbed_bytes = telemetry.metrics.totals()[telemetry.work.scrubbed_bytes.first]
+    scrubbed_bytes = telemetry.metrics.totals()[telemetry.work.scrubbed_bytes.first_cell]
     assert scrubbed_bytes == result["bytes"] + len(manifest.body) > len(manifest.body)
 
 
