@@ -14,8 +14,8 @@ MAX_DESCRIPTION_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A description. Its text is empty after it was removed. `revision` grows with each change. `at` is the time of the
-    last change, in seconds since 1970. `actor` is the account that made this change."""
+    """A description. A removed description has an empty text. `revision` grows with each change. `at` is the time of
+    the last change, in seconds since 1970. `actor` is the account that made this change."""
 
     text: str
     revision: int
@@ -27,14 +27,14 @@ class Descriptions(Protocol):
     """The descriptions, which all processes share. `repo` is the name of the repository in the store."""
 
     async def description(self, repo: RepositoryName) -> Description | None:
-        """Returns the description; None if the repository has none."""
+        """Returns the description, also a removed one; None if the repository never had one."""
         ...
 
     async def put_description(
         self, repo: RepositoryName, text: str, *, by: Actor, revision: int | None = None
     ) -> Description:
         """Replaces the description. `text` has at most MAX_DESCRIPTION_BYTES; an empty text removes the description.
-        `revision` is the revision on which the change is based: 0 if there was none, None for no check. The change is
-        durable and in the audit log. Raises PreconditionFailed if the description has another revision. Raises
-        NameUnknown if the repository never had content. Raises StorageFull and StorageFailed."""
+        `revision` is the revision that the caller replaces; 0: the repository never had a description; None: any. The
+        change is durable and in the audit log. Raises PreconditionFailed if the description has another revision.
+        Raises NameUnknown if the repository never had content. Raises StorageFull and StorageFailed."""
         ...

@@ -36,8 +36,8 @@ _LANGUAGE_SECONDS: Final = 365 * 86400
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A handler of a form holds none, so a handler that
-renders a page acquires one (`page_slot`)."""
+"""The routes of forms. Their handlers hold no *slot* (the permit to render a page), because a form may arrive slowly. A
+handler that renders a page acquires a slot itself (`page_slot`)."""
 
 
 @router.get(LOGIN_PAGE_PATH)
@@ -121,7 +121,8 @@ async def _login_page(request: Request, status: int, next_path: str, user: str =
         "login.html",
         status_code=status,
         section="login",
-        # Changing the language leads here. After a POST, the default would be the home page.
+        # The page that is shown after the visitor changes the language. In the response to a POST, the default would
+        # be the home page.
         here=LOGIN_PAGE_PATH + query,
         next_path=next_path,
         provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,

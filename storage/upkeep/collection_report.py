@@ -12,11 +12,12 @@ class RemovalKind(StrEnum):
     """The kind of a removed item.
 
     - `UPLOAD`: an upload session.
-    - `PARTIAL`: the received bytes of an unfinished download from an upstream registry.
+    - `PARTIAL`: a partial blob, the received bytes of an unfinished download from an upstream registry.
     - `MANIFEST`: a deleted manifest. Until its removal, it can be put back.
     - `LINK`: a repository's link to a blob.
+    - `BLOB`: a blob without links.
     - `STRAY`: bytes for which the database has no row.
-    - `TRASH`: bytes that an interrupted round removed without freeing their disk space."""
+    - `TRASH`: the disk space of bytes that an interrupted round removed, but did not free."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"
