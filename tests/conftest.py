@@ -28,8 +28,8 @@ GROUP_FOLDERS = (
     "tests/deploy/release/",
     "tests/architecture/",
 )
-"""Each of these folders is a group, because its tests share fixtures or the syntax trees of the product. In other
-folders, each module is a group."""
+"""Each of these folders is a group, because its tests share fixtures, or parse the source code of the product
+only once. In other folders, each module is a group."""
 ALONE_MODULES = tuple(
     f"tests/system/hostile/test_{name}.py" for name in ("stalls", "collection_stalls", "ping_watcher")
 )

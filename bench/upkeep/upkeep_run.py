@@ -17,7 +17,7 @@ from bench.runner import Bench, Options, Rounds, pick_rows
 from bench.sized_stores import SizePlan, build_data, served, size_bench
 from bench.system.servers import ENTREPOT, HOST, ServerProgram
 from bench.upkeep.upkeep_rows import FilledStore, UpkeepTrial, prepare_store, upkeep_rows
-from bench.upkeep.upkeep_store import UPSTREAM, BlobCount, UpkeepStore
+from bench.upkeep.upkeep_store import UPSTREAM, StoreSize, UpkeepStore
 
 DISK_BYTES_PER_BLOB = 10_000
 """A generous estimate of the disk space for the file and its inode, for rows and indexes, and for the WAL while the
@@ -49,7 +49,7 @@ def _build(parent: Path, program: ServerProgram, count: int) -> FilledStore:
     mirror, folder = replace(program, command=_mirror_command), parent / name
     layers = small_layers(1)
     config = make_config(layers)
-    content = UpkeepStore(folder / "data", BlobCount(count), config)
+    content = UpkeepStore(folder / "data", StoreSize(count), config)
     cost = build_data(name, mirror, folder, (config, layers), lambda _: content.fill())
     return FilledStore(name, mirror, folder, content, config, *cost)  # `cost`: disk_bytes and build_seconds
 

@@ -48,8 +48,8 @@ would slow down reads."""
 
 
 @dataclass(frozen=True)
-class BlobCount:
-    """The size of a store: the number of its blobs (layers). Each repository has TAGS_PER_REPOSITORY of them."""
+class StoreSize:
+    """The size of a store, as the number of its blobs (layers). Each repository has TAGS_PER_REPOSITORY of them."""
 
     blobs: int
 
@@ -97,7 +97,7 @@ def small_layer(seed: str) -> BlobContent:
 class UpkeepStore:
     """Changes the data directory of a server directly, without requests to the server."""
 
-    def __init__(self, data: Path, size: BlobCount, config: BlobContent) -> None:
+    def __init__(self, data: Path, size: StoreSize, config: BlobContent) -> None:
         """`config`: the config of all images. The blob must be in the directory already."""
         self._layout = layout_of(data)
         self.size, self._config = size, config

@@ -1,5 +1,5 @@
-"""The stores of the bench `upkeep`. Their rows equal those of pushes and mirrors. A collection or an eviction removes
-exactly the content that the bench has added."""
+"""The stores of the bench `upkeep`. The bench inserts rows into the database, which equal the rows that pushes and
+mirrors create. A collection or an eviction removes exactly the content that the bench has added."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.upkeep.upkeep_store import (
     TAGS_PER_REPOSITORY,
     UPSTREAM,
     AddedContent,
-    BlobCount,
+    StoreSize,
     UpkeepStore,
     manifest_of_layer,
     mirrored_name,
@@ -37,7 +37,7 @@ from storage.upkeep.usage_counting import count_scopes
 from storage.usage import ScopeDefinition
 from tests.fakes.second_connection import second_connection
 
-SIZE = BlobCount(60)
+SIZE = StoreSize(60)
 BY = Actor("anonymous", "127.0.0.1", "", "bench")
 CONFIG = make_blob(b"{}", CONFIG_TYPE)
 BASE = RepositoryName("base/app")
@@ -95,7 +95,7 @@ async def prepare(data: Path) -> None:
 
 @pytest.fixture
 async def filled(tmp_path: Path) -> AsyncIterator[tuple[UpkeepStore, StoredRegistry]]:
-    """Yields a filled store, as the bench and as a server open it."""
+    """Yields a filled store twice: as the bench opens it, and as a server opens it."""
     await prepare(tmp_path)
     content = UpkeepStore(tmp_path, SIZE, CONFIG)
     content.fill()
@@ -220,7 +220,8 @@ async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, S
 
 
 def test_every_goal_names_a_measured_row_and_figure() -> None:
-    """Every goal of the bench `upkeep` names an existing row and figure. The names of the rows differ."""
+    """Every goal names an existing row and figure of the bench's report. No two rows of the report have the same
+    name."""
     row_names = [row.name for row in upkeep_rows()]
     assert len(set(row_names)) == len(row_names)
     measured = {(row.name, figure.key) for row in upkeep_rows() for figure in row.figures}

@@ -17,8 +17,8 @@ from tests.fakes.upstream_source import opened_registry
 
 
 async def test_signatures_of_docker_registry(tmp_path: Path) -> None:
-    """docker-registry responds to a request for referrers with a 404 page without an error code. The signatures are
-    imported with their fallback tags. No request is repeated."""
+    """docker-registry responds to a request for referrers with a 404 page without an error code, which could be
+    the page of a proxy. The signatures are imported with their fallback tags. No request is repeated."""
     content = UpstreamContent()
     signatures = {}
     for name in ("a", "team/b"):
@@ -42,5 +42,5 @@ async def test_signatures_of_docker_registry(tmp_path: Path) -> None:
             for name, (subject, signature_digest) in signatures.items():
                 page = await store.referrers(RepositoryName(name), Digest(subject), None, None, 10)
                 assert [each.digest for each in page.items] == [signature_digest]
-        # Two requests for each repository show that it has no referrers API.
+        # Two requests for each repository are enough to find out that docker-registry has no referrers API.
         assert old.log.read_text().count("/referrers/") <= 4

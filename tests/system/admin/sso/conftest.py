@@ -27,12 +27,12 @@ SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
 class Browser:
     """A client that keeps cookies, as a browser does. It does not follow redirects by itself."""
 
-    site: AdminSite
+    registry: AdminSite
     client: httpx2.Client
 
     def get(self, path: str, **more: Any) -> httpx2.Response:
         """Gets one page of the registry, or of any site if `path` is a URL."""
-        return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
+        return self.client.get(path if path.startswith("http") else self.registry.server.url + path, **more)
 
     def callback_url(self, path: str = "/login/openid") -> str:
         """Begins a login, and logs in at the provider. Returns the URL to which the provider redirects the browser: the
@@ -56,11 +56,11 @@ class Browser:
 
     def call(self, method: str, path: str, body: object = None, **headers: str) -> httpx2.Response:
         """Sends a request to the management API, with the cookies of the browser."""
-        return self.client.request(method, f"{self.site.server.url}/api/v1{path}", json=body, headers=headers)
+        return self.client.request(method, f"{self.registry.server.url}/api/v1{path}", json=body, headers=headers)
 
     @property
     def registry_url(self) -> str:
-        return self.site.server.url
+        return self.registry.server.url
 
     @property
     def session(self) -> str | None:

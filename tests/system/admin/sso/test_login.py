@@ -32,7 +32,7 @@ def test_login_starts_a_session(browser: Browser, provider: FakeOpenIDProvider) 
     assert browser.call("GET", "/users").status_code == 403
     lines: list[dict[str, Any]] = []
     while not lines:
-        entries = browser.site.call_ok("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)[
+        entries = browser.registry.call_ok("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)[
             "items"
         ]
         lines = [line for line in entries if line["detail"] == {"how": "openid"}]
@@ -145,9 +145,11 @@ def test_redirects_to_other_sites_are_refused(browser: Browser, next_page: str) 
 
 def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """The session has the rights of the groups that the provider names for the person."""
-    group = browser.site.name("group")
-    browser.site.call_ok("POST", "/groups", {"name": group})
-    browser.site.call_ok("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
+    group = browser.registry.name("group")
+    browser.registry.call_ok("POST", "/groups", {"name": group})
+    browser.registry.call_ok(
+        "PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]}
+    )
     browser.login()
     assert browser.call("GET", "/me").json()["grants"] == []
     provider.person["groups"] = [group, "none"]
@@ -156,7 +158,7 @@ def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider
     assert grant["subject"] == f"group:{group}"
     body = {"subject": "user:alice", "pattern": "team/x", "actions": ["pull"]}
     assert browser.call("PUT", "/grants", body, origin=browser.registry_url).status_code == 200
-    browser.site.call_ok("DELETE", "/grants", subject="user:alice", pattern="team/x")
+    browser.registry.call_ok("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:
@@ -190,10 +192,10 @@ def test_logs_contain_no_secrets(browser: Browser, provider: FakeOpenIDProvider)
     provider.change_claims = lambda claims: {**claims, "aud": "other"}
     callbacks.append(browser.callback_url())
     assert browser.get(callbacks[1]).status_code == 403
-    assert failed_logins(browser.site, "a claim aud")
+    assert failed_logins(browser.registry, "a claim aud")
     session = browser.session
     assert session
-    text = browser.site.server.log_text() + browser.site.command("audit", "--limit", "1000", "--json")
+    text = browser.registry.server.log_text() + browser.registry.command("audit", "--limit", "1000", "--json")
     for callback in callbacks:
         query = parse_qs(urlsplit(callback).query)
         for secret in (query["code"][0], query["state"][0]):

@@ -35,7 +35,7 @@ def test_login_with_the_form(browser: Browser) -> None:
     assert (page.status_code, page.headers["cache-control"]) == (303, "no-store")
     assert page.headers["location"] == "/ui/login?next=/api/v1/me%3Fa%3Db%26c%3D%22%3Cd%3E"
     assert browser.get("/login").headers["location"] == "/ui/login"
-    name, password = browser.site.user()
+    name, password = browser.registry.user()
     form_after_error = browser.submit(name, "wrong", next=next_page).text
     assert 'value="/api/v1/me?a=b&amp;c=&quot;&lt;d&gt;"' in form_after_error
     assert '<a href="/login/openid?next=%2Fapi%2Fv1%2Fme%3Fa%3Db%26c%3D%22%3Cd%3E">' in form_after_error
@@ -47,21 +47,21 @@ def test_login_with_the_form(browser: Browser) -> None:
     assert browser.submit(name, password).headers["location"] == "/api/docs"
     # The session may do what a login with the password may do, such as making an API token.
     assert browser.call("POST", "/tokens", {}, origin=browser.registry_url).status_code == 201
-    lines = browser.site.call_ok("GET", "/audit", action="session.start", actor=name)["items"]
+    lines = browser.registry.call_ok("GET", "/audit", action="session.start", actor=name)["items"]
     assert [line["detail"]["how"] for line in lines] == ["password", "password"]
-    assert password not in browser.site.server.log_text()
+    assert password not in browser.registry.server.log_text()
 
 
 def test_failed_logins(browser: Browser) -> None:
     """A wrong password, an unknown account and an empty form get the same response. The audit log has the reason. After
     too many failures, even the right password is refused for a while, and the page says so."""
-    name, password = browser.site.user()
+    name, password = browser.registry.user()
     error_text = "The user name or the password is not right."
     for user, secret in ((name, "wrong"), ("nobody-at-all", password), ("<b>", "x"), ("", ""), (name, "")):
         answer = browser.submit(user, secret)
         assert_form_with_error(browser, answer, 403, error_text)
         assert "<b>" not in answer.text
-    while not any(line["target"] == name for line in failed_logins(browser.site, "the password is wrong")):
+    while not any(line["target"] == name for line in failed_logins(browser.registry, "the password is wrong")):
         pass  # the entry is written to the audit log about a second later
     answers = [browser.submit(name, f"guess {number}") for number in range(12)]
     assert_form_with_error(browser, answers[-1], 429, "Too many failed logins; try again later.")
@@ -72,14 +72,14 @@ def test_failed_logins(browser: Browser) -> None:
 def test_api_tokens_cannot_start_a_session(browser: Browser) -> None:
     """An API token cannot start a session. The session could live longer than the token, and would not have the limits
     of the token."""
-    name, _ = browser.site.user()
-    token = browser.site.token(name, limits=[{"pattern": "team/**", "actions": ["pull"]}])
-    robot = browser.site.robot()
-    for user, secret in ((name, token), (robot, browser.site.token(robot))):
+    name, _ = browser.registry.user()
+    token = browser.registry.token(name, limits=[{"pattern": "team/**", "actions": ["pull"]}])
+    robot = browser.registry.robot()
+    for user, secret in ((name, token), (robot, browser.registry.token(robot))):
         assert_form_with_error(
             browser, browser.submit(user, secret), 403, "The user name or the password is not right."
         )
-    assert failed_logins(browser.site, "a token cannot start a session")
+    assert failed_logins(browser.registry, "a token cannot start a session")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example.com", "null", ""])
@@ -94,7 +94,7 @@ def test_form_of_another_site_is_refused(browser: Browser, origin: str) -> None:
 def test_login_starts_a_new_session(browser: Browser, other_browser: Browser) -> None:
     """A login always starts a new session, and ends the old session of the browser. So if an attacker puts the cookie
     of a session into a person's browser, the attacker's session does not become the person's."""
-    attacker, victim = browser.site.user(), browser.site.user()
+    attacker, victim = browser.registry.user(), browser.registry.user()
     assert other_browser.submit(*attacker).status_code == 303
     attacker_session = other_browser.session or ""
     for session in (attacker_session, "0" * 18 + "." + "0" * 64):

@@ -98,7 +98,7 @@ def test_signatures_that_are_refused(
     """An ID token is refused unless it is signed with an asymmetric algorithm and a key of the provider's key set."""
     provider.signed = lambda claims: sign(provider, claims)
     assert_refused(browser, browser.login())
-    assert failed_logins(browser.site, "the ID token: ")
+    assert failed_logins(browser.registry, "the ID token: ")
 
 
 @pytest.mark.parametrize("name", ["nobody", "Alice", "", "alice ", "system", None, 5, ["alice"], "<b>alice</b>"])
@@ -112,14 +112,14 @@ def test_names_without_an_account(browser: Browser, provider: FakeOpenIDProvider
 
 def test_disabled_accounts_and_robots(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A disabled account and a robot get the same response as a missing account."""
-    user, robot = browser.site.user()[0], browser.site.robot()
-    browser.site.call_ok("PATCH", f"/users/{user}", {"enabled": False})
+    user, robot = browser.registry.user()[0], browser.registry.robot()
+    browser.registry.call_ok("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
         provider.person = {"preferred_username": name}
         answer = browser.login()
         assert_refused(browser, answer)
         assert f"{name} has no account here that may log in".lower() in answer.text.lower()
-        (line,) = (line for line in failed_logins(browser.site, reason) if line["target"] == name)
+        (line,) = (line for line in failed_logins(browser.registry, reason) if line["target"] == name)
         assert (line["address"], line["detail"]["how"]) == ("127.0.0.1", "openid")
 
 
@@ -128,12 +128,12 @@ def test_errors_of_the_provider(browser: Browser, provider: FakeOpenIDProvider) 
     The page and the log do not repeat a text that cannot be an error code; the log has `unnamed` in its place."""
     provider.error = "access_denied"
     assert_refused(browser, browser.login())
-    assert failed_logins(browser.site, "the provider says access_denied")
+    assert failed_logins(browser.registry, "the provider says access_denied")
     provider.error = "<script>alert(1)</script>"
     answer = browser.login()
     assert_refused(browser, answer)
     assert "script" not in answer.text
-    assert failed_logins(browser.site, "the provider says unnamed")
+    assert failed_logins(browser.registry, "the provider says unnamed")
 
 
 def test_state_of_another_login(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
@@ -145,7 +145,7 @@ def test_state_of_another_login(browser: Browser, other_browser: Browser, provid
     assert_refused(browser, browser.get(other_callback), 400)
     assert_refused(browser, browser.get("/login/callback?code=x&state=%3Cb%3E"), 400)
     assert_refused(browser, browser.get("/login/callback"), 400)
-    assert failed_logins(browser.site, "another login")
+    assert failed_logins(browser.registry, "another login")
     assert browser.get(own_callback).status_code == 303
 
 
@@ -155,7 +155,7 @@ def test_code_of_another_login(browser: Browser, other_browser: Browser, provide
     other_code = parse_qs(urlsplit(other_browser.callback_url()).query)["code"][0]
     own_callback = browser.callback_url()
     assert_refused(browser, browser.get(re.sub(r"code=[^&]+", f"code={other_code}", own_callback)))
-    assert failed_logins(browser.site, "the provider refuses the code: invalid_grant")
+    assert failed_logins(browser.registry, "the provider refuses the code: invalid_grant")
 
 
 def test_response_can_be_used_once(browser: Browser, provider: FakeOpenIDProvider) -> None:

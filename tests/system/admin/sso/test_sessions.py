@@ -45,7 +45,7 @@ def test_tokens_are_refused_as_sessions(browser: Browser, provider: FakeOpenIDPr
     browser.login()
     token = plain_request("GET", f"{browser.registry_url}/token", auth=(ADMIN, PASSWORD)).json()["token"]
     session = browser.session or ""
-    api_token = browser.site.token("alice")
+    api_token = browser.registry.token("alice")
     for wrong in (
         token,
         provider.tokens[-1],
@@ -62,12 +62,12 @@ def test_tokens_are_refused_as_sessions(browser: Browser, provider: FakeOpenIDPr
 def test_changes_of_the_account_end_the_session(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A session ends when its account is disabled, gets a new password or is removed."""
     changes: list[Callable[[str], Any]] = [
-        lambda name: browser.site.call_ok("PATCH", f"/users/{name}", {"enabled": False}),
-        lambda name: browser.site.call_ok("PUT", f"/users/{name}/password", {}),
-        lambda name: browser.site.call_ok("DELETE", f"/users/{name}"),
+        lambda name: browser.registry.call_ok("PATCH", f"/users/{name}", {"enabled": False}),
+        lambda name: browser.registry.call_ok("PUT", f"/users/{name}/password", {}),
+        lambda name: browser.registry.call_ok("DELETE", f"/users/{name}"),
     ]
     for change in changes:
-        name = browser.site.user()[0]
+        name = browser.registry.user()[0]
         provider.person = {"preferred_username": name}
         browser.login()
         assert browser.call("GET", "/me").json()["name"] == name
@@ -168,7 +168,7 @@ def test_logout(browser: Browser, provider: FakeOpenIDProvider) -> None:
 def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A person can list and end the sessions of their account. An admin can do this for every account. Other accounts
     and API tokens cannot."""
-    name, password = browser.site.user()
+    name, password = browser.registry.user()
     provider.person = {"preferred_username": name}
     browser.login()
     assert other_browser.submit(name, password).status_code == 303
@@ -181,12 +181,12 @@ def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provide
     )
     assert own_session["address"] == "127.0.0.1"
     assert own_session["user_agent"].startswith("python-httpx")
-    stranger = browser.site.user()
-    assert browser.site.call("GET", "/sessions", auth=stranger, account=name).status_code == 404
-    assert browser.site.call("DELETE", f"/sessions/{own_session['id']}", auth=stranger).status_code == 404
-    assert browser.site.call("DELETE", "/sessions", auth=stranger, account=name).status_code == 404
-    token = (name, browser.site.token(name))
-    assert browser.site.call("DELETE", f"/sessions/{own_session['id']}", auth=token).status_code == 403
+    stranger = browser.registry.user()
+    assert browser.registry.call("GET", "/sessions", auth=stranger, account=name).status_code == 404
+    assert browser.registry.call("DELETE", f"/sessions/{own_session['id']}", auth=stranger).status_code == 404
+    assert browser.registry.call("DELETE", "/sessions", auth=stranger, account=name).status_code == 404
+    token = (name, browser.registry.token(name))
+    assert browser.registry.call("DELETE", f"/sessions/{own_session['id']}", auth=token).status_code == 403
     # Without Origin, the request does not come from a page of this registry.
     assert browser.call("DELETE", f"/sessions/{other_session['id']}").status_code == 403
     assert browser.call("DELETE", f"/sessions/{other_session['id']}", origin=browser.registry_url).status_code == 204
@@ -198,21 +198,21 @@ def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provide
     assert browser.call("DELETE", "/sessions", origin=browser.registry_url).json() == {"ended": 1}
     assert other_browser.call("GET", "/me").status_code == 401
     assert browser.call("GET", "/me").status_code == 200
-    assert browser.site.call_ok("DELETE", "/sessions", account=name) == {"ended": 1}
+    assert browser.registry.call_ok("DELETE", "/sessions", account=name) == {"ended": 1}
     assert browser.call("GET", "/me").status_code == 401
-    assert browser.site.call_ok("GET", "/sessions", account=name) == {"current": None, "items": []}
+    assert browser.registry.call_ok("GET", "/sessions", account=name) == {"current": None, "items": []}
 
 
 def test_sessions_by_command(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """`entrepot user sessions` lists and ends sessions while the server runs."""
-    name, password = browser.site.user()
-    empty = browser.site.command("user", "sessions", name, "--json")
+    name, password = browser.registry.user()
+    empty = browser.registry.command("user", "sessions", name, "--json")
     assert json.loads(empty) == []
     browser.submit(name, password)
-    (session,) = json.loads(browser.site.command("user", "sessions", name, "--json"))
-    assert session["id"] in browser.site.command("user", "sessions", name)
-    browser.site.command("user", "sessions", name, "--end", session["id"])
+    (session,) = json.loads(browser.registry.command("user", "sessions", name, "--json"))
+    assert session["id"] in browser.registry.command("user", "sessions", name)
+    browser.registry.command("user", "sessions", name, "--end", session["id"])
     assert browser.call("GET", "/me").status_code == 401
     browser.submit(name, password)
-    browser.site.command("user", "sessions", name, "--end-all")
+    browser.registry.command("user", "sessions", name, "--end-all")
     assert browser.call("GET", "/me").status_code == 401

@@ -25,7 +25,7 @@ PUBLIC = "https://registry.example.com"
 ALIASES = {"registry.corp:5000": "ghcr.io", "registry.corp": "docker.io"}
 """Other values of `ns`, and the upstream of each."""
 HOSTS = {"hub.example.com": "docker.io", "ghcr.example.com:8080": "ghcr.io"}
-"""Host names of the registry that stand for one upstream each."""
+"""Host names of this registry. A request to one of them is for the upstream that is given here."""
 
 
 async def exists(registry: MemoryRegistry, repo: RepositoryName) -> bool:
@@ -37,7 +37,8 @@ async def exists(registry: MemoryRegistry, repo: RepositoryName) -> bool:
 
 
 def client_of(registry: MemoryRegistry) -> AsgiClient:
-    """Returns a client of a registry with two mirrors. `registry` has the content of both mirrors too."""
+    """Returns a client of a registry with two mirrors. `registry` has the hosted content, and that of both mirrors: a
+    mirrored repository is one whose name begins with the upstream's name."""
     naming = NamingRules(("docker.io", "ghcr.io"), default="docker.io")
     router = Router(registry, {"docker.io": registry, "ghcr.io": registry}, lambda repo: exists(registry, repo), naming)
     namespaces = Namespaces(naming, HOSTS, hosts_of(PUBLIC), ALIASES)
@@ -186,10 +187,10 @@ async def test_lists_keep_the_name_and_ns_of_the_client(client: AsgiClient, regi
         ("HUB.example.com", "docker.io/ubuntu"),
     ],
 )
-async def test_the_host_of_an_upstream_names_the_upstream(
+async def test_a_host_name_stands_for_an_upstream(
     client: AsgiClient, registry: MemoryRegistry, host: str, path: str
 ) -> None:
-    """A request to the host of an upstream is for this upstream. If the setting has no port, any port matches."""
+    """A request to a host name in `HOSTS` is for its upstream. If `HOSTS` has no port for it, any port matches."""
     image = await put_image(registry, "1", repo=HUB)
     answer = await client("GET", f"/v2/{path}/manifests/1", {"Host": host})
     assert (answer.status, answer["docker-content-digest"]) == (200, image.digest)
@@ -197,7 +198,7 @@ async def test_the_host_of_an_upstream_names_the_upstream(
 
 
 async def test_a_host_with_a_port_does_not_match_other_ports(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """If the setting has a port, other ports do not match."""
+    """If `HOSTS` has a port for a host name, other ports do not match."""
     image = await put_image(registry, "1", repo="ghcr.io/org/app")
     answer = await client("HEAD", "/v2/org/app/manifests/1", {"Host": "ghcr.example.com:8080"})
     assert answer["docker-content-digest"] == image.digest
@@ -215,8 +216,8 @@ async def test_ns_has_precedence_over_the_host(client: AsgiClient, registry: Mem
     assert answer["docker-content-digest"] == hub.digest
 
 
-async def test_pushes_to_a_host_of_an_upstream_are_denied(client: AsgiClient) -> None:
-    """A push to the host of an upstream is denied."""
+async def test_pushes_to_a_host_name_for_an_upstream_are_denied(client: AsgiClient) -> None:
+    """A push to a host name in `HOSTS` is denied."""
     answer = await client("POST", "/v2/team/app/blobs/uploads/", {"Host": "hub.example.com"})
     assert (answer.status, answer.code) == (403, "DENIED")
 

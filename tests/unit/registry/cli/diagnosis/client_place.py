@@ -15,8 +15,8 @@ from registry.config import Upstream
 
 PLAIN, SECURE = "http://registry.example.com:5000", "https://registry.example.com"
 """The registry's URL, without and with TLS."""
-DAEMON, CONFIG, HUB_HOSTS = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
-"""Paths of docker's settings, of containerd's settings, and of containerd's directory for Docker Hub."""
+DAEMON, CONFIG, HUB_FOLDER = "etc/docker/daemon.json", "etc/containerd/config.toml", "etc/containerd/certs.d/docker.io"
+"""Paths of docker's settings, of containerd's settings, and of the folder of containerd's hosts.toml for Docker Hub."""
 
 
 def write_files(root: Path, **files: str) -> None:

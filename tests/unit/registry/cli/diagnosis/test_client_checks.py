@@ -19,7 +19,7 @@ from tests.unit.registry.cli.diagnosis import client_file_texts as texts
 from tests.unit.registry.cli.diagnosis.client_place import (
     CONFIG,
     DAEMON,
-    HUB_HOSTS,
+    HUB_FOLDER,
     PLAIN,
     SECURE,
     at_level,
@@ -29,7 +29,7 @@ from tests.unit.registry.cli.diagnosis.client_place import (
 )
 
 DROP_IN = "etc/containers/registries.conf.d/50-entrepot.conf"
-"""The file of podman for the proposed lines."""
+"""A file of podman, into which the tests write the lines of a finding."""
 
 
 def test_the_files_of_the_client_command_are_right(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ CONTAINERD_PROBLEMS = [
 
 @pytest.mark.parametrize(("text", "what", "why"), CONTAINERD_PROBLEMS)
 def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str) -> None:
-    """There is a finding if config.toml prevents Kubernetes from reading hosts.toml."""
-    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    """There is a finding if, because of config.toml, containerd ignores hosts.toml when Kubernetes pulls an image."""
+    write_files(tmp_path, **{f"{HUB_FOLDER}/hosts.toml": texts.HOSTS_TOML})
     if text is not None:
         write_files(tmp_path, **{CONFIG: text})
     findings = findings_of("containerd", tmp_path)
@@ -178,7 +178,7 @@ def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str
 @pytest.mark.parametrize("text", [None, *(case[0] for case in CONTAINERD_PROBLEMS[1:6])])
 def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
     """The finding has a whole config.toml. With this file, pulls come through the registry."""
-    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
+    write_files(tmp_path, **{f"{HUB_FOLDER}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
     (finding,) = problems_in(findings_of("containerd", tmp_path))
     write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
     findings = findings_of("containerd", tmp_path)
@@ -188,9 +188,9 @@ def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
 
 
 def test_a_list_of_directories_that_works_is_a_warning(tmp_path: Path) -> None:
-    """A list of directories in `config_path` works in a file of version 2, or with `discard_unpacked_layers`. Then the
-    list is only a warning."""
-    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    """A list of directories in `config_path` works if config.toml has version 2, or if it sets
+    `discard_unpacked_layers`. Then the list is only a warning."""
+    write_files(tmp_path, **{f"{HUB_FOLDER}/hosts.toml": texts.HOSTS_TOML})
     version_2 = (
         'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
     )
@@ -206,7 +206,7 @@ def test_containerd_imports(tmp_path: Path) -> None:
     """Files that config.toml imports are read as well."""
     write_files(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
     write_files(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
-    write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    write_files(tmp_path, **{f"{HUB_FOLDER}/hosts.toml": texts.HOSTS_TOML})
     assert not problems_in(findings_of("containerd", tmp_path))
 
 
@@ -254,7 +254,7 @@ def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why:
 
 def test_containerd_default_directory(tmp_path: Path) -> None:
     """`_default` applies to every host without a directory of its own. A `server` in `_default` is a warning."""
-    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
+    write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_FOLDER}/hosts.toml": texts.HOSTS_TOML})
     (finding,) = problems_in(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     assert "is for ghcr.io" in finding.what
     default = "etc/containerd/certs.d/_default/hosts.toml"
@@ -326,7 +326,7 @@ def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
 
 
 def test_a_registry_that_requires_client_certificates(tmp_path: Path) -> None:
-    """There is only a warning if the registry requires a client certificate, because the client can have one."""
+    """A registry that requires a client certificate is only a warning, because the client can have one."""
     answer = ProbeResult(SECURE, ProbeError.CLIENT_CERTIFICATE, "tlsv13 alert certificate required")
     first = findings_of("podman", tmp_path, SECURE, answer=answer)[0]
     assert (first.level, "it requires a client certificate" in first.what) == (Level.WARNING, True)
