@@ -233,8 +233,8 @@ class BadSenders:
     async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
         """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
         asked last, and so is an endpoint whose record could not be stored. An endpoint whose pause (`sender_pause`) has
-        not ended is untrusted. If all endpoints are untrusted, raises UpstreamUnavailable, with the number of seconds until
-        the first pause ends."""
+        not ended is untrusted. If all endpoints are untrusted, raises UpstreamUnavailable, with the number of seconds
+        until the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         unsaved = self._unsaved_endpoints(digest)
         if not bad_senders:
