@@ -33,7 +33,8 @@ most calls are left out, so that the log does not fill up. The first two argumen
 and the bytes that the client has sent. The other two are the status of the response (0: no response) and the reason in
 one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Returns the protocol object of a new connection. The argument is called when the connection is lost."""
+"""Returns the protocol object of a new connection. The argument is called when the connection is lost; None:
+nothing is called."""
 
 _ERROR_PAUSE_SECONDS = 0.5
 """How long the worker accepts no connections after an error other than `_CONNECTION_ERRORS`."""

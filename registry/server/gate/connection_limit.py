@@ -1,7 +1,8 @@
 """Limits how many connections one worker process has open, because each takes a file descriptor.
 
 The worker keeps a reserve of descriptors for other files and for connections to upstream registries. When no descriptor
-is left for a new connection, the worker *evicts* silent connections: it closes them.
+is left for a new connection, the worker *evicts* silent connections (`EvictionKind`): it closes them. It never evicts
+others.
 """
 
 from __future__ import annotations
