@@ -1,5 +1,4 @@
-"""Tests of lists of tags and referrers with the upstream client. They are complete and in byte order, however the
-upstream sorts and pages them."""
+"""Tests of the upstream client's lists of tags and referrers."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ from tests.fakes.upstream_source import REPO, always, answer, scripted_server, u
 
 
 async def all_tags(source: Any, limit: int) -> list[str]:
-    """Returns all tags, requested in pages of `limit` tags."""
+    """Returns all tags. Requests pages of `limit` tags."""
     tags: list[str] = []
     while True:
         page = await source.tags(REPO, tags[-1] if tags else None, limit)
@@ -48,8 +47,7 @@ async def all_tags(source: Any, limit: int) -> list[str]:
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, limit: int) -> None:
-    """All tags can be listed with any page size, although the upstream uses pages of another size. The client reads the
-    list from the upstream once."""
+    """All tags can be listed with any page size. The client reads the list from the upstream once."""
     content = UpstreamContent()
     names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
     content.add(REPO, image, *names)
@@ -62,8 +60,7 @@ async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, l
 
 
 async def test_unsorted_and_invalid_tags(registry: StoredRegistry) -> None:
-    """An upstream may list tags in another order than byte order, repeat tags, and list invalid tags. The client lists
-    all valid tags in byte order."""
+    """The client lists all valid tags once and in byte order, whatever the order of the upstream."""
     pages = {"1": ["b", "B", "a"], "2": ["a", "not a tag", 7, "Z"], "3": None}
 
     def reply(head: str) -> bytes:
@@ -76,7 +73,7 @@ async def test_unsorted_and_invalid_tags(registry: StoredRegistry) -> None:
 
 
 async def test_new_tag_is_listed_at_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
-    """A request for the first page always reads the list from the upstream again, so a new tag is listed at once."""
+    """A request for the first page reads the list again, so a new tag is listed at once."""
     async with upstream_source(registry, upstream.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
         upstream.tag(REPO, "0", image.digest)
@@ -86,8 +83,7 @@ async def test_new_tag_is_listed_at_once(registry: StoredRegistry, upstream: Hub
 async def test_long_list_is_read_once_for_several_clients(
     registry: StoredRegistry, upstream: Hub, image: ImageTree
 ) -> None:
-    """Reading a long list takes many upstream requests. Clients at the same time share one reading, and so do clients
-    shortly afterwards."""
+    """Clients at the same time share one reading of a long list, and so do clients shortly afterwards."""
     content = UpstreamContent()
     content.add(REPO, image, *(f"v{number}" for number in range(50)))
     upstream.put(content)
@@ -106,8 +102,7 @@ async def test_long_list_is_read_once_for_several_clients(
 
 
 async def test_lists_are_cached_for_a_short_time() -> None:
-    """Lists are cached for a short time and within a memory limit. The latest list is always cached, even if it is
-    larger than the limit."""
+    """Lists are cached for a short time and within a memory limit. The latest list is cached even if it is larger."""
     now, reading_count = 1000.0, 0
 
     async def read_list() -> CompleteList[str]:
@@ -131,7 +126,7 @@ async def test_lists_are_cached_for_a_short_time() -> None:
 
 
 async def test_keys_of_cached_lists_count_against_the_memory_limit() -> None:
-    """The artifact type that a client requests is part of the key of a list, and may be very long."""
+    """The key of a list counts against the memory limit, because a client can make the key very long."""
     reading_count = 0
 
     async def read_list() -> CompleteList[str]:
@@ -148,8 +143,7 @@ async def test_keys_of_cached_lists_count_against_the_memory_limit() -> None:
 
 
 async def test_number_of_concurrent_lists_is_limited(registry: StoredRegistry, upstream: Hub) -> None:
-    """If clients request many different lists at the same time, the client reads only a limited number of lists at
-    once. This limits its memory and connections."""
+    """The client reads only a limited number of lists at once."""
     upstream.fault(on="tags", stall=True, times=MAX_CONCURRENT_LISTS)
     async with upstream_source(registry, upstream.url) as source:
         names = [type(REPO)(f"library/x{number}") for number in range(3 * MAX_CONCURRENT_LISTS)]
@@ -174,8 +168,7 @@ async def test_page_size_that_the_upstream_refuses(registry: StoredRegistry) -> 
 
 
 async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> None:
-    """If the upstream answers 400 for a later page, the list fails. The client does not start again at the first page,
-    because the URL of a later page comes from the upstream."""
+    """If the upstream answers 400 for a later page, the list fails. The client does not start again."""
     targets: list[str] = []
 
     def reply(head: str) -> bytes:
@@ -192,8 +185,7 @@ async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> No
 
 
 async def test_next_page_is_requested_from_the_same_host(registry: StoredRegistry) -> None:
-    """If the header Link names another host, such as the internal name of a registry behind a proxy, the next page is
-    requested from the original host."""
+    """The client requests the next page from the original host, even if the header Link names another host."""
 
     def reply(head: str) -> bytes:
         if "last=" in head.split()[1]:
@@ -235,8 +227,8 @@ def signatures(image: ImageTree) -> list[ImageTree]:
 
 @pytest.mark.parametrize("has_api", [True, False])
 async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTree, has_api: bool) -> None:
-    """Referrers are read page by page from the referrers API of the upstream, or from the fallback tag if the upstream
-    has no such API. They are filtered by artifact type and sorted by digest."""
+    """The client reads referrers from the referrers API, or from the fallback tag if the upstream has no such API. The
+    client filters referrers by artifact type and sorts them by digest."""
     content = UpstreamContent()
     referrers = signatures(image)
     for referrer in referrers:
@@ -261,9 +253,8 @@ async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTr
 
 @pytest.mark.parametrize("api_status", [200, 404])
 async def test_referrers_refused_by_a_proxy_are_unconfirmed(registry: StoredRegistry, api_status: int) -> None:
-    """If a firewall or proxy refuses the list of referrers or the fallback tag, the client raises
-    UnconfirmedNameUnknown, so that the mirror can list its cached referrers. A refusal by the registry itself means an
-    empty list."""
+    """If a proxy refuses the request, the client raises UnconfirmedNameUnknown. A refusal by the registry itself means
+    an empty list."""
     body = "<html>not for you</html>"
 
     def reply(head: str) -> bytes:
@@ -280,8 +271,8 @@ async def test_referrers_refused_by_a_proxy_are_unconfirmed(registry: StoredRegi
 
 
 async def test_referrers_filtered_by_the_upstream(registry: StoredRegistry) -> None:
-    """If the upstream has filtered the list by artifact type, which the header `OCI-Filters-Applied` states,
-    descriptors without an artifact type are listed. Otherwise the client filters the list itself."""
+    """The header `OCI-Filters-Applied` states that the upstream has filtered the list. Without the header, the client
+    filters the list itself."""
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(b"x"), "size": 1}
     index = json.dumps(
         {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
@@ -299,7 +290,7 @@ async def test_referrers_filtered_by_the_upstream(registry: StoredRegistry) -> N
 
 
 async def test_endless_list(registry: StoredRegistry) -> None:
-    """If each page of a list names a next page, the list fails after a limited number of pages."""
+    """A list whose pages do not end fails after a limited number of pages."""
     body = json.dumps({"tags": ["x"]})
     link_to_itself = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -311,7 +302,7 @@ async def test_endless_list(registry: StoredRegistry) -> None:
 
 
 async def test_list_beyond_the_memory_limit(registry: StoredRegistry) -> None:
-    """If a list exceeds its memory limit, the client stops reading, and the list fails."""
+    """A list beyond the memory limit fails, and the client stops reading."""
     body = json.dumps({"tags": ["x"]}) + " " * (7 * MIB)
     next_page = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -324,7 +315,7 @@ async def test_list_beyond_the_memory_limit(registry: StoredRegistry) -> None:
 
 
 async def test_page_with_too_many_tags(registry: StoredRegistry) -> None:
-    """A page with so many tags that parsing would take too long is refused, and the error message states the limit."""
+    """A page with too many tags is refused."""
     page = b'{"name":"a","tags":[' + b'"a",' * 400_000 + b'"b"]}'
     async with scripted_server(always(answer(200, page))) as script, upstream_source(registry, script.url) as source:
         with pytest.raises(UpstreamUnavailable, match="a list that is too large: it holds more than 300000 values"):
@@ -332,7 +323,7 @@ async def test_page_with_too_many_tags(registry: StoredRegistry) -> None:
 
 
 async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegistry) -> None:
-    """Each tag counts against the memory limit with more than its text, so a list of many short tags is limited too."""
+    """A list of many short tags is limited too, because each tag counts with more than its text."""
     number = 0
 
     def reply(head: str) -> bytes:
@@ -348,8 +339,8 @@ async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegist
 
 
 async def test_many_tags_are_sorted(registry: StoredRegistry) -> None:
-    """35,000 tags, more than the client sorts in one call, are listed in byte order."""
-    # 7919 and 35,000 have no common factor, so the list has each number once, in a mixed order.
+    """More tags than the client sorts in one call are listed in byte order."""
+    # The list has each number once, in a mixed order: 7919 and 35,000 have no common factor.
     tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
     async with (
         scripted_server(always(answer(200, json.dumps({"tags": tags})))) as script,

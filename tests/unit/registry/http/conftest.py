@@ -1,4 +1,4 @@
-"""Test clients for `/v2`: one sends its request body piece by piece, and one does not read the response."""
+"""Test clients for `/v2` that send or read slowly."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.unit.registry.conftest import V2, image
 KIB = 1024
 PUT = {"content-type": OCI_MANIFEST}
 LARGE = 100 * KIB
-"""The size of a large manifest in bytes. It counts toward the memory budget for request bodies."""
+"""Size in bytes of a manifest that counts toward the memory budget for request bodies."""
 
 
 def large_image(variant: str = "") -> bytes:
-    """Returns an image manifest of a bit more than LARGE bytes. Each `variant` gives a different manifest."""
+    """Returns an image manifest of a bit more than LARGE bytes, a different one for each `variant`."""
     return image(annotations={"a": "x" * LARGE, "n": variant})
 
 
 class PiecewiseSender:
-    """A client that puts a manifest. The test calls `send` for each piece of the body. Unless the length is `declared`,
-    the request has no Content-Length and uses chunked transfer coding."""
+    """A client that puts a manifest. The test calls `send` for each piece of the body. `declared`: whether the request
+    has a Content-Length."""
 
     def __init__(self, api: object, body: bytes, name: str = "t", declared: bool = True) -> None:
         self.api = api
@@ -76,8 +76,7 @@ class PiecewiseSender:
 
 
 def api_of(registry: MemoryRegistry, body_memory: BodyMemory) -> DistributionAPI:
-    """Returns the API over `registry`. The budgets in `body_memory` limit the memory of request bodies and
-    responses."""
+    """Returns the API over `registry`."""
     return DistributionAPI(registry, body_memory=body_memory)
 
 
@@ -87,7 +86,7 @@ def budget(size: int, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float
 
 
 class UnreadPut(PiecewiseSender):
-    """A client that puts a manifest, but does not read the response until the test sets `reads`."""
+    """A client that does not read the response until the test sets `reads`."""
 
     def __init__(self, api: object, body: bytes, name: str = "t") -> None:
         super().__init__(api, body, name)

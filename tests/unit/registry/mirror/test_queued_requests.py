@@ -1,5 +1,4 @@
-"""Requests for manifests and sizes of blobs that wait in a queue of the upstream client, because other requests are
-running."""
+"""Tests of mirror requests that wait in a queue of the upstream client."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ TAG = Tag("1")
 
 
 class QueuedSource(FakeSource):
-    """An upstream client whose requests wait in a queue until `turn` is set. `queued` is the number of requests in the
-    queue."""
+    """An upstream client whose requests wait in a queue until `turn` is set. `queued`: the length of the queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +52,8 @@ async def leave(client: asyncio.Task[Any]) -> None:
 async def test_request_for_a_manifest_is_dropped_when_its_clients_have_left(
     site: MirrorSite, queue: QueuedSource
 ) -> None:
-    """If all clients that wait for a manifest leave before the upstream is asked for it, the upstream is not asked. A
-    later client gets the manifest."""
+    """If all clients leave while the request for a manifest is queued, the upstream is not asked. A later client gets
+    the manifest."""
     image = queue.add_image(UPSTREAM_REPO, b"layer")
     async with site.worker() as worker:
         first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
@@ -73,7 +71,7 @@ async def test_request_for_a_manifest_is_dropped_when_its_clients_have_left(
 async def test_request_for_a_manifest_continues_for_the_client_that_stays(
     site: MirrorSite, queue: QueuedSource
 ) -> None:
-    """If one of two clients leaves before the upstream is asked for the manifest, the other one gets the manifest."""
+    """If one of two clients leaves while the request is queued, the other client gets the manifest."""
     image = queue.add_image(UPSTREAM_REPO, b"layer")
     async with site.worker() as worker:
         first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
@@ -88,9 +86,8 @@ async def test_request_for_a_manifest_continues_for_the_client_that_stays(
 async def test_cached_tag_is_checked_after_its_client_has_got_it(
     site: MirrorSite, queue: QueuedSource, is_expired: bool
 ) -> None:
-    """If a client gets a cached tag although it is not fresh, the upstream is asked about the tag, even if the request
-    waits in a queue and the client has its response. `is_expired`: the client has waited for the upstream first, until
-    the stale wait has passed."""
+    """A client may get a cached tag that is not fresh. The queued request about the tag then continues without the
+    client. `is_expired`: the client first waits for the upstream, for `stale_wait` seconds."""
     old = queue.add_image(UPSTREAM_REPO, b"old")
     async with site.worker() as patient:
         queue.turn.set()
@@ -109,8 +106,7 @@ async def test_cached_tag_is_checked_after_its_client_has_got_it(
 
 
 async def test_request_for_a_size_is_dropped_when_its_client_has_left(site: MirrorSite, queue: QueuedSource) -> None:
-    """If the client of a HEAD request for a blob leaves before the upstream is asked for its size, the upstream is not
-    asked."""
+    """If the client leaves while the request for a blob's size is queued, the upstream is not asked."""
     async with site.worker() as worker:
         client = asyncio.create_task(worker.mirror.resolve_blob(MIRRORED_REPO, missing_digest()))
         await wait_until(lambda: queue.queued == 1)
