@@ -1,6 +1,5 @@
-"""Tests of several requests for one upload session at the same time. A later request takes over the session from the
-request that owned it before, perhaps on another worker. The calls of `asyncio.wait` give the later request the time to
-start, and to wait for the earlier one if it has to."""
+"""Tests of several requests for one upload session at the same time. A later request takes over the session from its
+owner, perhaps on another worker. `asyncio.wait` gives the later request time to start."""
 
 from __future__ import annotations
 
@@ -38,9 +37,8 @@ async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]
 async def test_old_owner_cannot_write_after_a_takeover(
     registry: StoredRegistry, second: StoredRegistry, system: GatedSystem, kind: ContentKind
 ) -> None:
-    """A request takes over an upload session while the old owner is in the middle of a write. The new owner continues
-    after the bytes stored so far. Later writes of the old owner are refused, and the finished blob has the right
-    bytes."""
+    """A request takes over an upload session in the middle of a write. The new owner continues after the bytes stored
+    so far. Later writes of the old owner are refused. The finished blob has the right bytes."""
     old = await registry.start_upload(APP)
     await old.write(BODY[:100_000])
     await old.aclose()
@@ -71,8 +69,8 @@ async def _write_and_close(writer: BlobWriter, body: bytes) -> None:
 
 
 async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Eight requests on two workers resume one upload session at the same time. Exactly one of them can finish the
-    upload, and the blob has the right bytes."""
+    """Eight requests on two workers resume one upload session. Exactly one of them can finish the upload. The blob has
+    the right bytes."""
     first = await registry.start_upload(APP)
     await first.write(BODY[:500_000])
     await first.aclose()
@@ -100,8 +98,8 @@ async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry,
 async def test_commit_or_concurrent_takeover_wins_but_not_both(
     act: str, step: str, kind: ContentKind, registry: StoredRegistry, second: StoredRegistry, system: GatedSystem
 ) -> None:
-    """While a request commits an upload, another request resumes the session and then commits or cancels it. Exactly
-    one of the two requests succeeds. The blob is stored, unless the cancel succeeded."""
+    """While one request commits an upload, another resumes the session and commits or cancels it. Exactly one of the
+    two succeeds. The blob exists afterwards, except after a successful cancel."""
     old = await registry.start_upload(APP)
     await old.write(BODY)
     await old.aclose()
@@ -147,9 +145,8 @@ async def test_commit_or_concurrent_takeover_wins_but_not_both(
 async def test_file_stays_open_until_a_cancelled_write_has_ended(
     registry: StoredRegistry, system: GatedSystem, tmp_path: Path
 ) -> None:
-    """If a request is cancelled while a thread writes its last bytes, the file is closed only after the write.
-    Otherwise the next file that the process opens could get the same descriptor, and the thread would write into that
-    file."""
+    """A request is cancelled while a thread writes its last bytes. The file is closed only after the write. Otherwise
+    the thread could write into another file with the same descriptor."""
     writer = await registry.start_upload(APP)
     pieces = [BODY[offset : offset + 100] for offset in range(0, 90_000, 100)]
     for piece in pieces:
@@ -177,9 +174,8 @@ async def test_file_stays_open_until_a_cancelled_write_has_ended(
 
 
 async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, kind: ContentKind) -> None:
-    """After a power cut, two requests resume an upload session at the same time, and both have read its state from
-    before the cut. The second takeover does not remove bytes that the first request has acknowledged in the
-    meantime."""
+    """After a power cut, two requests resume an upload session at the same time. No takeover removes bytes that the
+    other request has acknowledged."""
     async with open_gated(data, kind, GatedSystem(), later, "first run") as first_boot:
         writer = await first_boot.start_upload(APP)
         await writer.write(BODY[:1_100_000])
@@ -212,8 +208,7 @@ async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None
 
 
 async def test_two_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Twenty pushes of different content run at the same time on two workers. Each of the twenty blobs has the right
-    bytes."""
+    """Twenty pushes of different content run at the same time on two workers. Each blob has the right bytes."""
     bodies = [random.Random(100 + n).randbytes(200_000 + n) for n in range(20)]
     await asyncio.gather(*(push((registry, second)[n % 2], APP, body) for n, body in enumerate(bodies)))
     for body in bodies:
