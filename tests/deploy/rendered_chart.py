@@ -24,7 +24,7 @@ Document = dict[str, Any]
 WITHOUT_HELM: Final = {"existingSecret": "entrepot", "persistence": {"keep": False}, "restartOnConfigChange": False}
 """The chart values for the plain manifests. They switch off what needs Helm."""
 _ONLY_HELM: Final = re.compile(r"# Source: |\s*(helm\.sh/|app\.kubernetes\.io/managed-by: |namespace: )")
-"""Matches the lines of the rendered chart that the plain manifests leave out."""
+"""Matches the lines of the rendered chart that the plain manifests leave out. kustomize sets the namespace."""
 _KUSTOMIZATION: Final = """\
 # kubectl apply --kustomize deploy/kubernetes
 #

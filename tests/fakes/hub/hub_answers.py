@@ -23,7 +23,7 @@ class HubAnswer:
     stop: int = 0
 
     def head(self, *, close: bool) -> bytes:
-        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Said So')}"]
+        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Other Status')}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines += ["Connection: close"] if close else []
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

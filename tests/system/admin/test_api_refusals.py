@@ -12,7 +12,7 @@ from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
 from tests.fakes.api_document import api_document
 from tests.fakes.plain_client import plain_client
 
-ROUTES_FOR_OTHER_ACCOUNTS = {
+ROUTES_NOT_ONLY_FOR_ADMINS = {
     ("GET", "/me"),
     ("GET", "/users/{name}"),
     ("PUT", "/users/{name}/password"),
@@ -128,7 +128,7 @@ def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize("route", sorted(set(ROUTES) - ROUTES_FOR_OTHER_ACCOUNTS), ids=" ".join)
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - ROUTES_NOT_ONLY_FOR_ADMINS), ids=" ".join)
 def test_routes_for_admins_only(site: AdminSite, route: tuple[str, str]) -> None:
     """On routes for admins, every other caller gets 403, whether or not the named object exists. So does an admin with
     a limited token."""
@@ -210,9 +210,9 @@ def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
     assert "\x1b" not in site.command("audit", "--actor", user[0])
 
 
-def test_own_routes_exist() -> None:
-    """All routes in `ROUTES_FOR_OTHER_ACCOUNTS` exist."""
-    assert set(ROUTES) >= ROUTES_FOR_OTHER_ACCOUNTS
+def test_routes_not_only_for_admins_exist() -> None:
+    """All routes in `ROUTES_NOT_ONLY_FOR_ADMINS` exist."""
+    assert set(ROUTES) >= ROUTES_NOT_ONLY_FOR_ADMINS
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,16 @@ def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
 
 def test_warm_list_refresh_and_purge(mirror_site: AdminSite, upstream: Hub) -> None:
     """A warm job fetches an image into the cache. The API lists the download while it runs, and then the image.
-    A second job fetches nothing. A refresh checks the tag at the upstream. A purge deletes the image."""
+    A second job fetches nothing. A job for a missing image fails. A refresh checks the tag at the upstream. A purge
+    deletes the image."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
     layer = WARMED.layers[-1]
     upstream.fault(stall_after=layer.size // 2, match=layer.digest.partition(":")[2])
     job = site.call_ok("POST", "/mirror/warm", body)
-    upstream.until(lambda: [fill["digest"] for fill in site.call_ok("GET", "/mirror/downloads")] == [layer.digest])
-    (fill,) = site.call_ok("GET", "/mirror")["fills"]
-    assert (fill["digest"], fill["size"], fill["running"]) == (layer.digest, layer.size, True)
+    upstream.until(lambda: [each["digest"] for each in site.call_ok("GET", "/mirror/downloads")] == [layer.digest])
+    (download,) = site.call_ok("GET", "/mirror")["fills"]
+    assert (download["digest"], download["size"], download["running"]) == (layer.digest, layer.size, True)
     upstream.release()
     job = wait_for_end(site, job)
     assert (job["state"], job["unit"]) == ("done", "bytes")

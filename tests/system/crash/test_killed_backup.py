@@ -30,7 +30,7 @@ from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem
 from tests.system.crash.workload import files_below
 
 OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
-"""The tags in the first backup of `make_source`, and the tags after its last change."""
+"""The tags in the backup that `make_source` makes, and the tags that the store has after `make_source`."""
 
 
 def snapshot_names(folder: Path) -> list[str]:
@@ -104,7 +104,8 @@ def look_at_backups(disk: DiskAfterCut) -> None:
 
 
 def look_at_restored(disk: DiskAfterCut) -> None:
-    """Checks that the data directory is empty, has its database, or is marked as unfinished."""
+    """Checks that the data directory is empty, has its database, or is marked as unfinished. No server starts on a
+    marked directory."""
     if any(name.startswith("data/") for name in disk.names):
         assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
 
@@ -140,7 +141,8 @@ async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> 
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=23, look_at=look_at_backups, check_end=check_end,
+        system=system, write_disk=DiskAfterCut.write_as_directory, every=23,
+        look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 30
 
@@ -165,7 +167,8 @@ async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folde
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=151, look_at=look_at_backups, check_end=check_end,
+        system=system, write_disk=DiskAfterCut.write_as_directory, every=151,
+        look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 500
 
@@ -189,7 +192,7 @@ def test_next_restore_completes_a_killed_restore(memory_folder: Path) -> None:
 @pytest.mark.parametrize("may_link", [False, True])
 async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder: Path, *, may_link: bool) -> None:
     """After a power cut, an unfinished restore is marked, and the next restore completes it. A finished restore
-    survives the power cut."""
+    survives the power cut. `may_link`: whether restored files may be hard links to files of the backup."""
     backups, start = memory_folder / "backups", memory_folder / "start"
     kept_image = await make_source(memory_folder / "source", backups)
     start.mkdir()
@@ -206,6 +209,7 @@ async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder:
         await restore_backup(snapshots, layout, options, quiet_reporter(), system=system)
 
     cuts = await check_power_cuts(
-        start, run, check, lay_out=DiskAfterCut.lay_out_anew, every=211, look_at=look_at_restored, check_end=check_end
-    )
+        start, run, check,
+        write_disk=DiskAfterCut.write_as_directory, every=211, look_at=look_at_restored, check_end=check_end,
+    )  # fmt: skip
     assert cuts > 500

@@ -17,7 +17,7 @@ from storage.errors import BlobUnknown, BlobUploadInvalid, BlobUploadUnknown
 from storage.interface import BlobWriter
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from tests.system.race.conftest import later
+from tests.system.race.conftest import future_clock
 from tests.system.race.content_kinds import KINDS, ContentKind
 from tests.system.race.gated_system import TIMEOUT_SECONDS, GatedSystem, open_gated, pull, push
 
@@ -30,7 +30,7 @@ OTHER_BODY = random.Random(4).randbytes(3_000_000)
 @pytest.fixture
 async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]:
     """A second registry with the same data directory, like that of another worker."""
-    async with open_gated(data, kind, GatedSystem(), later) as opened:
+    async with open_gated(data, kind, GatedSystem(), future_clock) as opened:
         yield opened
 
 
@@ -93,13 +93,14 @@ async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry,
     assert await registry.blobs.list_uploads() == []
 
 
-@pytest.mark.parametrize("step", ["verify", "publish", "published", "commit"])
+@pytest.mark.parametrize("step", ["verify", "before_move", "after_move", "commit"])
 @pytest.mark.parametrize("act", ["resume", "cancel"])
 async def test_commit_or_concurrent_takeover_wins_but_not_both(
     act: str, step: str, kind: ContentKind, registry: StoredRegistry, second: StoredRegistry, system: GatedSystem
 ) -> None:
     """While one request commits an upload, another resumes the session and commits or cancels it. Exactly one of the
-    two succeeds. The blob exists afterwards, except after a successful cancel."""
+    two succeeds. The blob exists afterwards, except after a successful cancel. `step`: where the first request is
+    stopped (`ContentKind.steps`)."""
     old = await registry.start_upload(APP)
     await old.write(BODY)
     await old.aclose()
@@ -174,16 +175,16 @@ async def test_file_stays_open_until_a_cancelled_write_has_ended(
 
 
 async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, kind: ContentKind) -> None:
-    """After a power cut, two requests resume an upload session at the same time. No takeover removes bytes that the
-    other request has acknowledged."""
-    async with open_gated(data, kind, GatedSystem(), later, "first run") as first_boot:
-        writer = await first_boot.start_upload(APP)
+    """After a power cut, two requests take over an upload session at the same time. While the takeover by `slow` is
+    stopped, `quick` appends bytes. If these bytes are acknowledged, they stay."""
+    async with open_gated(data, kind, GatedSystem(), future_clock, boot="first boot") as before_cut:
+        writer = await before_cut.start_upload(APP)
         await writer.write(BODY[:1_100_000])
         await writer.aclose()
     system = GatedSystem()
     async with (
-        open_gated(data, kind, system, later, "second run") as slow,
-        open_gated(data, kind, GatedSystem(), later, "second run") as quick,
+        open_gated(data, kind, system, future_clock, boot="second boot") as slow,
+        open_gated(data, kind, GatedSystem(), future_clock, boot="second boot") as quick,
     ):
         gate = system.stop_at(*kind.steps["take_over"])
         resuming = asyncio.create_task(slow.resume_upload(APP, writer.id))
@@ -207,7 +208,7 @@ async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None
     await writer.aclose()
 
 
-async def test_two_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
+async def test_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
     """Twenty pushes of different content run at the same time on two workers. Each blob has the right bytes."""
     bodies = [random.Random(100 + n).randbytes(200_000 + n) for n in range(20)]
     await asyncio.gather(*(push((registry, second)[n % 2], APP, body) for n, body in enumerate(bodies)))

@@ -44,8 +44,8 @@ def test_next_pages(link: str, next_url: str | None) -> None:
 )
 @pytest.mark.parametrize("url", [URL, "https://far.test:5000/v2/a/tags/list", "http://[fd00::1]/v2/a/tags/list"])
 def test_links_whose_path_would_change_the_host_are_refused(link: str, url: str) -> None:
-    """A link to a next page is refused if its path does not begin with `/`. Behind the host of the list, such a path
-    would name another host or port."""
+    """A link to a next page is refused if its path does not begin with `/`. Appended to the host of the
+    list, such a path would name another host or port."""
     with pytest.raises(UpstreamUnavailable, match=r"answers with a Link whose path does not begin with /"):
         next_page_url({"link": f'<{link}>; rel="next"'}, url)
 

@@ -78,8 +78,8 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
 
 
 class ThreadWatch:
-    """Measures the longest time for which other threads block a thread. The time is in CPU seconds, so other load on
-    the machine does not count."""
+    """Runs a thread, and measures the longest time for which the other threads of the process keep it from running. The
+    time is the CPU time of the process, so the time of other processes does not count."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -110,8 +110,8 @@ def parse(body: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", EXTREME_BODIES)
 def test_no_manifest_blocks_the_other_threads(kind: str) -> None:
-    """While a thread parses any manifest, no other thread is blocked for more than 50 ms. A busy machine needs more CPU
-    time, so the fastest of several attempts counts."""
+    """While a thread parses any manifest, no other thread is blocked for more than 50 ms. On a busy
+    machine, the same work takes more CPU time, so the fastest of several attempts counts."""
     body = EXTREME_BODIES[kind]()
     blocked_seconds: list[float] = []
     while len(blocked_seconds) < 3 or (min(blocked_seconds) >= MAX_BLOCKED_SECONDS and len(blocked_seconds) < 20):
@@ -182,9 +182,9 @@ def test_realistic_large_manifests_are_accepted() -> None:
     assert Manifest.parse(image(annotations={"sbom": inner}), OCI_MANIFEST).annotations["sbom"] == inner
 
 
-def test_stored_manifests_are_not_checked_again() -> None:
-    """A stored manifest may have a longer `artifactType` than a pushed one. A stored manifest that would block other
-    threads is not parsed, and is not readable."""
+def test_limits_for_stored_manifests() -> None:
+    """A manifest that an earlier version has stored may have a longer `artifactType` than a pushed one. A stored
+    manifest that would block other threads is not parsed, and is not readable."""
     body = image(artifactType="a" * 1000)
     manifest = Manifest(body, OCI_MANIFEST, digest_of(body))
     assert manifest.is_readable

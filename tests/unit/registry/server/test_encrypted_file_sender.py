@@ -89,7 +89,7 @@ def make_worker(max_clients: int, slow_seconds: float = 60.0) -> WorkerContext:
     `slow_seconds` for a piece is cut off."""
     loop = asyncio.get_running_loop()
     worker = WorkerContext(no_app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
-    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # a quarter is kept for smaller shares
+    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # these shares are large: they may not use the last quarter
     return replace(
         worker, piece_memory=MemoryBudget(budget_bytes, "parts of blobs", wait_seconds=60, slow_seconds=slow_seconds)
     )
@@ -190,8 +190,9 @@ async def test_a_waiting_client_can_disconnect(file: int) -> None:
 
 
 async def test_a_client_that_shuts_down_its_sending_side_gets_no_more_pieces(file: int) -> None:
-    """The server stops sending once the client has shut down its sending side. It counts only the pieces before. After
-    the shutdown, uvloop discards writes, but does not report the connection as closing."""
+    """The server stops sending once the client has shut down its sending side. Only the pieces that
+    were written before the shutdown count as sent. uvloop discards later writes, but does not report the connection as
+    closing."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
         sock, _ = listener.accept()
         with sock:

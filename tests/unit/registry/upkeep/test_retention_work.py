@@ -310,7 +310,7 @@ async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> 
 
 
 async def test_a_preview_counts_content_that_stays_without_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """The preview counts bytes as left if the manifests of deleted tags stay."""
+    """If the manifests of deleted tags stay, `bytes_left` counts the bytes of their blobs."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     _, summary = await RetentionRun(store, clock, rule(keep_last=1)).preview()
     assert (summary.bytes_freed, summary.bytes_left) == (0, sum(blob.size for blob in old.blobs))
@@ -352,11 +352,11 @@ async def test_a_preview_of_all_repositories(
 
 
 @pytest.mark.slow
-async def test_totals_judge_a_limited_number_of_tags(
+async def test_totals_count_a_limited_number_of_tags(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The totals of one repository judge a limited number of tags. If there are more, the totals are not complete. A
-    preview that lists the tags judges all."""
+    """For the totals of one repository, the rule is applied to a limited number of tags. If there are more, the totals
+    are not complete. A preview that lists the tags has no such limit."""
     names = [f"t{number:04}" for number in range(2 * MAX_PAGE_ROWS + 1)]
     await push_image(store, APP, "image", *names)
     retention_preview = RetentionPreview(RetentionRun(store, clock, rule(keep_last=1)).judge, store.retention, clock)
@@ -376,8 +376,8 @@ async def test_totals_judge_a_limited_number_of_tags(
 async def test_totals_count_a_limited_number_of_manifests(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The totals of one repository read and count a limited number of manifests. If there are more, the totals are not
-    complete."""
+    """For the totals of one repository, a limited number of manifests is read and counted. If there are more, the
+    totals are not complete."""
     for number in range(5):
         await push_image(store, APP, f"untagged {number}")
     tagged = await push_daily(store, clock, APP, "a", "b", "c")
@@ -424,8 +424,8 @@ async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegis
 
 
 async def test_nothing_that_was_pulled_is_deleted_after_the_server_was_off(store: StoredRegistry, clock: Clock) -> None:
-    """If the server was off for a long time, the next run keeps what was pulled shortly before. This holds even before
-    the server has recorded that it runs again."""
+    """The next run after a long outage of the server keeps images that were pulled shortly before the outage. This
+    holds even before the server has recorded that it runs again. The preview agrees."""
     pulled, never_pulled, _ = await push_daily(store, clock, APP, "a", "b", "c")
     untagged = await push_image(store, APP, "untagged")
     clock.pass_days(20)

@@ -98,8 +98,8 @@ def test_readers_get_only_complete_reports(tmp_path: Path) -> None:
 
 
 def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
-    """If the disk is full, reports are written to a directory in memory. The server refuses this directory if another
-    user may control it. Nothing in the directory is deleted."""
+    """If the disk is full, reports are written to a directory in `/dev/shm`, a file system in memory. The server
+    refuses this directory if another user may control it. Nothing in the directory is deleted."""
     layout = Layout(tmp_path / "data")
     layout.root.mkdir()
     other = tmp_path / "other"
@@ -172,8 +172,8 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_reports_are_in_memory_if_the_disk_is_full(tmp_path: Path) -> None:
-    """If the disk has no space for a report, the report is written to a directory in memory. `read_all_reports` finds
-    the report there."""
+    """If the disk has no space for a report, the report is written to a directory in `/dev/shm`. `read_all_reports`
+    finds the report there."""
     layout = Layout(tmp_path)
     file = open_report_file(layout, FullDisk(layout.workers))
     try:
