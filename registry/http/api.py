@@ -104,7 +104,7 @@ class DistributionAPI:
         push_refusal: PushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
-        """The main options:
+        """The main options. None switches an option off, unless its line says something else.
 
         - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header. None:
           nothing is mirrored.
@@ -113,7 +113,7 @@ class DistributionAPI:
         - `rate_limit`: counts the requests of each client.
         - `answer_cache`: the response cache.
         - `cross_site`: refuses requests that a browser sends because of another site. None: the check of a registry
-          without accounts.
+          that has no accounts, and no host names but that of `public_url`.
         - `count_pull`: counts each pull of a manifest, also from the response cache.
         - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits."""
         self.registry = registry
@@ -121,7 +121,8 @@ class DistributionAPI:
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        # In the key of the response cache, the credential key stands for the account or anonymous client.
+        # Returns the credential key of a request. This key identifies the account or anonymous client, and is a part of
+        # the key of a cached response.
         self._make_credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
@@ -140,7 +141,7 @@ class DistributionAPI:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
         notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
         if notes is not None:
-            notes["exchange"] = exchange  # for the `RequestRecorder`
+            notes["exchange"] = exchange  # for the `RequestRecorder`; the server empties `notes` after the request
         enter_request(exchange)
         try:
             # If the response is worth caching, `record` starts a recording and returns True. `save` then caches the
@@ -173,8 +174,8 @@ class DistributionAPI:
             await send_internal_error(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, and its request id. Before that, counts the request
-        under the rate limit, and the pull of a manifest. Returns None if no response is cached or the rate limit is
+        """Returns the cached response to a request without a body, and the id of the request. Counts the request under
+        the rate limit, and counts the pull of a manifest. Returns None if no response is cached or the rate limit is
         reached. The server then has to call the application."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
@@ -202,7 +203,7 @@ class DistributionAPI:
                 await handler(exchange)
             finally:  # the pull counts even if the client disconnects before it has the whole manifest
                 if exchange.pull is not None and self._count_pull is not None:
-                    self._count_pull(exchange.pull, exchange.name, exchange.address, exchange.request_id)
+                    self._count_pull(exchange.pull, exchange.principal_name, exchange.address, exchange.request_id)
         elif exchange.method == "OPTIONS":
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:
@@ -237,7 +238,7 @@ class DistributionAPI:
     def _count(self, exchange: Exchange) -> None:
         """Counts the request. Raises TooManyRequests if the rate limit is reached."""
         if self._rate_limit is not None:
-            check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
+            check_rate(self._rate_limit, rate_key(exchange.principal_name, exchange.is_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
         """Sets the attributes of `exchange` that name the resource. Raises PathUnknown, NameInvalid, and RequestInvalid
