@@ -2,8 +2,8 @@
 content of the cache.
 
 An *upstream* is a registry that this registry mirrors. A *scope* is a set of repositories whose disk space is counted
-together. Each upstream has a scope, and so have all upstreams together. A *budget* is the largest size that a scope may
-have.
+together. Each upstream has a scope, and so have all upstreams together and each quota. A *budget* is the largest size
+that a scope may have.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         check_upstream(settings, upstream)
         budgets = _budgets(settings, evictor, max_bytes, upstream)
         await context.report(message="counting the cache", unit="images")
-        await _check_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
+        await _wait_for_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
         await complete_counts(store.usage, store.leases)
         evicted: list[dict[str, Any]] = []
         totals = {"images": 0, "bytes": 0}
@@ -129,9 +129,9 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
     return budgets
 
 
-async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
-    """Waits until the server counts the scopes as the settings define them. Raises Unsupported if the server does not
-    do so within `SCOPES_WAIT_SECONDS`.
+async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
+    """Waits until the server counts the bytes of the budgets' scopes, and these scopes have the definitions of
+    `settings`. Raises Unsupported if this takes longer than `SCOPES_WAIT_SECONDS`.
 
     A job must not define the scopes itself. A command that runs the job may have other settings than the server. Its
     scopes would replace all scopes of the server."""

@@ -3,10 +3,11 @@
 An *upstream* is a registry that this registry mirrors. There are two kinds of limits:
 
 - A *budget* limits the bytes of the content of one upstream, or of all upstreams together.
-- The disk needs free space. Below a low mark, images are evicted until the free space reaches a high mark.
+- The disk needs free space. Below a low mark, images are evicted until the free space reaches a high mark (module
+  `storage.upkeep.eviction_for_space`).
 
-A *link* is the right of a repository to serve a blob. The bytes of a blob without links are freed at once, but a
-running backup holds them back.
+A *link* is the right of a repository to serve a blob. An eviction removes blobs without links at once. While a backup
+runs, no blob is removed.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull. A client may still be pulling the image."""
 UNUSED_SECONDS: Final = 60.0
 """A link is unused if no manifest of the repository refers to its blob and no client has used the blob within this
-time."""
+time. An eviction removes unused links when it finds no further image."""
 CHECK_SECONDS: Final = 2.0
-"""The limits are checked when content is stored, or after this time. A check that could evict nothing is followed by a
-pause of this length."""
+"""The limits are checked when content is stored, or after this time. After a check that failed or could evict
+nothing, the evictor pauses for this time."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -74,6 +75,7 @@ class Budget:
 class CacheLimits:
     """All limits of the cache.
 
+    - `upstreams`: the names of all upstreams.
     - `low_free`, `high_free`: marks of the disk's free space, in bytes. 0: no limit.
     - `is_kept`: returns True for a repository whose images are never evicted.
     - `cooldowns`: after a tag has moved at the upstream, clients get the older image for some time. That image is not
@@ -91,7 +93,7 @@ class CacheLimits:
 
 
 OnEvicted = Callable[[EvictedImage], Awaitable[None]]
-"""Called after each evicted image. An error ends the eviction. Earlier evictions are not undone."""
+"""Called after each image is evicted. An error ends the eviction. Earlier evictions are not undone."""
 
 
 async def ignore_evicted(_: EvictedImage) -> None:
@@ -125,7 +127,7 @@ class Evictor:
         self._free_bytes = free_bytes
         self._clock = clock
         self._monotonic = monotonic
-        self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
+        self.on_eviction_end: Callable[[Sequence[EvictedImage]], None] = lambda _: None
         """Called at the end of each eviction with its images, possibly none. Must return at once and raise nothing."""
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
@@ -157,7 +159,7 @@ class Evictor:
 
     async def check(self) -> bool:
         """Evicts images if a limit is exceeded. Returns False if a limit was exceeded and no image was evicted. If an
-        eviction frees too little disk space, all processes pause such evictions (`EvictionPause`). Raises StorageFull,
+        eviction for free space has no effect, all processes pause such evictions (`EvictionPause`). Raises StorageFull,
         StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_over_a_budget()):
@@ -214,8 +216,8 @@ class Evictor:
         return not await self._has_at_most(budget, budget.max_bytes)
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
-        """Returns whether the scope has at most `size` bytes, as far as they are counted. Returns True if there is no
-        such scope."""
+        """Returns whether the scope has at most `size` bytes. If the count is not complete, compares the bytes
+        counted so far. Returns True if there is no such scope."""
         use: ScopeUse | None = await self._usage.scope(budget.scope)
         return use is None or use.bytes <= size
 
@@ -282,7 +284,7 @@ class Evictor:
                 if not outcome and not await self._drop_unused_links(upstreams, free_blobs):
                     break
         finally:
-            self.on_evicted(evicted)
+            self.on_eviction_end(evicted)
             self._log(evicted)
         return len(evicted)
 

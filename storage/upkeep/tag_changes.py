@@ -59,7 +59,9 @@ class TagChanges:
         elif at is not None:
             digest = await self._history.digest_at(repo, tag, at)
             if digest is None:
-                raise ManifestUnknown(f"{repo}:{tag} did not exist at that time; its history lists when it did")
+                raise ManifestUnknown(
+                    f"{repo}:{tag} did not exist at that time; the tag's history shows when it existed"
+                )
         else:
             digest = await self._history.last_other_digest(repo, tag, current)
             if digest is None:

@@ -1,6 +1,7 @@
 """Counts the content of the metadata database, and plans removals of tags and manifests (`SqliteInventory`).
 
-A server may use the database at the same time, through another connection.
+A server may use the database at the same time, through another connection. In this module, an *index* is an image
+index, not an index of the database.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
-"""Row ids of the *children* of the image index with row id ?1. Children are the manifests that an index lists."""
+"""Row ids of the *children* of an index: the manifests that are in it. ?1: the row id of the index."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
-"""Row ids of the manifests whose subject is the manifest with row id ?1."""
+"""Row ids of the *referrers* of a manifest: they name it as their subject. ?1: the row id of the manifest."""
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""The lowest row id above ?2 of an image index that lists the manifest with row id ?1."""
+"""Row id of the next index that contains a manifest. ?1: the row id of the manifest. ?2: a row id. The result is the
+lowest row id above ?2."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
-"""Total bytes of the blobs that only the manifests ?2 of the repository ?1 use. The parameter ?2 is a JSON list of row
-ids. A blob does not count if another repository has it too."""
+"""Total size in bytes of the blobs that become unused when manifests are removed. ?1: the row id of the repository. ?2:
+the row ids of the manifests, as a JSON list. A blob that another repository has does not become unused."""
 
 
 _FIGURES = """
@@ -132,10 +134,10 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        A tag is removed with its manifest. The manifest stays if it has other tags, or if an image index lists it.
+        A tag is removed with its manifest. The manifest stays if it has other tags or is in an index.
 
-        A manifest is removed with its tags, children and referrers. Referrers name the manifest as their subject. A
-        child or referrer stays if it has a tag, or if a remaining index lists it.
+        A manifest is removed with its tags, children and referrers. A child or referrer stays if it has a tag or is in
+        an index that stays.
 
         Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
@@ -158,7 +160,7 @@ class SqliteInventory:
         """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if there
         are no manifests."""
         repository = lookups.repository_id(self._db, repo)
-        # An index should come before its children. Clients usually push the children first, so their row ids are lower.
+        # An index should come before its children. Clients usually push children first, so children have lower row ids.
         removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
@@ -167,12 +169,14 @@ class SqliteInventory:
 
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. A
-        child or referrer stays if it has a tag. It also stays if an index outside the result lists it."""
-        # Many indexes can list the same tens of thousands of children. So each entry must be read only a few times. If
-        # an index that lists a manifest is not in `removed`, the manifest waits for this index.
+        child or referrer stays if it has a tag, or if it is in an index that is not in the result."""
+        # The same tens of thousands of children can be in many indexes. So the loop must not read all indexes of a
+        # manifest again and again. The manifest waits for the first of its indexes that is not in `removed`. If this
+        # index is added to `removed`, the loop continues with the next index of the manifest.
         removed: dict[int, None] = {}  # keeps the order
-        waiting: dict[int, list[int]] = {}  # by index: the waiting manifests
-        # By manifest found so far. All indexes up to this row id that list the manifest are in `removed`.
+        waiting: dict[int, list[int]] = {}  # maps an index to the manifests that wait for it
+        # Maps each manifest found so far to the row id of one of its indexes, or to 0. All indexes of the manifest up
+        # to this row id are in `removed`.
         checked_up_to = {root: 0}
         pending = deque([root])
         while pending:
@@ -196,7 +200,8 @@ class SqliteInventory:
         return list(removed)
 
     def _next_index(self, manifest: int, after: int = 0) -> int | None:
-        """Returns the first row id above `after` of an index that lists the manifest; None if there is none."""
+        """Returns the row id of the next index that contains the manifest: the lowest row id above `after`. None: no
+        index follows."""
         row_ids = self._column(_NEXT_INDEX, manifest, after)
         return row_ids[0] if row_ids else None
 
