@@ -30,7 +30,8 @@ def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 class Flight(asyncio.Task[T]):
     """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task continues
-    without callers. `is_waiting`: whether the task waits to send a request. `give_up`: cancels the task."""
+    without callers, because `SingleFlight.start` has returned it or it has sent a request. `is_waiting`: whether the
+    task waits to send a request. `give_up`: cancels the task."""
 
     callers = 0
     is_kept = False
@@ -45,8 +46,9 @@ class Flight(asyncio.Task[T]):
 
 @contextmanager
 def waiting_to_send() -> Iterator[None]:
-    """Says that the current task waits inside the `with` block until it may send a request. A flight is cancelled at an
-    `await` of the block once all its callers have left. A flight with `is_kept` continues."""
+    """Says that the current task waits for its turn to send a request, until the end of the `with` block. If the task
+    is a `Flight`, it is cancelled at an `await` of the block once all its callers have left. A flight with `is_kept`
+    continues. Other tasks are not affected."""
     flight = asyncio.current_task()
     if not isinstance(flight, Flight):
         yield
@@ -60,8 +62,8 @@ def waiting_to_send() -> Iterator[None]:
 
 
 def note_sending() -> None:
-    """Says that the current task is about to send a request. From now on, a flight continues even if all callers leave.
-    The next caller then needs no second request."""
+    """Says that the current task is about to send a request. If the task is a `Flight`, it continues from now on,
+    even if all its callers leave. The next caller then needs no second request."""
     flight = asyncio.current_task()
     if isinstance(flight, Flight):
         flight.is_kept = True
@@ -105,7 +107,8 @@ class SingleFlight(Generic[T]):
         exception of the task, or the stop error.
 
         If the caller is cancelled, the task continues. The task is cancelled only if it waits to send its first request
-        and has no other caller. If the caller is a flight too, this wait counts as `waiting_to_send`."""
+        and has no other caller. If the caller is itself a flight, its wait counts as `waiting_to_send`. For example,
+        the flight for a manifest may wait for the flight for a token."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():
@@ -198,11 +201,11 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
 async def wait_uncancelled(future: Awaitable[Any]) -> None:
     """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the waiting task:
     the caller must raise CancelledError itself if needed."""
-    waiting = asyncio.ensure_future(future)
-    while not waiting.done():
+    task = asyncio.ensure_future(future)
+    while not task.done():
         try:
-            await asyncio.wait([waiting])
+            await asyncio.wait([task])
         except asyncio.CancelledError:
             continue
-    if not waiting.cancelled():
-        waiting.exception()  # otherwise asyncio logs the exception
+    if not task.cancelled():
+        task.exception()  # otherwise asyncio logs the exception

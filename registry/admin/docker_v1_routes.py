@@ -1,11 +1,11 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the image
-search of NAS systems.
+search of NAS systems (network storage). Pushes and pulls use `/v2`.
 
 - `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. The login goes with the second
-  request. If `docker login` has stored a refresh token, Docker first requests a bearer token for the scope
-  `registry:catalog:search`. If `docker login` has stored a password, Docker sends the name and the password. Without a
-  login, Docker sends an empty name and password. Docker sends names and passwords only over HTTPS, and only if the
-  first response has the header `X-Docker-Registry-Standalone`.
+  request. If `docker login` has stored a refresh token, as at this registry, Docker first requests a bearer token for
+  the scope `registry:catalog:search`. If `docker login` has stored a password, Docker sends the name and the password.
+  Without a login, Docker sends an empty name and password. Docker sends names and passwords only over HTTPS, and only
+  if the first response has the header `X-Docker-Registry-Standalone`.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, podman reads
   `/v2/_catalog` with its login.
 
@@ -89,20 +89,20 @@ async def search(
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
-    """Finds repositories by name: first those that are stored here. If the settings pass searches on to an upstream,
-    its results follow. If the registry has accounts, raises Unauthorized for an anonymous caller who may pull nothing,
-    or whose first page is empty."""
+    """Finds repositories by name. Repositories that are stored here come first. If an upstream has the setting
+    `search`, the results of this upstream follow. Raises Unauthorized for an anonymous caller who may pull nothing, or
+    whose first page is empty, unless the registry is open: an open registry has no accounts."""
     response.headers.update(_HEADERS)
-    caller.searches.check_may_search(caller.principal)
+    caller.content_searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     # Clients write the official images of Docker Hub with or without this prefix.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
+    stored_page = await caller.content_searches.repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in stored_page.items]
     has_more = stored_page.more
     if text and len(results) < count:
-        upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
+        upstream_results = await caller.content_searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(
@@ -134,5 +134,5 @@ async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str
     repository."""
     response.headers.update(_HEADERS)
     stored_name = await readable_repository(caller, RepositoryName(name))
-    tags = await caller.searches.tags_of(stored_name, MAX_TAGS)
+    tags = await caller.content_searches.tags_of(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

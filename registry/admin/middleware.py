@@ -1,4 +1,4 @@
-"""Error handlers, security headers and HEAD for every HTTP request outside `/v2`.
+"""Error responses, security headers and responses to HEAD, for all paths outside `/v2`.
 
 All error responses have the format of the OCI distribution spec. If a route sets a security header itself, the route's
 value is sent. A HEAD is answered like a GET, without the body.
@@ -45,7 +45,7 @@ def _error_response(status: int, code: str, message: str, detail: object = None)
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
-    """Answers with the status of the exception."""
+    """Answers with the status of the exception. FastAPI raises such exceptions, for example for unknown paths."""
     assert isinstance(error, HTTPException)
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
@@ -68,7 +68,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback. The messages of these two subclasses are sufficient.
+        # Only a storage failure needs a traceback. TooManyOpenFiles and DataDirectoryReplaced are storage failures too,
+        # but their messages are sufficient.
         is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
@@ -156,8 +157,8 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
     def _needs_hsts(self, scope: Scope) -> bool:
-        """Returns whether to send HSTS. An https request must name the host of the public URL. An http request need
-        not, because a proxy may have changed Host. Over http, a browser ignores HSTS (RFC 6797, 8.1)."""
+        """Returns whether to send HSTS. Over https, only a request for the host of the public URL gets HSTS. Over http,
+        every request gets it: a proxy may have changed Host, and a browser ignores HSTS over http (RFC 6797, 8.1)."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
@@ -170,7 +171,7 @@ def _without_default_port(host: str) -> str:
 
 
 class _HeadComplete(Exception):
-    """Ends an application that would send more parts of the body."""
+    """Ends an application that would send more parts of the body of a response to HEAD."""
 
 
 class HeadRequests:

@@ -38,8 +38,8 @@ class OpenConnection(EvictableConnection, Protocol):
 
     def retire(self) -> None:
         """Makes the connection close after one more response, which has the header `Connection: close`. This is the
-        current response if its headers were not sent yet. An idle connection stays open until then. May be called
-        repeatedly."""
+        current response if its headers were not sent yet, otherwise the next response. An idle connection stays open
+        until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -55,6 +55,7 @@ class WorkerState:
     connections: set[OpenConnection] = field(default_factory=set)
     """The open connections. Each connection adds and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    """The tasks of the requests in progress."""
     default_headers: Headers = field(default_factory=list)
     """The headers at the start of every response: the Date header, which the worker updates."""
     total_requests: int = 0

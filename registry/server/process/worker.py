@@ -26,7 +26,7 @@ from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import MAX_CONNECTIONS, ConnectionLimit
 from registry.server.kernel import tune_malloc
 from registry.server.process.commands import CommandReceiver
-from registry.server.process.free_memory import collect_seldom
+from registry.server.process.free_memory import make_full_collections_rare
 from registry.server.process.lifespan import Lifespan
 from registry.server.process.live_change import ChangeRefused, LiveApplication
 from registry.server.process.maintenance import Maintenance, visit_in_steps
@@ -54,7 +54,9 @@ PREPARE_SECONDS = 50.0
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """Runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started. Returns a function that is called at the end of the worker."""
+"""Called when the application has started, with the event loop and the function that runs a command. Without a
+supervisor, only this function can change the configuration. Returns a function that is called at the end of the worker.
+"""
 
 
 class Worker:
@@ -120,7 +122,7 @@ class Worker:
         if not starting.done():
             return  # `run` cancels the start
         starting.result()
-        collect_seldom()
+        make_full_collections_rare()
         certificates = self._options.listener_options.certificates
         max_connections = MAX_CONNECTIONS if certificates is None else self._options.limits.tls_connections
         limit = ConnectionLimit(
@@ -162,7 +164,7 @@ class Worker:
             # Ctrl-C sends SIGINT to the supervisor as well. The supervisor then stops its workers with SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             loop.add_reader(self._alive_pipe, os._exit, 1)  # the pipe becomes readable when the supervisor has ended
-        # These signals must not end a worker. Without a supervisor, `on_start` sets other handlers.
+        # These signals must not end a worker. In a worker without a supervisor, `on_start` replaces these handlers.
         for signal_number in (signal.SIGHUP, signal.SIGUSR2):
             signal.signal(signal_number, signal.SIG_IGN)
         # The supervisor blocks these signals while it forks a worker.
@@ -210,9 +212,9 @@ class Worker:
         ]
 
     async def run_command(self, name: str, payload: bytes) -> None:
-        """Runs `retire`, or a command that changes the configuration (`LiveApplication`): `prepare`, `switch` or
-        `discard`. `switch` also reloads the certificates. Raises ChangeRefused if the application takes too long to
-        prepare, and the application's own exceptions."""
+        """Runs `retire`, or a command that changes the configuration: `prepare`, `switch` or `discard`. An application
+        that is no `LiveApplication` does not get these three commands. `switch` also reloads the certificates. Raises
+        ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
