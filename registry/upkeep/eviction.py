@@ -39,7 +39,8 @@ SCOPES_POLL_SECONDS: Final = 0.05
 class CachePart:
     """The cached content of an upstream, or of all upstreams (`upstream` is None). Sizes are in bytes. `max_size` is
     the limit in the settings, if any. `blobs` and `size` count each blob once. `oldest_pull` is the oldest time of an
-    image's last pull, in seconds since 1970. `is_complete` is False while the content is still being counted."""
+    image's last pull, in seconds since 1970; None: there are no images. `is_complete` is False while the content is
+    still being counted."""
 
     upstream: str | None
     max_size: int | None

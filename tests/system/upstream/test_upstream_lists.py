@@ -171,7 +171,8 @@ async def test_page_size_that_the_upstream_refuses(registry: StoredRegistry) -> 
 
 
 async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> None:
-    """If the upstream answers 400 for a later page, the list fails. The upstream client does not start again."""
+    """If the upstream answers 400 for a later page, the list fails. The upstream client does not start again,
+    because the upstream itself has named the URL of that page."""
     targets: list[str] = []
 
     def reply(head: str) -> bytes:
@@ -188,7 +189,8 @@ async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> No
 
 
 async def test_next_page_is_requested_from_the_same_host(registry: StoredRegistry) -> None:
-    """The upstream client requests the next page from the original host, even if the header Link names another host."""
+    """The upstream client requests the next page from the original host, even if the header Link names another host,
+    such as an internal one."""
 
     def reply(head: str) -> bytes:
         if "last=" in head.split()[1]:

@@ -87,7 +87,7 @@ async def test_cached_tag_is_checked_after_its_client_has_got_it(
     site: MirrorSite, source: QueuedSource, is_expired: bool
 ) -> None:
     """A client may get a cached tag whose time to live is over. The queued request about the tag continues without the
-    client. `is_expired`: the time to live is over twice. The client then waits for the upstream, but only for
+    client. `is_expired`: twice the time to live has passed, so the client first waits for the upstream for
     `stale_wait` seconds."""
     old = source.add_image(UPSTREAM_REPO, b"old")
     async with site.worker() as first_worker:

@@ -173,7 +173,7 @@ async def test_a_slow_client_is_cut_off_while_another_waits(file: int, data: byt
 
 
 async def test_a_waiting_client_can_disconnect(file: int) -> None:
-    """A client that disconnects stops waiting for memory."""
+    """A client that disconnects stops waiting for memory, so that it takes no place in the queue."""
     worker = make_worker(1)
     slow, waiting = TlsClient(worker, reads=False), TlsClient(worker, reads=True)
     sending = slow.start(file)

@@ -91,7 +91,7 @@ async def test_the_first_rule_that_matches_applies(store: StoredRegistry, clock:
 
 
 async def test_tags_of_mirrored_repositories_are_kept(store: StoredRegistry, clock: Clock) -> None:
-    """Tags of mirrored repositories are kept even if a rule matches the repository."""
+    """Tags of mirrored repositories follow the upstream, so they are kept even if a rule matches the repository."""
     await push_daily(store, clock, MIRRORED, "a", "b")
     result = await RetentionRun(store, clock, rule("**", keep_last=1))()
     assert await all_tags(store, MIRRORED) == ["a", "b"]
@@ -133,7 +133,7 @@ async def test_a_manifest_stays_for_a_while_after_its_tag(store: StoredRegistry,
 
 
 async def test_untagged_manifests_stay_by_default(store: StoredRegistry, clock: Clock) -> None:
-    """Without `delete_untagged_after`, untagged manifests are kept."""
+    """Without `delete_untagged_after`, untagged manifests are kept, because deployments may name them by digest."""
     image = await push_image(store, APP, "untagged")
     clock.pass_days(1000)
     await RetentionRun(store, clock, rule(keep_last=1))()
