@@ -204,7 +204,7 @@ async def open_backend(
             if pull_events is not None:
                 pull_events.on_unrecorded = telemetry.events.on_unrecorded_pulls
             store.collector.on_real_removal = telemetry.work.on_removed
-            upkeep.evictor.on_evicted = telemetry.work.on_evicted
+            upkeep.evictor.on_eviction_end = telemetry.work.on_eviction_end
         stack.push_async_callback(work.aclose)
         if is_server and starts_background_work:
             await work.start()

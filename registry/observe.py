@@ -68,7 +68,7 @@ async def log_call(
             reference or "-",
             outcome,
             (time.perf_counter() - started) * 1000,
-            actor.name,
+            request.principal_name if by is None else by.name,
             actor.address or "-",
             actor.request_id or "-",
         )

@@ -132,7 +132,7 @@ class RequestContext:
         return []
 
     @property
-    def name(self) -> str:
+    def principal_name(self) -> str:
         """The name of the principal."""
         return self.principal.name
 
@@ -140,7 +140,7 @@ class RequestContext:
     def actor(self) -> Actor:
         """The principal's name and the client, in the form that the audit log and the tag history store."""
         agents = self.headers(b"user-agent")
-        return make_actor(self.name, self.address, self.request_id, agents[0] if agents else b"")
+        return make_actor(self.principal_name, self.address, self.request_id, agents[0] if agents else b"")
 
     def may_pull(self, stored_name: str) -> bool:
         """Returns whether the principal may pull from the repository with this name in the store."""

@@ -1,9 +1,8 @@
 """`SingleFlight`: concurrent callers that need the same result share one task.
 
-The task belongs to no caller. If a caller is cancelled, only its wait ends: the task continues, even if no other caller
-waits for it. There is one exception. A task that waits to send its first request to another server is cancelled once
-all its callers have left (`waiting_to_send`). Otherwise a client that starts many requests and closes their connections
-at once could fill the queue in which the tasks of other clients wait to send.
+If a caller is cancelled, the task continues, even without callers. The exception is a task that waits to send its first
+request to another server (`waiting_to_send`). Such a task is cancelled once all its callers have left. Otherwise
+clients that leave could fill the queue of waiting tasks.
 """
 
 from __future__ import annotations
@@ -20,20 +19,19 @@ T = TypeVar("T")
 
 
 def server_stopping_error() -> UpstreamUnavailable:
-    """Returns the error for callers that wait for a task which is cancelled because the server is stopping."""
+    """Returns the error for callers whose task is cancelled because the server stops."""
     return UpstreamUnavailable("the server is stopping; try again in a moment")
 
 
 def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a task that may outlive the current request or work for several requests. In the task,
-    `current_request()` returns `NO_REQUEST`."""
+    """Starts a task that may outlive the current request. In the task, `current_request()` returns `NO_REQUEST`."""
     return asyncio.get_running_loop().create_task(work, context=detached_context())
 
 
 class Flight(asyncio.Task[T]):
-    """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether it continues
-    without callers, because `SingleFlight.start` has returned it, or because it has sent a request. `is_waiting`:
-    whether it waits to send a request. `give_up`: cancels the flight; later callers start a new one."""
+    """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task continues
+    without callers, because `SingleFlight.start` has returned it or it has sent a request. `is_waiting`: whether the
+    task waits to send a request. `give_up`: cancels the task."""
 
     callers = 0
     is_kept = False
@@ -41,16 +39,16 @@ class Flight(asyncio.Task[T]):
     give_up: Callable[[Flight[T]], None]
 
     def give_up_if_unwanted(self) -> None:
-        """Gives the flight up if it waits to send its first request, and no caller waits for its result."""
+        """Gives the flight up if it waits to send its first request and nobody needs its result."""
         if self.is_waiting and not self.callers and not self.is_kept:
             self.give_up(self)
 
 
 @contextmanager
 def waiting_to_send() -> Iterator[None]:
-    """Says that the current task waits inside the `with` block until it may send a request. If the task is a flight
-    that has sent no request (`note_sending`), it is cancelled at an `await` of the block once no caller waits for its
-    result."""
+    """Says that the current task waits for its turn to send a request, until the end of the `with` block. If the task
+    is a `Flight`, it is cancelled at an `await` of the block once all its callers have left. A flight with `is_kept`
+    continues. Other tasks are not affected."""
     flight = asyncio.current_task()
     if not isinstance(flight, Flight):
         yield
@@ -64,70 +62,65 @@ def waiting_to_send() -> Iterator[None]:
 
 
 def note_sending() -> None:
-    """Says that the current task is about to send a request. If it is a flight, it continues from now on even if all
-    callers leave: the next caller then gets the result without another request."""
+    """Says that the current task is about to send a request. If the task is a `Flight`, it continues from now on,
+    even if all its callers leave. The next caller then needs no second request."""
     flight = asyncio.current_task()
     if isinstance(flight, Flight):
         flight.is_kept = True
 
 
 class SingleFlight(Generic[T]):
-    """The running tasks of one kind of work, by key. At most one task per key runs at a time, not counting cancelled
-    tasks that have not ended yet.
+    """The running tasks of one kind of work. At most one task per key runs at a time. A cancelled task that has not
+    ended yet does not count.
 
-    A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
-    returns the error that callers get if `aclose` has cancelled the task whose result they want, or if a task would
-    have to be started after `aclose`."""
+    A key identifies the result. `make_stop_error` returns the *stop error*. Callers get this error if `aclose` cancels
+    their task. After `aclose`, they get this error instead of a new task."""
 
     def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping_error) -> None:
         self._make_stop_error = make_stop_error
         self._running: dict[Hashable, Flight[T]] = {}
         self._given_up: set[asyncio.Task[T]] = set()
-        """The flights that were cancelled because their callers had left, and have not ended yet."""
+        """The flights that were given up and have not ended yet."""
         self._closed = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Returns the running task for `key`. If there is none, starts and returns a task that runs `work()`. The task
-        continues even if no caller waits for its result. If a task would have to be started after `aclose`, raises the
-        error of `make_stop_error` instead."""
+        """Returns the running task for `key`, or starts one that runs `work()`. The task continues without callers.
+        Raises the stop error."""
         flight = self._find_or_start(key, work)
         flight.is_kept = True
         return flight
 
     def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> Flight[T]:
-        """Returns the running task for `key`, and counts one more caller that waits for its result. If there is none,
-        starts one that runs `work()`. The caller must call `leave` when it does not wait any more. If a task would have
-        to be started after `aclose`, raises the error of `make_stop_error` instead."""
+        """Returns the running task for `key`, or starts one that runs `work()`. Counts one more caller. The caller must
+        call `leave` when it stops waiting. Raises the stop error."""
         flight = self._find_or_start(key, work)
         flight.callers += 1
         return flight
 
     def leave(self, flight: Flight[T]) -> None:
-        """Ends the wait of a caller that has called `join`."""
+        """Ends the wait of a caller of `join`."""
         flight.callers -= 1
         flight.give_up_if_unwanted()
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Waits for the task for `key`, and returns its result. If none is running, starts one that runs `work()`.
-        Raises the exception of the task. Raises the error of `make_stop_error` if `aclose` cancels the task, or if a
-        task would have to be started after `aclose`. If the caller is cancelled, the task continues, unless it waits to
-        send its first request and has no other caller.
+        """Returns the result of the running task for `key`. Starts one that runs `work()` if there is none. Raises the
+        exception of the task, or the stop error.
 
-        If the caller is a flight itself, this wait counts as `waiting_to_send`. For example, the flight for a manifest
-        may need a token, whose request waits in a queue."""
+        If the caller is cancelled, the task continues. The task is cancelled only if it waits to send its first request
+        and has no other caller. If the caller is itself a flight, its wait counts as `waiting_to_send`. For example,
+        the flight for a manifest may wait for the flight for a token."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():
                 return await wait_for_outcome(flight, self._make_stop_error)
         finally:
             self.leave(flight)
-            del flight  # for the reason given in `wait_for_outcome`
+            del flight  # see `wait_for_outcome`
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        """Waits until the task for `key` has ended. If none is running, starts one that runs `work()`. Ignores the
-        task's result and exception: returns normally even if the task fails or `aclose` cancels it. If a task would
-        have to be started after `aclose`, raises the error of `make_stop_error`. If the caller is cancelled, the task
-        continues."""
+        """Waits until the task for `key` has ended. Starts one that runs `work()` if there is none. Ignores the task's
+        result and exception. If no task can be started, raises the stop error. If the caller is cancelled, the
+        task continues."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:
@@ -135,14 +128,12 @@ class SingleFlight(Generic[T]):
         return len(self._running)
 
     async def aclose(self) -> None:
-        """Cancels all tasks and waits until they have ended. From the start of this call, no task can be started.
-        Idempotent."""
+        """Cancels all tasks and waits until they have ended. From now on, no task can be started. Idempotent."""
         self._closed = True
         await cancel_and_wait([*self._running.values(), *self._given_up])
 
     def _find_or_start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> Flight[T]:
-        """Returns the running flight for `key`, or starts one. Raises the error of `make_stop_error` if it would have
-        to be started after `aclose`."""
+        """Returns the running flight for `key`, or starts one. Raises the stop error."""
         flight = self._running.get(key)
         if flight is None:
             if self._closed:
@@ -154,8 +145,7 @@ class SingleFlight(Generic[T]):
         return flight
 
     def _give_up(self, key: Hashable, flight: Flight[T]) -> None:
-        """Cancels the flight for `key`. The next caller with this key starts a new flight, even if this one has not
-        ended yet."""
+        """Cancels the flight for `key`. The next caller starts a new flight, even if this one has not ended yet."""
         if self._running.get(key) is flight:
             del self._running[key]
             self._given_up.add(flight)
@@ -166,15 +156,14 @@ class SingleFlight(Generic[T]):
             del self._running[key]
         self._given_up.discard(task)
         if not task.cancelled():
-            task.exception()  # marks the exception as retrieved, so that asyncio does not log it
+            task.exception()  # otherwise asyncio logs the exception
 
 
 async def wait_for_outcome(
     task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping_error
 ) -> T:
-    """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if
-    `task` was cancelled. If the caller is cancelled, `task` continues. If both were cancelled, raises CancelledError,
-    because the caller has to end."""
+    """Returns the result of `task`, or raises its exception. Raises the error of `make_stop_error` if only `task` was
+    cancelled. If the caller is cancelled, raises CancelledError, and `task` continues."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -183,8 +172,8 @@ async def wait_for_outcome(
             raise make_stop_error() from None
         raise
     finally:
-        # The task's exception refers to this frame by its traceback. If this frame still referred to the task, that
-        # cycle would keep all frames of the traceback in memory until Python's garbage collector runs.
+        # The task's exception refers to this frame. If this frame also referred to the task, the cycle would keep the
+        # frames of the traceback in memory until the garbage collector runs.
         del task
 
 
@@ -197,12 +186,11 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def finish_in_thread(call: Callable[[], T]) -> T:
-    """Runs `call` in a thread of the event loop's pool and returns its result. Raises the errors of `call`.
+    """Runs `call` in a thread and returns its result. Raises the errors of `call`.
 
-    If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped,
-    and a lock that the caller holds around this call must not become free while the thread works. If `call` reads for a
-    client, the caller is cancelled when the client disconnects. Without the wait, a limit on concurrent calls would
-    admit the next call while the thread still works, so clients could make any number of threads work at once."""
+    If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped.
+    Without the wait, the caller would release its locks and limits while the thread still works. A client that
+    disconnects could keep any number of threads busy."""
     running_call = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running_call)
@@ -211,13 +199,13 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
 
 
 async def wait_uncancelled(future: Awaitable[Any]) -> None:
-    """Waits until `future` is done. A cancellation of the waiting task is ignored, so the caller must raise
-    CancelledError itself if that is needed. The result or the exception of `future` is ignored as well."""
-    waiting = asyncio.ensure_future(future)
-    while not waiting.done():
+    """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the waiting task:
+    the caller must raise CancelledError itself if needed."""
+    task = asyncio.ensure_future(future)
+    while not task.done():
         try:
-            await asyncio.wait([waiting])
+            await asyncio.wait([task])
         except asyncio.CancelledError:
             continue
-    if not waiting.cancelled():
-        waiting.exception()  # marks the exception as retrieved, so that asyncio does not log it
+    if not task.cancelled():
+        task.exception()  # otherwise asyncio logs the exception

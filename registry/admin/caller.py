@@ -61,7 +61,7 @@ class ManagementComponents:
       purposes.
     - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
       downloaded at the same time.
-    - `searches` searches the content for callers.
+    - `content_searches` searches the content for callers.
     - `cross_site` refuses requests that a browser sends on behalf of a page of another site.
     """
 
@@ -73,7 +73,7 @@ class ManagementComponents:
     upkeep: UpkeepComponents
     browser: RepositoryBrowser
     downloads: RunningDownloads
-    searches: ContentSearches
+    content_searches: ContentSearches
     cross_site: CrossSiteCheck
     is_proxied: bool = False
     public_url: str | None = None
@@ -88,8 +88,8 @@ class Caller:
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `searches` are the objects with
-      the same names in `ManagementComponents`.
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `content_searches` are the
+      objects with the same names in `ManagementComponents`.
     """
 
     administration: Administration
@@ -102,7 +102,7 @@ class Caller:
     upkeep: UpkeepComponents
     browser: RepositoryBrowser
     downloads: RunningDownloads
-    searches: ContentSearches
+    content_searches: ContentSearches
 
     @property
     def accounts(self) -> Accounts:
@@ -124,7 +124,7 @@ class Caller:
 
     @property
     def searcher(self) -> Searcher:
-        """The caller as the client for which a search runs: an argument for the methods of `searches`."""
+        """The caller as the client for which a search runs: an argument for the methods of `content_searches`."""
         return Searcher(self.principal, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
@@ -208,7 +208,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
         upkeep=management.upkeep,
         browser=management.browser,
         downloads=management.downloads,
-        searches=management.searches,
+        content_searches=management.content_searches,
     )
 
 

@@ -1,17 +1,16 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the image
-search of NAS systems (network storage that runs containers). Everything else, such as pushes and pulls, is only in
-`/v2`.
+search of NAS systems (network storage). Pushes and pulls use `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. If `docker login` has stored a
-  refresh token, as it does at this registry, `docker search` requests a bearer token for the scope
-  `registry:catalog:search`, and sends it with the second request. If `docker login` has stored a password, `docker
-  search` sends the name and the password with the second request; without a login, both are empty. Docker sends the
-  name and the password only over HTTPS, and only if the first response has the header `X-Docker-Registry-Standalone`.
-- `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
-  with its login.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. The login goes with the second
+  request. If `docker login` has stored a refresh token, as at this registry, Docker first requests a bearer token for
+  the scope `registry:catalog:search`. If `docker login` has stored a password, Docker sends the name and the password.
+  Without a login, Docker sends an empty name and password. Docker sends names and passwords only over HTTPS, and only
+  if the first response has the header `X-Docker-Registry-Standalone`.
+- `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, podman reads
+  `/v2/_catalog` with its login.
 
-If the first page of a search without a login is empty, the response is 401, so that the client then sends its login.
-If this registry has no accounts, the response is an empty page instead.
+If a search without a login finds nothing, the response is 401. The client then sends its login. A registry without
+accounts sends an empty page instead.
 """
 
 from __future__ import annotations
@@ -30,22 +29,21 @@ from storage.names import RepositoryName
 
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
-"""Number of results on a page if the request has no parameter `n`."""
+"""Number of results on a page without the parameter `n`."""
 MAX_RESULTS: Final = 100
 """Largest number of results on a page."""
 MAX_TAGS: Final = 1000
-"""Largest number of tags in a list. The list is not split into pages."""
+"""Largest number of tags in a list. There is no next page."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
 _NO_LOGIN: Final = b"Basic Og=="
-"""The value of an Authorization header with an empty name and password."""
+"""An Authorization header with an empty name and password."""
 
 
 async def identify_v1_caller(request: Request) -> Caller:
-    """Returns the caller, as `identify_caller` does, but treats an empty name and password as no login. Raises the
-    errors of `identify_caller`."""
+    """Returns the caller. Treats an empty name and password as no login. Raises the errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    # `identify_caller` stores the actor in this dict of the copied scope. `ManagementRoute` reads it in the original
-    # scope for its logs. So both scopes have to share one dict.
+    # `identify_caller` stores the caller for the logs in the copied scope. `ManagementRoute` reads the original scope.
+    # So both scopes must share this dict.
     request.scope.setdefault("state", {})
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 
@@ -91,20 +89,20 @@ async def search(
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
-    """Finds repositories by name: first those that are stored here. If the settings pass searches on to an upstream,
-    its results follow. If the registry has accounts, raises Unauthorized for an anonymous caller who may pull nothing,
-    or whose first page is empty."""
+    """Finds repositories by name. Repositories that are stored here come first. If an upstream has the setting
+    `search`, the results of this upstream follow. Raises Unauthorized for an anonymous caller who may pull nothing, or
+    whose first page is empty, unless the registry is open: an open registry has no accounts."""
     response.headers.update(_HEADERS)
-    caller.searches.check_may_search(caller.principal)
+    caller.content_searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
-    # Clients write the name of an official image of Docker Hub with or without this prefix. Both find the same.
+    # Clients write the official images of Docker Hub with or without this prefix.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
+    stored_page = await caller.content_searches.repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in stored_page.items]
     has_more = stored_page.more
     if text and len(results) < count:
-        upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
+        upstream_results = await caller.content_searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(
@@ -136,5 +134,5 @@ async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str
     repository."""
     response.headers.update(_HEADERS)
     stored_name = await readable_repository(caller, RepositoryName(name))
-    tags = await caller.searches.tags_of(stored_name, MAX_TAGS)
+    tags = await caller.content_searches.tags_of(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

@@ -149,7 +149,7 @@ def management_components(
         upkeep=upkeep,
         browser=browser,
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
-        searches=searches,
+        content_searches=searches,
         cross_site=cross_site,
         is_proxied=is_proxied,
         public_url=public_url,

@@ -1,8 +1,7 @@
-"""Error handlers, security headers and HEAD for every HTTP request outside `/v2`.
+"""Error responses, security headers and responses to HEAD, for all paths outside `/v2`.
 
-All error responses have the format of the OCI distribution spec, including the errors that FastAPI raises. Every
-response has security headers for browsers and caches. If a route sets one of these headers itself, the route's value is
-sent. A HEAD is answered like a GET, without the body.
+All error responses have the format of the OCI distribution spec. If a route sets a security header itself, the route's
+value is sent. A HEAD is answered like a GET, without the body.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store); RFC 9110,
 9.3.2 (HEAD).
@@ -36,8 +35,7 @@ log = logging.getLogger("registry.management")
 MAX_LISTED_ERRORS: Final = 20
 """Largest number of invalid fields that a response lists."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest number of characters of the name of a field, or of the reason, in a list of invalid fields. A client can send
-a name of any length."""
+"""Largest length of a name or reason in the list of invalid fields. A client can send a name of any length."""
 
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
@@ -47,8 +45,7 @@ def _error_response(status: int, code: str, message: str, detail: object = None)
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
-    """Answers with the status of the exception. FastAPI raises such exceptions for unknown paths and methods, and
-    routes raise them for requests that they refuse."""
+    """Answers with the status of the exception. FastAPI raises such exceptions, for example for unknown paths."""
     assert isinstance(error, HTTPException)
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
@@ -60,7 +57,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
 
 
 async def _on_registry_error(_: Request, error: Exception) -> Response:
-    """Answers with the status that belongs to the class of the error. Logs the error if the status is 500 or above."""
+    """Answers with the status for the error's class. Logs statuses from 500 on."""
     assert isinstance(error, RegistryError)
     status = status_of(error)
     response = _error_response(status, error.code, error.message, error.detail)
@@ -71,8 +68,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient.
-        # TooManyOpenFiles and DataDirectoryReplaced are storage failures too, but their messages are sufficient.
+        # Only a storage failure needs a traceback. TooManyOpenFiles and DataDirectoryReplaced are storage failures too,
+        # but their messages are sufficient.
         is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
@@ -82,14 +79,13 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers 422 and lists the first invalid fields with the reasons. Does not show the values, because they may be
-    passwords."""
+    """Answers 422 and lists the first invalid fields. Leaves out the values, because they may be passwords."""
     assert isinstance(error, RequestValidationError)
     invalid_fields = [
         {"where": _shortened(".".join(map(str, part["loc"]))), "message": _shortened(str(part["msg"]))}
         for part in error.errors()[:MAX_LISTED_ERRORS]
     ]
-    # Removes the error's descriptions of the invalid fields, because each refers to the value of its field.
+    # The attributes of the error refer to the values too.
     vars(error).clear()
     error.args = ()
     _drop_references(error)
@@ -102,8 +98,8 @@ def _shortened(text: str) -> str:
 
 def _drop_references(error: Exception) -> None:
     """Removes the traceback of `error` and its references to other errors. Starlette keeps the error until the client
-    has received the response, and the frames of its traceback refer to the request's body, raw and parsed. Without this
-    function, a client that does not read the response would make the registry keep the body in memory."""
+    has received the response. The traceback refers to the request's body. So a client that does not read would keep the
+    body in memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
@@ -128,17 +124,15 @@ _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
 )
 _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
-"""Tells browsers to use only https for this host name, on all its ports, for a year (RFC 6797, 8.3). A browser that has
-got it turns `http://HOST:8080` into `https://HOST:8080`, where another service may answer."""
+"""Tells browsers to use only https for this host name, on all its ports, for a year (RFC 6797, 8.3)."""
 
 
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `public_url`: the registry's URL for clients; None: the setting is not set. HSTS is sent only if `public_url` is an
-    https URL with the port 443. On any other port, the registry may share its host name with services that use http.
-    Without `public_url`, the port that the browser uses is not known, because a reverse proxy may remove it from
-    Host."""
+    `public_url`: the registry's URL for clients; None: not set. HSTS is sent only if this is an https URL with the port
+    443. On another port, the registry may share its host name with services that use http. Without `public_url`, the
+    port is not known, because a reverse proxy may remove it from Host."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app
@@ -163,9 +157,8 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
     def _needs_hsts(self, scope: Scope) -> bool:
-        """Returns whether to send HSTS. An https request must name the host of the public URL. An http request need
-        not: it is from a proxy, which may have changed Host, or from a browser, which then ignores HSTS (RFC 6797,
-        8.1)."""
+        """Returns whether to send HSTS. Over https, only a request for the host of the public URL gets HSTS. Over http,
+        every request gets it: a proxy may have changed Host, and a browser ignores HSTS over http (RFC 6797, 8.1)."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
@@ -182,8 +175,8 @@ class _HeadComplete(Exception):
 
 
 class HeadRequests:
-    """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. If the
-    response has several parts, such as a stream of events, `app` ends at the first part."""
+    """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. A stream
+    of events ends at its first part."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -204,6 +197,6 @@ class HeadRequests:
             if message.get("more_body", False):
                 raise _HeadComplete
 
-        # The server needs the original scope, because the framing of the response depends on the method.
+        # Changes only a copy of the scope, because the server frames the response by the original method.
         with suppress(_HeadComplete):
             await self._app({**scope, "method": "GET"}, receive, send_without_body)

@@ -121,7 +121,7 @@ async def search(
     such as `docker pull HOST/team/app:v1`, gives the `target`.
 
     What was pushed can be found about a second later. Needs a login, unless everyone may pull something."""
-    searches, principal, offset = caller.searches, caller.principal, _offset(after, kind)
+    searches, principal, offset = caller.content_searches, caller.principal, _offset(after, kind)
     searches.check_may_search(principal)
 
     def repository_fields(name: RepositoryName) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class AnswerCache:
             return
         before, after, body = complete
         answer = CachedAnswer(
-            *(before, after, body, exchange.name, exchange.is_account, exchange.pull),
+            *(before, after, body, exchange.principal_name, exchange.is_account, exchange.pull),
             *(exchange.kind, exchange.repo, exchange.item),
         )
         self._answers.put(key, answer, _ENTRY_BYTES + len(body), version)  # the cache adds the size of the key

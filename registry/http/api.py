@@ -1,7 +1,7 @@
 """`DistributionAPI`: the OCI distribution API below `/v2`, as one ASGI application over a registry.
 
-Each method of each kind of resource has a handler. This is a function that parses the request, makes one call on the
-registry, and sends the response. If the handler raises an error, `DistributionAPI` sends the error response.
+Each method of each kind of resource has a handler. A handler parses the request, calls the registry and sends the
+response. If a handler raises an error, `DistributionAPI` sends the error response.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Sends the response to one request, or raises an error. If the status was sent before the error, the response ends
-early and the connection is closed."""
+"""Sends the response to one request, or raises an error. An error after the status was sent closes the connection."""
 
 
 async def ping(exchange: Exchange) -> None:
-    """Sends 200, which tells the client that this server supports the distribution API ("Determining Support", end-1).
+    """Tells the client that this server supports the distribution API ("Determining Support", end-1).
 
-    Raises Unauthorized for a request without credentials, even if everybody may pull: Docker logs in only if the
-    response to this request is a 401 with a challenge. While there are no accounts, no request needs credentials."""
+    Raises Unauthorized for a request without credentials, even if everybody may pull. Docker logs in only after a 401
+    to this request."""
     if not exchange.principal.is_admitted:
         raise Unauthorized
     await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
@@ -73,8 +72,8 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""The handler of each kind of resource and each method. The kinds are those of `resource_path.Resource`. The handler of
-`history` also needs the option `read_history`, so `DistributionAPI` makes it."""
+"""The handlers by kind of resource (`resource_path.Resource`) and by method. `DistributionAPI` adds the handler of
+`history`, because this handler depends on an option."""
 
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     **{kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()},
@@ -86,8 +85,7 @@ _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 class DistributionAPI:
     """The OCI distribution API over `registry`, as an ASGI application.
 
-    The Location headers of its responses have a URL below `public_url`. If `public_url` is None, they have a path
-    without a host."""
+    Location headers are URLs below `public_url`, or paths without a host if `public_url` is None."""
 
     def __init__(
         self,
@@ -106,30 +104,25 @@ class DistributionAPI:
         push_refusal: PushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
-        """The options:
+        """The main options. None switches an option off, unless its line says something else.
 
-        - `limits`: the limits of one request; None: the default limits.
-        - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header; None:
-          nothing is mirrored, and `ns` is ignored.
-        - `authenticator`: finds out which account makes a request; None: every request may do everything.
-        - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
-        - `rate_limit`: counts the requests of each client; None: there is no limit.
-        - `answer_cache`: the response cache; None: no response is cached.
-        - `cross_site`: refuses requests that a browser sends because of another site; None: a default check, as for a
-          registry that has no accounts and no host name except that in `public_url`.
-        - `body_memory`: the memory budgets of the worker; None: new ones.
-        - `count_pull`: counts each pull of a manifest (`storage.pulls`), including the pulls that the response cache
-          answers; None: pulls are not counted.
-        - `read_history`: reads the history of a tag for the current request.
-        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. If
-          `push_refusal` is None, only the registry checks this, when it has received the whole manifest."""
+        - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header. None:
+          nothing is mirrored.
+        - `authenticator`: finds the account that makes a request. None: every request may do everything.
+        - `service`: the name of this registry in the challenges of 401 responses.
+        - `rate_limit`: counts the requests of each client.
+        - `answer_cache`: the response cache.
+        - `cross_site`: refuses requests that a browser sends because of another site. None: the check of a registry
+          that has no accounts, and no host names but that of `public_url`.
+        - `count_pull`: counts each pull of a manifest, also from the response cache.
+        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        # A function that returns the credential key of a request. This key stands for the principal (account or
-        # anonymous client) in the key of the response cache.
+        # Returns the credential key of a request. This key identifies the account or anonymous client, and is a part of
+        # the key of a cached response.
         self._make_credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
@@ -151,8 +144,8 @@ class DistributionAPI:
             notes["exchange"] = exchange  # for the `RequestRecorder`; the server empties `notes` after the request
         enter_request(exchange)
         try:
-            # If the response is worth caching, `record` makes the exchange record it and returns True; after the
-            # response was sent, `save` caches it.
+            # If the response is worth caching, `record` starts a recording and returns True. `save` then caches the
+            # recording.
             if self._answer_cache is not None and self._answer_cache.record(exchange):
                 await self._answer(exchange)
                 self._answer_cache.save(exchange, self._make_credential_key)
@@ -165,8 +158,7 @@ class DistributionAPI:
                 log_cut_off(exchange, error)
                 raise  # the server then closes the connection, so the client sees that the response is incomplete
             log_server_error(exchange, error)
-            # The tracebacks of the error and of the exceptions that led to it refer to the request's body, which must
-            # not stay in memory while the response is sent.
+            # The tracebacks refer to the request's body. The body must not stay in memory while the response is sent.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             await send_error(exchange, error, *self._challenge(exchange, error))
         except Exception as error:
@@ -182,12 +174,9 @@ class DistributionAPI:
             await send_internal_error(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, and the request id for its header. Returns None if
-        no such response is cached, or if the rate limit is reached: then the server has to call the application with
-        the request.
-
-        Before it returns a response, counts the request under the rate limit. If the request pulls a manifest, also
-        counts the pull."""
+        """Returns the cached response to a request without a body, and the id of the request. Counts the request under
+        the rate limit, and counts the pull of a manifest. Returns None if no response is cached or the rate limit is
+        reached. The server then has to call the application."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
@@ -195,15 +184,14 @@ class DistributionAPI:
         if self._rate_limit is not None:
             key = rate_key(answer.principal_name, answer.is_account, address)
             if self._rate_limit(key):
-                return None  # the limit is reached: the server calls the application, which answers 429
+                return None  # the application answers 429
         request_id = request_id_of(scope["headers"])
         if answer.pull is not None and self._count_pull is not None:
             self._count_pull(answer.pull, answer.principal_name, address, request_id)
         return answer, request_id
 
     async def _answer(self, exchange: Exchange) -> None:
-        """Checks the request and runs its handler, which sends the response. Raises the errors of the checks and of the
-        handler."""
+        """Checks the request and runs its handler, which sends the response."""
         await self._route_and_authenticate(exchange)
         if self._namespaces is not None and exchange.requested_name:
             self._namespaces.apply(exchange)
@@ -215,26 +203,26 @@ class DistributionAPI:
                 await handler(exchange)
             finally:  # the pull counts even if the client disconnects before it has the whole manifest
                 if exchange.pull is not None and self._count_pull is not None:
-                    self._count_pull(exchange.pull, exchange.name, exchange.address, exchange.request_id)
+                    self._count_pull(exchange.pull, exchange.principal_name, exchange.address, exchange.request_id)
         elif exchange.method == "OPTIONS":
             await exchange.send_empty(204, allow_header(exchange.allowed_methods))
         else:
             raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
     def _check_manifest_push(self, exchange: Exchange) -> None:
-        """Checks that the client may push, and that the manifest fits on the disk. The registry checks both as well,
-        but only after the whole body has been received. Raises Unauthorized, Denied, StorageFull."""
+        """Checks early that the client may push and that the manifest fits on the disk. The registry checks both only
+        after it has received the body. Raises Unauthorized, Denied, StorageFull."""
         if self._authenticator is not None:
             self._authenticator.check_push(exchange.repo)
         if self._push_refusal is not None:
-            # A manifest that is larger than the limit is refused later, because of its size.
+            # A manifest above the size limit is refused later.
             size = min(exchange.length or 0, self.limits.manifest_bytes)
             if (reason := self._push_refusal(size)) is not None:
                 raise StorageFull(reason)
 
     async def _route_and_authenticate(self, exchange: Exchange) -> None:
-        """Finds the resource, authenticates the request and counts it under the rate limit. Counts refused requests as
-        well, so that a client cannot avoid the limit with wrong credentials or invalid paths."""
+        """Finds the resource, authenticates the request and counts it under the rate limit. Refused requests count as
+        well, so that a client cannot try wrong credentials without a limit."""
         try:
             self._route(exchange)
             self._cross_site.check(exchange.scope)
@@ -248,13 +236,13 @@ class DistributionAPI:
         self._count(exchange)
 
     def _count(self, exchange: Exchange) -> None:
-        """Counts the request under the rate limit. Raises TooManyRequests if the limit is reached."""
+        """Counts the request. Raises TooManyRequests if the rate limit is reached."""
         if self._rate_limit is not None:
-            check_rate(self._rate_limit, rate_key(exchange.name, exchange.is_account, exchange.address))
+            check_rate(self._rate_limit, rate_key(exchange.principal_name, exchange.is_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
-        """Sets those attributes of `exchange` that name the resource, from the path. Raises PathUnknown, NameInvalid,
-        and RequestInvalid for an invalid query."""
+        """Sets the attributes of `exchange` that name the resource. Raises PathUnknown, NameInvalid, and RequestInvalid
+        for an invalid query."""
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
@@ -265,13 +253,11 @@ class DistributionAPI:
             exchange.query  # noqa: B018  raises for an invalid query, even if the handler does not read the query
 
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
-        """Yields the challenge (the WWW-Authenticate header) if the response to `error` is a 401. Yields nothing for
-        any other error, and without an authenticator."""
+        """Yields the WWW-Authenticate header if the response to `error` is a 401."""
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 
 
 def _same_credential_key(authorization: Sequence[bytes], address: str) -> bytes:
-    """Returns the same credential key for every request, because all requests have the same principal if there is no
-    authenticator."""
+    """Returns the same key for every request. Without an authenticator, all requests have the same rights."""
     return b""

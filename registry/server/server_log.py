@@ -1,5 +1,4 @@
-"""Logging of the server: its processes, its connections, and the responses that it cannot send. The access log
-(`registry.telemetry.access_log`) has a line for each request."""
+"""Logging of the server's processes and connections. `registry.telemetry.access_log` logs the requests."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ log = logging.getLogger("registry.server")
 
 _LOGGERS = ("registry.server", "asyncio")
 _MAX_LOGGED_ERRORS = 256
-"""Largest number of different errors that one `LoopErrors` logs. Without this bound, errors whose texts all differ
-could fill the log and the memory."""
+"""Largest number of different errors that one `LoopErrors` logs. Without this bound, errors with ever new texts could
+fill the log and the memory."""
 
 
 def set_up_server_logging() -> None:
-    """Makes the log lines of the server and of asyncio go to the root logger's handlers, or to stderr if the root
-    logger has no handler. Sets the level of the server's logger to INFO."""
+    """Sends the log lines of the server and of asyncio to the root logger's handlers. If the root logger has no
+    handler, sends them to stderr. Sets the level of the server's logger to INFO."""
     handler: logging.Handler | None = None
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
@@ -32,11 +31,11 @@ def set_up_server_logging() -> None:
 
 
 class LoopErrors:
-    """An exception handler for an event loop. Logs each different error once, because a callback that fails can fail
-    again for every packet that arrives."""
+    """An exception handler for an event loop. Logs each different error once, because a callback can fail again for
+    every packet."""
 
     def __init__(self) -> None:
-        self._logged: set[str] = set()  # message and exception of each error that was logged
+        self._logged: set[str] = set()  # message and exception of each logged error
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -59,7 +59,8 @@ class CachedAnswer(LoggedAnswer, Protocol):
 class RecordedExchange(Protocol):
     """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`).
     `kind`: the kind of the resource, such as `manifests`; empty if unknown. `item`: what the path names in the
-    repository: a tag, a digest, or the id of an upload session. `name`: the name of the account."""
+    repository: a tag, a digest, or the id of an upload session. `principal_name`: the name of the
+    account or of anonymous clients."""
 
     kind: str
     repo: Any
@@ -69,7 +70,7 @@ class RecordedExchange(Protocol):
     upstream: str
 
     @property
-    def name(self) -> str: ...
+    def principal_name(self) -> str: ...
 
 
 class RequestRecorder:
@@ -131,7 +132,7 @@ class RequestRecorder:
                 self._metrics.mirror.count_answer(
                     self._metrics.cells.own, exchange.upstream, route, exchange.cache_state, end.sent_bytes
                 )
-            principal, repo, item = exchange.name, exchange.repo, exchange.item
+            principal, repo, item = exchange.principal_name, exchange.repo, exchange.item
             cache_state, request_id = exchange.cache_state, exchange.request_id
         else:
             route = route_of(scope["path"])

@@ -139,7 +139,7 @@ class WorkMetrics:
         self._cells.own[self.removed.cell(removal.kind)] += 1
         self._cells.own[self.freed_bytes.cell(removal.kind)] += removal.size
 
-    def on_evicted(self, images: Sequence[EvictedImage]) -> None:
+    def on_eviction_end(self, images: Sequence[EvictedImage]) -> None:
         """Counts evicted images."""
         self._cells.own[self.evicted_images.first_cell] += len(images)
         self._cells.own[self.evicted_bytes.first_cell] += sum(image.bytes for image in images)

@@ -75,7 +75,7 @@ async def search(request: Request) -> Response:
     `KINDS`, shows only entries of this kind, and skips the first `after` of them. Raises Unauthorized for an anonymous
     visitor who may pull nothing, and RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
-    searches, principal = caller.searches, caller.principal
+    searches, principal = caller.content_searches, caller.principal
     searches.check_may_search(principal)
     text = (query.one("q") or "").strip()[:_MAX_TEXT_CHARACTERS]
     kind = query.one("kind") or None

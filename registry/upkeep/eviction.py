@@ -1,9 +1,9 @@
-"""The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and functions that return
-the size and content of the cache (`read_cache_use`, `read_cache_status`).
+"""The job that evicts images from the cache of mirrored content (`eviction_work`). Other functions return the size and
+content of the cache.
 
-A *scope* is a set of repositories whose disk space the store counts together. There is a scope for the cached content
-of each upstream, one for that of all upstreams, and one for each quota (a limit on repositories whose names begin with
-the same prefix). A *budget* is the largest size that a scope of cached content may have.
+An *upstream* is a registry that this registry mirrors. A *scope* is a set of repositories whose disk space is counted
+together. Each upstream has a scope, and so have all upstreams together and each quota. A *budget* is the largest size
+that a scope may have.
 """
 
 from __future__ import annotations
@@ -27,22 +27,20 @@ from storage.upkeep.usage_counting import complete_counts
 from storage.usage import Usage
 
 EVICTION_KIND: Final = "evict"
-"""The kind of the job."""
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
 SCOPES_WAIT_SECONDS: Final = 2.0
-"""How long a job waits at most for a server to define the scopes. A server defines them within milliseconds after its
-start and after each reload."""
+"""How long a job waits for the server to define the scopes. A server defines them within milliseconds after its start
+or a reload."""
 SCOPES_POLL_SECONDS: Final = 0.05
-"""Seconds between two checks during this wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
-    """The cached content of an upstream, or of all upstreams (`upstream` is None). `blobs` and `size` count each blob
-    once. `size` and `max_size` are in bytes. `max_size`: the limit in the settings; None: there is none. Each image has
-    a time of its last pull; `oldest_pull` is the oldest of these times, in seconds since 1970 (None: there are no
-    images). `is_complete`: False while the content is still being counted."""
+    """The cached content of an upstream, or of all upstreams (`upstream` is None). Sizes are in bytes. `max_size` is
+    the limit in the settings, if any. `blobs` and `size` count each blob once. `oldest_pull` is the oldest time of an
+    image's last pull, in seconds since 1970; None: there are no images. `is_complete` is False while the content is
+    still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -56,8 +54,7 @@ class CachePart:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """The size of the cached content of an upstream, or of all upstreams (`upstream` is None). The fields are those of
-    `CachePart`."""
+    """The size of the cached content. The fields are those of `CachePart`."""
 
     upstream: str | None
     max_size: int | None
@@ -66,8 +63,8 @@ class CacheUse:
 
 
 def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
-    """Returns the arguments of the job. `to`: the number of bytes that the cache may have afterwards; None: the number
-    in the settings. `upstream`: evicts only from this upstream; None: from all. `dry_run`: only lists the images."""
+    """Returns the arguments of the job. `to` is the number of bytes that the cache may have afterwards. None: the limit
+    in the settings. `upstream` None: evicts from all upstreams. `dry_run`: only lists the images."""
     return {"to": to, "upstream": upstream, "dry_run": dry_run}
 
 
@@ -81,9 +78,8 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
-    """Returns the function that runs the job. It evicts images, and reports each image as a step, that is, as a record
-    for commands that watch the job. The result of the work has the number of evicted images and their bytes, and lists
-    the first `MAX_LISTED_IMAGES` of them."""
+    """Returns the function that runs the job. The function reports each evicted image to commands that watch the job.
+    The result has the number of images and their bytes, and lists the first `MAX_LISTED_IMAGES`."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments
@@ -91,7 +87,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         check_upstream(settings, upstream)
         budgets = _budgets(settings, evictor, max_bytes, upstream)
         await context.report(message="counting the cache", unit="images")
-        await _check_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
+        await _wait_for_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
         await complete_counts(store.usage, store.leases)
         evicted: list[dict[str, Any]] = []
         totals = {"images": 0, "bytes": 0}
@@ -120,9 +116,8 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
 
 def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets that the eviction must meet; None: all limits in the settings. `max_bytes`: the size that the
-    cache may have; None: the settings limit it. Raises Unsupported if `max_bytes` is None and the settings have no
-    limit."""
+    """Returns the budgets that the eviction must meet, or None for all limits in the settings. Raises Unsupported if
+    neither `max_bytes` nor the settings limit the cache."""
     if max_bytes is not None:
         return [budget_of(settings, upstream, max_bytes)]
     if upstream is None:
@@ -135,13 +130,12 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
     return budgets
 
 
-async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
-    """Checks that a server counts the scopes of the budgets as the settings define them. Waits up to
-    `SCOPES_WAIT_SECONDS`, because the server may have just started or reloaded its settings. Raises Unsupported if the
-    server still counts other scopes then, or none.
+async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
+    """Waits until the server counts the bytes of the budgets' scopes, and these scopes have the definitions of
+    `settings`. Raises Unsupported if this takes longer than `SCOPES_WAIT_SECONDS`.
 
-    A job never defines the scopes itself. It can run in a command, whose settings may differ from those of the server.
-    If the command defined the scopes, it would replace all scopes of the server, even those of the quotas."""
+    A job must not define the scopes itself. A command that runs the job may have other settings than the server. Its
+    scopes would replace all scopes of the server."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:
@@ -175,8 +169,8 @@ def _record(image: EvictedImage) -> dict[str, Any]:
 
 
 async def read_cache_use(settings: Settings, store: StoredRegistry) -> list[CacheUse]:
-    """Returns the size of the cached content of each upstream, and then of all upstreams together, if there is any
-    upstream. Takes microseconds, unlike `read_cache_status`, which counts all images."""
+    """Returns the size of the cached content of each upstream, and then of all upstreams together. Takes microseconds,
+    unlike `read_cache_status`, which counts all images."""
     limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
     uses = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
     return [*uses, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if uses else []
@@ -188,7 +182,7 @@ async def _use(store: StoredRegistry, scope: str, upstream: str | None, max_size
 
 
 async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[CachePart]:
-    """Returns the cached content of each upstream, and then of all upstreams together, if there is any upstream."""
+    """Returns the cached content of each upstream, and then of all upstreams together."""
     parts: list[CachePart] = []
     for upstream in settings.upstream:
         parts.append(await _upstream_part(store, upstream_scope(upstream.name), upstream.name, upstream.cache_max))

@@ -1,12 +1,13 @@
-"""Keeps the cache of mirrored content within its budgets (`Evictor`): evicts the least recently pulled images first.
+"""Keeps the cache of mirrored content within its limits: evicts the least recently pulled images first.
 
-There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream (a registry
-that this registry mirrors), or of all upstreams together, may have. If a budget is exceeded, images are evicted until
-at most `TARGET_FRACTION` of the budget is used. The free space of the disk has a low and a high mark: if less than the
-low mark is free, images are evicted until the high mark is reached (module `storage.upkeep.eviction_for_space`).
+An *upstream* is a registry that this registry mirrors. There are two kinds of limits:
 
-The bytes of blobs that nothing uses any more are freed at once, except while a backup holds them back. A *link* is the
-right of a repository to serve a blob.
+- A *budget* limits the bytes of the content of one upstream, or of all upstreams together.
+- The disk needs free space. Below a low mark, images are evicted until the free space reaches a high mark (module
+  `storage.upkeep.eviction_for_space`).
+
+A *link* is the right of a repository to serve a blob. An eviction removes blobs without links at once. While a backup
+runs, no blob is removed.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from storage.upkeep.eviction_for_space import EvictionPause, FreeSpaceGoal
 from storage.usage import ScopeUse, Usage
 
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
-"""The actor that the audit log names for deletions by eviction."""
+"""The actor that the audit log names for evictions."""
 EVICTION_SLOT: Final = "cache eviction"
-"""Name of the slot (a permit that one process at a time can hold) for evictions."""
+"""The slot that a process holds while it evicts. Only one process at a time can hold this slot."""
 TARGET_FRACTION: Final = 0.95
-"""If a budget is exceeded, images are evicted until at most this fraction of the budget is used. It is less than 1, so
-that not every new blob causes an eviction."""
+"""An eviction for a budget ends when at most this fraction of the budget is used. With 1, almost every new blob would
+cause an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
-"""An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
+"""An image that lacks blobs is kept for this time after its last pull. A client may still be pulling the image."""
 UNUSED_SECONDS: Final = 60.0
-"""When no further image may be evicted, an eviction removes unused links of mirrored repositories. A link is unused if
-no manifest of the repository refers to its blob, and no client has used the blob within this time."""
+"""A link is unused if no manifest of the repository refers to its blob and no client has used the blob within this
+time. An eviction removes unused links when it finds no further image."""
 CHECK_SECONDS: Final = 2.0
-"""The limits are checked after each blob and manifest that is stored, or after this time without one. If a check could
-evict nothing, the evictor first sleeps for this time."""
+"""The limits are checked when content is stored, or after this time. After a check that failed or could evict
+nothing, the evictor pauses for this time."""
 WARNING_SECONDS: Final = 600.0
-"""Shortest time between two warnings that a limit cannot be kept for the same reason."""
+"""Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
 """Largest number of images that are evicted before the list of running downloads is read again."""
 NOTHING_EVICTABLE: Final = (
@@ -63,8 +64,7 @@ log = logging.getLogger("storage.eviction")
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The largest number of bytes that a scope may have. A scope is a set of repositories whose bytes are counted
-    together (`storage.usage`). `scope`: the name of the scope. `upstreams`: the upstreams whose mirrored repositories
-    are the scope."""
+    together. This scope has the mirrored repositories of `upstreams`."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -73,10 +73,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
-    of the disk, in bytes; 0: not limited. `is_kept`: returns True for a repository whose images are never evicted.
-    `cooldowns`: after a tag has moved at the upstream, clients get the older image until the cooldown is over, and the
-    older image is not evicted; None: there are no cooldowns."""
+    """All limits of the cache.
+
+    - `upstreams`: the names of all upstreams.
+    - `low_free`, `high_free`: marks of the disk's free space, in bytes. 0: no limit.
+    - `is_kept`: returns True for a repository whose images are never evicted.
+    - `cooldowns`: after a tag has moved at the upstream, clients get the older image for some time. That image is not
+      evicted."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -90,7 +93,7 @@ class CacheLimits:
 
 
 OnEvicted = Callable[[EvictedImage], Awaitable[None]]
-"""Called after each evicted image. May raise an error to stop the eviction; earlier evictions are not undone."""
+"""Called after each image is evicted. An error ends the eviction. Earlier evictions are not undone."""
 
 
 async def ignore_evicted(_: EvictedImage) -> None:
@@ -98,7 +101,7 @@ async def ignore_evicted(_: EvictedImage) -> None:
 
 
 class Evictor:
-    """Evicts images of mirrored content. Only one process at a time evicts."""
+    """Evicts images of mirrored content. Only one process at a time evicts, and the others wait."""
 
     def __init__(
         self,
@@ -113,9 +116,8 @@ class Evictor:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`list_downloads`: returns the digests of the blobs that any process is downloading. `free_bytes`: returns the
-        free bytes of the disk; None: not known. `clock`: returns seconds since 1970. `monotonic`: returns
-        seconds of a clock that is never set back."""
+        """`list_downloads` returns the digests of the blobs that any process is downloading. `free_bytes` returns the
+        free bytes of the disk, or None if unknown. `clock` returns seconds since 1970."""
         self.limits = limits
         self._images = images
         self._usage = usage
@@ -125,18 +127,16 @@ class Evictor:
         self._free_bytes = free_bytes
         self._clock = clock
         self._monotonic = monotonic
-        self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
-        """Called once at the end of each eviction, with all images that it evicted, possibly none. Returns at once and
-        raises nothing."""
+        self.on_eviction_end: Callable[[Sequence[EvictedImage]], None] = lambda _: None
+        """Called at the end of each eviction with its images, possibly none. Must return at once and raise nothing."""
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
-        self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
+        self._warned_at: dict[str, float] = {}  # when each text was logged last
         self._no_unused_links_until = float("-inf")
-        """Before this time, in seconds of `monotonic`, `_drop_unused_links` does nothing."""
+        """Before this time of `monotonic`, `_drop_unused_links` does nothing."""
 
     def check_soon(self) -> None:
-        """Makes `run` check the limits at once. But if the last check failed or could evict nothing, `run` first waits
-        until `CHECK_SECONDS` have passed since that check. Called after content was stored."""
+        """Tells `run` that content was stored, so that `run` checks the limits soon."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -149,7 +149,7 @@ class Evictor:
                 self._wake_up.clear()
                 try:
                     if not await self.check():
-                        # Nothing could be evicted, so a further check after each stored blob would be useless.
+                        # Without this pause, each stored blob would cause another useless check.
                         await asyncio.sleep(CHECK_SECONDS)
                 except Exception as error:
                     log_round_error(log, "eviction stopped with an error", error)
@@ -158,9 +158,9 @@ class Evictor:
             await self._pause.aclose()
 
     async def check(self) -> bool:
-        """Evicts images if a limit is exceeded. If an eviction for free space has no effect, all processes pause such
-        evictions for some time (`EvictionPause`). Returns False if a limit was exceeded and no image was evicted.
-        Waits while another process evicts. Raises StorageFull, StorageFailed."""
+        """Evicts images if a limit is exceeded. Returns False if a limit was exceeded and no image was evicted. If an
+        eviction for free space has no effect, all processes pause such evictions (`EvictionPause`). Raises StorageFull,
+        StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_over_a_budget()):
             return True
@@ -173,9 +173,9 @@ class Evictor:
             return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no limit is exceeded or no further image may be evicted. If the disk lacks free space,
-        evicts about as many bytes as it lacks, and none while a backup runs. Returns the number of evicted images.
-        Waits while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        """Evicts images until no limit is exceeded or no further image may be evicted. While a backup runs, evicts none
+        for free space. Returns the number of evicted images. Raises StorageFull, StorageFailed, and what `on_evicted`
+        raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
@@ -184,16 +184,15 @@ class Evictor:
             return count
 
     async def evict_to(self, budget: Budget, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until the scope of `budget` has at most `budget.max_bytes` bytes, or no further image may be
-        evicted. Returns the number of evicted images. Waits while another process evicts. Raises the same errors as
-        `evict`."""
+        """Evicts images until the scope has at most `budget.max_bytes` bytes, or no further image may be evicted.
+        Returns the number of evicted images. Raises the same errors as `evict`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             return await self._evict_until(
                 lambda: self._has_at_most(budget, budget.max_bytes), budget.upstreams, on_evicted
             )
 
     async def plan(self, budget: Budget) -> list[EvictedImage]:
-        """Returns the images that `evict_to` would evict. Changes nothing."""
+        """Returns the images that `evict_to` would evict."""
         use = await self._usage.scope(budget.scope)
         excess = 0 if use is None else use.bytes - budget.max_bytes
         if excess <= 0:
@@ -201,8 +200,7 @@ class Evictor:
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
 
     async def plan_for_limits(self) -> list[EvictedImage]:
-        """Returns the images that `evict` would evict to keep the budgets. Ignores the free space of the disk. Changes
-        nothing."""
+        """Returns the images that `evict` would evict for the budgets, not for free space."""
         planned_images: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
             if await self._is_over(budget):
@@ -211,15 +209,15 @@ class Evictor:
         return list(planned_images.values())
 
     async def _is_over_a_budget(self) -> bool:
-        """Returns whether any budget is exceeded now."""
+        """Returns whether any budget is exceeded."""
         return any([await self._is_over(budget) for budget in self.limits.budgets])
 
     async def _is_over(self, budget: Budget) -> bool:
         return not await self._has_at_most(budget, budget.max_bytes)
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
-        """Returns whether the scope of the budget has at most `size` bytes. While the scope is still being counted,
-        compares the bytes that were counted so far. Returns True if there is no such scope."""
+        """Returns whether the scope has at most `size` bytes. If the count is not complete, compares the bytes
+        counted so far. Returns True if there is no such scope."""
         use: ScopeUse | None = await self._usage.scope(budget.scope)
         return use is None or use.bytes <= size
 
@@ -228,11 +226,11 @@ class Evictor:
         return free_bytes is not None and free_bytes < self.limits.low_free
 
     def _must_free_space(self) -> bool:
-        """Returns whether the free space is below the low mark and evictions for free space do not pause."""
+        """Returns whether free space is needed and evictions for free space do not pause."""
         return self._is_disk_low() and not self._pause.is_running()
 
     async def _evict_to_budgets(self, on_evicted: OnEvicted) -> int:
-        """Evicts images until no budget is exceeded or no further image may be evicted. Returns their number."""
+        """Evicts images to keep the budgets. Returns the number of images."""
         count = 0
         for budget in self.limits.budgets:
             if await self._is_over(budget):
@@ -244,9 +242,9 @@ class Evictor:
         return count
 
     async def _evict_for_space(self, on_evicted: OnEvicted) -> tuple[FreeSpaceGoal, int]:
-        """Evicts images until the high mark is reached, or until as many bytes are evicted as the disk lacks. Evicts
-        none while a backup runs (`FreeSpaceGoal`). Returns the goal and the number of evicted images."""
-        await self._collector.free_unlinked_blobs()  # may be enough if a backup has held back such blobs
+        """Evicts images until the goal for free space is reached. Evicts none while a backup runs. Returns the goal and
+        the number of evicted images."""
+        await self._collector.free_unlinked_blobs()  # may be enough after a backup
         goal = FreeSpaceGoal(self._collector, self._free_bytes, max(self.limits.low_free, self.limits.high_free))
         count = await self._evict_until(goal.is_reached, self.limits.upstreams, on_evicted, goal.free_blobs)
         if goal.is_blocked:
@@ -266,8 +264,8 @@ class Evictor:
         free_blobs: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
-        the number of evicted images. `free_blobs`: frees the blobs that have lost their last link. Its argument is
-        their size in bytes."""
+        the number of evicted images. `free_blobs` frees blobs that have lost their last link, and gets their size in
+        bytes."""
         free_blobs = free_blobs or self._free_blobs
         evicted: list[EvictedImage] = []
         started = self._clock()
@@ -286,14 +284,14 @@ class Evictor:
                 if not outcome and not await self._drop_unused_links(upstreams, free_blobs):
                     break
         finally:
-            self.on_evicted(evicted)
+            self.on_eviction_end(evicted)
             self._log(evicted)
         return len(evicted)
 
     async def _drop_unused_links(self, upstreams: Sequence[str], free_blobs: Callable[[int], Awaitable[None]]) -> int:
-        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
-        nothing if a search within the last `UNUSED_SECONDS` found no such link, because each search reads the whole
-        collect queue (the list of links and blobs that garbage collection may remove)."""
+        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Each
+        search reads the whole queue of garbage collection. So a search without a result is not repeated within
+        `UNUSED_SECONDS`."""
         if self._monotonic() < self._no_unused_links_until:
             return 0
         dropped = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)

@@ -1,5 +1,4 @@
-"""Changes of tags by people: to move, restore or delete a tag (`TagChanges`). To *restore* a tag is to point it at a
-manifest that it pointed at before."""
+"""Changes of tags by people: to move, restore or delete a tag (`TagChanges`)."""
 
 from __future__ import annotations
 
@@ -11,27 +10,24 @@ from storage.tag_rules import ImmutableTags
 
 
 class TagChanges:
-    """Changes tags of hosted repositories (those that are not mirrored). A deleted manifest can be put back until
-    garbage collection removes it.
+    """Changes tags of repositories that are not mirrored. A deleted manifest can be put back until garbage collection
+    removes it.
 
-    All methods have the arguments `by` and `force`. `by`: the actor that the history names. `force`: whether to change
-    the tag even if it is immutable; the audit log then records this.
+    `by` is the actor that the history names. `force` changes even an immutable tag; the audit log then records this.
 
-    All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
-    is false), StorageFull and StorageFailed."""
+    All methods raise NameUnknown if nothing was ever pushed to the repository. They raise Denied if the tag is
+    immutable and `force` is false. They raise StorageFull, StorageFailed."""
 
     def __init__(self, history: TagHistory, immutable_tags: ImmutableTags) -> None:
         self._history = history
         self._immutable_tags = immutable_tags
-        """The rules by which tags are immutable. `in_repository` returns a function that returns whether a tag of the
-        repository is immutable."""
+        """The rules by which tags are immutable. `in_repository` returns the check for one repository."""
 
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
     ) -> TagMove:
-        """Points the tag at `target`. `target`: the digest of a manifest, or another tag that points at the manifest.
-        Creates the tag if there is none. Puts the manifest back if it was deleted. Raises ManifestUnknown,
-        ManifestBlobUnknown."""
+        """Points the tag at a manifest. `target`: the manifest's digest, or another tag of the manifest. Creates the
+        tag if there is none. Puts the manifest back if it was deleted. Raises ManifestUnknown, ManifestBlobUnknown."""
         digest = target if isinstance(target, Digest) else await self._history.current(repo, target)
         if digest is None:
             raise ManifestUnknown(f"{repo} has no tag {target}")
@@ -49,18 +45,23 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Points the tag at a manifest that it pointed at before. `to`: the digest of this manifest. `at`: takes the
-        manifest of this time (seconds since 1970). Without both, takes the last manifest other than the current one.
-        Puts the manifest back if it was deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it
-        did not exist at that time, or the manifest is not kept any more), ManifestBlobUnknown (a part of the image is
-        missing), PreconditionFailed (another client changed the tag during this call)."""
+        """Points the tag at a manifest that it pointed at before. Puts the manifest back if it was deleted.
+
+        `to`: the digest of this manifest. `at`: takes the manifest of this time, in seconds since 1970. Without both,
+        takes the last manifest other than the current one.
+
+        Raises ManifestUnknown if there was no such manifest, or if it is not kept any more. Raises ManifestBlobUnknown
+        if a part of the image is missing. Raises PreconditionFailed if another client changed the tag during this
+        call."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to
         elif at is not None:
             digest = await self._history.digest_at(repo, tag, at)
             if digest is None:
-                raise ManifestUnknown(f"{repo}:{tag} did not exist at that time; its history lists when it did")
+                raise ManifestUnknown(
+                    f"{repo}:{tag} did not exist at that time; the tag's history shows when it existed"
+                )
         else:
             digest = await self._history.last_other_digest(repo, tag, current)
             if digest is None:

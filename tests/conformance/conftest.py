@@ -1,4 +1,4 @@
-"""Fixtures of the conformance tests: one server with two workers for all tests, and a new repository for each test."""
+"""Fixtures of the conformance tests: one server with two workers, and a new repository for each test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def repo() -> str:
 
 @pytest.fixture
 def push(client: httpx2.Client, repo: str) -> Pusher:
-    """Returns a pusher for the test's repository."""
+    """Pushes to the test's repository."""
     return Pusher(client, repo)
 
 

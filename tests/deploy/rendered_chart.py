@@ -1,6 +1,6 @@
-"""Renders the Helm chart with Helm's own engine, and makes the plain Kubernetes manifests of deploy/kubernetes from it.
+"""Renders the Helm chart, and makes the plain Kubernetes manifests of deploy/kubernetes from it.
 
-After a change of the chart, `make manifests` writes these manifests again.
+Run `make manifests` after a change of the chart.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ NAMESPACE: Final = "registry"
 Document = dict[str, Any]
 
 WITHOUT_HELM: Final = {"existingSecret": "entrepot", "persistence": {"keep": False}, "restartOnConfigChange": False}
-"""The chart values for the plain manifests: the defaults, but without features that need Helm."""
+"""The chart values for the plain manifests. They switch off what needs Helm."""
 _ONLY_HELM: Final = re.compile(r"# Source: |\s*(helm\.sh/|app\.kubernetes\.io/managed-by: |namespace: )")
-"""Matches the lines of the chart that plain manifests do not have. kustomize sets the namespace instead."""
+"""Matches the lines of the rendered chart that the plain manifests leave out. kustomize sets the namespace."""
 _KUSTOMIZATION: Final = """\
 # kubectl apply --kustomize deploy/kubernetes
 #
@@ -37,8 +37,8 @@ resources:
 
 
 def render_texts(values: Mapping[str, Any] | None = None, name: str = "entrepot") -> dict[str, str]:
-    """Returns the rendered text of each template by the template's name, as `helm template` does. Raises
-    `helm_python.HelmError`, also if the schema of the values does not allow `values`."""
+    """Returns the rendered text of each template by its file name. Raises `helm_python.HelmError`, also if the chart's
+    schema refuses `values`."""
     with helm_python.Chart.load(CHART) as chart:
         chart.validate_schema(dict(values or {}))
         texts: dict[str, str] = chart.render(dict(values or {}), name=name, namespace=NAMESPACE)
@@ -63,7 +63,7 @@ def of_kind(objects: list[Document], kind: str, name: str | None = None) -> Docu
 
 
 def plain_manifests() -> dict[str, str]:
-    """Returns the texts of the files in deploy/kubernetes, by their names."""
+    """Returns the texts of the files in deploy/kubernetes by file name."""
     files = {}
     for name, text in sorted(render_texts(WITHOUT_HELM).items()):
         lines = [line for line in text.splitlines() if line.strip() and not _ONLY_HELM.match(line)]

@@ -25,7 +25,7 @@ from storage.composition import prepare_data_dir
 from storage.content import Actor
 from storage.outbox import Event, EventAction, NewEvent
 from tests.fakes.server_process import ROOT
-from tests.system.admin.test_api_refusals import ROUTES, ROUTES_FOR_OTHER_ACCOUNTS
+from tests.system.admin.test_api_refusals import ROUTES, ROUTES_NOT_ONLY_FOR_ADMINS
 
 pytestmark = pytest.mark.parametrize("language", LANGUAGES)
 ADMIN = ("admin", "管理员")
@@ -142,5 +142,5 @@ def test_routes(language: Language) -> None:
     found = {}
     for method, path in ROUTES:
         name = re.sub(r"\{\w+\}", lambda part: PLACEHOLDERS[part[0]], path)
-        found[f"{method} {name}"] = (method, path) in ROUTES_FOR_OTHER_ACCOUNTS
+        found[f"{method} {name}"] = (method, path) in ROUTES_NOT_ONLY_FOR_ADMINS
     assert described == found

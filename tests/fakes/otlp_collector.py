@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector, which accepts the traces and metrics of a real server."""
+"""An OpenTelemetry collector for the traces and metrics of a real server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """Accepts OTLP over HTTP. `spans`: the received spans. `metrics`: the last metrics of each service instance, by the
-    id of the instance. `status`: the status of all responses; the collector stores data only if this is 200."""
+    """Accepts OTLP over HTTP. `metrics` has the last metrics of each service instance, by the instance's id. `status`:
+    the status of all responses. Data is stored only if this is 200."""
 
     def __init__(self, status: int = 200) -> None:
         self.spans: list[Any] = []

@@ -1,5 +1,4 @@
-"""The command `entrepot jobs`: lists, shows and stops jobs. A job is long work, such as a backup, that a server or a
-command runs on a data directory."""
+"""The command `entrepot jobs`: lists, shows and stops jobs. A job is long work, such as a backup."""
 
 from __future__ import annotations
 
@@ -93,14 +92,14 @@ def stop_job(job: JobArgument, config: ConfigOption = None, data: DataOption = N
 
 
 def _state_text(job: Job) -> str:
-    """Returns the state of a job, and the reason if it failed."""
+    """Returns the state of a job, with the reason of a failure."""
     if job.ended is None and job.is_stopping:
         return "stopping"
     return f"{job.state}: {job.progress.message}" if job.state == "failed" else str(job.state)
 
 
 def _progress_text(job: Job) -> str:
-    """Returns the progress of a job, such as `12 of 40 blobs`; `-` if the job does not count anything."""
+    """Returns the progress of a job, such as `12 of 40 blobs`; `-` if the job counts nothing."""
     progress = job.progress
     if not progress.unit:
         return "-"

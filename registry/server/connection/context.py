@@ -28,8 +28,8 @@ class OpenConnection(EvictableConnection, Protocol):
     """The methods of a connection that its worker calls."""
 
     def check_timeouts(self, now: float) -> None:
-        """Closes the connection, or refuses its request, if one of its timeouts has passed. The worker calls this once
-        a second; `now` is in seconds of the event loop's clock."""
+        """Closes the connection, or refuses its request, after a timeout. `now` is in seconds of the event loop's
+        clock."""
         ...
 
     def shutdown(self) -> None:
@@ -37,25 +37,25 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after its last response, whose headers announce this (`Connection: close`). So the
-        last response is the current one if its headers were not sent yet, and otherwise the next one. An idle
-        connection stays open until it has sent a response. May be called repeatedly."""
+        """Makes the connection close after one more response, which has the header `Connection: close`. This is the
+        current response if its headers were not sent yet, otherwise the next response. An idle connection stays open
+        until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
-        """Closes the connection immediately. The client does not receive the rest of a response."""
+        """Closes the connection immediately. The rest of a response is lost."""
         ...
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """The connections and requests of one worker process. The attributes have the same names as in uvicorn's
-    `ServerState`, because that class takes the place of this one when uvicorn serves the connections."""
+    """The connections and requests of one worker process. Uvicorn's `ServerState` can take the place of this class, so
+    the attributes have the same names."""
 
     connections: set[OpenConnection] = field(default_factory=set)
-    """The open connections. Each connection adds itself to the set and removes itself."""
+    """The open connections. Each connection adds and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """The tasks of the requests in progress, one for each request."""
+    """The tasks of the requests in progress."""
     default_headers: Headers = field(default_factory=list)
     """The headers at the start of every response: the Date header, which the worker updates."""
     total_requests: int = 0
@@ -63,8 +63,8 @@ class WorkerState:
 
 
 class Retirement:
-    """Whether the worker *retires*: it answers one more request on each connection, because another process has taken
-    its place."""
+    """Whether the worker *retires*, because another process has taken its place. The worker then answers one more
+    request on each connection."""
 
     __slots__ = ("_event", "has_begun")
 
@@ -92,26 +92,25 @@ class WorkerContext:
     """The memory budget for large responses that clients have not received yet."""
     state: WorkerState = field(default_factory=WorkerState)
     lifespan_state: dict[str, Any] = field(default_factory=dict)
-    """The values that the application has stored at its start (ASGI: lifespan state). The scope of each request gets a
-    copy of this dictionary."""
+    """The values that the application stored at its start (ASGI: lifespan state). Each request gets a copy."""
     proxies: TrustedProxies | None = None
-    """The trusted reverse proxies; None: there are none."""
+    """None: no reverse proxy is trusted."""
     connection_limit: ConnectionLimit | None = None
-    """The limit of connections; None: the number of connections is not limited."""
+    """None: the number of connections is not limited."""
     retirement: Retirement = field(default_factory=Retirement)
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
     large_buffers: LargeBufferLimit = field(init=False)
-    """Counts the TLS connections that may have large buffers, and closes one of them when there are too many."""
+    """Counts the TLS connections that may have large buffers. Closes one of them when there are too many."""
     piece_memory: MemoryBudget = field(default_factory=new_piece_memory)
     """The memory budget for the pieces of files that are sent over TLS."""
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
     head_cache: HeadCache = field(default_factory=HeadCache)
-    """Maps the bytes of a head to the result of parsing them."""
+    """Maps the bytes of a request's head to the parsed head."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
-    """The memory into which all connections receive the heads of requests. All connections can share this memory,
-    because the bytes of each read are parsed before the next read."""
+    """The memory that receives the heads of requests. All connections can share this memory, because the bytes of each
+    read are parsed before the next read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reports", RequestReports(self.app))
@@ -130,33 +129,31 @@ class ConnectionContext:
     """The connection's part of the worker's `unsent_budget`."""
     is_tls: bool
     sendfile_socket: socket.socket | None
-    """The socket for sendfile(2), by which the kernel sends a file without copying it into the process. None if that is
-    impossible, because the connection uses TLS or the system is not Linux."""
+    """The socket for sendfile(2). None if the connection uses TLS or the system is not Linux."""
     server: tuple[str, int] | None
-    """Address and port of this end of the connection; None: unknown."""
+    """Address and port of this end. None: unknown."""
     client: tuple[str, int] | None
-    """Address and port of the peer; None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
+    """Address and port of the peer. None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
     """The trusted reverse proxies if the peer is one of them; otherwise None."""
 
     @property
     def address_for_limits(self) -> str | None:
-        """The client's IP address, by which the limits for one client are counted. None if the address is unknown, or
-        if the client is a trusted proxy, whose connections serve many clients."""
+        """The client's IP address, for limits that count by client. None if the address is unknown. Also None for a
+        trusted proxy, because it serves many clients."""
         return None if self.proxies is not None or self.client is None else self.client[0]
 
     @property
     def can_send_files(self) -> bool:
-        """Whether the application can pass a file to the server, which sends it with sendfile(2) or, over TLS, in
-        pieces. Otherwise the application has to read the file and send its bytes."""
+        """Whether the application can pass a file to the server instead of the file's bytes."""
         return sys.platform == "linux" and (self.is_tls or self.sendfile_socket is not None)
 
     @classmethod
     def for_transport(
         cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
     ) -> Self:
-        """Returns the context of a connection that was just opened. `transport` is its transport, and `connection` is
-        the object that the unsent budget closes if the client receives nothing."""
+        """Returns the context of a new connection. The unsent budget closes `connection` if the client receives
+        nothing."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)
@@ -179,8 +176,8 @@ class ConnectionContext:
 
 
 def _address(get_name: Callable[[], Any]) -> tuple[str, int] | None:
-    """Returns address and port of one end of a TCP connection. `get_name` is the method `getsockname` or `getpeername`
-    of its socket. Returns None if the connection is closed already, or is not a TCP connection."""
+    """Returns address and port of one end of a TCP connection. Returns None if the connection is closed or does not use
+    TCP."""
     try:
         name = get_name()
     except (OSError, ValueError):  # uvloop raises ValueError

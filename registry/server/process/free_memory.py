@@ -71,7 +71,7 @@ class MemoryTrimmer:
         self._next_full_collection = now + (time.perf_counter() - started_at) / MAX_FULL_COLLECTION_SHARE
 
 
-def collect_seldom() -> None:
+def make_full_collections_rare() -> None:
     """Excludes all existing objects from later garbage collections, and makes Python's automatic full collections rare.
     A late full collection delays only the release of memory, and `MemoryTrimmer` makes one when the process has
     grown."""

@@ -1,7 +1,6 @@
 """Starts and stops the application through the ASGI lifespan protocol, version 2.0.
 
-If the application's start fails, `Lifespan.start` raises the application's own exception, so that the server can print
-the reason in one line. Another ASGI server, uvicorn, would only log the exception.
+If the start fails, `Lifespan.start` raises the application's own exception, so that the server can print the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from registry.asgi import AsgiApp
 
 
 class StartFailed(Exception):
-    """The application reported that it cannot start, and raised no exception. `message` says why, in one line."""
+    """The application reported that it cannot start, and raised no exception. `message` is the reason in one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -25,37 +24,34 @@ class Lifespan:
 
     def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
-        """Values that the application stores when it starts, for use in its requests (ASGI: lifespan state)."""
+        """Values that the application stores at its start, for its requests (ASGI: lifespan state)."""
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._reply: asyncio.Future[str | None] | None = None
-        """The application's reply to the last event. Its value is None for success, or the text of a message of type
-        `…failed`. The attribute is None before the first event."""
+        """The application's reply to the last event: None for success, or the text of a failure."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the application is ready. If its start fails, raises the exception that the application raised,
-        or StartFailed if it only reported a failure. An application that returns without a reply has no lifespan, and
-        counts as ready."""
+        """Returns when the application is ready. If the start fails, raises the application's exception, or StartFailed
+        if it raised none. An application that returns without a reply counts as ready."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         failure = await self._send_event("lifespan.startup")
         if failure is not None:
-            await self._task  # Starlette reports the failure first, and then raises the exception that is its reason
+            await self._task  # Starlette first reports the failure, and then raises the exception
             last_line = failure.strip().rpartition("\n")[2]  # the last line of a traceback is the error
             raise StartFailed(last_line or "the application refused to start")
 
     async def stop(self) -> None:
-        """Tells the application to shut down, and waits until it has. Raises the exception that its shutdown raised.
-        Does nothing if the application's lifespan has not started or has ended."""
+        """Shuts the application down. Raises the exception of its shutdown. Does nothing if the lifespan has not
+        started or has ended."""
         if self._task is None or self._task.done():
             return
         await self._send_event("lifespan.shutdown")
         await self._task
 
     async def _send_event(self, event: str) -> str | None:
-        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of the
-        reply if the application reports a failure. Returns None if it reports success, or if its task ends without a
-        reply. Raises the exception that ended the task."""
+        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of a
+        reported failure, otherwise None. Raises the exception that ended the task."""
         assert self._task is not None
         self._reply = asyncio.get_running_loop().create_future()
         self._events.put_nowait({"type": event})
@@ -71,7 +67,7 @@ class Lifespan:
         await self._app(scope, self._events.get, self._on_reply)
 
     async def _on_reply(self, message: Any) -> None:
-        """Receives the application's reply to an event: the application calls this as its `send`."""
+        """The application's `send`: receives the reply to an event."""
         if self._reply is not None and not self._reply.done():
             has_failed = message["type"].endswith(".failed")
             self._reply.set_result((message.get("message") or "") if has_failed else None)

@@ -1,8 +1,8 @@
-"""A worker process: runs one event loop with the application and the connections that this process has accepted.
+"""A worker process: one event loop that runs the application and serves the connections of this process.
 
-With several workers, a parent process, the *supervisor*, forks them and stops them with SIGTERM. A single worker runs
-without a supervisor, and handles all signals itself. A worker *retires* when another worker has taken its place: it
-accepts no more connections, and ends when its work is done.
+If there are several workers, a parent process, the *supervisor*, forks and stops them. A single worker has no
+supervisor. A worker *retires* when another worker has taken its place: it accepts no more connections, and ends when
+its work is done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import MAX_CONNECTIONS, ConnectionLimit
 from registry.server.kernel import tune_malloc
 from registry.server.process.commands import CommandReceiver
-from registry.server.process.free_memory import collect_seldom
+from registry.server.process.free_memory import make_full_collections_rare
 from registry.server.process.lifespan import Lifespan
 from registry.server.process.live_change import ChangeRefused, LiveApplication
 from registry.server.process.maintenance import Maintenance, visit_in_steps
@@ -41,27 +41,27 @@ else:
     new_event_loop = uvloop.new_event_loop
 
 CANCEL_SECONDS = 1.0
-"""How long the worker waits for tasks to end after it has cancelled them. During a stop it cancels tasks twice: first
-the requests that are in progress after the grace period, and then, as its last step, all tasks that are left."""
+"""How long the worker waits for cancelled tasks to end."""
 CLOSE_SECONDS = 5.0
-"""How long the worker waits for the application to shut down, after the last request."""
+"""How long the application may take to shut down."""
 _DRAIN_CHECK_SECONDS = 0.02
-"""During a stop, how often the worker checks whether all requests have ended."""
+"""How often a worker that stops checks whether its work is done."""
 _RETIREMENT_CHECK_SECONDS = 0.1
 """How often a worker that retires checks whether its work is done."""
 PREPARE_SECONDS = 50.0
-"""How long the application may take to prepare a new configuration. A command that takes longer would delay all later
-commands."""
+"""How long the application may take to prepare a new configuration. Later commands wait during this time."""
 
 RunCommand = Callable[[str, bytes], Awaitable[None]]
-"""A function that runs a command in the worker. The arguments are the command's name and its payload."""
+"""Runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started. Returns a function that is called at the end of the worker."""
+"""Called when the application has started, with the event loop and the function that runs a command. Without a
+supervisor, only this function can change the configuration. Returns a function that is called at the end of the worker.
+"""
 
 
 class Worker:
-    """Serves connections in the current process and thread, until SIGTERM, the command `retire` or the supervisor's
-    end. A worker without a supervisor stops at SIGINT as well."""
+    """Serves connections until SIGTERM, the command `retire` or the supervisor's end. A worker without a supervisor
+    stops at SIGINT as well."""
 
     def __init__(
         self,
@@ -72,16 +72,9 @@ class Worker:
         commands: socket.socket | None = None,
         on_start: OnStart | None = None,
     ) -> None:
-        """The worker closes `options.sockets` when it stops.
-
-        - `on_ready` is called when the worker accepts connections.
-        - `alive_pipe`: the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
-          end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
-        - `commands`: the worker's end of the channel for the supervisor's commands; None: there is no supervisor.
-        - `on_start` is called when the application has started, with the event loop and the function that runs a
-          command. It returns a function that is called at the end of the worker. A worker without a supervisor gets no
-          commands over `commands`. So only the function for commands that `on_start` gets can change the configuration.
-        """
+        """The worker closes `options.sockets` when it stops. `on_ready` is called when the worker accepts connections.
+        `commands` is the channel for the supervisor's commands. `alive_pipe` is the reading end of a pipe. Only the
+        supervisor holds the writing end. Without a supervisor, `commands` and `alive_pipe` are None."""
         self._options = options
         self._on_ready = on_ready
         self._alive_pipe = alive_pipe
@@ -96,8 +89,8 @@ class Worker:
         self._max_connections: int | None = None  # not known before the application has started
 
     def run(self) -> tuple[int, str | None]:
-        """Serves until the worker is told to stop or to retire. Returns the exit code and the reason of a failure: 1
-        and one line of text after a failure, otherwise 0 and None."""
+        """Serves until the worker stops or retires. Returns (0, None), or (1, reason) after a failure. The reason is
+        one line."""
         tune_malloc()
         loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
@@ -113,8 +106,7 @@ class Worker:
         return 0, None
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts the application, serves until the worker is told to stop or to retire, and shuts the application down.
-        Raises the errors of the start."""
+        """Starts the application, serves connections, and shuts down. Raises the errors of the start."""
         self._handle_signals(loop)
         self._reload_certificates()  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
@@ -125,13 +117,12 @@ class Worker:
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            # A signal stopped the worker during the application's start. The application can be shut down, below, only
-            # when it has completed its start.
+            # The worker was stopped during the start. Only an application that has started can be shut down.
             await asyncio.wait({starting}, timeout=self._options.grace_seconds)
         if not starting.done():
             return  # `run` cancels the start
         starting.result()
-        collect_seldom()
+        make_full_collections_rare()
         certificates = self._options.listener_options.certificates
         max_connections = MAX_CONNECTIONS if certificates is None else self._options.limits.tls_connections
         limit = ConnectionLimit(
@@ -158,8 +149,7 @@ class Worker:
         await _shut_down(lifespan)
 
     def _counts(self) -> ServerCounts:
-        """Returns the numbers of connections and requests in this process. The application calls this for its status
-        report."""
+        """Returns the numbers of connections and requests, for the application's status report."""
         state = self._state
         return ServerCounts(
             len(state.connections), self._max_connections, requests=len(state.tasks), answered=state.total_requests
@@ -171,12 +161,10 @@ class Worker:
         if self._alive_pipe is None:
             signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))
         else:
-            # Ctrl-C sends SIGINT to the whole process group. The supervisor receives it as well, and stops its workers
-            # with SIGTERM.
+            # Ctrl-C sends SIGINT to the supervisor as well. The supervisor then stops its workers with SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            loop.add_reader(self._alive_pipe, os._exit, 1)  # exits with code 1 when the supervisor has ended
-        # These signals would end the process by default, and a closed terminal sends SIGHUP to the whole process group.
-        # A supervisor itself acts on these signals. In a worker without a supervisor, `on_start` sets other handlers.
+            loop.add_reader(self._alive_pipe, os._exit, 1)  # the pipe becomes readable when the supervisor has ended
+        # These signals must not end a worker. In a worker without a supervisor, `on_start` replaces these handlers.
         for signal_number in (signal.SIGHUP, signal.SIGUSR2):
             signal.signal(signal_number, signal.SIG_IGN)
         # The supervisor blocks these signals while it forks a worker.
@@ -184,25 +172,23 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
     def _reload_certificates(self) -> None:
-        """Reloads the TLS certificate if its files have changed. Call it only when no program is still writing these
-        files."""
+        """Reloads the TLS certificate if its files have changed. Call this only when the files are complete."""
         if self._options.listener_options.certificates is not None:
             self._options.listener_options.certificates.refresh(are_files_complete=True)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
-        """Stops the worker gracefully at the first SIGINT, and exits immediately at the second SIGINT, or at a SIGINT
-        during a stop. The interpreter calls this function, not the event loop, so it works while a callback blocks the
-        loop."""
+        """Stops the worker gracefully at the first SIGINT. A second SIGINT, or one during a stop, ends the process at
+        once. The interpreter calls this function, so it works even while the event loop is blocked."""
         if self._was_interrupted or self._stop.is_set():
             os._exit(128 + signal_number)
         self._was_interrupted = True
-        with suppress(RuntimeError):  # raised if the loop is closed, because the worker has stopped
+        with suppress(RuntimeError):  # the loop is closed if the worker has stopped
             loop.call_soon_threadsafe(self._stop.set)
 
     def _listen(
         self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
     ) -> list[Acceptor]:
-        """Starts to accept connections on all listening sockets. Returns one acceptor for each socket."""
+        """Accepts connections on all listening sockets."""
         worker = WorkerContext(
             app,
             loop,
@@ -226,9 +212,9 @@ class Worker:
         ]
 
     async def run_command(self, name: str, payload: bytes) -> None:
-        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
-        application that is no `LiveApplication` ignores the first three. Even then, `switch` reloads the certificates.
-        Raises the exceptions of the application, and ChangeRefused if the application takes too long to prepare."""
+        """Runs `retire`, or a command that changes the configuration: `prepare`, `switch` or `discard`. An application
+        that is no `LiveApplication` does not get these three commands. `switch` also reloads the certificates. Raises
+        ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
@@ -248,11 +234,9 @@ class Worker:
                 ) from None
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
-        """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
-        no more connections, and answers one more request on each connection with `Connection: close`. A connection
-        without a request stays open until its timeout, because the client may be sending a request. Also waits for the
-        application's background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is
-        told to stop."""
+        """Lets each connection answer one more request, and waits for the application's background work. An idle
+        connection stays open until its timeout, because the client may be sending a request. Returns when all has
+        ended, after `retire_seconds`, or at a stop."""
         for acceptor in acceptors:
             acceptor.close()
         app = self._app if isinstance(self._app, LiveApplication) else None
@@ -268,18 +252,16 @@ class Worker:
             await asyncio.wait({work})
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
-        """Stops accepting connections, and closes each connection once it has no request in progress. After the grace
-        period aborts the connections that are left, and cancels their requests."""
+        """Accepts no more connections, and closes each connection after its requests. After the grace period, cuts off
+        the connections and requests that are left."""
         for acceptor in acceptors:
             acceptor.close()
         if self._options.listener_options.certificates is not None:
-            # Ends the TLS handshakes in progress. This loses no request, because a client sends its first request after
-            # the handshake.
+            # Ends TLS handshakes. This loses no request, because a client sends requests only after the handshake.
             await visit_in_steps(self._pending, lambda connection: connection.evict())
         deadline = time.monotonic() + self._options.grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
-            # This is repeated in each round, because connections that are still being set up are added to the set
-            # later.
+            # Repeated, because connections that are still being set up join the set later.
             await visit_in_steps(self._state.connections, lambda connection: connection.shutdown())
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         await visit_in_steps(self._state.connections, lambda connection: connection.abort())
@@ -292,8 +274,8 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Leaves new background work to other processes, and waits for the running work. Logs an error and returns if that
-    fails: the shutdown then ends the work."""
+    """Leaves new background work to other processes, and waits for the running work. Only logs an error, because the
+    shutdown ends the work anyway."""
     try:
         await app.retire()
         await app.finish()
@@ -302,8 +284,8 @@ async def _finish_work(app: LiveApplication) -> None:
 
 
 async def _shut_down(lifespan: Lifespan) -> None:
-    """Shuts down the application. Logs a warning and returns if that takes more than `CLOSE_SECONDS`; the worker
-    cancels the shutdown afterwards, with all tasks that are left. Logs an error if the shutdown fails."""
+    """Shuts down the application, and logs a failure. Returns after `CLOSE_SECONDS` at the latest: `run` then cancels
+    the shutdown."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():
@@ -313,7 +295,7 @@ async def _shut_down(lifespan: Lifespan) -> None:
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancels all tasks of the loop, and waits up to `CANCEL_SECONDS` until they have ended."""
+    """Cancels all tasks of the loop, and waits up to `CANCEL_SECONDS` for their end."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -322,8 +304,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Returns one line that says why the server failed with `error`. Errors with a `message` attribute and OSErrors are
-    expected. All other errors are bugs: this function logs their traceback."""
+    """Returns one line that says why the server failed. OSErrors and errors with a `message` are expected. Any other
+    error is a bug, so its traceback is logged."""
     message = getattr(error, "message", None)
     if isinstance(message, str) and message:
         return " ".join(message.split())

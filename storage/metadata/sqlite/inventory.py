@@ -1,8 +1,7 @@
-"""Counts the content of the metadata database, and plans which tags and manifests a command removes together with a tag
-or manifest (`SqliteInventory`).
+"""Counts the content of the metadata database, and plans removals of tags and manifests (`SqliteInventory`).
 
-Commands of the command line use the inventory while a server may be running on the same database. The inventory has a
-connection of its own.
+A server may use the database at the same time, through another connection. In this module, an *index* is an image
+index, not an index of the database.
 """
 
 from __future__ import annotations
@@ -38,24 +37,23 @@ SELECT r.name, t.name FROM repository r JOIN tag t ON t.repository = r.id
 _CHILDREN = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
  WHERE c.manifest = ?1"""
-"""Row ids of the *children* of the index with row id ?1: the manifests that it lists. An *index* in this module is
-always an image index, not an index of the database."""
+"""Row ids of the *children* of an index: the manifests that are in it. ?1: the row id of the index."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
-"""Row ids of the manifests whose subject is the manifest with row id ?1."""
+"""Row ids of the *referrers* of a manifest: they name it as their subject. ?1: the row id of the manifest."""
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""Finds the indexes that list the manifest with row id ?1. Returns the lowest of their row ids that is above ?2."""
+"""Row id of the next index that contains a manifest. ?1: the row id of the manifest. ?2: a row id. The result is the
+lowest row id above ?2."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob k WHERE k.repository = ?1 AND k.digest = b.digest
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
-"""Total size in bytes of the blobs that become unused when the manifests with the row ids ?2 (JSON) are removed from
-the repository with row id ?1. No other manifest of the repository refers to such a blob, and no other repository has a
-link to it. A *link* is a row that lets a repository serve a blob."""
+"""Total size in bytes of the blobs that become unused when manifests are removed. ?1: the row id of the repository. ?2:
+the row ids of the manifests, as a JSON list. A blob that another repository has does not become unused."""
 
 
 _FIGURES = """
@@ -66,17 +64,16 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""For each upstream, how many requests its rate limit still allows, as the upstream last reported. Leaves out reports
-up to the time ?1, which are out of date, and reports after the time ?2, which were stored while the clock was ahead."""
+"""How many requests each upstream still allows, as it last reported. Leaves out reports up to the time ?1: they are too
+old. Leaves out reports after the time ?2: the clock was ahead when they were stored."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Age in seconds at which an upstream's last report about its rate limit is out of date."""
+"""Age in seconds at which a report about a rate limit is too old."""
 
 
 @contextmanager
 def open_inventory(database: Path) -> Iterator[SqliteInventory]:
-    """Opens the inventory of the database file `database`, and closes it at the end of the `with` block. The caller has
-    checked that the tables have the version that this program needs. Raises StorageFailed if the database cannot be
-    read, also inside the `with` block."""
+    """Opens the inventory of a database file for a `with` block. The caller has checked the version of the tables.
+    Raises StorageFailed, also inside the block, if the database cannot be read."""
     try:
         with closing(connect(database, read_only=True)) as db:
             yield SqliteInventory(db)
@@ -85,16 +82,14 @@ def open_inventory(database: Path) -> Iterator[SqliteInventory]:
 
 
 class SqliteInventory:
-    """Implements `storage.inventory.Inventory`. Its methods raise apsw.Error."""
+    """Implements `storage.inventory.Inventory`. `open_inventory` turns an apsw.Error of a method into StorageFailed."""
 
     def __init__(self, db: apsw.Connection) -> None:
-        """Reads with the connection `db`, which `open_inventory` opens and closes."""
+        """Reads with `db`, but does not close it."""
         self._db = db
 
     def figures(self, now: float) -> StoreFigures:
-        """Counts the content, the damaged content, the open uploads and the running jobs. Reads the disk usage of each
-        scope (a set of repositories), how many requests each upstream still allows, and how many deliveries to each
-        webhook are pending or were given up."""
+        """Returns the figures of the whole database. `now`: in seconds since 1970."""
         row: tuple[Any, ...] = self._db.execute(_FIGURES).get
         repositories, manifests, tags, blobs, blob_bytes, uploads, damaged_blobs, damaged_manifests = row
         running = (JobState.RUNNING.value,)
@@ -118,15 +113,14 @@ class SqliteInventory:
         )
 
     def totals_below(self, name: str) -> ContentTotals:
-        """Counts the manifests, tags, blobs and bytes of blobs of the repositories whose names begin with `name` and a
-        slash. Also counts the repositories among them that have a manifest."""
+        """Counts the content of the repositories whose names begin with `name` and a slash."""
         name_range = _range_below(name)
         counts: tuple[Any, ...] = self._db.execute(_COUNT_CONTENT, name_range).get
         blobs: tuple[Any, ...] = self._db.execute(_COUNT_BLOBS, name_range).get
         return ContentTotals(*counts, *blobs)
 
     def tags_below(self, name: str) -> list[tuple[RepositoryName, Tag]]:
-        """Returns the tags of the repositories whose names begin with `name` and a slash, in order."""
+        """Returns the tags of the repositories whose names begin with `name` and a slash, sorted."""
         rows = self._db.execute(_TAGS, _range_below(name)).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
@@ -140,10 +134,12 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
-        it. If a plan removes a manifest, it also removes the manifest's tags, its children (the manifests that it
-        lists) and its referrers (the manifests that name it as their subject). A child or referrer stays if it has a
-        tag, or if an index that stays lists it. Raises NameUnknown, ManifestUnknown."""
+        A tag is removed with its manifest. The manifest stays if it has other tags or is in an index.
+
+        A manifest is removed with its tags, children and referrers. A child or referrer stays if it has a tag or is in
+        an index that stays.
+
+        Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(
@@ -161,10 +157,10 @@ class SqliteInventory:
         return self._plan(repo, repository, tags, self._with_dependents(root))
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if it has
-        no manifests."""
+        """Plans the removal of all tags and manifests of the repository. Changes nothing. Raises NameUnknown if there
+        are no manifests."""
         repository = lookups.repository_id(self._db, repo)
-        # The highest row ids come first, so that an index comes before its children, which were usually pushed earlier.
+        # An index should come before its children. Clients usually push children first, so children have lower row ids.
         removed_ids = self._column("SELECT id FROM manifest WHERE repository = ?1 ORDER BY id DESC", repository)
         if not removed_ids:
             raise NameUnknown(f"there is nothing in {repo}")
@@ -172,16 +168,15 @@ class SqliteInventory:
         return self._plan(repo, repository, [Tag(name) for name in tags], removed_ids)
 
     def _with_dependents(self, root: int) -> list[int]:
-        """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
-        children and referrers. Leaves out manifests that have a tag or that an index outside the result lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. So the loop must
-        # read each entry of an index only a few times. When it finds an index that lists a manifest and is not in
-        # `removed`, the manifest waits for this index. If the index is removed later, the loop goes on with the other
-        # indexes that list the manifest, and does not read the earlier ones again.
+        """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. A
+        child or referrer stays if it has a tag, or if it is in an index that is not in the result."""
+        # The same tens of thousands of children can be in many indexes. So the loop must not read all indexes of a
+        # manifest again and again. The manifest waits for the first of its indexes that is not in `removed`. If this
+        # index is added to `removed`, the loop continues with the next index of the manifest.
         removed: dict[int, None] = {}  # keeps the order
-        waiting: dict[int, list[int]] = {}  # maps an index to the manifests that stay unless the index is removed
-        # Maps each manifest found so far to a row id. The indexes that list the manifest are read in the order of their
-        # row ids. Those up to this row id have been read, and all of them are in `removed`.
+        waiting: dict[int, list[int]] = {}  # maps an index to the manifests that wait for it
+        # Maps each manifest found so far to the row id of one of its indexes, or to 0. All indexes of the manifest up
+        # to this row id are in `removed`.
         checked_up_to = {root: 0}
         pending = deque([root])
         while pending:
@@ -205,8 +200,8 @@ class SqliteInventory:
         return list(removed)
 
     def _next_index(self, manifest: int, after: int = 0) -> int | None:
-        """Returns the row id of the first index with a row id larger than `after` that lists the manifest; None if
-        there is none."""
+        """Returns the row id of the next index that contains the manifest: the lowest row id above `after`. None: no
+        index follows."""
         row_ids = self._column(_NEXT_INDEX, manifest, after)
         return row_ids[0] if row_ids else None
 
@@ -214,22 +209,20 @@ class SqliteInventory:
         return bool(self._column("SELECT 1 FROM tag WHERE manifest = ?1 LIMIT 1", manifest))
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
-        """Returns the plan that removes `tags` and the manifests with the row ids `removed`. `RemovalPlan.size` is the
-        total size of the blobs that become unused."""
+        """Returns the plan. `removed`: the row ids of the manifests to remove."""
         digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", row_id)[0]) for row_id in removed]
         size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), size)
 
     def _tags(self, manifest: int) -> list[Tag]:
-        """Returns the tags that point at the manifest with the row id `manifest`."""
+        """Returns the tags that point at the manifest."""
         return [Tag(name) for name in self._column("SELECT name FROM tag WHERE manifest = ?1 ORDER BY name", manifest)]
 
     def _column(self, sql: str, *parameters: int) -> list[Any]:
-        """Runs a statement with one column. Returns the values of the column."""
+        """Returns the values of a query's only column."""
         return [value for (value,) in self._db.execute(sql, parameters).fetchall()]
 
 
 def _range_below(name: str) -> tuple[str, str]:
-    """Returns the bounds of the names that begin with `name` and a slash: each is at least the first bound and less
-    than the second."""
+    """Returns the range of the names that begin with `name` and a slash. The second bound is excluded."""
     return f"{name}/", f"{name}0"  # in byte order, "0" follows "/"

@@ -1,4 +1,4 @@
-"""Responses of the fake Hub, and functions that make a response faulty."""
+"""Responses of the fake Docker Hub, and functions that make a response faulty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ERROR_CODES = {400: "UNSUPPORTED", 401: "UNAUTHORIZED", 403: "DENIED", 404: "NA
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """A response: a status, headers, and the bytes `start` to `stop` of `body`."""
+    """A response with the bytes `start` to `stop` of `body`."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -23,15 +23,15 @@ class HubAnswer:
     stop: int = 0
 
     def head(self, *, close: bool) -> bytes:
-        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Said So')}"]
+        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Other Status')}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         lines += ["Connection: close"] if close else []
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None, code: str = "") -> HubAnswer:
-    """Returns an error response in the form of the distribution spec. If the spec has no error code for the status, the
-    body is an HTML page, as from a load balancer."""
+    """Returns an error response in the form of the OCI distribution spec. Without an error code for the status, returns
+    a `page`."""
     code = code or _ERROR_CODES.get(status, "")
     if not code:
         return page(status, message, headers)
@@ -40,7 +40,7 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None, c
 
 
 def page(status: int, message: str, headers: Mapping[str, str] | None = None) -> HubAnswer:
-    """Returns an error page, as from a load balancer."""
+    """Returns an HTML error page, as from a load balancer."""
     return text(status, f"<html><body><h1>{status} {message}</h1></body></html>\n", "text/html", headers)
 
 
@@ -51,7 +51,7 @@ def text(status: int, body: str, media_type: str, headers: Mapping[str, str] | N
 
 
 def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int, stop: int) -> HubAnswer:
-    """Returns a response with the bytes `start` to `stop` of a body, and with the headers for this range."""
+    """Returns a response with the bytes `start` to `stop` of a body."""
     all_headers = {**headers, "Content-Length": str(stop - start)}
     if status == 206:
         all_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{body.size}"
@@ -59,13 +59,13 @@ def part(status: int, headers: Mapping[str, str], body: ReadableBody, start: int
 
 
 def without_length(answer: HubAnswer) -> HubAnswer:
-    """Returns the response without Content-Length, so that the end of the connection marks the end of the body."""
+    """Returns the response without Content-Length. The end of the connection then marks the end of the body."""
     headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
     return HubAnswer(answer.status, headers, answer.body, answer.start, answer.stop)
 
 
 def shifted(answer: HubAnswer, by: int) -> HubAnswer:
-    """Returns the response with a range that starts `by` bytes later than requested."""
+    """Returns the response with a range that starts `by` bytes too late."""
     if answer.status != 206 or answer.start + by >= answer.stop:
         return answer
     return part(206, answer.headers, answer.body, answer.start + by, answer.stop)
@@ -78,7 +78,7 @@ def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
 
 @dataclass(frozen=True)
 class _CorruptBody:
-    """A body that differs from `original` in the byte at `offset`."""
+    """A body with a wrong byte at `offset`."""
 
     original: ReadableBody
     offset: int

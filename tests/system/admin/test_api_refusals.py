@@ -1,5 +1,4 @@
-"""Tests that the management API refuses callers who lack the rights, on every route. `ROUTES` and
-`ROUTES_FOR_OTHER_ACCOUNTS` are used by other tests as well."""
+"""Tests that every route of the management API refuses callers who lack the rights."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
 from tests.fakes.api_document import api_document
 from tests.fakes.plain_client import plain_client
 
-ROUTES_FOR_OTHER_ACCOUNTS = {
+ROUTES_NOT_ONLY_FOR_ADMINS = {
     ("GET", "/me"),
     ("GET", "/users/{name}"),
     ("PUT", "/users/{name}/password"),
@@ -54,8 +53,7 @@ ROUTES_FOR_OTHER_ACCOUNTS = {
     ("GET", "/events"),
     ("GET", "/search"),
 }
-"""The routes that other accounts than admins may use, for their own data or with a grant. All other routes are for
-admins only."""
+"""The routes that accounts other than admins may use, for their own data or with a grant."""
 
 BODIES: dict[tuple[str, str], Any] = {  # a valid body for each route that needs one
     ("POST", "/users"): {"name": "x"},
@@ -91,7 +89,7 @@ BODIES: dict[tuple[str, str], Any] = {  # a valid body for each route that needs
 
 
 def routes() -> list[tuple[str, str]]:
-    """Returns the method and the path of every route in the OpenAPI document of the API."""
+    """Returns the method and the path of every route in the OpenAPI document."""
     paths = api_document()["paths"]
     return sorted(
         (method.upper(), path.removeprefix("/api/v1"))
@@ -116,7 +114,8 @@ ROUTES = routes()
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
 def test_no_credentials(site: AdminSite, route: tuple[str, str]) -> None:
-    """Without credentials, every route responds with 401, and with a challenge for which a browser asks for a login."""
+    """Without credentials, every route responds with 401 and a challenge. For this challenge, a browser asks for a
+    login."""
     answer = site.call(route[0], filled(route[1]), BODIES.get(route), auth=None)
     assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
     assert answer.headers["www-authenticate"].startswith('Basic realm="Entrepot"')
@@ -129,10 +128,10 @@ def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize("route", sorted(set(ROUTES) - ROUTES_FOR_OTHER_ACCOUNTS), ids=" ".join)
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - ROUTES_NOT_ONLY_FOR_ADMINS), ids=" ".join)
 def test_routes_for_admins_only(site: AdminSite, route: tuple[str, str]) -> None:
-    """On routes for admins, every other caller gets 403, whether or not the named object exists. An admin with a
-    limited token gets 403 as well."""
+    """On routes for admins, every other caller gets 403, whether or not the named object exists. So does an admin with
+    a limited token."""
     user = site.user()
     admin = site.user(admin=True)
     limited = site.token(admin[0], limits=[{"pattern": "**", "actions": ["pull", "push", "delete", "admin"]}])
@@ -143,7 +142,7 @@ def test_routes_for_admins_only(site: AdminSite, route: tuple[str, str]) -> None
 
 
 def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
-    """The audit log has an entry for a refused request, with the account, the operation and the address."""
+    """The audit log names the account, the operation and the address of a refused request."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
     while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -165,7 +164,7 @@ def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
 def test_requests_for_other_accounts_are_in_the_audit_log(
     site: AdminSite, method: str, path: str, body: object, operation: str
 ) -> None:
-    """The audit log has an entry for a request for another account, which gets 404 as if there were no such account."""
+    """A request for another account gets 404, and is in the audit log."""
     user = site.user()
     filled_path = path.format(account="root", token=site.token("root").split("_")[1])
     assert site.call(method, filled_path, body, auth=user).status_code == 404
@@ -176,8 +175,8 @@ def test_requests_for_other_accounts_are_in_the_audit_log(
 
 @pytest.mark.parametrize("path", ["/api/v1/repositories/{}/tag-list", "/ui/repositories/{}", "/ui/tag-history/{}"])
 def test_refused_reads_of_repositories_are_in_the_audit_log(site: AdminSite, path: str) -> None:
-    """The audit log has an entry for a request of the API or of a page for a repository that the account may not pull.
-    The request gets 404, as if there were no such repository."""
+    """The API and the pages respond with 404 for a repository that the account may not pull. The request is in the
+    audit log."""
     user, repo = site.user(), f"secret/{site.name('repo')}"
     with plain_client(site.server.url, headers={"sec-fetch-site": "same-origin"}) as browser:
         login = {"user": user[0], "password": user[1], "next": "/ui/"}
@@ -189,7 +188,8 @@ def test_refused_reads_of_repositories_are_in_the_audit_log(site: AdminSite, pat
 
 
 def test_a_refused_change_of_a_hidden_repository_is_in_the_audit_log(site: AdminSite) -> None:
-    """The audit log has an entry for a change that needs the right to pull, by an account that may only push."""
+    """An account that may only push gets 404 for a change that needs the right to pull. The request is in the audit
+    log."""
     user, repo = site.user(), f"drop/{site.name('repo')}"
     site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": repo, "actions": ["push"]})
     path = f"/repositories/{repo}/description"
@@ -200,8 +200,8 @@ def test_a_refused_change_of_a_hidden_repository_is_in_the_audit_log(site: Admin
 
 
 def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
-    """The audit log contains the percent-encoded path as the client has sent it, so it cannot send control sequences to
-    a terminal."""
+    """The audit log has the path as the client sent it, percent-encoded. So the log sends no control sequences to a
+    terminal."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
     while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
@@ -210,9 +210,9 @@ def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
     assert "\x1b" not in site.command("audit", "--actor", user[0])
 
 
-def test_own_routes_exist() -> None:
-    """All routes in `ROUTES_FOR_OTHER_ACCOUNTS` exist."""
-    assert set(ROUTES) >= ROUTES_FOR_OTHER_ACCOUNTS
+def test_routes_not_only_for_admins_exist() -> None:
+    """All routes in `ROUTES_NOT_ONLY_FOR_ADMINS` exist."""
+    assert set(ROUTES) >= ROUTES_NOT_ONLY_FOR_ADMINS
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_own_routes_exist() -> None:
     ],
 )
 def test_other_accounts_look_like_missing_ones(site: AdminSite, method: str, path: str, body: object) -> None:
-    """For an account that the caller may not see, the response is the same as for an account that does not exist."""
+    """For an account that the caller may not see, the response is the same as for a missing account."""
     user = site.user()
     answers = [site.call(method, path.format(name), body, auth=user) for name in ("root", "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
@@ -235,7 +235,8 @@ def test_other_accounts_look_like_missing_ones(site: AdminSite, method: str, pat
 
 
 def test_tokens_of_others_look_like_missing_ones(site: AdminSite) -> None:
-    """A caller cannot make or revoke a token of another account, and cannot find out whether it exists."""
+    """A caller cannot make or revoke a token of another account. The response does not show whether the token or the
+    account exists."""
     user = site.user()
     root_token_id = site.token("root").split("_")[1]
     answers = [site.call("DELETE", f"/tokens/{token_id}", auth=user) for token_id in (root_token_id, "not-there")]
@@ -247,8 +248,8 @@ def test_tokens_of_others_look_like_missing_ones(site: AdminSite) -> None:
 
 
 def test_rights_are_checked_before_the_body_is_received(site: AdminSite) -> None:
-    """On every route with a body, the registry answers a client without a login as soon as it has the headers. So such
-    a client cannot make the registry receive and parse a body."""
+    """A client without a login gets a 401 as soon as the registry has the headers. So the registry parses no body for
+    such a client."""
     for method, path in sorted(BODIES):
         head = (
             f"{method} /api/v1{filled(path)} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -1,5 +1,4 @@
-"""Tests of `/api/v1/mirror`: the state of the upstreams, the list of cached images, and changes of the cached
-content."""
+"""Tests of `/api/v1/mirror`: the state of the mirror, and changes of its cache."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ WARM = "docker.io/library/warm"
 
 
 def wait_for_end(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
-    """Waits until the job has ended, and returns it."""
+    """Waits for the end of the job, and returns the job."""
     deadline = time.monotonic() + 60
     while job["ended"] is None:
         assert time.monotonic() < deadline
@@ -33,17 +32,17 @@ def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
 
 
 def test_warm_list_refresh_and_purge(mirror_site: AdminSite, upstream: Hub) -> None:
-    """A job fetches an image into the cache. The API lists the downloads while they run, and then the image. A second
-    job fetches nothing. A job for a missing image fails. A refresh checks the tag at the upstream. A purge deletes the
-    image from the cache, and the audit log names the admin."""
+    """A warm job fetches an image into the cache. The API lists the download while it runs, and then the image.
+    A second job fetches nothing. A job for a missing image fails. A refresh checks the tag at the upstream. A purge
+    deletes the image."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
     layer = WARMED.layers[-1]
     upstream.fault(stall_after=layer.size // 2, match=layer.digest.partition(":")[2])
     job = site.call_ok("POST", "/mirror/warm", body)
-    upstream.until(lambda: [fill["digest"] for fill in site.call_ok("GET", "/mirror/downloads")] == [layer.digest])
-    (fill,) = site.call_ok("GET", "/mirror")["fills"]
-    assert (fill["digest"], fill["size"], fill["running"]) == (layer.digest, layer.size, True)
+    upstream.until(lambda: [each["digest"] for each in site.call_ok("GET", "/mirror/downloads")] == [layer.digest])
+    (download,) = site.call_ok("GET", "/mirror")["fills"]
+    assert (download["digest"], download["size"], download["running"]) == (layer.digest, layer.size, True)
     upstream.release()
     job = wait_for_end(site, job)
     assert (job["state"], job["unit"]) == ("done", "bytes")
@@ -87,8 +86,8 @@ def test_warm_list_refresh_and_purge(mirror_site: AdminSite, upstream: Hub) -> N
 
 
 def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
-    """Admins, and accounts with the action `admin` on a repository, may refresh and purge its cached content. All other
-    routes are for admins only."""
+    """An account with the action `admin` on a repository may refresh and purge its cached content. All other routes
+    are for admins only."""
     site = mirror_site
     user = site.user()
     site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})

@@ -122,7 +122,7 @@ def test_restore_at_a_point_in_time(server: RegistryServer, repo: str) -> None:
     run(server, "restore", f"{repo}:v1", "--at", entries[1]["at"])  # the time that the history shows
     assert head(server, repo, "v1") == entries[1]["digest"]
     output = run(server, "restore", f"{repo}:v1", "--at", "1h", code=1)
-    assert output == f"entrepot: {repo}:v1 did not exist at that time; its history lists when it did\n"
+    assert output == f"entrepot: {repo}:v1 did not exist at that time; the tag's history shows when it existed\n"
 
 
 def test_move_and_delete(server: RegistryServer, repo: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the errors that clients show when they push another image to an immutable tag."""
+"""Tests of the errors that clients show after a push of another image to an immutable tag."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ IMMUTABLE_RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """Runs a server. In its repositories below `fixed/`, tags that begin with `v` are immutable."""
+    """A server with immutable tags."""
     with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": IMMUTABLE_RULES}) as running:
         yield running
 
 
 def test_docker_shows_the_error(docker: DockerEngine, strict: RegistryServer) -> None:
-    """A push of the same image succeeds. A push of another image is refused with an error that names the tag and its
-    digest."""
+    """Docker can push the same image again. For another image, Docker shows the registry's error."""
     name = f"{strict.address}/fixed/docker:v1"
     docker.load(image("first"), name)
     docker("push", name)
@@ -39,7 +38,7 @@ def test_docker_shows_the_error(docker: DockerEngine, strict: RegistryServer) ->
 
 
 def test_skopeo_and_podman_show_the_error(tools: ContainerTools, strict: RegistryServer, tmp_path: Path) -> None:
-    """skopeo can push the same image again. skopeo and podman show the registry's error when they push another one."""
+    """skopeo can push the same image again. For another image, skopeo and podman show the registry's error."""
     first, second = image("first"), image("second")
     layout = write_layout(tmp_path / "layout", {"first": first, "second": second})
     name = f"{strict.address}/fixed/skopeo:v1"

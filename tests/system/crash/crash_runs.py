@@ -143,7 +143,7 @@ async def check_power_cuts(
     mixtures: int = 2,
     every: int = 1,
     system: RecordingSystem | None = None,
-    lay_out: Callable[[DiskAfterCut, Path], None] = DiskAfterCut.lay_out,
+    write_disk: Callable[[DiskAfterCut, Path], None] = DiskAfterCut.write_as_data_dir,
     look_at: Callable[[DiskAfterCut], None] = lambda _: None,
     check_end: Callable[[Path], Awaitable[None]] | None = None,
 ) -> int:
@@ -152,9 +152,9 @@ async def check_power_cuts(
     equals an earlier one is skipped. Returns the number of different disks.
 
     `mixtures`: the number of random disks per step. `every`: only each `every`th of the different disks is checked; the
-    disks after the last step are all checked. `system` records the work. `lay_out` writes the content of a disk into a
-    directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that has
-    the least content after a power cut at the end of the work."""
+    disks after the last step are all checked. `system` records the work. `write_disk` writes the content of a disk into
+    a directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that
+    has the least content after a power cut at the end of the work."""
     data = recorded_data.with_name(f"{recorded_data.name} after a cut")
     shutil.copytree(recorded_data, data)
     system = system or RecordingSystem(recorded_data)
@@ -176,12 +176,12 @@ async def check_power_cuts(
                 look_at(disk_after_cut)
                 if len(different_disks) % every and number + 1 < len(system.log):
                     continue
-                lay_out(disk_after_cut, data)
+                write_disk(disk_after_cut, data)
                 await check(data, len(different_disks))
             except BaseException as error:
                 error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; disk: {disk_after_cut.how}")
                 raise
     if check_end is not None:
-        lay_out(next(disk.cuts(0, 0)), data)  # the first disk has the least content
+        write_disk(next(disk.cuts(0, 0)), data)  # the first disk has the least content
         await check_end(data)
     return len(different_disks)

@@ -200,7 +200,7 @@ class DiskAfterCut:
     names: dict[str, bytes | None]
     metadata: bytes
 
-    def lay_out_anew(self, root: Path) -> None:
+    def write_as_directory(self, root: Path) -> None:
         """Replaces `root` by a directory with the directories and files of this disk. `root` need not be a data
         directory: it may contain backups. So this method does not write `metadata`. A database below `root`, such as
         the copy in a backup, is one of the recorded files."""
@@ -208,7 +208,7 @@ class DiskAfterCut:
         root.mkdir()
         self._make_names(root)
 
-    def lay_out(self, data: Path) -> None:
+    def write_as_data_dir(self, data: Path) -> None:
         """Gives the prepared directory `data` the content of this disk."""
         for folder, _, names in os.walk(data):
             for name in names:

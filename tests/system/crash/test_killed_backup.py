@@ -1,5 +1,5 @@
-"""Tests that interrupt a backup or a restore, by SIGKILL before a durable step or by a power cut after one. A snapshot
-that is listed as complete can be restored completely, and the next run completes the interrupted work."""
+"""Tests that interrupt a backup or a restore by SIGKILL or by a simulated power cut. The complete snapshots can be
+restored, and the next run completes the work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem
 from tests.system.crash.workload import files_below
 
 OLD_TAGS, NEW_TAGS = ["kept", "old"], ["again", "kept", "new"]
-"""The tags in the first backup of `make_source`, and the tags after its last change."""
+"""The tags in the backup that `make_source` makes, and the tags that the store has after `make_source`."""
 
 
 def snapshot_names(folder: Path) -> list[str]:
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 async def check_data(data: Path, kept_image: Manifest) -> list[str]:
-    """Checks that a restored store is complete. Returns its tags."""
+    """Checks that the restored store is complete. Returns its tags."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
         await assert_consistent(store)
@@ -56,23 +56,23 @@ async def check_data(data: Path, kept_image: Manifest) -> list[str]:
 
 
 async def check_newest(folder: Path, kept_image: Manifest, tags: list[str]) -> None:
-    """Restores the newest snapshot, and checks that the restored store is complete and has these tags."""
+    """Checks that the newest snapshot can be restored completely and has these tags."""
     await restore_in(folder / "backups", folder / "restored", System())
     assert await check_data(folder / "restored" / "data", kept_image) == tags
     shutil.rmtree(folder / "restored")
 
 
 async def check_backups(folder: Path, source: Path, kept_image: Manifest) -> None:
-    """Checks that there is a complete snapshot, that it can be restored, and that the next backup succeeds."""
+    """Checks that a complete snapshot exists and can be restored. Then checks the next backup."""
     names = snapshot_names(folder)
     assert names
-    # The name is the time of the backup. `FIRST_TIME`, the time of the first backup, is in 2001.
+    # The name begins with the year. The first backup is from 2001.
     await check_newest(folder, kept_image, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
     await check_next_backup(folder, source)
 
 
 async def check_next_backup(folder: Path, source: Path) -> None:
-    """Checks that the next backup has all blobs of the store byte for byte, and no other files."""
+    """Makes the next backup. Checks that it has all blobs of the store byte for byte, and no other files."""
     await back_up_in(source, folder, System())
     assert len(snapshot_names(folder)) == 1
     assert len(list((folder / "backups" / "snapshots").iterdir())) == 1
@@ -81,7 +81,7 @@ async def check_next_backup(folder: Path, source: Path) -> None:
 
 
 async def check_restored(folder: Path, backups: Path, kept_image: Manifest) -> None:
-    """If the interrupted restore is not complete, restores the backup again. Then checks that the store is complete."""
+    """Restores the backup again if the interrupted restore is not complete. Then checks the store."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
@@ -89,8 +89,7 @@ async def check_restored(folder: Path, backups: Path, kept_image: Manifest) -> N
 
 
 def look_at_backups(disk: DiskAfterCut) -> None:
-    """Checks that each snapshot with a manifest file has its database, byte for byte, and all blobs that the database
-    names."""
+    """Checks that each snapshot with a manifest file has its database and all blobs that the database names."""
     manifests = [name for name in disk.names if name.startswith("backups/snapshots/") and name.endswith(".json")]
     for name in manifests:
         fields = json.loads(disk.names[name] or b"")
@@ -105,7 +104,8 @@ def look_at_backups(disk: DiskAfterCut) -> None:
 
 
 def look_at_restored(disk: DiskAfterCut) -> None:
-    """Checks that a data directory that is not empty either has its database or is marked as unfinished."""
+    """Checks that the data directory is empty, has its database, or is marked as unfinished. No server starts on a
+    marked directory."""
     if any(name.startswith("data/") for name in disk.names):
         assert "data/restore.json" in disk.names or "data/entrepot.db" in disk.names
 
@@ -124,14 +124,13 @@ def test_next_backup_completes_a_killed_backup(memory_folder: Path) -> None:
 
 @pytest.mark.slow
 async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> None:
-    """After a power cut during a backup, the complete snapshots can be restored and the next backup succeeds. A backup
-    that was reported as finished survives the power cut. The files of every disk that the power cut could leave are
-    checked (`look_at_backups`). The slow checks, which restore a snapshot and make the next backup, run only for a
-    sample of these disks."""
+    """After a power cut, the complete snapshots can be restored and the next backup succeeds. A finished backup
+    survives the power cut. `look_at_backups` checks every disk that the power cut could leave. The slow `check` runs
+    only for a sample of these disks."""
     source, start = memory_folder / "source", memory_folder / "start"
     kept_image = await make_source(source, start / "backups")
     system = RecordingSystem(start)
-    system.trust(source)  # treats the files of the store that is backed up as durable
+    system.trust(source)  # the power cut does not affect the source
 
     async def check(folder: Path, _: int) -> None:
         await check_backups(folder, source, kept_image)
@@ -142,20 +141,20 @@ async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> 
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=23, look_at=look_at_backups, check_end=check_end,
+        system=system, write_disk=DiskAfterCut.write_as_directory, every=23,
+        look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 30
 
 
 @pytest.mark.slow
 async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folder: Path) -> None:
-    """After a power cut, the first backup is either complete or absent. A backup that was reported as finished is
-    complete."""
+    """After a power cut, the first backup is either complete or absent. A finished backup is complete."""
     source, start = memory_folder / "source", memory_folder / "start"
     kept_image = await make_source(source, memory_folder / "other backups")
     start.mkdir()
     system = RecordingSystem(start)
-    system.trust(source)  # treats the files of the store that is backed up as durable
+    system.trust(source)  # the power cut does not affect the source
 
     async def check(folder: Path, _: int) -> None:
         if snapshot_names(folder):
@@ -168,7 +167,8 @@ async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folde
 
     cuts = await check_power_cuts(
         start, partial(back_up_in, source), check,
-        system=system, lay_out=DiskAfterCut.lay_out_anew, every=151, look_at=look_at_backups, check_end=check_end,
+        system=system, write_disk=DiskAfterCut.write_as_directory, every=151,
+        look_at=look_at_backups, check_end=check_end,
     )  # fmt: skip
     assert cuts > 500
 
@@ -191,9 +191,8 @@ def test_next_restore_completes_a_killed_restore(memory_folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
 async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder: Path, *, may_link: bool) -> None:
-    """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks
-    that the power cut could leave, the next restore completes it. A restore that was reported as finished survives the
-    power cut."""
+    """After a power cut, an unfinished restore is marked, and the next restore completes it. A finished restore
+    survives the power cut. `may_link`: whether restored files may be hard links to files of the backup."""
     backups, start = memory_folder / "backups", memory_folder / "start"
     kept_image = await make_source(memory_folder / "source", backups)
     start.mkdir()
@@ -210,6 +209,7 @@ async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder:
         await restore_backup(snapshots, layout, options, quiet_reporter(), system=system)
 
     cuts = await check_power_cuts(
-        start, run, check, lay_out=DiskAfterCut.lay_out_anew, every=211, look_at=look_at_restored, check_end=check_end
-    )
+        start, run, check,
+        write_disk=DiskAfterCut.write_as_directory, every=211, look_at=look_at_restored, check_end=check_end,
+    )  # fmt: skip
     assert cuts > 500

@@ -83,7 +83,7 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(memory
             if disk_identity in different_disks:
                 continue
             different_disks.add(disk_identity)
-            disk_after_cut.lay_out(data)
+            disk_after_cut.write_as_data_dir(data)
             try:
                 await _check(data, disk.request_log, thorough=len(different_disks) % 16 == 0)
             except BaseException as error:

@@ -15,8 +15,8 @@ from tests.system.race.content_kinds import KINDS, ContentKind
 from tests.system.race.gated_system import GatedSystem, PeerRegistry, open_gated, peer_in_process, peer_process
 
 
-def later() -> float:
-    """A clock for the registries. It is so far in the future that the garbage collector considers every file old."""
+def future_clock() -> float:
+    """A clock for the registries. It is an hour ahead, so that the garbage collector considers every file old."""
     return time.time() + 3600
 
 
@@ -38,12 +38,12 @@ def kind(request: pytest.FixtureRequest) -> ContentKind:
 
 @pytest.fixture
 async def registry(data: Path, kind: ContentKind, system: GatedSystem) -> AsyncIterator[StoredRegistry]:
-    async with open_gated(data, kind, system, later) as opened:
+    async with open_gated(data, kind, system, future_clock) as opened:
         yield opened
 
 
 @pytest.fixture(params=["one process", "two processes"])
 async def peer(request: pytest.FixtureRequest, data: Path, kind: ContentKind) -> AsyncIterator[PeerRegistry]:
     opening = peer_in_process if request.param == "one process" else peer_process
-    async with opening(data, kind, later) as opened:
+    async with opening(data, kind, future_clock) as opened:
         yield opened

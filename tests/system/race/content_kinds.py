@@ -24,8 +24,8 @@ class ContentKind(Protocol):
     - `write`: in the middle of a write
     - `verify`: before the uploaded content is durable; in an object store, where it is durable at once, before the
       commit ends the upload session
-    - `publish`: before the content is moved to its final place
-    - `published`: before this move is durable, or before the upload session is deleted
+    - `before_move`: before the content is moved to its final place
+    - `after_move`: before this move is durable, or before the upload session is deleted
     - `commit`: before a commit of the metadata
     - `remove`: before the garbage collector removes the content from its place
     - `take_over`: before an upload session gets a new owner
@@ -50,8 +50,8 @@ class Files:
     keeps_half_writes = True
     steps = {  # noqa: RUF012
         "verify": ("sync", "/uploads/"),
-        "publish": ("rename", "/blobs/"),
-        "published": ("sync", "/blobs/"),
+        "before_move": ("rename", "/blobs/"),
+        "after_move": ("sync", "/blobs/"),
         "remove": ("rename", "/trash/"),
         "take_over": ("rename", "/uploads/"),
         "write": ("write", ""),
@@ -74,8 +74,8 @@ class Objects:
     keeps_half_writes = False
     steps = {  # noqa: RUF012
         "verify": ("put", "/claims/"),
-        "publish": ("complete", "blobs/"),
-        "published": ("delete", "uploads/"),
+        "before_move": ("complete", "blobs/"),
+        "after_move": ("delete", "uploads/"),
         "remove": ("delete", "blobs/"),
         "take_over": ("put", "/claims/"),
         "write": ("put", "/chunks/"),

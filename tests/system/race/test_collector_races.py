@@ -28,7 +28,7 @@ async def _push_and_delete(registry: StoredRegistry) -> None:
     await registry.delete_blob(APP, DIGEST, by=BY)
 
 
-@pytest.mark.parametrize("gate", ["publish", "published", "commit"])
+@pytest.mark.parametrize("gate", ["before_move", "after_move", "commit"])
 async def test_collection_during_a_push_does_not_damage_the_blob(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
@@ -49,7 +49,7 @@ async def test_collection_during_a_push_does_not_damage_the_blob(
         assert not is_in_store
 
 
-@pytest.mark.parametrize("gate", ["publish", "published", "commit"])
+@pytest.mark.parametrize("gate", ["before_move", "after_move", "commit"])
 async def test_collection_during_a_push_keeps_a_referenced_blob(
     gate: str, registry: StoredRegistry, peer: PeerRegistry, kind: ContentKind
 ) -> None:
@@ -192,7 +192,7 @@ async def test_two_pushes_of_one_digest_both_succeed(
 ) -> None:
     """Two clients push the same content at the same time into two repositories. Both pushes are acknowledged, and the
     blob can be pulled from both repositories."""
-    await peer.start("push", WEB, BODY, kind.steps["published"])
+    await peer.start("push", WEB, BODY, kind.steps["after_move"])
     pushing = asyncio.create_task(push(registry, APP, BODY))
     await asyncio.wait([pushing], timeout=0.05)
     assert await peer.finish() is None

@@ -1,6 +1,5 @@
-"""Tests of several requests for one upload session at the same time. A later request takes over the session from the
-request that owned it before, perhaps on another worker. The calls of `asyncio.wait` give the later request the time to
-start, and to wait for the earlier one if it has to."""
+"""Tests of several requests for one upload session at the same time. A later request takes over the session from its
+owner, perhaps on another worker. `asyncio.wait` gives the later request time to start."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from storage.errors import BlobUnknown, BlobUploadInvalid, BlobUploadUnknown
 from storage.interface import BlobWriter
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from tests.system.race.conftest import later
+from tests.system.race.conftest import future_clock
 from tests.system.race.content_kinds import KINDS, ContentKind
 from tests.system.race.gated_system import TIMEOUT_SECONDS, GatedSystem, open_gated, pull, push
 
@@ -31,16 +30,15 @@ OTHER_BODY = random.Random(4).randbytes(3_000_000)
 @pytest.fixture
 async def second(data: Path, kind: ContentKind) -> AsyncIterator[StoredRegistry]:
     """A second registry with the same data directory, like that of another worker."""
-    async with open_gated(data, kind, GatedSystem(), later) as opened:
+    async with open_gated(data, kind, GatedSystem(), future_clock) as opened:
         yield opened
 
 
 async def test_old_owner_cannot_write_after_a_takeover(
     registry: StoredRegistry, second: StoredRegistry, system: GatedSystem, kind: ContentKind
 ) -> None:
-    """A request takes over an upload session while the old owner is in the middle of a write. The new owner continues
-    after the bytes stored so far. Later writes of the old owner are refused, and the finished blob has the right
-    bytes."""
+    """A request takes over an upload session in the middle of a write. The new owner continues after the bytes stored
+    so far. Later writes of the old owner are refused. The finished blob has the right bytes."""
     old = await registry.start_upload(APP)
     await old.write(BODY[:100_000])
     await old.aclose()
@@ -71,8 +69,8 @@ async def _write_and_close(writer: BlobWriter, body: bytes) -> None:
 
 
 async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Eight requests on two workers resume one upload session at the same time. Exactly one of them can finish the
-    upload, and the blob has the right bytes."""
+    """Eight requests on two workers resume one upload session. Exactly one of them can finish the upload. The blob has
+    the right bytes."""
     first = await registry.start_upload(APP)
     await first.write(BODY[:500_000])
     await first.aclose()
@@ -95,13 +93,14 @@ async def test_one_of_many_simultaneous_takeovers_wins(registry: StoredRegistry,
     assert await registry.blobs.list_uploads() == []
 
 
-@pytest.mark.parametrize("step", ["verify", "publish", "published", "commit"])
+@pytest.mark.parametrize("step", ["verify", "before_move", "after_move", "commit"])
 @pytest.mark.parametrize("act", ["resume", "cancel"])
 async def test_commit_or_concurrent_takeover_wins_but_not_both(
     act: str, step: str, kind: ContentKind, registry: StoredRegistry, second: StoredRegistry, system: GatedSystem
 ) -> None:
-    """While a request commits an upload, another request resumes the session and then commits or cancels it. Exactly
-    one of the two requests succeeds. The blob is stored, unless the cancel succeeded."""
+    """While one request commits an upload, another resumes the session and commits or cancels it. Exactly one of the
+    two succeeds. The blob exists afterwards, except after a successful cancel. `step`: where the first request is
+    stopped (`ContentKind.steps`)."""
     old = await registry.start_upload(APP)
     await old.write(BODY)
     await old.aclose()
@@ -147,9 +146,8 @@ async def test_commit_or_concurrent_takeover_wins_but_not_both(
 async def test_file_stays_open_until_a_cancelled_write_has_ended(
     registry: StoredRegistry, system: GatedSystem, tmp_path: Path
 ) -> None:
-    """If a request is cancelled while a thread writes its last bytes, the file is closed only after the write.
-    Otherwise the next file that the process opens could get the same descriptor, and the thread would write into that
-    file."""
+    """A request is cancelled while a thread writes its last bytes. The file is closed only after the write. Otherwise
+    the thread could write into another file with the same descriptor."""
     writer = await registry.start_upload(APP)
     pieces = [BODY[offset : offset + 100] for offset in range(0, 90_000, 100)]
     for piece in pieces:
@@ -177,17 +175,16 @@ async def test_file_stays_open_until_a_cancelled_write_has_ended(
 
 
 async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, kind: ContentKind) -> None:
-    """After a power cut, two requests resume an upload session at the same time, and both have read its state from
-    before the cut. The second takeover does not remove bytes that the first request has acknowledged in the
-    meantime."""
-    async with open_gated(data, kind, GatedSystem(), later, "first run") as first_boot:
-        writer = await first_boot.start_upload(APP)
+    """After a power cut, two requests take over an upload session at the same time. While the takeover by `slow` is
+    stopped, `quick` appends bytes. If these bytes are acknowledged, they stay."""
+    async with open_gated(data, kind, GatedSystem(), future_clock, boot="first boot") as before_cut:
+        writer = await before_cut.start_upload(APP)
         await writer.write(BODY[:1_100_000])
         await writer.aclose()
     system = GatedSystem()
     async with (
-        open_gated(data, kind, system, later, "second run") as slow,
-        open_gated(data, kind, GatedSystem(), later, "second run") as quick,
+        open_gated(data, kind, system, future_clock, boot="second boot") as slow,
+        open_gated(data, kind, GatedSystem(), future_clock, boot="second boot") as quick,
     ):
         gate = system.stop_at(*kind.steps["take_over"])
         resuming = asyncio.create_task(slow.resume_upload(APP, writer.id))
@@ -211,9 +208,8 @@ async def _append(registry: StoredRegistry, upload: object, body: bytes) -> None
     await writer.aclose()
 
 
-async def test_two_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
-    """Twenty pushes of different content run at the same time on two workers. Each of the twenty blobs has the right
-    bytes."""
+async def test_pushes_of_different_content_do_not_mix(registry: StoredRegistry, second: StoredRegistry) -> None:
+    """Twenty pushes of different content run at the same time on two workers. Each blob has the right bytes."""
     bodies = [random.Random(100 + n).randbytes(200_000 + n) for n in range(20)]
     await asyncio.gather(*(push((registry, second)[n % 2], APP, body) for n, body in enumerate(bodies)))
     for body in bodies:

@@ -1,5 +1,4 @@
-"""Tests of how the upstream client chooses the URL and the proxy of its next request: from the `Link` of a list, from a
-redirect, and from the proxy variables of the environment."""
+"""Tests of how the client for upstream registries chooses the URL and the proxy of its next request."""
 
 from __future__ import annotations
 
@@ -45,9 +44,8 @@ def test_next_pages(link: str, next_url: str | None) -> None:
 )
 @pytest.mark.parametrize("url", [URL, "https://far.test:5000/v2/a/tags/list", "http://[fd00::1]/v2/a/tags/list"])
 def test_links_whose_path_would_change_the_host_are_refused(link: str, url: str) -> None:
-    """A link to a next page raises an error if its path does not begin with `/`, as in `x:.evil.test/p`. Behind the
-    host of the endpoint, such a path would name another host or port. If the link were ignored, the list would be
-    incomplete without notice."""
+    """A link to a next page is refused if its path does not begin with `/`. Appended to the host of the
+    list, such a path would name another host or port."""
     with pytest.raises(UpstreamUnavailable, match=r"answers with a Link whose path does not begin with /"):
         next_page_url({"link": f'<{link}>; rel="next"'}, url)
 
@@ -80,9 +78,8 @@ def test_next_pages_are_on_the_origin_of_the_list(link: str) -> None:
     ],
 )
 def test_origin_has_the_host_to_which_the_client_connects(url: str) -> None:
-    """The host of an origin is the one to which the HTTP client connects, also if the name has letters that older rules
-    for international names (IDNA 2003) map to others, such as `\u00df` to `ss`. A name that the client refuses has no
-    origin."""
+    """The host of an origin is the host to which the HTTP client connects, even for an international name. A name that
+    the client refuses has no origin."""
     try:
         client_host = httpx2.URL(url).raw_host.decode()
     except httpx2.InvalidURL:
@@ -94,7 +91,7 @@ def test_origin_has_the_host_to_which_the_client_connects(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
 def test_invalid_host_names_are_refused(url: str) -> None:
-    """An empty host name, a name that is too long, and a name that the DNS cannot represent are refused."""
+    """Host names that are empty or too long are refused."""
     with pytest.raises(ValueError, match=r"(?i)name|label"):
         origin(url)
 
@@ -107,8 +104,7 @@ def test_invalid_host_names_are_refused(url: str) -> None:
     ],
 )
 def test_hosts_that_parsers_read_differently_are_refused(url: str) -> None:
-    """A host with a character that no host name has, a text behind an IPv6 address, and port 0 have no origin. HTTP
-    clients and proxies could read another host or port in such a URL."""
+    """A URL is refused if HTTP clients and proxies could read different hosts or ports in it."""
     with pytest.raises(ValueError, match=r"host|port|address|URL"):
         origin(url)
 
@@ -124,8 +120,8 @@ def test_a_trailing_dot_names_the_same_host() -> None:
 
 
 def test_a_redirect_to_another_origin_loses_authorization() -> None:
-    """The header Authorization is dropped on a redirect to another host, port or scheme. It is not sent again if a
-    later redirect leads back."""
+    """The header Authorization is dropped on a redirect to another host, port or scheme. A later redirect back does not
+    restore the header."""
     for target in ("https://other.test/", "https://far.test:444/", "//other.test/"):
         route = RedirectChain("https://far.test/v2/", {"Authorization": "x", "Range": "bytes=1-"})
         assert route.follow(307, target)
@@ -142,7 +138,7 @@ def test_a_redirect_to_another_origin_loses_authorization() -> None:
 
 
 def test_a_redirect_to_a_long_address_is_refused() -> None:
-    """A redirect to a URL of more than 8192 characters is refused, because parsing it would block the event loop."""
+    """A redirect to a URL of more than 8192 characters is refused. Parsing such a URL would block the event loop."""
     route = RedirectChain("https://far.test/", {})
     with pytest.raises(UpstreamUnavailable, match="address of more than 8192 characters"):
         route.follow(307, "/" + "x/../" * 12000)
@@ -150,8 +146,7 @@ def test_a_redirect_to_a_long_address_is_refused() -> None:
 
 
 def test_a_long_link_is_refused() -> None:
-    """A `Link` of more than 8192 characters raises an error. If it were ignored, the list would be incomplete without
-    notice."""
+    """A `Link` of more than 8192 characters raises an error. Otherwise the list would be incomplete without notice."""
     with pytest.raises(UpstreamUnavailable, match="Link of more than 8192 characters"):
         next_page_url({"link": f"</{'x' * 60000}>; rel=next"}, URL)
 
@@ -195,8 +190,7 @@ def test_proxies(monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str, proxy
 
 
 def test_unsupported_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy with an unsupported scheme raises an error. It is not ignored, because the request would then bypass the
-    proxy."""
+    """A proxy with an unsupported scheme raises an error, so that no request bypasses the proxy."""
     monkeypatch.delenv("http_proxy", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "socks5://proxy.test:1080")
     with pytest.raises(UpstreamUnavailable, match="socks5"):

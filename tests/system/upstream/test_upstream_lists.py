@@ -1,5 +1,4 @@
-"""Tests of lists of tags and referrers with the upstream client. They are complete and in byte order, however the
-upstream sorts and pages them."""
+"""Tests of the upstream client, which reads lists of tags and referrers from an upstream registry."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ from tests.fakes.upstream_source import REPO, always, answer, scripted_server, u
 
 
 async def all_tags(source: Any, limit: int) -> list[str]:
-    """Returns all tags, requested in pages of `limit` tags."""
+    """Returns all tags. Requests pages of `limit` tags."""
     tags: list[str] = []
     while True:
         page = await source.tags(REPO, tags[-1] if tags else None, limit)
@@ -48,8 +47,7 @@ async def all_tags(source: Any, limit: int) -> list[str]:
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, limit: int) -> None:
-    """All tags can be listed with any page size, although the upstream uses pages of another size. The client reads the
-    list from the upstream once."""
+    """All tags can be listed with any page size. The upstream client reads the list once."""
     content = UpstreamContent()
     names = [f"v{number}" for number in range(50)] + ["Zed", "a_", "latest", "1"]
     content.add(REPO, image, *names)
@@ -62,8 +60,7 @@ async def test_tags(registry: StoredRegistry, upstream: Hub, image: ImageTree, l
 
 
 async def test_unsorted_and_invalid_tags(registry: StoredRegistry) -> None:
-    """An upstream may list tags in another order than byte order, repeat tags, and list invalid tags. The client lists
-    all valid tags in byte order."""
+    """The upstream client lists all valid tags once and in byte order, whatever the order of the upstream."""
     pages = {"1": ["b", "B", "a"], "2": ["a", "not a tag", 7, "Z"], "3": None}
 
     def reply(head: str) -> bytes:
@@ -76,7 +73,7 @@ async def test_unsorted_and_invalid_tags(registry: StoredRegistry) -> None:
 
 
 async def test_new_tag_is_listed_at_once(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
-    """A request for the first page always reads the list from the upstream again, so a new tag is listed at once."""
+    """A list of one upstream page is read again for each request for its first page, so a new tag is listed at once."""
     async with upstream_source(registry, upstream.url) as source:
         assert (await source.tags(REPO, None, 10)).items == ["1", "latest"]
         upstream.tag(REPO, "0", image.digest)
@@ -86,8 +83,7 @@ async def test_new_tag_is_listed_at_once(registry: StoredRegistry, upstream: Hub
 async def test_long_list_is_read_once_for_several_clients(
     registry: StoredRegistry, upstream: Hub, image: ImageTree
 ) -> None:
-    """Reading a long list takes many upstream requests. Clients at the same time share one reading, and so do clients
-    shortly afterwards."""
+    """A list of several upstream pages is read once for clients at the same time and for clients shortly afterwards."""
     content = UpstreamContent()
     content.add(REPO, image, *(f"v{number}" for number in range(50)))
     upstream.put(content)
@@ -106,8 +102,8 @@ async def test_long_list_is_read_once_for_several_clients(
 
 
 async def test_lists_are_cached_for_a_short_time() -> None:
-    """Lists are cached for a short time and within a memory limit. The latest list is always cached, even if it is
-    larger than the limit."""
+    """Lists are cached for a short time and within a memory limit. The latest list is cached even if it is above the
+    memory limit."""
     now, reading_count = 1000.0, 0
 
     async def read_list() -> CompleteList[str]:
@@ -117,21 +113,22 @@ async def test_lists_are_cached_for_a_short_time() -> None:
 
     cache: ListCache[str] = ListCache("far.test", lambda: now)
 
-    async def number_of_reading(key: str) -> str:
+    async def which_reading(key: str) -> str:
+        """Returns the number of the call of `read_list` that returned the list `key`."""
         return (await cache.get(key, read_list, is_first_page=True))[0]
 
     # Two lists of this size fill the cache.
     size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES - sys.getsizeof("a")
-    assert [await number_of_reading(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
+    assert [await which_reading(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
     now += LIST_CACHED_SECONDS + 1
-    assert [await number_of_reading(key) for key in "aba"] == ["3", "4", "3"]
+    assert [await which_reading(key) for key in "aba"] == ["3", "4", "3"]
     size = 2 * LIST_CACHE_BYTES
-    assert [await number_of_reading(key) for key in "cca"] == ["5", "5", "6"]
+    assert [await which_reading(key) for key in "cca"] == ["5", "5", "6"]
     await cache.aclose()
 
 
 async def test_keys_of_cached_lists_count_against_the_memory_limit() -> None:
-    """The artifact type that a client requests is part of the key of a list, and may be very long."""
+    """The key of a list counts against the memory limit, because a client can make the key very long."""
     reading_count = 0
 
     async def read_list() -> CompleteList[str]:
@@ -148,8 +145,7 @@ async def test_keys_of_cached_lists_count_against_the_memory_limit() -> None:
 
 
 async def test_number_of_concurrent_lists_is_limited(registry: StoredRegistry, upstream: Hub) -> None:
-    """If clients request many different lists at the same time, the client reads only a limited number of lists at
-    once. This limits its memory and connections."""
+    """The upstream client reads only a limited number of lists at once."""
     upstream.fault(on="tags", stall=True, times=MAX_CONCURRENT_LISTS)
     async with upstream_source(registry, upstream.url) as source:
         names = [type(REPO)(f"library/x{number}") for number in range(3 * MAX_CONCURRENT_LISTS)]
@@ -164,7 +160,8 @@ async def test_number_of_concurrent_lists_is_limited(registry: StoredRegistry, u
 
 
 async def test_page_size_that_the_upstream_refuses(registry: StoredRegistry) -> None:
-    """If the upstream answers 400 to a request with a page size, the client requests the list without one."""
+    """If the upstream answers 400 to a request with a page size, the upstream client requests the list without a page
+    size."""
 
     def reply(head: str) -> bytes:
         return answer(400) if "n=" in head.split()[1] else answer(200, json.dumps({"tags": ["x"]}))
@@ -174,8 +171,8 @@ async def test_page_size_that_the_upstream_refuses(registry: StoredRegistry) -> 
 
 
 async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> None:
-    """If the upstream answers 400 for a later page, the list fails. The client does not start again at the first page,
-    because the URL of a later page comes from the upstream."""
+    """If the upstream answers 400 for a later page, the list fails. The upstream client does not start again,
+    because the upstream itself has named the URL of that page."""
     targets: list[str] = []
 
     def reply(head: str) -> bytes:
@@ -192,8 +189,8 @@ async def test_refused_later_page_fails_the_list(registry: StoredRegistry) -> No
 
 
 async def test_next_page_is_requested_from_the_same_host(registry: StoredRegistry) -> None:
-    """If the header Link names another host, such as the internal name of a registry behind a proxy, the next page is
-    requested from the original host."""
+    """The upstream client requests the next page from the original host, even if the header Link names another host,
+    such as an internal one."""
 
     def reply(head: str) -> bytes:
         if "last=" in head.split()[1]:
@@ -235,8 +232,8 @@ def signatures(image: ImageTree) -> list[ImageTree]:
 
 @pytest.mark.parametrize("has_api", [True, False])
 async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTree, has_api: bool) -> None:
-    """Referrers are read page by page from the referrers API of the upstream, or from the fallback tag if the upstream
-    has no such API. They are filtered by artifact type and sorted by digest."""
+    """The upstream client reads referrers from the referrers API, or from the fallback tag if the upstream has no such
+    API. It filters referrers by artifact type and sorts them by digest."""
     content = UpstreamContent()
     referrers = signatures(image)
     for referrer in referrers:
@@ -260,10 +257,9 @@ async def test_referrers(registry: StoredRegistry, upstream: Hub, image: ImageTr
 
 
 @pytest.mark.parametrize("api_status", [200, 404])
-async def test_referrers_refused_by_a_proxy_are_unconfirmed(registry: StoredRegistry, api_status: int) -> None:
-    """If a firewall or proxy refuses the list of referrers or the fallback tag, the client raises
-    UnconfirmedNameUnknown, so that the mirror can list its cached referrers. A refusal by the registry itself means an
-    empty list."""
+async def test_a_proxy_cannot_confirm_that_referrers_are_missing(registry: StoredRegistry, api_status: int) -> None:
+    """If a proxy refuses the request, the upstream client raises UnconfirmedNameUnknown. If the upstream itself answers
+    that there is no such manifest, the list is empty. `api_status` 404: the upstream has no referrers API."""
     body = "<html>not for you</html>"
 
     def reply(head: str) -> bytes:
@@ -280,8 +276,8 @@ async def test_referrers_refused_by_a_proxy_are_unconfirmed(registry: StoredRegi
 
 
 async def test_referrers_filtered_by_the_upstream(registry: StoredRegistry) -> None:
-    """If the upstream has filtered the list by artifact type, which the header `OCI-Filters-Applied` states,
-    descriptors without an artifact type are listed. Otherwise the client filters the list itself."""
+    """The header `OCI-Filters-Applied` states that the upstream has filtered the list. Without the header, the
+    upstream client filters the list."""
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(b"x"), "size": 1}
     index = json.dumps(
         {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
@@ -299,7 +295,7 @@ async def test_referrers_filtered_by_the_upstream(registry: StoredRegistry) -> N
 
 
 async def test_endless_list(registry: StoredRegistry) -> None:
-    """If each page of a list names a next page, the list fails after a limited number of pages."""
+    """A list whose pages do not end fails after a limited number of pages."""
     body = json.dumps({"tags": ["x"]})
     link_to_itself = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -311,7 +307,7 @@ async def test_endless_list(registry: StoredRegistry) -> None:
 
 
 async def test_list_beyond_the_memory_limit(registry: StoredRegistry) -> None:
-    """If a list exceeds its memory limit, the client stops reading, and the list fails."""
+    """A list beyond the memory limit fails, and the upstream client stops reading."""
     body = json.dumps({"tags": ["x"]}) + " " * (7 * MIB)
     next_page = {"link": '</v2/x/tags/list?n=1>; rel="next"'}
     async with (
@@ -324,7 +320,7 @@ async def test_list_beyond_the_memory_limit(registry: StoredRegistry) -> None:
 
 
 async def test_page_with_too_many_tags(registry: StoredRegistry) -> None:
-    """A page with so many tags that parsing would take too long is refused, and the error message states the limit."""
+    """A page with too many tags is refused."""
     page = b'{"name":"a","tags":[' + b'"a",' * 400_000 + b'"b"]}'
     async with scripted_server(always(answer(200, page))) as script, upstream_source(registry, script.url) as source:
         with pytest.raises(UpstreamUnavailable, match="a list that is too large: it holds more than 300000 values"):
@@ -332,7 +328,7 @@ async def test_page_with_too_many_tags(registry: StoredRegistry) -> None:
 
 
 async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegistry) -> None:
-    """Each tag counts against the memory limit with more than its text, so a list of many short tags is limited too."""
+    """A list of many short tags is limited too, because each tag counts with more than its text."""
     number = 0
 
     def reply(head: str) -> bytes:
@@ -348,8 +344,8 @@ async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegist
 
 
 async def test_many_tags_are_sorted(registry: StoredRegistry) -> None:
-    """35,000 tags, more than the client sorts in one call, are listed in byte order."""
-    # 7919 and 35,000 have no common factor, so the list has each number once, in a mixed order.
+    """A long list is in byte order, although the upstream client sorts it in parts."""
+    # The list has each number once, in a mixed order: 7919 and 35,000 have no common factor.
     tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
     async with (
         scripted_server(always(answer(200, json.dumps({"tags": tags})))) as script,

@@ -1,5 +1,4 @@
-"""Limits for the JSON of a manifest. With these limits, parsing a manifest never blocks the other threads of a process
-for long."""
+"""Limits for the JSON of a manifest, so that parsing never blocks other threads for long."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from storage.json_bounds import BOUNDS, QUICK_PARSE_BYTES, Bounds, OutOfBounds, 
 from storage.manifest_parser import MAX_REFERENCES, MAX_TYPE_LENGTH
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Largest size of a manifest that the tests parse, in bytes."""
+"""Largest size of a manifest in these tests."""
 MAX_BLOCKED_SECONDS = 0.05
 """CPU seconds for which one call may keep the other threads from running."""
 EMPTY = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
@@ -28,8 +27,8 @@ def image(**more: object) -> bytes:
 
 
 def filled_image(before: bytes, repeated: bytes, after: bytes = b"", most: int = MAX_BYTES) -> bytes:
-    """Returns an image manifest of at most `most` bytes with a member `x`. Its value is `repeated` as often as it fits,
-    between `before` and `after`."""
+    """Returns an image manifest of at most `most` bytes. Its member `x` is `before`, then `repeated` as often as
+    possible, then `after`."""
     head = image()[:-1] + b',"x":' + before
     return head + repeated * ((most - len(head) - len(after) - 1) // len(repeated)) + after + b"}"
 
@@ -40,7 +39,7 @@ def image_with_layers(count: int) -> bytes:
 
 
 def members(count: int) -> bytes:
-    """Returns an object with many members, of which the name `z` occurs twice."""
+    """Returns a JSON object with many members. The name `z` occurs twice."""
     return b'{"a":1,' + b",".join(b'"%d":1' % n for n in range(count)) + b',"z":1,"z":2}'
 
 
@@ -79,8 +78,8 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
 
 
 class ThreadWatch:
-    """Runs a thread that measures the longest time for which it was blocked while other threads of the process ran. The
-    time is in CPU seconds, so that other load on the machine does not count."""
+    """Runs a thread, and measures the longest time for which the other threads of the process keep it from running. The
+    time is the CPU time of the process, so the time of other processes does not count."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -111,8 +110,8 @@ def parse(body: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", EXTREME_BODIES)
 def test_no_manifest_blocks_the_other_threads(kind: str) -> None:
-    """While a manifest is parsed in a thread, whatever its content is, no other thread is blocked for more than 50 ms.
-    On a busy machine, the same work takes more CPU time, so the fastest of several attempts counts."""
+    """While a thread parses any manifest, no other thread is blocked for more than 50 ms. On a busy
+    machine, the same work takes more CPU time, so the fastest of several attempts counts."""
     body = EXTREME_BODIES[kind]()
     blocked_seconds: list[float] = []
     while len(blocked_seconds) < 3 or (min(blocked_seconds) >= MAX_BLOCKED_SECONDS and len(blocked_seconds) < 20):
@@ -126,7 +125,7 @@ def test_no_manifest_blocks_the_other_threads(kind: str) -> None:
 @pytest.mark.parametrize("kind", EXTREME_BODIES)
 @pytest.mark.slow
 def test_every_manifest_is_parsed_within_a_second(kind: str) -> None:
-    """Parsing a manifest takes less than a second of CPU time, whatever its content is."""
+    """Parsing any manifest takes less than a second of CPU time."""
     body = EXTREME_BODIES[kind]()
     started = time.thread_time()
     parse(body)
@@ -155,14 +154,14 @@ def test_duplicate_names_are_refused() -> None:
     ],
 )
 def test_error_names_the_exceeded_limit(body: bytes, error_text: str) -> None:
-    """The error names the limit that was exceeded, and shows only as much of the manifest as fits into a line."""
+    """The error names the exceeded limit, and is short even for a large manifest."""
     with pytest.raises(ManifestInvalid, match=error_text) as raised:
         Manifest.parse(body, OCI_MANIFEST)
     assert len(raised.value.message) < 200
 
 
 def test_a_long_media_type_is_not_repeated() -> None:
-    """The error for an unknown media type of a manifest shows only the beginning of a long type."""
+    """The error for an unknown media type shows only the beginning of a long type."""
     with pytest.raises(ManifestInvalid, match="are not accepted here") as raised:
         Manifest.parse(image(mediaType="x" * 100_000), None)
     assert len(raised.value.message) < 200
@@ -170,8 +169,8 @@ def test_a_long_media_type_is_not_repeated() -> None:
 
 @pytest.mark.slow
 def test_realistic_large_manifests_are_accepted() -> None:
-    """Manifests are accepted if they have media types of the maximum length of RFC 6838, or thousands of entries, or a
-    JSON document in an annotation."""
+    """A manifest may have media types of the maximum length of RFC 6838, thousands of entries, or a JSON document in an
+    annotation."""
     kind = "a" * 127 + "/" + "b" * 127
     assert len(kind) == MAX_TYPE_LENGTH
     assert Manifest.parse(image(artifactType=kind), OCI_MANIFEST).artifact_type == kind
@@ -183,9 +182,9 @@ def test_realistic_large_manifests_are_accepted() -> None:
     assert Manifest.parse(image(annotations={"sbom": inner}), OCI_MANIFEST).annotations["sbom"] == inner
 
 
-def test_stored_manifests_are_not_checked_again() -> None:
-    """A manifest that an earlier version has stored may have longer types than a pushed one (`artifactType`,
-    `mediaType`). A stored manifest that would block other threads is not parsed, and counts as not readable."""
+def test_limits_for_stored_manifests() -> None:
+    """A manifest that an earlier version has stored may have a longer `artifactType` than a pushed one. A stored
+    manifest that would block other threads is not parsed, and is not readable."""
     body = image(artifactType="a" * 1000)
     manifest = Manifest(body, OCI_MANIFEST, digest_of(body))
     assert manifest.is_readable
@@ -197,9 +196,9 @@ def test_stored_manifests_are_not_checked_again() -> None:
 @pytest.mark.parametrize("cut", range(7))
 def test_characters_in_strings_do_not_count(cut: int) -> None:
     """Braces, brackets and commas in strings do not count as values. The check reads the body in pieces, and `cut`
-    moves the end of a piece to different characters."""
+    moves the ends of the pieces."""
     text = json.dumps('[{,}]"\\' * 20_000)
-    # The document has two or three values. The blanks make it so large that it is checked.
+    # The blanks make the document so large that it is checked.
     body = (" " * (QUICK_PARSE_BYTES + cut) + "[" + text + ",1]").encode()
     check_bounds(body, Bounds(values=3))
     with pytest.raises(OutOfBounds):
@@ -207,7 +206,7 @@ def test_characters_in_strings_do_not_count(cut: int) -> None:
 
 
 def test_other_documents_are_parsed_within_limits() -> None:
-    """Lists of tags and other documents from other servers are parsed within the same kind of limits."""
+    """Documents from other servers, such as lists of tags, have limits too."""
     assert load_bounded(b'{"tags":["a"]}') == {"tags": ["a"]}
     with pytest.raises(OutOfBounds):
         load_bounded(b"[" + b"1," * 200_000 + b"1]")
@@ -216,7 +215,7 @@ def test_other_documents_are_parsed_within_limits() -> None:
 
 
 def test_annotations_are_kept_as_they_are_stored() -> None:
-    """The annotations of a large manifest are kept in memory as JSON text, and can be read like a dict."""
+    """The annotations of a large manifest are kept as JSON text, and can be read like a dict."""
     text = 'é"\\\n\U0001f600' * 5000
     manifest = Manifest.parse(image(annotations={"a": text, "b": ""}), OCI_MANIFEST)
     assert isinstance(manifest.annotations, JsonAnnotations)

@@ -1,4 +1,4 @@
-"""Test clients for `/v2`: one sends its request body piece by piece, and one does not read the response."""
+"""Test clients for `/v2` that send or read slowly."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tests.fakes.asgi_client import scope_of
 from tests.unit.registry.conftest import V2, image
 
 KIB = 1024
-PUT = {"content-type": OCI_MANIFEST}
+HEADERS = {"content-type": OCI_MANIFEST}
 LARGE = 100 * KIB
-"""The size of a large manifest in bytes. It counts toward the memory budget for request bodies."""
+"""Size in bytes of a manifest that counts toward the memory budget for request bodies."""
 
 
 def large_image(variant: str = "") -> bytes:
-    """Returns an image manifest of a bit more than LARGE bytes. Each `variant` gives a different manifest."""
+    """Returns an image manifest of a bit more than LARGE bytes, a different one for each `variant`."""
     return image(annotations={"a": "x" * LARGE, "n": variant})
 
 
 class PiecewiseSender:
-    """A client that puts a manifest. The test calls `send` for each piece of the body. Unless the length is `declared`,
-    the request has no Content-Length and uses chunked transfer coding."""
+    """A client that puts a manifest. The test calls `send` for each piece of the body. `declared`: whether the request
+    has a Content-Length."""
 
     def __init__(self, api: object, body: bytes, name: str = "t", declared: bool = True) -> None:
         self.api = api
-        headers = {**PUT, **({"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"})}
+        headers = {**HEADERS, **({"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"})}
         self.scope = scope_of("PUT", f"{V2}/manifests/{name}", headers)
         self.is_disconnected: bool = False
         self.scope["extensions"] = {
-            "entrepot.body": {"receive": self._receive, "is_disconnected": lambda: self.is_disconnected}
+            "entrepot.body": {"receive": self._receive_pieces, "is_disconnected": lambda: self.is_disconnected}
         }
         self.body = body
         self.status = 0
@@ -44,7 +44,7 @@ class PiecewiseSender:
         self._pieces: asyncio.Queue[tuple[list[bytes], bool] | None] = asyncio.Queue()
 
     def start(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self.api(self.scope, self._messages, self._send))  # type: ignore[operator]
+        return asyncio.create_task(self.api(self.scope, self._receive_disconnect, self._send))  # type: ignore[operator]
 
     def send(self, piece: bytes, *, more: bool = True) -> None:
         self._pieces.put_nowait(([piece], more))
@@ -60,10 +60,11 @@ class PiecewiseSender:
     def message(self) -> str:
         return str(json.loads(self.answer)["errors"][0]["message"])
 
-    async def _receive(self) -> tuple[list[bytes], bool] | None:
+    async def _receive_pieces(self) -> tuple[list[bytes], bool] | None:
         return await self._pieces.get()
 
-    async def _messages(self) -> Message:
+    async def _receive_disconnect(self) -> Message:
+        """Discards pieces until the client disconnects."""
         while await self._pieces.get() is not None:
             pass
         return {"type": "http.disconnect"}
@@ -76,8 +77,7 @@ class PiecewiseSender:
 
 
 def api_of(registry: MemoryRegistry, body_memory: BodyMemory) -> DistributionAPI:
-    """Returns the API over `registry`. The budgets in `body_memory` limit the memory of request bodies and
-    responses."""
+    """Returns the API over `registry`."""
     return DistributionAPI(registry, body_memory=body_memory)
 
 
@@ -86,8 +86,8 @@ def budget(size: int, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float
     return MemoryBudget(size, "request bodies", wait_seconds=wait_seconds, slow_seconds=slow_seconds)
 
 
-class UnreadPut(PiecewiseSender):
-    """A client that puts a manifest, but does not read the response until the test sets `reads`."""
+class StalledReader(PiecewiseSender):
+    """A client that does not read the response until the test sets `reads`."""
 
     def __init__(self, api: object, body: bytes, name: str = "t") -> None:
         super().__init__(api, body, name)

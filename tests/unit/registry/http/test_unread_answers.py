@@ -21,7 +21,7 @@ from storage.memory_registry import MemoryRegistry
 from storage.names import Reference, RepositoryName, Tag
 from tests.fakes.asgi_client import AsgiClient, scope_of
 from tests.unit.registry.conftest import REPO, V2, put_blob, put_image, wait_until
-from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, UnreadPut, api_of, large_image
+from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, StalledReader, api_of, large_image
 
 
 @pytest.mark.parametrize("body", [large_image(), b"{" * LARGE], ids=["201", "400"])
@@ -31,7 +31,7 @@ async def test_a_client_that_does_not_read_delays_no_other(registry: MemoryRegis
     await put_blob(registry, b"{}")
     body_memory = BodyMemory()
     silent, other = (
-        UnreadPut(api_of(registry, body_memory), body, "a"),
+        StalledReader(api_of(registry, body_memory), body, "a"),
         PiecewiseSender(api_of(registry, body_memory), large_image(), "b"),
     )
     silent.send_all()
@@ -50,7 +50,7 @@ async def test_an_unread_error_does_not_keep_the_body_in_memory(registry: Memory
     """The traceback of an error refers to the request's body. So the traceback is dropped before the error response is
     sent."""
     size = 4 * 1024 * KIB
-    silent = UnreadPut(api_of(registry, BodyMemory()), b"{" * size)
+    silent = StalledReader(api_of(registry, BodyMemory()), b"{" * size)
     silent.send_all()
     tracemalloc.start()
     try:
@@ -189,7 +189,7 @@ async def test_a_form_is_not_in_memory_while_its_response_is_sent() -> None:
     async def form(request: Request) -> int:
         return len(await request.body())
 
-    silent = UnreadPut(app, b"")
+    silent = StalledReader(app, b"")
     silent.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST"})
     messages = [{"type": "http.request", "body": b"x" * 100, "more_body": False}]
 

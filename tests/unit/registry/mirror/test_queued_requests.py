@@ -1,5 +1,4 @@
-"""Requests for manifests and sizes of blobs that wait in a queue of the upstream client, because other requests are
-running."""
+"""Tests of mirror requests that wait in a queue of the upstream client."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ TAG = Tag("1")
 
 
 class QueuedSource(FakeSource):
-    """An upstream client whose requests wait in a queue until `turn` is set. `queued` is the number of requests in the
-    queue."""
+    """An upstream client whose requests wait in a queue until `turn` is set. `queued`: the length of the queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,10 +37,10 @@ class QueuedSource(FakeSource):
 
 
 @pytest.fixture
-def queue(site: MirrorSite) -> QueuedSource:
-    site.upstream = source = QueuedSource()
+def source(site: MirrorSite) -> QueuedSource:
+    site.upstream = queued_source = QueuedSource()
     site.configure(tag_ttl=300, miss_ttl=60)
-    return source
+    return queued_source
 
 
 async def leave(client: asyncio.Task[Any]) -> None:
@@ -52,68 +50,67 @@ async def leave(client: asyncio.Task[Any]) -> None:
 
 
 async def test_request_for_a_manifest_is_dropped_when_its_clients_have_left(
-    site: MirrorSite, queue: QueuedSource
+    site: MirrorSite, source: QueuedSource
 ) -> None:
-    """If all clients that wait for a manifest leave before the upstream is asked for it, the upstream is not asked. A
-    later client gets the manifest."""
-    image = queue.add_image(UPSTREAM_REPO, b"layer")
+    """If all clients leave while the request for a manifest is queued, the upstream is not asked. A later client gets
+    the manifest."""
+    image = source.add_image(UPSTREAM_REPO, b"layer")
     async with site.worker() as worker:
         first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
-        await wait_until(lambda: queue.queued == 1)
+        await wait_until(lambda: source.queued == 1)
         await leave(first)
-        assert queue.queued == 1
+        assert source.queued == 1
         await leave(second)
-        await wait_until(lambda: not queue.queued)
+        await wait_until(lambda: not source.queued)
         assert not worker.mirror.is_busy
-        queue.turn.set()
+        source.turn.set()
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
-    assert queue.calls == {"get manifest": 1}
+    assert source.calls == {"get manifest": 1}
 
 
 async def test_request_for_a_manifest_continues_for_the_client_that_stays(
-    site: MirrorSite, queue: QueuedSource
+    site: MirrorSite, source: QueuedSource
 ) -> None:
-    """If one of two clients leaves before the upstream is asked for the manifest, the other one gets the manifest."""
-    image = queue.add_image(UPSTREAM_REPO, b"layer")
+    """If one of two clients leaves while the request is queued, the other client gets the manifest."""
+    image = source.add_image(UPSTREAM_REPO, b"layer")
     async with site.worker() as worker:
         first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
-        await wait_until(lambda: queue.queued == 1)
+        await wait_until(lambda: source.queued == 1)
         await leave(first)
-        queue.turn.set()
+        source.turn.set()
         assert (await second).digest == image.digest
-    assert queue.calls == {"get manifest": 1}
+    assert source.calls == {"get manifest": 1}
 
 
 @pytest.mark.parametrize("is_expired", [False, True])
 async def test_cached_tag_is_checked_after_its_client_has_got_it(
-    site: MirrorSite, queue: QueuedSource, is_expired: bool
+    site: MirrorSite, source: QueuedSource, is_expired: bool
 ) -> None:
-    """If a client gets a cached tag although it is not fresh, the upstream is asked about the tag, even if the request
-    waits in a queue and the client has its response. `is_expired`: the client has waited for the upstream first, until
-    the stale wait has passed."""
-    old = queue.add_image(UPSTREAM_REPO, b"old")
-    async with site.worker() as patient:
-        queue.turn.set()
-        await patient.mirror.get_manifest(MIRRORED_REPO, TAG)
-        queue.turn.clear()
-    queue.closed = False  # the patient worker has closed it
-    new = queue.add_manifest(UPSTREAM_REPO, index_of([old.descriptor]), "1")
+    """A client may get a cached tag whose time to live is over. The queued request about the tag continues without the
+    client. `is_expired`: twice the time to live has passed, so the client first waits for the upstream for
+    `stale_wait` seconds."""
+    old = source.add_image(UPSTREAM_REPO, b"old")
+    async with site.worker() as first_worker:
+        source.turn.set()
+        await first_worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        source.turn.clear()
+    source.closed = False  # the first worker has closed the source at its end
+    new = source.add_manifest(UPSTREAM_REPO, index_of([old.descriptor]), "1")
     site.stale_wait = 0.02
     async with site.worker() as worker:
         site.clock.now += 601 if is_expired else 301
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == old.digest
-        await wait_until(lambda: queue.queued == 1)
-        queue.turn.set()
+        await wait_until(lambda: source.queued == 1)
+        source.turn.set()
         await wait_until(lambda: not worker.mirror.is_busy)
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
 
 
-async def test_request_for_a_size_is_dropped_when_its_client_has_left(site: MirrorSite, queue: QueuedSource) -> None:
-    """If the client of a HEAD request for a blob leaves before the upstream is asked for its size, the upstream is not
-    asked."""
+async def test_request_for_a_size_is_dropped_when_its_client_has_left(site: MirrorSite, source: QueuedSource) -> None:
+    """If the client leaves while the request for a blob's size is queued, the upstream is not asked."""
     async with site.worker() as worker:
         client = asyncio.create_task(worker.mirror.resolve_blob(MIRRORED_REPO, missing_digest()))
-        await wait_until(lambda: queue.queued == 1)
+        await wait_until(lambda: source.queued == 1)
         await leave(client)
-        await wait_until(lambda: not queue.queued)
-    assert not queue.calls
+        await wait_until(lambda: not source.queued)
+    assert not source.calls

@@ -1,4 +1,4 @@
-"""Files that are sent over TLS pass through the memory of the worker. The memory for slow clients is limited."""
+"""Tests of sending files over TLS. The files pass through memory, and the memory for slow clients is limited."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from registry.server.server_limits import ServerLimits
 from storage.data_dir.mapped_file import MappedFile
 
 SIZE = 5 * PIECE_BYTES + 77
-"""The size of the file in bytes."""
+"""Size of the file in bytes."""
 
 
 class TlsClient(asyncio.Transport):
-    """The transport of a client's TLS connection. While `reads` is False, its write buffer keeps everything."""
+    """The transport of a client's TLS connection. While `reads` is False, the write buffer keeps everything."""
 
     def __init__(self, worker: WorkerContext, *, reads: bool, sock: socket.socket | None = None) -> None:
         super().__init__({"socket": sock})
@@ -45,7 +45,7 @@ class TlsClient(asyncio.Transport):
         self._update()
 
     def read_again(self) -> None:
-        """Lets the client read everything, now and from now on."""
+        """Lets the client read everything from now on."""
         self.reads = True
         self._update()
 
@@ -72,7 +72,7 @@ class TlsClient(asyncio.Transport):
         return None
 
     def evict(self) -> None:
-        """Does nothing: the client is never evicted."""
+        """Does nothing."""
 
     def start(self, file: int, head: bytes = b"head") -> asyncio.Task[None]:
         """Starts to send the file to the client."""
@@ -85,11 +85,11 @@ async def no_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def make_worker(max_clients: int, slow_seconds: float = 60.0) -> WorkerContext:
-    """Returns a worker that has memory for pieces of `max_clients` clients at the same time. While another client waits
-    for memory, the worker cuts off a client that needs more than `slow_seconds` for a piece."""
+    """Returns a worker with memory for `max_clients` clients. While another client waits, a client that needs more than
+    `slow_seconds` for a piece is cut off."""
     loop = asyncio.get_running_loop()
     worker = WorkerContext(no_app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
-    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # a quarter of the budget is kept for smaller shares
+    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # these shares are large: they may not use the last quarter
     return replace(
         worker, piece_memory=MemoryBudget(budget_bytes, "parts of blobs", wait_seconds=60, slow_seconds=slow_seconds)
     )
@@ -121,8 +121,8 @@ def file(tmp_path: Path, data: bytes) -> Iterator[int]:
 
 @pytest.mark.parametrize("is_mapped", [True, False])
 async def test_the_whole_file_arrives(file: int, data: bytes, is_mapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All bytes arrive, also if the server cannot find out which of them are in the page cache, so that a thread reads
-    them first. Afterwards, no memory of the budget is in use."""
+    """All bytes arrive, even if the file cannot be mapped into memory. Afterwards, no memory of the budget is in
+    use."""
     if not is_mapped:
         monkeypatch.setattr(MappedFile, "try_map", lambda *_: None)
     worker = make_worker(2)
@@ -133,7 +133,7 @@ async def test_the_whole_file_arrives(file: int, data: bytes, is_mapped: bool, m
 
 
 async def test_a_client_that_does_not_read_takes_one_piece(file: int) -> None:
-    """If the client does not read, the server reads and buffers one piece only."""
+    """If the client does not read, the server buffers one piece only."""
     client = TlsClient(make_worker(100), reads=False)
     sending = client.start(file)
     await until(lambda: bool(client.buffered))
@@ -144,8 +144,7 @@ async def test_a_client_that_does_not_read_takes_one_piece(file: int) -> None:
 
 
 async def test_pieces_of_all_clients_are_limited_together(file: int, data: bytes) -> None:
-    """If slow clients use up the budget, another client waits, and the server buffers nothing for it. When a slow
-    client has received its piece, the waiting client gets its file."""
+    """If slow clients use up the budget, another client waits, and the server buffers nothing for it."""
     worker = make_worker(2)
     clients = [TlsClient(worker, reads=False) for _ in range(3)]
     sending = [client.start(file) for client in clients]
@@ -159,8 +158,7 @@ async def test_pieces_of_all_clients_are_limited_together(file: int, data: bytes
 
 
 async def test_a_slow_client_is_cut_off_while_another_waits(file: int, data: bytes) -> None:
-    """A client that receives nothing for a while is cut off if another client waits for memory. The waiting client gets
-    its file."""
+    """A client that receives nothing for a while is cut off if another client waits for memory."""
     worker = make_worker(1, slow_seconds=0.05)
     slow, other = TlsClient(worker, reads=False), TlsClient(worker, reads=True)
     cut_off = slow.start(file)
@@ -175,8 +173,7 @@ async def test_a_slow_client_is_cut_off_while_another_waits(file: int, data: byt
 
 
 async def test_a_waiting_client_can_disconnect(file: int) -> None:
-    """If a client disconnects while it waits for memory, it stops waiting, so that the queue cannot grow without a
-    limit."""
+    """A client that disconnects stops waiting for memory, so that it takes no place in the queue."""
     worker = make_worker(1)
     slow, waiting = TlsClient(worker, reads=False), TlsClient(worker, reads=True)
     sending = slow.start(file)
@@ -193,8 +190,9 @@ async def test_a_waiting_client_can_disconnect(file: int) -> None:
 
 
 async def test_a_client_that_shuts_down_its_sending_side_gets_no_more_pieces(file: int) -> None:
-    """uvloop discards what is written to a TLS connection whose client has shut down its sending side, but does not
-    report the connection as closing. The server then stops sending the file, and counts only the pieces before."""
+    """The server stops sending once the client has shut down its sending side. Only the pieces that
+    were written before the shutdown count as sent. uvloop discards later writes, but does not report the connection as
+    closing."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
         sock, _ = listener.accept()
         with sock:
@@ -202,7 +200,7 @@ async def test_a_client_that_shuts_down_its_sending_side_gets_no_more_pieces(fil
             sending = client.start(file)
             await until(lambda: len(client.buffered) > PIECE_BYTES)
             peer.shutdown(socket.SHUT_WR)
-            await asyncio.to_thread(sock.recv, 1)  # the server's kernel knows of the shutdown
+            await asyncio.to_thread(sock.recv, 1)  # waits until the shutdown has arrived
             client.read_again()
             with pytest.raises(ClientDisconnected):
                 await sending
@@ -211,7 +209,7 @@ async def test_a_client_that_shuts_down_its_sending_side_gets_no_more_pieces(fil
 
 
 async def test_a_client_may_close_the_connection_once_it_has_the_whole_file(file: int) -> None:
-    """If the client closes the connection after the last piece, before the server looks, the file counts as sent."""
+    """If the client closes the connection after the last piece, the file counts as sent."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
         sock, _ = listener.accept()
         with sock:

@@ -32,7 +32,7 @@ class NotedRequest:
     repo: str = "ubuntu"
     item: str = "24.04"
     request_id: str = "r1"
-    name: str = "alice"
+    principal_name: str = "alice"
     upstream: str = "docker.io"
 
 

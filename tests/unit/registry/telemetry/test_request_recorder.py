@@ -27,7 +27,7 @@ class NotedRequest:
     repo = "ubuntu"
     item = "24.04"
     request_id = "r1"
-    name = "alice"
+    principal_name = "alice"
     cache_state = "stale"
     upstream = "docker.io"
 

@@ -1,5 +1,4 @@
-"""The retention job, which deletes tags and manifests by rules, over a real store. The tests check what it deletes and
-keeps, its preview, and how it continues after a restart."""
+"""Tests of the retention job, which deletes tags and manifests by rules, and of its preview."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ class HookedRetention:
 
 
 async def push_daily(store: StoredRegistry, clock: Clock, repo: RepositoryName, *tags: str) -> list[Manifest]:
-    """Pushes an image for each of these tags, one per day."""
+    """Pushes an image for each tag, one per day."""
     images = []
     for tag in tags:
         images.append(await push_image(store, repo, f"{repo} {tag}", tag))
@@ -63,8 +62,7 @@ async def has_manifest(store: StoredRegistry, repo: RepositoryName, manifest: Ma
 
 
 async def test_tags_that_no_condition_keeps_are_deleted(store: StoredRegistry, clock: Clock) -> None:
-    """Tags that no condition keeps are deleted, and their manifests stay. The audit log names retention as the actor.
-    Repositories that do not match the rule do not change."""
+    """Tags that no condition keeps are deleted, and their manifests stay. Other repositories do not change."""
     images = await push_daily(store, clock, APP, "v1", "a", "b", "c", "d")
     await push_daily(store, clock, RepositoryName("private/app"), "a", "b")
     await pull(store, APP, images[1].digest, clock)
@@ -93,8 +91,7 @@ async def test_the_first_rule_that_matches_applies(store: StoredRegistry, clock:
 
 
 async def test_tags_of_mirrored_repositories_are_kept(store: StoredRegistry, clock: Clock) -> None:
-    """Tags of mirrored repositories are kept even if a rule matches the repository, because they follow the
-    upstream."""
+    """Tags of mirrored repositories follow the upstream, so they are kept even if a rule matches the repository."""
     await push_daily(store, clock, MIRRORED, "a", "b")
     result = await RetentionRun(store, clock, rule("**", keep_last=1))()
     assert await all_tags(store, MIRRORED) == ["a", "b"]
@@ -102,8 +99,7 @@ async def test_tags_of_mirrored_repositories_are_kept(store: StoredRegistry, clo
 
 
 async def test_a_pull_of_one_platform_keeps_the_whole_image(store: StoredRegistry, clock: Clock) -> None:
-    """If a client pulls one platform of an image, the index, the manifests of all platforms and their referrers are
-    kept."""
+    """A pull of one platform keeps the index, the manifests of all platforms and their referrers."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
@@ -123,8 +119,7 @@ async def test_a_pull_of_one_platform_keeps_the_whole_image(store: StoredRegistr
 
 
 async def test_a_manifest_stays_for_a_while_after_its_tag(store: StoredRegistry, clock: Clock) -> None:
-    """The time of `delete_untagged_after` begins when the manifest's tag is deleted. Until it ends, the tag can be
-    restored."""
+    """The time of `delete_untagged_after` begins when the manifest's tag is deleted."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     clock.pass_days(100)
     run = RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="7d"))
@@ -146,7 +141,7 @@ async def test_untagged_manifests_stay_by_default(store: StoredRegistry, clock: 
 
 
 async def test_a_tag_that_is_pushed_before_its_deletion_is_kept(store: StoredRegistry, clock: Clock) -> None:
-    """If a client pushes a tag after retention has decided to delete it, the tag is kept."""
+    """A tag is kept if a client pushes it after the decision to delete it."""
     await push_daily(store, clock, APP, "a", "b", "c")
 
     async def push(judged: TagFacts) -> None:
@@ -161,8 +156,7 @@ async def test_a_tag_that_is_pushed_before_its_deletion_is_kept(store: StoredReg
 
 
 async def test_the_report_says_that_a_tag_has_become_immutable(store: StoredRegistry, clock: Clock) -> None:
-    """If a tag becomes immutable after retention has decided to delete it, the report gives this as the reason why it
-    is kept; for a tag that was changed, that it was changed."""
+    """The report says whether a tag is kept because it has changed or because it has become immutable."""
     await push_daily(store, clock, APP, "a", "v1", "last")
 
     class RetentionWithNewRules(HookedRetention):
@@ -182,8 +176,7 @@ async def test_the_report_says_that_a_tag_has_become_immutable(store: StoredRegi
 
 
 async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock: Clock) -> None:
-    """An immutable tag is kept, with its manifest, the manifests that it lists and their referrers. The preview states
-    that the tag is immutable."""
+    """An immutable tag is kept, with its index, the manifests that the index lists, and their referrers."""
     child = await push_image(store, APP, "child")
     index = index_of([child.descriptor])
     await store.put_manifest(APP, index, [Tag("v1"), Tag("other")], by=BY)
@@ -209,8 +202,7 @@ async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock:
 
 
 async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clock) -> None:
-    """Until the end of the grace period, an image that retention has deleted can be restored with all platforms and
-    signatures."""
+    """A deleted image can be restored with all platforms and signatures until the grace period ends."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, [Tag("1")], by=BY)
@@ -239,8 +231,7 @@ async def test_a_deleted_image_can_be_restored(store: StoredRegistry, clock: Clo
 async def test_a_stopped_job_continues_with_the_next_repository(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the job is stopped and started again, it skips the repositories that it has finished. Its result counts all
-    repositories."""
+    """A job that is started again skips the repositories that it has finished. Its result counts them too."""
     monkeypatch.setattr("storage.upkeep.job_runner.SAVE_SECONDS", 0.0)
     names = [RepositoryName(f"team/{name}") for name in ("a", "b", "c")]
     for name in names:
@@ -259,7 +250,7 @@ async def test_a_stopped_job_continues_with_the_next_repository(
     stopped_job: Job = await store.jobs.job(job.id)
     assert await all_tags(store, names[1]) == ["new", "old"]
 
-    for tag in ("later", "latest"):  # the job has finished this repository
+    for tag in ("later", "latest"):  # these stay, because the job has finished this repository
         await push_image(store, names[0], tag, tag)
     result = await run_job(
         JobContext(stopped_job, store.jobs), store.jobs, RetentionRun(store, clock, rule(keep_last=1)).work
@@ -270,8 +261,7 @@ async def test_a_stopped_job_continues_with_the_next_repository(
 
 
 async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry, clock: Clock) -> None:
-    """If the process is killed after it has deleted an index, the next run deletes the manifests that the index
-    listed."""
+    """If a run is killed after it has deleted an index, the next run deletes the manifests that the index listed."""
     children = [await push_image(store, APP, platform) for platform in ("amd64", "arm64")]
     index = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, index, by=BY)
@@ -284,8 +274,7 @@ async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry,
 
 
 async def test_a_large_untagged_index_is_deleted_in_steps(store: StoredRegistry, clock: Clock) -> None:
-    """One transaction deletes only a limited number of the manifests that an index lists. The job deletes all of them
-    in several transactions."""
+    """The job deletes all manifests that a large index lists, in several transactions."""
     children = [await push_image(store, APP, str(number)) for number in range(25)]
     await store.put_manifest(APP, index_of([child.descriptor for child in children]), by=BY)
     clock.pass_days(2)
@@ -294,8 +283,7 @@ async def test_a_large_untagged_index_is_deleted_in_steps(store: StoredRegistry,
 
 
 async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> None:
-    """A preview states what a run would delete and how many bytes this would free. It deletes nothing. Shared blobs
-    count once."""
+    """A preview states what a run would delete and how many bytes this would free. It deletes nothing."""
     old, new = await push_daily(store, clock, APP, "old", "new")
     await push_image(store, OTHER, f"{APP} old", "old")
     await push_image(store, OTHER, f"{APP} new", "new")
@@ -312,7 +300,7 @@ async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> 
     assert await all_tags(store, APP) == ["new", "old"]
 
     _, app_summary = await run.preview(APP)
-    # The other repository has the same image.
+    # The bytes of `old` stay, because the other repository has the same image.
     assert app_summary.bytes_freed == sum(blob.size for blob in untagged.blobs)
     result = await run()
     assert (result["tags_deleted"], result["manifests_deleted"]) == (2, 1)
@@ -322,16 +310,14 @@ async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> 
 
 
 async def test_a_preview_counts_content_that_stays_without_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """Without `delete_untagged_after`, the manifests of deleted tags stay. The preview counts their bytes as not
-    freed."""
+    """If the manifests of deleted tags stay, `bytes_left` counts the bytes of their blobs."""
     old, _ = await push_daily(store, clock, APP, "old", "new")
     _, summary = await RetentionRun(store, clock, rule(keep_last=1)).preview()
     assert (summary.bytes_freed, summary.bytes_left) == (0, sum(blob.size for blob in old.blobs))
 
 
 async def test_patterns_that_apply_to_no_repository_are_reported(store: StoredRegistry, clock: Clock) -> None:
-    """A warning names each pattern that applies to no repository. This includes patterns that match only repositories
-    to which an earlier rule applies."""
+    """A warning names each pattern that applies to no repository, for example because an earlier rule applies."""
     await push_daily(store, clock, APP, "a")
     run = RetentionRun(store, clock, rule("team/**,taem/**", keep_last=1), rule("team/app", keep_last=1))
     _, summary = await run.preview()
@@ -345,8 +331,8 @@ async def test_patterns_that_apply_to_no_repository_are_reported(store: StoredRe
 async def test_a_preview_of_all_repositories(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The preview of all repositories counts the deleted and kept tags of each repository with a rule, in pages. A page
-    ends when a limited number of tags was judged."""
+    """The preview counts the kept and deleted tags of each repository with a rule, in pages. A page ends after a
+    limited number of tags."""
     third = RepositoryName("team/third")
     for repo, count in ((APP, 3), (OTHER, 1), (third, 2), (RepositoryName("private/app"), 1)):
         await push_daily(store, clock, repo, *(f"t{number}" for number in range(count)))
@@ -366,11 +352,11 @@ async def test_a_preview_of_all_repositories(
 
 
 @pytest.mark.slow
-async def test_totals_judge_a_limited_number_of_tags(
+async def test_totals_count_a_limited_number_of_tags(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the totals of one repository, only a limited number of tags is judged. If there are more tags, the totals are
-    not complete. A preview that lists the tags judges all of them."""
+    """For the totals of one repository, the rule is applied to a limited number of tags. If there are more, the totals
+    are not complete. A preview that lists the tags has no such limit."""
     names = [f"t{number:04}" for number in range(2 * MAX_PAGE_ROWS + 1)]
     await push_image(store, APP, "image", *names)
     retention_preview = RetentionPreview(RetentionRun(store, clock, rule(keep_last=1)).judge, store.retention, clock)
@@ -390,8 +376,8 @@ async def test_totals_judge_a_limited_number_of_tags(
 async def test_totals_count_a_limited_number_of_manifests(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the totals of one repository, a limited number of manifests is read to find those without a tag, and a
-    limited number is counted as deleted. If there are more, the totals are not complete."""
+    """For the totals of one repository, a limited number of manifests is read and counted. If there are more, the
+    totals are not complete."""
     for number in range(5):
         await push_image(store, APP, f"untagged {number}")
     tagged = await push_daily(store, clock, APP, "a", "b", "c")
@@ -425,8 +411,7 @@ async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, c
 
 
 async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegistry, clock: Clock) -> None:
-    """A client pushes the manifests of an index before the index, so they have no tag at first. They are kept for a
-    while, until the index is pushed."""
+    """New manifests without a tag are kept for a while, because a client pushes them before their index."""
     delete_everything = rule(delete_all=True, delete_untagged_after="0s")
     child = await push_image(store, APP, "child")
     clock.now += 600
@@ -439,8 +424,8 @@ async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegis
 
 
 async def test_nothing_that_was_pulled_is_deleted_after_the_server_was_off(store: StoredRegistry, clock: Clock) -> None:
-    """If the server was off for longer than `keep_pulled_within` and `delete_untagged_after`, the next run, also one
-    before the server has recorded that it runs, keeps what was pulled within these times before. The preview agrees."""
+    """The next run after a long outage of the server keeps images that were pulled shortly before the outage. This
+    holds even before the server has recorded that it runs again. The preview agrees."""
     pulled, never_pulled, _ = await push_daily(store, clock, APP, "a", "b", "c")
     untagged = await push_image(store, APP, "untagged")
     clock.pass_days(20)

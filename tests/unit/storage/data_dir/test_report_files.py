@@ -1,5 +1,4 @@
-"""Report files: each process of the server writes its state to a file, and other processes read all reports. Only the
-reports of running processes count. Readers get only complete reports."""
+"""Report files: each process of the server writes its state to a file, and other processes read all reports."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class FullDisk(System):
 
 
 def test_a_report_replaces_the_previous_one(tmp_path: Path) -> None:
-    """A new report replaces the previous report completely, also if it is shorter. `close` deletes the file."""
+    """A new report replaces the previous report completely, even if it is shorter. `close` deletes the file."""
     file = ReportFile(tmp_path / "workers", System())
     assert read_reports(tmp_path / "workers") == []
     file.write(b"a" * MAX_REPORT_BYTES)
@@ -51,7 +50,7 @@ def test_a_report_replaces_the_previous_one(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
-    """The report of a killed process does not count. A process that starts later deletes its file once the file is
+    """The report of a killed process does not count. A process that starts later deletes the file, once the file is
     old."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -77,7 +76,7 @@ def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
 
 
 def test_readers_get_only_complete_reports(tmp_path: Path) -> None:
-    """While a thread writes reports without a pause, every report that a reader gets is complete."""
+    """While a thread writes reports, a reader gets only complete reports."""
     file, ended = ReportFile(tmp_path, System()), threading.Event()
     reports = [bytes([65 + number]) * (number * 1000 + 1) for number in range(8)]
     file.write(reports[0])
@@ -99,9 +98,8 @@ def test_readers_get_only_complete_reports(tmp_path: Path) -> None:
 
 
 def test_a_foreign_directory_in_memory_is_refused(tmp_path: Path) -> None:
-    """If the disk is full, reports are written to a directory in memory. Another user may create this directory first:
-    as a link to another directory, with write permission for all, or as its owner. The server refuses such a directory
-    and deletes nothing in it."""
+    """If the disk is full, reports are written to a directory in `/dev/shm`, a file system in memory. The server
+    refuses this directory if another user may control it. Nothing in the directory is deleted."""
     layout = Layout(tmp_path / "data")
     layout.root.mkdir()
     other = tmp_path / "other"
@@ -174,8 +172,8 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_reports_are_in_memory_if_the_disk_is_full(tmp_path: Path) -> None:
-    """If there is no space for the report file on the disk, the process writes its report to a directory in memory.
-    `read_all_reports` reads it there."""
+    """If the disk has no space for a report, the report is written to a directory in `/dev/shm`. `read_all_reports`
+    finds the report there."""
     layout = Layout(tmp_path)
     file = open_report_file(layout, FullDisk(layout.workers))
     try:
