@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from registry.background_work import BackgroundWork
 from registry.config import Settings, Upstream
-from registry.events.pull_events import PullEvents, wants_pulls
+from registry.events.pull_events import PullEvents, ignore_unrecorded, wants_pulls
 from registry.naming import NamingRules
 from registry.router import Router
 from registry.upkeep.budgets import min_free_space
@@ -26,6 +26,9 @@ from storage.metadata.catalog import UNOBSERVED_COMMITS
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
+from storage.upkeep.collector import ignore_removal
+from storage.upkeep.evictor import ignore_eviction_end
+from storage.upkeep.job_runner import ignore_job_end
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.scrubber import ignore_scrubbed
 
@@ -167,6 +170,7 @@ async def open_backend(
                 min_free=min_free_space(settings),
                 clock=clock,
                 commit_observer=UNOBSERVED_COMMITS if telemetry is None else telemetry,
+                on_real_removal=ignore_removal if telemetry is None else telemetry.work.on_removed,
             )
         )
         mirrors: dict[str, Mirror] = {}
@@ -191,20 +195,19 @@ async def open_backend(
             *(settings, store, router, clock),
             on_scrubbed=ignore_scrubbed if telemetry is None else telemetry.work.on_scrubbed,
             on_retention=ignore_deleted if telemetry is None else telemetry.work.on_retention,
+            on_eviction_end=ignore_eviction_end if telemetry is None else telemetry.work.on_eviction_end,
         )
         pulls = PullRecorder(store.pulls, router.locate, clock)
-        pull_events = PullEvents(store.outbox, router.locate, clock) if wants_pulls(settings) else None
+        pull_events = None
+        if wants_pulls(settings):
+            on_unrecorded = ignore_unrecorded if telemetry is None else telemetry.events.on_unrecorded_pulls
+            pull_events = PullEvents(store.outbox, router.locate, clock, on_unrecorded)
         work = BackgroundWork(
             *(settings, store, router, mirrors, upkeep, pulls, pull_events, clock),
             delivery_observer=None if telemetry is None else telemetry.events,
             activity=None if telemetry is None else telemetry.metrics.activity,
+            on_job_ended=ignore_job_end if telemetry is None else telemetry.work.on_job_ended,
         )
-        if telemetry is not None:
-            work.on_job_ended(telemetry.work.on_job_ended)
-            if pull_events is not None:
-                pull_events.on_unrecorded = telemetry.events.on_unrecorded_pulls
-            store.collector.on_real_removal = telemetry.work.on_removed
-            upkeep.evictor.on_eviction_end = telemetry.work.on_eviction_end
         stack.push_async_callback(work.aclose)
         if is_server and starts_background_work:
             await work.start()

@@ -36,10 +36,9 @@ from registry.upkeep.budgets import scope_definitions
 from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.retention import retention_work
 from registry.upkeep.scrub_job import scrub_on_schedule
-from storage.jobs import JobState
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.job_runner import JobRunner, OnJobEnded, ignore_job_end
 from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
@@ -71,6 +70,7 @@ class BackgroundWork:
         clock: Callable[[], float],
         delivery_observer: DeliveryObserver | None = None,
         activity: ActivityCounts | None = None,
+        on_job_ended: OnJobEnded = ignore_job_end,
     ) -> None:
         """`pull_events`: makes an event of each pull; None: the settings ask for no such events. `delivery_observer`
         counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of pulls, pushes and
@@ -83,17 +83,13 @@ class BackgroundWork:
         self._pulls = pulls
         self._pull_events = pull_events
         self._clock = clock
-        self._runner = JobRunner(store.jobs, store.leases, upkeep.work_by_kind)
+        self._runner = JobRunner(store.jobs, store.leases, upkeep.work_by_kind, on_job_ended)
         self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock, delivery_observer)
         self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the recorders of pulls
         self._schedules: list[asyncio.Task[None]] = []  # tasks that depend on the settings; `hand_over` ends them
         self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
-
-    def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
-        """Makes the job runner call `function` at the end of each job, with the job's kind and state."""
-        self._runner.on_ended = function
 
     async def start(self) -> None:
         """Starts the work, unless it was started already. Does nothing if the store was opened read-only: the work

@@ -140,8 +140,12 @@ class ServiceFactory:
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
+        # Without accounts, the check is always the strictest one.
+        cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
-            self._distribution(guard, authenticator), unchecked_registry=restricted, readiness=Readiness(restricted)
+            self._distribution(guard, authenticator, cross_site),
+            unchecked_registry=restricted,
+            readiness=Readiness(restricted),
         )
 
     @asynccontextmanager
@@ -195,7 +199,18 @@ class ServiceFactory:
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
-        browser = self._browser(backend, policy, guard)
+        stored = stored_content(
+            store,
+            router.naming,
+            store.is_known_repository,
+            private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
+            # Tells whether a private upstream has confirmed that one of its repositories has a blob.
+            is_confirmed=store.records.is_confirmed,
+        )
+        # The browser needs the guarded registry of clients to remove tags, and to make archives, because only this
+        # registry asks upstreams for content that is not cached.
+        stored_guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
+        browser = RepositoryBrowser(stored_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         # The check is strictest while there is no account and no other way to log in (`Policy.is_closed` is False).
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
@@ -209,8 +224,8 @@ class ServiceFactory:
             self._distribution(
                 guard,
                 authenticator,
-                answer_cache,
                 cross_site,
+                answer_cache,
                 count_pull=_pull_counter(backend),
                 # With the setting `read_only`, `Restricted` refuses every push, so the space need not be checked.
                 push_refusal=None if settings.read_only else store.push_refusal,
@@ -224,40 +239,21 @@ class ServiceFactory:
             is_store_read_only=store.is_read_only,
             work=backend.work,
             endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
-            pages=self._page_components(backend, components, policy),
+            pages=PageComponents(self._page_content(stored, components), router.naming, cross_site),
         )
 
-    def _browser(self, backend: Backend, policy: Policy, client_registry: Registry) -> RepositoryBrowser:
-        """Returns the object that reads stored content for pages and the management API, with the rights of the current
-        request. `client_registry`: the guarded registry that clients use. The browser needs it to remove tags, and to
-        make archives, because only this registry asks upstreams for content that is not cached."""
-        store, router = backend.store, backend.router
-        private = [upstream.name for upstream in self.settings.upstream if upstream.has_private_repositories]
-        stored = stored_content(
-            store,
-            router.naming,
-            store.is_known_repository,
-            private=private,
-            # Tells whether a private upstream has confirmed that one of its repositories has a blob.
-            is_confirmed=store.records.is_confirmed,
-        )
-        guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
-        return RepositoryBrowser(guard, client_registry, store)
-
-    def _page_components(self, backend: Backend, components: AuthComponents, policy: Policy) -> PageComponents:
-        """Returns the objects that the web pages need. Their registry reads every repository from the store and asks no
-        upstream. So no page waits for an upstream, and no page uses up the requests that an upstream allows."""
-        store, naming = backend.store, backend.router.naming
-        stored_only = Router(store, dict.fromkeys(naming.upstreams, store), store.is_known_repository, naming)
+    def _page_content(self, stored: Router, components: AuthComponents) -> Observed:
+        """Returns the registry that the web pages read: `stored`, with the rights of the visitor checked, and without
+        changes. It asks no upstream. So no page waits for an upstream, and no page uses up the requests that an
+        upstream allows."""
         guard = Guarded(
-            restrict(stored_only, read_only=True, delete=False),
-            naming,
-            backend.router.stored_name,
+            restrict(stored, read_only=True, delete=False),
+            stored.naming,
+            stored.stored_name,
             denied=_denial_recorder(components, self.telemetry),
             cursors=components.cursors,
         )
-        cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: not policy.is_closed)
-        return PageComponents(self._observe(guard), naming, cross_site)
+        return self._observe(guard)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
         """Returns `registry` with a check that the content of each push fits. Returns `registry` itself if the settings
@@ -274,17 +270,16 @@ class ServiceFactory:
         self,
         guard: Guarded,
         authenticator: Authenticator,
+        cross_site: CrossSiteCheck,
         answer_cache: AnswerCache | None = None,
-        cross_site: CrossSiteCheck | None = None,
         count_pull: CountPull | None = None,
         push_refusal: PushRefusal | None = None,
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
-        """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
-        `cross_site`: refuses requests that pages of other sites cause; None: the strictest such check is used, as for a
-        registry without accounts. `count_pull` counts the pulls of manifests; None: they are not counted.
-        `push_refusal` returns, before a manifest is received, why it does not fit on the disk; None: this is not
-        checked. `read_history` reads the history of a tag for the current request."""
+        """Returns the distribution API over `guard`. `cross_site`: refuses requests that pages of other sites cause.
+        `answer_cache`: the response cache; None: no response is cached. `count_pull` counts the pulls of manifests;
+        None: they are not counted. `push_refusal` returns, before a manifest is received, why it does not fit on the
+        disk; None: this is not checked. `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),
@@ -295,7 +290,7 @@ class ServiceFactory:
             authenticator=authenticator,
             service=token_service_name(settings.auth, settings.public_url),
             answer_cache=answer_cache,
-            cross_site=cross_site or CrossSiteCheck(settings.public_url, self._other_hosts, lambda: True),
+            cross_site=cross_site,
             body_memory=self.body_memory,
             count_pull=count_pull,
             push_refusal=push_refusal,

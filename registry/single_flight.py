@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from registry.request import detached_context
@@ -31,17 +32,21 @@ def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 class Flight(asyncio.Task[T]):
     """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task continues
     without callers, because `SingleFlight.start` has returned it or it has sent a request. `is_waiting`: whether the
-    task waits to send a request. `give_up`: cancels the task."""
+    task waits to send a request."""
 
     callers = 0
     is_kept = False
     is_waiting = False
-    give_up: Callable[[Flight[T]], None]
+
+    def __init__(self, work: Coroutine[Any, Any, T], give_up: Callable[[Flight[T]], None]) -> None:
+        """Starts the task in the running event loop. `give_up` cancels the flight with which it is called."""
+        super().__init__(work, loop=asyncio.get_running_loop(), context=detached_context())
+        self._give_up = give_up
 
     def give_up_if_unwanted(self) -> None:
         """Gives the flight up if it waits to send its first request and nobody needs its result."""
         if self.is_waiting and not self.callers and not self.is_kept:
-            self.give_up(self)
+            self._give_up(self)
 
 
 @contextmanager
@@ -138,8 +143,7 @@ class SingleFlight(Generic[T]):
         if flight is None:
             if self._closed:
                 raise self._make_stop_error()
-            flight = Flight(work(), loop=asyncio.get_running_loop(), context=detached_context())
-            flight.give_up = lambda unwanted: self._give_up(key, unwanted)
+            flight = Flight(work(), partial(self._give_up, key))
             flight.add_done_callback(lambda done: self._on_done(key, done))
             self._running[key] = flight
         return flight

@@ -59,7 +59,7 @@ from storage.store.publication import Publication
 from storage.store.stored_registry import StorageHealth, StoredRegistry
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags
 from storage.upkeep.backup.restore import RestoreOptions, restore_backup
-from storage.upkeep.collector import Collector
+from storage.upkeep.collector import Collector, OnRealRemoval, ignore_removal
 from storage.upkeep.disk_space import DiskSpaceMonitor
 from storage.upkeep.reporter import Reporter
 from storage.upkeep.schedule import cancel_all, run_rounds
@@ -200,6 +200,7 @@ async def open_registry(
     boot: str | None = None,
     open_content: OpenContent = open_files,
     commit_observer: CommitObserver = UNOBSERVED_COMMITS,
+    on_real_removal: OnRealRemoval = ignore_removal,
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
@@ -216,7 +217,8 @@ async def open_registry(
     change. `min_free`: the space on the disk that must stay free; the registry refuses pushes that would leave less
     space. None: it refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`:
     replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
-    partial blobs. `commit_observer`: measures the changes of the metadata. Raises StorageFull, StorageFailed."""
+    partial blobs. `commit_observer`: measures the changes of the metadata. `on_real_removal`: called for each removal
+    of the garbage collector. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     _check_writable(layout)
     system = system or System()
@@ -253,7 +255,17 @@ async def open_registry(
             *(metadata, blobs, partials, locks, clock, grace, expire, is_full),
             leases=leases,
             check_directory=disk.opened_directory.check,
+            on_real_removal=on_real_removal,
         )
+
+        async def do_upkeep() -> None:
+            await collector.collect()
+            await database.accounts.prune_audit(clock() - keep_audit)
+            await database.upstream_tags.forget_unused(clock() - KEEP_UNUSED_TAGS_SECONDS)
+
+        rounds = None
+        if collect_every is not None and read_only_database is None:
+            rounds = partial(run_rounds, do_upkeep, leases, collect_every, is_urgent=is_full)
         registry = StoredRegistry(
             metadata,
             blobs,
@@ -284,6 +296,7 @@ async def open_registry(
             outbox=database.outbox,
             search=database.search,
             search_index=database.search,
+            run_rounds=rounds,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
@@ -293,16 +306,8 @@ async def open_registry(
             monitor = DiskSpaceMonitor(disk)
             await monitor.check()
             background_tasks.append(asyncio.create_task(monitor.run()))
-        if collect_every is not None and read_only_database is None:
-
-            async def do_upkeep() -> None:
-                await collector.collect()
-                await database.accounts.prune_audit(clock() - keep_audit)
-                await database.upstream_tags.forget_unused(clock() - KEEP_UNUSED_TAGS_SECONDS)
-
-            registry.run_rounds = partial(run_rounds, do_upkeep, leases, collect_every, is_urgent=is_full)
-            if starts_rounds:
-                background_tasks.append(asyncio.create_task(registry.run_rounds()))
+        if registry.run_rounds is not None and starts_rounds:
+            background_tasks.append(asyncio.create_task(registry.run_rounds()))
         yield registry
 
 

@@ -40,16 +40,29 @@ def wants_pulls(settings: Settings) -> bool:
     return any(EventAction.PULL in actions for actions in action_lists)
 
 
+OnUnrecorded = Callable[[int], None]
+"""Called with the number of pulls that were dropped and therefore have no event."""
+
+
+def ignore_unrecorded(_: int) -> None:
+    """An `OnUnrecorded` that does nothing."""
+
+
 class PullEvents:
     """Records the pulls that one process serves. Used from one event loop."""
 
-    def __init__(self, outbox: Outbox, locate: Locate, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        locate: Locate,
+        clock: Callable[[], float],
+        on_unrecorded: OnUnrecorded = ignore_unrecorded,
+    ) -> None:
         """`clock` returns seconds since 1970."""
         self._outbox = outbox
         self._locate = locate
         self._clock = clock
-        self.on_unrecorded: Callable[[int], None] = lambda _: None
-        """Called with the number of pulls that were dropped and therefore have no event."""
+        self._on_unrecorded = on_unrecorded
         self._pulls: list[tuple[Pull, float, str, str, str]] = []
         """The pulls that are not stored yet, each with its time, and the name, address and request id of the client."""
         self._dropped = 0
@@ -80,7 +93,7 @@ class PullEvents:
         StorageFailed."""
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self.on_unrecorded(dropped)
+            self._on_unrecorded(dropped)
             log.warning(
                 "%d pulls have no event, because there were more than %d within %g seconds, or the store failed",
                 *(dropped, MAX_EVENTS, STORE_SECONDS),

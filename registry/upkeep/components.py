@@ -25,7 +25,7 @@ from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
-from storage.upkeep.evictor import Evictor
+from storage.upkeep.evictor import Evictor, OnEvictionEnd, ignore_eviction_end
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.scrubber import KIND as SCRUB_KIND
 from storage.upkeep.scrubber import OnScrubbed, ignore_scrubbed
@@ -56,10 +56,12 @@ def upkeep_components(
     *,
     on_scrubbed: OnScrubbed = ignore_scrubbed,
     on_retention: OnDeleted = ignore_deleted,
+    on_eviction_end: OnEvictionEnd = ignore_eviction_end,
 ) -> UpkeepComponents:
     """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` is called each
     time that scrub (the job that hashes all stored content again) has read bytes, with their number. `on_retention` is
-    called each time that retention has deleted tags or manifests, with their kind and number."""
+    called each time that retention has deleted tags or manifests, with their kind and number. `on_eviction_end` is
+    called at the end of each eviction of mirrored images."""
     work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -70,6 +72,7 @@ def upkeep_components(
         list_downloads=store.partials.downloading,
         free_bytes=store.free_bytes,
         clock=clock,
+        on_eviction_end=on_eviction_end,
     )
     work_by_kind[SCRUB_KIND] = scrub_work(settings.scrub, store, router, on_scrubbed)
     work_by_kind["backup"] = backup_work(store, settings.data)

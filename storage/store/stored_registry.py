@@ -124,8 +124,9 @@ class StoredRegistry:
         outbox: Outbox,
         search: ContentSearch,
         search_index: SearchIndex,
+        run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
-        self.run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.run_rounds = run_rounds
         """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock

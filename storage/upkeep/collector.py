@@ -51,19 +51,26 @@ BLOBS_LISTED_PER_ROUND = 1000
 a round would grow with the store, because the shards of a large store have many blobs."""
 log = logging.getLogger("storage.collect")
 
+OnRealRemoval = Callable[[Removal], None]
+"""Called after each removal, except in dry runs. Returns at once and raises nothing."""
+
+
+def ignore_removal(_: Removal) -> None:
+    """An `OnRealRemoval` that does nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Round:
     """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
     search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
     the removals. `on_removal` is called for each removal, and in a dry run for each removal that a real round would
-    make. `on_real_removal` is `Collector.on_real_removal`, which is not called in a dry run."""
+    make. `on_real_removal` is not called in a dry run."""
 
     dry_run: bool
     shards: Iterable[int]
     max_listed: float
     on_removal: OnRemoval | None
-    on_real_removal: Callable[[Removal], None]
+    on_real_removal: OnRealRemoval
     report: CollectionReport = field(default_factory=CollectionReport)
 
     async def note(self, kind: RemovalKind, item: str, size: int, reason: str, repository: str = "") -> None:
@@ -102,6 +109,7 @@ class Collector:
         *,
         leases: Leases,
         check_directory: Callable[[], None] = lambda: None,
+        on_real_removal: OnRealRemoval = ignore_removal,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
@@ -113,8 +121,7 @@ class Collector:
         self._expire = expire
         self._is_full = is_full
         self._check_directory = check_directory
-        self.on_real_removal: Callable[[Removal], None] = lambda _: None
-        """Called after each removal, except in dry runs. Returns at once and raises nothing."""
+        self._on_real_removal = on_real_removal
         self._saw_future_at: float | None = None
         """When a round first saw times in the future, in seconds of `time.monotonic`; None: the last round saw none."""
         self._next_shard = int(clock()) % blobs.shard_count
@@ -134,7 +141,7 @@ class Collector:
         self._check_directory()
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
-            dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_real_removal
+            dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self._on_real_removal
         )
         failure: StorageFull | None = None
         for step in (
@@ -163,7 +170,7 @@ class Collector:
         """Removes the blobs that have no link now, and frees their space at once. Removes nothing else, and no blobs
         while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
         this_round = _Round(
-            dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self.on_real_removal
+            dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self._on_real_removal
         )
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)

@@ -100,6 +100,14 @@ async def ignore_evicted(_: EvictedImage) -> None:
     """An `OnEvicted` that does nothing."""
 
 
+OnEvictionEnd = Callable[[Sequence[EvictedImage]], None]
+"""Called at the end of each eviction with its images, possibly none. Must return at once and raise nothing."""
+
+
+def ignore_eviction_end(_: Sequence[EvictedImage]) -> None:
+    """An `OnEvictionEnd` that does nothing."""
+
+
 class Evictor:
     """Evicts images of mirrored content. Only one process at a time evicts, and the others wait."""
 
@@ -115,6 +123,7 @@ class Evictor:
         free_bytes: Callable[[], int | None],
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        on_eviction_end: OnEvictionEnd = ignore_eviction_end,
     ) -> None:
         """`list_downloads` returns the digests of the blobs that any process is downloading. `free_bytes` returns the
         free bytes of the disk, or None if unknown. `clock` returns seconds since 1970."""
@@ -127,8 +136,7 @@ class Evictor:
         self._free_bytes = free_bytes
         self._clock = clock
         self._monotonic = monotonic
-        self.on_eviction_end: Callable[[Sequence[EvictedImage]], None] = lambda _: None
-        """Called at the end of each eviction with its images, possibly none. Must return at once and raise nothing."""
+        self._on_eviction_end = on_eviction_end
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each text was logged last
@@ -284,7 +292,7 @@ class Evictor:
                 if not outcome and not await self._drop_unused_links(upstreams, free_blobs):
                     break
         finally:
-            self.on_eviction_end(evicted)
+            self._on_eviction_end(evicted)
             self._log(evicted)
         return len(evicted)
 

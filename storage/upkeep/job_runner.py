@@ -98,10 +98,24 @@ Work = Callable[[JobContext], Awaitable[JSON]]
 process ends or a stop was requested, and then leaves the store consistent."""
 
 
+OnJobEnded = Callable[[str, JobState], None]
+"""Called with the kind of a job and the state in which it ended. Returns at once and raises nothing."""
+
+
+def ignore_job_end(_kind: str, _state: JobState) -> None:
+    """An `OnJobEnded` that does nothing."""
+
+
 class JobRunner:
     """Runs the queued jobs of the given kinds in a server process. Each server process has a `JobRunner`."""
 
-    def __init__(self, jobs: Jobs, leases: Leases, work_by_kind: Mapping[str, Work]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        leases: Leases,
+        work_by_kind: Mapping[str, Work],
+        on_ended: OnJobEnded = ignore_job_end,
+    ) -> None:
         """`work_by_kind` maps each kind of job to the function that does its work."""
         self._jobs = jobs
         self._leases = leases
@@ -109,8 +123,7 @@ class JobRunner:
         self._holder = f"server process {os.getpid()}"
         self._running: dict[str, asyncio.Task[None]] = {}  # by kind of the job that the task runs
         self._takes_jobs = True
-        self.on_ended: Callable[[str, JobState], None] = lambda *_: None
-        """Called with the kind of a job and the state in which it ended. Returns at once and raises nothing."""
+        self._on_ended = on_ended
 
     def stop_starting_jobs(self) -> None:
         """Makes this runner start no more jobs. Its running jobs continue."""
@@ -167,15 +180,15 @@ class JobRunner:
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
                     await run_job(JobContext(job, self._jobs), self._jobs, self._work_by_kind[kind])
-                    self.on_ended(kind, JobState.DONE)
+                    self._on_ended(kind, JobState.DONE)
         except JobStopped:
-            self.on_ended(kind, JobState.STOPPED)
+            self._on_ended(kind, JobState.STOPPED)
             log.info("job %d (%s) was stopped", job_id, kind)
         except RegistryError as error:
-            self.on_ended(kind, JobState.FAILED)
+            self._on_ended(kind, JobState.FAILED)
             log.warning("job %d (%s) ended with an error: %s", job_id, kind, error, exc_info=error.__cause__)
         except Exception:
-            self.on_ended(kind, JobState.FAILED)
+            self._on_ended(kind, JobState.FAILED)
             log.exception("job %d (%s) ended with an unexpected error", job_id, kind)
 
 

@@ -82,8 +82,9 @@ class Supervisor:
         end, so the workers, which watch the reading end, notice when the supervisor dies."""
         # With epoll instead of poll, a forked child would share the parent's set of descriptors.
         self._selector = selectors.PollSelector()
-        self._pool = WorkerPool(options, self._selector, self._alive_pipe, self._on_answer, self._on_exit)
-        self._pool.unregistered_files = self._unregistered_files
+        self._pool = WorkerPool(
+            options, self._selector, self._alive_pipe, self._on_answer, self._on_exit, self._unregistered_files
+        )
         self._changes = LiveChanges(self, self._pool, live.configuration, live.successor, live.notifier)
         self._control: ControlSocket | None = None
 

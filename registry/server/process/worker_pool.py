@@ -56,11 +56,10 @@ class WorkerPool:
         alive_pipe: tuple[int, int],
         on_answer: OnAnswer,
         on_exit: OnExit,
+        unregistered_files: Callable[[], list[int | socket.socket]],
     ) -> None:
         self.workers: dict[int, WorkerProcess] = {}
-        self.unregistered_files: Callable[[], list[int | socket.socket]] = list
-        """A function that returns the files of the supervisor that are not registered with the selector. The supervisor
-        sets it."""
+        self._unregistered_files = unregistered_files
         self._options = options
         self._selector = selector
         self._alive_pipe, self._alive_pipe_writer = alive_pipe
@@ -134,7 +133,7 @@ class WorkerPool:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             registered = [key.fileobj for key in list(self._selector.get_map().values())]
-            for file in [*self.unregistered_files(), *registered, self._alive_pipe_writer]:
+            for file in [*self._unregistered_files(), *registered, self._alive_pipe_writer]:
                 _close(file)
             options = self._options
             if options.listener_options.per_address_limit is not None:

@@ -23,8 +23,7 @@ async def test_too_many_pulls_are_counted(tmp_path: Path, caplog: pytest.LogCapt
     clock = Clock()
     counts: list[int] = []
     async with clocked_store(tmp_path, clock) as store:
-        events = PullEvents(store.outbox, locate, clock)
-        events.on_unrecorded = counts.append
+        events = PullEvents(store.outbox, locate, clock, on_unrecorded=counts.append)
         for _ in range(MAX_EVENTS + 3):
             events.add((APP, digest_of(b"manifest")), "alice", "192.0.2.1", "request")
         await events.store()

@@ -72,7 +72,7 @@ def pool() -> Iterator[WorkerPool]:
     with selectors.PollSelector() as selector:
         listener = ListenerOptions(per_address_limit=PerAddressLimit(1, 1))
         options = WorkerOptions(lambda: cast(Any, None), [], 1.0, 1.0, ServerLimits(), listener)
-        yield WorkerPool(options, selector, ends, lambda *_: None, lambda *_: None)
+        yield WorkerPool(options, selector, ends, lambda *_: None, lambda *_: None, list)
     for end in ends:
         os.close(end)
 
