@@ -3,6 +3,10 @@
 All processes share the partial blobs of a data directory. A request that needs a partial blob gets a *handle* to it. At
 any time, at most one handle in all processes is the *owner*: its request downloads the blob. The other handles are
 *followers*: their requests read the bytes as they arrive.
+
+A partial blob is always a file (`Partial.file`), even if the blob store keeps blobs as objects: its bytes arrive out of
+order, and other processes read them at the same time. The one implementation is
+`storage.blobs.files.file_partial_store`.
 """
 
 from __future__ import annotations

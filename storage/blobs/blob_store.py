@@ -2,8 +2,8 @@
 
 A store may keep its bytes in files on a local disk or in objects of a bucket. So the methods of these Protocols need no
 rename, no path, no file descriptor, and no change inside a stored object: an object is only replaced or deleted as a
-whole. The exception is `prepare_link`, which a store may refuse. The store does not decide which blobs exist; the
-metadata database does.
+whole. There are two exceptions: `prepare_link`, which a store may refuse, and the attribute `file` of a `BlobReader`,
+which may be None. The store does not decide which blobs exist; the metadata database does.
 
 A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
 blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
