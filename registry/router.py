@@ -143,6 +143,15 @@ class Router(RefusingRegistry):
             raise NameUnknown(f"nothing was ever pushed to {repo}")
         return destination.repo
 
+    async def mirrored_repository(self, repo: RepositoryName, *, consequence: str = "") -> Destination:
+        """Returns the mirror that answers reads of `repo`, with the stored name and the upstream's name. Raises
+        NameUnknown if `repo` is not mirrored, and the errors of `locate`. `consequence`: what follows from that for the
+        caller, as the end of the error text."""
+        mirrored = await self.locate(repo)
+        if mirrored.upstream is None:
+            raise NameUnknown(f"{repo} is hosted here and has no upstream{consequence}")
+        return mirrored
+
     def is_always_hosted(self, repo: RepositoryName) -> bool:
         """Returns True if it is known, without reading the store, that the hosted registry answers every read of the
         name, now and later. Returns False if that is not so, or not known."""

@@ -162,6 +162,10 @@ class Actor:
     user_agent: str = ""
 
 
+MIRROR_ACTOR: Final = Actor(name="mirror")
+"""The actor of the changes that the mirror makes to cached content, and of its downloads. They are not made for a
+single client."""
+
 Pull = tuple[RepositoryName, Digest]
 """A pull of a manifest by a client: the repository's name as the client wrote it, and the manifest's digest."""
 

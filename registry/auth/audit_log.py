@@ -15,11 +15,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token.api_tokens import should_record_use
+from registry.auth.token.use_writes import UseWrites
 from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
@@ -178,8 +180,7 @@ class LoginAudit:
         self._clock = clock
         self._recorded_at = SecretCache[float]()
         """When a login was last recorded, by account, method, id of the API token, and address."""
-        self._use_writes: dict[str, asyncio.Task[None]] = {}
-        """The running tasks that write the use of an API token to the store, by the token's id."""
+        self._use_writes = UseWrites()
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
         """Records a login that succeeded, unless the same login was recorded in the last `REPEAT_SECONDS`."""
@@ -210,12 +211,12 @@ class LoginAudit:
         """Starts a task that records in the store that an API token is used now. Does nothing if a use was recorded in
         the last hour."""
         now = self._clock()
-        if should_record_use(token, now) and token.id not in self._use_writes:
-            self._use_writes[token.id] = start_detached(self._write_use(token.id, now))
+        if should_record_use(token, now):
+            self._use_writes.start(token.id, partial(self._write_use, token.id, now))
 
     async def aclose(self) -> None:
         """Waits until the running writes of uses of API tokens have ended."""
-        await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
+        await self._use_writes.wait_until_idle()
 
     async def _write_use(self, token_id: str, now: float) -> None:
         """Writes to the store that the token was used at the time `now`. Logs a warning if this fails."""
@@ -223,8 +224,6 @@ class LoginAudit:
             await self._accounts.save_token_use(token_id, now)
         except RegistryError as error:
             log.warning("could not record the use of the API token %s: %s", token_id, error)
-        finally:
-            self._use_writes.pop(token_id, None)
 
 
 def _account_name(user: str) -> str:

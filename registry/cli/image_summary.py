@@ -99,7 +99,7 @@ async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -
 async def _child_summary(registry: Reader, repo: RepositoryName, child: Descriptor) -> dict[str, Any]:
     """Returns a child's descriptor with its platform and, under `total`, the size of its config and layers in bytes.
     `total` is None if the child is not stored."""
-    summary: dict[str, Any] = {**child.as_json(), "platform": platform_text(child.platform)}
+    summary: dict[str, Any] = {**child.as_json(), "platform": _platform_option(child.platform)}
     try:
         summary["total"] = _total_bytes(await registry.get_manifest(repo, child.digest))
     except ManifestUnknown:
@@ -134,13 +134,13 @@ async def _platform_and_created(
     if not isinstance(document, dict):
         return None, None
     created = document.get("created")
-    return platform_text(document), created if isinstance(created, str) else None
+    return _platform_option(document), created if isinstance(created, str) else None
 
 
-def platform_text(platform: object) -> str | None:
-    """Returns the platform as a text like the values of docker's option `--platform`, such as `linux/arm64/v8`.
-    `platform`: a JSON object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns
-    None if it is not an object, or has none of these fields."""
+def _platform_option(platform: object) -> str | None:
+    """Returns the platform in the form of docker's option `--platform`, such as `linux/arm64/v8`. `platform`: a JSON
+    object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns None if it is not
+    an object, or has none of these fields."""
     if not isinstance(platform, dict):
         return None
     parts = [platform.get(name) for name in ("os", "architecture", "variant")]

@@ -11,9 +11,10 @@ from typing import Final
 from registry.config import Settings
 from registry.events.attempts import DeliveryObserver, NoObserver
 from storage.errors import RegistryError
+from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
-from storage.round_errors import log_round_error, raise_if_cancelled
+from storage.round_errors import log_round_error
 
 DELIVERY_SLOT: Final = "events"
 """Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""
@@ -108,19 +109,22 @@ class EventDelivery:
         self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
-        """Waits until this process gets the slot, and then delivers events. An error ends only a *round*, which is one
-        pass of the loop. This method ends only when it is cancelled."""
-        while True:
-            try:
-                async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
-                    if has_slot:
-                        if not self._is_configured:
-                            await self._configure(settings)
-                        await _run_all(settings, self._outbox, self._data_version, self._clock, self._observer)
-            except Exception as error:
-                log_round_error(log, "the delivery of events stopped with an error", error)
-            raise_if_cancelled()  # the error may have replaced the CancelledError
-            await asyncio.sleep(SLOT_POLL_SECONDS)
+        """Waits until this process gets the slot, and then delivers events. After an error, gives the slot up and tries
+        to get it again. Ends only when it is cancelled."""
+
+        async def deliver() -> None:
+            if not self._is_configured:
+                await self._configure(settings)
+            await _run_all(settings, self._outbox, self._data_version, self._clock, self._observer)
+
+        await run_in_one_process(
+            self._leases,
+            DELIVERY_SLOT,
+            deliver,
+            lambda: asyncio.sleep(SLOT_POLL_SECONDS),
+            log=log,
+            what_failed="the delivery of events stopped with an error",
+        )
 
 
 async def _run_all(

@@ -19,8 +19,8 @@ from typing import Final
 from registry.mirror.mirror import Mirror
 from registry.single_flight import cancel_and_wait
 from storage.errors import RegistryError
+from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
-from storage.round_errors import log_round_error
 
 WATCH_SLOT: Final = "cooldown"
 """Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
@@ -60,14 +60,18 @@ async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: L
 async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
     """Waits until this process can become the watching process, and then runs the rounds of all mirrors side by side.
     Ends only when it is cancelled."""
-    while True:
-        try:
-            async with leases.try_slot(WATCH_SLOT, count=1) as has_slot:
-                if has_slot:
-                    await asyncio.gather(*(_run_rounds_of(mirror, interval) for mirror in mirrors))
-        except Exception as error:
-            log_round_error(log, "cannot find out whether another process looks at young tags", error)
-        await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval))
+
+    async def run_rounds_of_all() -> None:
+        await asyncio.gather(*(_run_rounds_of(mirror, interval) for mirror in mirrors))
+
+    await run_in_one_process(
+        leases,
+        WATCH_SLOT,
+        run_rounds_of_all,
+        lambda: asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval)),
+        log=log,
+        what_failed="cannot find out whether another process looks at young tags",
+    )
 
 
 async def _run_rounds_of(mirror: Mirror, interval: float) -> None:

@@ -17,19 +17,15 @@ front of the upstream, and not the upstream itself, possibly sent the answer "no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.freshness import NegativeCache
 from registry.mirror.upstream_client import BlobSizeUnknown
-from storage.content import Actor, Manifest
+from storage.content import MIRROR_ACTOR, Manifest
 from storage.errors import BlobUnknown, DataDirectoryReplaced, Denied, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
-
-MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor that is recorded for changes that the mirror makes to cached content."""
 
 
 class BlobEntitlement:

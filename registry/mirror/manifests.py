@@ -20,13 +20,12 @@ from typing import Final, TypeVar
 
 from registry.config import Upstream, format_duration
 from registry.memory_budget import ShareScope
-from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.freshness import Freshness, Verdict
 from registry.mirror.served_tags import ServedTags, frozen_notice
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
 from registry.request import set_cache_state, set_notice
 from registry.single_flight import SingleFlight, wait_for_outcome
-from storage.content import Descriptor, Manifest, UpstreamCheck
+from storage.content import MIRROR_ACTOR, Descriptor, Manifest, UpstreamCheck
 from storage.errors import (
     Denied,
     ManifestUnknown,

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import secrets
 import threading
 import time
@@ -21,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from registry import __version__
 from registry.asgi import ServerCounts
+from registry.server.process.free_memory import resident_bytes
 from storage.composition import layout_of
 from storage.data_dir.report_files import ReportFile, open_report_file, read_all_reports
 from storage.data_dir.system import System
@@ -155,7 +155,7 @@ class WorkerReporter:
     def _state(self, delay: float) -> _State:
         """Returns the state of this moment. `delay`: by how many seconds the event loop was late."""
         return _State(
-            _resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
+            resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
             self._counts(),
             round(max(0.0, delay), 1),
             self._is_read_only(),
@@ -246,12 +246,3 @@ def _endpoint_report(upstream: str, health: EndpointHealth) -> EndpointReport:
         last_error=health.last_error,
         last_error_at=health.last_error_at,
     )
-
-
-def _resident_bytes() -> int:
-    """Returns how much memory this process occupies, in bytes; 0 if that is not known."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from registry import __version__
 from registry.server.gate.certificates import CertificateError, expiry_of
+from registry.server.process.free_memory import resident_bytes
 from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
@@ -92,7 +92,7 @@ def process_metrics(metrics: Metrics, started_at: float, certificate: Path | Non
         "entrepot_worker_resident_memory_bytes", "Resident memory of each worker process.", labels=["worker"]
     )
     for worker, pid in processes:
-        if resident := _resident_bytes(pid):
+        if resident := resident_bytes(pid):
             memory.add_metric([str(worker)], resident)
     yield memory
     if certificate is not None:
@@ -105,15 +105,6 @@ def _certificate_metrics(path: Path) -> Iterator[Metric]:
         expires_at = expiry_of(path).timestamp()
         text = "When the server's certificate expires, in seconds since 1970."
         yield GaugeMetricFamily("entrepot_certificate_expiry_time_seconds", text, value=expires_at)
-
-
-def _resident_bytes(pid: int) -> int:
-    """Returns the resident memory of a process; 0 if it has ended, and on systems without /proc."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 class _FunctionCollector(Collector):

@@ -22,7 +22,7 @@ from typing import Final
 from registry.router import Destination, Router
 from storage.composition import open_inventory
 from storage.content import Actor, Manifest
-from storage.errors import ManifestUnknown, NameUnknown, UpstreamUnavailable
+from storage.errors import ManifestUnknown, UpstreamUnavailable
 from storage.inventory import RemovalPlan
 from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -87,7 +87,7 @@ async def refresh_image(router: Router, stored: StoredRegistry, image: ImageRefe
 
     Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
     Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
-    mirrored = await _locate_mirrored(router, image.repository)
+    mirrored = await router.mirrored_repository(image.repository)
     unblocked_blobs = await _forget_bad_senders(stored, mirrored, image)
     if isinstance(image.reference, Digest):
         result = await _refresh_digest(stored, mirrored, image, image.reference, unblocked_blobs)
@@ -201,7 +201,7 @@ async def purge_image(
     Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
     not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
     errors nothing has changed. After a cancellation, the content that was not deleted yet stays."""
-    mirrored = await _locate_mirrored(router, image.repository)
+    mirrored = await router.mirrored_repository(image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
         frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
         if frozen is not None:
@@ -242,15 +242,6 @@ async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, remova
 
 def _tag_frozen(frozen: FrozenTag) -> TagFrozen:
     return TagFrozen(f"{frozen} is frozen at {frozen.digest}, which the upstream may no longer have")
-
-
-async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
-    """Returns the mirror of a repository, with the names of the upstream and of the stored repository. Raises
-    NameUnknown if the repository is not mirrored."""
-    mirrored = await router.locate(repo)
-    if mirrored.upstream is None:
-        raise NameUnknown(f"{repo} is hosted here and has no upstream")
-    return mirrored
 
 
 async def _cached_digest(stored: StoredRegistry, repo: RepositoryName, image: ImageReference) -> Digest | None:

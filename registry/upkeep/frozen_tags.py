@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from registry.router import Destination, Router
+from registry.router import Router
 from storage.content import Actor
-from storage.errors import NameUnknown, TagInvalid
+from storage.errors import TagInvalid
 from storage.names import Digest, RepositoryName, Tag, parse_reference, shown
 from storage.upstream_tags import FrozenTag, UpstreamTags
 
@@ -50,7 +50,7 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
     its digest, and any other tag is frozen at the digest that a pull would get now. The upstream is asked for the
     manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
     `Mirror.resolve_manifest`; then nothing has changed."""
-    mirrored = await _locate_mirrored(router, requested.repository)
+    mirrored = await router.mirrored_repository(requested.repository, consequence=", so there is nothing to freeze")
     frozen_before = await tags.frozen(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
     digest = (await mirrored.registry.resolve_manifest(mirrored.repo, reference)).digest
@@ -62,11 +62,3 @@ async def unfreeze_tag(router: Router, tags: UpstreamTags, requested: TagReferen
     """Unfreezes a tag. Returns its record from before this call, which says at which digest the tag was frozen. The
     repository's upstream need not be in the settings any more. Raises TagNotFrozen."""
     return await tags.unfreeze(await router.stored_name(requested.repository), requested.tag, by=by)
-
-
-async def _locate_mirrored(router: Router, repo: RepositoryName) -> Destination:
-    """Returns the mirror of a repository. Raises NameUnknown if the repository is not mirrored."""
-    mirrored = await router.locate(repo)
-    if mirrored.upstream is None:
-        raise NameUnknown(f"{repo} is hosted here and has no upstream, so there is nothing to freeze")
-    return mirrored

@@ -15,7 +15,7 @@ from registry.upkeep.refetch import Refetcher
 from storage.damage import DamageRecords
 from storage.future_times import is_future
 from storage.jobs import JSON, Job
-from storage.round_errors import log_round_error
+from storage.leader_loop import run_in_one_process
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
@@ -92,23 +92,29 @@ def _has_passed(seconds: float, since: float, now: float) -> bool:
 
 
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
-    """Queues a job and returns it, if a round is due, no scrub job is queued or running, and no other process is
-    queueing a job at the same moment. Otherwise returns None."""
-    async with store.leases.try_slot(SCHEDULE_SLOT, count=1) as has_slot:
-        if not has_slot or await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
-            return None
-        return await store.jobs.add(
-            KIND, scrub_arguments(None, keep_going=False), actor=SCHEDULE_ACTOR, is_resumable=True
-        )
+    """Queues a job and returns it, if a round is due and no scrub job is queued or running. Otherwise returns None. The
+    caller must hold `SCHEDULE_SLOT`."""
+    if await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
+        return None
+    return await store.jobs.add(KIND, scrub_arguments(None, keep_going=False), actor=SCHEDULE_ACTOR, is_resumable=True)
 
 
 async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> None:
-    """Queues a job whenever a round is due, until the task is cancelled. Every server process runs this. `clock`
-    returns seconds since 1970."""
-    while True:
-        await asyncio.sleep(min(CHECK_SECONDS, settings.every))
-        try:
-            if (job := await start_if_due(settings, store, clock)) is not None:
-                log.info("job %d reads all stored content again (scrub)", job.id)
-        except Exception as error:  # does not end the loop, because the next attempt may succeed
-            log_round_error(log, "scrub cannot be started", error)
+    """Queues a job whenever a round is due and no scrub job is queued or running, until the task is cancelled. Every
+    server process runs this, but only one of them queues the job. Logs an error and continues. `clock` returns seconds
+    since 1970."""
+
+    async def queue_if_due() -> None:
+        if (job := await start_if_due(settings, store, clock)) is not None:
+            log.info("job %d reads all stored content again (scrub)", job.id)
+
+    seconds = min(CHECK_SECONDS, settings.every)
+    await asyncio.sleep(seconds)
+    await run_in_one_process(
+        store.leases,
+        SCHEDULE_SLOT,
+        queue_if_due,
+        lambda: asyncio.sleep(seconds),
+        log=log,
+        what_failed="scrub cannot be started",
+    )

@@ -56,6 +56,11 @@ def try_flock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
+def lock_flock(fd: int) -> None:
+    """Locks the whole file exclusively. Waiting for the lock blocks the thread. Raises OSError."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
 def unlock_flock(fd: int) -> None:
     """Releases the lock on the whole file. Raises OSError."""
     fcntl.flock(fd, fcntl.LOCK_UN)

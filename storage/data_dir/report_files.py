@@ -11,7 +11,6 @@ synced, because the reports are useless after a power cut.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from storage.data_dir.layout import Layout
+from storage.data_dir.locks import lock_flock, try_flock, unlock_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
@@ -59,7 +59,7 @@ class ReportFile:
         self._path = directory / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._fd = system.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            lock_flock(self._fd)  # waits for a process that looks whether the file is locked
             system.allocate(self._fd, _FILE_BYTES)
         except OSError:
             self.close()
@@ -141,11 +141,9 @@ def _read(fd: int) -> bytes | None:
 
 def _is_locked(fd: int) -> bool:
     """Returns whether the file is locked, and so whether its process runs. `fd` itself must not hold the lock."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_flock(fd, shared=True):
         return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    unlock_flock(fd)
     return False
 
 

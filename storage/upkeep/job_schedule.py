@@ -11,8 +11,8 @@ from typing import Final
 
 from storage.future_times import is_future
 from storage.jobs import Jobs
+from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
-from storage.round_errors import log_round_error
 
 CHECK_SECONDS: Final = 60.0
 """Longest time between two checks whether a job is due. Also the longest time from the start of the process to the
@@ -34,14 +34,21 @@ async def queue_jobs(
     seconds have passed since the newest such job was added. The job is *resumable*: a server continues it after a
     restart. Every process runs this function, but only one of them queues the job. Logs an error and continues. `clock`
     returns the time in seconds since 1970."""
-    while True:
-        await asyncio.sleep(min(every, check_seconds))
-        try:
-            async with leases.try_slot(f"schedule of {kind}", count=1) as has_slot:
-                if has_slot and await _is_due(jobs, kind, every, clock()):
-                    await jobs.add(kind, {}, actor=actor, is_resumable=True)
-        except Exception as error:  # ends only this round of the loop
-            log_round_error(log, f"cannot queue a job of the kind {kind}", error)
+
+    async def queue_if_due() -> None:
+        if await _is_due(jobs, kind, every, clock()):
+            await jobs.add(kind, {}, actor=actor, is_resumable=True)
+
+    seconds = min(every, check_seconds)
+    await asyncio.sleep(seconds)
+    await run_in_one_process(
+        leases,
+        f"schedule of {kind}",
+        queue_if_due,
+        lambda: asyncio.sleep(seconds),
+        log=log,
+        what_failed=f"cannot queue a job of the kind {kind}",
+    )
 
 
 async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
-from storage.round_errors import log_round_error
 
 FIRST_ROUND_SECONDS: Final = 300.0
 """Longest time from the start of the process to the first round. This time is short, because a server that is restarted
@@ -31,14 +31,14 @@ async def run_rounds(
     the one that holds the slot `UPKEEP_SLOT`. The other processes skip the round. If a process dies, its slot becomes
     free. Logs an error of `work` and continues with the next round."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
-    while True:
-        try:
-            async with leases.try_slot(UPKEEP_SLOT, count=1) as has_slot:
-                if has_slot:
-                    await work()
-        except Exception as error:
-            log_round_error(log, "upkeep stopped with an error", error)
-        await _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS)
+    await run_in_one_process(
+        leases,
+        UPKEEP_SLOT,
+        work,
+        lambda: _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS),
+        log=log,
+        what_failed="upkeep stopped with an error",
+    )
 
 
 async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:

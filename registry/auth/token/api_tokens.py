@@ -1,20 +1,18 @@
 """API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
 
 An API token is a text `ent_ID_SECRET`. The prefix `ent_` lets scanners for leaked secrets find it. `ID` is the key of
-the token's row in the store. The store keeps only the SHA-256 of `SECRET`. The hash needs no salt, because the secret
-has 256 random bits, so nobody can guess it.
+the token's row in the store. The store keeps only the hash of `SECRET` (`secret_hash`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from registry.auth.token.secret_hash import has_hash, hash_secret
 from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit, TokenPurpose
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
@@ -64,7 +62,7 @@ def make(
     """
     token_id, secret = _encode(random(9), _ID_LENGTH), _encode(random(32), _SECRET_LENGTH)
     token = ApiToken(token_id, account, purpose, note, now, expires, limits)
-    return NewApiToken(token, f"ent_{token_id}_{secret}", _hash_secret(secret))
+    return NewApiToken(token, f"ent_{token_id}_{secret}", hash_secret(secret))
 
 
 def is_well_formed(text: str) -> bool:
@@ -82,7 +80,7 @@ def find(accounts: Accounts, text: str) -> ApiToken:
         token, secret_hash = accounts.token(parts[1])
     except AccountUnknown:  # also for a revoked or expired token
         raise Unauthorized("there is no such API token") from None
-    if not hmac.compare_digest(_hash_secret(parts[2]), secret_hash):
+    if not has_hash(parts[2], secret_hash):
         raise Unauthorized("the secret of the API token is wrong")
     return token
 
@@ -92,10 +90,6 @@ def should_record_use(token: ApiToken, now: float) -> bool:
     recorded use is less than an hour ago, it should not. A recorded use in the future does not count, because the clock
     was set back."""
     return token.used is None or not -CLOCK_MARGIN_SECONDS <= now - token.used < _USE_RECORD_SECONDS
-
-
-def _hash_secret(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("ascii")).digest()
 
 
 def _encode(random_bytes: bytes, length: int) -> str:

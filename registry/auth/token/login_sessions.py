@@ -1,9 +1,9 @@
 """Sessions of people who logged in with a browser, with their password or at the OpenID provider.
 
 The browser keeps the text of a session, `ID.SECRET`, in a cookie. `ID` is the key of the session's row in the store,
-which has the account and the method of the login. The store keeps only the SHA-256 of `SECRET`. The hash needs no salt,
-because the secret has 256 random bits, so nobody can guess it. Each login creates a new id and a new secret. So a text
-that an attacker has put into the browser's cookie never becomes a valid session.
+which has the account and the method of the login. The store keeps only the hash of `SECRET` (`secret_hash`). Each login
+creates a new id and a new secret. So a text that an attacker has put into the browser's cookie never becomes a valid
+session.
 
 Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
 workers. A session is also refused when the account is removed or disabled, when its password or its admin right
@@ -12,18 +12,17 @@ changes, or when the settings of the OpenID provider change (`registry.auth.revo
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
-from registry.single_flight import start_detached
+from registry.auth.token.secret_hash import has_hash, hash_secret
+from registry.auth.token.use_writes import UseWrites
 from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -58,8 +57,7 @@ class LoginSessions:
         self._accounts = accounts
         self._clock = clock
         self._random = random
-        self._use_writes: dict[str, asyncio.Task[None]] = {}
-        """The running tasks that record the time of a session's last request in the store, by the session's id."""
+        self._use_writes = UseWrites()
         self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
@@ -83,7 +81,7 @@ class LoginSessions:
             stamp=identity.stamp,
             groups=identity.groups,
         )
-        await self._accounts.add_login_session(session, _hash_secret(secret), by=_as_account(by, identity.name))
+        await self._accounts.add_login_session(session, hash_secret(secret), by=_as_account(by, identity.name))
         return f"{session_id}.{secret}"
 
     def verify(self, text: str) -> Identity:
@@ -94,9 +92,8 @@ class LoginSessions:
         now = self._clock()
         # If the recorded time is in the future, the clock was set back. Then the time is recorded again.
         is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < USE_RECORD_SECONDS
-        may_write = session.id not in self._use_writes and time.monotonic() >= self._no_writes_until
-        if not is_recorded and may_write:
-            self._use_writes[session.id] = start_detached(self._write_use(session.id, now))
+        if not is_recorded and time.monotonic() >= self._no_writes_until:
+            self._use_writes.start(session.id, partial(self._write_use, session.id, now))
         return Identity(
             session.account,
             version=session.version,
@@ -117,7 +114,7 @@ class LoginSessions:
 
     async def aclose(self) -> None:
         """Waits until the tasks that record the times of requests have ended."""
-        await asyncio.gather(*self._use_writes.values(), return_exceptions=True)
+        await self._use_writes.wait_until_idle()
 
     def _find(self, text: str) -> LoginSession:
         """Returns the session with this text. Raises Unauthorized if there is none."""
@@ -126,7 +123,7 @@ class LoginSessions:
             session, secret_hash = self._accounts.login_session(session_parts[1] if session_parts else "")
         except AccountUnknown:
             raise Unauthorized(SESSION_ENDED) from None
-        if session_parts is None or not hmac.compare_digest(_hash_secret(session_parts[2]), secret_hash):
+        if session_parts is None or not has_hash(session_parts[2], secret_hash):
             raise Unauthorized(SESSION_ENDED)
         return session
 
@@ -138,12 +135,6 @@ class LoginSessions:
         except RegistryError as error:
             self._no_writes_until = time.monotonic() + WRITE_PAUSE_SECONDS
             log.warning("could not record the use of a login session: %s", error)
-        finally:
-            self._use_writes.pop(session_id, None)
-
-
-def _hash_secret(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("ascii")).digest()
 
 
 def _as_account(by: Actor, name: str) -> Actor:

@@ -3,7 +3,6 @@ these files should configure as a mirror."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import tomllib
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.finding import Finding, problem, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
+from registry.client_addresses import is_loopback_host
 from registry.clients.client_setup import ClientSetup, MirroredHost
 from registry.clients.registry_address import RegistryAddress
 from registry.small_files import read_small_text
@@ -236,12 +236,5 @@ def _same_host(first_url: str, second_url: str) -> bool:
     second_port = second_port or {"http": 80, "https": 443}.get(second_parts.scheme)
     first_host, second_host = (first_parts.hostname or "").rstrip("."), (second_parts.hostname or "").rstrip(".")
     return first_port == second_port and (
-        first_host == second_host or (_is_loopback(first_host) and _is_loopback(second_host))
+        first_host == second_host or (is_loopback_host(first_host) and is_loopback_host(second_host))
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

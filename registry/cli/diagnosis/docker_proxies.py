@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
 from registry.cli.diagnosis.finding import Finding, warning
+from registry.client_addresses import is_loopback_host
 
 CHECK = "docker"
 _RESTART = "then run: systemctl restart docker"
@@ -91,9 +92,9 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
     """Returns whether the list `no_proxy`, in the form of NO_PROXY, makes docker reach `host` and `port` without a
     proxy. Also returns True if the host is this machine."""
     host = host.lower().rstrip(".")
-    address = _address(host)
-    if host == "localhost" or (address is not None and address.is_loopback):
+    if is_loopback_host(host):
         return True
+    address = _address(host)
     return any(_matches(entry.strip().lower(), host, address, port) for entry in no_proxy.split(","))
 
 

@@ -16,9 +16,10 @@ from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver
 from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor
 from storage.errors import RegistryError
+from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
-from storage.round_errors import log_round_error, raise_if_cancelled
+from storage.round_errors import raise_if_cancelled
 
 WARM_SLOT = "warm"
 """Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""
@@ -73,14 +74,14 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
     """Waits until this process can become the warming process, and then runs the rounds of all upstreams. Ends only
     when it is cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_DELAY_SECONDS, settings.interval))
-    while True:
-        try:
-            async with leases.try_slot(WARM_SLOT, count=1) as has_slot:
-                if has_slot:
-                    await _run_rounds_of_all_upstreams(settings, locate, find_stored)
-        except Exception as error:
-            log_round_error(log, "cannot find out whether another process warms the mirror", error)
-        await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
+    await run_in_one_process(
+        leases,
+        WARM_SLOT,
+        lambda: _run_rounds_of_all_upstreams(settings, locate, find_stored),
+        lambda: asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval)),
+        log=log,
+        what_failed="cannot find out whether another process warms the mirror",
+    )
 
 
 async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:

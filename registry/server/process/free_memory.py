@@ -80,10 +80,11 @@ def make_full_collections_rare() -> None:
     gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)
 
 
-def resident_bytes() -> int:
-    """Returns how many bytes of memory this process uses (its resident set size); 0 on systems without /proc."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Returns how many bytes of memory a process uses (its resident set size); 0 if it has ended, and on systems
+    without /proc. `pid`: the process; None: this process."""
     try:
-        with open("/proc/self/statm", "rb") as file:
+        with open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return 0

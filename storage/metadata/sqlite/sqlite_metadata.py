@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 
 import apsw
 
-from storage.content import Actor, Condition, Descriptor, Manifest, Page
+from storage.content import MIRROR_ACTOR, Actor, Condition, Descriptor, Manifest, Page
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.catalog import (
     BlobRow,
@@ -148,7 +148,7 @@ class SqliteMetadata:
 
         def adopt(db: apsw.Connection) -> bool:
             if is_fill:
-                event_tables.add_blob(db, EventAction.FILL, repo, digest, size, event_tables.MIRROR_ACTOR, now)
+                event_tables.add_blob(db, EventAction.FILL, repo, digest, size, MIRROR_ACTOR, now)
             elif by is not None:
                 event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
             return blob_changes.adopt_blob(db, repo, digest, size, place, now)

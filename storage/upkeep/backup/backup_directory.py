@@ -22,7 +22,6 @@ closed to other users.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import stat
@@ -35,7 +34,7 @@ from typing import Any, Final, TypeVar
 
 from storage.backups import BackupFailed, SnapshotTotals
 from storage.data_dir.durable_files import make_directories, make_root, sync_directory, write_fully
-from storage.data_dir.locks import try_flock
+from storage.data_dir.locks import try_flock, unlock_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.future_times import is_future
 from storage.names import ALGORITHMS, Digest
@@ -224,7 +223,7 @@ class BackupDirectory:
                 os.pwrite(fd, holder.encode()[:_MAX_LOCK_TEXT_BYTES], 0)
             yield
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            unlock_flock(fd)
             os.close(fd)
 
     def add_snapshot(self, now: float) -> str:

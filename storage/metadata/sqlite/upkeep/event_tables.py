@@ -22,8 +22,6 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
-MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor in events about blobs that the mirror downloads, because they are not downloaded for a single client."""
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
                    user_agent, reason, kept)

@@ -12,11 +12,10 @@ import pytest
 
 from registry.mirror import cooldown_watch
 from registry.mirror.cooldown_watch import watch_young_tags
-from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.mirror import MAX_UNANSWERED_REPOSITORIES
 from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamContentInvalid
-from storage.content import digest_of
+from storage.content import MIRROR_ACTOR, digest_of
 from storage.errors import (
     Denied,
     ManifestUnknown,

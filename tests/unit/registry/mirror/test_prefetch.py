@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.fill.demand import PULL_IDLE_SECONDS
 from storage import manifest_parser
-from storage.content import Manifest, Span, digest_of
+from storage.content import MIRROR_ACTOR, Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag
 from tests.fakes.mirror_source import FakeSource

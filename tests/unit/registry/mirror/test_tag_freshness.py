@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
 from registry.request import RequestContext, enter_request
-from storage.content import Manifest, UpstreamCheck, digest_of
+from storage.content import MIRROR_ACTOR, Manifest, UpstreamCheck, digest_of
 from storage.data_dir.file_leases import FileLeases
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, RepositoryName, Tag

@@ -10,12 +10,14 @@ import pytest
 from registry.config.upkeep_settings import ScrubSettings
 from registry.naming import NamingRules
 from registry.router import Router
-from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, scrub_work, start_if_due
+from registry.upkeep import scrub_job
+from registry.upkeep.scrub_job import CONTINUE_SECONDS, is_due, scrub_on_schedule, scrub_work, start_if_due
 from storage.composition import open_registry, prepare_data_dir
 from storage.jobs import Job, JobState
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
+from storage.upkeep.schedule import cancel_all
 from storage.upkeep.scrubber import KIND
 from tests.fakes.registry_content import push_blob
 
@@ -48,7 +50,7 @@ def router_of(store: StoredRegistry) -> Router:
 
 async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
     """The first round starts when the oldest blob is one interval old. Each further round starts one interval after the
-    end of the previous round. If several processes check the schedule at the same time, only one starts a round."""
+    end of the previous round."""
     prepare_data_dir(tmp_path)
     clock, settings = Clock(), ScrubSettings(every=30 * DAY)
     async with open_registry(tmp_path, clock=clock) as store:
@@ -59,8 +61,8 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         clock.now += 30 * DAY - 1
         assert await start_if_due(settings, store, clock) is None
         clock.now += 1
-        started = await asyncio.gather(*(start_if_due(settings, store, clock) for _ in range(4)))
-        [job] = [each for each in started if each is not None]
+        job = await start_if_due(settings, store, clock)
+        assert job is not None
         assert (job.kind, job.actor, job.state, job.is_resumable) == (KIND, "schedule", JobState.QUEUED, True)
         assert await start_if_due(settings, store, clock) is None
         work_by_kind = {KIND: scrub_work(settings, store, router_of(store))}
@@ -73,6 +75,23 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         assert await start_if_due(settings, store, clock) is None
         clock.now += 1
         assert await start_if_due(settings, store, clock) is not None
+
+
+async def test_one_of_several_processes_starts_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If several processes check the schedule at the same time, only one starts a round."""
+    monkeypatch.setattr(scrub_job, "CHECK_SECONDS", 0.001)
+    prepare_data_dir(tmp_path)
+    clock, settings = Clock(), ScrubSettings(every=30 * DAY)
+    async with open_registry(tmp_path, clock=clock) as store:
+        await push_blob(store, APP, b"first")
+        clock.now += 30 * DAY
+        schedules = [asyncio.create_task(scrub_on_schedule(settings, store, clock)) for _ in range(4)]
+        async with asyncio.timeout(20):
+            while not await store.jobs.active(KIND):  # noqa: ASYNC110 - a job has no event for its start
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # each process checks the schedule several times
+        await cancel_all(schedules)
+        assert len((await store.jobs.jobs(None, 10, KIND)).items) == 1
 
 
 async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""`UseWrites`: tasks that record in the store when an API token or a login session was last used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from registry.single_flight import start_detached
+
+
+class UseWrites:
+    """The running tasks, at most one for each token or session. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """By the id of the token or session."""
+
+    def start(self, used_id: str, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Starts a task that runs `write()` for the token or session with this id, unless such a task is running.
+        `write` must log its errors: nobody else sees them."""
+        if used_id not in self._tasks:
+            task = self._tasks[used_id] = start_detached(write())
+            task.add_done_callback(lambda _: self._tasks.pop(used_id))
+
+    async def wait_until_idle(self) -> None:
+        """Waits until the running tasks have ended. Ignores their errors. If the caller is cancelled, cancels them.
+        Further tasks can still be started."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -1,0 +1,31 @@
+"""Tasks that record when an API token or a login session was last used."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from registry.auth.token.use_writes import UseWrites
+
+
+async def test_one_write_runs_for_each_id() -> None:
+    """While a write runs for an id, no second one starts for it. Writes for other ids start. After the end of a write,
+    even with an error, the next one for its id can start."""
+    started: list[str] = []
+    may_end = asyncio.Event()
+
+    async def write(used_id: str) -> None:
+        started.append(used_id)
+        await may_end.wait()
+        raise OSError("the disk failed")
+
+    writes = UseWrites()
+    for used_id in ("one", "one", "two"):
+        writes.start(used_id, partial(write, used_id))
+    await asyncio.sleep(0)
+    assert started == ["one", "two"]
+    may_end.set()
+    await writes.wait_until_idle()
+    writes.start("one", partial(write, "one"))
+    await writes.wait_until_idle()
+    assert started == ["one", "two", "one"]
