@@ -10,15 +10,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from storage.content import Descriptor, Manifest
+from storage.content import MAX_IMAGE_CONFIG_BYTES, Descriptor, Manifest
 from storage.errors import ManifestUnknown, RegistryError
 from storage.json_bounds import load_bounded
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.time_texts import parse_time
 
-MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
-"""Largest config that is read."""
 MAX_MANIFESTS: Final = 100
 """Largest number of manifests of an index that are read."""
 _EARLIEST: Final = 978_307_200.0
@@ -102,7 +100,7 @@ async def _config_created(store: StoredRegistry, repo: RepositoryName, config: D
         return None
     try:
         async with aclosing(await store.open_blob(repo, config.digest)) as reader:
-            if reader.descriptor.size > MAX_CONFIG_BYTES:  # the manifest may state a wrong size
+            if reader.descriptor.size > MAX_IMAGE_CONFIG_BYTES:  # the manifest may state a wrong size
                 return None
             document = load_bounded(b"".join([bytes(piece) async for piece in reader]))
     except (RegistryError, ValueError, RecursionError):
