@@ -1,6 +1,6 @@
-"""Estimates when tags were set at the *old registry*, whose content is imported (`ListedTag`). The estimates are for
-old registries that do not state these times. Retention keeps the newest tags of a repository. If all imported tags had
-the time of the import, retention could not tell which of them are the newest."""
+"""Estimates when tags were set at the *old registry*, whose content is imported (`OldRegistryTag`). The estimates are
+for old registries that do not state these times. Retention keeps the newest tags of a repository. If all imported tags
+had the time of the import, retention could not tell which of them are the newest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TAG_STEP_SECONDS: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class ListedTag:
+class OldRegistryTag:
     """A tag of the old registry. `listed_at`: when the old registry had listed it, in seconds since 1970. `position`:
     its position among the `count` tags that were listed at this time, in the natural order of their names."""
 
@@ -43,7 +43,7 @@ class ListedTag:
     count: int
 
     @classmethod
-    def in_order(cls, repo: RepositoryName, tags: Iterable[Tag], listed_at: float) -> Iterator[ListedTag]:
+    def in_order(cls, repo: RepositoryName, tags: Iterable[Tag], listed_at: float) -> Iterator[OldRegistryTag]:
         """Yields the tags in the natural order of their names."""
         tags = sorted(tags, key=natural_order)
         for position, tag in enumerate(tags):
