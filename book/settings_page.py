@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from registry.cli.settings_text import toml_lines, toml_value
-from registry.config import Settings, format_duration, format_size, is_duration, is_size
+from registry.config import Settings, format_byte_size, format_duration, is_duration, is_size
 from registry.config.setting_changes import takes_effect
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
@@ -181,7 +181,7 @@ def default_text(path: SettingPath, field: FieldInfo) -> str:
         return ", ".join(map(str, value))
     if is_duration(field):
         return format_duration(value)
-    return format_size(value) if is_size(field) else f"{value:g}" if isinstance(value, float) else str(value)
+    return format_byte_size(value) if is_size(field) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _example_file() -> str:

@@ -31,6 +31,8 @@ MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 MAX_CACHED_MANIFEST_BYTES: Final = 8 * 1024
 """Size of the largest manifests that `Manifest.parse` caches after checking them. The cache saves checks, because
 clients push the same manifest once for each of its tags."""
+MAX_IMAGE_CONFIG_BYTES: Final = 4 * 1024 * 1024
+"""Largest config of an image that is read into memory. A real config has a few KiB."""
 T = TypeVar("T")
 
 

@@ -46,7 +46,7 @@ class SourceDown(RegistryError):
 
 
 @dataclass(frozen=True, slots=True)
-class TagChange:
+class LastTagChange:
     """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
     the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
     the client that changed it. If the registry itself changed it, a name of the work that did so, such as
@@ -66,7 +66,7 @@ class ImportRecords(Protocol):
         such tag."""
         ...
 
-    async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
+    async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> LastTagChange | None:
         """Returns the latest change of a tag; None if there never was such a tag."""
         ...
 

@@ -54,7 +54,7 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobProgress:
     """How far a job is. `done` of `total` units are done; `total` is None if it is not known. `unit`: what is counted,
     in the plural: "blobs", "bytes". `message`: what the job does now, for people. `position`: where the work continues
     after a restart, in a form that only the job's own code understands."""
@@ -87,7 +87,7 @@ class Job:
     created: float
     updated: float
     ended: float | None
-    progress: Progress
+    progress: JobProgress
     result: JSON | None
 
 
@@ -132,7 +132,7 @@ class Jobs(Protocol):
         """Marks a job as running in the process `holder`, and returns it. Raises JobUnknown."""
         ...
 
-    async def save_progress(self, job_id: int, progress: Progress) -> bool:
+    async def save_progress(self, job_id: int, progress: JobProgress) -> bool:
         """Stores the progress of a running job. Returns True if the job has to stop, because a stop was requested."""
         ...
 

@@ -40,7 +40,7 @@ class Sighting:
     digest: Digest
 
 
-class TagMove(NamedTuple):
+class UpstreamTagMove(NamedTuple):
     """The mirror saw at `since` that a tag pointed at another digest than before, or saw the tag for the first time.
     Moves are sorted by these fields."""
 
@@ -77,7 +77,7 @@ class UpstreamTags(Protocol):
         stores the later time of that sighting."""
         ...
 
-    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+    async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:
         """Returns at most `limit` stored moves of all tags that were seen at `since` or later, in order. With `after`,
         returns only moves that sort after this move."""
         ...

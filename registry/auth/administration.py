@@ -56,7 +56,7 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class AddedAccount:
+class NewAccount:
     """A new account.
 
     - `password`: the generated password; None: none was generated.
@@ -116,7 +116,7 @@ class Administration:
 
     async def add_user(
         self, name: AccountName, password: str | None, *, admin: bool = False, note: str = "", by: Actor
-    ) -> AddedAccount:
+    ) -> NewAccount:
         """Adds a person's account, as an admin if `admin` is true. Generates a password if `password` is None."""
         check_note(note)
         new_password = self._make_password() if password is None else password
@@ -126,18 +126,18 @@ class Administration:
             name, AccountKind.USER, password_hash=hashed, admin=admin, note=note, by=by
         )
         shown_password = new_password if password is None else None
-        return AddedAccount(account, shown_password, is_first, await self._notes_on(account))
+        return NewAccount(account, shown_password, is_first, await self._notes_on(account))
 
-    async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
+    async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> NewAccount:
         """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
         issuers."""
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
-        return AddedAccount(account, None, is_first, await self._notes_on(account))
+        return NewAccount(account, None, is_first, await self._notes_on(account))
 
     async def _notes_on(self, account: Account) -> tuple[str, ...]:
-        """Returns `AddedAccount.notes` for a new account."""
+        """Returns `NewAccount.notes` for a new account."""
         name, notes = account.name, []
         if self._htpasswd is not None and (await self._htpasswd.current()).has_name(name):
             notes.append(f"the htpasswd file has an account {name}, which this account replaces from now on")

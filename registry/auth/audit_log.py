@@ -205,7 +205,7 @@ class LoginAudit:
         people type passwords into the wrong field."""
         self._on_login(method, outcome)
         detail = {"how": method, "reason": reason}
-        self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name(user), "failed", detail)
+        self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name_or_empty(user), "failed", detail)
 
     def record_token_use(self, token: ApiToken) -> None:
         """Starts a task that records in the store that an API token is used now. Does nothing if a use was recorded in
@@ -226,7 +226,7 @@ class LoginAudit:
             log.warning("could not record the use of the API token %s: %s", token_id, error)
 
 
-def _account_name(user: str) -> str:
+def _account_name_or_empty(user: str) -> str:
     """Returns `user` if it is a valid name of an account, or else an empty string."""
     try:
         return AccountName(user)

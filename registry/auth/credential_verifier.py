@@ -168,7 +168,7 @@ class CredentialVerifier:
                 if identity.name != user:
                     raise Unauthorized("the token belongs to another account than the user name")
             else:
-                identity = await self._passwords.check(_account_name(user), secret, by.address)
+                identity = await self._passwords.check(_parse_account_name(user), secret, by.address)
             # Refuses the login if its account was changed while the code above waited for a hashing or a download.
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
@@ -227,7 +227,7 @@ class CredentialVerifier:
         )
 
 
-def _account_name(user: str) -> AccountName:
+def _parse_account_name(user: str) -> AccountName:
     """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. Such a refusal
     needs no hashing, so it is faster than others. This does not reveal which accounts exist, because the rules for
     names are public."""

@@ -19,7 +19,7 @@ from registry.browse.image_config import ImageConfig, parse_config, platform_tex
 from registry.browse.models import Kind
 from registry.single_flight import finish_in_thread
 from registry.upkeep.images.image_files import DOCKER_CONFIG, OCI_CONFIG
-from storage.content import INDEXES, OCI_ARTIFACT, Descriptor, Manifest
+from storage.content import INDEXES, MAX_IMAGE_CONFIG_BYTES, OCI_ARTIFACT, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestUnknown, RegistryError
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
@@ -27,8 +27,6 @@ from storage.names import Digest, RepositoryName
 T = TypeVar("T")
 IMAGE_CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 """Media types of the configs of images."""
-MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
-"""The size of the largest config that is read."""
 MAX_ROW_BYTES: Final = 256 * 1024
 """The size of the largest manifest or config that is read for a row of a list."""
 MAX_INDEX_ENTRIES: Final = 100
@@ -139,8 +137,10 @@ class ContentReader:
 
     async def config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
         """Returns the config of an image. Returns None if the repository does not have it, if it has more than
-        `MAX_CONFIG_BYTES`, or if it is no config of an image."""
-        return await self.parsed(repo, config.digest, MAX_CONFIG_BYTES, lambda data: parse_config(config.digest, data))
+        `MAX_IMAGE_CONFIG_BYTES`, or if it is no config of an image."""
+        return await self.parsed(
+            repo, config.digest, MAX_IMAGE_CONFIG_BYTES, lambda data: parse_config(config.digest, data)
+        )
 
     async def blob(self, repo: RepositoryName, digest: Digest, max_bytes: int) -> bytes | None:
         """Returns a blob; None if the repository does not have it, or it is larger than `max_bytes`."""

@@ -19,6 +19,7 @@ from typing import Final
 from registry.browse.content_reader import ContentReader, index_entry, is_image
 from registry.request import RequestInvalid
 from registry.single_flight import finish_in_thread
+from registry.upkeep.images.image_file_writers import index_json, tar_header, tar_padding
 from registry.upkeep.images.image_files import (
     DOCKER_ARCHIVE_FILE,
     IMAGE_NAME,
@@ -28,7 +29,6 @@ from registry.upkeep.images.image_files import (
     REF_NAME,
     blob_file,
 )
-from registry.upkeep.images.image_writers import index_json, tar_header, tar_padding
 from storage.content import Descriptor, Manifest, Span
 from storage.errors import BlobUnknown, ManifestUnknown
 from storage.interface import Registry

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from registry.browse.answer_memory_limit import AnswerMemoryLimit
 from registry.browse.comparison import common_platform, compare_images
-from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
+from registry.browse.content_reader import ContentReader
 from registry.browse.descriptions import DescriptionPages
 from registry.browse.image_archive import ImageArchive, open_archive
 from registry.browse.image_overview import OverviewReader
@@ -32,7 +32,7 @@ from registry.client_addresses import visitor_key
 from registry.memory_budget import MIB
 from registry.request import RequestContext, enter_request, leave_request
 from registry.visitor_limits import Limits, VisitorLimits
-from storage.content import Actor, Manifest
+from storage.content import MAX_IMAGE_CONFIG_BYTES, Actor, Manifest
 from storage.descriptions import Description, Descriptions
 from storage.errors import BlobUnknown
 from storage.interface import Registry
@@ -158,7 +158,7 @@ class RepositoryBrowser:
             # Parses the manifest, in a thread if it is large. The properties below then do not have to parse it.
             await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
-            data = None if config is None else await self._reader.blob(repo, config.digest, MAX_CONFIG_BYTES)
+            data = None if config is None else await self._reader.blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
             if data is None:
                 raise BlobUnknown(f"{repo} has no config of {reference} that can be shown")
             return data

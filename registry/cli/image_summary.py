@@ -12,14 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.cli.output import human_size, new_table, plain_console
-from storage.content import INDEXES, Descriptor, Manifest
+from storage.content import INDEXES, MAX_IMAGE_CONFIG_BYTES, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
-MAX_CONFIG_BYTES = 4 << 20
-"""Maximum size of an image config to read, in bytes. A real config has a few KiB; a larger one is not worth the
-memory."""
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
@@ -120,7 +117,7 @@ async def _platform_and_created(
     """Returns the platform and the creation time from the image's config. Each of them is None if the config does not
     state it. Both are None if the config is not stored, too large or not JSON."""
     config = manifest.config
-    if config is None or config.size > MAX_CONFIG_BYTES or not config.media_type.endswith("+json"):
+    if config is None or config.size > MAX_IMAGE_CONFIG_BYTES or not config.media_type.endswith("+json"):
         return None, None
     try:
         blob = await registry.open_blob(repo, config.digest)

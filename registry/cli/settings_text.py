@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
-from registry.config import Settings, format_duration, format_size, is_duration
+from registry.config import Settings, format_byte_size, format_duration, is_duration
 from registry.config.settings_sources import SettingPath, setting_fields, table_model
 from registry.printable import printable_toml
 
@@ -48,7 +48,7 @@ def _plain(value: Any, field: FieldInfo) -> Any:
     if isinstance(value, SecretStr):
         return "********"
     if isinstance(value, ByteSize):
-        return format_size(value)
+        return format_byte_size(value)
     if is_duration(field):
         return format_duration(value)
     if isinstance(value, dict):  # the values in the dict are durations or lists of strings

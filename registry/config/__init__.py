@@ -3,8 +3,8 @@
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
 from registry.config.field_types import (
     MAX_HOST_LENGTH,
+    format_byte_size,
     format_duration,
-    format_size,
     is_duration,
     is_size,
     normalized_host,
@@ -33,8 +33,8 @@ __all__ = [
     "TLSSettings",
     "UpkeepSettings",
     "Upstream",
+    "format_byte_size",
     "format_duration",
-    "format_size",
     "is_duration",
     "is_size",
     "normalized_host",

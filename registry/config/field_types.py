@@ -126,7 +126,7 @@ def format_duration(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-def format_size(size_bytes: int) -> str:
+def format_byte_size(size_bytes: int) -> str:
     """Returns a size as text that pydantic's `ByteSize` accepts: `8MiB` for `8388608`. Writes a size that is not a
     multiple of 1 KiB as a number of bytes."""
     for unit, unit_bytes in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", MIB), ("KiB", KIB)):

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
-from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, format_size, is_size
+from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, format_byte_size, is_size
 from registry.small_files import read_small_text
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -331,6 +331,6 @@ def _problem_text(problem: ErrorDetails) -> str:
     if "ge" in problem.get("ctx", {}) and any(
         is_size(field) for path, field in setting_fields() if path == problem["loc"]
     ):
-        message = f"should be at least {format_size(problem['ctx']['ge'])}"
+        message = f"should be at least {format_byte_size(problem['ctx']['ge'])}"
     input_text = "a table" if isinstance(problem["input"], Mapping) else repr(problem["input"])
     return f"{input_text} {message}"

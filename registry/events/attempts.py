@@ -1,5 +1,5 @@
 """Describes the result of an attempt to deliver an event (`AttemptResult`), and decides how long to wait after failures
-(`EndpointHealth`). `DeliveryObserver` is the interface of objects that count or log such outcomes. An *endpoint* is the
+(`WebhookHealth`). `DeliveryObserver` is the interface of objects that count or log such outcomes. An *endpoint* is the
 URL to which the events of a webhook are sent."""
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
 """Longest pause of an endpoint that is down. After the pause, the next attempt sends an event of a repository that is
 not paused, if there is such an event."""
 MAX_DOWN_REPOSITORIES: Final = 10_000
-"""Largest number of repositories for which an `EndpointHealth` remembers that the endpoint was down."""
+"""Largest number of repositories for which a `WebhookHealth` remembers that the endpoint was down."""
 
 
-class Outcome(StrEnum):
+class DeliveryOutcome(StrEnum):
     """How an attempt ended. `DELIVERED`: the endpoint answered 2xx. `REFUSED`: it answered with another status, so the
     same event may never succeed. `DOWN`: it did not answer, or answered that it is not available now."""
 
@@ -33,7 +33,7 @@ class AttemptResult(NamedTuple):
     """The outcome of an attempt, with `reason`: a text for people that says why the attempt failed; empty if the event
     was delivered."""
 
-    outcome: Outcome
+    outcome: DeliveryOutcome
     reason: str = ""
 
 
@@ -41,7 +41,7 @@ class DeliveryObserver(Protocol):
     """Receives reports about deliveries, for example to count them. The methods return immediately. `webhook` is the
     name of a webhook."""
 
-    def attempted(self, webhook: str, outcome: Outcome) -> None:
+    def attempted(self, webhook: str, outcome: DeliveryOutcome) -> None:
         """Called when an attempt has ended."""
         ...
 
@@ -57,7 +57,7 @@ class DeliveryObserver(Protocol):
 class NoObserver:
     """A `DeliveryObserver` that does nothing."""
 
-    def attempted(self, webhook: str, outcome: Outcome) -> None:
+    def attempted(self, webhook: str, outcome: DeliveryOutcome) -> None:
         return
 
     def given_up(self, webhook: str) -> None:
@@ -76,18 +76,18 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
     return longest * (0.5 + random_part() / 2)
 
 
-class EndpointHealth:
+class WebhookHealth:
     """Decides from the outcomes of the attempts whether one endpoint is down, and how long to wait before the next
     attempt.
 
-    If an attempt ends with `Outcome.DOWN`, and the endpoint accepted no event during the attempt, the whole endpoint is
-    *down*. It then pauses for at most five seconds. The repository of the event pauses too, for up to five minutes: the
-    more failures in a row, the longer. When the endpoint accepts an event again, the pauses of the repositories end,
-    and that of the endpoint ends within a second.
+    If an attempt ends with `DeliveryOutcome.DOWN`, and the endpoint accepted no event during the attempt, the whole
+    endpoint is *down*. It then pauses for at most five seconds. The repository of the event pauses too, for up to five
+    minutes: the more failures in a row, the longer. When the endpoint accepts an event again, the pauses of the
+    repositories end, and that of the endpoint ends within a second.
 
-    If an attempt ends with `Outcome.DOWN`, but the endpoint accepts events of other repositories in the meantime, the
-    event itself may be the cause. In this case only its repository waits, longer after each failure. Other repositories
-    do not wait for it.
+    If an attempt ends with `DeliveryOutcome.DOWN`, but the endpoint accepts events of other repositories in the
+    meantime, the event itself may be the cause. In this case only its repository waits, longer after each failure.
+    Other repositories do not wait for it.
 
     `time` returns seconds of a monotonic clock."""
 
@@ -115,9 +115,9 @@ class EndpointHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Records a failed attempt to send an event of the repository. Call it for an attempt with `Outcome.DOWN`. Also
-        call it if the event is too old to be sent again: without a pause, many old events would be given up within a
-        moment. `delivered_before`: the value of `delivered` when the attempt began.
+        """Records a failed attempt to send an event of the repository. Call it for an attempt with
+        `DeliveryOutcome.DOWN`. Also call it if the event is too old to be sent again: without a pause, many old events
+        would be given up within a moment. `delivered_before`: the value of `delivered` when the attempt began.
 
         If the endpoint has accepted no event of any repository during this attempt, it counts as down: it pauses, and
         the repository pauses, too.

@@ -10,7 +10,7 @@ number of senders of all webhooks together is limited as well (`SenderLimit`).
 An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. An attempt fails in one of
 two ways: the endpoint *refuses* the event (another status), or it is *down* (no answer, or not available now). After a
 failure, the repository *pauses*: its events are not sent. The more failures in a row, the longer the pause, up to five
-minutes. The pause has a random part, so that many registries do not send at the same moment. `EndpointHealth` decides
+minutes. The pause has a random part, so that many registries do not send at the same moment. `WebhookHealth` decides
 how long the events of the other repositories wait. An event that cannot be delivered becomes a *dead letter* in the
 end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
 
@@ -36,8 +36,8 @@ from registry.events.attempts import (
     LONGEST_PAUSE_SECONDS,
     AttemptResult,
     DeliveryObserver,
-    EndpointHealth,
-    Outcome,
+    DeliveryOutcome,
+    WebhookHealth,
     back_off,
 )
 from registry.events.webhook_client import WebhookClient
@@ -122,7 +122,7 @@ class WebhookDispatcher:
         self._observer = observer
         self._limit = limit
         self._time = asyncio.get_running_loop().time
-        self._health = EndpointHealth(self._time)
+        self._health = WebhookHealth(self._time)
         self._waiting: deque[Sequence[Delivery]] = deque()
         """Queues that were read and have no sender yet."""
         self._senders: dict[str, asyncio.Task[None]] = {}
@@ -251,7 +251,7 @@ class WebhookDispatcher:
             raise_if_cancelled()
             self._observer.attempted(self._settings.name, result.outcome)
             self._settle_at = min(self._settle_at, self._time() + SETTLE_SECONDS)
-            if result.outcome is not Outcome.DELIVERED:
+            if result.outcome is not DeliveryOutcome.DELIVERED:
                 await self._note_failure(delivery, result, delivered_before)
                 return
             self._outcomes.repositories.add(delivery.event.content.repository)
@@ -269,18 +269,20 @@ class WebhookDispatcher:
         except Exception as error:
             raise_if_cancelled()
             log.exception("webhook %s: event %d cannot be sent", self._settings.name, delivery.event.number)
-            return AttemptResult(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
+            return AttemptResult(
+                DeliveryOutcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}"
+            )
 
     async def _note_failure(self, delivery: Delivery, result: AttemptResult, delivered_before: int) -> None:
         """Records a failed delivery: plans its next attempt, or makes its event a dead letter.
 
         `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted
         events of other repositories since then, the endpoint as a whole is not down, and only this repository has to
-        wait (`EndpointHealth.on_down`). For a dead letter, this method itself waits, for at most a second."""
+        wait (`WebhookHealth.on_down`). For a dead letter, this method itself waits, for at most a second."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
-        is_down = result.outcome is Outcome.DOWN
+        is_down = result.outcome is DeliveryOutcome.DOWN
         # A failure of an event that is too old causes a pause as well. Otherwise, many such events would be given up
         # within a moment.
         own_pause = self._health.on_down(event.content.repository, delivered_before) if is_down or is_aged else 0.0

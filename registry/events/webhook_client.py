@@ -17,7 +17,7 @@ import httpx2
 
 from registry import __version__
 from registry.config.event_settings import Webhook
-from registry.events.attempts import AttemptResult, Outcome
+from registry.events.attempts import AttemptResult, DeliveryOutcome
 from registry.events.envelopes import ENVELOPES
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 from registry.small_files import read_small_text
@@ -84,15 +84,15 @@ class WebhookClient:
             await _read_rest(response)
             return _result(response.status_code)
         except TimeoutError:
-            return AttemptResult(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
+            return AttemptResult(DeliveryOutcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
-            return AttemptResult(Outcome.DOWN, error.message)
+            return AttemptResult(DeliveryOutcome.DOWN, error.message)
         except httpx2.LocalProtocolError:  # its text may contain the value of a header, such as a token
             return AttemptResult(
-                Outcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings"
+                DeliveryOutcome.DOWN, "the request breaks the rules of HTTP, so it was not sent; check the settings"
             )
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            return AttemptResult(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
+            return AttemptResult(DeliveryOutcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> httpx2.Response:
         """Sends the POST request once, and returns the response, whose body the caller must read or close. Raises the
@@ -174,11 +174,11 @@ async def _read_rest(response: httpx2.Response) -> None:
 def _result(status: int) -> AttemptResult:
     """Returns what the status of a response means."""
     if 200 <= status < 300:
-        return AttemptResult(Outcome.DELIVERED)
+        return AttemptResult(DeliveryOutcome.DELIVERED)
     reason = f"it answered {status}"
     if 300 <= status < 400:
         reason += ", a redirect, which is not followed; set the url to where it leads"
-    return AttemptResult(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
+    return AttemptResult(DeliveryOutcome.DOWN if status in _DOWN_STATUSES else DeliveryOutcome.REFUSED, reason)
 
 
 def _make_context(ca_file: Path | None) -> ssl.SSLContext:

@@ -42,7 +42,7 @@ STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
 """Errors that end an import. After other errors, the import continues with the next image."""
 
 
-class DirectorySource:
+class DirectoryContentSource:
     """The content of the old registry's directory. Implements `registry.migration.image_writer.ContentSource`."""
 
     def __init__(
@@ -165,7 +165,7 @@ class DirectoryImport:
         self._report = report
         self._repositories = repositories
         self._overwrite = overwrite
-        source = DirectorySource(store, directory, report, actor=actor, copy=copy)
+        source = DirectoryContentSource(store, directory, report, actor=actor, copy=copy)
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
 
     async def run(self) -> None:
@@ -267,8 +267,8 @@ class DirectoryImport:
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
     """Runs a job of the kind `import-registry`. The job's arguments: `path` of the old registry's directory; `include`
-    and `exclude`, lists of patterns; `copy` (see `DirectorySource`) and `overwrite` (see `DirectoryImport`). Returns
-    the counts of `ImportReport`. Raises ImportInvalid, StorageFull, StorageFailed, JobStopped."""
+    and `exclude`, lists of patterns; `copy` (see `DirectoryContentSource`) and `overwrite` (see `DirectoryImport`).
+    Returns the counts of `ImportReport`. Raises ImportInvalid, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     path = Path(str(arguments["path"]))
     if not path.is_absolute():

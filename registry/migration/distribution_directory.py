@@ -35,7 +35,7 @@ the settings of the old registry, or a directory below that one."""
 _MAX_LINK_BYTES: Final = 256
 """Largest number of bytes that are read of a link, which contains one digest."""
 _NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"
-MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_IMPORTED_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 """Largest manifest that is read: the largest that the settings of this registry can allow."""
 
 
@@ -188,11 +188,11 @@ class DistributionDirectory:
         path = self.blob_path(digest)
         try:
             with open(path, "rb") as file:
-                body = file.read(MAX_MANIFEST_BYTES + 1)
+                body = file.read(MAX_IMPORTED_MANIFEST_BYTES + 1)
         except OSError as error:
             raise ContentBroken(_unreadable("its file", error)) from None
-        if len(body) > MAX_MANIFEST_BYTES:
-            raise ContentBroken(f"its file has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest")
+        if len(body) > MAX_IMPORTED_MANIFEST_BYTES:
+            raise ContentBroken(f"its file has more than {MAX_IMPORTED_MANIFEST_BYTES} bytes, so it is no manifest")
         try:
             return Manifest.parse(body, None, digest)
         except DigestInvalid:

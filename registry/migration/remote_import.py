@@ -25,7 +25,7 @@ from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.remote_options import RemoteOptions
 from registry.migration.remote_registry import RemoteRegistry
 from registry.migration.request_retries import Pause
-from registry.migration.tag_times import ListedTag
+from registry.migration.tag_times import OldRegistryTag
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
@@ -100,13 +100,13 @@ class RemoteImport:
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
-    async def _images(self, names: list[str] | None) -> AsyncGenerator[ListedTag]:
+    async def _images(self, names: list[str] | None) -> AsyncGenerator[OldRegistryTag]:
         """Yields the tags to import, those of a repository in the natural order of their names (`build-9` before
         `build-10`). Reads the tags of a repository only after all tags of the previous repository were yielded."""
         async for repo in self._chosen(names):
             self._report.repositories += 1
             async for tags in self._tags(repo):
-                for listed in ListedTag.in_order(repo, tags, self._clock()):
+                for listed in OldRegistryTag.in_order(repo, tags, self._clock()):
                     yield listed
 
     async def _tags(self, repo: RepositoryName) -> AsyncGenerator[list[Tag]]:
@@ -143,7 +143,7 @@ class RemoteImport:
                 continue
             yield repo
 
-    async def _import_image(self, listed: ListedTag) -> None:
+    async def _import_image(self, listed: OldRegistryTag) -> None:
         """Imports one tag and its referrers. Reports an error as a problem, and raises only errors that end the
         import."""
         repo, tag = listed.repository, listed.tag

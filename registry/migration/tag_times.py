@@ -1,6 +1,6 @@
-"""Estimates when tags were set at the *old registry*, whose content is imported (`ListedTag`). The estimates are for
-old registries that do not state these times. Retention keeps the newest tags of a repository. If all imported tags had
-the time of the import, retention could not tell which of them are the newest."""
+"""Estimates when tags were set at the *old registry*, whose content is imported (`OldRegistryTag`). The estimates are
+for old registries that do not state these times. Retention keeps the newest tags of a repository. If all imported tags
+had the time of the import, retention could not tell which of them are the newest."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from storage.content import Descriptor, Manifest
+from storage.content import MAX_IMAGE_CONFIG_BYTES, Descriptor, Manifest
 from storage.errors import ManifestUnknown, RegistryError
 from storage.json_bounds import load_bounded
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.time_texts import parse_time
 
-MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
-"""Largest config that is read."""
 MAX_MANIFESTS: Final = 100
 """Largest number of manifests of an index that are read."""
 _EARLIEST: Final = 978_307_200.0
@@ -34,7 +32,7 @@ TAG_STEP_SECONDS: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class ListedTag:
+class OldRegistryTag:
     """A tag of the old registry. `listed_at`: when the old registry had listed it, in seconds since 1970. `position`:
     its position among the `count` tags that were listed at this time, in the natural order of their names."""
 
@@ -45,7 +43,7 @@ class ListedTag:
     count: int
 
     @classmethod
-    def in_order(cls, repo: RepositoryName, tags: Iterable[Tag], listed_at: float) -> Iterator[ListedTag]:
+    def in_order(cls, repo: RepositoryName, tags: Iterable[Tag], listed_at: float) -> Iterator[OldRegistryTag]:
         """Yields the tags in the natural order of their names."""
         tags = sorted(tags, key=natural_order)
         for position, tag in enumerate(tags):
@@ -102,7 +100,7 @@ async def _config_created(store: StoredRegistry, repo: RepositoryName, config: D
         return None
     try:
         async with aclosing(await store.open_blob(repo, config.digest)) as reader:
-            if reader.descriptor.size > MAX_CONFIG_BYTES:  # the manifest may state a wrong size
+            if reader.descriptor.size > MAX_IMAGE_CONFIG_BYTES:  # the manifest may state a wrong size
                 return None
             document = load_bounded(b"".join([bytes(piece) async for piece in reader]))
     except (RegistryError, ValueError, RecursionError):

@@ -64,7 +64,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.upstream_records import UpstreamRecords
-from storage.upstream_tags import TagMove, UpstreamTags
+from storage.upstream_tags import UpstreamTagMove, UpstreamTags
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class Mirror(RefusingRegistry):
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
-        self._last_rechecked: TagMove | None = None
+        self._last_rechecked: UpstreamTagMove | None = None
         """The tag at which the last call of `recheck_young_tags` ended early. None if the last call asked about all
         tags, or if there was no call yet."""
 

@@ -31,7 +31,7 @@ MAX_IMAGE_BLOBS: Final = 256
 """Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_REMEMBERED_BLOBS: Final = 8192
 """Largest number of blobs of all remembered images together. Their descriptors take less than 8 MiB of memory."""
-MAX_MANIFEST_BYTES: Final = 256 * 1024
+MAX_PREFETCH_MANIFEST_BYTES: Final = 256 * 1024
 """Largest size of a manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are not
 parsed."""
 PrefetchMode = Literal["off", "config", "layers"]
@@ -97,7 +97,7 @@ class Prefetcher:
         """Called when a client has got a manifest. Queues the image's config, ahead of all other blobs."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
-        if len(manifest.body) > MAX_MANIFEST_BYTES:
+        if len(manifest.body) > MAX_PREFETCH_MANIFEST_BYTES:
             return
         # A remembered manifest is readable. So it is not parsed again, which would take much of the request's CPU time.
         if (repo, manifest.digest) not in self._images and not manifest.is_readable:

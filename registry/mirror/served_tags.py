@@ -24,7 +24,7 @@ from storage.errors import Denied, StorageFailed, StorageFull
 from storage.human_text import utc_text
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, TagMove, UpstreamTags
+from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, UpstreamTagMove, UpstreamTags
 
 log = logging.getLogger("registry.mirror")
 
@@ -123,7 +123,7 @@ class ServedTags:
         choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
         return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
 
-    async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
+    async def young_tags(self, after: UpstreamTagMove | None = None) -> AsyncGenerator[UpstreamTagMove, None]:
         """Yields the last move of each *young* tag of this upstream, oldest move first. A tag is young if it has
         pointed at its newest digest for less than its cooldown. With `after`, first yields the moves after this one,
         and then the others."""
@@ -132,8 +132,8 @@ class ServedTags:
         start = after if after is not None and oldest <= after.since < now else None
         # Each pass reads the moves between two bounds. With `start`, a second pass reads the moves up to `start`. The
         # bound `(now,)` leaves out moves that are recorded during this call: tuples are compared by their first items,
-        # and the first item of a `TagMove` is its time.
-        passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
+        # and the first item of an `UpstreamTagMove` is its time.
+        passes: list[tuple[UpstreamTagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
         for position, end in passes:
@@ -144,7 +144,7 @@ class ServedTags:
                         yield move
                 await asyncio.sleep(0)
 
-    async def random_move(self) -> TagMove | None:
+    async def random_move(self) -> UpstreamTagMove | None:
         """Returns a random move of a tag of this upstream. All moves that are younger than the upstream's cooldown have
         the same probability."""
         oldest = self._clock() - self._settings.cooldown
@@ -159,7 +159,7 @@ class ServedTags:
             await asyncio.sleep(0)
         return chosen
 
-    async def _is_young(self, move: TagMove) -> bool:
+    async def _is_young(self, move: UpstreamTagMove) -> bool:
         """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. The caller has
         checked the age of the move."""
         since, repo, tag = move

@@ -27,7 +27,7 @@ _ROUTES_BY_PREFIX: Final = {
 """The route of a request outside `/v2`, by the first part of its path."""
 
 
-class RequestEnd(Protocol):
+class RecordedEnd(Protocol):
     """How a request ended (`registry.server.connection.request_reports.RequestEnd`). `status`: 0 if no response was
     begun. `received_bytes`, `sent_bytes`: sizes of the two bodies. `seconds`: time since the head of the request was
     received. `is_complete`: whether the whole response was sent. `reason`: why the server itself has refused the
@@ -47,7 +47,7 @@ class RequestEnd(Protocol):
     def reason(self) -> str: ...
 
 
-class CachedAnswer(LoggedAnswer, Protocol):
+class CountedAnswer(LoggedAnswer, Protocol):
     """A response from the response cache (`registry.http.answer_cache.CachedAnswer`)."""
 
     kind: str
@@ -86,7 +86,7 @@ class RequestRecorder:
         self._found_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
         """The results of `_find_cells`, by its arguments."""
 
-    def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
+    def on_cached_answer(self, scope: Scope, answer: CountedAnswer, request_id: str) -> None:
         """Records a request that the response cache has answered. Takes half a microsecond without the log line."""
         if answer.metric_cells is None:
             size = len(answer.body)
@@ -103,7 +103,7 @@ class RequestRecorder:
         if self.tracing is not None:
             self.tracing.cached_request(scope, answer.kind)
 
-    def on_refused(self, scope: Scope, end: RequestEnd) -> None:
+    def on_refused(self, scope: Scope, end: RecordedEnd) -> None:
         """Records a request that the server has refused before it called the application. `scope`: the part of the ASGI
         scope that is known (`registry.server.connection.request_reports.partial_scope`). A request or connection that
         got no response is not counted."""
@@ -120,7 +120,7 @@ class RequestRecorder:
         """Counts a new connection (1), or the end of one (-1)."""
         self._metrics.cells.own[self._metrics.connections.first_cell] += change
 
-    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
+    def on_request_end(self, scope: Scope, end: RecordedEnd) -> None:
         """Records a request that the application has answered, or that was cut off."""
         exchange: RecordedExchange | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
         if exchange is not None:
@@ -150,7 +150,7 @@ class RequestRecorder:
         if self.tracing is not None:
             self.tracing.end_request(scope, route, end.status)
 
-    def _count(self, route: str, method: str, end: RequestEnd) -> None:
+    def _count(self, route: str, method: str, end: RecordedEnd) -> None:
         """Adds a request that has ended to the cells that count it."""
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None

@@ -194,7 +194,8 @@ class EventMetrics:
         self._webhooks = webhooks
 
     def attempted(self, webhook: str, outcome: str) -> None:
-        """Counts an attempt to tell a webhook of an event, by how it ended (`registry.events.attempts.Outcome`)."""
+        """Counts an attempt to tell a webhook of an event, by how it ended
+        (`registry.events.attempts.DeliveryOutcome`)."""
         label = self._webhooks.label(webhook)
         is_sent = outcome == "delivered"
         self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1

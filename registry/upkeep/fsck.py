@@ -8,7 +8,7 @@ from typing import Any, Final
 from registry.config import Settings
 from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upkeep.job_runner import JobContext, Work
 
 FSCK: Final = "fsck"
@@ -37,8 +37,8 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     async def check(context: JobContext) -> JSON:
         records: list[dict[str, Any]] = []
 
-        async def on_finding(finding: Finding) -> None:
-            record = as_json(finding)
+        async def on_problem(confirmed: ConfirmedProblem) -> None:
+            record = as_json(confirmed)
             context.step("problem", **record)
             if len(records) < MAX_RECORDS:
                 records.append(record)
@@ -52,7 +52,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
             quarantine_bytes=settings.scrub.quarantine_max,
             is_mirrored=lambda name: name.startswith(mirrored),
         )
-        check_report = await store.checker.check(options, on_finding, on_progress)
+        check_report = await store.checker.check(options, on_problem, on_progress)
         await context.report(save_now=True)  # saves the last progress, because not every progress is saved at once
         count_by_code = {code.value: count for code, count in check_report.found.items()}
         return {
@@ -67,13 +67,13 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     return check
 
 
-def as_json(finding: Finding) -> dict[str, Any]:
-    """Returns a finding as a JSON object."""
-    problem = finding.problem
+def as_json(confirmed: ConfirmedProblem) -> dict[str, Any]:
+    """Returns a confirmed problem as a JSON object."""
+    problem = confirmed.problem
     return {
         "code": problem.code.value,
         "repository": problem.repository or None,
         "item": problem.item or None,
         "problem": problem.text,
-        "repair": finding.repair,
+        "repair": confirmed.repair,
     }

@@ -26,7 +26,7 @@ from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.rate_limits import RateLimitBackoff, RequestKind
 from registry.upstream.request_limits import MIB, REQUEST_TIMEOUT_SECONDS, time_limit
 from registry.upstream.sized_cache import SizedCache
-from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenService
+from registry.upstream.token_client import AnonymousRefused, TokenClient, UpstreamTokenService
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.leases import Leases
@@ -67,7 +67,7 @@ _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailab
 class LoginRequirement:
     """What an endpoint requires in the `Authorization` header of a request."""
 
-    service: TokenService | None
+    service: UpstreamTokenService | None
     """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
     """The scope that the token must have."""
@@ -84,7 +84,7 @@ class TokenServiceGuess:
     """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
     `gave_no_token`: whether the last of these guesses failed because no token could be obtained."""
 
-    service: TokenService
+    service: UpstreamTokenService
     failures: int = 0
     gave_no_token: bool = False
 
@@ -353,7 +353,7 @@ class UpstreamAuthorizer:
             return None
         reach = Reach(response.network, self._allowed_hosts)
         return LoginRequirement(
-            TokenService(parameters["realm"], parameters.get("service", ""), reach),
+            UpstreamTokenService(parameters["realm"], parameters.get("service", ""), reach),
             parameters.get("scope") or scope,
         )
 

@@ -54,7 +54,7 @@ from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.upstream_records import UpstreamRecords
 
-MAX_MANIFEST_BYTES = 8 * MIB
+MAX_UPSTREAM_MANIFEST_BYTES = 8 * MIB
 """Largest manifest that is accepted from an upstream."""
 RESPONSE_MEMORY_BYTES = 56 * MIB
 """Memory budget for the large responses of one upstream, until they are parsed and stored."""
@@ -168,7 +168,7 @@ class HttpUpstreamClient:
             f"manifests/{reference}",
             not_found_error=ManifestUnknown(),
             headers={"Accept": ACCEPTED_MANIFESTS},
-            max_bytes=MAX_MANIFEST_BYTES,
+            max_bytes=MAX_UPSTREAM_MANIFEST_BYTES,
             accepted_statuses=_HEAD_UNSUPPORTED if method == "HEAD" else (),
             memory=memory,
         )

@@ -68,7 +68,7 @@ class ObtainedToken(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenService:
+class UpstreamTokenService:
     """A token service, as a challenge names it: its URL (`realm`), the parameter `service` for requests to it, and the
     IP addresses to which these requests may connect (`reach`)."""
 
@@ -128,7 +128,7 @@ class TokenClient:
             log.warning("cannot delete a token for %s for the other workers: %s", self._upstream_name, error)
 
     async def obtain(
-        self, key: str, service: TokenService, scope: str, login: UpstreamLogin | None, refused: str | None
+        self, key: str, service: UpstreamTokenService, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
         """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. Does not
         return `refused`, a token that the endpoint has refused (None or "": there is none). Concurrent callers that
@@ -153,7 +153,7 @@ class TokenClient:
         self,
         request_key: str,
         key: str,
-        service: TokenService,
+        service: UpstreamTokenService,
         scope: str,
         login: UpstreamLogin | None,
         refused: str | None,
@@ -181,7 +181,7 @@ class TokenClient:
             return ObtainedToken(token, is_new=True)
 
     async def _request(
-        self, service: TokenService, scope: str, login: UpstreamLogin | None, memory: ShareScope
+        self, service: UpstreamTokenService, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
         """Returns the response of the token service, with any status. Sends a POST if the login has an identity token,
         and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST

@@ -36,7 +36,7 @@ MISSING_CONTENT_CODES: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, Pro
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConfirmedProblem:
     """A confirmed problem. `repair`: how it was repaired, for people; None if it was not repaired."""
 
     problem: Problem
@@ -73,7 +73,7 @@ class CheckOptions:
     is_mirrored: Callable[[str], bool] = lambda name: False
 
 
-OnFinding = Callable[[Finding], Awaitable[None]]
+OnProblem = Callable[[ConfirmedProblem], Awaitable[None]]
 """Called with each problem that the check found. An error that it raises ends the check."""
 OnProgress = Callable[[int, int, str], Awaitable[None]]
 """Called with the number of checked rows, the approximate number of all rows, and a text that says what is being
@@ -92,12 +92,12 @@ class Checker:
     locks: DigestLocks
     clock: Callable[[], float]
 
-    async def check(self, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> CheckReport:
-        """Checks the whole store and returns a report. Calls `on_finding` for each problem. If the database file itself
+    async def check(self, options: CheckOptions, on_problem: OnProblem, on_progress: OnProgress) -> CheckReport:
+        """Checks the whole store and returns a report. Calls `on_problem` for each problem. If the database file itself
         is damaged, checks nothing else. Raises StorageFull; StorageFailed if the store fails, or if a repair has taken
         too many blobs in a row out of use (`DamageBrake`). Repairs that were made before an error or a cancellation are
         not undone."""
-        this_check = _Check(self, options, on_finding, on_progress)
+        this_check = _Check(self, options, on_problem, on_progress)
         await this_check.run()
         return this_check.report
 
@@ -105,7 +105,7 @@ class Checker:
 class _Check:
     """One check of a store."""
 
-    def __init__(self, checker: Checker, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> None:
+    def __init__(self, checker: Checker, options: CheckOptions, on_problem: OnProblem, on_progress: OnProgress) -> None:
         self._consistency = checker.consistency
         self._metadata = checker.metadata
         self._blobs = checker.blobs
@@ -117,7 +117,7 @@ class _Check:
         self._locks = checker.locks
         self._clock = checker.clock
         self._options = options
-        self._on_finding = on_finding
+        self._on_problem = on_problem
         self._on_progress = on_progress
         self._done = self._total = 0
         self.report = CheckReport()
@@ -158,7 +158,7 @@ class _Check:
         """Counts a problem and reports it. `repair`: how it was repaired; None if it was not repaired."""
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
         self.report.repaired += repair is not None
-        await self._on_finding(Finding(problem, repair))
+        await self._on_problem(ConfirmedProblem(problem, repair))
 
     async def _advance(self, rows: int, message: str) -> None:
         self._done += rows

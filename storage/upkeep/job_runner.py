@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from storage.errors import RegistryError
-from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Progress, slot_name
+from storage.jobs import JSON, Job, JobProgress, JobRunning, Jobs, JobState, JobStopped, slot_name
 from storage.leases import Leases
 from storage.round_errors import log_round_error
 
@@ -43,7 +43,7 @@ log = logging.getLogger("storage.jobs")
 
 OnStep = Callable[[Mapping[str, JSON]], None]
 """Called with each step of a job: an object, which can be written as JSON, about one thing that the job did."""
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[JobProgress], None]
 """Called with each update of a job's progress."""
 
 

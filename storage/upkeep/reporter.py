@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from storage.jobs import JSON, Progress
+from storage.jobs import JSON, JobProgress
 
 
 class Reporter(Protocol):
@@ -35,11 +35,13 @@ class Reporter(Protocol):
 class PlainReporter:
     """A `Reporter` for a command whose work is not a job."""
 
-    def __init__(self, on_step: Callable[[Mapping[str, JSON]], None], on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, on_step: Callable[[Mapping[str, JSON]], None], on_progress: Callable[[JobProgress], None]
+    ) -> None:
         """`on_step` is called with each step, `on_progress` with each update of the progress."""
         self._on_step = on_step
         self._on_progress = on_progress
-        self._progress = Progress()
+        self._progress = JobProgress()
 
     def step(self, event: str, /, **fields: JSON) -> None:
         self._on_step({"event": event, **fields})
@@ -59,5 +61,5 @@ class PlainReporter:
             "unit": previous.unit if unit is None else unit,
             "message": previous.message if message is None else message,
         }
-        self._progress = Progress(**fields)
+        self._progress = JobProgress(**fields)
         self._on_progress(self._progress)

@@ -49,7 +49,7 @@ PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error."""
-MAX_CONFIG_BYTES: Final = 256 * 1024
+MAX_INDEXED_CONFIG_BYTES: Final = 256 * 1024
 """Labels of a larger image config are not in the index."""
 MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
 """A JSON document of at most this size is parsed on the event loop, because that takes little time. A larger one is
@@ -149,12 +149,12 @@ class SearchIndexer:
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
         """Returns the labels in an image config of a repository, as lines. Returns no labels if the blob is larger than
-        `MAX_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
+        `MAX_INDEXED_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
         row = await self._metadata.blob(repo, digest)
         if not await self._may_read(repo, digest):
             raise BlobUnknown
         if digest not in self._labels_by_config:
-            config = await self._read(row) if row.size <= MAX_CONFIG_BYTES else b""
+            config = await self._read(row) if row.size <= MAX_INDEXED_CONFIG_BYTES else b""
             self._labels_by_config[digest] = await _parse_labels(config, "config", "Labels")
         return self._labels_by_config[digest]
 

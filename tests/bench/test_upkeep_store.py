@@ -31,7 +31,7 @@ from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Actor, Manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
 from storage.upkeep.usage_counting import count_scopes
 from storage.usage import ScopeDefinition
@@ -111,16 +111,16 @@ def rows(data: Path) -> dict[str, list[Any]]:
         db.close()
 
 
-async def check(store: StoredRegistry) -> list[Finding]:
+async def check(store: StoredRegistry) -> list[ConfirmedProblem]:
     """Runs the consistency check with all digests."""
-    found = list[Finding]()
+    found = list[ConfirmedProblem]()
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         found.append(finding)
 
     async def on_progress(done: int, total: int, what: str) -> None: ...
 
-    await store.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
+    await store.checker.check(CheckOptions(hash_bytes=True), on_problem, on_progress)
     return found
 
 

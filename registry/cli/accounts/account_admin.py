@@ -87,7 +87,7 @@ def administer(
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Prints `AddedAccount.notes` on stderr: what an admin should know about a new account."""
+    """Prints `NewAccount.notes` on stderr: what an admin should know about a new account."""
     for note in notes:
         print_line(f"note: {note}", err=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from registry.cli.diagnosis.client_files import ClientFiles, Target, answer_findings
+from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry, answer_findings
 from registry.cli.diagnosis.containerd_check import check_containerd
 from registry.cli.diagnosis.docker_check import check_docker
 from registry.cli.diagnosis.finding import Finding
@@ -16,7 +16,7 @@ from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
 from registry.clients.client_setup import SETUPS, MirroredHost
 from registry.clients.registry_address import RegistryAddress
 
-CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
+CHECKS: Final[dict[str, Callable[[ClientFiles, TargetRegistry], list[Finding]]]] = {
     "docker": check_docker,
     "containerd": check_containerd,
     "podman": check_podman,
@@ -55,7 +55,7 @@ def check_client(
         answer = probe(address.url)
     home = Path(os.path.expanduser("~")) if root is None else None
     files = ClientFiles(program, root or Path("/"), home)
-    target = Target(address, hosts, default, SETUPS[program](address, hosts), answer)
+    target = TargetRegistry(address, hosts, default, SETUPS[program](address, hosts), answer)
     findings = CHECKS[program](files, target)
     # Only the client has to trust the certificate, not this machine. The check above finds out from the client's files
     # whether the client trusts it.

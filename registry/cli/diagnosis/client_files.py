@@ -1,5 +1,5 @@
-"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `Target`: the registry that
-these files should configure as a mirror."""
+"""`ClientFiles`: reads the configuration files of a client program, below a root directory. `TargetRegistry`: the
+registry that these files should configure as a mirror."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class ClientFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetRegistry:
     """The registry through which a client should pull.
 
     - `hosts`: the hosts whose images the client should pull through the registry.

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.containerd_hosts import check_host, check_own_host
 from registry.cli.diagnosis.finding import Finding, Level, ok, problem, warning
 from registry.cli.diagnosis.k3s_check import check_k3s, kubernetes_on
@@ -63,7 +63,7 @@ class ContainerdConfig:
         return plugin.get("use_local_image_pull") is True or plugin.get("discard_unpacked_layers") is True
 
 
-def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
+def check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings. `files`: the files of the machine on which containerd runs. `target`: the registry through
     which containerd should pull. k3s and RKE2 have their own containerd with other files, which are checked, too. On a
     machine with k3s or RKE2, another containerd is checked only if it has a `config.toml`."""
@@ -75,7 +75,7 @@ def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     return [*findings, *_check_containerd(files, target)]
 
 
-def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
+def _check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings about a containerd that is not part of k3s or RKE2."""
     file = files.first(_CONFIG_FILE)
     try:
@@ -223,13 +223,13 @@ def _list_finding(config: ContainerdConfig, path: str) -> Finding:
     return problem(CHECK, what, why, step, file=config.file, lines=lines)
 
 
-def _check_hosts(files: ClientFiles, directories: list[str], target: Target) -> Iterator[Finding]:
+def _check_hosts(files: ClientFiles, directories: list[str], target: TargetRegistry) -> Iterator[Finding]:
     for host in target.hosts:
         yield from check_host(files, directories, host, target)
     yield from check_own_host(files, directories, target)
 
 
-def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Target) -> Iterator[Finding]:
+def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
     """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. containerd 1.x
     supports such mirrors as an alternative to `hosts.toml`."""
     yield warning(
@@ -245,7 +245,9 @@ def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: Tar
         yield _inline_finding(config, mirrors, host, target)
 
 
-def _inline_finding(config: ContainerdConfig, mirrors: dict[str, Any], host: MirroredHost, target: Target) -> Finding:
+def _inline_finding(
+    config: ContainerdConfig, mirrors: dict[str, Any], host: MirroredHost, target: TargetRegistry
+) -> Finding:
     mirror = mirrors.get(host.prefix) or mirrors.get("*")
     urls = mirror.get("endpoint") if isinstance(mirror, dict) else None
     endpoints = [str(url) for url in urls] if isinstance(urls, list) else []

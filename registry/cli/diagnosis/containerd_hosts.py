@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.clients.client_setup import MirroredHost
 
@@ -22,7 +22,7 @@ _CAPABILITIES = {"pull", "resolve"}
 """The capabilities that a mirror needs in `hosts.toml`."""
 
 
-def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
+def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: TargetRegistry) -> list[Finding]:
     """Checks whether containerd pulls the images of a host through this registry. Returns the findings: what is right
     or wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`:
     describes this registry."""
@@ -71,7 +71,7 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
     return findings
 
 
-def check_own_host(files: ClientFiles, directories: list[str], target: Target) -> list[Finding]:
+def check_own_host(files: ClientFiles, directories: list[str], target: TargetRegistry) -> list[Finding]:
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
@@ -138,7 +138,12 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
 
 
 def _not_named_finding(
-    file: str, sections: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
+    file: str,
+    sections: dict[str, Any],
+    document: dict[str, Any],
+    host: MirroredHost,
+    target: TargetRegistry,
+    lines: str,
 ) -> Finding:
     """Returns the finding for a `hosts.toml` that does not name this registry. `document`: the content of the file.
     `sections`: its tables `[host."URL"]`, by URL."""
@@ -152,7 +157,9 @@ def _not_named_finding(
     return problem(CHECK, what, why, step, file=file, lines=lines)
 
 
-def _check_entry(file: str, url: str, entry: Any, sections: dict[str, Any], target: Target) -> Iterator[Finding]:
+def _check_entry(
+    file: str, url: str, entry: Any, sections: dict[str, Any], target: TargetRegistry
+) -> Iterator[Finding]:
     """Yields the problems of the section for this registry in a `hosts.toml`."""
     settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
     capabilities = settings.get("capabilities")

@@ -13,7 +13,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.docker_proxies import proxy_findings
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.config.mirror_settings import DOCKER_HUB
@@ -25,7 +25,7 @@ _MIRRORS, _INSECURE = "registry-mirrors", "insecure-registries"
 _RESTART = "then run: systemctl restart docker"
 
 
-def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
+def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings. Of the mirrored hosts, checks only Docker Hub, because docker uses mirrors for no other."""
     file = files.first(*_FILES) or _FILES[0]
     try:
@@ -39,7 +39,7 @@ def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
     return [*findings, *proxy_findings(files, file, daemon or {}, target), *_misspelt_keys(file, daemon or {})]
 
 
-def _check_mirror(file: str, daemon: dict[str, Any] | None, target: Target) -> list[Finding]:
+def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegistry) -> list[Finding]:
     """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
     lines, step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
     if target.default != DOCKER_HUB:
@@ -89,7 +89,7 @@ def _check_mirror(file: str, daemon: dict[str, Any] | None, target: Target) -> l
     return findings
 
 
-def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target: Target) -> list[Finding]:
+def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target: TargetRegistry) -> list[Finding]:
     """Checks whether images whose names begin with the registry's host can be pulled and pushed. Returns the
     findings."""
     address = target.address
@@ -154,7 +154,7 @@ def _misspelt_keys(file: str, daemon: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
+def _merged(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
     """Returns the whole content that daemon.json should have: its present content with the missing entries, and without
     useless mirrors (`_is_useless`)."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
@@ -171,7 +171,7 @@ def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
     return json.dumps(merged, indent=2) + "\n"
 
 
-def _is_useless(mirror: Any, target: Target) -> bool:
+def _is_useless(mirror: Any, target: TargetRegistry) -> bool:
     """Returns whether the merged file leaves out the entry `mirror`: because docker would refuse the entry, or because
     it names this registry, whose correct address is added anyway."""
     if not isinstance(mirror, str) or not _is_valid_mirror(mirror):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.finding import Finding, warning
 from registry.client_addresses import is_loopback_host
 
@@ -55,7 +55,7 @@ class _Proxies:
         return f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
 
 
-def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> Iterator[Finding]:
+def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
     """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `files`: reads
     docker's files. `name` and `daemon`: the path and the content of daemon.json. `target`: this registry."""
     url, host = target.address.url, target.address.host

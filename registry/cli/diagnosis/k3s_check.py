@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.clients.client_setup import MirroredHost
 
@@ -55,7 +55,7 @@ def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
     return [each for each in KUBERNETES if files.first(each.file, each.generated_file) is not None]
 
 
-def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> list[Finding]:
+def check_k3s(files: ClientFiles, target: TargetRegistry, kubernetes: Kubernetes) -> list[Finding]:
     """Checks `registries.yaml` of a distribution. Returns the findings: what is right or wrong, with the next step.
     `target`: this registry, the hosts whose images should be pulled through it, and (`answer`) how the registry
     answered this machine."""
@@ -86,7 +86,7 @@ def _host_finding(
     document: dict[str, Any] | None,
     mirrors: dict[str, Any],
     host: MirroredHost,
-    target: Target,
+    target: TargetRegistry,
     lines: str,
 ) -> Finding:
     """Returns a finding that says whether containerd pulls the images of a host through the registry. `lines`: the
@@ -117,7 +117,7 @@ def _host_finding(
 
 
 def _check_own_host(
-    kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: Target, lines: str
+    kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: TargetRegistry, lines: str
 ) -> Iterator[Finding]:
     """Yields a finding if containerd cannot pull images whose names begin with the registry's own host, or does not
     trust the registry's certificate. `lines`: the content that the file should have."""
@@ -153,7 +153,7 @@ def _mapping(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) 
     return mapping or {}
 
 
-def _merged(document: dict[str, Any], target: Target) -> str:
+def _merged(document: dict[str, Any], target: TargetRegistry) -> str:
     """Returns the whole content that the file should have: its present content without unknown keys, and with the
     missing entries."""
     import yaml
@@ -176,12 +176,12 @@ def _merged(document: dict[str, Any], target: Target) -> str:
     return str(yaml.safe_dump(merged, sort_keys=False))
 
 
-def _needs_plain_http(target: Target) -> bool:
+def _needs_plain_http(target: TargetRegistry) -> bool:
     """Returns whether the file has to state that the registry speaks plain HTTP. At `localhost` and 127.0.0.0/8,
     containerd expects plain HTTP anyway. docker does too, so `is_trusted_by_docker` tells whether the registry is at
     such an address."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 
 
-def _leads_here(url: str, target: Target) -> bool:
+def _leads_here(url: str, target: TargetRegistry) -> bool:
     return target.is_at(url) or target.is_at_other_scheme(url)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, Target
+from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.clients.client_setup import MirroredHost
 
@@ -45,7 +45,7 @@ class RegistryEntry:
         return name == self.prefix or name.startswith((f"{self.prefix}/", f"{self.prefix}:", f"{self.prefix}@"))
 
 
-def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
+def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings: what is right or wrong in the configuration, with the next step. `files`: the files of the
     machine. `target`: this registry and its address, and the hosts whose images the machine should pull through it."""
     try:
@@ -94,7 +94,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
     return max((each for each in entries if each.matches(name)), key=lambda each: len(each.prefix), default=None)
 
 
-def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target) -> list[Finding]:
+def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: TargetRegistry) -> list[Finding]:
     """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
     lines = target.lines_for(DROP_IN)
     entry = _find(entries, f"{host.prefix}/some/app")
@@ -119,7 +119,7 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
     return findings
 
 
-def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lines: str) -> Iterator[Finding]:
+def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry, lines: str) -> Iterator[Finding]:
     """Yields the problems of the sources (mirrors and location) from which podman pulls the images of an entry."""
     sources = [source for source in [*(entry.values.get("mirror") or []), entry.values] if isinstance(source, dict)]
     for source in sources:
@@ -146,7 +146,7 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
         yield problem(CHECK, what, why, step, file=entry.file)
 
 
-def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
+def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry) -> Iterator[dict[str, Any]]:
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
     `registry.corp/team` needs `HOST/registry.corp/team`, where HOST is this registry. The name of the upstream in the
@@ -165,7 +165,7 @@ def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) ->
 
 
 def _wrong_mirror_finding(
-    entry: RegistryEntry, host: MirroredHost, target: Target, sources: list[dict[str, Any]], lines: str
+    entry: RegistryEntry, host: MirroredHost, target: TargetRegistry, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
     """Returns the finding for an entry that does not lead to this registry's mirror of the host."""
     registry_source = next((source for source in sources if _host(source) == target.address.host), None)
@@ -181,7 +181,7 @@ def _wrong_mirror_finding(
     return problem(CHECK, what, "podman pulls without this registry", _WRITE_STEP, file=DROP_IN, lines=lines)
 
 
-def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Target) -> list[Finding]:
+def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: TargetRegistry) -> list[Finding]:
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address

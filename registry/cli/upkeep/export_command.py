@@ -18,7 +18,7 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_js
 if TYPE_CHECKING:
     from registry.mirror.warm.targets import Platform
     from registry.upkeep.components import UpkeepComponents
-    from registry.upkeep.images.image_writers import ImageWriter
+    from registry.upkeep.images.image_file_writers import ImageFileWriter
     from storage.names import ImageReference
 
 HELP = "Write images into a file or directory, for docker load, skopeo, or another registry."
@@ -90,18 +90,18 @@ def export(
         print_line(f"{to}: {text}", err=to == "-")
 
 
-def _open_writer(to: str, *, for_docker: bool) -> ImageWriter:
+def _open_writer(to: str, *, for_docker: bool) -> ImageFileWriter:
     """Returns the object that writes the images to `to`: a tar archive for `-` (standard output), for a name that ends
     with `.tar`, and for docker; otherwise a directory. Ends the command if `to` should be a file but is a directory."""
-    from registry.upkeep.images.image_writers import LayoutDirectory, TarArchive
+    from registry.upkeep.images.image_file_writers import LayoutArchive, LayoutDirectory
 
     if to == "-":
-        return TarArchive(None, sys.stdout.buffer)
+        return LayoutArchive(None, sys.stdout.buffer)
     path = Path(to)
     if for_docker or path.suffix == ".tar":
         if path.is_dir():
             fail(f"{to} is a directory; name a file for the archive", USAGE_ERROR)
-        return TarArchive(path)
+        return LayoutArchive(path)
     return LayoutDirectory(path)
 
 

@@ -22,7 +22,7 @@ from registry.cli.output import print_json_value, progress_console
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
-    from storage.jobs import JSON, Progress
+    from storage.jobs import JSON, JobProgress
     from storage.upkeep.job_runner import OnProgress, Work
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
     with Bars(*columns, console=progress_console(), transient=True, redirect_stdout=redirect_stdout) as bars:
         task = bars.add_task("", total=None, unit="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: JobProgress) -> None:
             bars.update(
                 task, description=progress.message, completed=progress.done, total=progress.total, unit=progress.unit
             )

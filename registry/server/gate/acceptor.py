@@ -20,7 +20,7 @@ from registry.client_addresses import network_of, plain_address
 from registry.server.gate.certificates import Certificates
 from registry.server.gate.connection_limit import ConnectionLimit, EvictionCandidate
 from registry.server.gate.listener import ListenerOptions
-from registry.server.gate.per_address_limit import Admission, TooManyConnections
+from registry.server.gate.per_address_limit import AdmittedConnection, TooManyConnections
 from registry.server.http1.error_responses import RefusedRequest, error_response
 from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log
@@ -163,7 +163,7 @@ class Acceptor:
         self,
         connection: PendingConnection,
         sock: socket.socket,
-        admission: Admission | None,
+        admission: AdmittedConnection | None,
         task: asyncio.Task[None],
     ) -> None:
         """Closes the socket if the task was cancelled. A task that is cancelled before its first step cannot do so
@@ -188,7 +188,7 @@ class Acceptor:
             )
         self._pause(_ERROR_PAUSE_SECONDS)
 
-    async def _set_up(self, sock: socket.socket, admission: Admission | None) -> None:
+    async def _set_up(self, sock: socket.socket, admission: AdmittedConnection | None) -> None:
         """Creates the protocol object of an accepted connection; with TLS, after the handshake. `admission`: None for a
         connection without a limit of its client's address."""
         on_lost = None if admission is None else admission.release

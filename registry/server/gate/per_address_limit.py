@@ -35,7 +35,7 @@ class TooManyConnections(Exception):
         self.is_logged = is_logged
 
 
-class Admission:
+class AdmittedConnection:
     """An admitted connection counts against the limit of its client's address until `release` is called."""
 
     __slots__ = ("_limit", "_network")
@@ -92,15 +92,15 @@ class PerAddressLimit:
         and admits every connection."""
         self._own_column = column
 
-    def admit(self, address: str) -> Admission:
+    def admit(self, address: str) -> AdmittedConnection:
         """Counts a connection of the client at `address`. Raises TooManyConnections if the address is at its limit."""
         network = network_of(plain_address(address))
         if self._own_column is None:
-            return Admission(self, network)
+            return AdmittedConnection(self, network)
         if self._counts.add(self._own_column, network) > self._max_connections:
             self._counts.remove(self._own_column, network)
             raise TooManyConnections(is_logged=self._log_closed(network))
-        return Admission(self, network)
+        return AdmittedConnection(self, network)
 
     def remove(self, network: str) -> None:
         """Stops counting one connection that `admit` has counted. `network` is the network of its client."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from registry.server.process.live_change import Outcome, Reply
+from registry.server.process.live_change import ChangeOutcome, Reply
 from registry.server.server_log import log
 
 _MAX_CONNECTIONS = 32
@@ -178,7 +178,7 @@ class ControlSocket:
         and closes the connection."""
         self._waiting.add(connection)
 
-        def reply(outcome: Outcome) -> None:
+        def reply(outcome: ChangeOutcome) -> None:
             self._waiting.discard(connection)
             line = json.dumps({"ok": outcome.ok, "message": outcome.message}).encode() + b"\n"
             with connection, suppress(OSError):  # the client has disconnected
@@ -231,7 +231,7 @@ class ControlSocket:
         reply = self.add_waiting(connection)
         action = self._actions.get(_requested_action(bytes(received)))
         if action is None:
-            reply(Outcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
+            reply(ChangeOutcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
         else:
             action(reply)
 

@@ -64,17 +64,19 @@ class LiveApplication(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ChangeOutcome:
     """How a change of the running server has ended. `message`: one line for people."""
 
     ok: bool
     message: str
 
 
-Reply = Callable[[Outcome], None]
+Reply = Callable[[ChangeOutcome], None]
 """A function that is called with the outcome of a change."""
 
 
-def reloaded(proposal: Proposal) -> Outcome:
+def reloaded(proposal: Proposal) -> ChangeOutcome:
     """Returns the outcome of a reload that has put the proposal in force."""
-    return Outcome(True, f"reloaded: {proposal.changes}" if proposal.changes else "reloaded: no setting has changed")
+    return ChangeOutcome(
+        True, f"reloaded: {proposal.changes}" if proposal.changes else "reloaded: no setting has changed"
+    )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from registry.server.process.commands import Answer
-from registry.server.process.live_change import ChangeRefused, ConfigurationSource, Outcome, Reply
+from registry.server.process.live_change import ChangeOutcome, ChangeRefused, ConfigurationSource, Reply
 from registry.server.process.reload import Reload, command_numbers
 from registry.server.process.renewal import Renewal
 from registry.server.process.successor import Successor, SuccessorCheck
@@ -140,7 +140,7 @@ class LiveChanges:
         if self._check is not None:
             self._check.kill()
             self._supervisor.end_successor_check(self._check)
-        outcome = Outcome(False, "the server stops")
+        outcome = ChangeOutcome(False, "the server stops")
         for reply in [*self._replies, *self._reloads, *self._restarts]:
             reply(outcome)
         self._replies, self._reloads, self._restarts = [], [], []
@@ -155,7 +155,7 @@ class LiveChanges:
         if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._last_request_at + _READY_SECONDS:
                 self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
-                self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
+                self._end(ChangeOutcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
             return False
         self._notifier.reloading()
         try:
@@ -172,7 +172,7 @@ class LiveChanges:
                 self._check = self._successor.start_check()
                 self._supervisor.watch_successor_check(self._check)
         except ChangeRefused as error:
-            self._end(Outcome(False, error.message))
+            self._end(ChangeOutcome(False, error.message))
         except Exception as error:
             self._fail(error)
         return True
@@ -192,7 +192,7 @@ class LiveChanges:
         try:
             renewal.step(now)
         except OSError as error:
-            self._end(Outcome(False, f"no process can be started: {error.strerror or error}"))
+            self._end(ChangeOutcome(False, f"no process can be started: {error.strerror or error}"))
         except Exception as error:
             self._fail(error)
         else:
@@ -213,7 +213,7 @@ class LiveChanges:
             else:
                 self._end(outcome)
         except ChangeRefused as error:
-            self._end(Outcome(False, error.message))
+            self._end(ChangeOutcome(False, error.message))
         except Exception as error:
             self._fail(error)
 
@@ -225,9 +225,9 @@ class LiveChanges:
                 self._check.kill()
                 self._supervisor.end_successor_check(self._check)
         message = getattr(error, "message", None) or str(error) or type(error).__name__
-        self._end(Outcome(False, " ".join(str(message).split())))
+        self._end(ChangeOutcome(False, " ".join(str(message).split())))
 
-    def _end(self, outcome: Outcome | None) -> None:
+    def _end(self, outcome: ChangeOutcome | None) -> None:
         """Ends the running change, and replies to all requests that wait for it. Does nothing if `outcome` is None."""
         if outcome is None:
             return
@@ -245,6 +245,6 @@ class LiveChanges:
                 reply(outcome)
 
 
-def no_reply(outcome: Outcome) -> None:
+def no_reply(outcome: ChangeOutcome) -> None:
     """A `Reply` that does nothing, for a change that a signal has requested: there is no client to answer, and the
     outcome is in the log."""

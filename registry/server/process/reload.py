@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from registry.server.process.commands import Answer
-from registry.server.process.live_change import ConfigurationSource, Outcome, Proposal, reloaded
+from registry.server.process.live_change import ChangeOutcome, ConfigurationSource, Proposal, reloaded
 from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
@@ -37,7 +37,7 @@ class Reload:
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
     ) -> None:
-        self.outcome: Outcome | None = None
+        self.outcome: ChangeOutcome | None = None
         """How the reload has ended; None: it still runs."""
         self._pool = pool
         self._source = source
@@ -127,4 +127,4 @@ class Reload:
         """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""
         for worker in self._workers.values():
             self._pool.command(worker, 0, "discard")
-        self.outcome = Outcome(False, reason)
+        self.outcome = ChangeOutcome(False, reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from registry.server.process.live_change import Outcome
+from registry.server.process.live_change import ChangeOutcome
 from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 
@@ -27,7 +27,7 @@ class Renewal:
         fork: Callable[[int], WorkerProcess],
         surplus: Iterable[WorkerProcess] = (),
     ) -> None:
-        self.outcome: Outcome | None = None
+        self.outcome: ChangeOutcome | None = None
         """How the renewal has ended; None: it still runs."""
         self._pool = pool
         self._fork = fork
@@ -76,11 +76,11 @@ class Renewal:
         elif not self._to_replace:
             while self._surplus:
                 self._pool.retire(self._surplus.pop())
-            self.outcome = Outcome(True, "all workers were replaced")
+            self.outcome = ChangeOutcome(True, "all workers were replaced")
 
     def _abandon(self, reason: str) -> None:
         """Ends the renewal. The remaining old workers continue to serve."""
         old_worker_count = len(self._to_replace) + len(self._surplus)
-        self.outcome = Outcome(False, f"{reason}; {old_worker_count} old workers go on serving")
+        self.outcome = ChangeOutcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()
         self._replacement = None

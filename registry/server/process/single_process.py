@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from registry.server.process.control_socket import ControlSocket, file_identity, listen_for_control, remove_socket_file
-from registry.server.process.live_change import ChangeRefused, Outcome, Reply, reloaded
+from registry.server.process.live_change import ChangeOutcome, ChangeRefused, Reply, reloaded
 from registry.server.process.live_changes import no_reply
 from registry.server.process.live_options import LiveOptions
 from registry.server.process.worker import RunCommand
@@ -84,7 +84,7 @@ class SingleProcessChanges:
 
     def _refuse_restart(self, reply: Reply) -> None:
         log.error("%s", _NO_RESTART)
-        reply(Outcome(False, _NO_RESTART))
+        reply(ChangeOutcome(False, _NO_RESTART))
 
     async def _reload_when_requested(self) -> None:
         """Runs the requested reloads one after another, until the task is cancelled. A reload answers all requests that
@@ -98,7 +98,7 @@ class SingleProcessChanges:
                 outcome = await self._reload()
             except Exception as error:
                 log.error("a reload failed", exc_info=error)
-                outcome = Outcome(False, str(error) or type(error).__name__)
+                outcome = ChangeOutcome(False, str(error) or type(error).__name__)
             if outcome.ok:
                 log.info("%s", outcome.message)
             else:
@@ -107,7 +107,7 @@ class SingleProcessChanges:
             for reply in replies:
                 reply(outcome)
 
-    async def _reload(self) -> Outcome:
+    async def _reload(self) -> ChangeOutcome:
         """Reloads the configuration, and returns the outcome. The worker's command `prepare` opens the new
         configuration, `switch` makes the worker use it, and `discard` drops it. Raises the errors of `switch` and
         `discard`."""
@@ -117,17 +117,17 @@ class SingleProcessChanges:
             proposal = await asyncio.to_thread(source.propose)  # reads files and the database
             await self._run_command("prepare", proposal.configuration)
         except ChangeRefused as error:
-            return Outcome(False, error.message)
+            return ChangeOutcome(False, error.message)
         except Exception as error:
             message = getattr(error, "message", None)
             if not isinstance(message, str):
                 log.error("the new configuration cannot be opened", exc_info=error)
-            return Outcome(False, str(message or error))
+            return ChangeOutcome(False, str(message or error))
         try:
             source.accept(proposal)
         except Exception as error:
             log.error("the new configuration cannot be put in force", exc_info=error)
             await self._run_command("discard", b"")
-            return Outcome(False, str(error) or type(error).__name__)
+            return ChangeOutcome(False, str(error) or type(error).__name__)
         await self._run_command("switch", b"")
         return reloaded(proposal)

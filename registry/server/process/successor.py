@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from registry.log_output import flush_output
-from registry.server.process.live_change import ChangeRefused, Outcome
+from registry.server.process.live_change import ChangeOutcome, ChangeRefused
 from registry.server.process.worker_pool import SIGNALS
 from registry.server.process.worker_process import WorkerProcess
 
@@ -196,19 +196,21 @@ class SuccessorCheck:
         self._has_ended = self._has_ended or not data
         return bool(data)
 
-    def outcome(self, now: float) -> Outcome | None:
+    def outcome(self, now: float) -> ChangeOutcome | None:
         """Returns an outcome that says whether the new version can take over; None: the check still runs. Kills a check
         that takes too long. `now`: the time in seconds of `time.monotonic`."""
         if not self._has_ended and now < self.deadline:
             return None
         if not self._has_ended:
             self.kill()
-            return Outcome(False, f"the new version did not find out within {_CHECK_SECONDS:g} s whether it can start")
+            return ChangeOutcome(
+                False, f"the new version did not find out within {_CHECK_SECONDS:g} s whether it can start"
+            )
         code = self._process.wait()
         if code == 0:
-            return Outcome(True, "")
+            return ChangeOutcome(True, "")
         lines = self._output.decode(errors="replace").strip().splitlines() or [f"the check ended with exit code {code}"]
-        return Outcome(False, lines[-1].removeprefix("entrepot: ").removeprefix("error: "))
+        return ChangeOutcome(False, lines[-1].removeprefix("entrepot: ").removeprefix("error: "))
 
     def kill(self) -> None:
         """Kills the process of the check."""

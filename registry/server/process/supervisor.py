@@ -21,7 +21,7 @@ from types import FrameType
 
 from registry.server.process.commands import Answer
 from registry.server.process.control_socket import Action, ControlSocket, listen_for_control
-from registry.server.process.live_change import Outcome, Reply
+from registry.server.process.live_change import ChangeOutcome, Reply
 from registry.server.process.live_changes import LiveChanges, no_reply
 from registry.server.process.live_options import LiveOptions
 from registry.server.process.renewal import Renewal
@@ -309,7 +309,7 @@ class Supervisor:
 
         def act(reply: Reply) -> None:
             if self._is_stopping:
-                reply(Outcome(False, "the server stops"))
+                reply(ChangeOutcome(False, "the server stops"))
             else:
                 request(reply)
 

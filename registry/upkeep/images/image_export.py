@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from registry.mirror.warm.targets import Platform, choose_manifests, platform_name
 from registry.router import Router
+from registry.upkeep.images.image_file_writers import Document, ImageFileWriter
 from registry.upkeep.images.image_files import DOCKER_CONFIG, IMAGE_NAME, OCI_CONFIG, REF_NAME, blob_file
-from registry.upkeep.images.image_writers import Document, ImageWriter
 from storage.content import INDEXES, Descriptor, Manifest
 from storage.errors import ManifestUnknown, Unsupported
 from storage.interface import Registry
@@ -56,7 +56,7 @@ class _Image:
 
 
 async def export_images(
-    router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
+    router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
     """Exports the images. Returns the numbers of images and blobs, and the size in bytes. Raises ManifestUnknown, also
     if an image does not exist for one of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image
@@ -70,7 +70,7 @@ async def export_images(
 
 
 async def _export(
-    router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
+    router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
     """Does the work of `export_images`, except for the clean-up after an error."""
     images = []

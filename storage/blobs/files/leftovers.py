@@ -18,7 +18,7 @@ from storage.blobs.files.partial_file_pairs import (
     is_file_pair_idle_and_readable,
     list_partial_names,
 )
-from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
+from storage.blobs.files.partial_state_format import PartialProgress, PartialStatus, read_progress
 from storage.blobs.files.trash import Trash
 from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import PartialSummary
@@ -80,7 +80,7 @@ def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
         os.close(state_fd)
 
 
-def _read_progress(state_fd: int) -> Progress | None:
+def _read_progress(state_fd: int) -> PartialProgress | None:
     """Reads the state file, several times if necessary. Returns None if no attempt gives a valid record."""
     for _ in range(READ_ATTEMPTS):
         if (progress := read_progress(state_fd)) is not None:

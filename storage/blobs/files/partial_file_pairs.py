@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
+from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialProgress, PartialStatus, read_progress
 from storage.blobs.files.unreadable_files import has_unreadable_inode, skip_unreadable
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
@@ -64,7 +64,7 @@ class PartialFilePair:
 
     state_fd: int
     data_fd: int
-    progress: Progress
+    progress: PartialProgress
     is_owner: bool
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_s
     owner may call this. Raises OSError if a file cannot be deleted."""
     progress = read_progress(state_fd)
     with suppress(OSError):  # without the status, the followers notice the end when the owner releases its lock
-        write_progress(system, state_fd, replace(progress or Progress("", 0), status=final_status, extents=()))
+        write_progress(system, state_fd, replace(progress or PartialProgress("", 0), status=final_status, extents=()))
     with suppress(FileNotFoundError):
         system.unlink(paths.data)
     with suppress(FileNotFoundError):
@@ -180,7 +180,7 @@ def close_data(threads: Executor, data_fd: int) -> None:
         os.close(data_fd)
 
 
-def write_progress(system: System, state_fd: int, progress: Progress) -> None:
+def write_progress(system: System, state_fd: int, progress: PartialProgress) -> None:
     """Writes the progress to the state file. Raises OSError."""
     write_fully(system, state_fd, memoryview(progress.encode()), 0)
 
@@ -214,7 +214,7 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
     return PartialFilePair(state_fd, data_fd, progress, is_owner=True)
 
 
-def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
+def _open_data(paths: PartialPaths, progress: PartialProgress) -> int | None:
     """Opens the data file and returns its descriptor. An earlier owner may have moved the complete data file to the
     blob's path, and then died. So if all bytes are stored and the data file is missing, opens the file at that path.
     Returns None if neither file exists."""
@@ -257,7 +257,7 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
         data_fd = system.open(paths.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         system.truncate(data_fd, size)
         write_fully(system, state_fd, memoryview(bytes(RECORD_SIZE)), 0)
-        progress = Progress(boot, size)
+        progress = PartialProgress(boot, size)
         write_progress(system, state_fd, progress)
     except BaseException:
         if data_fd >= 0:

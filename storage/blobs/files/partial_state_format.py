@@ -4,10 +4,10 @@ A *partial blob* is a blob that is still being downloaded from an upstream regis
 downloads it and writes the state file. The other processes that want the blob read the state file. If the owner dies,
 one of them becomes the next owner.
 
-The file has two records, each with a checksum. The first is the progress (`Progress`). The owner overwrites this whole
-record after each change. A process that reads the record during such a write finds a wrong checksum and reads again.
-After a power cut the record may contain anything, so it is used only until the machine is restarted. The second record
-contains the number of failures that owners have reported, and the reason of the last one.
+The file has two records, each with a checksum. The first is the progress (`PartialProgress`). The owner overwrites this
+whole record after each change. A process that reads the record during such a write finds a wrong checksum and reads
+again. After a power cut the record may contain anything, so it is used only until the machine is restarted. The second
+record contains the number of failures that owners have reported, and the reason of the last one.
 
 The file is written with system calls, not through a memory mapping. On a full disk a system call returns an error,
 whereas a write to a mapping kills the process (SIGBUS).
@@ -56,7 +56,7 @@ class PartialStatus(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class PartialProgress:
     """The first record: which bytes of the blob are stored. `boot`: the boot id of the machine when the bytes were
     written; it changes when the machine is restarted. `size`: size of the whole blob in bytes. `extents`: ranges of
     stored bytes, in ascending order; each is the offset of its first byte, and the offset after its last byte."""
@@ -74,7 +74,7 @@ class Progress:
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
-def decode_progress(data: bytes) -> Progress | None:
+def decode_progress(data: bytes) -> PartialProgress | None:
     """Decodes the first record. Returns None if the record is not valid: too short, without `MAGIC`, or with a wrong
     checksum."""
     if len(data) < _HEAD.size + _CHECKSUM.size:
@@ -87,10 +87,10 @@ def decode_progress(data: bytes) -> Progress | None:
         return None
     bounds = struct.unpack_from(f"<{bound_count}Q", data, _HEAD.size)
     extents = list(zip(bounds[::2], bounds[1::2], strict=True))
-    return Progress(boot.rstrip(b"\0").decode(), size, PartialStatus(status), extents)
+    return PartialProgress(boot.rstrip(b"\0").decode(), size, PartialStatus(status), extents)
 
 
-def read_progress(fd: int) -> Progress | None:
+def read_progress(fd: int) -> PartialProgress | None:
     """Reads the first record of an open state file. Returns None if the record is not valid, for example because
     another process is writing it. Raises OSError."""
     return decode_progress(os.pread(fd, RECORD_SIZE, 0))

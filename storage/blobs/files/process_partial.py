@@ -28,8 +28,8 @@ from storage.blobs.files.partial_file_pairs import (
 )
 from storage.blobs.files.partial_state_format import (
     RECORD_SIZE,
+    PartialProgress,
     PartialStatus,
-    Progress,
     encode_failures,
     read_failures,
     read_progress,
@@ -354,7 +354,7 @@ class ProcessPartial:
                 return
             with self._lock:
                 version = self._version
-                progress = Progress(self._boot, self.size, self._status, list(self._extents))
+                progress = PartialProgress(self._boot, self.size, self._status, list(self._extents))
             write_progress(self._system, self._state_fd, progress)
             self._stored_version = version
 

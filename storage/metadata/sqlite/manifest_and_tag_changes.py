@@ -20,7 +20,7 @@ from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFai
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
-from storage.metadata.sqlite.needing_tags import NeedingTagsCheck, Target
+from storage.metadata.sqlite.needing_tags import NeedingTagsCheck, TargetManifest
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import heal_manifest
 from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest
@@ -100,7 +100,7 @@ def put_manifest(
     else:
         manifest_id = stored.id
         if stored.media_type != manifest.media_type:
-            target = Target(repository, repo, manifest_id, manifest.digest, stored.media_type)
+            target = TargetManifest(repository, repo, manifest_id, manifest.digest, stored.media_type)
             if not media_type_check(is_immutable).check(db, target, checked_to):
                 return False
         _update_manifest(db, repo, repository, stored, manifest, by, now, is_push=not sparse)

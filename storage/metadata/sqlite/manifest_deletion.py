@@ -28,7 +28,7 @@ from storage.errors import Denied, StorageFull
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
-from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, Target, newest_entry
+from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, TargetManifest, newest_entry
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import damage_changes, deleted_manifests, event_tables
 from storage.metadata.sqlite.upkeep.sqlite_pulls import delete_pulls
@@ -65,7 +65,7 @@ class _StepResult(NamedTuple):
     checked_to: int | None
 
 
-def _denied(target: Target, tag: str) -> Denied:
+def _denied(target: TargetManifest, tag: str) -> Denied:
     """Returns the error for the deletion of a manifest that an immutable tag needs."""
     return immutable_delete_denied(target.repo, tag, target.digest)
 
@@ -140,7 +140,7 @@ class ManifestDeletion:
         # with the deletion of B. So B must not have an earlier time than A: otherwise the blob would be removed before
         # the copy of A. Therefore the time is read inside the transaction.
         now = self._clock()
-        target = Target.find(db, self._repo, self._digest)
+        target = TargetManifest.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
         max_tags = MAX_TAGS_PER_TRANSACTION if is_checked else MAX_TAGS_WITHOUT_LOCK
         tags = _first_tags(db, target, max_tags + 1)
@@ -172,7 +172,7 @@ def delete_manifest(
     back. `action`: the action that the events record. Raises NameUnknown if there is no such repository,
     ManifestUnknown if it has no such manifest. The caller makes sure that the manifest has only a few tags, and that no
     immutable tag needs it."""
-    target = Target.find(db, repo, digest)
+    target = TargetManifest.find(db, repo, digest)
     all_tags = _first_tags(db, target, -1)
     _delete(db, target, all_tags, by, now, restorable, action)
 
@@ -182,7 +182,7 @@ def delete_excess_tags(
 ) -> bool:
     """Deletes a portion of the manifest's tags if the manifest has more than `MAX_TAGS_PER_TRANSACTION`. Returns
     whether it did so; then the caller calls this again, in another transaction, before it deletes the manifest."""
-    target = Target.find(db, repo, digest)
+    target = TargetManifest.find(db, repo, digest)
     tags = _first_tags(db, target, MAX_TAGS_PER_TRANSACTION + 1)
     if len(tags) <= MAX_TAGS_PER_TRANSACTION:
         return False
@@ -192,7 +192,7 @@ def delete_excess_tags(
 
 def _delete(
     db: apsw.Connection,
-    target: Target,
+    target: TargetManifest,
     tags: Sequence[str],
     by: Actor,
     now: float,
@@ -216,7 +216,7 @@ def _delete(
 
 
 def _delete_tags(
-    db: apsw.Connection, target: Target, tags: Sequence[str], by: Actor, now: float, action: EventAction
+    db: apsw.Connection, target: TargetManifest, tags: Sequence[str], by: Actor, now: float, action: EventAction
 ) -> None:
     """Deletes `tags`, which point at the manifest, and records this in the tag history and in events."""
     if not tags:
@@ -227,7 +227,7 @@ def _delete_tags(
     db.execute(_DELETE_TAGS, (repository_id, names))
 
 
-def _first_tags(db: apsw.Connection, target: Target, limit: int) -> list[str]:
+def _first_tags(db: apsw.Connection, target: TargetManifest, limit: int) -> list[str]:
     """Returns the names of at most `limit` tags of the manifest. A negative `limit` means all tags."""
     rows: list[Any] = db.execute(_FIRST_TAGS, (target.manifest_id, target.repository_id, limit)).fetchall()
     return [name for (name,) in rows]

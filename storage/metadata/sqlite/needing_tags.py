@@ -53,7 +53,7 @@ SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetManifest:
     """A manifest to change. `repository_id`, `manifest_id`: row ids. `repo`: the name of the repository. `media_type`:
     the stored one."""
 
@@ -64,7 +64,7 @@ class Target:
     media_type: str
 
     @classmethod
-    def find(cls, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Target:
+    def find(cls, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> TargetManifest:
         """Finds the manifest. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
         manifest."""
         repository_id = lookups.repository_id(db, repo)
@@ -83,7 +83,7 @@ class NeedingTagsCheck:
     and such a tag."""
 
     is_immutable: IsImmutable
-    denied: Callable[[Target, str], Denied]
+    denied: Callable[[TargetManifest, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
         """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history when the check
@@ -92,11 +92,11 @@ class NeedingTagsCheck:
         an immutable tag needs the manifest."""
         newest = newest_entry(db)
         if self.is_immutable is not nothing_immutable:
-            target = Target.find(db, repo, digest)
+            target = TargetManifest.find(db, repo, digest)
             self._refuse_immutable(db, target, _TAGS_NEEDING_MANIFEST, target.manifest_id)
         return newest
 
-    def check(self, db: apsw.Connection, target: Target, checked_to: int | None) -> bool:
+    def check(self, db: apsw.Connection, target: TargetManifest, checked_to: int | None) -> bool:
         """Checks the tags in the transaction of the change. `checked_to`: what `check_all` returned; None if it was not
         called. Returns False if there are too many tags, so that `check_all` has to be called (again). Raises
         Denied."""
@@ -104,7 +104,7 @@ class NeedingTagsCheck:
             return True
         return self._check_few(db, target) if checked_to is None else self._check_changes(db, target, checked_to)
 
-    def _check_few(self, db: apsw.Connection, target: Target) -> bool:
+    def _check_few(self, db: apsw.Connection, target: TargetManifest) -> bool:
         """Checks the tags that need the manifest. Returns False if there are too many of them, or too many indexes
         through which tags may need it. Raises Denied.
 
@@ -125,7 +125,7 @@ class NeedingTagsCheck:
                 return False
         return True
 
-    def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
+    def _check_changes(self, db: apsw.Connection, target: TargetManifest, checked_to: int) -> bool:
         """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check older tags:
         `check_all` found no immutable one that needs the manifest. An older tag can have begun to need it only if the
         tag points at an index that lists a missing index, and a client has pushed the missing index since. No immutable
@@ -140,7 +140,7 @@ class NeedingTagsCheck:
             self._refuse_immutable(db, target, sql, target.manifest_id, json.dumps(immutable_tags))
         return len(rows) <= _MAX_CHANGED_TAGS
 
-    def _refuse_immutable(self, db: apsw.Connection, target: Target, sql: str, *values: int | str) -> int:
+    def _refuse_immutable(self, db: apsw.Connection, target: TargetManifest, sql: str, *values: int | str) -> int:
         """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags.
         `values`: those for the statement."""
         count, cursor = 0, db.execute(sql, values)

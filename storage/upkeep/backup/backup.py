@@ -63,7 +63,7 @@ class BackupOptions:
 
 
 @dataclass(slots=True)
-class _Counts:
+class _BackupCounts:
     """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
     had already. `damaged`: blobs that the registry had recorded as damaged, unless the directory has a readable file
     with their right bytes. `not_copied`: other blobs that could not be copied."""
@@ -164,7 +164,7 @@ class _Backup:
         """The blobs that an earlier snapshot lacks (`SnapshotManifest.missing`): they were damaged, or could not be
         copied. The directory may have files of these blobs with wrong bytes."""
         self._done_bytes = 0
-        self.counts = _Counts()
+        self.counts = _BackupCounts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""

@@ -55,7 +55,7 @@ class RestoreOptions:
 
 
 @dataclass(slots=True)
-class _Counts:
+class _RestoreCounts:
     """The blobs of a restore: how many, and in some cases which ones. `restored`: number of blobs that this run has
     restored. `present`: number of blobs that an earlier, interrupted run has restored. `healed`: the restored blobs, of
     this and of earlier runs, that the snapshot's database records as damaged. `damaged`: blobs that the backup lacks or
@@ -221,7 +221,7 @@ class _Restore:
         self._system = system
         self._reporter = reporter
         self._done_bytes = 0
-        self._counts = _Counts()
+        self._counts = _RestoreCounts()
         self._new_database = layout.root / "restored.db"
 
     async def restore_database(self) -> None:
@@ -245,7 +245,7 @@ class _Restore:
             if database.is_too_new:
                 raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
 
-    async def restore_blobs(self) -> _Counts:
+    async def restore_blobs(self) -> _RestoreCounts:
         """Restores the blobs and checks them. Returns their counts."""
         await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
         with self._snapshots.open(self._new_database) as database:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ByteSize, TypeAdapter
 
 from book.settings_page import render_settings_page
-from registry.config import Settings, format_duration, format_size, parse_duration
+from registry.config import Settings, format_byte_size, format_duration, parse_duration
 from registry.config.settings_sources import ConfigError, check_ports, load_settings, setting_fields, variable_name
 from tests.fakes.commands import entrepot, error_line
 
@@ -402,7 +402,7 @@ def test_formatted_durations_can_be_parsed(seconds: int) -> None:
 @given(st.integers(min_value=0, max_value=1 << 62))
 def test_formatted_sizes_can_be_parsed(count: int) -> None:
     """If a formatted size is parsed, the result is the same number of bytes."""
-    assert TypeAdapter(ByteSize).validate_python(format_size(count)) == count
+    assert TypeAdapter(ByteSize).validate_python(format_byte_size(count)) == count
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from storage.consistency import ProblemCode
 from storage.data_dir.system import System
 from storage.names import Digest, Reference, RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from tests.fakes.server_process import ROOT
 from tests.system.crash.durable_steps import KillingSystem, StepRecorder, choose_steps
 from tests.system.crash.power_cut_disk import DiskAfterCut, RecordingSystem, ReplayedDisk
@@ -37,17 +37,17 @@ CHOICE = "ENTREPOT_CHOICE"
 """The environment variable with the random seed for the choice of the steps that are tried."""
 
 
-async def find_problems(store: StoredRegistry, options: CheckOptions | None = None) -> list[Finding]:
+async def find_problems(store: StoredRegistry, options: CheckOptions | None = None) -> list[ConfirmedProblem]:
     """Checks the store and the bytes in it, as `entrepot fsck --hash` does. Returns the problems."""
-    found: list[Finding] = []
+    found: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         found.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
 
-    await store.checker.check(options or CheckOptions(hash_bytes=True), on_finding, on_progress)
+    await store.checker.check(options or CheckOptions(hash_bytes=True), on_problem, on_progress)
     return found
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from storage.composition import open_registry
 from storage.data_dir.system import System
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from tests.system.crash.crash_runs import die_before_each_step, find_problems
 from tests.system.crash.durable_steps import BOOT
 
 
 async def repair_and_collect(
     data: Path, system: System, clock: Callable[[], float] = time.time, boot: str = BOOT
-) -> list[Finding]:
+) -> list[ConfirmedProblem]:
     """Repairs the store and collects its garbage. Returns the problems that the check found."""
     async with open_registry(data, grace=0, expire=0, system=system, boot=boot, clock=clock) as registry:
         found = await find_problems(registry, CheckOptions(repair=True))

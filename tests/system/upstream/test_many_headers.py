@@ -7,7 +7,7 @@ import pytest
 
 from registry.auth.external.identity_http import NoUsableResponse, send_request
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Outcome
+from registry.events.attempts import DeliveryOutcome
 from registry.events.webhook_client import WebhookClient
 from registry.response_limits import MAX_HEADER_LINES
 from storage.errors import RegistryError, UpstreamUnavailable
@@ -53,10 +53,10 @@ async def test_response_of_a_webhook_with_many_header_lines(kind: str) -> None:
     async with scripted_server(always(answer(200))) as server:
         client = WebhookClient(Webhook(name="ci", url=server.url, private_network=True), "http://registry.test")
         event = Event(1, "11111111-2222-3333-4444-555555555555", NewEvent(EventAction.PUSH, "team/app", 0.0, BY))
-        assert (await client.send(event)).outcome is Outcome.DELIVERED
+        assert (await client.send(event)).outcome is DeliveryOutcome.DELIVERED
         server.reply = always(MANY_LINES[kind])
         async with watch_loop() as hold:
-            assert (await client.send(event)).outcome is Outcome.DOWN
+            assert (await client.send(event)).outcome is DeliveryOutcome.DOWN
         await client.aclose()
     assert hold.longest < MAX_SECONDS
 

@@ -7,7 +7,7 @@ import pytest
 
 from registry.auth.external.identity_http import NoUsableResponse, send_request
 from registry.config.event_settings import Webhook
-from registry.events.attempts import Outcome
+from registry.events.attempts import DeliveryOutcome
 from registry.events.webhook_client import WebhookClient
 from storage.outbox import Event, EventAction, NewEvent
 from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
@@ -22,10 +22,11 @@ async def test_response_of_a_webhook_in_small_chunks() -> None:
     """The client of a webhook takes the status, and other tasks run while it reads the chunks."""
     async with scripted_server(always(answer(200))) as server:
         client = WebhookClient(Webhook(name="ci", url=server.url, private_network=True), "http://registry.test")
-        assert (await client.send(EVENT)).outcome is Outcome.DELIVERED  # creates the HTTP client, which takes time
+        # The first event creates the HTTP client, which takes time.
+        assert (await client.send(EVENT)).outcome is DeliveryOutcome.DELIVERED
         server.reply = always(SMALL_CHUNKS)
         async with watch_loop() as hold:
-            assert (await client.send(EVENT)).outcome is Outcome.DELIVERED
+            assert (await client.send(EVENT)).outcome is DeliveryOutcome.DELIVERED
         await client.aclose()
         assert hold.longest < MAX_SECONDS, hold.longest
 

@@ -12,7 +12,17 @@ import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.errors import StorageFailed, TooManyRequests
-from storage.jobs import JSON, MAX_QUEUED_JOBS, Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
+from storage.jobs import (
+    JSON,
+    MAX_QUEUED_JOBS,
+    Job,
+    JobProgress,
+    JobRunning,
+    JobState,
+    JobStopped,
+    JobUnknown,
+    slot_name,
+)
 from storage.metadata.sqlite.upkeep.sqlite_jobs import JOBS_PER_READ
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, JobRunner, run_in_command
@@ -43,7 +53,7 @@ async def test_a_job_reports_its_steps_progress_and_result(store: StoredRegistry
         await context.report(1, total=2, unit="blobs", message="counting", save_now=True)
         stored = await store.jobs.job(context.job.id)
         assert stored.state is JobState.RUNNING
-        assert stored.progress == Progress(1, 2, "blobs", "counting")
+        assert stored.progress == JobProgress(1, 2, "blobs", "counting")
         return {"counted": 2}
 
     result = await run_in_command(

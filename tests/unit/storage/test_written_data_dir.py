@@ -16,7 +16,7 @@ from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.system import boot_id
 from storage.names import Digest, RepositoryName, Tag, UploadID
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upstream_tags import Sighting
 from tests.fakes import written_data_dir as previous_release
 
@@ -79,15 +79,15 @@ async def test_content_of_the_previous_release_is_served(
 
 async def test_a_check_finds_no_problem(registry: StoredRegistry) -> None:
     """A check finds no problem in what the previous release has written."""
-    findings: list[Finding] = []
+    findings: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
 
-    await registry.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
+    await registry.checker.check(CheckOptions(hash_bytes=True), on_problem, on_progress)
     assert findings == []
 
 
@@ -156,8 +156,8 @@ async def test_garbage_of_the_previous_release_is_collected(registry: StoredRegi
 def test_partial_records_are_written_as_before(tmp_path: Path) -> None:
     """The records of partial blobs have the same format as in the previous release, because a process of the previous
     release may still run and read them."""
-    from storage.blobs.files.partial_state_format import Progress, decode_progress
+    from storage.blobs.files.partial_state_format import PartialProgress, decode_progress
 
-    record = Progress("boot", 10, extents=[(0, 4)]).encode()
+    record = PartialProgress("boot", 10, extents=[(0, 4)]).encode()
     assert struct.unpack_from("<8sIIQ40s2Q", record)[:4] == (b"partial1", 0, 2, 10)
-    assert decode_progress(record) == Progress("boot", 10, extents=[(0, 4)])
+    assert decode_progress(record) == PartialProgress("boot", 10, extents=[(0, 4)])

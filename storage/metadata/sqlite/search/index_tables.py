@@ -47,7 +47,7 @@ MAX_LAG: Final = 2000
 """`is_indexing` returns True if the index lacks more rows of one kind than this."""
 MAX_WORDS_OF_TAG: Final = 5
 """Largest number of words by which a tag is found. The whole tag is one of these words."""
-MAX_MANIFEST_BYTES: Final = 64 * 1024
+MAX_INDEXED_MANIFEST_BYTES: Final = 64 * 1024
 """Largest size in bytes of a manifest whose body is read to find its config."""
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
 """Annotations that have more bytes are not read."""
@@ -77,7 +77,7 @@ tag that was only moved is neither."""
 _MANIFEST = f"""
 SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
        CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
-       CASE WHEN octet_length(m.body) <= {MAX_MANIFEST_BYTES} AND json_valid(CAST(m.body AS TEXT))
+       CASE WHEN octet_length(m.body) <= {MAX_INDEXED_MANIFEST_BYTES} AND json_valid(CAST(m.body AS TEXT))
             THEN CAST(json_extract(CAST(m.body AS TEXT), '$.config.digest') AS BLOB) END,
        m.size = 0
   FROM manifest m JOIN repository r ON r.id = m.repository"""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import apsw
 
-from storage.imports import TagChange
+from storage.imports import LastTagChange
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -70,12 +70,12 @@ class SqliteImportRecords:
         digest: str | None = self._db.execute(_TAG_DIGEST, (repo, tag)).get
         return None if digest is None else Digest(digest)
 
-    async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
+    async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> LastTagChange | None:
         row: Any = self._db.execute(_LAST_CHANGE, (repo, tag)).fetchone()
         if row is None:
             return None
         digest, at, actor, program = row
-        return TagChange(None if digest is None else Digest(digest), at, actor, program)
+        return LastTagChange(None if digest is None else Digest(digest), at, actor, program)
 
     async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
         return await self._scans.run(lambda db: bool(db.execute(_HAS_POINTED_AT, (repo, tag, digest)).get))

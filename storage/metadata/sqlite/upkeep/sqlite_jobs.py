@@ -17,7 +17,7 @@ import apsw
 from storage.content import Page
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFailed, TooManyRequests
-from storage.jobs import JSON, MAX_QUEUED_JOBS, Job, JobState, JobUnknown, Progress
+from storage.jobs import JSON, MAX_QUEUED_JOBS, Job, JobProgress, JobState, JobUnknown
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -162,7 +162,7 @@ class SqliteJobs:
             job_id, "state = 'running', holder = :holder, updated = :now", {"holder": holder}, durable=True
         )
 
-    async def save_progress(self, job_id: int, progress: Progress) -> bool:
+    async def save_progress(self, job_id: int, progress: JobProgress) -> bool:
         values = {
             "done": progress.done,
             "total": progress.total,
@@ -261,6 +261,6 @@ def _job(row: tuple[Any, ...]) -> Job:
         created=created,
         updated=updated,
         ended=ended,
-        progress=Progress(done, total, unit, message, None if position is None else json.loads(position)),
+        progress=JobProgress(done, total, unit, message, None if position is None else json.loads(position)),
         result=None if result is None else json.loads(result),
     )

@@ -18,7 +18,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_row
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import Digest, RepositoryName, Tag
-from storage.upstream_tags import FrozenTag, Sighting, TagMove, TagNotFrozen
+from storage.upstream_tags import FrozenTag, Sighting, TagNotFrozen, UpstreamTagMove
 
 TAGS_PER_CHANGE = 200
 """Largest number of tags whose sightings are deleted in one transaction."""
@@ -92,14 +92,14 @@ class SqliteUpstreamTags:
 
         await self._writer.run(replace, durable=False)
 
-    async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:
+    async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:
         position = (since, "", "") if after is None else after
         rows: list[Any] = self._db.execute(
             "SELECT since, repository, tag FROM upstream_tag WHERE (since, repository, tag) > (?, ?, ?) "
             "ORDER BY since, repository, tag LIMIT ?",
             (*position, limit),
         ).fetchall()
-        return [TagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
+        return [UpstreamTagMove(at, RepositoryName(repo), Tag(tag)) for at, repo, tag in rows]
 
     async def forget_unused(self, before: float) -> int:
         unused: list[Any] = await self._scans.run(lambda db: db.execute(_UNUSED, (before,)).fetchall())

@@ -1,11 +1,11 @@
-"""`EndpointHealth` decides how long the deliveries of events wait: after failures of the whole endpoint of a webhook,
+"""`WebhookHealth` decides how long the deliveries of events wait: after failures of the whole endpoint of a webhook,
 and after failures of one repository's events."""
 
 from __future__ import annotations
 
 import pytest
 
-from registry.events.attempts import FIRST_PAUSE_SECONDS, LONGEST_ENDPOINT_PAUSE_SECONDS, EndpointHealth
+from registry.events.attempts import FIRST_PAUSE_SECONDS, LONGEST_ENDPOINT_PAUSE_SECONDS, WebhookHealth
 from tests.fakes.upkeep_store import Clock
 
 A, B = "team/a", "team/b"
@@ -17,11 +17,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def health(clock: Clock) -> EndpointHealth:
-    return EndpointHealth(clock)
+def health(clock: Clock) -> WebhookHealth:
+    return WebhookHealth(clock)
 
 
-def fail_repeatedly(health: EndpointHealth, clock: Clock, repository: str, times: int) -> None:
+def fail_repeatedly(health: WebhookHealth, clock: Clock, repository: str, times: int) -> None:
     """Reports `times` failed attempts for the repository, one after the other. The endpoint accepts no other event
     during these attempts, so each failure pauses the endpoint, and the repository has no pause of its own."""
     for _ in range(times):
@@ -31,7 +31,7 @@ def fail_repeatedly(health: EndpointHealth, clock: Clock, repository: str, times
         clock.now += 1000
 
 
-def test_a_repository_that_fails_alone_delays_others_for_seconds(health: EndpointHealth, clock: Clock) -> None:
+def test_a_repository_that_fails_alone_delays_others_for_seconds(health: WebhookHealth, clock: Clock) -> None:
     """If the events of one repository fail, and no others are sent, the events of other repositories wait for seconds
     at most. The events of the failing repository wait for minutes."""
     fail_repeatedly(health, clock, A, 12)
@@ -42,7 +42,7 @@ def test_a_repository_that_fails_alone_delays_others_for_seconds(health: Endpoin
     assert B not in health.pauses()
 
 
-def test_one_success_ends_all_pauses(health: EndpointHealth, clock: Clock) -> None:
+def test_one_success_ends_all_pauses(health: WebhookHealth, clock: Clock) -> None:
     """After failures for many repositories, one success ends the pauses of all of them."""
     for number in range(20):
         fail_repeatedly(health, clock, f"team/{number}", 1)
@@ -53,14 +53,14 @@ def test_one_success_ends_all_pauses(health: EndpointHealth, clock: Clock) -> No
     assert not health.is_paused
 
 
-def test_failures_at_the_same_time_count_once(health: EndpointHealth) -> None:
+def test_failures_at_the_same_time_count_once(health: WebhookHealth) -> None:
     """Several requests can be running when the endpoint goes down. They count as one failure."""
     for number in range(4):
         health.on_down(f"team/{number}", 0)
     assert health.failures == 1
 
 
-def test_only_the_repository_whose_events_fail_is_paused(health: EndpointHealth, clock: Clock) -> None:
+def test_only_the_repository_whose_events_fail_is_paused(health: WebhookHealth, clock: Clock) -> None:
     """If only the events of one repository fail, each pause of this repository is longer than the one before. The
     endpoint has no pause, because it accepted another repository's event during each attempt."""
     pauses = []

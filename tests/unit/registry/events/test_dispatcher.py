@@ -16,7 +16,7 @@ import pytest
 
 from registry.config.event_settings import Webhook
 from registry.events import dispatcher
-from registry.events.attempts import Outcome
+from registry.events.attempts import DeliveryOutcome
 from registry.events.dispatcher import SenderLimit, WebhookDispatcher
 from registry.events.webhook_client import WebhookClient
 from storage.composition import open_registry, prepare_data_dir
@@ -38,10 +38,10 @@ class CountingObserver:
     """A delivery observer that counts attempts by their outcome, and events that were given up."""
 
     def __init__(self) -> None:
-        self.attempts = dict.fromkeys(Outcome, 0)
+        self.attempts = dict.fromkeys(DeliveryOutcome, 0)
         self.dead = 0
 
-    def attempted(self, webhook: str, outcome: Outcome) -> None:
+    def attempted(self, webhook: str, outcome: DeliveryOutcome) -> None:
         self.attempts[outcome] += 1
 
     def given_up(self, webhook: str) -> None:
@@ -214,7 +214,7 @@ async def test_events_are_not_sent_twice_while_the_store_fails(
         await push(store, BAD, "v1")
         system.is_full = True
         async with running_dispatcher(store, receiver, clock) as counts:
-            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+            await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 1)
             refused_before = system.refused
             await wait_until(lambda: system.refused >= refused_before + 3)
             system.is_full = False
@@ -231,14 +231,14 @@ async def test_an_event_becomes_a_dead_letter_after_its_largest_age(
     receiver.status = lambda _: 503
     await push(store, BAD, "v1")
     async with running_dispatcher(store, receiver, clock, max_age=3600) as counts:
-        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.DOWN] >= 1)
         assert counts.dead == 0
         clock.now += 3600
         await wait_until(lambda: counts.dead == 1)
     # The dispatcher has ended, so it has recorded its attempts.
     (dead,) = await store.outbox.deliveries("hook", None, 10, only_dead=True)
     assert (dead.attempts, dead.error) == (0, "it answered 503")
-    assert counts.attempts[Outcome.REFUSED] == 0
+    assert counts.attempts[DeliveryOutcome.REFUSED] == 0
 
 
 async def test_delivery_continues_after_a_restart_of_the_receiver(store: StoredRegistry, clock: Clock) -> None:
@@ -247,11 +247,11 @@ async def test_delivery_continues_after_a_restart_of_the_receiver(store: StoredR
         with receiver_running() as first:
             counts = await stack.enter_async_context(running_dispatcher(store, first, clock))
             await push(store, BAD, "v1")
-            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)  # it has the response as well
+            await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 1)  # it has the response as well
         with receiver_running(first.port) as second:
             await push(store, BAD, "v2")
             await wait_for(second, 1)
-            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 2)
+            await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 2)
     assert (subjects(first), subjects(second)) == (["team/bad:v1"], ["team/bad:v2"])
 
 
@@ -262,10 +262,10 @@ async def test_a_delivered_event_is_not_delivered_again(
     async with running_dispatcher(store, receiver, clock) as counts:
         for number in range(20):
             await push(store, BAD, f"v{number}")
-        await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 20)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 20)
     async with running_dispatcher(store, receiver, clock) as counts:
         await push(store, BAD, "last")
-        await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 1)
     assert subjects(receiver) == [*(f"team/bad:v{number}" for number in range(20)), "team/bad:last"]
 
 
@@ -282,7 +282,7 @@ async def test_a_secret_that_cannot_be_read(
     settings = {"secret_env": "ENTREPOT_TEST_UNSET"} if secret == "unset" else {"secret_file": file}
     async with running_dispatcher(store, receiver, clock, **settings) as counts:
         await push(store, BAD, "v1")
-        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.DOWN] >= 1)
         assert receiver.requests == []
         if secret != "unset":
             file.write_text("now there is one\n")
@@ -309,9 +309,9 @@ async def test_look_ups_of_very_many_repositories_have_pauses(
     for number in range(5):
         await push(store, RepositoryName(f"team/app{number}"), "v1")
     async with running_dispatcher(store, receiver, clock) as counts:
-        await wait_until(lambda: counts.attempts[Outcome.REFUSED] == 5)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.REFUSED] == 5)
         await push(store, BAD, "v1")
-        await wait_until(lambda: counts.attempts[Outcome.REFUSED] == 6)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.REFUSED] == 6)
         await push(store, BAD, "v2")
         await wait_until(lambda: len(look_ups) >= 3)
     # 0.1 s for each of at least five repositories
@@ -350,7 +350,7 @@ async def test_a_token_that_is_not_valid_in_a_header(
     file.write_text(token)
     await push(store, BAD, "v1")
     async with running_dispatcher(store, receiver, clock, token_file=file) as counts:
-        await wait_until(lambda: counts.attempts[Outcome.DOWN] >= 1)
+        await wait_until(lambda: counts.attempts[DeliveryOutcome.DOWN] >= 1)
     (delivery,) = await store.outbox.deliveries("hook", None, 10, only_dead=False)
     assert delivery.error == f"ValueError: {file} is not one line of visible ASCII"
     assert receiver.requests == []
@@ -385,7 +385,7 @@ async def test_a_dispatcher_stops_while_the_store_fails(
         await push(store, BAD, "v1")
         await push(store, RepositoryName("team/good"), "v1")
         async with running_dispatcher(store, receiver, clock, timeout=60) as counts:
-            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
+            await wait_until(lambda: counts.attempts[DeliveryOutcome.DELIVERED] == 1)
             system.is_full = True
         system.is_full = False
         assert len(await store.outbox.deliveries("hook", None, 10, only_dead=False)) == 2

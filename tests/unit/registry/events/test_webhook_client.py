@@ -6,7 +6,7 @@ import pytest
 
 from registry.config.event_settings import Webhook
 from registry.events import webhook_client
-from registry.events.attempts import Outcome
+from registry.events.attempts import DeliveryOutcome
 from registry.events.webhook_client import WebhookClient
 from storage.outbox import Event, EventAction, NewEvent
 from tests.fakes.registry_content import BY
@@ -15,10 +15,10 @@ from tests.fakes.upstream_source import always, answer, scripted_server
 EVENT = Event(1, "11111111-2222-3333-4444-555555555555", NewEvent(EventAction.PUSH, "team/app", 0.0, BY))
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(200, Outcome.DELIVERED), (500, Outcome.REFUSED)])
+@pytest.mark.parametrize(("status", "outcome"), [(200, DeliveryOutcome.DELIVERED), (500, DeliveryOutcome.REFUSED)])
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_status_counts_without_the_body(
-    monkeypatch: pytest.MonkeyPatch, is_cut: bool, status: int, outcome: Outcome
+    monkeypatch: pytest.MonkeyPatch, is_cut: bool, status: int, outcome: DeliveryOutcome
 ) -> None:
     """The endpoint answers, and then sends only a part of the body, or closes the connection in the middle of it. The
     status counts, and the event is sent once. The next event goes through another connection."""

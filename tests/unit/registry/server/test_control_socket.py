@@ -19,7 +19,7 @@ from registry.server.process.control_socket import (
     ask_server,
     listen_for_control,
 )
-from registry.server.process.live_change import Outcome
+from registry.server.process.live_change import ChangeOutcome
 
 
 @contextmanager
@@ -57,8 +57,8 @@ def serve(path: Path, actions: dict[str, Action]) -> Iterator[None]:
 NOBODY = 65534
 """The uid of a user who owns no files."""
 ACTIONS: dict[str, Action] = {
-    "reload": lambda reply: reply(Outcome(True, "done")),
-    "restart": lambda reply: reply(Outcome(False, "no")),
+    "reload": lambda reply: reply(ChangeOutcome(True, "done")),
+    "restart": lambda reply: reply(ChangeOutcome(False, "no")),
 }
 
 

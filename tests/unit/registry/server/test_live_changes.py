@@ -16,7 +16,7 @@ import pytest
 
 from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.per_address_limit import PerAddressLimit
-from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
+from registry.server.process.live_change import ChangeOutcome, ChangeRefused, Proposal
 from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
 from registry.server.process.live_options import LiveOptions
 from registry.server.process.single_process import SingleProcessChanges
@@ -95,7 +95,7 @@ async def test_a_single_process_closes_an_application_it_cannot_put_in_force() -
     try:
         live._request_reload(done.set_result)
         async with asyncio.timeout(60):
-            assert await done == Outcome(False, "it is wrong")
+            assert await done == ChangeOutcome(False, "it is wrong")
     finally:
         stop()
     assert commands == ["prepare", "discard"]
@@ -110,7 +110,7 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
     (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()
     supervisor_end.detach()
     pool.adopt(worker)
-    source, outcomes = FakeConfigurationSource(), list[Outcome]()
+    source, outcomes = FakeConfigurationSource(), list[ChangeOutcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
@@ -129,7 +129,7 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
 @pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])
 def test_a_failed_reload_leaves_the_server_running(pool: WorkerPool, error: Exception) -> None:
     """If a step of a reload fails, the server keeps running, and the next reload works."""
-    source, outcomes = FakeConfigurationSource(error), list[Outcome]()
+    source, outcomes = FakeConfigurationSource(error), list[ChangeOutcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
@@ -143,26 +143,26 @@ def test_a_failed_reload_leaves_the_server_running(pool: WorkerPool, error: Exce
 
 def test_a_configuration_that_cannot_be_put_in_force(pool: WorkerPool) -> None:
     """If the new configuration cannot be put in force, the reload is refused."""
-    outcomes = list[Outcome]()
+    outcomes = list[ChangeOutcome]()
     live = changes(pool, FakeConfigurationSource(accept_error=ValueError("it is wrong")))
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
-    assert outcomes == [Outcome(False, "it is wrong")]
+    assert outcomes == [ChangeOutcome(False, "it is wrong")]
 
 
 def test_a_failed_restart_leaves_the_server_running(pool: WorkerPool) -> None:
     """If a step of a restart fails, the restart is over and the server keeps running."""
-    outcomes = list[Outcome]()
+    outcomes = list[ChangeOutcome]()
     live = changes(pool, FakeConfigurationSource())
     live.request_restart(outcomes.append)
     live.step(time.monotonic())
-    assert outcomes == [Outcome(False, "a bug")]
+    assert outcomes == [ChangeOutcome(False, "a bug")]
     assert live.running == ""
 
 
 def test_reload_without_workers(pool: WorkerPool) -> None:
     """If no worker runs, a reload takes effect at once, because the next workers start with the new configuration."""
-    source, outcomes = FakeConfigurationSource(), list[Outcome]()
+    source, outcomes = FakeConfigurationSource(), list[ChangeOutcome]()
     live = changes(pool, source)
     live.request_reload(outcomes.append)
     live.step(time.monotonic())

@@ -13,7 +13,7 @@ import pytest
 from registry.asgi import REQUEST_NOTES_EXTENSION
 from registry.backend import open_backend
 from registry.config import Settings
-from registry.events.attempts import DeliveryObserver, Outcome
+from registry.events.attempts import DeliveryObserver, DeliveryOutcome
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import UpstreamContentInvalid
 from registry.server.connection.request_reports import RequestEnd
@@ -157,10 +157,15 @@ def test_webhook_deliveries_are_counted() -> None:
     metrics = Metrics([], workers=1, webhooks=["ci"])
     metrics.start_worker()
     observer: DeliveryObserver = metrics.events
-    for outcome in (Outcome.DELIVERED, Outcome.DELIVERED, Outcome.REFUSED, Outcome.DOWN):
+    for outcome in (
+        DeliveryOutcome.DELIVERED,
+        DeliveryOutcome.DELIVERED,
+        DeliveryOutcome.REFUSED,
+        DeliveryOutcome.DOWN,
+    ):
         observer.attempted("ci", outcome)
     observer.given_up("ci")
-    observer.attempted("chat", Outcome.DELIVERED)
+    observer.attempted("chat", DeliveryOutcome.DELIVERED)
     observer.dropped("chat", 3, 2)
     metrics.events.on_unrecorded_pulls(5)
     text = render_metrics([CellCollector(metrics)], "")[0].decode()

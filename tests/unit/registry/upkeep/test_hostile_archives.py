@@ -18,7 +18,7 @@ import pytest
 from registry.upkeep.images import tar_archives
 from registry.upkeep.images.file_sources import SourceFile, open_file_source
 from registry.upkeep.images.found_images import FoundContent, find_images
-from registry.upkeep.images.image_writers import LayoutDirectory
+from registry.upkeep.images.image_file_writers import LayoutDirectory
 from storage.backups import ImageFileFailed
 from tests.fakes.client_images import image, layer, noise, write_archive
 from tests.fakes.commands import entrepot, error_line

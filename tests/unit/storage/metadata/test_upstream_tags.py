@@ -9,7 +9,7 @@ from storage.composition import open_registry
 from storage.content import Actor, digest_of
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upstream_tags import Sighting, TagMove
+from storage.upstream_tags import Sighting, UpstreamTagMove
 from tests.fakes.registry_content import descriptor_of, image_of
 
 APP, TOOL = RepositoryName("docker.io/library/app"), RepositoryName("ghcr.io/org/tool")
@@ -62,9 +62,9 @@ async def test_moves_are_listed_in_pages(registry: StoredRegistry) -> None:
             tag = Tag(f"t{number:02}")
             at = 1000.0 + number // 10
             await tags.save_sightings(repo, tag, [Sighting(at, A), Sighting(at + 1000, B)])
-            expected += [TagMove(at, repo, tag), TagMove(at + 1000, repo, tag)]
+            expected += [UpstreamTagMove(at, repo, tag), UpstreamTagMove(at + 1000, repo, tag)]
     expected = [move for move in sorted(expected) if move.since >= 1002.0]
-    listed_moves: list[TagMove] = []
+    listed_moves: list[UpstreamTagMove] = []
     while page := await tags.moves(1002.0, listed_moves[-1] if listed_moves else None, 7):
         listed_moves += page
     assert listed_moves == expected

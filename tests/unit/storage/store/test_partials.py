@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, Progress, decode_progress
+from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, PartialProgress, decode_progress
 from storage.composition import open_registry
 from storage.content import digest_of
 from storage.errors import BlobUnknown, DigestInvalid, PartialLost, QuotaExceeded, StorageFailed
@@ -286,7 +286,7 @@ async def test_a_truncated_file_is_not_committed(registry: StoredRegistry, data:
 def test_a_damaged_state_record_is_ignored() -> None:
     """The record of a partial blob's state is not used if it is cut short or a byte was changed. Bytes after the record
     do not matter."""
-    progress = Progress("boot", 100, extents=[(0, 5), (10, 20)])
+    progress = PartialProgress("boot", 100, extents=[(0, 5), (10, 20)])
     encoded = progress.encode()
     assert decode_progress(encoded + b"rest") == progress
     assert decode_progress(bytes(4096)) is None

@@ -19,7 +19,7 @@ from storage.names import Tag
 from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upkeep.usage_counting import count_scopes
 from storage.usage import ScopeDefinition
 from tests.fakes.damaged_store import (
@@ -73,19 +73,19 @@ async def site(tmp_path: Path) -> AsyncIterator[DamagedStore]:
         db.close()
 
 
-async def findings(store: StoredRegistry, *, damaged: int | None = None, **options: Any) -> list[Finding]:
+async def findings(store: StoredRegistry, *, damaged: int | None = None, **options: Any) -> list[ConfirmedProblem]:
     """Checks the store, and returns the findings. `damaged`: the expected number of blobs and manifests that are known
     to be damaged."""
-    reported: list[Finding] = []
+    reported: list[ConfirmedProblem] = []
     progress: list[tuple[int, int]] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         reported.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         progress.append((done, total))
 
-    report = await store.checker.check(CheckOptions(**options), on_finding, on_progress)
+    report = await store.checker.check(CheckOptions(**options), on_problem, on_progress)
     assert sum(report.found.values()) == len(reported)
     assert damaged in (None, report.damaged)
     assert report.repaired == sum(finding.repair is not None for finding in reported)
@@ -94,7 +94,7 @@ async def findings(store: StoredRegistry, *, damaged: int | None = None, **optio
     return reported
 
 
-def codes(found: list[Finding]) -> set[ProblemCode]:
+def codes(found: list[ConfirmedProblem]) -> set[ProblemCode]:
     return {finding.problem.code for finding in found}
 
 
@@ -395,7 +395,7 @@ async def test_a_check_can_be_stopped(site: DamagedStore) -> None:
         if done:
             raise JobStopped
 
-    async def ignore(finding: Finding) -> None:
+    async def ignore(finding: ConfirmedProblem) -> None:
         pass
 
     with pytest.raises(JobStopped):

@@ -18,7 +18,7 @@ from storage.content import digest_of
 from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, NameUnknown
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob, push_image, read_blob
 
 NAMES = [RepositoryName(f"team/{number}") for number in range(3)]
@@ -62,9 +62,9 @@ async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
     """Clients push, mount and delete content, and garbage collection runs without a grace period. Checks during this
     time find no problem, and repairs do no damage."""
     prepare_data_dir(tmp_path)
-    findings: list[Finding] = []
+    findings: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
@@ -77,12 +77,12 @@ async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
         tasks.append(asyncio.create_task(collect_repeatedly(busy)))
         for number in range(CHECK_COUNT):
             options = CheckOptions(repair=number % 2 == 1, hash_bytes=number > 1)
-            await checked.checker.check(options, on_finding, on_progress)
+            await checked.checker.check(options, on_problem, on_progress)
         assert [task for task in tasks if task.done()] == []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await checked.checker.check(CheckOptions(hash_bytes=True), on_finding, on_progress)
+        await checked.checker.check(CheckOptions(hash_bytes=True), on_problem, on_progress)
     assert findings == []
 
 
@@ -130,19 +130,19 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
         yield opened
 
 
-async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Finding]:
+async def check_during(store: StoredRegistry, **parts: Interruption) -> list[ConfirmedProblem]:
     """Checks and repairs the store with a checker in which each of `parts` replaces the field of the same name. Returns
     the findings."""
-    findings: list[Finding] = []
+    findings: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         findings.append(finding)
 
     async def on_progress(done: int, total: int, message: str) -> None:
         pass
 
     checker = replace(store.checker, **parts)  # type: ignore[arg-type]
-    await checker.check(CheckOptions(hash_bytes=True, repair=True), on_finding, on_progress)
+    await checker.check(CheckOptions(hash_bytes=True, repair=True), on_problem, on_progress)
     assert all(part.has_happened for part in parts.values())
     return findings
 

@@ -21,7 +21,7 @@ from storage.content import digest_of
 from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upkeep.scrubber import MAX_LOGGED_UNREADABLE
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.forbidden_files import ForbiddenFiles
@@ -51,17 +51,17 @@ async def push_blobs(store: StoredRegistry, count: int) -> list[Digest]:
     return [(await push_blob(store, REPO, b"blob %d" % number)).digest for number in range(count)]
 
 
-async def findings(store: StoredRegistry, options: CheckOptions) -> list[Finding]:
+async def findings(store: StoredRegistry, options: CheckOptions) -> list[ConfirmedProblem]:
     """Checks the store and returns what it finds."""
-    found: list[Finding] = []
+    found: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         found.append(finding)
 
     async def on_progress(_done: int, _total: int, _message: str) -> None:
         pass
 
-    await store.checker.check(options, on_finding, on_progress)
+    await store.checker.check(options, on_problem, on_progress)
     return found
 
 

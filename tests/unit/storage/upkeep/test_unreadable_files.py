@@ -24,7 +24,7 @@ from storage.data_dir.system import System, boot_id
 from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName, UploadID
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import scrub
@@ -232,15 +232,15 @@ def test_warnings_about_the_same_file_are_limited(
 
 async def findings(store: StoredRegistry, options: CheckOptions) -> set[tuple[ProblemCode, str, bool]]:
     """Checks the store. Returns the code and the item of each problem, and whether it was repaired."""
-    found: list[Finding] = []
+    found: list[ConfirmedProblem] = []
 
-    async def on_finding(finding: Finding) -> None:
+    async def on_problem(finding: ConfirmedProblem) -> None:
         found.append(finding)
 
     async def on_progress(_done: int, _total: int, _message: str) -> None:
         pass
 
-    await store.checker.check(options, on_finding, on_progress)
+    await store.checker.check(options, on_problem, on_progress)
     return {(finding.problem.code, finding.problem.item, finding.repair is not None) for finding in found}
 
 

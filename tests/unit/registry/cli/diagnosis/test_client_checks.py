@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.cli.diagnosis.client_check import CHECKS, programs_on_this_machine
-from registry.cli.diagnosis.client_files import ClientFiles, Target
+from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry
 from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
 from registry.clients.client_setup import SETUPS, mirrored_hosts
@@ -347,7 +347,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     files = ClientFiles("docker", tmp_path)
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     address = RegistryAddress(PLAIN)
-    target = Target(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
+    target = TargetRegistry(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
     (finding,) = CHECKS["docker"](files, target)
     assert "cannot be read" in finding.what
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.cli.diagnosis.client_check import CHECKS
-from registry.cli.diagnosis.client_files import ClientFiles, Target
+from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry
 from registry.cli.diagnosis.docker_proxies import is_exempt
 from registry.cli.diagnosis.finding import Level
 from registry.clients.client_setup import SETUPS, mirrored_hosts
@@ -81,7 +81,7 @@ def test_proxies_in_the_home_directory(tmp_path: Path) -> None:
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
     hosts = mirrored_hosts(Upstream(name="docker.io"))
     address = RegistryAddress(SECURE)
-    target = Target(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
+    target = TargetRegistry(address, hosts, "docker.io", SETUPS["docker"](address, hosts))
     for exempt, count in (("", 1), ("*.example.com", 0)):
         proxies = {"default": {"httpsProxy": PROXY, "noProxy": exempt}}
         write_files(tmp_path, **{"home/.docker/config.json": json.dumps({"proxies": proxies})})

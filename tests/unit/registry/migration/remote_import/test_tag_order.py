@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry.migration.tag_times import MAX_CONFIG_BYTES, build_time
-from storage.content import Manifest
+from registry.migration.tag_times import build_time
+from storage.content import MAX_IMAGE_CONFIG_BYTES, Manifest
 from storage.names import Tag
 from storage.retention import TagFacts
 from storage.store.stored_registry import StoredRegistry
@@ -129,9 +129,9 @@ async def test_a_tag_that_has_moved_is_newer_than_before(
 
 
 async def test_a_large_config_is_not_read(store: StoredRegistry) -> None:
-    """A config that is larger than `MAX_CONFIG_BYTES` is not read into memory, even if the manifest states a smaller
-    size. The digest may be that of a layer of many GB."""
-    data = json.dumps({"created": "2024-05-01T00:00:00Z", "pad": "x" * MAX_CONFIG_BYTES}).encode()
+    """A config that is larger than `MAX_IMAGE_CONFIG_BYTES` is not read into memory, even if the manifest states a
+    smaller size. The digest may be that of a layer of many GB."""
+    data = json.dumps({"created": "2024-05-01T00:00:00Z", "pad": "x" * MAX_IMAGE_CONFIG_BYTES}).encode()
     await push_blob(store, APP, data)
     document = json.loads(manifest_of(UpstreamBlob(data, OCI_CONFIG)).body)
     document["config"]["size"] = 100

@@ -1,4 +1,4 @@
-"""Writes exported images into a directory (`LayoutDirectory`) or a tar archive (`TarArchive`). A file gets its final
+"""Writes exported images into a directory (`LayoutDirectory`) or a tar archive (`LayoutArchive`). A file gets its final
 name only when it is complete."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Document = dict[str, Any]
 """A JSON object."""
 
 
-class ImageWriter(Protocol):
+class ImageFileWriter(Protocol):
     """Writes the content of images. `write` and `finish` raise ImageFileFailed."""
 
     def has(self, digest: Digest, size: int) -> bool:
@@ -56,7 +56,7 @@ class ImageWriter(Protocol):
 
 class LayoutDirectory:
     """An OCI image layout in a directory. Keeps the content of an existing layout, and adds to it. Implements
-    `ImageWriter`."""
+    `ImageFileWriter`."""
 
     def __init__(self, root: Path) -> None:
         """Raises ImageFileFailed if the directory has other content than a layout."""
@@ -130,9 +130,9 @@ class LayoutDirectory:
         return await asyncio.to_thread(convert_os_errors, self._failure, call)
 
 
-class TarArchive:
+class LayoutArchive:
     """A tar archive with an OCI image layout, and, if requested, the file `manifest.json`, which all versions of
-    `docker load` read. Implements `ImageWriter`."""
+    `docker load` read. Implements `ImageFileWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
         """Writes a file at `path`. If `path` is None, writes to `stream`, which is then required. Raises
