@@ -4,15 +4,17 @@
 provider. The *text* of a session is the secret in the session cookie. An *attempt* is the state of a login at the
 provider. Until the login ends, the browser keeps the attempt, encrypted, in another cookie. `login_problem` returns
 what a page shows after a failed login. `local_path` checks the path to which the browser goes after the login.
+`page_with_form` finds this path if a visitor sent a form without being logged in.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from registry.auth.assembly import AuthComponents
 from registry.auth.external.openid_login import AuthorizationResponse, LoginResult, OpenIDLogin
@@ -121,3 +123,15 @@ def local_path(text: str | None, default: str) -> str:
     if not _LOCAL_PATH.fullmatch(text):
         raise RequestInvalid("next has to be a path of this registry, such as /api/docs")
     return text
+
+
+def page_with_form(referer: str, pages: Sequence[str]) -> str:
+    """Returns the path and query of the page on which the visitor has sent a form. `pages`: the paths of the pages that
+    have the form. `referer`: the value of the header `Referer`, in which browsers send the URL of the page. If it names
+    none of these pages, returns the first of them."""
+    try:
+        url = urlsplit(referer)
+        page = local_path(f"{url.path}?{url.query}" if url.query else url.path, pages[0])
+    except (ValueError, RequestInvalid):  # the value is no URL, or the login page would not accept its path
+        return pages[0]
+    return page if url.path in pages else pages[0]

@@ -20,7 +20,7 @@ from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.frozen_tag_routes import MAX_REFERENCE_CHARACTERS, check_may_manage
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
-from registry.admin.server_status import FillStatus, UpstreamStatus, read_fills, read_upstreams
+from registry.admin.status_routes import FillStatus, UpstreamStatus, read_fills, read_upstreams
 from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
 from registry.upkeep.eviction import check_upstream, read_cache_status
 from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND, warm_arguments

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from registry.browse.bounded_text import TextBudget
 from registry.browse.models import ConfigView
+from storage.image_times import parse_time
 from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, parse_bounded_int
 from storage.names import Digest
-from storage.time_texts import parse_time
 
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
 """The shell that builders write before the command of a step."""

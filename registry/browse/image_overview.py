@@ -19,9 +19,9 @@ from registry.browse.content_reader import (
     ManifestSummary,
 )
 from registry.browse.models import MarksView, PlatformView
+from storage.image_times import parse_time
 from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
-from storage.time_texts import parse_time
 
 MAX_PAGE_PLATFORMS: Final = 2_000
 """How many platforms one page lists. Of further platforms, the page shows only the number."""

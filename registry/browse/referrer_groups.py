@@ -20,10 +20,10 @@ from registry.browse.file_texts import MAX_FILE_BYTES, FileText, read_file
 from registry.browse.models import AttachedFile, FileContent, FileContents, ReferrerGroup, ReferrersView, ReferrerView
 from storage.content import Descriptor, Manifest
 from storage.errors import RegistryError
+from storage.image_times import parse_time
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import BUNDLE_PREDICATE, TagListing
-from storage.time_texts import parse_time
 
 MAX_REFERRERS: Final = 100
 """The limit on the listed referrers that were found by their subject, and the limit on the listed attestations of an

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
+from registry.config.default_worker_count import default_worker_count
 from registry.config.event_settings import EventSettings, Webhook, check_webhooks
 from registry.config.field_types import (
     AT_RESTART,
@@ -56,7 +57,6 @@ from registry.config.upkeep_settings import (
     check_immutable_rules,
     check_quotas,
 )
-from registry.config.worker_count import default_worker_count
 from registry.printable import is_utf8
 
 

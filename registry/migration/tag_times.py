@@ -12,10 +12,10 @@ from typing import Final
 
 from storage.content import MAX_IMAGE_CONFIG_BYTES, Descriptor, Manifest
 from storage.errors import ManifestUnknown, RegistryError
+from storage.image_times import parse_time
 from storage.json_bounds import load_bounded
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.time_texts import parse_time
 
 MAX_MANIFESTS: Final = 100
 """Largest number of manifests of an index that are read."""

@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from registry.admin.browser_login import LOGIN_PAGE_PATH
+from registry.admin.browser_login import LOGIN_PAGE_PATH, page_with_form
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies, cookie_value
 from registry.admin.management_route import audit_denial
@@ -31,7 +31,6 @@ from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, current_request, enter_request, leave_request
-from registry.ui.form_pages import page_with_form
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
 from storage.access import AccountHidden

@@ -34,9 +34,14 @@ from storage.jobs import JSON
 from storage.leases import Leases
 from storage.names import ALGORITHMS, Digest
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
-from storage.upkeep.backup.earlier_backups import EarlierBackup, check_mounted, mount_point
+from storage.upkeep.backup.earlier_backups import (
+    EarlierBackup,
+    check_mounted,
+    find_foreign,
+    foreign_warning,
+    mount_point,
+)
 from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
-from storage.upkeep.backup.foreign_snapshots import find_foreign, foreign_warning
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
 

@@ -1,20 +1,28 @@
-"""Notices that a directory of backups has lost its earlier backups, above all because its disk is not mounted
-(`check_mounted`). Without this check, a backup would then fill the disk on which the mount point lies, and succeed.
+"""Looks at the earlier backups of a directory, to notice that it is the wrong one. A *snapshot* is the copy of a
+registry that one backup has added to the directory.
 
-The result of each backup says where the file system of its directory was mounted (`mount_point`), and the name of the
-snapshot (the copy of the registry that the backup has added to the directory). The store keeps the result with the job.
-The result has no device number, because a device may have another number after a restart of the machine.
+- The directory may have lost the earlier backups, above all because its disk is not mounted (`check_mounted`). Without
+  this check, a backup would then fill the disk on which the mount point lies, and succeed. The result of each backup
+  says where the file system of its directory was mounted (`mount_point`), and the name of its snapshot. The store keeps
+  the result with the job. The result has no device number, because a device may have another number after a restart of
+  the machine.
+- The directory may have snapshots of another registry (`find_foreign`): somebody names the wrong directory, or a server
+  has begun a new registry at a mount point whose disk is not mounted. A backup must then not remove the snapshots of
+  the other registry as old ones.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage.backups import BackupFailed
+from storage.backups import BackupFailed, Snapshots
 from storage.jobs import Jobs, JobState
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest
 
 KIND: Final = "backup"
 """The kind of the jobs that make backups."""
@@ -68,3 +76,29 @@ def check_mounted(target: Path, earlier: EarlierBackup) -> None:
             f"earlier backups to {target} are on the file system of {earlier_mount}, which is not mounted now; "
             "mount it, or begin a new directory of backups with --new"
         )
+
+
+def find_foreign(
+    snapshots: Snapshots, directory: BackupDirectory, name: str, stored: Sequence[SnapshotManifest]
+) -> list[SnapshotManifest]:
+    """Returns those of the `stored` snapshots that are of another registry than the snapshot `name`. A snapshot whose
+    registry is unknown or cannot be read does not count. Blocks."""
+    own = _instance_id(snapshots, directory, name)
+    return [other for other in stored if own and _instance_id(snapshots, directory, other.name) not in ("", own)]
+
+
+def _instance_id(snapshots: Snapshots, directory: BackupDirectory, name: str) -> str:
+    """Returns the id of the registry of a snapshot (`DatabaseSnapshot.instance_id`); empty if it cannot be read."""
+    with suppress(BackupFailed), snapshots.open(directory.database(name)) as snapshot:
+        return snapshot.instance_id
+    return ""
+
+
+def foreign_warning(directory: BackupDirectory, foreign: Sequence[SnapshotManifest], registry: str) -> str:
+    """Returns the text of a warning about `foreign` snapshots. `registry`: the words after "of another registry
+    than", such as `this one`."""
+    number = len(foreign)
+    return (
+        f"{directory.root} has {number} {'backup' if number == 1 else 'backups'} of another registry than {registry}, "
+        f"such as {foreign[-1].name}; give each registry a directory of its own"
+    )

@@ -33,8 +33,8 @@ from storage.jobs import JSON
 from storage.names import Digest
 from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
+from storage.upkeep.backup.earlier_backups import find_foreign, foreign_warning
 from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCopier, run_together
-from storage.upkeep.backup.foreign_snapshots import find_foreign, foreign_warning
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"

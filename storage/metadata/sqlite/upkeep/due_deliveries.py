@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import apsw
 
-from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, to_delivery
+from storage.metadata.sqlite.upkeep.event_tables import DELIVERY_COLUMNS, to_delivery
 from storage.outbox import DueDeliveries
 
 MAX_FIRST_HEADS: Final = 500

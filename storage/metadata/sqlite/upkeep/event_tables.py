@@ -1,6 +1,7 @@
-"""Adds events to the metadata database. An event is added in the same transaction as the change that it describes.
+"""Adds events to the metadata database, and makes objects of their rows. An event is added in the same transaction as
+the change that it describes.
 
-Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
+Each function with a connection runs inside a transaction; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
 keeps. A *delivery* is a row that says: this webhook has yet to get this event. If no reader wants an event, the
 function adds nothing. It then reads only the table of readers, which is short.
@@ -19,13 +20,22 @@ import apsw
 from storage.content import BLOB_TYPE, Actor, Manifest
 from storage.metadata.sqlite.upkeep import removed_webhooks
 from storage.names import Digest, RepositoryName, Tag
-from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
+from storage.outbox import LIST_READER, Delivery, Event, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
 _INSERT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
                    user_agent, reason, kept)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+EVENT_COLUMNS: Final = (
+    "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
+    "e.address, e.request_id, e.user_agent, e.reason"
+)
+"""The columns of the table `event`, which the query calls `e`. `previous`: the digest that the tag pointed at before it
+moved."""
+DELIVERY_COLUMNS: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {EVENT_COLUMNS}"
+"""The columns of the table `event_delivery`, which the query calls `d`, and of the event that has to be sent.
+`next_at`: when the server tries next. `dead`: when the server gave up the delivery; NULL: it still tries."""
 
 
 class _Filter(NamedTuple):
@@ -174,3 +184,19 @@ def _wants(reader_filter: _Filter, event: NewEvent) -> bool:
     if event.action not in reader_filter.actions and not (is_move and EventAction.MOVE in reader_filter.actions):
         return False
     return reader_filter.repositories.matches(event.repository)
+
+
+def to_event(row: Sequence[Any]) -> Event:
+    """Returns the event of a row with the columns `EVENT_COLUMNS`."""
+    number, event_uuid, at, action, repository, tag, digest, previous, media_type, size, *origin_columns = row
+    actor, address, request_id, user_agent, reason = origin_columns
+    by = Actor(actor, address, request_id, user_agent)
+    # `NewEvent` is the content of an event without its number (the column `id`) and its UUID.
+    content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
+    return Event(number, event_uuid, content)
+
+
+def to_delivery(row: Sequence[Any]) -> Delivery:
+    """Returns the delivery of a row with the columns `DELIVERY_COLUMNS`."""
+    webhook, attempts, next_at, dead, error, *event = row
+    return Delivery(webhook, to_event(event), attempts, next_at, dead, error)

@@ -20,7 +20,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import event_tables, outbox_limits, removed_webhooks
 from storage.metadata.sqlite.upkeep.due_deliveries import find_due
-from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, EVENT_COLUMNS, to_delivery, to_event
+from storage.metadata.sqlite.upkeep.event_tables import DELIVERY_COLUMNS, EVENT_COLUMNS, to_delivery, to_event
 from storage.outbox import (
     MAX_ADDED_EVENTS,
     Delivery,

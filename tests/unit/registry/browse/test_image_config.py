@@ -11,7 +11,7 @@ import pytest
 from registry.browse.bounded_text import MAX_ENTRIES, MAX_TEXT_CHARACTERS, MAX_TOTAL_CHARACTERS
 from registry.browse.image_config import MAX_STEPS, ImageConfig, parse_config, readable_command
 from storage.content import digest_of
-from storage.time_texts import parse_time
+from storage.image_times import parse_time
 
 DIGEST = digest_of(b"config")
 

@@ -17,7 +17,7 @@ from registry.server.connection.context import WorkerContext
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.server_limits import ServerLimits
-from registry.ui.page_limits import PageLimits
+from registry.ui.pages import PageLimits
 from tests.fakes.app_in_process import running_app
 from tests.unit.registry.conftest import wait_until
 

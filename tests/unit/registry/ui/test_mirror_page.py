@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.single_flight import cancel_and_wait
-from registry.ui.page_limits import MAX_RENDERED_PAGES_PER_VISITOR
+from registry.ui.pages import MAX_RENDERED_PAGES_PER_VISITOR
 from storage.jobs import JobState
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.page_store import add_cached, add_index

@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from registry.app import create_app
 from registry.browse.repository_browser import _READS
-from registry.ui import page_limits
-from registry.ui.page_limits import MAX_RENDERED_PAGES
+from registry.ui.pages import MAX_PENDING_PAGES_PER_VISITOR, MAX_RENDERED_PAGES
 from storage.access import AccountName
 from storage.content import digest_of
 from storage.errors import StorageFailed
@@ -173,7 +172,7 @@ async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> 
 async def test_too_many_pages_of_one_visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a visitor requests too many pages at a time, the 429 is a page that is the same for everyone, so it need not
     be rendered."""
-    monkeypatch.setattr(page_limits, "MAX_PENDING_PAGES_PER_VISITOR", 0)
+    monkeypatch.setattr("registry.ui.pages.MAX_PENDING_PAGES_PER_VISITOR", 0)
     async with site(tmp_path) as server, server.browser() as browser:
         first, second = [await browser.get("/ui/setup") for _ in range(2)]
         assert (first.status_code, first.text) == (429, second.text)
@@ -304,10 +303,7 @@ async def test_error_pages_wait_for_a_slot(tmp_path: Path, path: str, headers: d
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
             for number in range(MAX_RENDERED_PAGES):
                 await held.enter_async_context(slots.slot(f"visitor {number}"))
-            waiting = [
-                tasks.create_task(browser.request(method, path))
-                for _ in range(page_limits.MAX_PENDING_PAGES_PER_VISITOR)
-            ]
+            waiting = [tasks.create_task(browser.request(method, path)) for _ in range(MAX_PENDING_PAGES_PER_VISITOR)]
             await until(lambda: slots.pending == MAX_RENDERED_PAGES + len(waiting))
             assert (await browser.request(method, path)).status_code == 429
         assert [task.result().status_code for task in waiting] == [status] * len(waiting)

@@ -16,7 +16,7 @@ import pytest
 
 from registry.auth.password.hashing import hash_password
 from registry.ui.image_page import STEPS_ON_A_PAGE
-from registry.ui.page_limits import MAX_RENDERED_PAGES
+from registry.ui.pages import MAX_RENDERED_PAGES
 from registry.ui.repository_list import PAGE_SIZE
 from registry.ui.search_page import HITS_OF_EACH_KIND
 from storage.access import AccountKind, AccountName

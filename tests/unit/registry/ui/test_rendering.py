@@ -13,7 +13,7 @@ import jinja2
 import pytest
 
 from registry.ui.page_files import HTMX, PageFiles
-from registry.ui.page_limits import MAX_PENDING_PAGES_PER_VISITOR, MAX_RENDERED_PAGES_PER_VISITOR, PageLimits
+from registry.ui.pages import MAX_PENDING_PAGES_PER_VISITOR, MAX_RENDERED_PAGES_PER_VISITOR, PageLimits
 from registry.ui.rendering import TEMPLATES, PageRenderer, format_size, make_environment, short_digest
 from storage.errors import TooManyRequests
 from tests.fakes.server_process import ROOT

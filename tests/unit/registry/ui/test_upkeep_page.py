@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.ui.page_limits import MAX_RENDERED_PAGES
+from registry.ui.pages import MAX_RENDERED_PAGES
 from registry.ui.upkeep_page import RETENTION_PATH
 from registry.upkeep.retention import preview
 from storage.jobs import MAX_QUEUED_JOBS
