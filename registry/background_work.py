@@ -74,7 +74,7 @@ class BackgroundWork:
     ) -> None:
         """`pull_events`: makes an event of each pull; None: the settings ask for no such events. `delivery_observer`
         counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of pulls, pushes and
-        mirrored requests; None: they are not counted."""
+        mirrored requests; None: they are not counted. `on_job_ended` is called at the end of each job."""
         self._settings = settings
         self._store = store
         self._router = router

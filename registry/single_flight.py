@@ -111,9 +111,9 @@ class SingleFlight(Generic[T]):
         """Returns the result of the running task for `key`. Starts one that runs `work()` if there is none. Raises the
         exception of the task, or the stop error.
 
-        If the caller is cancelled, the task continues. The task is cancelled only if it waits to send its first request
-        and has no other caller. If the caller is itself a flight, its wait counts as `waiting_to_send`. For example,
-        the flight for a manifest may wait for the flight for a token."""
+        If the caller is cancelled, the task continues, with one exception: the task is cancelled if it waits to send
+        its first request, has no other caller and was not returned by `start`. If the caller is itself a flight, its
+        wait counts as `waiting_to_send`. For example, the flight for a manifest may wait for the flight for a token."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():
@@ -124,8 +124,8 @@ class SingleFlight(Generic[T]):
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         """Waits until the task for `key` has ended. Starts one that runs `work()` if there is none. Ignores the task's
-        result and exception. If no task can be started, raises the stop error. If the caller is cancelled, the
-        task continues."""
+        result and exception, and returns normally even if `aclose` cancels the task. Raises the stop error only if no
+        task can be started. If the caller is cancelled, the task continues."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:

@@ -218,7 +218,7 @@ async def open_registry(
     space. None: it refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`:
     replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
     partial blobs. `commit_observer`: measures the changes of the metadata. `on_real_removal`: called for each removal
-    of the garbage collector. Raises StorageFull, StorageFailed."""
+    of the garbage collector, except in dry runs. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     _check_writable(layout)
     system = system or System()

@@ -100,20 +100,20 @@ class Partial(Protocol):
         call, and may raise StorageFailed."""
         ...
 
-    def mark_requested(self, repo: RepositoryName) -> None:
+    def mark_upstream_request(self, repo: RepositoryName) -> None:
         """Records for all processes that the owner has started to request bytes from the upstream registry. `repo`: the
         repository from which it requests them. Only for the owner. Raises StorageFailed."""
         ...
 
     @property
-    def is_requested(self) -> bool:
-        """Whether the owner, in any process, has called `mark_requested`. An owner that has not called it is still
-        waiting for one of the limited number of connections to the upstream registry. Reading the property may raise
-        StorageFailed."""
+    def has_upstream_request(self) -> bool:
+        """Whether the owner, in any process, has called `mark_upstream_request`. An owner that has not called it is
+        still waiting for one of the limited number of connections to the upstream registry. Reading the property may
+        raise StorageFailed."""
         ...
 
-    def is_requested_from(self, repo: RepositoryName) -> bool:
-        """Returns whether the owner, in any process, has called `mark_requested` with this repository. Raises
+    def has_upstream_request_to(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in any process, has called `mark_upstream_request` with this repository. Raises
         StorageFailed."""
         ...
 

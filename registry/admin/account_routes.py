@@ -64,7 +64,7 @@ async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUse
     added = await caller.administration.add_user(
         AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
     )
-    # `body.note` is the admin's text about the account. `added.notes` are hints for the admin (`AddedAccount`).
+    # `body.note` is the admin's text about the account. `added.notes` are hints for the admin (`NewAccount`).
     fields = models.AccountResponse.from_stored(added.account).model_dump()
     return models.AddedUser(**fields, notes=list(added.notes), password=added.password)
 

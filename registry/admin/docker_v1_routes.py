@@ -42,8 +42,8 @@ _NO_LOGIN: Final = b"Basic Og=="
 async def identify_v1_caller(request: Request) -> Caller:
     """Returns the caller. Treats an empty name and password as no login. Raises the errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    # `identify_caller` stores the caller for the logs in the copied scope. `ManagementRoute` reads the original scope.
-    # So both scopes must share this dict.
+    # `identify_caller` stores the actor for the logs in the dict `state` of the copied scope. `ManagementRoute` reads
+    # it in the original scope. So both scopes must share this dict.
     request.scope.setdefault("state", {})
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 

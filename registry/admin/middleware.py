@@ -157,8 +157,9 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
     def _needs_hsts(self, scope: Scope) -> bool:
-        """Returns whether to send HSTS. Over https, only a request for the host of the public URL gets HSTS. Over http,
-        every request gets it: a proxy may have changed Host, and a browser ignores HSTS over http (RFC 6797, 8.1)."""
+        """Returns whether to send HSTS. Without a suitable `public_url`, no response has it. Otherwise, over https only
+        a request for the host of the public URL gets it. Over http, every request gets it: a proxy may have changed
+        Host, and a browser ignores HSTS over http (RFC 6797, 8.1)."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")

@@ -42,7 +42,7 @@ async def ping(exchange: Exchange) -> None:
     """Tells the client that this server supports the distribution API ("Determining Support", end-1).
 
     Raises Unauthorized for a request without credentials, even if everybody may pull. Docker logs in only after a 401
-    to this request."""
+    to this request. While there are no accounts, no request needs credentials."""
     if not exchange.principal.is_admitted:
         raise Unauthorized
     await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
@@ -104,18 +104,22 @@ class DistributionAPI:
         push_refusal: PushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
-        """The main options. None switches an option off, unless its line says something else.
+        """None switches an option off, unless its line says something else.
 
+        - `limits`: the limits of one request. None: the default limits.
         - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header. None:
-          nothing is mirrored.
+          nothing is mirrored, and `ns` is ignored.
         - `authenticator`: finds the account that makes a request. None: every request may do everything.
         - `service`: the name of this registry in the challenges of 401 responses.
         - `rate_limit`: counts the requests of each client.
         - `answer_cache`: the response cache.
         - `cross_site`: refuses requests that a browser sends because of another site. None: the check of a registry
           that has no accounts, and no host names but that of `public_url`.
+        - `body_memory`: the memory budgets of the worker. None: new budgets with the default sizes.
         - `count_pull`: counts each pull of a manifest, also from the response cache.
-        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits."""
+        - `read_history`: reads the history of a tag for the current request.
+        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. Without
+          this option, only the registry checks this, after it has received the manifest."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")

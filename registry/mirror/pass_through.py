@@ -91,7 +91,7 @@ class _Buffer:
         changed after `begin`."""
         self._notify = notify
         self._size = size
-        self._refused = avoided.untrusted
+        self._untrusted = avoided.untrusted
         self._running_digest = start_digest(digest.algorithm)
         self._chunks: deque[bytes] = deque()
         self._buffered_bytes = 0
@@ -101,7 +101,7 @@ class _Buffer:
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         self.endpoint = endpoint
-        check_response(endpoint, self._refused, size, self._size)
+        check_response(endpoint, self._untrusted, size, self._size)
         if (start, stop) != self.expected:
             raise UpstreamUnavailable(f"{endpoint} sent another part of the blob than the one asked for")
         self._next_offset = start

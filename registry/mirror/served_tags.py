@@ -32,8 +32,9 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 """Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
 tag has content that belongs to the digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. This takes about a millisecond. After each read, other
-tasks can run."""
+"""Number of tag moves that are read from the store at a time. This takes about a millisecond. Moves of other upstreams
+and of exempt tags are skipped without an `await`, so many such moves would block the event loop. Therefore other tasks
+run after each read."""
 
 
 class ServedTags:
@@ -170,8 +171,9 @@ class ServedTags:
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
         """Records that the upstream's tag points at `digest` now. A cooldown may be set later, so tags without one are
-        recorded as well. A failure of the store is only logged. `cached`: the manifest of the cached tag. The caller
-        holds the lease (a lock across all processes) of the tag."""
+        recorded as well. If the sighting cannot be stored, this is only logged, and the next answer of the upstream is
+        recorded instead. `cached`: the manifest of the cached tag; None: the tag is not cached. The caller holds the
+        lease (a lock across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:

@@ -152,14 +152,14 @@ class UpstreamClient(Protocol):
         span: Span,
         sink: BlobSink,
         avoid: Collection[str] = (),
-        refused: Collection[str] = (),
+        untrusted: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
         """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks no further
         endpoint after the first call of the sink.
 
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
-        - `refused`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
+        - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
           `sink.begin` raises an error.
         - `expected_size`: the size of the whole blob. It is used if the response does not state the size. None: a
           response that does not state the size is refused.

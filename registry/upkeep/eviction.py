@@ -2,8 +2,8 @@
 content of the cache.
 
 An *upstream* is a registry that this registry mirrors. A *scope* is a set of repositories whose disk space is counted
-together. Each upstream has a scope, and so have all upstreams together and each quota. A *budget* is the largest size
-that a scope may have.
+together. Each upstream has a scope, and so have all upstreams together. Each quota (a limit on the repositories whose
+names begin with the same prefix) has one too. A *budget* is the largest size that a scope of cached content may have.
 """
 
 from __future__ import annotations

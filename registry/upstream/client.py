@@ -236,13 +236,13 @@ class HttpUpstreamClient:
         span: Span,
         sink: BlobSink,
         avoid: Collection[str] = (),
-        refused: Collection[str] = (),
+        untrusted: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries one endpoint after another until one
         has the blob. After the sink was called, tries no other endpoint.
 
-        `avoid`: URLs of endpoints to try after the others. `refused`: URLs of endpoints whose bytes the sink does not
+        `avoid`: URLs of endpoints to try after the others. `untrusted`: URLs of endpoints whose bytes the sink does not
         accept, to try last. If such an endpoint has the blob, the sink raises an error that says why, and this method
         raises it. Without this try, this method could raise BlobUnknown although the upstream has the blob.
         `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
@@ -279,7 +279,7 @@ class HttpUpstreamClient:
                 *(operation, repo, RequestKind.BLOB),
                 any_endpoint=True,
                 avoid=avoid,
-                refused=refused,
+                untrusted=untrusted,
                 timeout_seconds=None,
             )
         except FetchEnded as ended:

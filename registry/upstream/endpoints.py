@@ -360,16 +360,18 @@ class UpstreamEndpoints:
         for endpoint in self.all:
             endpoint.close()
 
-    def in_order(self, repo: str, avoid: Collection[str] = (), refused: Collection[str] = ()) -> list[UpstreamEndpoint]:
+    def in_order(
+        self, repo: str, avoid: Collection[str] = (), untrusted: Collection[str] = ()
+    ) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
         Leaves out those whose breaker is open for the repository (`is_open_for`). `avoid`: URLs of endpoints that come
-        after the others. `refused`: URLs of endpoints whose responses the caller does not accept; they come last, so
+        after the others. `untrusted`: URLs of endpoints whose responses the caller does not accept; they come last, so
         that an attempt reaches them only if all others fail. In each of these three groups, endpoints with recent
         failures (`comes_last_for`) come last. Otherwise keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(
             usable,
-            key=lambda endpoint: (endpoint.url in refused, endpoint.url in avoid, endpoint.comes_last_for(repo)),
+            key=lambda endpoint: (endpoint.url in untrusted, endpoint.url in avoid, endpoint.comes_last_for(repo)),
         )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:

@@ -139,7 +139,7 @@ class UpstreamRequester:
         *,
         any_endpoint: bool = False,
         avoid: Collection[str] = (),
-        refused: Collection[str] = (),
+        untrusted: Collection[str] = (),
         timeout_seconds: float | None = REQUEST_TIMEOUT_SECONDS,
     ) -> T:
         """Calls `operation` for one endpoint after another until it succeeds, and returns its result. If it succeeds at
@@ -149,11 +149,12 @@ class UpstreamRequester:
         for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
         endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
         in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried. `avoid`:
-        URLs of endpoints that are tried after the others. `refused`: URLs of endpoints whose responses the caller does
-        not accept; they are tried last. `timeout_seconds`: time limit for all endpoints together; None: no limit. Each
-        endpoint gets an equal part of the remaining time, so that one without a response leaves time for the next."""
+        URLs of endpoints that are tried after the others. `untrusted`: URLs of endpoints whose responses the caller
+        does not accept; they are tried last. `timeout_seconds`: time limit for all endpoints together; None: no limit.
+        Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for the
+        next."""
         await self.remaining_requests.refresh()
-        order = self._endpoints.in_order(repo, avoid, refused)  # leaves out endpoints whose circuit breaker is open
+        order = self._endpoints.in_order(repo, avoid, untrusted)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
         if not order:  # the circuit breakers of all endpoints are open
             self._observer.on_refused()

@@ -47,8 +47,8 @@ def is_byte_locked(fd: int, offset: int = 0) -> bool:
 
 
 def try_flock(fd: int, *, shared: bool = False) -> bool:
-    """Locks the whole file, without waiting. Returns False if another opening holds a conflicting lock. Several
-    openings can hold a `shared` lock at the same time. Raises OSError."""
+    """Locks the whole file, without waiting: exclusively, or with a `shared` lock, which several openings can hold at
+    the same time. Returns False if another opening holds a conflicting lock. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -78,8 +78,8 @@ class CacheLimits:
     - `upstreams`: the names of all upstreams.
     - `low_free`, `high_free`: marks of the disk's free space, in bytes. 0: no limit.
     - `is_kept`: returns True for a repository whose images are never evicted.
-    - `cooldowns`: after a tag has moved at the upstream, clients get the older image for some time. That image is not
-      evicted."""
+    - `cooldowns`: after a tag has moved at the upstream, clients get the older image until the cooldown is over. That
+      image is not evicted. None: there are no cooldowns."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -126,7 +126,8 @@ class Evictor:
         on_eviction_end: OnEvictionEnd = ignore_eviction_end,
     ) -> None:
         """`list_downloads` returns the digests of the blobs that any process is downloading. `free_bytes` returns the
-        free bytes of the disk, or None if unknown. `clock` returns seconds since 1970."""
+        free bytes of the disk, or None if unknown. `clock` returns seconds since 1970. `monotonic` returns seconds of a
+        clock that is never set back."""
         self.limits = limits
         self._images = images
         self._usage = usage
@@ -181,9 +182,9 @@ class Evictor:
             return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no limit is exceeded or no further image may be evicted. While a backup runs, evicts none
-        for free space. Returns the number of evicted images. Raises StorageFull, StorageFailed, and what `on_evicted`
-        raises."""
+        """Evicts images until no budget is exceeded. Then, if the disk lacks free space, evicts about as many bytes as
+        it lacks, and none while a backup runs. Ends early if no further image may be evicted. Returns the number of
+        evicted images. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():

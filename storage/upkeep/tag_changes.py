@@ -45,14 +45,15 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Points the tag at a manifest that it pointed at before. Puts the manifest back if it was deleted.
+        """Points the tag at an earlier or other manifest. Puts the manifest back if it was deleted.
 
-        `to`: the digest of this manifest. `at`: takes the manifest of this time, in seconds since 1970. Without both,
-        takes the last manifest other than the current one.
+        `to`: the digest of any manifest of the repository; the tag need not have pointed at it. `at`: takes the
+        manifest that the tag pointed at then, in seconds since 1970. Without both, takes the last manifest other than
+        the current one.
 
-        Raises ManifestUnknown if there was no such manifest, or if it is not kept any more. Raises ManifestBlobUnknown
-        if a part of the image is missing. Raises PreconditionFailed if another client changed the tag during this
-        call."""
+        Raises ManifestUnknown if the tag did not exist at the time `at`, if it never pointed at another manifest, or if
+        the manifest is not kept any more. Raises ManifestBlobUnknown if a part of the image is missing. Raises
+        PreconditionFailed if another client changed the tag during this call."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to

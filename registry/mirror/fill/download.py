@@ -43,9 +43,9 @@ log = logging.getLogger("registry.mirror")
 SINGLE_REQUEST_BYTES: Final = 8 * MIB
 """A download with fewer missing bytes uses one request, because more would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
-"""Time between two checks of the progress."""
+"""Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Time between two checks whether clients of other processes wait for the blob."""
+"""Time between two checks whether clients of other processes wait for the blob, while no request is running."""
 
 
 _FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
@@ -126,7 +126,8 @@ class Download:
 
     async def run(self) -> None:
         """Downloads the missing bytes. Raises NoClients. Raises PartialLost if this process is no longer the owner.
-        Raises BlobLengthWrong if the length of a response is wrong; the caller must then delete the stored bytes.
+        Raises BlobLengthWrong if the upstream did not state the size, and its response ended before the expected size
+        or went on after it. The stored bytes are possibly those of an error page, so the caller must delete them.
         Raises StorageFull, StorageFailed, BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests.
         Keeps the stored bytes, except after StorageFull."""
         try:
@@ -250,7 +251,7 @@ class Download:
         request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, has_share, cancel_scope)
         self._changed.set()
         try:
-            self._partial.mark_requested(repo)
+            self._partial.mark_upstream_request(repo)
             async with cancel_scope:
                 with self._slots.holding(request):
                     await self._upstream.fetch_blob(

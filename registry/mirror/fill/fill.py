@@ -86,8 +86,8 @@ class Fill:
         """The partial blob that has become the stored blob; None while the fill is running, if it has failed, or if the
         stored blob comes from another partial blob."""
         self._reader_files: set[ReaderFile] = set()
-        """The open files of the readers. A reader may have one before `_response_started` is set."""
-        self._response_started = asyncio.Event()
+        """The open files of the readers. A reader may have one before `_response_or_end` is set."""
+        self._response_or_end = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
         self._owner_change_count = 0
@@ -101,21 +101,21 @@ class Fill:
         return self._ended.is_set()
 
     @property
-    def has_response(self) -> bool:
+    def has_response_or_ended(self) -> bool:
         """Whether the upstream has started to send the blob to any process, or the fill has ended."""
-        return self._response_started.is_set()
+        return self._response_or_end.is_set()
 
     @property
     def _must_keep_partial(self) -> bool:
         """Whether readers may have got bytes of the partial blob. Only the rest of the same partial blob can then
         complete their responses. Usually, readers get bytes only after the upstream has started to send. But a reader
         that was opened while the fill was queued (`is_queued`) may already get bytes that an earlier owner stored."""
-        return self.has_response or any(file.is_used and file.partial is self._partial for file in self._reader_files)
+        is_read = any(file.is_used and file.partial is self._partial for file in self._reader_files)
+        return is_read or self.has_response_or_ended
 
     def open_file(self) -> ReaderFile:
         """Opens the file that the bytes are written to, for one reader, which closes it. Call it when
-        `wait_for_response` has just returned True, or while `is_queued` is True. Raises TooManyOpenFiles,
-        StorageFailed."""
+        `wait_for_response` has just returned True, or while `is_queued`. Raises TooManyOpenFiles, StorageFailed."""
         assert self._partial is not None
         return ReaderFile(self._partial, self._reader_files)
 
@@ -123,15 +123,15 @@ class Fill:
     def is_queued(self) -> bool:
         """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
         any request to the upstream. Raises StorageFailed."""
-        return not self.has_ended and self._partial is not None and not self._partial.is_requested
+        return not self.has_ended and self._partial is not None and not self._partial.has_upstream_request
 
     def has_no_response_for(self, repo: RepositoryName) -> bool:
         """Returns whether the owner, in this or another process, has requested the blob, but not from `repo`, and the
         upstream has not responded yet. Raises StorageFailed."""
         partial = self._partial
-        if partial is None or self.has_response or not partial.is_requested:
+        if partial is None or self.has_response_or_ended or not partial.has_upstream_request:
             return False
-        return not partial.is_requested_from(self._context.to_upstream_name(repo))
+        return not partial.has_upstream_request_to(self._context.to_upstream_name(repo))
 
     async def wait_for_response(self) -> bool:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
@@ -140,7 +140,7 @@ class Fill:
         If the partial blob was committed or deleted a moment ago, the fill is about to end. This method then waits for
         the end, because the fill fails if the bytes are wrong. The caller then gets the error before it has sent any
         byte, so it can use the next fill. Without the wait, its response would begin, and then break off."""
-        await self._response_started.wait()
+        await self._response_or_end.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
         if self.error is not None:
@@ -226,7 +226,7 @@ class Fill:
         if (
             partial is None
             or not partial.is_owner
-            or not (self._response_started.is_set() or isinstance(failure, UpstreamTimeout))
+            or not (self._response_or_end.is_set() or isinstance(failure, UpstreamTimeout))
         ):
             return
         if (reason := encode_failure(self.repo, failure)) is not None:
@@ -243,7 +243,7 @@ class Fill:
         self.error = error
         self._context.observer.on_fill_ended(error, is_abandoned=is_abandoned)
         self._ended.set()
-        self._response_started.set()
+        self._response_or_end.set()
         self._owner_change_event.set()
         if self._partial is not None:
             self._partial.close()
@@ -308,9 +308,9 @@ class Fill:
         return True
 
     async def _signal_response(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
-        """Sets `_response_started` when the upstream has started to send to the owner. If all bytes are missing, sets
-        it when the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when
-        this fill began to follow."""
+        """Sets `_response_or_end` when the upstream has started to send to the owner. If all bytes are missing, sets it
+        when the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when this
+        fill began to follow."""
         if gaps in ([], [(0, self.size)]):
             await partial.wait(0 if gaps else self.size)
         else:
@@ -318,7 +318,7 @@ class Fill:
             # may have failed to record it.
             while not partial.has_response and partial.missing() == gaps:  # noqa: ASYNC110  another process changes them
                 await asyncio.sleep(RESPONSE_POLL_SECONDS)
-        self._response_started.set()
+        self._response_or_end.set()
 
     async def _download(self, partial: Partial) -> None:
         """Downloads the missing bytes as the owner, verifies the digest, and makes the bytes a blob of all
@@ -334,7 +334,7 @@ class Fill:
         # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
-        if self.has_response:
+        if self.has_response_or_ended:
             # As a follower, this fill saw the response begin. Each owner has to record it (`Partial.has_response`).
             self._on_response(partial)
         download = Download(
@@ -368,7 +368,7 @@ class Fill:
 
     def _on_response(self, partial: Partial) -> None:
         """Records, for this and the other processes, that the upstream has started to send."""
-        self._response_started.set()
+        self._response_or_end.set()
         with suppress(StorageFailed):  # the other processes then notice the new bytes
             partial.mark_response()
 

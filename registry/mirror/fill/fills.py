@@ -84,8 +84,8 @@ class Fills:
         shared fill has a response, and the separate fill has one or requests the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
-        if separate is not None and (shared is None or not shared.has_response):
-            is_separate = is_separate or separate.repo == repo or separate.has_response
+        if separate is not None and (shared is None or not shared.has_response_or_ended):
+            is_separate = is_separate or separate.repo == repo or separate.has_response_or_ended
         fill = separate if is_separate else shared
         if fill is not None:
             fill.repositories.add(repo)

@@ -16,7 +16,7 @@ from registry.mirror.upstream_client import BlobSizeWrong, RangesUnsupported
 from storage.errors import UpstreamUnavailable
 from storage.partials import Partial
 
-RefusedEndpoints = Mapping[str, UpstreamUnavailable]
+UntrustedEndpoints = Mapping[str, UpstreamUnavailable]
 """The endpoints whose bytes are not accepted, because they sent corrupt bytes before, with the error to raise for
 each."""
 
@@ -27,12 +27,12 @@ class PieceSink:
     clock."""
 
     def __init__(
-        self, partial: Partial, piece: Piece, on_response: Callable[[], None], refused: RefusedEndpoints
+        self, partial: Partial, piece: Piece, on_response: Callable[[], None], untrusted: UntrustedEndpoints
     ) -> None:
-        """`on_response`: called, in the thread that reads the response, when the response starts. `refused`: the
+        """`on_response`: called, in the thread that reads the response, when the response starts. `untrusted`: the
         endpoints whose bytes are not accepted."""
         self._partial = partial
-        self._refused = refused
+        self._untrusted = untrusted
         self._on_response = on_response
         self.piece = piece
         self.endpoint: str | None = None
@@ -47,8 +47,8 @@ class PieceSink:
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response, which has the bytes from `start` up to, but without, `stop` of a blob of
         `size` bytes. Raises RangesUnsupported if the response has another range than the piece, UpstreamUnavailable if
-        the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
-        check_response(endpoint, self._refused, size, self._partial.size)
+        the endpoint is untrusted, and BlobSizeWrong if it states another size of the blob."""
+        check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
         self.endpoint = endpoint
@@ -73,13 +73,13 @@ class WholeSink:
         partial: Partial,
         gaps: Sequence[tuple[int, int]],
         on_response: Callable[[], None],
-        refused: RefusedEndpoints,
+        untrusted: UntrustedEndpoints,
     ) -> None:
         """`gaps`: the missing byte ranges: for each, the offsets of the first byte and of the byte after the last one.
-        `on_response`: called, in the thread that reads the response, when the response starts. `refused`: the endpoints
-        whose bytes are not accepted."""
+        `on_response`: called, in the thread that reads the response, when the response starts. `untrusted`: the
+        endpoints whose bytes are not accepted."""
         self._partial = partial
-        self._refused = refused
+        self._untrusted = untrusted
         self._gaps = gaps
         self._on_response = on_response
         self.endpoint: str | None = None
@@ -91,8 +91,8 @@ class WholeSink:
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response. Raises UpstreamUnavailable if the response has only a part of the blob, or
-        if the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
-        check_response(endpoint, self._refused, size, self._partial.size)
+        if the endpoint is untrusted, and BlobSizeWrong if it states another size of the blob."""
+        check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")
         self.endpoint = endpoint
@@ -111,10 +111,10 @@ class WholeSink:
         self.next_offset = offset + len(data)
 
 
-def check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
-    """Raises UpstreamUnavailable if the endpoint is refused. Raises BlobSizeWrong if the blob does not have the
+def check_response(endpoint: str, untrusted: UntrustedEndpoints, size: int, expected_size: int) -> None:
+    """Raises UpstreamUnavailable if the endpoint is untrusted. Raises BlobSizeWrong if the blob does not have the
     expected size in bytes: the response may be an error page, or the manifest may state a wrong size."""
-    if endpoint in refused:
-        raise refused[endpoint]
+    if endpoint in untrusted:
+        raise untrusted[endpoint]
     if size != expected_size:
         raise BlobSizeWrong(f"{endpoint} has a blob of {size} bytes; {expected_size} bytes were expected")

@@ -2,7 +2,8 @@
 
 Each iteration of the event loop accepts one connection. asyncio and libuv would accept all waiting connections at once.
 Then one worker would get a whole burst, and the other cores would have nothing to do. A busy worker has longer
-iterations, so it accepts fewer connections.
+iterations, so it accepts fewer connections. Connections wait in the kernel until a worker accepts them. Every worker
+has the listening socket open, so waiting connections are not lost if a worker dies.
 
 Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so
 hundreds of them in one iteration would block the event loop."""
@@ -166,8 +167,8 @@ class Acceptor:
         admission: AdmittedConnection | None,
         task: asyncio.Task[None],
     ) -> None:
-        """Closes the socket if the task was cancelled. A task that is cancelled before its first step cannot do so
-        itself."""
+        """If the task was cancelled, closes the socket and stops counting the connection. The task cannot do so itself
+        if it is cancelled before its first step."""
         self._pending.discard(connection)
         if task.cancelled():
             sock.close()
@@ -175,7 +176,8 @@ class Acceptor:
                 admission.release()
 
     def _on_error(self, error: OSError) -> None:
-        """Handles an error of accept(2)."""
+        """Handles an error of accept(2). An error of one connection changes nothing. After any other error, accepts no
+        connections for a while. If no descriptors or memory are left, also closes silent connections."""
         if error.errno in _CONNECTION_ERRORS:
             return
         if error.errno in _EXHAUSTED_ERRORS:
@@ -189,8 +191,9 @@ class Acceptor:
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, admission: AdmittedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake. `admission`: None for a
-        connection without a limit of its client's address."""
+        """Creates the protocol object of an accepted connection; with TLS, after the handshake. After an error, closes
+        the socket and stops counting the connection. After a cancellation, `_on_set_up_done` does this. `admission` is
+        None if the connection does not count against the limit of its client's address."""
         on_lost = None if admission is None else admission.release
         try:
             if self._listener_options.certificates is None:

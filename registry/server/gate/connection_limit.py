@@ -221,8 +221,9 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Selects silent connections of one kind, and returns them in reverse order of eviction. Begins where the
-        previous search ended.
+        """Selects silent connections of one kind: `_MIN_SELECTED`, or an eighth of those found if that is more. Returns
+        them in reverse order of eviction; an empty list if none was found. Examines up to `MAX_EXAMINED` connections,
+        from the position where the previous search ended.
 
         Selects lingering connections if there are any, and stalled ones only if there are no others. Of new and idle
         connections, selects the more frequent kind. So a client that opens many connections of one kind does not cause

@@ -28,7 +28,8 @@ class Lifespan:
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._reply: asyncio.Future[str | None] | None = None
-        """The application's reply to the last event: None for success, or the text of a failure."""
+        """The application's reply to the last event. Its result is None for success, or the text of a failure. The
+        attribute is None before the first event."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

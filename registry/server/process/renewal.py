@@ -41,8 +41,9 @@ class Renewal:
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. Returns True if the supervisor must not start this worker again. `how`:
-        how it ended, such as "ended with exit code 1"."""
+        """Called when a worker has ended. Returns True if the supervisor must not start this worker again: it is
+        surplus, its replacement was started already, or it is itself the replacement. The renewal is abandoned if the
+        replacement ends. `how`: how the worker ended, such as "ended with exit code 1"."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)

@@ -54,9 +54,9 @@ PREPARE_SECONDS = 50.0
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """Runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started, with the event loop and the function that runs a command. Without a
-supervisor, only this function can change the configuration. Returns a function that is called at the end of the worker.
-"""
+"""Called when the application has started, with the event loop and the function that runs commands. Without a
+supervisor, nothing but that function can change the configuration. Returns a function that is called at the end of the
+worker."""
 
 
 class Worker:

@@ -17,15 +17,15 @@ from storage.names import RepositoryName
 
 WAITERS_BYTE = 1
 """Offset of the byte on which each process that has waiters holds a shared lock."""
-REQUESTED_BYTE = 2
+UPSTREAM_REQUEST_BYTE = 2
 """Offset of the byte that the owner locks when it starts to request bytes. (The lock on the byte at offset 0 makes a
 process the owner.)"""
 RESPONSE_BYTE = 3
 """Offset of the byte that the owner locks when the upstream starts to send."""
 FIRST_REPOSITORY_BYTE = 1 << 32
 """The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
-bytes. Two names can have the same CRC-32. Then `is_requested_from` can wrongly return True. The only effect is that a
-process waits longer for the owner."""
+bytes. Two names can have the same CRC-32. Then `has_upstream_request_to` can wrongly return True. The only effect is
+that a process waits longer for the owner."""
 
 
 class CrossProcessFlags:
@@ -39,8 +39,8 @@ class CrossProcessFlags:
         self._waiters: set[object] = set()
         """The waiters of this process."""
         self._owner_bytes: set[int] = set()
-        """Offsets of `REQUESTED_BYTE`, `RESPONSE_BYTE` and the repositories' bytes that this process has locked as the
-        owner, to set their flags."""
+        """Offsets of `UPSTREAM_REQUEST_BYTE`, `RESPONSE_BYTE` and the repositories' bytes that this process has locked
+        as the owner, to set their flags."""
 
     def add_waiter(self, waiter: object) -> None:
         """Registers that `waiter` waits for the blob, and sets the flag "a client waits". `waiter`: any hashable
@@ -65,27 +65,28 @@ class CrossProcessFlags:
         with as_storage_errors():
             return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
 
-    def mark_requested(self, repo: RepositoryName) -> None:
+    def mark_upstream_request(self, repo: RepositoryName) -> None:
         """Sets the flags "the owner has started to request bytes" and "from the repository `repo`". Only for the
         process that is the owner."""
         self._set(_repository_byte(repo))
-        self._set(REQUESTED_BYTE)
+        self._set(UPSTREAM_REQUEST_BYTE)
 
     def mark_response(self) -> None:
         """Sets the flag "the upstream has started to send to the owner". Only for the process that is the owner."""
         self._set(RESPONSE_BYTE)
 
     def clear_owner_flags(self) -> None:
-        """Clears the flags that this process has set with `mark_requested` and `mark_response`. Raises nothing."""
+        """Clears the flags that this process has set with `mark_upstream_request` and `mark_response`. Raises
+        nothing."""
         while self._owner_bytes:
             with suppress(OSError):
                 unlock_byte(self._state_fd, self._owner_bytes.pop())
 
-    def is_requested(self) -> bool:
+    def has_upstream_request(self) -> bool:
         """Returns whether the owner, in this or another process, has started to request bytes."""
-        return self._is_set(REQUESTED_BYTE)
+        return self._is_set(UPSTREAM_REQUEST_BYTE)
 
-    def is_requested_from(self, repo: RepositoryName) -> bool:
+    def has_upstream_request_to(self, repo: RepositoryName) -> bool:
         """Returns whether the owner, in this or another process, has started to request bytes from the repository."""
         return self._is_set(_repository_byte(repo))
 

@@ -103,21 +103,21 @@ class PartialHandle:
         """Whether another handle, in any process, is registered as a waiter. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
-    def mark_requested(self, repo: RepositoryName) -> None:
+    def mark_upstream_request(self, repo: RepositoryName) -> None:
         """Tells all processes that this handle, which is the owner, has started to request bytes from the repository
         `repo` of the upstream. Does nothing if this handle is not the owner. Raises StorageFailed."""
         if self.is_owner:
-            self._shared.flags.mark_requested(repo)
+            self._shared.flags.mark_upstream_request(repo)
 
     @property
-    def is_requested(self) -> bool:
-        """Whether the owner, in any process, has called `mark_requested`. Raises StorageFailed."""
-        return not self._closed and self._shared.flags.is_requested()
+    def has_upstream_request(self) -> bool:
+        """Whether the owner, in any process, has called `mark_upstream_request`. Raises StorageFailed."""
+        return not self._closed and self._shared.flags.has_upstream_request()
 
-    def is_requested_from(self, repo: RepositoryName) -> bool:
-        """Returns whether the owner, in any process, has called `mark_requested` with this repository. Raises
+    def has_upstream_request_to(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in any process, has called `mark_upstream_request` with this repository. Raises
         StorageFailed."""
-        return not self._closed and self._shared.flags.is_requested_from(repo)
+        return not self._closed and self._shared.flags.has_upstream_request_to(repo)
 
     def mark_response(self) -> None:
         """Tells all processes that the upstream has started to send bytes to this handle, which is the owner. Does

@@ -19,12 +19,14 @@ from storage.upstream_tags import FrozenTag
 from storage.versioned_cache import VersionedCache
 
 CACHE_BYTES: Final = 24 * 1024 * 1024
-"""Approximate capacity of the cache, in bytes of memory. This is enough for 10,000 tags with manifests of usual
-size."""
+"""Approximate capacity of the cache, in bytes of memory. This is enough for 10,000 hosted or 6,000 mirrored tags
+with manifests of usual size."""
 MEMORY_PER_PARSED_BYTE: Final = 8
 """Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate bytes of memory that a cached result of a few fields takes."""
+_RECORD_BYTES: Final = 384
+"""Approximate bytes of memory that a cached record about a mirrored tag takes, usually None or two numbers."""
 _NOTHING: Final = object()
 """Stands in the cache for the result None. For the cache, None means that it has no value for a key."""
 T = TypeVar("T")
@@ -44,8 +46,12 @@ def bytes_of_manifest(manifest: Manifest) -> int:
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 
 
-def bytes_of_row(_: BlobRow | Descriptor | UpstreamCheck | FrozenTag | None) -> int:
+def bytes_of_row(_: BlobRow | Descriptor) -> int:
     return _SMALL_VALUE_BYTES
+
+
+def bytes_of_record(_: UpstreamCheck | FrozenTag | None) -> int:
+    return _RECORD_BYTES
 
 
 def manifest_for_caller(manifest: Manifest) -> Manifest:

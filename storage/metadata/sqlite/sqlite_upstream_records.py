@@ -23,7 +23,7 @@ from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.blob_changes import confirm_blob
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
-from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_row
+from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_record
 from storage.names import Digest, Reference, RepositoryName
 from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, MAX_PAUSE_SECONDS
 
@@ -104,7 +104,7 @@ class SqliteUpstreamRecords:
     ) -> UpstreamCheck | None:
         """Returns the last check of the manifest `reference`, or, if `blob` is true, of the blob with the digest
         `reference`. Returns None if no check is stored."""
-        return self._cache.look_up(bytes_of_row, _find_check, repo, _key_of_check(reference, blob))
+        return self._cache.look_up(bytes_of_record, _find_check, repo, _key_of_check(reference, blob))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
         """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or, if `blob`

@@ -175,8 +175,9 @@ async def test_file_stays_open_until_a_cancelled_write_has_ended(
 
 
 async def test_two_takeovers_after_a_reboot_keep_acknowledged_bytes(data: Path, kind: ContentKind) -> None:
-    """After a power cut, two requests take over an upload session at the same time. While the takeover by `slow` is
-    stopped, `quick` appends bytes. If these bytes are acknowledged, they stay."""
+    """After a power cut, two requests take over an upload session at the same time, and both have read its state from
+    before the cut. While the takeover by `slow` is stopped, `quick` appends bytes. If these bytes are acknowledged, the
+    takeover by `slow` does not remove them."""
     async with open_gated(data, kind, GatedSystem(), future_clock, boot="first boot") as before_cut:
         writer = await before_cut.start_upload(APP)
         await writer.write(BODY[:1_100_000])

@@ -15,7 +15,7 @@ from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.access import audit_table
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
-from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_row
+from storage.metadata.sqlite.lookup_cache import LookupCache, bytes_of_record
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import Digest, RepositoryName, Tag
 from storage.upstream_tags import FrozenTag, Sighting, TagNotFrozen, UpstreamTagMove
@@ -112,7 +112,7 @@ class SqliteUpstreamTags:
         return forgotten
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        return self._cache.look_up(bytes_of_row, _find_frozen, repo, tag)
+        return self._cache.look_up(bytes_of_record, _find_frozen, repo, tag)
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         repo, _, tag = (after or "").rpartition(":")

@@ -16,7 +16,7 @@ from tests.system.admin.sso.conftest import SESSION, Browser
 
 
 def test_session_is_accepted_only_by_the_management_api(browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A session is accepted only as a cookie, and only by the management API."""
+    """A session is accepted only as a cookie, and not at `/v2` or `/token`."""
     browser.login()
     assert browser.call("GET", "/me").status_code == 200
     session = browser.session

@@ -125,7 +125,7 @@ async def test_response_counts_after_the_owner_has_died(site: MirrorSite, worker
     async with open_registry(site.data) as other, site.worker(source_of_another_worker(site)) as third:
         await third.mirror.get_manifest(MIRRORED_REPO, TAG)
         owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
-        owner.mark_requested(RepositoryName(UPSTREAM_REPO))
+        owner.mark_upstream_request(RepositoryName(UPSTREAM_REPO))
         owner.mark_response()
         await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
         reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
@@ -150,7 +150,7 @@ async def test_client_gets_old_bytes_when_others_arrive_in_another_worker(
     await store_old_bytes(worker)
     async with open_registry(site.data) as other:
         owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
-        owner.mark_requested(RepositoryName(UPSTREAM_REPO))
+        owner.mark_upstream_request(RepositoryName(UPSTREAM_REPO))
         opening = asyncio.create_task(worker.mirror.open_blob(MIRRORED_REPO, DIGEST))
         await wait_until(lambda: owner.has_waiters)
         _, unfinished = await asyncio.wait([opening], timeout=0.1)
@@ -173,7 +173,7 @@ async def test_client_that_waits_for_new_bytes_when_the_owner_ends(
     await store_old_bytes(worker)
     async with open_registry(site.data) as other:
         owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
-        owner.mark_requested(RepositoryName(UPSTREAM_REPO))
+        owner.mark_upstream_request(RepositoryName(UPSTREAM_REPO))
         reading = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST))
         await wait_until(lambda: owner.has_waiters)
         if end == "commits":

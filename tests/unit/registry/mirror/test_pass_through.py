@@ -79,7 +79,7 @@ class Sender:
         span: Span,
         sink: BlobSink,
         avoid: Collection[str] = (),
-        refused: Collection[str] = (),
+        untrusted: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
         self.expected_sizes.add(expected_size)

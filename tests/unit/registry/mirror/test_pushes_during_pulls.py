@@ -50,24 +50,29 @@ async def push_during_pull(worker: MirrorWorker, image: Manifest, monkeypatch: p
     pushing.add_done_callback(lambda _: is_added.set())
     mount = BlobEntitlement.mount
 
-    def may_wait_for_start() -> bool:
-        return any(MIRRORED_REPO in fill.repositories and not fill.has_response for fill in worker.mirror.running_fills)
+    def may_wait_for_response() -> bool:
+        return any(
+            MIRRORED_REPO in fill.repositories and not fill.has_response_or_ended
+            for fill in worker.mirror.running_fills
+        )
 
     async def mount_late(
         self: BlobEntitlement, repo: RepositoryName, digest: Digest, size: int
     ) -> RepositoryName | None:
         is_delayed = (repo, digest) == (MIRRORED_REPO, DIGEST)
         if is_delayed and asyncio.current_task() is not pushing:
-            await wait_until(lambda: is_added.is_set() or may_wait_for_start())
+            await wait_until(lambda: is_added.is_set() or may_wait_for_response())
         stored_in = await mount(self, repo, digest, size)
         if is_delayed and stored_in is not None:
             is_added.set()
         return stored_in
 
     monkeypatch.setattr(BlobEntitlement, "mount", mount_late)
-    # When the fill has started, the push no longer waits for its start, but for its bytes.
+    # When the response has started, the push no longer waits for it, but for its bytes.
     await wait_until(
-        lambda: any(MIRRORED_REPO in fill.repositories and fill.has_response for fill in worker.mirror.running_fills)
+        lambda: any(
+            MIRRORED_REPO in fill.repositories and fill.has_response_or_ended for fill in worker.mirror.running_fills
+        )
     )
     return pushing
 

@@ -32,7 +32,7 @@ def test_refused_endpoints_come_after_the_avoided_ones() -> None:
     avoided."""
     urls = ["https://a.test", "https://b.test", "https://c.test", "https://d.test"]
     endpoints = UpstreamEndpoints(Upstream.model_validate({"name": "far.test", "endpoints": urls}), UpstreamClock())
-    ordered = endpoints.in_order("app", avoid={urls[0], urls[1], urls[2]}, refused={urls[0]: "error"})
+    ordered = endpoints.in_order("app", avoid={urls[0], urls[1], urls[2]}, untrusted={urls[0]: "error"})
     assert [endpoint.url for endpoint in ordered] == [urls[3], urls[1], urls[2], urls[0]]
 
 

@@ -87,16 +87,16 @@ async def test_claims_with_different_sizes_are_separate(registry: StoredRegistry
 
 async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> None:
     """`has_waiters` returns whether another claim of the partial blob waits for bytes. A claim waits from its call of
-    `add_waiter` until it is closed. `is_requested` returns whether the owner has begun the download, `has_response`
-    whether the upstream has started to send. For the next owner both are False again."""
+    `add_waiter` until it is closed. `has_upstream_request` returns whether the owner has started to request bytes,
+    `has_response` whether the upstream has started to send. For the next owner both are False again."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     owner.add_waiter()
     assert not owner.has_waiters
     assert first.has_waiters
-    owner.mark_requested(UBUNTU)
-    assert first.is_requested
-    assert first.is_requested_from(UBUNTU)
-    assert not first.is_requested_from(RepositoryName("docker.io/library/debian"))
+    owner.mark_upstream_request(UBUNTU)
+    assert first.has_upstream_request
+    assert first.has_upstream_request_to(UBUNTU)
+    assert not first.has_upstream_request_to(RepositoryName("docker.io/library/debian"))
     assert not first.has_response
     owner.mark_response()
     assert first.has_response
@@ -109,7 +109,7 @@ async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> Non
     owner.close()
     new_claim = await registry.partials.claim(DIGEST, SIZE)
     assert new_claim.is_owner
-    assert not new_claim.is_requested
+    assert not new_claim.has_upstream_request
     assert not new_claim.has_response
     new_claim.close()
 

@@ -173,16 +173,16 @@ async def test_marks_are_visible_in_other_processes_until_their_process_ends(
         partial.close()
         assert await owner.ask("has_waiters") is False
         partial = await registry.partials.claim(DIGEST, SIZE)
-        assert not partial.is_requested
-        await owner.ask("mark_requested", UBUNTU)
-        assert partial.is_requested
-        assert partial.is_requested_from(UBUNTU)
-        assert not partial.is_requested_from(RepositoryName("docker.io/library/debian"))
+        assert not partial.has_upstream_request
+        await owner.ask("mark_upstream_request", UBUNTU)
+        assert partial.has_upstream_request
+        assert partial.has_upstream_request_to(UBUNTU)
+        assert not partial.has_upstream_request_to(RepositoryName("docker.io/library/debian"))
         assert not partial.has_response
         await owner.ask("mark_response")
         assert partial.has_response
         await owner.kill()
         assert not partial.has_response
-        assert not partial.is_requested
-        assert not partial.is_requested_from(UBUNTU)
+        assert not partial.has_upstream_request
+        assert not partial.has_upstream_request_to(UBUNTU)
     partial.close()

@@ -140,7 +140,8 @@ EVENTS = [
 
 async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegistry, tmp_path: Path) -> None:
     """Events after a restore have higher numbers than all earlier events. The event list begins with the first event
-    after the restore. A backup has only the newest event, without the data about the client that caused it."""
+    after the restore. A backup has only the newest event, without the data about the client that caused it, and no
+    delivery."""
     await store.outbox.configure(EVENTS)
     for number in range(5):
         await push_image(store, REPO, f"image {number}", "v1")

@@ -11,7 +11,7 @@ import pytest
 
 from storage.composition import layout_of, prepare_data_dir
 from storage.content import UpstreamCheck
-from storage.metadata.sqlite.lookup_cache import CACHE_BYTES, LookupCache, bytes_of_row
+from storage.metadata.sqlite.lookup_cache import CACHE_BYTES, LookupCache, bytes_of_record
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.names import RepositoryName, Tag
@@ -54,11 +54,11 @@ async def test_result_none_is_cached(tmp_path: Path) -> None:
     path = layout_of(data).metadata
     with closing(SharedReadTransaction(path)) as shared_reads, closing(ScanThread(path)) as scans:
         cache = LookupCache(lambda: version, shared_reads, scans)
-        assert [cache.look_up(bytes_of_row, lookup, "stored") for _ in range(4)] == [None] * 4
-        assert [await cache.scan(bytes_of_row, lookup, "scanned") for _ in range(4)] == [None] * 4
+        assert [cache.look_up(bytes_of_record, lookup, "stored") for _ in range(4)] == [None] * 4
+        assert [await cache.scan(bytes_of_record, lookup, "scanned") for _ in range(4)] == [None] * 4
         assert calls == ["stored"] * 2 + ["scanned"] * 2  # results are cached at the second request
         version = 2
-        assert cache.look_up(bytes_of_row, lookup, "stored") == UpstreamCheck(1.0, found=True)
+        assert cache.look_up(bytes_of_record, lookup, "stored") == UpstreamCheck(1.0, found=True)
 
 
 @pytest.mark.slow
