@@ -22,9 +22,9 @@ _RETRY_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one process. A *piece of work* makes one page or answer. `max_running`: largest number of pieces in
-    progress; `max_running_per_visitor`: the same for one visitor. `max_pending`: largest number of pieces that are in
-    progress or wait; `max_pending_per_visitor`: the same for one visitor."""
+    """The limits of one process. A *piece of work* makes one page or answer. It is *running* while it is in progress,
+    and *pending* while it waits or is in progress. `max_running`, `max_pending`: largest number of running and of
+    pending pieces. `max_running_per_visitor`, `max_pending_per_visitor`: the same for one visitor."""
 
     max_running: int
     max_running_per_visitor: int

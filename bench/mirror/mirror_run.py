@@ -21,7 +21,8 @@ from bench.system.servers import DOCKER_REGISTRY, ServerProgram, started_server
 
 PLOTTED = (SENT, SECONDS, SPEED, CPU_GIB, GROWTH)
 BASE_DISK_BYTES = 2 << 30
-"""Bytes of disk that are needed in addition to the images. The upstream and a mirror hold the images."""
+"""Bytes of disk that are needed in addition to two copies of the images. The upstream holds one copy, and the mirror of
+the current trial holds the other."""
 QUICK_DIVISOR = 16
 """The divisor of all layer sizes in a quick run."""
 

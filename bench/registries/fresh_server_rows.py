@@ -57,8 +57,9 @@ def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
 def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
     """Compares the CPU time of a request with a token to the CPU time of a request to a registry without accounts. Each
     of the two is measured for half of a trial. Both servers are new for each trial. The reason: one of two processes of
-    the same program can be up to 10 % slower until it ends, and the check of a token adds at most 10 % to a request. If
-    all trials used the same two processes, the difference between these could hide the cost of the check."""
+    the same program can be up to 10 % slower for its whole life, and the check of a token adds at most 10 % to a
+    request. If all trials used the same two processes, the difference between these could hide the cost of the
+    check."""
     open_folder, closed_folder = _folders(trial)
     with (
         started_server(trial.program, open_folder) as open_server,

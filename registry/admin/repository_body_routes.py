@@ -1,5 +1,6 @@
-"""The route classes of requests that change a repository and have a body. They check the caller's rights on the
-repository before the body is received. The route checks them again when it acts."""
+"""The route classes of requests that change a repository and have a body. These classes check the caller's rights on
+the repository before the body is received. The function of the route checks the rights again when the body has
+arrived."""
 
 from __future__ import annotations
 
@@ -41,5 +42,5 @@ class LargeDeleteRoute(DeleteRoute):
 
 
 async def _caller_and_repository(request: Request) -> tuple[Caller, RepositoryName]:
-    # None: `identify_caller` has these two parameters only for the OpenAPI document.
+    # The last two parameters of `identify_caller` only serve the OpenAPI document. A direct call passes None.
     return await identify_caller(request, None, None), RepositoryName(request.path_params["name"])

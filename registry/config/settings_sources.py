@@ -171,7 +171,7 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
     try:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
-        # pydantic's message has the name of the group in quotes.
+        # pydantic's message has a name in quotes: that of a group, or that of a setting that is a list of tables.
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
         per_setting = variable_name((group, "NAME"))
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"

@@ -2,8 +2,9 @@
 Sends the requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import
 if the old registry is down or refuses the login.
 
-If a response says that content is unknown, but does not prove it, the error is `Unconfirmed`. For example, a proxy or
-firewall in front of the old registry may have sent the response, or the request lacked a login.
+A response "not found" proves that content is unknown only if the registry itself sent it. The error code of a registry
+in its body shows this. Without such a code, the error is `Unconfirmed`, because a proxy or firewall in front of the old
+registry may have sent the response. The error is also `Unconfirmed` if the request lacked a login.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list, or a list without an end. Raises SourceDown if a page after the first cannot be read, or if the error for
-        such a page is `Unconfirmed`."""
+        list, or a list without an end. Raises SourceDown if a later page than the first cannot be read: all attempts
+        fail, or the error is `Unconfirmed`."""
         page: CatalogPage | None = None
         # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
@@ -172,13 +173,15 @@ class RemoteRegistry:
                 return has_api
         # The client returns None for a refusal without an error code, such as the 404 of registry:2, which has no
         # referrers API. A proxy in front of a registry that is restarting may send the same response. But a request for
-        # a manifest then fails, too. So if the manifest is shown between two such responses, the registry has no API.
+        # a manifest then fails, too. So the import requests the manifest, and then asks for the referrers once more. If
+        # the manifest is there, and the referrers are refused again in this way, the registry has no API.
         try:
             await self._client.resolve_manifest(repo, digest)
         except ManifestUnknown as error:
             if isinstance(error, Unconfirmed):
                 raise UnconfirmedNameUnknown from None
-            # The manifest was deleted a moment ago, and the registry itself has said so.
+            # Any other ManifestUnknown comes from the registry itself, so the registry is not restarting. The manifest
+            # was deleted a moment ago.
         try:
             return bool(await self._client.has_referrers_api(repo, digest))
         except UnconfirmedNameUnknown as error:
@@ -194,7 +197,8 @@ class RemoteRegistry:
             try:
                 page = await self._retries.run(repo, lambda: self._referrers_page(repo, subject, after))  # noqa: B023
             except NameUnknown as error:
-                # The error is always `Unconfirmed`. For any other NameUnknown, the client returns an empty page.
+                # The error is always an UnconfirmedNameUnknown. If the registry itself responds with "not found", the
+                # client raises no error, but returns an empty page.
                 raise self._hidden_referrers(error) from None
             for descriptor in page.items:
                 yield descriptor.digest

@@ -78,9 +78,10 @@ def add_sighting(
 
 
 def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
-    """Returns the sightings in the same order, and sets the time of each sighting from the future to `now`. Such a
-    sighting was recorded before the clock was set back. With its old time, its digest would become mature much too
-    late. Returns `sightings` itself if none is from the future."""
+    """Returns the sightings in the same order. The time of each sighting from the future becomes `now`, or slightly
+    later, so that each sighting has a time of its own. A sighting from the future was recorded before the clock was set
+    back. With its old time, its digest would become mature much too late. Returns `sightings` itself if none is from
+    the future."""
     if not sightings or sightings[-1].since <= now + _CLOCK_TOLERANCE_SECONDS:
         return sightings
     adjusted: list[Sighting] = []
@@ -98,9 +99,9 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
 
     An immature digest never becomes mature when sightings are dropped:
 
-    - If the sighting after another one is dropped, the earlier digest seems to have held the tag for longer. Only the
-      first sighting of the result can be followed by dropped ones, and its digest is the served one, which is mature
-      already.
+    - If the sighting after another one is dropped, the earlier digest seems to have held the tag for longer. In the
+      result, only the first sighting can have lost the sightings directly after it. Its digest is the served one, which
+      is mature already.
     - With `serves_new`, the digest of the first sighting in the list counts as mature. In the returned list, this is
       the served digest, because all sightings before it are dropped.
     """
@@ -110,7 +111,8 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     if not cooldown or not served:
         return sightings[-MAX_SIGHTINGS:]
     end_times = [*(newer.since for newer in sightings[1:]), now]
-    # If no sighting of the served digest lasted long enough, this digest is served because it is the first one.
+    # If no sighting of the served digest lasted long enough, this digest is served because it is the first digest that
+    # the mirror saw (`serves_new`). The sighting at index 0 is then kept.
     last_mature = max(
         (
             index

@@ -93,8 +93,9 @@ def make_root(system: System, path: Path) -> None:
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if no
     directory was missing, because an earlier process may have created the directories and died before it synced them.
-    If a directory directly in `root` exists already, removes the permissions that other users of the machine have for
-    it, unless it belongs to another user. Raises OSError."""
+    If a directory directly in `root` exists already, removes its permissions for all users except its owner and its
+    group (mode bits 0o007). Leaves these permissions as they are if this process may not change them, because the
+    directory belongs to a different user. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None
@@ -103,7 +104,7 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
                 system.mkdir(path)
             except FileExistsError:
                 if parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
-                    with suppress(PermissionError):  # it belongs to another user
+                    with suppress(PermissionError):  # the directory belongs to a different user
                         path.chmod(mode & ~0o007)
     for parent in parents:
         with suppress(PermissionError):  # the data directory may lie in a directory of another user

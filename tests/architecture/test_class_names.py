@@ -12,8 +12,8 @@ from tests.fakes.server_process import ROOT
 
 
 def modules_by_class_name(paths: Iterable[Path]) -> dict[str, list[str]]:
-    """Returns the modules that define a class of each name, in functions and other classes as well. A module with two
-    classes of the name is listed twice."""
+    """Returns, for each class name, the modules that define a class with this name. Finds also classes inside functions
+    and inside other classes. A module that defines two such classes is listed twice."""
     modules = defaultdict(list)
     for path in paths:
         for node in nodes_of(path):
@@ -24,7 +24,7 @@ def modules_by_class_name(paths: Iterable[Path]) -> dict[str, list[str]]:
 
 def test_no_two_classes_have_the_same_name() -> None:
     """No two classes of the product have the same name, so whoever reads or searches for a name finds one meaning. A
-    Protocol is named for what it asks of an object, and so not like the class that implements it."""
+    Protocol is named for what it asks of an object. So its name differs from that of the class that implements it."""
     modules = modules_by_class_name(MODULES)
     assert {name: places for name, places in modules.items() if len(places) > 1} == {}
     assert len(modules) > 500, "the classes of the product were not found"

@@ -26,9 +26,9 @@ from storage.store.stored_registry import StoredRegistry
 
 ADMIN = Actor("operator")
 KNOWN_ADDRESS = Actor(address="192.0.2.1", user_agent="docker/29")
-"""A client at the usual address."""
+"""The `Actor` of the requests of a client at the usual address."""
 OTHER_ADDRESS = Actor(address="198.51.100.7", user_agent="docker/29")
-"""A client at another address."""
+"""The `Actor` of the requests of a client at another address."""
 PASSWORD = "correct horse battery"
 ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")
 

@@ -35,7 +35,8 @@ WITH_DOCKER: Final = "with docker"
 NOT_RUN: Final = "not run here: "
 SHELL_TIMEOUT: Final = 200.0  # seconds
 _PREPARATION: Final = re.compile(r"\btest: (.+)$")
-"""Matches the key of `PREPARATIONS` in the mark of a block, such as `test: people`."""
+"""Matches `test: KEY` at the end of the mark of a block, such as `test: people`. The *mark* is the text after the
+language, in the first line of the block. KEY is a key of `PREPARATIONS`."""
 _COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
 _SHELL: Final = re.compile(r"[|<>;&$`*]")
 _TOKEN_ID: Final = re.compile(r"\b(?=\w*[A-Z0-9])[0-9A-Za-z]{12}\b")
@@ -106,8 +107,8 @@ class PageRun:
                 PREPARATIONS[found[1]](self)
             for command in commands_of(block.text):
                 # On a page without `entrepot serve`, any command may need the server, so the first one starts it. On a
-                # page with `entrepot serve`, the other `entrepot` commands do not start it, because they may come
-                # before the server runs. Commands of other programs, such as docker, start it.
+                # page with `entrepot serve`, that command starts it. The `entrepot` commands before that one run
+                # without a server, as for a reader. Commands of other programs, such as docker, start it as well.
                 self._run(command, starts_server=not serves or not command.line.startswith("entrepot"))
 
     @property
@@ -212,7 +213,8 @@ class PageRun:
         return {**variables, "PATH": f"{programs}:{variables['PATH']}"}
 
     def _programs(self) -> Iterator[tuple[str, list[str]]]:
-        """Yields the name of each program that a command may use, and the words of the command that runs it."""
+        """Yields, for each program that the commands of a page may use, its name there, and the words of the command
+        with which the test runs it."""
         yield "entrepot", [sys.executable, "-m", "registry"]
         if self.clients:
             for name, program in (

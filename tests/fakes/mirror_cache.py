@@ -70,11 +70,11 @@ class Cache:
 
     async def fetch(self, repo: RepositoryName, *layers: str, tag: str = "", complete: bool = True) -> Manifest:
         """Stores an image as a mirror does, one second after the previous change. `layers`: the texts in its layers.
-        `complete`: whether its blobs are stored as well. With `sparse=True`, the store accepts a manifest without its
-        blobs."""
+        `complete`: whether its blobs are stored as well."""
         self.clock.now += 1
         contents = [layer.encode().ljust(LAYER_BYTES, b".") for layer in layers]
         image = image_of(descriptor_of(b"{}", CONFIG_TYPE), [descriptor_of(data) for data in contents])
+        # `sparse=True`: the store accepts the manifest although it does not have the blobs.
         await self.store.put_manifest(repo, image, [Tag(tag)] if tag else [], by=BY, sparse=True)
         for data in [b"{}", *contents] if complete else []:
             await self.add_blob(repo, data)

@@ -110,7 +110,8 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
 def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
     """Returns the name that the certificate should have, as openssl writes it: `DNS:registry.example.com`, or `IP:` and
     an address. `host`: the host in the registry's address. If `is_guessed`, the settings do not say under which name
-    clients connect. Then takes the common name of the present certificate, or else this machine's name."""
+    clients connect. The function then ignores `host`, and uses the common name of the present certificate. If there is
+    no usable common name, it uses this machine's name."""
     from cryptography.x509.oid import NameOID
 
     if is_guessed:

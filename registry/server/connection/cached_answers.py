@@ -28,12 +28,13 @@ class RenderableAnswer(Protocol):
     """A complete response with status 200, as the application has cached it."""
 
     headers_before_id: Headers
-    """Headers before X-Request-Id. `render` keeps the bytes of both lists in `rendered`, and empties the lists."""
+    """Headers before X-Request-Id. Empty after the first call of `render`."""
     headers_after_id: Headers
-    """Headers after X-Request-Id. One of the headers is Content-Length."""
+    """Headers after X-Request-Id. One of the headers is Content-Length. Empty after the first call of `render`."""
     body: bytes
     rendered: Any
-    """The bytes of both lists of headers. None until the server sends the response for the first time."""
+    """The bytes of the headers in the two lists above. None until the server sends the response for the first time.
+    `render` then stores the bytes here, and empties the two lists."""
 
 
 class CachedAnswers:

@@ -79,9 +79,9 @@ class RequestBody:
     @property
     def is_remainder_short(self) -> bool:
         """Whether so few bytes of the body are missing that the server can receive and discard them, and then use the
-        connection for the next request. False if the number of missing bytes is unknown. False if the client waits for
-        a 100 response: without this response the client can send the body or leave it out, so the next bytes could be
-        either the body or the next request."""
+        connection for the next request. False if the number of missing bytes is unknown. False if the client still
+        waits for a 100 response: if it does not get this response, it may send the body or leave it out. So the next
+        bytes could be either the body or the next request."""
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
         return not self.expects_continue and remaining is not None and remaining <= max_bytes
@@ -160,7 +160,8 @@ class RequestBody:
             if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
-            # While the buffer has unparsed bytes, the request reader resumes reading itself, after it has parsed them.
+            # If the buffer has unparsed bytes, reading is not resumed here: the request reader first parses these bytes
+            # and then resumes reading.
             if self.has_more and (self.buffer is None or not self.buffer.has_unparsed):
                 self._context.flow.resume_reading()
             self.is_awaited = self.has_more

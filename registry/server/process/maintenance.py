@@ -76,9 +76,9 @@ class Maintenance:
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
     async def _maintain(self) -> None:
-        """Once a second, updates the Date header, adapts the number of allowed connections to the number of other open
-        files, and returns free memory to the system if that is due. Every few seconds, checks whether the files of the
-        certificate have changed."""
+        """Once a second, updates the Date header, adapts the number of allowed connections, and returns free memory to
+        the system if that is due. Fewer connections are allowed if more files are open that belong neither to a
+        connection nor to a request. Every few seconds, checks whether the files of the certificate have changed."""
         certificates_checked_at = self._loop.time()
         memory = MemoryTrimmer(self._loop, self._state.connections)
         while True:

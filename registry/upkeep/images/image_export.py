@@ -92,7 +92,7 @@ async def _export(
         exported_bytes += count
 
     await reporter.report(0, total=sum(sizes.values()), unit="bytes", message="exporting")
-    written_blobs, present_blobs = 0, 0
+    written_blobs, present_blobs = 0, 0  # `present_blobs`: blobs that the writer has already, so they are not written
     for image in images:
         for digest, blob in image.blobs.items():
             if writer.has(digest, blob.size):
@@ -164,7 +164,7 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
-        if entry.digest in manifest.blob_children:  # the index lists a blob, as those of BuildKit's build cache do
+        if entry.digest in manifest.blob_children:  # a blob: the indexes of BuildKit's build cache list blobs
             image.blobs.setdefault(entry.digest, entry)
         elif entry.digest not in image.manifests:
             await _add_manifest(image, await image.registry.get_manifest(image.repo, entry.digest), depth - 1)
@@ -176,7 +176,8 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
     """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many further
-    levels of referrers are allowed, and how many levels of manifests a referrer of `subject` may have."""
+    levels of referrers are allowed. If a referrer of `subject` is an index, it may have this number of levels of
+    manifests, including its own."""
     after: str | None = None
     has_more = depth > 0
     while has_more:

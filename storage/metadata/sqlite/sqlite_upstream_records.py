@@ -31,8 +31,8 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes surplus 'not found' checks at the first 'not found' check that it stores, and then each time that
-it has stored this number of further ones."""
+"""A process deletes surplus 'not found' checks when it stores its first 'not found' check, and then once for each 64
+further ones."""
 MAX_TOKENS = 2000
 """Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
 and state a lifetime of years."""
@@ -67,8 +67,9 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""`most` has `Allowance.limit`. A stored `at` that is later than ?6 counts as older than the new one. A stored `until`
-that is later than ?7 counts as no pause. See `save_allowance`."""
+"""The column `most` contains `Allowance.limit`. A stored `at` that is later than ?6 is in the future, because it was
+stored before the clock was set back. So it counts as older than the new `at`. A stored `until` that is later than ?7
+counts as no pause. See `save_allowance`."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed
@@ -90,8 +91,9 @@ class SqliteUpstreamRecords:
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
     ) -> None:
-        """Reads checks through `cache`, and other records with `db`. Changes run through `writer`. `clock` returns the
-        time in seconds since 1970."""
+        """Reads checks through `cache`, and other records with `db`. Changes run through `writer`. While the disk is
+        too full to open the database normally, `writer` is an ImmutableDatabase, which refuses all changes
+        (StorageFull). `clock` returns the time in seconds since 1970."""
         self._db = db
         self._cache = cache
         self._writer = writer

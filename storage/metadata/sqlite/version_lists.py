@@ -48,8 +48,8 @@ class VersionLists:
     def page(
         self, db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
     ) -> list[str]:
-        """Returns at most `limit` names of tags that match `query`, in its direction, from the first one after
-        `after`."""
+        """Returns names of tags that match `query`, at most `limit`. Their order is ascending or descending, as `query`
+        says. The first name is the next one after the tag `after`; None: the first one of the list."""
         names, text = self._names(db, repository), query.text.lower()
         if query.is_descending:
             stop = len(names) if after is None else bisect_left(names, version_key(after.name), key=version_key)

@@ -59,8 +59,8 @@ class _RestoreCounts:
     """The blobs of a restore: how many, and in some cases which ones. `restored`: number of blobs that this run has
     restored. `present`: number of blobs that an earlier, interrupted run has restored. `healed`: the restored blobs, of
     this and of earlier runs, that the snapshot's database records as damaged. `damaged`: blobs that the backup lacks or
-    has with wrong bytes, without those that the snapshot's database already records as damaged. `forbidden`: blobs
-    whose file in the backup this process has no permission to open."""
+    has with wrong bytes. Leaves out the blobs that the snapshot's database already records as damaged. `forbidden`:
+    blobs whose file in the backup this process has no permission to open."""
 
     restored: int = 0
     present: int = 0

@@ -151,10 +151,11 @@ async def check_power_cuts(
     could leave, and awaits `check(data, n)` for the nth disk, with its content in the directory `data`. A disk that
     equals an earlier one is skipped. Returns the number of different disks.
 
-    `mixtures`: the number of random disks per step. `every`: only each `every`th of the different disks is checked; the
-    disks after the last step are all checked. `system` records the work. `write_disk` writes the content of a disk into
-    a directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that
-    has the least content after a power cut at the end of the work."""
+    `mixtures`: number of disks per step that have a random part of the changes that are not durable yet. `every`: only
+    each `every`th of the different disks is checked; the disks after the last step are all checked. `system` records
+    the work. `write_disk` writes the content of a disk into a directory. `look_at` is called with every different disk.
+    `check_end` is the last check. It gets the disk with the least content that a power cut after the last step could
+    leave."""
     data = recorded_data.with_name(f"{recorded_data.name} after a cut")
     shutil.copytree(recorded_data, data)
     system = system or RecordingSystem(recorded_data)
@@ -166,7 +167,7 @@ async def check_power_cuts(
     for number, entry in enumerate(system.log):
         disk.follow(entry)
         if number < entries_before_run - 1:
-            continue  # this entry makes the directory as it was before the run
+            continue  # this entry describes content that the directory had before the run
         for disk_after_cut in disk.cuts(number, mixtures):
             disk_identity = (tuple(sorted(disk_after_cut.names.items())), disk_after_cut.metadata)
             if disk_identity in different_disks:

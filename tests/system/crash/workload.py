@@ -1,8 +1,9 @@
 """The workload of the crash tests: a fixed sequence of requests to a registry (`Workload`), and a check of the registry
 after the sequence was interrupted (`StateCheck`).
 
-Each request is announced before it starts, and acknowledged after it has returned. From these two lists the check
-computes which content must exist, which must not exist, and which may exist (that of the request that was running).
+Each request is announced before it starts, and acknowledged after it has returned without an error. `RequestLog` lists
+the acknowledged requests, and those that were announced but not acknowledged. From these two lists, the check computes
+which content must exist, which must not exist, and which may exist: content of unacknowledged requests.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def digest(name: str, algorithm: str = "sha256") -> Digest:
 
 
 DIGESTS = {digest(name, algorithm): name for name in SIZES for algorithm in ("sha256", "sha512")}
-"""The name of the blob for each digest."""
+"""For each digest of a blob, with SHA-256 and with SHA-512: the name of the blob in `SIZES`."""
 
 
 def image(*layers: Digest) -> Manifest:
@@ -142,7 +143,7 @@ class Workload:
                 for at in range(0, len(body), length):
                     await writer.write(body[at : at + length])
                 if not declared:
-                    await writer.read_at(0, 1)  # writes the last batch
+                    await writer.read_at(0, 1)  # before it reads, the writer writes its last batch to the file
                 await writer.commit(digest(name, algorithm))
             finally:
                 await _close(writer)
@@ -330,9 +331,10 @@ class ExpectedState:
 
 @dataclass
 class StateCheck:
-    """Compares a registry with the acknowledged requests. `survived`: the machine kept running, so all acknowledged
-    bytes of upload sessions are there. After a power cut a session may have fewer bytes, but its reported offset must
-    be true. `faults`: the storage refused a step, so the upload session of that request may have been deleted."""
+    """Compares a registry with the requests. `survived`: the machine kept running, so all acknowledged bytes of upload
+    sessions are there. After a power cut a session may have fewer bytes, but its reported offset must be true.
+    `faults`: the storage refused a step during the run. So the upload session of an unacknowledged request may have
+    been deleted."""
 
     registry: StoredRegistry
     request_log: RequestLog
@@ -408,6 +410,7 @@ class StateCheck:
                 assert None in expected or may_be_deleted or not self.survived, "an acknowledged session is gone"
                 continue
             acknowledged_bytes = expected[0][1] if expected[0] is not None else 0
+            # Whether an unacknowledged request was to complete or to cancel the session. Then bytes may be missing.
             committing = any(
                 request[0] in ("finish", "cancel") and request[2] == upload
                 for request in self.request_log.unacknowledged

@@ -129,7 +129,8 @@ def test_rate_of_a_connection(upstream: Hub, client: httpx2.Client, hub_image: I
     client.get(blob_url(upstream, digest), headers={"Range": f"bytes=0-{2 * MIB - 1}"})
     [request] = upstream.requests("blob")
     assert request.ended - request.first_byte >= 0.2
-    # A burst may have as many bytes as the rate allows in 30 ms. The 40 ms are this and a margin.
+    # A burst may have as many bytes as the rate allows in 30 ms. So 40 ms are added to the time: these 30 ms, and a
+    # margin of 10 ms.
     assert request.sent / (request.ended - request.first_byte + 0.04) < 8.5 * MIB
 
 

@@ -64,8 +64,9 @@ def test_garbage_collection_does_not_block_a_worker(
     tmp_path: Path, build: Callable[[Path], None], count_remaining: Callable[[Path], int], count: int
 ) -> None:
     """The store has 100,000 links to blobs that no manifest refers to, or 2,000 stale upload sessions and 20,000
-    folders of unknown sessions. While the garbage collection deletes them, from the start of the server on, no ping is
-    delayed by the worker for 50 ms, in at least one of ten tries."""
+    folders of upload sessions that the database does not know. The garbage collection deletes them, from the start of
+    the server on. Meanwhile, a worker delays every ping by less than 50 ms. The test makes up to ten tries, and one of
+    them must succeed."""
     slowest_pings = []
     for attempt in range(TRIES):
         folder = tmp_path / str(attempt)

@@ -68,8 +68,8 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
 
 
 def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:
-    """An image that `mirror warm` has fetched and nobody has pulled has a record with zero pulls, so that it is among
-    the least recently pulled images."""
+    """`mirror warm` makes a record with zero pulls for each image that it fetches. So an image that nobody has pulled
+    yet is among the least recently pulled images."""
     site.start()
     config = str(site.folder / "entrepot.toml")
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)

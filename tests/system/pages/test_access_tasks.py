@@ -72,8 +72,8 @@ def test_admin_adds_a_robot_with_a_grant_and_a_token(
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_users_manage_their_own_account(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
-    """Users see their permissions, end their session in another browser, and change their password without being logged
-    out."""
+    """Users see their permissions. On the page of their account, they can end the session that they have in another
+    browser. They can change their password without being logged out."""
     name, password = site.user()
     site.grant(f"user:{name}", {f"{name}/**": "pull"})
     new_password = "another long password"

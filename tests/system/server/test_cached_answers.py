@@ -1,6 +1,7 @@
 """Tests of cached responses. For a request without a body, the server first asks the application for a cached response
-(`answer_at_once`), and runs the application only if there is none. The tests use raw sockets, and run with uvloop and
-with asyncio's event loop."""
+(`answer_at_once`), and runs the application only if there is none. The header `x-way` shows which of the two the client
+got: `at once` for a cached response, and `called` for a response of the application that the server has called. The
+tests use raw sockets, and run with uvloop and with asyncio's event loop."""
 
 from __future__ import annotations
 

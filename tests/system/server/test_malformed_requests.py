@@ -186,7 +186,8 @@ def test_eight_mebibytes_of_headers(server: AppProcess) -> None:
 
 
 def _until_end(sock: socket.socket) -> bytes:
-    """Reads until the server closes or resets the connection."""
+    """Reads until the server closes the connection, as `_read` does. A reset of the connection also counts as the
+    end."""
     data = bytearray()
     try:
         while piece := sock.recv(65536):
@@ -213,7 +214,8 @@ def test_large_trailers_and_extensions(server: AppProcess) -> None:
     assert read_error(server.send_and_read_all(b"\r\n" * 20_000))[0] == 431
     with server.connect() as sock:
         sock.sendall(chunked + b"1;")
-        # Far more than 32 KiB: the server does not count the bytes of the extension that it reads with the headers.
+        # Far more than 32 KiB, because some bytes of the extension do not count: those that the server reads together
+        # with the headers.
         for _ in range(60):
             sock.sendall(b"a" * 8192)
         assert read_error(_read(sock))[0] == 431

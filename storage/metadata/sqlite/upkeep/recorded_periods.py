@@ -40,6 +40,6 @@ def mark_recorded(db: apsw.Connection, now: float) -> None:
 
 
 def recorded_time(db: apsw.Connection) -> RecordedTime:
-    """Returns the periods."""
+    """Returns the stored periods, oldest first."""
     rows: list[Any] = db.execute("SELECT start, until FROM recorded_period ORDER BY start").fetchall()
     return RecordedTime(rows)

@@ -31,8 +31,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """The rules for the rows of a table. `area`: the name of the check. `key`: the columns of the table's key.
-    `repository` and `item`: SQL expressions for the names that a problem states."""
+    """The rules for the rows of a table. `area`: the name of the check, which each of its problems states. `key`: the
+    columns of the table's key. `repository`, `item`: SQL expressions for two names that a problem states: the name of
+    the repository, and the tag or digest that the row is about. Each is empty if the row has none."""
 
     area: str
     table: str

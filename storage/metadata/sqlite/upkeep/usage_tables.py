@@ -10,9 +10,10 @@ the caller commits. It changes a bounded number of rows.
 A scope can consist of all mirrored repositories of one upstream. While the functions count such a scope, they also add
 the manifests of its members to `cached_manifest`, the table of the candidates for eviction.
 
-A row of `usage_member` says up to where a member is counted. `links_to`: row id of the last blob whose link is counted.
-`tags_to`: name of the last tag that is counted. `manifests_to`: row id of the last manifest that was added to
-`cached_manifest`. NULL in one of these columns: nothing is left to count or to add.
+A row of `usage_member` says up to where a member is counted. `links_to`: row id of the last blob whose link is counted
+(links are counted in the order of these ids). `tags_to`: name of the last tag that is counted. `manifests_to`: row id
+of the last manifest that was added to `cached_manifest`. NULL in one of these columns: nothing is left to count or to
+add.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction calls
-`_count_member` until the calls have cost this number: 1 for each row, and `_COUNT_CALL_COST` for each call. So it
-counts fewer than twice this number of rows, even if the last call counts as many as it may."""
+"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction can
+call `_count_member` several times. The cost of a call is its number of rows plus `_COUNT_CALL_COST`. The transaction
+makes no further call when the sum of the costs has reached BATCH_ROWS. So it counts fewer than 2 * BATCH_ROWS rows."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5

@@ -174,8 +174,8 @@ def test_a_provider_that_is_down(tmp_path: Path) -> None:
 
 
 def test_first_login_creates_an_account(provider: FakeOpenIDProvider, tmp_path: Path) -> None:
-    """With the setting `create`, the first login of a person creates an account, which is no admin. Without any
-    account, a registry with a provider still refuses requests without a login."""
+    """With the setting `create`, the first login of a person creates an account, which is no admin. A registry
+    without accounts usually accepts requests without a login. With a provider, it refuses them."""
     with running_server(tmp_path, workers=1, env=variables(provider, tmp_path, CREATE="true")) as server:
         assert plain_request("GET", f"{server.url}/v2/").status_code == 401
         with plain_client(follow_redirects=True) as client:

@@ -177,6 +177,7 @@ async def test_a_restart_fetches_only_the_missing_bytes(site: MirrorSite) -> Non
         await reader.aclose()
         with pytest.raises(UpstreamUnavailable):
             await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+    # The first worker has closed the fake upstream. The second worker uses the same object.
     site.upstream.closed = False
     site.upstream.faults.gates.clear()
     async with site.worker() as worker:

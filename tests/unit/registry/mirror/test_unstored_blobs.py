@@ -55,8 +55,8 @@ async def test_endpoint_that_sent_corrupt_bytes_is_asked_last(
 async def test_empty_blob_with_the_digest_of_other_bytes(
     site: MirrorSite, full_worker: MirrorWorker, is_full: bool
 ) -> None:
-    """If a manifest states size 0 for the digest of other bytes, and the upstream sends no bytes, the client gets an
-    error instead of an empty blob, whether or not the mirror can store blobs."""
+    """A manifest states size 0 for a digest, although the digest is not that of the empty blob. The upstream sends no
+    bytes. The client gets an error instead of an empty blob, whether or not the mirror can store blobs."""
     site.disk.refuses_blobs = is_full
     config = site.upstream.add_blob(UPSTREAM_REPO, b"{}")
     site.upstream.blobs[UPSTREAM_REPO, DIGEST] = b""
@@ -67,7 +67,8 @@ async def test_empty_blob_with_the_digest_of_other_bytes(
 
 
 async def test_a_range_draws_only_its_own_bytes(site: MirrorSite, full_worker: MirrorWorker) -> None:
-    """For a range without the last byte of the blob, the upstream sends only the bytes of the range."""
+    """For a range without the last byte of the blob, the upstream sends only the bytes of the range. A
+    range with the last byte needs the whole blob, because that byte is sent only after the digest is verified."""
     await begin_pull(site, full_worker)
     data = await read_blob(full_worker.mirror, MIRRORED_REPO, DIGEST, Span(MIB, MIB + 5))
     assert data == BIG[MIB : MIB + 5]

@@ -1,5 +1,5 @@
-"""When a worker collects garbage and returns free memory to the operating system, without long pauses of the event
-loop."""
+"""Tests of `MemoryTrimmer`: it decides when a worker collects garbage and returns free memory to the operating system,
+without long pauses of the event loop."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ async def test_a_worker_with_many_connections_collects_only_new_garbage(
 
 
 async def test_full_collections_take_a_small_share_of_the_time(no_automatic_collection: None) -> None:
-    """After a full collection, old garbage is not collected again for a thousand times as long as the collection took,
-    although memory is released in the meantime."""
+    """After a full collection, the trimmer makes the next one only when a thousand times the duration of the first has
+    passed. Until then, it releases memory without collecting old garbage."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), ())
     objects: list[list[None]] = [[] for _ in range(300_000)]  # a full collection takes more than 5 ms
     used_memory, now = [b"x" * (2 * TRIM_BYTES)], 1000.0

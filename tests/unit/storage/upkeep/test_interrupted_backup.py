@@ -64,7 +64,8 @@ class EndingSystem(System):
 
 
 class SystemWithoutManifest(System):
-    """A system that raises `Ended` instead of making a snapshot complete."""
+    """A system that performs all steps except the one that completes a snapshot: instead of giving the file
+    `manifest.json` its name, it raises `Ended`."""
 
     def rename(self, source: Path, target: Path) -> None:
         if target.name == "manifest.json":
@@ -141,6 +142,8 @@ async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_
     first_blob_copied = asyncio.Event()
 
     class WaitingReporter(PlainReporter):
+        """Sets `first_blob_copied` when the backup reports a copied blob. The test waits for this event."""
+
         def step(self, event: str, /, **fields: JSON) -> None:
             if event == "blob":
                 first_blob_copied.set()
@@ -176,9 +179,9 @@ def blobs_in(target: Path) -> set[str]:
 
 @pytest.mark.slow
 async def test_blobs_of_an_interrupted_backup_are_removed(store: StoredRegistry, tmp_path: Path) -> None:
-    """A backup is killed after it has copied all blobs. A backup with `keep` then copies none of them again, and
-    removes those that the registry has deleted in the meantime, although it removes no snapshot. Without `keep`, they
-    stay."""
+    """A backup is killed after it has copied all blobs, and then the registry deletes some of them. The next backup,
+    without `keep`, copies no blob again and removes none. A further backup with `keep` removes the deleted blobs,
+    although it removes no snapshot."""
     first = await push_image(store, REPO, "one", "v1")
     await backup(store, tmp_path / "backups", now=1e9)
     deleted = await push_image(store, REPO, "two", "v2")

@@ -160,8 +160,9 @@ async def test_a_file_without_keys_is_read_once(
 async def test_a_file_that_could_not_be_opened_is_opened_again(
     tmp_path: Path, clock: AuthClock, key: IssuerKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the file cannot be opened for a moment, for example because too many files are open, the next token is
-    accepted, although the file has not changed."""
+    """Usually, a file without usable keys is read again only after it has changed. But if the file cannot be opened for
+    a moment, for example because too many files are open, it is opened again for the next token. This token is
+    accepted."""
     file = tmp_path / "keys.json"
     file.write_bytes(key_set(key.jwk()))
     async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:

@@ -53,7 +53,8 @@ def test_other_accounts_do_not_exist_for_a_caller() -> None:
     ids=["API token", "token of /token", "htpasswd", "issuer"],
 )
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
-    """A caller with a program's credential, or of an account outside the store, cannot make another credential."""
+    """A caller cannot make a credential after a login with the credential of a program, such as an API token. Callers
+    whose account is not in the store, but in the htpasswd file or at an issuer, cannot make one either."""
     with pytest.raises(Denied, match="only a person may do this"):
         management_rights_of(Principal(proof, TEAM_ADMIN)).check_may_change_credentials(ALICE)
 
@@ -83,7 +84,8 @@ def test_sessions_are_ended_by_their_own_account() -> None:
 
 def test_a_password_of_the_htpasswd_file_needs_a_browser() -> None:
     """A person who has given the password of a line of the htpasswd file, and has no login session, is told what
-    suffices instead: a browser for the end of sessions, and an account that the registry stores for new credentials."""
+    suffices instead. To end sessions: a login with a browser, or the password of an account that the registry stores.
+    To make credentials: an account that the registry stores."""
     rights = management_rights_of(Principal(Identity("alice", stamp="htpasswd"), TEAM_ADMIN))
     with pytest.raises(Denied, match=r"with a browser .* password of an account that this registry stores"):
         rights.check_may_end_sessions(ALICE)

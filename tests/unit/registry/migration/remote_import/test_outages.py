@@ -42,7 +42,9 @@ async def test_the_page_of_a_proxy_is_not_final(
     old_registry.put(content)
     # The first request for referrers shows that the old registry has the referrers API.
     old_registry.fault(on=kind, method="", skip=kind == "referrers", status=404, page=True, times=2)
-    if kind == "referrers":  # otherwise the manifest would show that the old registry is not restarting
+    if kind == "referrers":
+        # After a 404 for the referrers, the import requests the manifest again, to find out whether the old registry is
+        # restarting. So these requests must fail, too.
         old_registry.fault(on="manifest", method="", skip=2, status=404, page=True, times=2)
 
     result = await run_import()
@@ -57,8 +59,8 @@ async def test_the_page_of_a_proxy_is_not_final(
 async def test_referrers_that_a_proxy_hides_are_a_problem(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """If a proxy responds to all attempts to list the referrers of an image, the image is imported, and the missing
-    referrers are a problem. The next import adds them."""
+    """A proxy responds in place of the old registry to all attempts to list the referrers of an image. The image is
+    imported, and the missing referrers are a problem. The next import adds them."""
     image, signature = add_signed_image(content, "1")
     old_registry.put(content)
     old_registry.fault(on="referrers", skip=1, status=404, page=True, times=None)
@@ -88,7 +90,7 @@ async def test_a_repository_without_the_referrers_api(
     repositories: list[str],
 ) -> None:
     """The old registry has the referrers API for one repository, but not for another one. Both are imported without
-    pauses and problems, and with the referrers of the first one, in any order."""
+    pauses and problems, and with the referrers of the first one, whichever of the two is imported first."""
     image, signature = add_signed_image(content, "1")
     other_image = content.add("other", noise_image("other", 10), "1")
     old_registry.put(content)
@@ -152,8 +154,9 @@ async def test_one_page_in_place_of_a_list_of_referrers(
     skip: int,
 ) -> None:
     """A proxy responds to one request for referrers, and the old registry to the next requests. The import does not
-    conclude from the missing fallback tag that the image has no referrers. If the page is the response to the first
-    request, which shows whether there is a referrers API, no pause is needed."""
+    conclude from the missing fallback tag that the image has no referrers. The first request asks whether there is a
+    referrers API. If the page is the response to this request, the import needs no pause: it requests the manifest,
+    sees that the old registry is not restarting, and repeats the request at once."""
     image, signature = add_signed_image(content, "1")
     old_registry.put(content)
     old_registry.fault(on="referrers", skip=skip, status=status, page=True)
@@ -219,8 +222,8 @@ async def test_a_broken_repository_does_not_end_the_import(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
     """The old registry responds with 500 to all requests for the manifests of one repository with many tags. They are
-    problems, and the other repositories are imported. After FAILURES_TO_END requests, the further ones are repeated
-    only once."""
+    problems, and the other repositories are imported. After FAILURES_TO_END failed requests, each further request for
+    this repository is retried only once."""
     count = FAILURES_TO_END + 4
     for number in range(count):
         content.add("broken", noise_image(f"broken {number}", 10), f"{number:02}")
@@ -239,7 +242,7 @@ async def test_a_broken_repository_does_not_end_the_import(
 async def test_many_broken_repositories_end_the_import(
     old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """The storage of the old registry is down: GET /v2/ works, but requests for manifests get 500. The import ends
+    """The storage of the old registry is down: GET /v2/ works, but requests for lists of tags get 500. The import ends
     after FAILURES_TO_END repositories."""
     names = [f"app{number:02}" for number in range(2 * FAILURES_TO_END)]
     for name in names:

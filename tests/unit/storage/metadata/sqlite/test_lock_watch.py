@@ -64,7 +64,7 @@ def test_a_long_wait_names_the_stopped_holder(
 
 @pytest.mark.slow
 def test_no_warning_after_a_short_wait(lock_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A wait that ends soon is not logged, and neither is the time after it."""
+    """A wait that ends soon causes no warning, neither during the wait nor later."""
     fd = os.open(lock_file, os.O_RDWR)
     watch = LockWatch(fd, warn_seconds=0.2)
     watch.begin_wait()
@@ -78,7 +78,8 @@ def test_no_warning_after_a_short_wait(lock_file: Path, caplog: pytest.LogCaptur
 async def test_changes_are_made_although_no_watch_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a limit of threads, the database works without the warning."""
+    """If the operating system refuses to start the thread of the watch, because the process has too many threads, the
+    database still works. Only the warning is missing."""
     start = threading.Thread.start
 
     def refuse_watch(thread: threading.Thread) -> None:
