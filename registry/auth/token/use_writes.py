@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from registry.single_flight import start_detached
@@ -19,9 +20,15 @@ class UseWrites:
     def start(self, used_id: str, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task that runs `write()` for the token or session with this id, unless such a task is running.
         `write` must log its errors: nobody else sees them."""
-        if used_id not in self._tasks:
+        running = self._tasks.get(used_id)
+        if running is None or running.done():
             task = self._tasks[used_id] = start_detached(write())
-            task.add_done_callback(lambda _: self._tasks.pop(used_id))
+            task.add_done_callback(partial(self._forget, used_id))
+
+    def _forget(self, used_id: str, task: asyncio.Task[None]) -> None:
+        """Forgets an ended task, unless another one has been started since."""
+        if self._tasks.get(used_id) is task:
+            del self._tasks[used_id]
 
     async def wait_until_idle(self) -> None:
         """Waits until the running tasks have ended. Ignores their errors. If the caller is cancelled, cancels them.

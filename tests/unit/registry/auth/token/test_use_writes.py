@@ -29,3 +29,19 @@ async def test_one_write_runs_for_each_id() -> None:
     writes.start("one", partial(write, "one"))
     await writes.wait_until_idle()
     assert started == ["one", "two", "one"]
+
+
+async def test_the_next_write_can_start_as_soon_as_one_has_ended() -> None:
+    """A write that starts at once after the end of the one before is not left out, even if the event loop has not run
+    the callbacks of the ended task yet."""
+    started: list[int] = []
+
+    async def write(number: int) -> None:
+        started.append(number)
+
+    writes = UseWrites()
+    for number in range(3):
+        writes.start("one", partial(write, number))
+        await asyncio.sleep(0)  # runs the write to its end, but not yet the callbacks of its task
+    await writes.wait_until_idle()
+    assert started == [0, 1, 2]
