@@ -31,8 +31,8 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes surplus 'not found' checks when it stores its first 'not found' check, and then once for each 64
-further ones."""
+"""A process deletes surplus 'not found' checks when it stores its first 'not found' check, and again after each time
+that it has stored this number of further ones."""
 MAX_TOKENS = 2000
 """Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
 and state a lifetime of years."""

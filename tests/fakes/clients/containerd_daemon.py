@@ -29,6 +29,11 @@ disabled_plugins = [
 address = "{folder}/c.sock"
 """
 
+_OWN_CONNECTION_FAILED = "rpc error: code = Internal desc = unexpected EOF"
+"""An error of the gRPC connection between `ctr` and containerd, which has nothing to do with the registry. containerd
+1.6 reports it now and then during a push (containerd issue 5734, nerdctl issue 984). If a registry breaks a connection
+off, the error has the method and the URL of the request instead."""
+
 
 @dataclass(frozen=True)
 class Containerd:
@@ -44,7 +49,12 @@ class Containerd:
         self("images", "pull", "--plain-http", "--snapshotter", "native", *options, name)
 
     def push(self, name: str, source: str, *options: str) -> None:
-        self("images", "push", "--plain-http", *options, name, source)
+        """Pushes an image. Pushes it once more after `_OWN_CONNECTION_FAILED`."""
+        command = ("images", "push", "--plain-http", *options, name, source)
+        result = self.call.attempt(*command)
+        if _OWN_CONNECTION_FAILED in result.err:
+            result = self.call.attempt(*command)
+        result.demand()
 
     def load(self, image: ClientImage, name: str, folder: Path) -> None:
         """Imports an image into the daemon under `name`, without a registry. `folder` must not exist yet."""
