@@ -21,7 +21,7 @@ from typing import Final, Literal
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token.api_tokens import should_record_use
-from registry.auth.token.use_writes import UseWrites
+from registry.auth.token.stored_secrets import UseWrites
 from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts

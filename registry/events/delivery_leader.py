@@ -10,11 +10,10 @@ from typing import Final
 
 from registry.config import Settings
 from registry.events.attempts import DeliveryObserver, NoObserver
+from storage.background_rounds import log_round_error, run_in_one_process
 from storage.errors import RegistryError
-from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
-from storage.round_errors import log_round_error
 
 DELIVERY_SLOT: Final = "events"
 """Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""

@@ -41,9 +41,9 @@ from registry.events.attempts import (
     back_off,
 )
 from registry.events.webhook_client import WebhookClient
+from storage.background_rounds import log_round_error, raise_if_cancelled
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
-from storage.round_errors import log_round_error, raise_if_cancelled
 
 POLL_SECONDS: Final = 0.2
 """Time between two checks whether another process has added events, or a pause has ended."""

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from registry.config import Settings
+from storage.background_rounds import log_round_error, raise_if_cancelled
 from storage.content import Actor, Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
 from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
-from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 5.0
 """Seconds between two times at which the pulls are stored."""

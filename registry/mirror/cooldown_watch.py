@@ -18,8 +18,8 @@ from typing import Final
 
 from registry.mirror.mirror import Mirror
 from registry.single_flight import cancel_and_wait
+from storage.background_rounds import run_in_one_process
 from storage.errors import RegistryError
-from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 
 WATCH_SLOT: Final = "cooldown"

@@ -15,8 +15,8 @@ from typing import Final
 
 from registry.telemetry.activity import ActivityCounts
 from storage.activity import Activity, ActivityLog
+from storage.background_rounds import log_round_error, raise_if_cancelled
 from storage.leases import Leases
-from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""

@@ -12,10 +12,10 @@ from typing import Final
 from registry.config.upkeep_settings import ScrubSettings
 from registry.router import Router
 from registry.upkeep.refetch import Refetcher
+from storage.background_rounds import run_in_one_process
 from storage.damage import DamageRecords
 from storage.future_times import is_future
 from storage.jobs import JSON, Job
-from storage.leader_loop import run_in_one_process
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate

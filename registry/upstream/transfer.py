@@ -192,8 +192,8 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self.is_length_assumed = has_unknown_length(response) and response.status == 200
-        """Whether the response states no length. `length` is then the expected size of the blob, and only the end of
-        the body shows whether it is right."""
+        """Whether the response states no length. Then `length` is the expected size of the blob. Only the end of the
+        body shows whether this size is right."""
         self._is_end_known = response.length_remaining == length
         """Whether the response states that its body ends after `length` bytes."""
         raw = response._fp

@@ -1,4 +1,4 @@
-"""What garbage collection removes: one item (`Removal`), and the totals of a round (`CollectionReport`). A *round* is
+"""One item that garbage collection removes (`Removal`), and the totals of a round (`CollectionReport`). A *round* is
 one run of garbage collection."""
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ OnRemoval = Callable[[Removal], Awaitable[None]]
 
 @dataclass(slots=True)
 class CollectionReport:
-    """What one round removed: the number of items of each kind (`counts`), and the freed bytes (`sizes`). A dry run has
-    the numbers of a real round. An empty report is false."""
+    """The result of one round: the number of removed items of each kind (`counts`), and the freed bytes (`sizes`). A
+    dry run has the numbers of a real round. An empty report is false."""
 
     counts: dict[RemovalKind, int] = field(default_factory=dict)
     sizes: dict[RemovalKind, int] = field(default_factory=dict)

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from storage.background_rounds import log_round_error
 from storage.cached_images import CachedImages, Cooldowns, EvictedImage, EvictionRules, IsKept
 from storage.content import Actor
 from storage.human_text import size_text
 from storage.leases import Leases
 from storage.names import Digest
-from storage.round_errors import log_round_error
 from storage.upkeep.collector import Collector
 from storage.upkeep.eviction_for_space import EvictionPause, FreeSpaceGoal
 from storage.usage import ScopeUse, Usage

@@ -18,10 +18,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from storage.background_rounds import log_round_error
 from storage.errors import RegistryError
 from storage.jobs import JSON, Job, JobProgress, JobRunning, Jobs, JobState, JobStopped, slot_name
 from storage.leases import Leases
-from storage.round_errors import log_round_error
 
 POLL_SECONDS: Final = 1.0
 """Interval, in seconds, at which a server process checks whether jobs are queued."""

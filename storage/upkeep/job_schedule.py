@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from storage.background_rounds import run_in_one_process
 from storage.future_times import is_future
 from storage.jobs import Jobs
-from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 
 CHECK_SECONDS: Final = 60.0

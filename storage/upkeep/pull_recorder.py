@@ -19,11 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from storage.background_rounds import log_round_error, raise_if_cancelled
 from storage.content import Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError, StorageFull
 from storage.names import RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
-from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""

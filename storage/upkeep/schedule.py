@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from storage.leader_loop import run_in_one_process
+from storage.background_rounds import run_in_one_process
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0

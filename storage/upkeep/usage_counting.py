@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from storage.background_rounds import log_round_error
 from storage.leases import Leases
-from storage.round_errors import log_round_error
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"

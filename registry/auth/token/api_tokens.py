@@ -1,7 +1,7 @@
 """API tokens: secrets that people and robots (accounts for programs) use to log in instead of a password.
 
 An API token is a text `ent_ID_SECRET`. The prefix `ent_` lets scanners for leaked secrets find it. `ID` is the key of
-the token's row in the store. The store keeps only the hash of `SECRET` (`secret_hash`).
+the token's row in the store. The store keeps only the hash of `SECRET` (`stored_secrets`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from registry.auth.token.secret_hash import has_hash, hash_secret
+from registry.auth.token.stored_secrets import has_hash, hash_secret
 from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit, TokenPurpose
 from storage.accounts import Accounts
 from storage.errors import Unauthorized

@@ -1,9 +1,9 @@
 """Sessions of people who logged in with a browser, with their password or at the OpenID provider.
 
 The browser keeps the text of a session, `ID.SECRET`, in a cookie. `ID` is the key of the session's row in the store,
-which has the account and the method of the login. The store keeps only the hash of `SECRET` (`secret_hash`). Each login
-creates a new id and a new secret. So a text that an attacker has put into the browser's cookie never becomes a valid
-session.
+which has the account and the method of the login. The store keeps only the hash of `SECRET` (`stored_secrets`). Each
+login creates a new id and a new secret. So a text that an attacker has put into the browser's cookie never becomes a
+valid session.
 
 Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
 workers. A session is also refused when the account is removed or disabled, when its password or its admin right
@@ -21,8 +21,7 @@ from functools import partial
 from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
-from registry.auth.token.secret_hash import has_hash, hash_secret
-from registry.auth.token.use_writes import UseWrites
+from registry.auth.token.stored_secrets import UseWrites, has_hash, hash_secret
 from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.accounts import Accounts
 from storage.content import Actor

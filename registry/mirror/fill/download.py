@@ -120,7 +120,7 @@ class Download:
         self._ranges_work = False
         """Whether the upstream has sent a byte range as requested."""
         self._needs_whole = False
-        """Whether the upstream ignores or refuses ranges, so that the blob is requested without a range."""
+        """Whether the blob is requested without a range, because the upstream ignores or refuses ranges."""
         self._fatal_error: BaseException | None = None
         self.senders: set[str] = set()
 

@@ -14,12 +14,11 @@ from registry.config.mirror_settings import WarmSettings
 from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references, read_references
 from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver, WarmResult
 from registry.single_flight import cancel_and_wait
+from storage.background_rounds import raise_if_cancelled, run_in_one_process
 from storage.content import Descriptor
 from storage.errors import RegistryError
-from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
-from storage.round_errors import raise_if_cancelled
 
 WARM_SLOT = "warm"
 """Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""

@@ -58,8 +58,7 @@ class AsgiExchange:
         self.response_started = False
         """Whether the application has sent the status and the headers. They are possibly not written yet."""
         self.is_endless = False
-        """Whether the application sends the response until the client shuts down its sending side
-        (`ENDS_WITH_INPUT`)."""
+        """Whether the response goes on until the client shuts down its sending side (`ENDS_WITH_INPUT`)."""
         self.status = 0
         """The status of the response; 0 until it has started."""
         self.refusal = ""

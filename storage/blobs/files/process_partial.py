@@ -157,7 +157,7 @@ class ProcessPartial:
 
     @property
     def still_exists(self) -> bool:
-        """Whether no process has committed or deleted the partial blob, as far as this process knows."""
+        """Whether the partial blob exists. False if this process knows that any process has committed or deleted it."""
         return self._status is PartialStatus.INCOMPLETE
 
     @property

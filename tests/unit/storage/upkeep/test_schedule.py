@@ -1,4 +1,5 @@
-"""Rounds of upkeep, such as garbage collection. `test_leader_loop` tests that only one process runs them at a time."""
+"""Rounds of upkeep, such as garbage collection. `test_background_rounds` tests that only one process runs them at a
+time."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from registry.auth.token.use_writes import UseWrites
+from registry.auth.token.stored_secrets import UseWrites
 
 
 async def test_one_write_runs_for_each_id() -> None:

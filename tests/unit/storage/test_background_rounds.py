@@ -12,10 +12,10 @@ from pathlib import Path
 import apsw
 import pytest
 
+from storage.background_rounds import run_in_one_process
 from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.system import System
 from storage.errors import StorageFailed
-from storage.leader_loop import run_in_one_process
 from storage.leases import Leases
 from storage.upkeep.schedule import cancel_all
 

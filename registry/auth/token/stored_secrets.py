@@ -1,8 +1,14 @@
-"""`UseWrites`: tasks that record in the store when an API token or a login session was last used."""
+"""What API tokens and login sessions have in common: the store keeps a hash of their secret (`hash_secret`), and the
+time of their last use, which a task records (`UseWrites`).
+
+A hash is the SHA-256 of the secret. It needs no salt, because a secret has 256 random bits, so nobody can guess it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -10,8 +16,20 @@ from typing import Any
 from registry.single_flight import start_detached
 
 
+def hash_secret(secret: str) -> bytes:
+    """Returns the hash of a secret. Raises UnicodeEncodeError if the secret is not ASCII."""
+    return hashlib.sha256(secret.encode("ascii")).digest()
+
+
+def has_hash(secret: str, secret_hash: bytes) -> bool:
+    """Returns whether the secret has this hash. Takes the same time for each wrong secret. Raises UnicodeEncodeError if
+    the secret is not ASCII."""
+    return hmac.compare_digest(hash_secret(secret), secret_hash)
+
+
 class UseWrites:
-    """The running tasks, at most one for each token or session. Used from one event loop."""
+    """The running tasks that record in the store when an API token or a login session was last used. There is at most
+    one task for each token or session. Used from one event loop."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
