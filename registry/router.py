@@ -37,7 +37,7 @@ from storage.errors import (
     ManifestBlobUnknown,
     ManifestUnknown,
     NameUnknown,
-    PartialLost,
+    PartialBlobLost,
     QuotaExceeded,
     TooManyRequests,
     Unsupported,
@@ -54,7 +54,7 @@ MAX_NESTED_INDEXES: Final = 10
 """Largest number of levels of manifests below a pushed index that are copied from the default upstream."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
-    *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
+    *(Denied, DigestInvalid, PartialBlobLost, TooManyRequests, UpstreamUnavailable),
 )
 """Errors which mean that the store does not have the content, and that it cannot be fetched from the upstream now."""
 

@@ -128,7 +128,9 @@ class ServiceFactory:
         self.clock = clock
         self.body_memory = _body_memory(settings)
         # A client can pull from these upstreams only with a grant whose name pattern begins with the upstream's name.
-        self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
+        self._upstreams_needing_grant = [
+            upstream.name for upstream in settings.upstream if upstream.needs_upstream_grant
+        ]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
         """The host names of the server other than that in `public_url`."""

@@ -226,7 +226,7 @@ class UpstreamTimeout(UpstreamUnavailable):
     default = "the upstream registry does not answer in time"
 
 
-class PartialLost(RegistryError):
+class PartialBlobLost(RegistryError):
     """A *partial* (a blob that is being downloaded from its upstream registry) cannot be read to its end: the process
     that downloaded it has stopped, or its bytes were deleted. The next download continues after the bytes that were not
     deleted."""

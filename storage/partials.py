@@ -76,16 +76,16 @@ class Partial(Protocol):
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Writes `data` at `offset`. Only for the owner. When the call returns, all handles can read the bytes. Blocks;
         several threads may call it at the same time. Raises StorageFull (the partial blob is deleted to free space),
-        StorageFailed, SizeInvalid (the bytes lie outside the blob), PartialLost (this handle is not the owner any more,
-        or the partial blob was deleted)."""
+        StorageFailed, SizeInvalid (the bytes lie outside the blob), PartialBlobLost (this handle is not the owner any
+        more, or the partial blob was deleted)."""
         ...
 
     async def wait(self, offset: int, /) -> int:
         """Waits until the byte at `offset` has arrived, and returns the offset of the first missing byte after it (at
         most `size`). With `offset` equal to `size`, waits until the digest was checked and the blob is committed, and
-        returns `size`. Raises PartialLost if there is no owner that would download the byte; the caller may then call
-        `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest. Raises
-        StorageFailed. Cancelling the call affects neither the download nor other calls."""
+        returns `size`. Raises PartialBlobLost if there is no owner that would download the byte; the caller may then
+        call `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest.
+        Raises StorageFailed. Cancelling the call affects neither the download nor other calls."""
         ...
 
     def add_waiter(self) -> None:
@@ -146,15 +146,15 @@ class Partial(Protocol):
         """Checks the digest, stores the bytes durably as a blob of `repo`, lets all calls of `wait` return, and returns
         the blob's descriptor. Only for the owner, when no bytes are missing. If the digest is wrong, it calls and
         awaits `on_corrupt` (None: nothing to call), deletes all bytes, and raises DigestInvalid; from then on `wait`
-        raises DigestInvalid in all processes. Raises PartialLost if this handle is not the owner or bytes are missing,
-        and deletes nothing then. Raises StorageFull, StorageFailed or QuotaExceeded if the bytes cannot be stored, and
-        deletes them. If the call is cancelled, it takes effect either completely or not at all."""
+        raises DigestInvalid in all processes. Raises PartialBlobLost if this handle is not the owner or bytes are
+        missing, and deletes nothing then. Raises StorageFull, StorageFailed or QuotaExceeded if the bytes cannot be
+        stored, and deletes them. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
     async def discard(self) -> None:
         """Deletes the partial blob. Only for the owner; does nothing for other handles. The owner calls it if it finds
-        that the blob is stored already, or if its download has failed. From then on `wait` raises PartialLost in all
-        processes for the bytes that have not arrived."""
+        that the blob is stored already, or if its download has failed. From then on `wait` raises PartialBlobLost in
+        all processes for the bytes that have not arrived."""
         ...
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def _token_request_from_form(form: Query) -> TokenRequest:
         case None:
             raise FormInvalid("the form has no grant_type")
         case _:
-            raise FormInvalid("grant_type is password or refresh_token here", oauth="unsupported_grant_type")
+            raise FormInvalid("grant_type is password or refresh_token here", oauth_code="unsupported_grant_type")
     return TokenRequest(
         login=login,
         requested=scopes.parse_scopes(form.all("scope")),
@@ -152,7 +152,7 @@ def _error_response(error: RegistryError, actor: Actor, *, oauth: bool = False) 
         headers["retry-after"] = str(error.retry_after)
     body = error_json(error.code, error.message, error.detail)
     if oauth:
-        oauth_code = error.oauth if isinstance(error, FormInvalid) else _OAUTH_ERRORS.get(status, "server_error")
+        oauth_code = error.oauth_code if isinstance(error, FormInvalid) else _OAUTH_ERRORS.get(status, "server_error")
         body = _add_fields(body, {"error": oauth_code, "error_description": error.message})
     return Response(body, status, headers, "application/json")
 

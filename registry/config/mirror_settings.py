@@ -27,20 +27,19 @@ HUB_LIBRARY = "library"
 """The first part of the full name of a Docker Hub image whose short name has no slash: `ubuntu` is `library/ubuntu`."""
 
 _HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
-"""Hosts of Docker Hub. None of them can be the name of an upstream, because image names contain `docker.io`
+"""Hosts of Docker Hub. No upstream can have the name of such a host, because image names contain `docker.io`
 instead."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""Default settings by the name of an upstream. Only upstreams whose address is not `https://` followed by the name are
-listed."""
+"""Default settings of an upstream, by its name. All other upstreams have the default URL `https://NAME`."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 
 
 def _split_upstream_url(value: str, example: str) -> SplitResult:
-    """Returns the parts of an http or https URL without user name, query and fragment. Raises ValueError for any other
-    value. `example`: a valid URL for the error message."""
+    """Returns the parts of an http or https URL. Raises ValueError for any other value, and for a URL with a user name,
+    query or fragment. `example`: a valid URL for the error message."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("an address must not contain a user name or password; set username and password_file")
     url_parts = split_http_url(value, example, allow_query=False, allow_fragment=False)
@@ -83,7 +82,9 @@ def _check_redirect_host(value: str) -> str:
 
 def _check_upstream_name(value: str) -> str:
     if value in _HUB_HOSTS:
-        raise ValueError(f"{value!r} is called {DOCKER_HUB!r} in names; to change its address, set endpoints")
+        raise ValueError(
+            f"{value!r} is a host of Docker Hub; write {DOCKER_HUB!r}, and to set another address, use endpoints"
+        )
     if value == HUB_LIBRARY:
         raise ValueError(f"{value!r} cannot be an upstream's name: Docker Hub's own images have it in their names")
     if not _NAME.fullmatch(value) or len(value) > 100:
@@ -129,15 +130,15 @@ class Upstream(SettingsGroup):
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[],
-        description="URLs of further token services that the mirror may use and may send the password to. A service on "
-        "the endpoint's host and port needs no entry here. Neither does a service at `https`, port 443, if its host "
-        "has the same registrable domain (such as `example.com`) as an endpoint or as `name`",
+        description="URLs of further token services that the mirror may use and may send the password to. Two kinds of "
+        "services need no entry: those on the endpoint's host and port, and those at `https`, port 443, on the "
+        "registrable domain (such as `example.com`) of an endpoint or of `name`",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
-        description="Redirects may lead to public addresses, and to private ones if the endpoint has a private "
-        "address, too. Hosts in this list, such as `storage.corp:9000` (without a port: 80 and 443), are always "
-        "allowed",
+        description="Hosts to which redirects may always lead, such as `storage.corp:9000` (without a port: 80 and "
+        "443). A redirect to any other host is followed only if the host has a public address, or if the host and the "
+        "endpoint both have private addresses",
     )
     username: str | None = Field(default=None, min_length=1, description="User name for its login. Default: no login")
     password_file: Path | None = Field(default=None, description="File with the password and nothing else")
@@ -163,9 +164,9 @@ class Upstream(SettingsGroup):
     miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
     cooldown: Duration = Field(
         default=0.0,
-        description="How long a tag at the upstream must have pointed at a digest, without a break, before pulls of "
-        "the tag get this digest. Until then, pulls get the newest earlier digest that met this condition. "
-        "0: no delay. Pulls by digest, and pulls of the tags of signatures, are never delayed",
+        description="How long a tag at the upstream must point at a digest, without a break, until the digest is "
+        "mature. Pulls of the tag get the newest mature digest. 0: no delay. Pulls by digest, and pulls of the tags of "
+        "signatures, are never delayed",
     )
     cooldown_tags: list[TagPattern] = Field(
         default=["*"], min_length=1, description="Patterns of the tags to which `cooldown` applies, such as `v*`"
@@ -177,9 +178,9 @@ class Upstream(SettingsGroup):
     )
     cooldown_new: Literal["serve", "refuse"] = Field(
         default="serve",
-        description="What pulls of a tag get while no digest of the tag has met the condition of `cooldown`, such as "
-        "when the mirror has just seen the tag for the first time: `serve` gives them the first digest that the mirror "
-        "saw, `refuse` refuses them",
+        description="What happens if no digest of a tag is mature yet (see `cooldown`), for example because the mirror "
+        "has just seen the tag for the first time: with `serve`, pulls of the tag get the first digest that the mirror "
+        "saw; with `refuse`, pulls are refused",
     )
     connections: int = Field(
         default=8, ge=1, le=64, description="Maximum number of connections for blobs at a time, of all workers together"
@@ -196,8 +197,9 @@ class Upstream(SettingsGroup):
     )
     search: Annotated[str, AfterValidator(_check_search)] | None = Field(
         default=None,
-        description="URL of its search, to which `docker search` and `podman search` at this registry are passed on: "
-        "for Docker Hub `https://index.docker.io/v1/search`. One upstream can have it. Default: searches stay here",
+        description="URL of its search, such as `https://index.docker.io/v1/search` for Docker Hub. This registry "
+        "passes searches by `docker search` and `podman search` on to the URL. Only one upstream can have this "
+        "setting. Default: only this registry is searched",
     )
     connect_timeout: Duration = Field(default=5.0, gt=0, description="Timeout for opening a connection")
     idle_timeout: Duration = Field(default=20.0, gt=0, description="Timeout for a connection on which no bytes arrive")
@@ -255,18 +257,17 @@ class Upstream(SettingsGroup):
         )
 
     @property
-    def needs_named_grant(self) -> bool:
-        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name: the setting
-        `require_grant`, or its default if it is not set."""
+    def needs_upstream_grant(self) -> bool:
+        """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name: the value of
+        `require_grant`, or the default of `require_grant` if it is None."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property
     def has_private_repositories(self) -> bool:
-        """Whether this upstream may have repositories that only some clients are allowed to read. This is the case if
-        the upstream has a login, because the login may give access to such repositories, or if pulls need a grant that
-        names the upstream. The mirror then serves a cached blob from a repository only after the upstream has confirmed
-        that this repository has the blob."""
-        return self._has_login or self.needs_named_grant
+        """Whether this upstream may have repositories that only some clients are allowed to read: if it has a login,
+        or if pulls need a grant for the upstream. If so, the mirror serves a cached blob from a repository only after
+        the upstream has confirmed that this repository has the blob."""
+        return self._has_login or self.needs_upstream_grant
 
     @property
     def _has_login(self) -> bool:
@@ -286,9 +287,9 @@ class HostedSettings(SettingsGroup):
 
 
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `values`, the values of all settings, and adds an upstream for each name in the setting `mirror` that is
-    not yet in `upstream`. If no upstream is the default, makes the first one in `mirror` the default. Returns the
-    values unchanged if `mirror` or `upstream` is malformed, so that the model `Settings` refuses them."""
+    """Returns a copy of `values` (the values of all settings) in which the setting `upstream` has an entry for each
+    name in the setting `mirror`. If no upstream is the default, the first name in `mirror` becomes the default. If
+    `mirror` or `upstream` is malformed, changes nothing: the model `Settings` refuses the values later."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)
@@ -304,14 +305,14 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_upstream_name(value: Any) -> bool:
-    """Returns whether a value looks like a valid name of an upstream. Leaves the length to the validator
-    `_check_upstream_name`, which runs later."""
+    """Returns whether a value is a valid name of an upstream, apart from its length. The validator
+    `_check_upstream_name` checks the length later."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 
 def _field_value(upstream: Any, field: str) -> Any:
-    """Returns the value of a field of an upstream, which is a mapping or already an `Upstream`; None if the field is
-    missing."""
+    """Returns the value of a field of an upstream; None if the field is missing. `upstream`: a mapping or an
+    `Upstream`."""
     return upstream.get(field) if isinstance(upstream, Mapping) else getattr(upstream, field, None)
 
 

@@ -5,7 +5,7 @@ A *span* is a part of a blob; HTTP calls it a range.
 
 An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
 arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
-PartialLost is the error for an incomplete blob whose remaining bytes cannot be sent.
+PartialBlobLost is the error for an incomplete blob whose remaining bytes cannot be sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from registry.http.exchange import Exchange
 from registry.http.range_headers import read_ranges
 from registry.http.response_headers import OCTET_STREAM, blob_headers
 from storage.content import Descriptor, OpenFile, Span
-from storage.errors import PartialLost, RangeInvalid
+from storage.errors import PartialBlobLost, RangeInvalid
 from storage.interface import BlobReader
 from storage.names import Digest
 
@@ -70,7 +70,9 @@ async def get_blob(exchange: Exchange) -> None:
         if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
             # The blob was deleted after the condition was checked, and its mirror downloads it again. The bytes of the
             # new download are not verified yet, so they may not fit the bytes that the client has already.
-            raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
+            raise PartialBlobLost(
+                "the blob was removed from this registry while the request was being answered; try again"
+            )
         await _send_span(exchange, reader, is_range=bool(spans))
     finally:
         await reader.aclose()
@@ -164,7 +166,7 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
                 if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
                     # bytes. Or the disk became full, so that this part would be a download of its own.
-                    raise PartialLost(
+                    raise PartialBlobLost(
                         "the blob was removed from this registry, or the registry's disk became full, after the first "
                         "part was sent; try again"
                     )

@@ -11,7 +11,7 @@ from registry.http.response_headers import ACCEPT_RANGES, JSON, NEVER_STORE, all
 from registry.log_output import mark_logged
 from storage.errors import (
     DigestInvalid,
-    PartialLost,
+    PartialBlobLost,
     RangeInvalid,
     RegistryError,
     StorageFailed,
@@ -57,10 +57,10 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
 
 def log_server_error(exchange: Exchange, error: RegistryError) -> None:
     """Logs an error whose status is 500 or more. Logs nothing for other errors, which the client caused. The level is
-    WARNING if an upstream failed or a download from it was interrupted (PartialLost), and ERROR otherwise."""
+    WARNING if an upstream failed or a download from it was interrupted (PartialBlobLost), and ERROR otherwise."""
     status = status_of(error)
     if status >= 500:
-        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR
+        level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialBlobLost) else logging.ERROR
         text = f"request {exchange.request_id} answered {status} {error.code}: {_with_cause(error)}"
         log.log(level, "%s", text, exc_info=error if _needs_traceback(error) else None)
 

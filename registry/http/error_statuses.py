@@ -1,6 +1,6 @@
 """The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
 
-Also defines the errors that only HTTP requests have, such as an unknown path. All other errors are in `storage.errors`,
+Also defines errors that only HTTP requests cause, such as an unknown path. All other errors are in `storage.errors`,
 `storage.access`, `storage.backups`, `storage.imports`, `storage.jobs`, `storage.upstream_tags` and `registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
@@ -30,13 +30,16 @@ class FormTooLarge(RequestInvalid):
 
 
 class FormInvalid(RequestInvalid):
-    """A form that a client sends to `/token` or `/login` cannot be used. `oauth` is the error code of RFC 6749, 5.2."""
+    """A form that a client sends to `/token` or `/login` cannot be used. `oauth_code`: an error code of OAuth 2.0 (RFC
+    6749, 5.2)."""
 
     default = "the form is not valid"
 
-    def __init__(self, message: str | None = None, detail: object = None, *, oauth: str = "invalid_request") -> None:
+    def __init__(
+        self, message: str | None = None, detail: object = None, *, oauth_code: str = "invalid_request"
+    ) -> None:
         super().__init__(message, detail)
-        self.oauth = oauth
+        self.oauth_code = oauth_code
 
 
 class PathUnknown(RegistryError):
@@ -73,7 +76,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.ManifestUnknown: 404,
     errors.NameInvalid: 400,
     errors.NameUnknown: 404,
-    errors.NameHidden: 404,
+    errors.NameHidden: 404,  # the client may not pull from the repository, and must not learn whether it exists
     errors.SizeInvalid: 400,
     errors.RangeInvalid: 416,
     errors.Unauthorized: 401,
@@ -84,7 +87,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,
     errors.UpstreamTimeout: 504,
-    errors.PartialLost: 502,  # a mirror's download of a blob from its upstream was interrupted
+    errors.PartialBlobLost: 502,  # a mirror's download of a blob from its upstream was interrupted
     access.AccountInvalid: 400,
     access.AccountUnknown: 404,
     access.AccountHidden: 404,
@@ -115,17 +118,17 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     MethodUnknown: 405,
     TooManyTags: 414,
 }
-"""The HTTP status of each error class. A test checks that each class that can reach a client has its own entry."""
+"""The HTTP status of each error class. A test checks that each class has an entry if its errors can reach a client."""
 
 
 def status_of(error: RegistryError) -> int:
-    """Returns the HTTP status of an error. If the error's class has no entry in `STATUS`, returns the status of its
-    nearest base class with an entry."""
+    """Returns the HTTP status of an error. If `STATUS` has no entry for the error's class, returns the status of the
+    nearest base class that has an entry."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def error_json(code: str, message: str, detail: object = None) -> bytes:
-    """Returns the JSON body that reports one error, in the form of the OCI spec. `detail` can be any JSON value; None:
+    """Returns the JSON body that reports one error, in the form of the OCI spec. `detail`: any JSON value; None:
     the body has no detail."""
     error: dict[str, object] = {"code": code, "message": message}
     if detail is not None:

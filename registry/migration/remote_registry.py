@@ -38,7 +38,7 @@ from storage.errors import (
     DigestInvalid,
     ManifestUnknown,
     NameUnknown,
-    PartialLost,
+    PartialBlobLost,
     RegistryError,
     SizeInvalid,
     TooManyRequests,
@@ -247,7 +247,7 @@ class RemoteRegistry:
         attempt. The bytes that have arrived are in a *partial*, to which at most one process adds bytes (the owner)."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
-                raise PartialLost("another process downloads this blob from the old registry")
+                raise PartialBlobLost("another process downloads this blob from the old registry")
             if not partial.missing():
                 # All bytes arrived in an earlier import, possibly for another repository. So nothing is downloaded, and
                 # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not. A

@@ -37,7 +37,7 @@ from registry.upstream.upstream_responses import is_from_registry
 from storage.errors import (
     Denied,
     NameUnknown,
-    PartialLost,
+    PartialBlobLost,
     QuotaExceeded,
     RegistryError,
     TooManyRequests,
@@ -176,6 +176,6 @@ def _is_temporary(error: RegistryError) -> bool:
     """Returns whether another attempt after this error may succeed."""
     if isinstance(error, Unconfirmed):
         return not error.is_refusal  # a request without a login is refused again
-    return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialLost) and not isinstance(
+    return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialBlobLost) and not isinstance(
         error, UpstreamContentInvalid
     )

@@ -35,7 +35,7 @@ from storage.errors import (
     DataDirectoryReplaced,
     Denied,
     DigestInvalid,
-    PartialLost,
+    PartialBlobLost,
     StorageFull,
     TooManyRequests,
     UpstreamUnavailable,
@@ -181,7 +181,7 @@ class MirroredBlobs:
                 # prefers another URL of the upstream to the one that sent the wrong bytes.
                 with suppress(DigestInvalid):
                     return await self._open_unstored(repo, digest, size, offsets, deadline)
-            except (DigestInvalid, PartialLost):
+            except (DigestInvalid, PartialBlobLost):
                 failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 

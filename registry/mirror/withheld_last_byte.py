@@ -17,7 +17,7 @@ from typing import Final
 from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill, StoredByAnotherFill
 from storage.content import BLOB_TYPE, Descriptor, OpenFile
-from storage.errors import PartialLost, StorageFailed
+from storage.errors import PartialBlobLost, StorageFailed
 from storage.interface import BlobReader
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -68,7 +68,7 @@ class UnverifiedBlobReader:
         """Waits until the byte at `offset` may be sent to a client. Returns the offset of the first byte after it that
         is missing or withheld, but at most the end of `span`. The blob's last byte may be sent only after the digest is
         verified. If the fill fails, raises its error: UpstreamUnavailable, DigestInvalid, StorageFull and others. If
-        the bytes of the fill were deleted after this reader had got some of them, raises PartialLost."""
+        the bytes of the fill were deleted after this reader had got some of them, raises PartialBlobLost."""
         if self._is_verified:
             return self.span[1]
         last_byte = self._fill.size - 1
@@ -82,16 +82,17 @@ class UnverifiedBlobReader:
         return self.span[1]
 
     async def _read_stored_blob(self) -> None:
-        """Replaces the file by that of the stored blob. Raises PartialLost if this reader has got bytes of its file, or
-        if the stored blob has another size, has no file or was deleted. Also raises the errors of opening the blob."""
+        """Replaces the file by that of the stored blob. Raises PartialBlobLost if this reader has got bytes of its
+        file, or if the stored blob has another size, has no file or was deleted. Also raises the errors of opening the
+        blob."""
         stored = await self._open_stored()
         if stored is None:
-            raise PartialLost
+            raise PartialBlobLost
         async with aclosing(stored):
             if stored.descriptor.size != self._fill.size:  # a manifest states a wrong size, and `span` is based on it
-                raise PartialLost
+                raise PartialBlobLost
             if stored.file is None or not await self._reader_file.replace(stored.file):
-                raise PartialLost
+                raise PartialBlobLost
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         offset, end_offset = self.span

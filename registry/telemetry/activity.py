@@ -32,7 +32,7 @@ class ActivityCounts:
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
         """`plan`: reserves cells for the stored activity. `requests`: counts the complete responses by route, method
-        and status. Call `use` before any other method."""
+        and status. Call `attach_memory` before any other method."""
         self._cells: SharedCells
         self._totals: Callable[[], Sequence[float]]
         self._requests = requests
@@ -40,7 +40,7 @@ class ActivityCounts:
         self._first_stored = plan.reserve(_FIELD_COUNT)
         """Position of the first cell for the stored activity. There is one cell for each field of `Activity`."""
 
-    def use(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
+    def attach_memory(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
         """Makes the methods use the memory `cells`, laid out by the `plan`. `totals` returns the total of each of its
         cells over all processes."""
         self._cells = cells

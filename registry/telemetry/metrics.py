@@ -1,7 +1,7 @@
 """The metrics that the processes of the server count in shared memory (`Metrics`).
 
-A *cell* is one number in that memory. Each process writes to cells of its own, its *column*
-(`registry.telemetry.shared_cells`).
+A *cell* is one number of a metric. The memory has a copy of all cells for each process: its *column*. A process writes
+only to its column (`registry.telemetry.shared_cells`).
 
 Names follow Prometheus ("Metric and label naming"): the prefix `entrepot_`, base units, counters with `_total`. No
 label has a repository's name, because there can be a million of them.
@@ -27,8 +27,9 @@ ROUTES: Final = (
     *("ping", "catalog", "tags", "referrers", "manifests", "blobs", "uploads", "session"),
     *("extensions", "history", "api", "token", "login", "pages", "search", "health", "metrics", "other"),
 )
-"""The kinds of resource (`registry.http.resource_path.Resource`), and the first parts of other paths. A request that
-the server refuses before it reads the path counts as `other`."""
+"""The values of the label `route`. For a path below `/v2`, the value is the kind of the resource
+(`registry.http.resource_path.Resource`). For any other path, the first part of the path decides. A request that the
+server refuses before it reads the path counts as `other`."""
 _CACHED_METHODS: Final = ("GET", "HEAD")
 """The methods of the requests that the response cache answers."""
 METHODS: Final = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS", "other")
@@ -38,14 +39,14 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
-"""Smallest number of columns: more than a small server needs. A restart may start more workers than before. If the
-memory has enough columns for them, the counts continue; if not, all counts begin at 0."""
+"""Smallest number of columns. A small server does not need all of them, but a restart may start more workers than
+before. If the memory has enough columns for the new workers, the counts continue. Otherwise, all counts begin at 0."""
 
 
 class CountsMemory(NamedTuple):
     """The shared memory with the counts, which a new version of the program can continue. `descriptor`: the file
-    descriptor of the memory. `layout`: a text that identifies the meaning of each cell; two versions with the same
-    layout can continue each other's counts."""
+    descriptor of the memory. `layout`: a text that identifies the meaning of each cell. A version can continue the
+    counts of another version with the same layout."""
 
     descriptor: int
     layout: str
@@ -63,10 +64,11 @@ class Metrics:
         webhooks: Sequence[str] = (),
     ) -> None:
         """`upstreams`, `webhooks`: the names in the settings. `workers`: number of worker processes. During a restart,
-        there are up to twice as many, because a replaced worker runs until its last connection has ended. `inherited`:
-        at a restart, the process executes a new version of the program (execve(2)); this is the memory of the old
-        version. If the memory is suitable, its counts are continued; if not, it is closed. None: all counts begin at
-        0."""
+        there are up to twice as many, because a replaced worker runs until its last connection has ended.
+
+        `inherited`: the memory of the old version of the program, if a restart has replaced that version in this
+        process (execve(2)). If the memory is suitable, its counts continue. Otherwise, the memory is closed, and all
+        counts begin at 0. None: all counts begin at 0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -107,7 +109,7 @@ class Metrics:
         self.in_flight = Gauge(
             plan,
             "entrepot_http_requests_in_flight",
-            "Requests that are being answered, except from the response cache.",
+            "Requests in progress, without those that the response cache answers.",
         )
         self.activity = ActivityCounts(plan, self.requests, self.mirror)
         self._began_cell = plan.reserve(1)  # the time that `own_start` returns
@@ -134,19 +136,19 @@ class Metrics:
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY, memory)
         self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY, memory, webhooks_start)
         self.cells = SharedCells(plan.size, columns, memory, cells_start)
-        self.mirror.use(self.upstreams)
-        self.work.use(self.cells)
-        self.activity.use(self.cells, self.totals)
-        self.events.use(self.cells, self.webhooks)
+        self.mirror.attach_memory(self.upstreams)
+        self.work.attach_memory(self.cells)
+        self.activity.attach_memory(self.cells, self.totals)
+        self.events.attach_memory(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.complete` adds to other cells. So
-        one addition, to the source, counts a request in several series.
+        """Adds the sources to `plan`. A *source* is a cell whose value `CellPlan.complete` later adds to the cells of
+        several series. To count a request in all these series, a process only adds 1 to the source.
 
         Reserves a source for each kind of request that the response cache answers: one for each route, method and
-        bucket of the response's size. Such a request has the status 200, takes microseconds and has no body. So it is
-        counted in the first bucket of the durations and of the request sizes. Also makes each counter of bytes the
-        source of the sum in a histogram of sizes. Returns the first of the reserved cells."""
+        bucket of the response's size. Such a request has the status 200, takes microseconds and has no body. So the
+        source counts in the first bucket of the durations and of the request sizes. Returns the first of the reserved
+        cells."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             request_sizes_cell = self.request_sizes.cell(route)
@@ -159,27 +161,27 @@ class Metrics:
                 for bucket in range(len(SIZES) + 1):
                     plan.add_source(cell, *common_cells, response_sizes_cell + bucket)
                     cell += 1
-            # A request adds its bytes only to the two byte counters, not to the sums of the two histograms of sizes. So
-            # each counter is the source of the sum in its histogram.
+            # Each counter of bytes is the source of the sum in a histogram of sizes, because a request adds its bytes
+            # only to the counters.
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(response_sizes_cell))
             plan.add_source(self.received_bytes.cell(route), self.request_sizes.sum_cell(request_sizes_cell))
         return first_cell
 
     def cached_cell(self, route: str, method: str, size: int) -> int:
-        """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. The
-        cell stands for all series that count such requests."""
-        # The cells for a route and method come one after the other, in the order of the buckets of `response_sizes`. So
-        # `bucket_cell` finds the cell for `size` among them.
+        """Returns the cell that counts the requests which the response cache has answered with a body of `size` bytes.
+        The cell is the source of all series that count such requests."""
+        # The cells for a route and method have the order of the buckets of `response_sizes`, so `bucket_cell` finds the
+        # cell for `size`.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
         return self.response_sizes.bucket_cell(self._first_cached_cell + position * (len(SIZES) + 1), size)
 
     def totals(self) -> list[float]:
-        """Returns the total of each cell over all processes."""
+        """Returns the total of each cell: the sum over the columns of all processes."""
         return self.plan.complete(self.cells.totals())
 
     def own_numbers(self) -> list[float]:
-        """Returns the numbers in the column of this process, including those that earlier processes with this column
-        have counted."""
+        """Returns the numbers in the column of this process. They include the counts of earlier processes with this
+        column."""
         return self.plan.complete([*self.cells.own])
 
     @property
@@ -188,11 +190,10 @@ class Metrics:
         restart, because a new version of the program continues the counts of the old one."""
         return self.cells.own[self._began_cell]
 
-    def is_named(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns False for a series of an upstream or webhook that does not exist, and True for every other series.
-        There are series for a fixed number of upstreams and webhooks, which are numbered. If fewer are known, the last
-        numbers have no name. `values`: those of `Family.series`, with numbers in place of the names of upstreams and
-        webhooks."""
+    def is_series_in_use(self, family: Family, values: Sequence[str]) -> bool:
+        """Returns False for a series of an upstream or webhook that does not exist, and True for every other series. A
+        family has series for UPSTREAM_CAPACITY upstreams or WEBHOOK_CAPACITY webhooks, even if fewer exist. `values`:
+        see `label_values`."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(shared_names[label].names())
@@ -201,8 +202,8 @@ class Metrics:
         )
 
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
-        """Returns the labels of a series with their values. `values`: those of `Family.series`, in which upstreams and
-        webhooks have numbers in place of their names."""
+        """Returns the labels of a series with their values. `values`: the values that `Family.series` yields, in which
+        numbers stand for the names of upstreams and webhooks."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return {
             label: _name_of(value, shared_names[label].names()) if label in shared_names else value
@@ -213,7 +214,7 @@ class Metrics:
         """Claims a column for this process. Call it once in each worker."""
         if not self.cells.claim_column(self.plan.gauge_cells()):
             log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
-        # If no column was free, `own` is memory of this process alone. No total includes it.
+        # If no column was free, `own` is memory of this process alone, and no total includes these counts.
         self.cells.own[self.worker_starts.first_cell] += 1
         if not self.cells.own[self._began_cell]:
             self.cells.own[self._began_cell] = time.time()

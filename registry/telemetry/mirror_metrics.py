@@ -54,8 +54,8 @@ class MirrorMetrics:
     """The metrics of all mirrors. Each number is in a *cell* of the memory that all processes share."""
 
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
-        """`plan`: gives the metrics their cells. `routes`: values of the label `route`. Call `use` before anything
-        is counted."""
+        """`plan`: gives the metrics their cells. `routes`: values of the label `route`. Call `attach_memory` before
+        anything is counted."""
         by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
@@ -107,7 +107,7 @@ class MirrorMetrics:
             by_upstream,
         )
 
-    def use(self, names: SharedNames) -> None:
+    def attach_memory(self, names: SharedNames) -> None:
         """Sets the list of upstreams. `label` returns the position of an upstream in it."""
         self._names = names
         self._answer_cells.clear()

@@ -126,11 +126,11 @@ class OtlpMetrics:
     ) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the cells of each series to send. A cell is one number in the column. Leaves out
         counters and histograms that are 0. A gauge that is 0 is sent, because otherwise the collector would keep its
-        last value. The column has spare gauges for upstreams and webhooks that may be configured later. Those that
-        belong to none yet (`Metrics.is_named`) are left out."""
+        last value. Leaves out the spare gauges for upstreams and webhooks that may be configured later
+        (`Metrics.is_series_in_use`)."""
         if family.kind != "gauge":
             yield from family.nonzero_series(own_numbers)
             return
         for values, first in family.series():
-            if self._metrics.is_named(family, values):
+            if self._metrics.is_series_in_use(family, values):
                 yield values, own_numbers[first : first + family.width]

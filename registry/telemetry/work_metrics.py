@@ -50,7 +50,7 @@ class WorkMetrics:
     return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
-        """`plan`: gives each metric its cells. Call `use` before anything is counted."""
+        """`plan`: gives each metric its cells. Call `attach_memory` before anything is counted."""
         self._cells: SharedCells
         self.calls = Histogram(
             plan,
@@ -110,7 +110,7 @@ class WorkMetrics:
             {"kind": JOB_KINDS, "outcome": (JobState.DONE, JobState.STOPPED, JobState.FAILED)},
         )
 
-    def use(self, cells: SharedCells) -> None:
+    def attach_memory(self, cells: SharedCells) -> None:
         """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan."""
         self._cells = cells
 
@@ -162,7 +162,7 @@ class EventMetrics:
     methods return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
-        """`plan`: gives each metric its cells. Call `use` before anything is counted."""
+        """`plan`: gives each metric its cells. Call `attach_memory` before anything is counted."""
         self._cells: SharedCells
         self._webhooks: SharedNames
         by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
@@ -186,7 +186,7 @@ class EventMetrics:
             "Pulls without an event, because too many pulls were waiting to be stored.",
         )
 
-    def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
+    def attach_memory(self, cells: SharedCells, webhooks: SharedNames) -> None:
         """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan. `webhooks` gives
         each webhook a number, which is the value of the label `webhook`. `Metrics.label_values` puts the webhook's name
         in its place."""

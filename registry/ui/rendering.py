@@ -1,7 +1,7 @@
 """`PageRenderer`: renders the HTML of pages from templates and values, in the language of the visitor.
 
-A process imports Jinja2, and compiles a template, when it first needs them. Rendering runs in a thread, one page at a
-time, so that it slows the event loop, which serves pulls, only a little.
+A process imports Jinja2 for its first page, and compiles each template when a page first needs the template. A thread
+renders one page at a time, so that rendering slows pulls in the event loop only a little.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class PageRenderer:
         self._turn = asyncio.Lock()  # held while a page is rendered
 
     async def render(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and the
-        errors that the values raise. After a cancellation, the thread still finishes the page."""
+        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError. If the
+        template calls a function in `values`, raises the errors of the function. After a cancellation, the thread still
+        finishes the page."""
         async with self._turn:
             return await finish_in_thread(partial(self.render_now, template, language, values))
 
@@ -53,8 +54,8 @@ class PageRenderer:
 @cache
 def make_environment(language: str, files: PageFiles) -> Environment:
     """Returns the environment that compiles the templates for one language. The environment escapes every value, and
-    treats a name without a value as an error. All applications of a process share it, so that the templates are
-    compiled only once."""
+    treats a name without a value as an error. Each process makes one environment for a language, so that the process
+    compiles each template only once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -86,9 +87,11 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes as text, in the largest binary unit that fits. The number before the unit has three
-    significant digits, such as `1.50 MiB`. It is a whole number if it is 100 or more (`1023 KiB`), or if the unit is B
-    (`7 B`)."""
+    """Returns a number of bytes as text, in the largest binary unit that fits.
+
+    - In the unit B, the number is whole (`7 B`).
+    - In other units, a number below 100 has three significant digits (`1.50 MiB`), and a larger number is whole
+      (`1023 KiB`)."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1023.5:  # larger values would be rounded to 1024
@@ -98,8 +101,8 @@ def format_size(size: int) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Returns how many decimals give three significant digits after rounding: 9.995 becomes 10.0, which has one
-    decimal, and 99.95 becomes 100, which has none."""
+    """Returns how many decimals to round `value` to for three significant digits. Returns 1 for 9.995, which is
+    rounded to 10.0, and 0 for 99.95, which is rounded to 100."""
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
 
 
@@ -110,8 +113,8 @@ def short_digest(digest: str) -> str:
 
 
 def _time_element(moment: datetime | float) -> Markup:
-    """Returns a `<time>` element in UTC. A script of the page shows it in the time zone of the visitor. `moment`: a
-    number is seconds since 1970."""
+    """Returns a `<time>` element in UTC. A script of the page shows the time in the time zone of the visitor. If
+    `moment` is a float, it is a time in seconds since 1970."""
     from markupsafe import Markup
 
     utc = moment.astimezone(UTC) if isinstance(moment, datetime) else utc_time(moment)
@@ -121,8 +124,8 @@ def _time_element(moment: datetime | float) -> Markup:
 
 
 def _age_element(moment: datetime, now: datetime, language: str) -> Markup:
-    """Returns a `<time>` element that says how long ago a moment was, such as `3 days ago`, with the time as its
-    title."""
+    """Returns a `<time>` element with the time since `moment`, such as `3 days ago`. The title of the element is
+    `moment` in UTC."""
     from babel.dates import format_timedelta
     from markupsafe import Markup
 
@@ -136,7 +139,7 @@ def _age_element(moment: datetime, now: datetime, language: str) -> Markup:
 
 
 def _hint_text(hint: Hint, translate: Any) -> str:
-    """Returns a hint about the setup of a client as a sentence that begins with a capital, in the language of the
-    translations."""
+    """Returns a hint about the setup of a client, as a translated sentence. `translate`: the function `gettext` of a
+    language."""
     text: str = translate(hint.text).format_map(hint.values)
     return text[:1].upper() + text[1:]

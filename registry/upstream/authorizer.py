@@ -1,11 +1,13 @@
 """Chooses the `Authorization` header for a request to an endpoint, which is one of the URLs of an upstream. The header
 depends on the endpoint and on the *scope*: the access that a token grants, such as `repository:library/ubuntu:pull`.
 
-An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
-RFC 6750). The requirement of a challenge is cached for its endpoint and scope once the endpoint has accepted a header
-that fulfils the requirement. For another scope of that endpoint, the first request uses the same token service as a
-guess. Without the guess, the first request would have no token, and would only get a challenge that names that service.
-If no token can be obtained from the guessed service, the request is sent without a token.
+A *requirement* is what an endpoint requires in the header: a token from a token service, or the password itself. The
+endpoint names its requirement in a challenge (RFC 9110, 11; RFC 6750). When the endpoint has accepted a header, the
+requirement is cached by endpoint and scope.
+
+If the requirement for a scope is not cached, the first request has a token from the token service that the endpoint has
+named for another scope. This service is a *guess*. A right guess saves a request, because the endpoint would refuse the
+first request without a token. If the guess gives no token, the request is sent without a token.
 
 An *offer* (`AuthorizationOffer`) is the header for one request, together with how it was chosen.
 """
@@ -38,23 +40,23 @@ UNCLEAR_PING_VALID_SECONDS = 60.0
 """Time for which a response to GET `/v2/` is cached if it does not show whether the endpoint requires a login, such as
 a refusal without a challenge."""
 MAX_CACHED_CHALLENGES = 1000
-"""Largest number of pairs of endpoint and scope for which the requirement of a challenge is cached."""
+"""Largest number of cached requirements."""
 MAX_CACHED_CHALLENGE_BYTES = 2 * MIB
-"""Largest size of these requirements together. A usual one has about 300 bytes, but the upstream may send a challenge
-of 8 KiB for each repository."""
+"""Largest size of all cached requirements together. A usual requirement has about 300 bytes, but an upstream may send a
+challenge of 8 KiB for each repository."""
 CHALLENGE_VALID_SECONDS = 3600.0
-"""Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
+"""Time for which a requirement is cached after the endpoint has last accepted a header that fulfils it."""
 OFFER_SECONDS = 3.0
-"""Time limit for making the first offer: for GET `/v2/`, and for getting a token. After that time the request is sent
+"""Time limit for making the first offer: for GET `/v2/`, and for getting a token. After this time, the request is sent
 without a token. If the request needs a token, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
-"""The first offer may also take at most the time limit for the endpoint, divided by this number. So time is left for
-the request itself."""
+"""If the endpoint has a time limit, a second limit for making the first offer is the endpoint's limit, divided by this
+number. So time is left for the request itself."""
 GUESS_SECONDS = 2.0
 """Time limit in place of OFFER_SECONDS if the token service is a guess."""
 MAX_WRONG_GUESSES = 3
-"""Failed guesses in a row after which an endpoint's token service is no longer used as a guess. More than one, because
-a single repository may use another token service than the other repositories of the endpoint."""
+"""Failed guesses in a row after which a token service is no guess for the endpoint any more. A single failure is not
+enough, because one repository may use another token service than the other repositories of the endpoint."""
 MAX_PARAMETER_LENGTH = 4096
 """Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer parameter is
 ignored."""
@@ -67,7 +69,7 @@ _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailab
 class LoginRequirement:
     """What an endpoint requires in the `Authorization` header of a request."""
 
-    service: UpstreamTokenService | None
+    token_service: UpstreamTokenService | None
     """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
     """The scope that the token must have."""
@@ -75,16 +77,17 @@ class LoginRequirement:
     @property
     def size_bytes(self) -> int:
         """The size of the texts in memory."""
-        texts = [self.scope] if self.service is None else [self.scope, self.service.realm, self.service.service]
+        service = self.token_service
+        texts = [self.scope] if service is None else [self.scope, service.realm, service.service]
         return sum(map(sys.getsizeof, texts))
 
 
 @dataclass(slots=True)
 class TokenServiceGuess:
-    """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
+    """A token service whose token an endpoint has accepted. `failures`: how many guesses in a row have failed since.
     `gave_no_token`: whether the last of these guesses failed because no token could be obtained."""
 
-    service: UpstreamTokenService
+    token_service: UpstreamTokenService
     failures: int = 0
     gave_no_token: bool = False
 
@@ -97,31 +100,34 @@ class AuthorizationOffer:
     authorization: str | None = None
     """The header's value; None: send the request without it."""
     requirement: LoginRequirement | None = None
-    """The login requirement of the endpoint that the header is meant to meet. If this is a guess, the endpoint possibly
-    requires something else. None: no requirement is known, or none was looked for, because a token was cached."""
+    """The requirement that the header fulfils. None: no requirement is known, or a cached token was found before the
+    requirement was looked up."""
     failure: Exception | None = None
-    """The error because of which the offer has no header; None if there was no error."""
+    """The error because of which the offer has no header. None: there was no error."""
     guess: TokenServiceGuess | None = None
-    """The guess from which `requirement` was made; it counts as failed if the endpoint requires another token service.
-    None: `requirement` is not a guess, or the guess has failed already, because no token could be obtained."""
+    """The guess from which `requirement` was made. The guess fails if the endpoint requires another token service. None
+    if `requirement` was not made from a guess, and also for an offer with a `failure`."""
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
-    endpoint refuses such a header, another try is useless."""
-    is_guess_given_up: bool = False
-    """True if the offer has no header because guesses are given up: MAX_WRONG_GUESSES guesses in a row have failed for
-    this endpoint, and for the last one no token could be obtained."""
+    endpoint refuses a fresh header, another try is useless."""
+    has_given_up_guessing: bool = False
+    """Whether the offer has no header because MAX_WRONG_GUESSES guesses in a row have failed for the endpoint. False if
+    the last guess failed because the endpoint required another token service."""
 
     @property
     def lacks_token(self) -> bool:
-        """Whether the request has no Authorization header because no token could be obtained. If the endpoint refuses
-        such a request, it may still accept one with a token."""
-        return self.authorization is None and (self.failure is not None or self.is_guess_given_up)
+        """Whether the request has no header because no token could be obtained. If the endpoint refuses the request, a
+        request with a token may still succeed."""
+        return self.authorization is None and (self.failure is not None or self.has_given_up_guessing)
 
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """What an endpoint's response to GET `/v2/` shows. With a `requirement`, the endpoint requires a login. Without
-    one, `status` 200 means that the endpoint requires no login; any other status leaves that unclear."""
+    """The result of GET `/v2/` at an endpoint. It shows one of three cases:
+
+    - `requirement` is set: the endpoint requires a login.
+    - `requirement` is None, and `status` is 200: the endpoint requires no login.
+    - `requirement` is None, and `status` is not 200: the endpoint may require a login."""
 
     status: int
     requirement: LoginRequirement | None
@@ -130,8 +136,8 @@ class PingResult:
 
 
 class UpstreamAuthorizer:
-    """Chooses `Authorization` headers for the endpoints of one upstream, and caches what their challenges require. All
-    methods take an endpoint as its URL."""
+    """Chooses `Authorization` headers for the endpoints of one upstream, and caches the requirements of the endpoints.
+    The argument `endpoint` of the methods is the URL of an endpoint."""
 
     def __init__(
         self,
@@ -144,9 +150,9 @@ class UpstreamAuthorizer:
         clock: Callable[[], float],
         configured_name: str | None = None,
     ) -> None:
-        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970. `configured_name`: the name
-        to use in place of `settings.name` when docker's `config.json` is searched for the login. A token service in
-        the domain of this name is trusted."""
+        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970. `configured_name`: the
+        upstream's name in docker's `config.json`; None: `settings.name`. The two differ in an import, which has a
+        made-up `settings.name`. Token services on the registrable domain of `configured_name` may be used."""
         self._name = settings.name
         self._login = ConfiguredLogin(settings, configured_name)
         self._realms = RealmPolicy(settings, endpoints, configured_name)
@@ -161,15 +167,15 @@ class UpstreamAuthorizer:
         """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The requirement
         that an endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
-        """By endpoint: the token service to try for scopes without a cached requirement."""
+        """By endpoint: the guess for scopes without a cached requirement."""
         self._pings: dict[str, PingResult] = {}
         """By endpoint: the result of the last GET `/v2/`."""
         self._running_pings: SingleFlight[PingResult] = SingleFlight()
 
     @property
     def has_login(self) -> bool:
-        """Whether a login is configured and can be used now. If so, a refusal by the upstream is a refusal of this
-        login. Raises UpstreamUnavailable if the configured login cannot be read."""
+        """Whether there is a login for this upstream at the moment. If so, a 401 or 403 from the upstream is a refusal
+        of the login. Raises UpstreamUnavailable if the configured login cannot be read."""
         return self._login.current() is not None
 
     @property
@@ -179,10 +185,10 @@ class UpstreamAuthorizer:
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the first offer for a request. The offer has no header if nothing shows that the endpoint requires a
-        login. It has no header, but a `failure`, if no token could be obtained. Raises UpstreamUnavailable if the
-        configured login cannot be read, and TooManyRequests if the endpoint answers GET `/v2/` with 429. `attempt` has
-        the time limit for the endpoint, and gets reports on the response to GET `/v2/`."""
+        """Returns the first offer for a request. If nothing shows that the endpoint requires a login, the offer has no
+        header. If no token could be obtained, the offer has no header, but a `failure`. `attempt` has the time limit
+        for the endpoint, and gets reports on GET `/v2/`. Raises UpstreamUnavailable if the configured login cannot be
+        read, and TooManyRequests if the endpoint answers GET `/v2/` with 429."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -191,7 +197,7 @@ class UpstreamAuthorizer:
         if requirement is None:
             guess = self._guesses.get(endpoint)
             if guess is not None and guess.failures < MAX_WRONG_GUESSES:
-                requirement = LoginRequirement(guess.service, scope)
+                requirement = LoginRequirement(guess.token_service, scope)
             else:
                 guess = None
         seconds = GUESS_SECONDS if guess is not None else OFFER_SECONDS
@@ -203,7 +209,7 @@ class UpstreamAuthorizer:
                     requirement = await self._requirement_from_ping(endpoint, scope, login, attempt)
                 if requirement is None:
                     last_guess = self._guesses.get(endpoint)
-                    return AuthorizationOffer(is_guess_given_up=last_guess is not None and last_guess.gave_no_token)
+                    return AuthorizationOffer(has_given_up_guessing=last_guess is not None and last_guess.gave_no_token)
                 authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=None)
                 return AuthorizationOffer(authorization, requirement, guess=guess, is_fresh=is_fresh)
         except _NO_TOKEN_ERRORS as error:
@@ -217,16 +223,20 @@ class UpstreamAuthorizer:
             return AuthorizationOffer(authorization=None, requirement=requirement, failure=error)
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
-        """Returns an offer with the password, for use after an endpoint has refused a request and its response had no
-        challenge. Returns None if there is no password (a login with an identity token has none), or if the requirement
-        for this scope is cached. Also returns None if GET `/v2/` was not sent, or if its response has shown what the
-        endpoint requires."""
+        """Returns an offer with the password, for use after an endpoint has refused a request without a challenge.
+        Returns None unless all of these hold:
+
+        - The login has a password, and no identity token.
+        - No requirement for this scope is cached.
+        - The endpoint has responded to GET `/v2/`, but the response did not show whether a login is required."""
         login = self._login.current()
         if login is None or not login.username or login.identity_token or (endpoint, scope) in self._requirements:
             return None
         ping = self._pings.get(endpoint)
         is_unclear = ping is not None and ping.requirement is None and ping.status != 200
-        return AuthorizationOffer(login.basic(), LoginRequirement(service=None, scope=scope)) if is_unclear else None
+        if not is_unclear:
+            return None
+        return AuthorizationOffer(login.basic(), LoginRequirement(token_service=None, scope=scope))
 
     async def renew(
         self, endpoint: str, scope: str, response: UpstreamResponse, offer: AuthorizationOffer
@@ -240,7 +250,7 @@ class UpstreamAuthorizer:
         if requirement is None:
             return None
         self._requirements.remove((endpoint, scope))
-        if offer.guess is not None and requirement.service != offer.guess.service:
+        if offer.guess is not None and requirement.token_service != offer.guess.token_service:
             offer.guess.failures += 1
             offer.guess.gave_no_token = False
         token = (offer.authorization or "").removeprefix("Bearer ")
@@ -260,23 +270,23 @@ class UpstreamAuthorizer:
         return AuthorizationOffer(authorization, requirement, is_fresh=is_fresh)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
-        """Caches the requirement of an offer that the endpoint has accepted. Also records that a guess was right, or
-        makes the token service the endpoint's guess if the endpoint has none that works. Does nothing for an offer
-        without a requirement or without a header."""
+        """Caches the requirement of an offer that the endpoint has accepted. If the requirement was made from a guess,
+        resets the count of failures. Otherwise, if the endpoint has no guess, or a guess that has failed too often, the
+        token service of the offer becomes the guess. Does nothing for an offer without a requirement or a header."""
         if offer.requirement is None or offer.authorization is None:
             return
         cached = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
         self._requirements.put((endpoint, scope), cached, sys.getsizeof(scope) + offer.requirement.size_bytes)
         if offer.guess is not None:
             offer.guess.failures, offer.guess.gave_no_token = 0, False
-        elif offer.requirement.service is not None:
+        elif offer.requirement.token_service is not None:
             guess = self._guesses.get(endpoint)
             if guess is None or guess.failures >= MAX_WRONG_GUESSES:
-                self._guesses[endpoint] = TokenServiceGuess(offer.requirement.service)
+                self._guesses[endpoint] = TokenServiceGuess(offer.requirement.token_service)
 
     async def delete_token(self, endpoint: str, scope: str) -> None:
-        """Deletes the cached token for this endpoint and scope, so that the next request needs a new one. Does nothing
-        if none is cached. Raises UpstreamUnavailable if the configured login cannot be read."""
+        """Deletes the cached token for this endpoint and scope, so that the next request needs a new token. Does
+        nothing if no token is cached. Raises UpstreamUnavailable if the configured login cannot be read."""
         key = self._token_key(endpoint, scope, self._login.current())
         if token := await self._tokens.cached(key):
             await self._tokens.delete_refused(key, token)
@@ -292,9 +302,9 @@ class UpstreamAuthorizer:
         return f"{self._name} {endpoint} {scope} {user}"
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
-        """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
-        requirement that would expire later than CHALLENGE_VALID_SECONDS from now is deleted: the clock was set back
-        after it was cached."""
+        """Returns the cached requirement of the endpoint for this scope. Returns None if no requirement is cached, or
+        if the cached one has expired. Deletes a requirement that would expire later than CHALLENGE_VALID_SECONDS from
+        now, because the clock was set back after the requirement was cached."""
         requirement, valid_until = self._requirements.get((endpoint, scope)) or (None, 0.0)
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
             self._requirements.remove((endpoint, scope))
@@ -304,17 +314,17 @@ class UpstreamAuthorizer:
     async def _requirement_from_ping(
         self, endpoint: str, scope: str, login: UpstreamLogin, attempt: EndpointAttempt
     ) -> LoginRequirement | None:
-        """Returns what the endpoint requires according to its response to GET `/v2/`; None if the response contains no
-        challenge that can be fulfilled. Uses a cached response if there is one.
+        """Returns the requirement from the endpoint's response to GET `/v2/`. Returns None if the response contains no
+        challenge that can be fulfilled. Uses a cached result of GET `/v2/` if there is one.
 
-        Some registries answer a request for private content with 404 instead of 401 if the request contains no login.
-        A 404 has no challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
+        If a request for private content contains no login, some registries answer with 404 instead of 401. A 404 has no
+        challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
             attempt.on_send()
             ping = await self._running_pings.run(endpoint, lambda: self._ping(endpoint, login))
             attempt.on_headers(ping.status)
-        return LoginRequirement(ping.requirement.service, scope) if ping.requirement is not None else None
+        return LoginRequirement(ping.requirement.token_service, scope) if ping.requirement is not None else None
 
     async def _ping(self, endpoint: str, login: UpstreamLogin) -> PingResult:
         """Sends GET `/v2/` and caches the result. Raises TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
@@ -340,17 +350,18 @@ class UpstreamAuthorizer:
     def _requirement_of(
         self, response: UpstreamResponse, scope: str, login: UpstreamLogin | None
     ) -> LoginRequirement | None:
-        """Returns what the challenge of a response requires. `scope` is used if the challenge names no scope. Returns
-        None if the response has no challenge that can be fulfilled."""
+        """Returns the requirement in the challenge of a response. If the challenge names no scope, the requirement has
+        `scope`. Returns None if the response has no challenge that can be fulfilled."""
         challenges = parse_challenges(response.headers.get("www-authenticate", ""))
         challenge = choose_challenge(challenges, bool(login and login.username))
         if challenge is None:
             return None
         if challenge.scheme == "basic":
-            return LoginRequirement(service=None, scope=scope)
+            return LoginRequirement(token_service=None, scope=scope)
         parameters = challenge.parameters
         if any(len(value) > MAX_PARAMETER_LENGTH for value in parameters.values()):
             return None
+        # The addresses to which requests to the token service may connect.
         reach = Reach(response.network, self._allowed_hosts)
         return LoginRequirement(
             UpstreamTokenService(parameters["realm"], parameters.get("service", ""), reach),
@@ -361,11 +372,11 @@ class UpstreamAuthorizer:
         self, endpoint: str, key: str, requirement: LoginRequirement, login: UpstreamLogin | None, refused: str | None
     ) -> tuple[str | None, bool]:
         """Returns the value of the `Authorization` header that fulfils the requirement, and whether its token was just
-        issued (True for a password). `key` is the result of `_token_key`. `refused` is a token that the endpoint has
-        refused and that must not be returned; None or "": there is none. Raises Denied, AnonymousRefused,
+        issued (True for a password). `key` is the result of `_token_key`. `refused`: a token that the endpoint has
+        refused, which is not returned again; None or "": there is none. Raises Denied, AnonymousRefused,
         TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
-        if requirement.service is None:
+        if requirement.token_service is None:
             return (login.basic() if login else None), True
-        self._realms.raise_if_refused(requirement.service.realm, endpoint, sends_password=login is not None)
-        token = await self._tokens.obtain(key, requirement.service, requirement.scope, login, refused)
+        self._realms.raise_if_refused(requirement.token_service.realm, endpoint, sends_password=login is not None)
+        token = await self._tokens.obtain(key, requirement.token_service, requirement.scope, login, refused)
         return f"Bearer {token.text}", token.is_new

@@ -131,7 +131,7 @@ class Policy:
             accounts,
             identity_check,
             naming=NamingRules.from_settings(settings),
-            guarded=[upstream.name for upstream in settings.upstream if upstream.needs_named_grant],
+            guarded=[upstream.name for upstream in settings.upstream if upstream.needs_upstream_grant],
             # If there are logins outside the store, a request needs a grant even while the store has no accounts.
             is_closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )

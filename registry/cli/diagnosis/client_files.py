@@ -178,8 +178,8 @@ class TargetRegistry:
         """Returns whether `url` leads to this registry."""
         return _same_host(url, self.address.url) and urlsplit(url).scheme == urlsplit(self.address.url).scheme
 
-    def is_at_other_scheme(self, url: str) -> bool:
-        """Returns whether `url` has the host and port of this registry, but the other scheme."""
+    def differs_only_in_scheme(self, url: str) -> bool:
+        """Returns whether `url` has the host and port of this registry, but another scheme (http or https)."""
         return _same_host(url, self.address.url) and not self.is_at(url)
 
     @property
@@ -192,7 +192,7 @@ class TargetRegistry:
         """Whether a probe has found that the registry requires a login."""
         return self.answer is not None and self.answer.status == 401
 
-    def lines_for(self, name: str) -> str:
+    def content_for(self, name: str) -> str:
         """Returns the content that `entrepot client` prints for the file with the path `name`. If there is no file with
         this path, returns the content of the first file."""
         return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])

@@ -256,7 +256,7 @@ def _inline_finding(
     what = f"registry.mirrors in {config.file} sends pulls of {host.prefix} to {', '.join(endpoints) or 'no mirror'}"
     path = f"{CERTS}/{host.prefix}/hosts.toml"
     step = f"write this to {path}, and set config_path in place of registry.mirrors, {_RESTART}"
-    return problem(CHECK, what, "", step, file=path, lines=target.lines_for(path))
+    return problem(CHECK, what, "", step, file=path, lines=target.content_for(path))
 
 
 def _config_lines(version: int, directory: str = CERTS) -> str:

@@ -27,7 +27,7 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
     or wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`:
     describes this registry."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
-    lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
+    lines = target.content_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
     folder = _folder(files, directories, host.prefix)
     if folder is None:
@@ -148,7 +148,7 @@ def _not_named_finding(
     """Returns the finding for a `hosts.toml` that does not name this registry. `document`: the content of the file.
     `sections`: its tables `[host."URL"]`, by URL."""
     step = f"write this to {file}; no restart is needed"
-    if wrong_url := next((url for url in sections if target.is_at_other_scheme(url)), None):
+    if wrong_url := next((url for url in sections if target.differs_only_in_scheme(url)), None):
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
         why = f"containerd cannot connect to it, and pulls from {host.server}"
     else:

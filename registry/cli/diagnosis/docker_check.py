@@ -1,5 +1,5 @@
-"""Checks whether docker on a machine pulls through this registry. Reads `daemon.json`, and the certificates of
-authorities in `certs.d`. The module `docker_proxies` checks docker's proxies.
+"""Checks whether docker on a machine pulls through this registry. Reads `daemon.json`, and the CA certificates in
+`certs.d`. The module `docker_proxies` checks docker's proxies.
 
 Sources: dockerd(8), "daemon configuration file"; moby, registry/config.go (`ValidateMirror`, `isSecureIndex`); docker
 docs, "Registry as a pull through cache" and "Verify repository client with certificates".
@@ -41,37 +41,37 @@ def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
 
 def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegistry) -> list[Finding]:
     """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
-    lines, step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
+    new_content, next_step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
     if target.default != DOCKER_HUB:
         return [
             problem(
                 CHECK,
-                "this registry does not serve Docker Hub's images under the names that docker asks for",
-                "docker asks a mirror for library/ubuntu, without docker.io",
+                "this registry does not serve Docker Hub's images under names without docker.io",
+                "docker asks a mirror for library/ubuntu, not for docker.io/library/ubuntu",
                 'set default = true for the [[upstream]] "docker.io" in the registry\'s settings',
             )
         ]
     mirrors = (daemon or {}).get(_MIRRORS)
     if daemon is None or not mirrors:
         what = f"there is no {file}" if daemon is None else f"{file} names no mirror"
-        return [problem(CHECK, what, "docker pulls straight from Docker Hub", step, file=file, lines=lines)]
+        why = "docker pulls straight from Docker Hub"
+        return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
     if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
-        why = "docker does not start with it"
-        return [problem(CHECK, f"{_MIRRORS} in {file} is no list of URLs", why, step, file=file, lines=lines)]
+        what, why = f"{_MIRRORS} in {file} is no list of URLs", "docker does not start with this file"
+        return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
     for mirror in mirrors:
         if not _is_valid_mirror(mirror):
+            what = f"{mirror!r} in {file} is not a mirror's address"
             why = "docker refuses a mirror without http:// or https://, or with a path, and does not start"
-            return [
-                problem(CHECK, f"{mirror!r} in {file} is not a mirror's address", why, step, file=file, lines=lines)
-            ]
+            return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
     position = next((number for number, mirror in enumerate(mirrors) if target.is_at(mirror)), None)
     if position is None:
-        if wrong_url := next((mirror for mirror in mirrors if target.is_at_other_scheme(mirror)), None):
+        if wrong_url := next((mirror for mirror in mirrors if target.differs_only_in_scheme(mirror)), None):
             what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
             why = "docker cannot connect to the mirror, says nothing, and pulls from Docker Hub"
         else:
             what, why = f"{file} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
-        return [problem(CHECK, what, why, step, file=file, lines=lines)]
+        return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
     if position:
         what = f"{file} names {mirrors[0]} before this registry"
         why = "docker asks this registry only for what the first mirror does not have"
@@ -99,7 +99,7 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
         return [
             problem(
                 CHECK,
-                f"docker expects TLS of {address.host}, which speaks plain HTTP",
+                f"docker expects TLS from {address.host}, which speaks plain HTTP",
                 f"docker pull {address.host}/NAME says: server gave HTTP response to HTTPS client",
                 f"write this to {file}, {_RESTART}",
                 file=file,
@@ -125,7 +125,8 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
 
 
 def _is_insecure(entries: Any, host: str) -> bool:
-    """Returns whether docker accepts plain HTTP from the host, because of an entry for its name or its network."""
+    """Returns whether docker accepts plain HTTP from `host`. `entries`: the value of `insecure-registries`, in which an
+    entry names a host or a network."""
     if not isinstance(entries, list):
         return False
     host_name = urlsplit(f"//{host}").hostname or ""
@@ -155,10 +156,10 @@ def _misspelt_keys(file: str, daemon: dict[str, Any]) -> list[Finding]:
 
 
 def _merged(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
-    """Returns the whole content that daemon.json should have: its present content with the missing entries, and without
-    useless mirrors (`_is_useless`)."""
+    """Returns the new content of daemon.json: the present content, plus the missing entries, without useless mirrors
+    (`_is_useless`)."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
-    required = json.loads(target.lines_for(_FILES[0]))
+    required = json.loads(target.content_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
         present_entries = (daemon or {}).get(key)
         other_entries = [
@@ -172,15 +173,15 @@ def _merged(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
 
 
 def _is_useless(mirror: Any, target: TargetRegistry) -> bool:
-    """Returns whether the merged file leaves out the entry `mirror`: because docker would refuse the entry, or because
-    it names this registry, whose correct address is added anyway."""
+    """Returns whether `_merged` leaves out the entry `mirror`. This is the case if docker would refuse the entry, or if
+    the entry names this registry, whose correct address `_merged` adds anyway."""
     if not isinstance(mirror, str) or not _is_valid_mirror(mirror):
         return True
-    return target.is_at_other_scheme(mirror) or target.is_at(mirror)
+    return target.differs_only_in_scheme(mirror) or target.is_at(mirror)
 
 
 def _is_valid_mirror(mirror: str) -> bool:
-    """Returns whether docker accepts the mirror."""
+    """Returns whether docker accepts `mirror` as a mirror's address."""
     try:
         parts = urlsplit(mirror)
     except ValueError:

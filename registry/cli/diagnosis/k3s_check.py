@@ -108,7 +108,7 @@ def _host_finding(
         what = f"{file} has no mirror for {host.prefix}, and none for {_EVERY_HOST!r}"
     elif not endpoints:
         what = f"{file} names no endpoint for {name}"
-    elif wrong_url := next((url for url in endpoints if target.is_at_other_scheme(url)), None):
+    elif wrong_url := next((url for url in endpoints if target.differs_only_in_scheme(url)), None):
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
     else:
         what = f"{file} does not name this registry for {name}, but {', '.join(endpoints)}"
@@ -184,4 +184,4 @@ def _needs_plain_http(target: TargetRegistry) -> bool:
 
 
 def _leads_here(url: str, target: TargetRegistry) -> bool:
-    return target.is_at(url) or target.is_at_other_scheme(url)
+    return target.is_at(url) or target.differs_only_in_scheme(url)

@@ -61,7 +61,7 @@ def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
                 f"replace [registries.search] in {old_file} by unqualified-search-registries = [...], and write this "
                 f"to {DROP_IN}",
                 file=DROP_IN,
-                lines=target.lines_for(DROP_IN),
+                lines=target.content_for(DROP_IN),
             )
         ]
     findings: list[Finding] = []
@@ -96,7 +96,7 @@ def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: TargetRegistry) -> list[Finding]:
     """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
-    lines = target.lines_for(DROP_IN)
+    lines = target.content_for(DROP_IN)
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
         what = f"no file of podman has a [[registry]] for {host.prefix}"

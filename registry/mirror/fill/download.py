@@ -27,7 +27,7 @@ from storage.content import Span
 from storage.errors import (
     BlobUnknown,
     Denied,
-    PartialLost,
+    PartialBlobLost,
     RegistryError,
     StorageFailed,
     StorageFull,
@@ -48,7 +48,7 @@ DEMAND_POLL_SECONDS: Final = 0.1
 """Time between two checks whether clients of other processes wait for the blob, while no request is running."""
 
 
-_FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
+_FINAL_ERRORS: Final = (PartialBlobLost, StorageFull, StorageFailed, BlobLengthWrong)
 """Errors after which the download cannot continue, not even from another repository."""
 
 
@@ -125,7 +125,7 @@ class Download:
         self.senders: set[str] = set()
 
     async def run(self) -> None:
-        """Downloads the missing bytes. Raises NoClients. Raises PartialLost if this process is no longer the owner.
+        """Downloads the missing bytes. Raises NoClients. Raises PartialBlobLost if this process is no longer the owner.
         Raises BlobLengthWrong if the upstream did not state the size, and its response ended before the expected size
         or went on after it. The stored bytes are possibly those of an error page, so the caller must delete them.
         Raises StorageFull, StorageFailed, BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests.

@@ -31,7 +31,7 @@ from registry.single_flight import cancel_and_wait, server_stopping_error
 from storage.errors import (
     BlobUnknown,
     DigestInvalid,
-    PartialLost,
+    PartialBlobLost,
     RegistryError,
     StorageFailed,
     UpstreamTimeout,
@@ -167,15 +167,15 @@ class Fill:
         verified and the blob is stored, and returns `size`.
 
         If the fill fails, raises its error. If the partial blob was replaced after the reader had got bytes of it,
-        raises PartialLost. If the blob was stored by another fill, raises StoredByAnotherFill."""
+        raises PartialBlobLost. If the blob was stored by another fill, raises StoredByAnotherFill."""
         with self.demand.waiting(offset):
             while not self.has_ended:
                 partial, change_count = file.partial, self._owner_change_count
                 if partial is not self._partial:  # the file was not replaced, because the reader has got bytes of it
-                    raise PartialLost
+                    raise PartialBlobLost
                 try:
                     end = await partial.wait(offset)
-                except PartialLost:
+                except PartialBlobLost:
                     await self._wait_for_owner(change_count)
                 except DigestInvalid:
                     await self._ended.wait()  # the fill is about to end with its error, which is raised below
@@ -199,7 +199,7 @@ class Fill:
                 await self._run()
                 error = None
             except NoClients:
-                error = early_stop_error = PartialLost(
+                error = early_stop_error = PartialBlobLost(
                     "the download was stopped because no client waited for the blob; try again"
                 )
             except BlobUnknown as unknown:
@@ -272,7 +272,7 @@ class Fill:
             if not is_owner:
                 lost_owners += 1
                 if lost_owners > MAX_LOST_OWNERS:
-                    raise PartialLost
+                    raise PartialBlobLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
                 if not self._must_keep_partial:  # `partial` may have been deleted: claims the one that replaces it
                     partial = await self._claim()
@@ -299,7 +299,7 @@ class Fill:
         response_signal = asyncio.create_task(self._signal_response(partial, partial.missing()))
         try:
             await run_until_change(self.demand, partial.wait(self.size))
-        except PartialLost:
+        except PartialBlobLost:
             return False
         except ClientsChanged:
             return None

@@ -28,7 +28,7 @@ from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import ThreadPool, as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff
-from storage.errors import DigestInvalid, PartialLost, QuotaExceeded, SizeInvalid, StorageFailed, StorageFull
+from storage.errors import DigestInvalid, PartialBlobLost, QuotaExceeded, SizeInvalid, StorageFailed, StorageFull
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
 from storage.partials import ExpiredPartial
@@ -46,8 +46,8 @@ class PartialHandle:
     partial blob share one `ProcessPartial`, which has the open files (`shared`).
 
     Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`, which raises
-    PartialLost if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until the
-    work has ended."""
+    PartialBlobLost if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until
+    the work has ended."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -81,15 +81,15 @@ class PartialHandle:
         return self._shared.missing()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialLost (this handle is not the owner),
+        """Writes `data` at `offset`. For the owner only. Blocks. Raises PartialBlobLost (this handle is not the owner),
         SizeInvalid, StorageFull, StorageFailed."""
         with self._shared.owner_step(self):
             self._shared.write_at(offset, memoryview(data).cast("B"))
 
     async def wait(self, offset: int) -> int:
         """Waits until the byte at `offset` is stored. Returns the offset of the first missing byte after it. If
-        `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises PartialLost (no owner
-        is left to download the byte), DigestInvalid, StorageFailed."""
+        `offset` is equal to `size`, waits until the blob is committed, and returns `size`. Raises PartialBlobLost (no
+        owner is left to download the byte), DigestInvalid, StorageFailed."""
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
@@ -133,7 +133,7 @@ class PartialHandle:
     async def report_failure(self, reason: str) -> None:
         """Tells the other processes that the download by this handle, which is the owner, has failed, and why. Raises
         nothing."""
-        with suppress(StorageFull, StorageFailed, PartialLost), self._shared.owner_step(self):
+        with suppress(StorageFull, StorageFailed, PartialBlobLost), self._shared.owner_step(self):
             await self._store.run(lambda: self._shared.report_failure(reason))
 
     @property
@@ -144,13 +144,13 @@ class PartialHandle:
     async def commit(self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `on_corrupt`: called if
         the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
-        PartialLost, StorageFull, StorageFailed, QuotaExceeded. The commit runs to its end even if this call is
+        PartialBlobLost, StorageFull, StorageFailed, QuotaExceeded. The commit runs to its end even if this call is
         cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
 
     async def discard(self) -> None:
         """Deletes the files of the partial blob. Does nothing if this handle is not the owner."""
-        with suppress(PartialLost), self._shared.owner_step(self):
+        with suppress(PartialBlobLost), self._shared.owner_step(self):
             await self._store.run(lambda: self._shared.end(PartialStatus.DELETED))
 
     def close(self) -> None:
@@ -341,7 +341,7 @@ class FilePartialStore:
         run = self._disk.run
         with shared.owner_step(handle):
             if shared.missing():
-                raise PartialLost("bytes of the partial blob are missing")
+                raise PartialBlobLost("bytes of the partial blob are missing")
             try:
                 actual = await run(shared.finish_digest)
                 if actual != shared.digest:

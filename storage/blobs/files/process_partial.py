@@ -42,7 +42,7 @@ from storage.data_dir.durable_files import sync_directory, write_fully
 from storage.data_dir.locks import is_byte_locked, try_lock_byte, unlock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
-from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
+from storage.errors import DigestInvalid, PartialBlobLost, SizeInvalid, StorageFull
 from storage.names import Digest
 
 
@@ -222,10 +222,10 @@ class ProcessPartial:
     @contextmanager
     def owner_step(self, user: object) -> Iterator[None]:
         """Context manager around a *step*: work that only the owner may do. Until the step has ended, `user` stays the
-        owner and the files stay open. Raises PartialLost if `user` is not the owner."""
+        owner and the files stay open. Raises PartialBlobLost if `user` is not the owner."""
         with self._lock:
             if not self.is_owner(user):
-                raise PartialLost("this process does not own the partial blob any more")
+                raise PartialBlobLost("this process does not own the partial blob any more")
             self._running_steps += 1
             self._users += 1
         try:
@@ -261,7 +261,7 @@ class ProcessPartial:
     def stored_until(self, offset: int) -> int | None:
         """Returns the offset of the first missing byte after `offset`, or `size` if the blob is committed. Returns None
         if the byte at `offset` itself is missing, or if `offset` is equal to `size` and the blob is not committed yet.
-        Raises PartialLost (no owner is left to download the byte), DigestInvalid."""
+        Raises PartialBlobLost (no owner is left to download the byte), DigestInvalid."""
         with self._lock:
             if self._status is PartialStatus.COMMITTED:
                 return self.size
@@ -270,14 +270,14 @@ class ProcessPartial:
             if (end := self._extents.covered_until(offset)) > offset:
                 return end
             if self._has_no_owner or self._status is PartialStatus.DELETED:
-                raise PartialLost()
+                raise PartialBlobLost()
             return None
 
     async def wait(self, offset: int) -> int:
-        """Waits until `stored_until(offset)` returns a number, and returns that number. Raises PartialLost,
+        """Waits until `stored_until(offset)` returns a number, and returns that number. Raises PartialBlobLost,
         DigestInvalid, StorageFailed."""
         if not self.retain():
-            raise PartialLost("this process has closed the partial blob")
+            raise PartialBlobLost("this process has closed the partial blob")
         try:
             self.refresh()
             if (end := self.stored_until(offset)) is not None:

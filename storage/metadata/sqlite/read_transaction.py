@@ -1,12 +1,12 @@
-"""A connection whose lookups share one read transaction per iteration of the event loop (`SharedReadTransaction`).
+"""`SharedReadTransaction`: a connection whose lookups share one read transaction in each iteration of the event loop.
 
-Starting and ending a transaction takes SQLite as long as a lookup in a small store. A loaded server makes several
-lookups per iteration of the event loop, so sharing one transaction saves time.
+In a small store, SQLite needs as much time to start and end a transaction as for one lookup. A loaded server makes
+several lookups in each iteration, so a shared transaction saves time.
 
 The *data version* is a value that every commit to the database changes. A caller reads it before each lookup. If the
 version has changed since the transaction started, the lookup starts a new transaction. So no lookup returns data older
-than the version that its caller has read. The transaction ends with the iteration at the latest, because SQLite cannot
-reuse the space of its write-ahead log while a transaction reads from the log.
+than the version that its caller has read. The transaction ends with the iteration at the latest: while a transaction
+reads from the write-ahead log, SQLite cannot reuse the space of the log.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def test_address_from_the_settings(tmp_path: Path) -> None:
         (["docker", "--url", "https://x/registry"], "--url: 'https://x/registry' must end after the host and port"),
         (["docker", "--url", "http://"], "--url: 'http://' is not an address like"),
         (["podman", "--upstream", "Docker Hub"], "--upstream: 'Docker Hub' is not a name like docker.io"),
-        (["podman", "--upstream", "registry-1.docker.io"], "is called 'docker.io' in names"),
+        (["podman", "--upstream", "registry-1.docker.io"], "is a host of Docker Hub; write 'docker.io'"),
         (["podman", "--config", "two.toml", "--upstream", "quay.io"], "these are: docker.io, ghcr.io"),
     ],
 )

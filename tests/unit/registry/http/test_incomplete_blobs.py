@@ -17,7 +17,7 @@ from registry.log_output import was_logged
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span, digest_of
 from storage.errors import (
     DigestInvalid,
-    PartialLost,
+    PartialBlobLost,
     RegistryError,
     StorageFailed,
     StorageFull,
@@ -215,7 +215,7 @@ async def test_multipart_response_ends_early_when_the_blob_loses_its_file(blob: 
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     answer = await client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=1-1,3-3,5-5,7-7,9-9"})
     assert (answer.status, answer.whole) == (206, False)
-    assert isinstance(answer.cut, PartialLost)
+    assert isinstance(answer.cut, PartialBlobLost)
     assert len(blob.opened_spans) == 3
     assert not blob.open
 
@@ -229,7 +229,7 @@ async def test_a_failed_download_cuts_the_response_off(
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
         await blob.wait_for_reader(200 if "," in str(headers) else 150)
-        error = PartialLost()
+        error = PartialBlobLost()
         await blob.fail(error)
     answer = request_task.result()
     assert answer.cut is error
@@ -242,7 +242,7 @@ async def test_a_failed_download_cuts_the_response_off(
     ("error", "level"),
     [
         (DigestInvalid(), logging.INFO),  # the code that downloads the blob has already logged this error
-        (PartialLost(), logging.WARNING),
+        (PartialBlobLost(), logging.WARNING),
         (UpstreamUnavailable("it broke off"), logging.WARNING),
         (StorageFull(), logging.ERROR),
         (StorageFailed("the file is gone"), logging.ERROR),

@@ -12,7 +12,7 @@ import pytest
 
 from storage.composition import open_registry
 from storage.content import PartialFailures, digest_of
-from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
+from storage.errors import DigestInvalid, PartialBlobLost, SizeInvalid, StorageFull
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.open_files import open_files_below
@@ -22,16 +22,16 @@ from tests.unit.storage.store.conftest import BODY, DIGEST, PIECE_BYTES, SIZE, w
 
 
 async def test_the_next_owner_continues_with_the_existing_bytes(registry: StoredRegistry) -> None:
-    """When the owner closes a partial blob, a reader that waits for a missing byte gets PartialLost. One of the readers
-    can then become the owner, and downloads only the missing bytes."""
+    """When the owner closes a partial blob, a reader that waits for a missing byte gets PartialBlobLost. One of the
+    readers can then become the owner, and downloads only the missing bytes."""
     owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     await asyncio.to_thread(owner.write_at, PIECE_BYTES, BODY[PIECE_BYTES : 2 * PIECE_BYTES])
     wait_task = asyncio.create_task(second.wait(0))
     await asyncio.sleep(0)
     owner.close()
-    with pytest.raises(PartialLost):
+    with pytest.raises(PartialBlobLost):
         await wait_task
-    with pytest.raises(PartialLost):
+    with pytest.raises(PartialBlobLost):
         await asyncio.to_thread(owner.write_at, 0, b"x")
     assert not owner.take_ownership()
     assert await second.wait(PIECE_BYTES) == 2 * PIECE_BYTES, "the stored bytes can be read"
@@ -115,15 +115,15 @@ async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> Non
 
 
 async def test_an_expired_partial_is_claimed_anew(registry: StoredRegistry, data: Path) -> None:
-    """If a partial blob is deleted because it has expired, a reader that still has it open gets PartialLost and cannot
-    become its owner. The next claim starts without bytes."""
+    """If a partial blob is deleted because it has expired, a reader that still has it open gets PartialBlobLost and
+    cannot become its owner. The next claim starts without bytes."""
     first = await registry.partials.claim(DIGEST, SIZE)
     await asyncio.to_thread(first.write_at, 0, BODY[:PIECE_BYTES])
     reader = await registry.partials.claim(DIGEST, SIZE)
     first.close()
     assert await registry.partials.expire(time.time() + 60)
     assert not reader.take_ownership()
-    with pytest.raises(PartialLost):
+    with pytest.raises(PartialBlobLost):
         await reader.wait(PIECE_BYTES)
     new_claim = await registry.partials.claim(DIGEST, SIZE)
     assert new_claim.is_owner

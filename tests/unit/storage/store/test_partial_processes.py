@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import DigestInvalid, PartialLost
+from storage.errors import DigestInvalid, PartialBlobLost
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import UBUNTU, content, digest, partial_peer
@@ -41,8 +41,8 @@ async def test_another_process_follows_this_one(registry: StoredRegistry, data: 
         await asyncio.to_thread(partial.write_at, HALF, BODY[HALF:])
         await partial.commit(UBUNTU)
         assert await other_process.answer() == SIZE
-        assert await other_process.ask("write", 0, 10) == "PartialLost"
-        assert await other_process.ask("commit") == "PartialLost"
+        assert await other_process.ask("write", 0, 10) == "PartialBlobLost"
+        assert await other_process.ask("commit") == "PartialBlobLost"
     partial.close()
 
 
@@ -85,8 +85,8 @@ async def test_followers_in_other_processes_learn_of_corrupt_bytes(registry: Sto
 
 
 async def test_a_follower_takes_over_from_a_killed_owner(registry: StoredRegistry, data: Path) -> None:
-    """When the owner is killed, the waiting processes get PartialLost. One of them becomes the owner and has all bytes
-    that were reported before. It completes the blob, for which the other process waits."""
+    """When the owner is killed, the waiting processes get PartialBlobLost. One of them becomes the owner and has all
+    bytes that were reported before. It completes the blob, for which the other process waits."""
     async with partial_peer(data) as first, partial_peer(data) as second:
         assert await first.ask("claim", SEED, SIZE) is True
         assert await second.ask("claim", SEED, SIZE) is False
@@ -97,10 +97,10 @@ async def test_a_follower_takes_over_from_a_killed_owner(registry: StoredRegistr
         await second.start("wait", 1000)
         assert await partial.wait(0) == 1000
         await first.kill()
-        with pytest.raises(PartialLost):
+        with pytest.raises(PartialBlobLost):
             async with asyncio.timeout(60):
                 await waiting
-        assert await second.answer() == "PartialLost"
+        assert await second.answer() == "PartialBlobLost"
         assert partial.take_ownership()
         assert await second.ask("take_ownership") is False
         assert partial.missing() == [(1000, HALF), (HALF + 1000, SIZE)]
@@ -127,7 +127,7 @@ async def test_other_processes_notice_that_the_owner_has_closed_the_partial(
             await other_process.start("wait", 5)
             closed_at = time.monotonic()
             partial.close()
-            assert await other_process.answer() == "PartialLost"
+            assert await other_process.answer() == "PartialBlobLost"
             seconds.append(time.monotonic() - closed_at)
             assert await other_process.ask("take_ownership") is True
             assert await other_process.ask("close") is None
@@ -145,7 +145,7 @@ async def test_many_owners_one_after_the_other_complete_a_blob(registry: StoredR
             await owner.ask("write", number * part, (number + 1) * part)
             await reader.start("wait", SIZE)
             await owner.kill()
-            assert await reader.answer() == "PartialLost"
+            assert await reader.answer() == "PartialBlobLost"
             await reader.kill()
     partial = await registry.partials.claim(DIGEST, SIZE)
     assert partial.missing() == [(6 * part, SIZE)]

@@ -15,7 +15,7 @@ import pytest
 from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, PartialProgress, decode_progress
 from storage.composition import open_registry
 from storage.content import digest_of
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, QuotaExceeded, StorageFailed
+from storage.errors import BlobUnknown, DigestInvalid, PartialBlobLost, QuotaExceeded, StorageFailed
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.usage import ScopeDefinition
@@ -152,10 +152,10 @@ async def test_a_commit_needs_all_bytes_and_the_owner(registry: StoredRegistry) 
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
     await asyncio.to_thread(owner.write_at, 1, BODY[1:])
     for partial in (owner, reader):
-        with pytest.raises(PartialLost):
+        with pytest.raises(PartialBlobLost):
             await partial.commit(UBUNTU)
     await write_missing(owner)
-    with pytest.raises(PartialLost):
+    with pytest.raises(PartialBlobLost):
         await reader.commit(UBUNTU)
     await owner.commit(UBUNTU)
     owner.close()
@@ -222,7 +222,7 @@ async def test_the_sender_of_corrupt_bytes_is_recorded_before_readers_get_the_er
 
 async def test_close_waits_for_running_writes(registry: StoredRegistry) -> None:
     """If the owner closes a partial blob while threads write, running writes are completed before the next owner can
-    take over. Later writes get PartialLost."""
+    take over. Later writes get PartialBlobLost."""
     partial = await registry.partials.claim(DIGEST, SIZE)
     all_started = threading.Barrier(5)
 
@@ -231,7 +231,7 @@ async def test_close_waits_for_running_writes(registry: StoredRegistry) -> None:
         for done, start in enumerate(range(number * PIECE_BYTES, SIZE, 4 * PIECE_BYTES)):
             try:
                 partial.write_at(start, BODY[start : start + PIECE_BYTES])
-            except PartialLost:
+            except PartialBlobLost:
                 return done
         return done + 1
 
@@ -307,7 +307,7 @@ async def test_a_late_notification_causes_no_error(registry: StoredRegistry) -> 
     owner.close()  # notifies the waiting reader
     waiting.cancel()
     reader.close()
-    with suppress(asyncio.CancelledError, PartialLost):
+    with suppress(asyncio.CancelledError, PartialBlobLost):
         await waiting
     for _ in range(5):
         await asyncio.sleep(0.002)
@@ -316,7 +316,7 @@ async def test_a_late_notification_causes_no_error(registry: StoredRegistry) -> 
 
 async def test_a_blob_beyond_a_quota_leaves_no_files(registry: StoredRegistry, data: Path) -> None:
     """If the complete blob does not fit into a quota, the commit deletes its bytes. A user that waits for the blob gets
-    PartialLost. The next claim begins with no bytes."""
+    PartialBlobLost. The next claim begins with no bytes."""
     await registry.usage.configure([ScopeDefinition("quota docker.io/", ("docker.io/",), max_bytes=SIZE - 1)])
     while await registry.usage.count_batch():
         pass
@@ -325,7 +325,7 @@ async def test_a_blob_beyond_a_quota_leaves_no_files(registry: StoredRegistry, d
     waiting = asyncio.create_task(reader.wait(SIZE))
     with pytest.raises(QuotaExceeded):
         await owner.commit(UBUNTU)
-    with pytest.raises(PartialLost):
+    with pytest.raises(PartialBlobLost):
         async with asyncio.timeout(5):
             await waiting
     assert files_below(data / "partials") == files_below(data / "blobs") == []

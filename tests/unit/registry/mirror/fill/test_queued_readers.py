@@ -17,7 +17,7 @@ from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
 from storage.composition import open_registry
 from storage.content import Actor, Descriptor, Span
-from storage.errors import BlobUnknown, Denied, PartialLost, RegistryError, TooManyOpenFiles, UpstreamUnavailable
+from storage.errors import BlobUnknown, Denied, PartialBlobLost, RegistryError, TooManyOpenFiles, UpstreamUnavailable
 from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName, Tag
 from storage.partials import Partial
@@ -222,7 +222,7 @@ async def test_reader_fails_if_the_stored_blob_is_gone(site: MirrorSite) -> None
                 await worker_2.store.delete_blob(repo, DIGEST, by=Actor(), even_if_referenced=True)
             except BlobUnknown:
                 assert name == "app"  # the repository of the abandoned fill
-        with pytest.raises(PartialLost):
+        with pytest.raises(PartialBlobLost):
             await read_to_end(reader)
 
 
@@ -239,7 +239,7 @@ async def test_reader_of_a_wrong_size_does_not_get_the_stored_blob(site: MirrorS
         await store_from_another_source(other)
         owner.close()
         await wait_until(lambda: not worker.mirror.running_fills)
-        assert await outcome_of(reader) is PartialLost
+        assert await outcome_of(reader) is PartialBlobLost
     assert open_files_below(site.data / "partials") == []
 
 
@@ -324,7 +324,7 @@ async def test_reader_that_is_opened_while_its_fill_looks_for_a_stored_blob(
         await store_from_another_source(other)
         may_mount.set()
         await wait_until(lambda: not worker.mirror.running_fills)
-        assert await outcome_of(reader) == (PartialLost if reads_first else BIG)
+        assert await outcome_of(reader) == (PartialBlobLost if reads_first else BIG)
 
 
 @pytest.mark.parametrize("reads_first", [False, True])
@@ -338,7 +338,7 @@ async def test_reader_does_not_mix_the_bytes_of_two_partials(site: MirrorSite, r
             assert await reader.readable_until(0) == MIB  # reads the progress without a pause
         await owner.discard()
         owner.close()
-        assert await outcome_of(reader) in ([PartialLost] if reads_first else [BIG, PartialLost])
+        assert await outcome_of(reader) in ([PartialBlobLost] if reads_first else [BIG, PartialBlobLost])
 
 
 async def test_reader_that_gets_old_bytes_while_the_partial_is_replaced(
@@ -371,7 +371,7 @@ async def test_reader_that_gets_old_bytes_while_the_partial_is_replaced(
         monkeypatch.setattr(fill._partial, "wait", wait_with_old_bytes)
         assert await reader.readable_until(0) == MIB
         may_claim.set()
-        with pytest.raises(PartialLost):
+        with pytest.raises(PartialBlobLost):
             await read_to_end(reader)
         assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
