@@ -50,7 +50,7 @@ class Pulls(Protocol):
 
     async def mark_recorded(self, now: float) -> None:
         """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. Times without such
-        records are gaps (`storage.recorded_time`). Raises StorageFull, StorageFailed."""
+        records are gaps (`storage.recorded_periods`). Raises StorageFull, StorageFailed."""
         ...
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:

@@ -2,7 +2,7 @@
 tags and the untagged manifests that no rule in the settings keeps, in hosted repositories (those that are not
 mirrored). An *orphan* is a manifest that has no tag, that no index of its repository lists, and whose subject, if it
 names one, is not in the repository. An orphan is *unused* if no client has pushed, tagged or pulled it for long enough
-(`UnusedLimits`).
+(`UnusedSince`).
 
 Retention first judges a tag and then deletes it, and a client may push or pull the tag in between. So each deletion
 checks again, in its own transaction, the facts on which the judgement was based.
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
-from storage.recorded_time import RecordedTime
+from storage.recorded_periods import RecordedPeriods
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_PAGE_ROWS: Final = 500
@@ -99,7 +99,7 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 
 
 @dataclass(frozen=True, slots=True)
-class UnusedLimits:
+class UnusedSince:
     """The conditions for an orphan to count as unused. Times are in seconds since 1970. `pushed`: the orphan has not
     been pushed since this time. `untagged`: it has had no tag since this time. `pulled`: since this time, no client has
     pulled it or a manifest that it lists, and neither it nor a manifest that it lists was imported from another
@@ -162,7 +162,7 @@ class Retention(Protocol):
 
     Only orphans are deleted. So no manifest that an immutable tag needs is deleted."""
 
-    async def recorded_time(self) -> RecordedTime:
+    async def recorded_periods(self) -> RecordedPeriods:
         """Returns the periods in which a server recorded pulls."""
         ...
 
@@ -176,12 +176,12 @@ class Retention(Protocol):
         ...
 
     async def unused_orphans(
-        self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
+        self, repo: RepositoryName, since: UnusedSince, after: Digest | None, lost_tags: LostTags
     ) -> OrphanPage:
-        """Returns the orphans that are unused by these `limits`. Reads at most `MAX_PAGE_ROWS` manifests, so a page may
-        be empty although there are further pages.
+        """Returns the orphans that are unused since the times in `since`. Reads at most `MAX_PAGE_ROWS` manifests, so a
+        page may be empty although there are further pages.
 
-        `lost_tags`: for the first page, an empty object; for each further page, the same object and the same `limits`.
+        `lost_tags`: for the first page, an empty object; for each further page, the same object and the same `since`.
         The call adds to it the entries of the tag history that no earlier call has read."""
         ...
 
@@ -194,7 +194,7 @@ class Retention(Protocol):
         ...
 
     async def delete_unused_orphan(
-        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
+        self, repo: RepositoryName, digest: Digest, since: UnusedSince, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         """Deletes a manifest that `unused_orphans` returned at the time `judged_at`, if it is still an unused orphan.
         Returns the digests of its children and its referrers, which may be orphans now. Returns None if it deleted

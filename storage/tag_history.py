@@ -47,8 +47,8 @@ class TagChange:
 @dataclass(frozen=True, slots=True)
 class TagMove:
     """A tag that was pointed at a manifest. `digest`: the digest that the tag points at now. `previous`: the digest
-    that it pointed at before; None: there was no such tag. `restored`: digests of the manifests that were put back for
-    this, in the order in which they were put back."""
+    that the tag pointed at before; None: there was no such tag. `restored`: digests of the manifests that the call has
+    put back, in this order."""
 
     tag: Tag
     digest: Digest
@@ -57,22 +57,22 @@ class TagMove:
 
 
 def not_restorable(repo: str, digest: str) -> ManifestUnknown:
-    """Returns the error for a manifest that a repository does not have, and that cannot be put back."""
+    """Returns the error for a manifest that is not in the repository and cannot be put back."""
     return ManifestUnknown(
-        f"{repo} has no manifest {digest}, and none that could be put back: a deleted manifest is kept only for the "
-        "grace period of garbage collection (gc.grace)",
+        f"{repo} has no manifest {digest}, and it cannot be put back: a deleted manifest is kept only for the grace "
+        "period of garbage collection (gc.grace)",
         {"digest": digest},
     )
 
 
 class TagHistory(Protocol):
-    """The history of tags, and changes that use it. All methods raise NameUnknown for a repository that never had
-    content; changes also raise StorageFull, StorageFailed. `repo` is the name under which the store has the repository;
-    for a mirrored repository, it begins with the name of the upstream."""
+    """The history of tags, and changes of tags. `repo` is the name of the repository in the store. The name of a
+    mirrored repository begins with the name of the upstream. If the repository never had content, all methods raise
+    NameUnknown. The methods `move` and `delete_tag` also raise StorageFull and StorageFailed."""
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
-        """Returns a page of at most `limit` entries of one tag (None: of all tags), newest first: those that are older
-        than the entry with the id `before` (None: from the newest on)."""
+        """Returns a page of at most `limit` entries of the tag, newest first. `tag`: None means all tags. `before`: the
+        page has only entries that are older than the entry with this id; None: begins with the newest entry."""
         ...
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
@@ -84,8 +84,8 @@ class TagHistory(Protocol):
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. People
-        see times rounded to milliseconds, so changes up to half a millisecond after `at` count too."""
+        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. Changes
+        up to half a millisecond after `at` count: `at` may be the time of a change, rounded to milliseconds."""
         ...
 
     async def move(
@@ -103,20 +103,22 @@ class TagHistory(Protocol):
         tag if there is none.
 
         First puts back deleted manifests: the manifest itself, the manifests that an index lists, and the *referrers*
-        of each of these (manifests with the field `subject`, such as signatures). A deleted referrer stays deleted if
-        some of its content is missing. Usually all this happens in the transaction that changes the tag. If very many
-        manifests are put back, most of them are put back in earlier transactions. An interrupted call can then leave
-        manifests that no tag points at.
+        of these manifests (manifests with the field `subject`, such as signatures). If some content of a referrer is
+        missing, the referrer stays deleted. Usually one transaction puts back the manifests and changes the tag. If
+        there are very many manifests, earlier transactions put back most of them. An interrupted call can then leave
+        manifests that no tag points at. Raises:
 
-        Raises ManifestUnknown (the manifest, or a manifest that it lists, cannot be put back), ManifestBlobUnknown (a
-        blob is missing), ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed
-        (`condition` does not hold for the tag), Denied (the tag is immutable and points at another manifest; with
-        `force`, the call moves the tag anyway, and the audit log records this)."""
+        - ManifestUnknown: the manifest, or a manifest that it lists, cannot be put back.
+        - ManifestBlobUnknown: a blob is missing.
+        - ManifestTooLarge: the manifest lists more manifests than one call can put back.
+        - PreconditionFailed: `condition` does not hold for the tag.
+        - Denied: the tag is immutable and points at another manifest. With `force`, the call moves the tag anyway, and
+          the audit log records the forced move."""
         ...
 
     async def delete_tag(
         self, repo: RepositoryName, tag: Tag, *, by: Actor, is_immutable: IsImmutable, force: bool = False
     ) -> None:
-        """Deletes the tag and keeps its manifest. Raises ManifestUnknown (there is no such tag), Denied (the tag is
-        immutable; with `force`, the call deletes the tag anyway, and the audit log records this)."""
+        """Deletes the tag and keeps its manifest. If there is no such tag, raises ManifestUnknown. If the tag is
+        immutable, raises Denied; with `force`, deletes the tag anyway, and the audit log records the forced delete."""
         ...

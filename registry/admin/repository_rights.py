@@ -2,9 +2,12 @@
 (`registry.auth.rights.guard`). A caller who may not read a repository gets the same error as for a repository that does
 not exist.
 
-Clients push to a *hosted* repository. A *mirrored* one has the content of an upstream registry. A name without a host
-leads to a hosted repository, or to one of the *default upstream*. The *stored name* of the latter begins with the name
-of the upstream."""
+Clients push to a *hosted* repository. A *mirrored* repository has the content of an upstream registry. The *stored
+name* of a repository is its name in the store. The stored name of a mirrored repository begins with the name of the
+upstream.
+
+A name without a host belongs to a hosted repository. If the settings have a *default upstream*, the name belongs to a
+repository of the default upstream until the first push to the name by `/v2`, or the first import."""
 
 from __future__ import annotations
 
@@ -17,34 +20,37 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository that a read of `name` leads to. If the caller may not pull from it,
-    raises NameHidden. Raises Unauthorized instead if the caller is not logged in, or if the caller's account may pull,
-    but the token of the request does not allow it. Does not check whether the repository exists."""
-    upkeep, principal = caller.upkeep, caller.principal
-    names = upkeep.router.naming.candidates(name)
+    """Returns the stored name of the repository from which the registry serves reads of `name`. Does not check whether
+    the repository exists. If the caller may not pull from the repository, raises an error:
+
+    - Unauthorized if the caller is not logged in.
+    - Unauthorized if the caller's account may pull, but the token of the request does not allow pulls.
+    - NameHidden in all other cases."""
+    router, principal = caller.upkeep.router, caller.principal
+    names = router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
-    unknown = NameHidden(f"there is no repository {name}")
+    hidden_error = NameHidden(f"there is no repository {name}")
     if not allowed:
         if principal.is_anonymous or any(principal.account_may(Action.PULL, stored_name) for stored_name in names):
             raise _unauthorized(principal, f"pull from {name}")
-        raise unknown
-    stored_name = await upkeep.router.stored_name(name)
+        raise hidden_error
+    stored_name = await router.stored_name(name)
     if stored_name not in allowed:
-        raise unknown
+        raise hidden_error
     return stored_name
 
 
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the hosted repository, if the caller may push to it and pull from it. The right to
-    pull is needed because the responses to changes, and their errors, show stored content. Does not check whether the
-    repository exists. Raises:
+    """Returns the stored name of the hosted repository, if the caller may push to the repository and pull from it. The
+    right to pull is needed because the responses to changes, and their errors, show stored content. Does not check
+    whether the repository exists. Raises:
 
-    - Denied if the caller may not push, and NameHidden if the caller may not pull. In both cases, it is Unauthorized
-      instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
-      does not allow it.
+    - Unauthorized if the caller is not logged in and lacks one of the two rights.
+    - Unauthorized if the token of the request lacks a right that the caller's account has.
+    - Denied if the account may not push.
+    - NameHidden if the account may push, but not pull.
     - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if the name leads to the default upstream. If there is a default upstream, a name without a host does
-      so until the first push to it by `/v2`, or the first import. From then on, it leads to a hosted repository."""
+    - NameUnknown if the name belongs to a repository of the default upstream."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
@@ -53,9 +59,9 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
 
 
 async def deletable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the hosted repository, if the caller may delete from it and pull from it. Raises the
-    errors of `pushable_repository`, with the right to delete in place of the right to push; Unsupported also if the
-    settings forbid deletes."""
+    """Returns the stored name of the hosted repository, if the caller may delete from the repository and pull from it.
+    Raises the errors of `pushable_repository`, with the right to delete in place of the right to push. If the settings
+    forbid deletes, raises Unsupported."""
     settings = caller.upkeep.settings
     _check_may(caller.principal, Action.DELETE, "delete from", name)
     if settings.read_only or not settings.delete:
@@ -65,8 +71,8 @@ async def deletable_repository(caller: Caller, name: RepositoryName) -> Reposito
 
 
 def check_may_download(caller: Caller) -> None:
-    """Checks that the setting `downloads.allow` lets the caller download images that it may pull. Raises Unsupported or
-    Unauthorized if not."""
+    """Checks that the setting `downloads.allow` lets the caller download images that the caller may pull. While the
+    registry has no accounts (`is_registry_open`), a caller counts as logged in. Raises Unsupported or Unauthorized."""
     allowed = caller.upkeep.settings.downloads.allow
     if allowed == "nobody":
         raise Unsupported("this registry does not offer downloads of images; pull the image")
@@ -75,7 +81,7 @@ def check_may_download(caller: Caller) -> None:
 
 
 def _check_may(principal: Principal, action: Action, action_phrase: str, name: RepositoryName) -> None:
-    """Raises Denied, or Unauthorized, unless the caller may do `action` on the hosted repository `name`."""
+    """If the caller may not do `action` on the hosted repository `name`, raises Denied or Unauthorized."""
     if not principal.may(action, name, name):
         if principal.is_anonymous or principal.account_may(action, name):
             raise _unauthorized(principal, f"{action_phrase} {name}")
@@ -83,7 +89,7 @@ def _check_may(principal: Principal, action: Action, action_phrase: str, name: R
 
 
 def _check_may_pull(principal: Principal, name: RepositoryName) -> None:
-    """Raises NameHidden, or Unauthorized, unless the caller may pull from the hosted repository `name`."""
+    """If the caller may not pull from the hosted repository `name`, raises NameHidden or Unauthorized."""
     try:
         _check_may(principal, Action.PULL, "pull from", name)
     except Denied:
@@ -91,8 +97,7 @@ def _check_may_pull(principal: Principal, name: RepositoryName) -> None:
 
 
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:
-    """Returns the error for a caller without an account, or for a token that does not allow an action that its account
-    may do."""
+    """Returns the error for an anonymous caller, or for a token that lacks a right of its account."""
     if principal.is_anonymous:
         return Unauthorized(f"log in to {action_phrase}")
     return Unauthorized(f"this token has no right to {action_phrase}", reason=INSUFFICIENT_SCOPE)

@@ -256,7 +256,7 @@ class RemoteRegistry:
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
             demand = Demand()  # the download stops when nobody needs the blob
-            demand.enter()  # the import counts as a client
+            demand.add_client()  # the import counts as a client
             download = Download(
                 self._client, self._slots, repo, partial, demand, AvoidedEndpoints(), on_response=lambda: None
             )

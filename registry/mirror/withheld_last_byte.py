@@ -25,19 +25,18 @@ CHUNK_BYTES: Final = 256 * 1024
 
 
 class UnverifiedBlobReader:
-    """Reads the file into which a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a
-    file descriptor of its own, so that the bytes can still be read after the fill has ended. If another fill stores the
-    blob before this reader has got a byte, the reader makes its file descriptor refer to the file of the stored blob
-    (`dup2`)."""
+    """Reads the partial blob, the file into which a fill (the download of one blob) writes. Implements the Protocol
+    `BlobReader`. The reader has a file descriptor of its own, so that it can read the bytes after the fill has ended.
+
+    Two fills of one blob can run at a time. If the other fill stores the blob first, the partial blob of this fill does
+    not get all bytes. If this reader has got no byte yet, it then reads the file of the stored blob instead."""
 
     location: str | None = None
-    """The presigned URL from which a client can download the bytes itself. Always None here, because only a complete
-    blob has such a URL."""
+    """Always None here: only a complete blob has a presigned URL."""
     is_incomplete = True
-    """True if the registry is still downloading the blob. Reading may then have to wait. Always True here, even after
-    the download has ended."""
+    """True: reading may have to wait for the download."""
     data: bytes | None = None
-    """All bytes of `span`, if they are in memory. Always None here."""
+    """Always None here: the bytes are in a file."""
 
     def __init__(
         self,
@@ -46,29 +45,31 @@ class UnverifiedBlobReader:
         pulls: Iterable[ImagePull],
         open_stored: Callable[[], Awaitable[BlobReader | None]],
     ) -> None:
-        """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
-        that contain the blob. While this reader is open, each of them counts as active. `open_stored`: opens the whole
-        blob if it is stored, or returns None.
+        """If the partial blob cannot be opened, raises TooManyOpenFiles or StorageFailed.
 
-        If the fill's file cannot be opened, the constructor raises TooManyOpenFiles or StorageFailed."""
+        - `span`: the offset of the first byte to read, and the offset after the last byte to read.
+        - `pulls`: the pulls of images that contain the blob. Each pull counts as active while this reader is open.
+        - `open_stored`: opens the stored blob, or returns None if the blob is not stored."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill
         self._open_stored = open_stored
         self._reader_file = fill.open_file()
-        fill.demand.enter()
+        fill.demand.add_client()
         self.file: OpenFile | None = self._reader_file.file
         self._is_verified = False
         """Whether the digest of the blob is verified and the blob is stored."""
         self._pulls = list(pulls)
         for pull in self._pulls:
-            pull.enter()
+            pull.add_reader()
 
     async def readable_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` may be sent to a client. Returns the offset of the first byte after it that
-        is missing or withheld, but at most the end of `span`. The blob's last byte may be sent only after the digest is
-        verified. If the fill fails, raises its error: UpstreamUnavailable, DigestInvalid, StorageFull and others. If
-        the bytes of the fill were deleted after this reader had got some of them, raises PartialBlobLost."""
+        """Waits until the byte at `offset` may be sent to a client. Returns the next offset whose byte may
+        not be sent yet, but at most the end of `span`. The blob's last byte may be sent only after the digest is
+        verified.
+
+        - If the fill fails, raises the error of the fill: UpstreamUnavailable, DigestInvalid, StorageFull and others.
+        - If the partial blob was deleted after this reader had got bytes, raises PartialBlobLost."""
         if self._is_verified:
             return self.span[1]
         last_byte = self._fill.size - 1
@@ -82,14 +83,13 @@ class UnverifiedBlobReader:
         return self.span[1]
 
     async def _read_stored_blob(self) -> None:
-        """Replaces the file by that of the stored blob. Raises PartialBlobLost if this reader has got bytes of its
-        file, or if the stored blob has another size, has no file or was deleted. Also raises the errors of opening the
-        blob."""
+        """Replaces the partial blob by the file of the stored blob. Raises PartialBlobLost if this reader has got bytes, or
+        if the stored blob has another size, has no file or was deleted. Also raises the errors of `open_stored`."""
         stored = await self._open_stored()
         if stored is None:
             raise PartialBlobLost
         async with aclosing(stored):
-            if stored.descriptor.size != self._fill.size:  # a manifest states a wrong size, and `span` is based on it
+            if stored.descriptor.size != self._fill.size:  # `span` is based on a wrong size in a manifest
                 raise PartialBlobLost
             if stored.file is None or not await self._reader_file.replace(stored.file):
                 raise PartialBlobLost
@@ -119,7 +119,7 @@ class UnverifiedBlobReader:
         if self.file is None:
             return
         self.file = None
-        self._fill.demand.leave()
+        self._fill.demand.remove_client()
         for pull in self._pulls:
-            pull.leave()
+            pull.remove_reader()
         await self._reader_file.aclose()

@@ -1,6 +1,6 @@
-"""The page *Search*: finds repositories, tags, labels and digests. It lists those of *hosted* repositories, whose
-content clients push to this registry, and those of mirrored repositories separately. A pasted digest or pull command
-leads directly to the page of the image that it names."""
+"""The page *Search*: finds repositories, tags, labels and digests. The page has separate lists for *hosted* content,
+which clients push to this registry, and for mirrored content. A pasted digest or pull command redirects to the page of
+the image."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ KINDS: Final = {
     "digests": translatable("Digests"),
 }
 """The kinds of entries that can be searched for, with the titles of their lists."""
-HITS_OF_EACH_KIND: Final = 8
+FIRST_PAGE_HITS: Final = 8
 """Largest number of entries of each kind on the first page."""
-HITS_OF_ONE_KIND: Final = 25
-"""Largest number of entries on each further page. A further page continues the list of one kind."""
+FURTHER_PAGE_HITS: Final = 25
+"""Largest number of entries on a further page. A further page continues the list of one kind."""
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
@@ -42,10 +42,14 @@ router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An entry of a list. `upstream`: the upstream from which it is mirrored; None: it is hosted. `path`: the path of
-    its page. `text`: its name. `updated`: when the tag was last moved; None: the entry is no tag. `labels`: labels in
-    which a word of the search occurs. `is_blob`: the entry is a blob. A blob has no page of its own, so `path` is that
-    of its repository."""
+    """An entry of a list.
+
+    - `upstream`: the upstream from which the entry is mirrored; None: the entry is hosted.
+    - `path`: the path of the entry's page. A blob has no page of its own, so `path` is the page of its repository.
+    - `text`: the entry's name.
+    - `updated`: when the tag was last moved; None: the entry is no tag.
+    - `labels`: labels in which a word of the search occurs.
+    - `is_blob`: whether the entry is a blob."""
 
     upstream: str | None
     path: str
@@ -58,22 +62,21 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class HitList:
-    """The entries of one kind that were found, as one page shows them. `next_after`: the number of entries to skip for
-    the next page, which is the parameter `after` of its link; None: there is no next page. `is_complete`: False if the
-    search may have missed some entries."""
+    """The entries of one kind that a page shows. `next_offset`: how many entries the next page skips; None: there is no
+    next page. `is_complete`: False if the search may have missed some entries."""
 
     kind: str
     hosted: Sequence[Hit]
     mirrored: Sequence[Hit]
-    next_after: int | None
+    next_offset: int | None
     is_complete: bool
 
 
 @router.get(SEARCH_PATH)
 async def search(request: Request) -> Response:
-    """Shows the entries that match the text `q` of the query and that the visitor may pull. With `kind`, a key of
-    `KINDS`, shows only entries of this kind, and skips the first `after` of them. Raises Unauthorized for an anonymous
-    visitor who may pull nothing, and RequestInvalid."""
+    """Shows the entries that match the text `q` of the query and that the visitor may pull. If the query has `kind`, a
+    key of `KINDS`, shows a further page: only entries of this kind, without the first `after` entries. Raises
+    Unauthorized for an anonymous visitor who may pull nothing, and RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     searches, principal = caller.content_searches, caller.principal
     searches.check_may_search(principal)
@@ -85,11 +88,10 @@ async def search(request: Request) -> Response:
     if text:
         target = None if kind else await searches.target(principal, text)
         searcher = caller.searcher
-        lists = [await _find(searches, searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
-    # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
-    # middle of the text, so only a request for the whole page, as after Enter, leads to another page. With `kind`, the
-    # request is for a further page of results. This page is shown even if it has only one result, because the search
-    # has found other results before it.
+        searched_kinds = [kind] if kind else KINDS
+        lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
+    # While the visitor types, the script htmx requests only the results (`is_partial`). A redirect would interrupt the
+    # visitor. A further page (`kind`) does not redirect: if it has one result, the earlier pages have others.
     may_redirect = not visit_of(request).is_partial and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
@@ -102,18 +104,20 @@ async def search(request: Request) -> Response:
             kind=kind,
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
-            lists=[each for each in lists if each.hosted or each.mirrored],
-            # If true, the page says that some matches may be missing, and that a longer text finds them. That is wrong
-            # for a text that already names an image, a repository or a whole digest.
-            may_lack_matches=target is None and not _is_digest(text) and not all(each.is_complete for each in lists),
+            lists=[hit_list for hit_list in lists if hit_list.hosted or hit_list.mirrored],
+            # If true, the page advises the visitor to enter a longer text. A text that names an image, a repository or
+            # a whole digest need not be longer.
+            may_lack_matches=target is None
+            and not _is_digest(text)
+            and not all(hit_list.is_complete for hit_list in lists),
             is_indexing=await searches.is_indexing(),
             now=datetime.now(UTC),
         )
 
 
 def _offset(after: str | None, kind: str | None) -> int:
-    """Returns how many entries the page skips: the number in `after`. Raises RequestInvalid, also for an unknown
-    kind."""
+    """Returns how many entries the page skips: the number in `after`. Raises RequestInvalid if `after` is no such
+    number, or if `kind` is unknown."""
     if kind is not None and kind not in KINDS:
         raise RequestInvalid("this cannot be searched for")
     if not after:
@@ -123,12 +127,12 @@ def _offset(after: str | None, kind: str | None) -> int:
     return int(after)
 
 
-async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
+async def _find_hits(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
     """Returns a page of the entries of one kind that match `text`. `offset`: the number of entries to skip; 0 for the
     first page."""
-    limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
+    limit = FURTHER_PAGE_HITS if offset else FIRST_PAGE_HITS
 
-    async def found(
+    async def hits_of(
         find: Callable[[Searcher, str, int, int], Awaitable[SearchPage[FoundT]]],
         to_hit: Callable[[ContentSearches, FoundT], Hit],
     ) -> HitList:
@@ -143,17 +147,17 @@ async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: 
         )
 
     if kind == "repositories":
-        return await found(searches.repositories, _repository_hit)
+        return await hits_of(searches.repositories, _repository_hit)
     if kind == "tags":
-        return await found(searches.tags, _tag_hit)
+        return await hits_of(searches.tags, _tag_hit)
     if kind == "labels":
-        return await found(searches.labels, _labels_hit)
-    return await found(searches.digests, _digest_hit)
+        return await hits_of(searches.labels, _labels_hit)
+    return await hits_of(searches.digests, _digest_hit)
 
 
 def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
-    """Returns the path of the image or repository to which the search redirects; None: the search shows its results.
-    The search redirects in three cases:
+    """Returns the path of the image or repository to which the search redirects, or None if the search shows its
+    results. The search redirects in three cases:
 
     - The text names an image with its tag or digest.
     - The text has several words, such as a pull command, and names an image or repository.
@@ -162,7 +166,8 @@ def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitLi
         return _path(target.repository, target.reference)
     if not _is_digest(text):
         return None
-    hits = [hit for each in lists for hit in (*each.hosted, *each.mirrored) if each.kind == "digests"]
+    digest_lists = [hit_list for hit_list in lists if hit_list.kind == "digests"]
+    hits = [hit for hit_list in digest_lists for hit in (*hit_list.hosted, *hit_list.mirrored)]
     return hits[0].path if len(hits) == 1 and not hits[0].is_blob else None
 
 

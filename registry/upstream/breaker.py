@@ -42,7 +42,7 @@ class Breaker:
         return self.is_tripped and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
 
     @property
-    def is_failing(self) -> bool:
+    def is_closed_after_failures(self) -> bool:
         """Whether the last request failed, but too few have failed in a row to open the breaker."""
         return self._failures > 0 and not self.is_tripped
 

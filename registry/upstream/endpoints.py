@@ -22,15 +22,17 @@ The endpoint becomes *suspect* when all of this is true:
 - No request has worked for `WORKED_SECONDS`.
 
 The requests of all repositories then pause. After the pause, failing repositories must not keep the others from being
-served. So a suspect endpoint has three breakers, one for each group of repositories:
+served. So a suspect endpoint has three breakers:
 
-- The failing repositories: the breaker allows one trial at a time.
-- The repositories whose last request worked: the breaker allows several trials at a time, and opens again only when
-  several trials have got no response.
-- The repositories without any request so far: as for those whose last request worked.
+- One for failing repositories. It allows one trial at a time.
+- One for *working* repositories: those whose last request worked.
+- One for all other repositories, such as those without any request so far.
 
-As soon as any request works, the endpoint is no longer suspect. From then on, a repository waits only for its own
-breaker. If the breaker of a failing repository was still closed, it becomes half-open: a trial may be sent immediately.
+The last two breakers allow several trials at a time, and open again only after several trials without a response.
+
+As soon as any request works, the endpoint is no longer suspect. From then on, a failing repository waits only for its
+own breaker. If the own breaker was closed, it becomes half-open: one trial may be sent immediately, and if the trial
+fails, the breaker opens.
 """
 
 from __future__ import annotations
@@ -50,27 +52,26 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_REPOSITORIES: Final = 1024
-"""Largest number of failing repositories, and of working ones, that are remembered for an endpoint. The repositories
-with the oldest requests are forgotten. So clients that request many names cannot make the memory of the process
-grow."""
+"""Largest number of failing repositories, and of working ones, that an endpoint remembers. The repositories with the
+oldest requests are forgotten. So clients that request many names cannot make the memory of the process grow."""
 RECOUNT_SECONDS: Final = 600.0
-"""Within this time, a repository counts at most once as one that has begun to fail. Otherwise a few repositories that
-work and fail alternately would stop the requests of all others every few seconds."""
+"""When a repository begins to fail, it counts towards `REPOSITORIES_TO_SUSPECT`. For this time afterwards, the
+repository does not count again. Otherwise a few repositories that work and fail alternately would stop the requests of
+all others every few seconds."""
 REPOSITORIES_TO_SUSPECT: Final = 3
-"""Number of repositories that must have begun to fail before the endpoint becomes suspect. The endpoint must also have
-failed `FAILURES_TO_OPEN` times in a row."""
+"""Number of repositories that must have begun to fail before the endpoint becomes suspect."""
 WORKED_SECONDS: Final = 5.0
 """For this time after a request has worked, failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
-"""A suspect endpoint has two breakers for repositories that are not failing. Each allows at most this number of trials
-at the same time. The number is more than one, because a trial without a response takes long, and would keep all other
-repositories waiting."""
+"""Largest number of trials that run at the same time, for each of the two breakers of a suspect endpoint for
+repositories that are not failing. With one trial at a time, a trial without a response would keep all these
+repositories waiting for long."""
 
 
 class EndpointAttempt:
     """The requests to one endpoint for one manifest, blob or list, such as a request and its repetition with a token.
-    The sender of the requests calls the methods `on_…` to report what happens. At the end of the attempt, the breakers
-    of the endpoint use the reports."""
+    The sender of the requests calls the methods `on_…`. At the end of the attempt, the endpoint updates its breakers
+    from the attributes that these methods have set."""
 
     timeout_seconds: float | None = None
     """Time limit for all requests of the attempt together; None: no limit."""
@@ -78,8 +79,8 @@ class EndpointAttempt:
     def __init__(
         self, report_working: Callable[[], None], clock: Callable[[], float], observer: MirrorObserver
     ) -> None:
-        """`report_working` is called once, as soon as a response shows that the endpoint works. It closes the breakers,
-        so that other requests need not wait for the end of this attempt. `clock` returns seconds."""
+        """`report_working` closes the breakers. The attempt calls it once, as soon as a response shows that the
+        endpoint works, so that other requests need not wait for the end of the attempt. `clock` returns seconds."""
         self._clock = clock
         self._observer = observer
         self._sent_at = clock()
@@ -117,7 +118,7 @@ class EndpointAttempt:
         self.has_no_connection = True
 
     def on_working(self) -> None:
-        """Called when a response shows that the endpoint works. If an error ends the attempt later, it is no failure of
+        """Called when a response shows that the endpoint works. An error that ends the attempt later is no failure of
         the endpoint."""
         self._awaits_response = self.has_server_error = False
         if not self.is_working:
@@ -136,36 +137,37 @@ class UpstreamEndpoint:
         self.failures = 0
         """Number of failures in a row, of all repositories together."""
         self._failed_at = 0.0
-        """When the last of `failures` was counted."""
+        """When `failures` was last increased."""
         self._connections = Breaker(clock)
         """Stops all requests after connections to the endpoint could not be made."""
-        self._failing: OrderedDict[str, Breaker] = OrderedDict()
-        """The failing repositories, each with its own breaker."""
+        self._own_breakers: OrderedDict[str, Breaker] = OrderedDict()
+        """The breakers of the failing repositories, by the name of the repository."""
         self._working: OrderedDict[str, None] = OrderedDict()
-        """The repositories whose last request worked."""
+        """The working repositories, as an ordered set."""
         self._newly_failing: set[str] = set()
         """The repositories that have begun to fail since the endpoint last worked."""
         self._counted_at: OrderedDict[str, float] = OrderedDict()
         """When each repository was last added to `_newly_failing`."""
         self._worked_at = float("-inf")
-        """When a request worked last."""
+        """When a request last worked."""
         self._suspect: _SuspectBreakers | None = None
-        """The breakers while the endpoint is suspect; otherwise None."""
+        """None while the endpoint is not suspect."""
         self._is_reported_open = False
         """Whether the observer was told that a breaker has opened."""
         self._last_error: tuple[str, float] | None = None
-        """The message of the last error that was counted as a failure, and when it was, in seconds of the clock."""
+        """The message and the time of the last error that was counted as a failure."""
 
     def is_open_for(self, repo: str) -> bool:
         """Returns whether requests for the repository must not be sent to the endpoint now."""
         return any(breaker.is_blocking for breaker in self._breakers_for(repo))
 
     def comes_last_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository should go to the other endpoints first. That is so if there were
-        failures, but too few to open a breaker. A half-open breaker does not make the endpoint go last: in last place,
-        it would get no trial as long as another endpoint works."""
+        """Returns whether requests for the repository should go to the other endpoints first: there were failures, but
+        too few to open a breaker. An endpoint with a half-open breaker does not come last: in last place, the endpoint
+        would get no trial as long as another endpoint works."""
         breakers = self._breakers_for(repo)
-        return any(breaker.is_failing for breaker in breakers) and not any(breaker.is_tripped for breaker in breakers)
+        has_failures = any(breaker.is_closed_after_failures for breaker in breakers)
+        return has_failures and not any(breaker.is_tripped for breaker in breakers)
 
     def retry_in_seconds_for(self, repo: str) -> float:
         """Returns the seconds until requests for the repository may be sent again; 0 or less if they may be sent now,
@@ -194,8 +196,9 @@ class UpstreamEndpoint:
                     else:
                         self._on_repository_failure(repo, started_at, has_server_error=attempt.has_server_error)
                         if attempt.has_server_error and self._connections.is_tripped and self._connections in breakers:
-                            self._connections = Breaker(self._clock)  # the trial has made a connection
+                            self._connections = Breaker(self._clock)  # a server error proves a connection
                     self._count_failure(started_at)
+                    # Failed trials are not reported: a failing repository can have many while other repositories work.
                     if any(b.is_tripped and b not in tripped_before for b in self._breakers_for(repo)):
                         self._report_open()
                 raise
@@ -219,52 +222,58 @@ class UpstreamEndpoint:
         )
 
     def close(self) -> None:
-        """Ends the reports to the observer. If a breaker is open, first reports that it is no longer open. Call this
-        method when the endpoint is no longer used. Idempotent."""
+        """Ends the reports to the observer. If an open breaker was reported, first reports that it is no longer open.
+        Call this method when the endpoint is no longer used. Idempotent."""
         if self._is_reported_open:
             self._observer.on_breaker(opened=False)
         self._observer = UNOBSERVED  # a request that still runs may open or close a breaker
 
     def _tripped_breakers(self) -> list[Breaker]:
-        """Returns the tripped breakers from which `health` computes the wait. If the breaker for connections is
-        tripped, it is the only one. Otherwise, if the endpoint is suspect, it is the one for working repositories.
-        Otherwise, these are the breakers of single repositories."""
+        """Returns the tripped breakers from which `health` computes the wait:
+
+        - If the breaker for connections is tripped: only this breaker.
+        - Otherwise, if the endpoint is suspect: the breaker for working repositories.
+        - Otherwise: the tripped breakers of single repositories."""
         if self._connections.is_tripped:
             return [self._connections]
         if self._suspect is not None:
-            return [self._suspect.working]
-        return [breaker for breaker in self._failing.values() if breaker.is_tripped]
+            return [self._suspect.for_working]
+        return [breaker for breaker in self._own_breakers.values() if breaker.is_tripped]
 
     def _breakers_for(self, repo: str) -> list[Breaker]:
         """Returns the breakers that apply to requests for the repository."""
         breakers = [self._connections]
-        if (own := self._failing.get(repo)) is not None:
+        if (own := self._own_breakers.get(repo)) is not None:
             breakers.append(own)
         if self._suspect is not None:
             if own is not None:
-                breakers.append(self._suspect.failing)
+                breakers.append(self._suspect.for_failing)
             else:
-                breakers.append(self._suspect.working if repo in self._working else self._suspect.unknown)
+                breakers.append(self._suspect.for_working if repo in self._working else self._suspect.for_others)
         return breakers
 
     def _on_success(self, repo: str) -> None:
-        """Closes the breakers after a response for `repo` has shown that the endpoint works. The exceptions are the own
-        breakers of other failing repositories. A tripped one stays as it is. A closed one is removed. But if the
-        endpoint was suspect, a closed one becomes half-open, so that a trial may be sent immediately: possibly the
-        repository failed only because the endpoint did."""
+        """Called after a response for `repo` has shown that the endpoint works. Closes the breaker for connections, the
+        breakers of a suspect endpoint and the own breaker of `repo`. The own breakers of other repositories change in
+        this way:
+
+        - A tripped breaker stays as it is.
+        - If the endpoint was suspect, a closed breaker becomes half-open. Possibly its repository failed only because
+          the endpoint did.
+        - If the endpoint was not suspect, a closed breaker is removed."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
             self._is_reported_open = False
         self.failures, self._worked_at = 0, self._clock()
         self._connections = Breaker(self._clock)
-        self._failing.pop(repo, None)
+        self._own_breakers.pop(repo, None)
         if self._suspect is not None:
-            for breaker in self._failing.values():
+            for breaker in self._own_breakers.values():
                 if not breaker.is_tripped:
                     breaker.make_half_open()
-        for name in [name for name, breaker in self._failing.items() if not breaker.is_tripped]:
-            del self._failing[name]
+        for name in [name for name, breaker in self._own_breakers.items() if not breaker.is_tripped]:
+            del self._own_breakers[name]
         self._suspect = None
         self._newly_failing.clear()
         _remember(self._working, repo, None)
@@ -274,16 +283,16 @@ class UpstreamEndpoint:
         responded with a status of 501 or more; False: it did not respond."""
         was_working = repo in self._working
         self._working.pop(repo, None)
-        own = self._failing.get(repo)
+        own = self._own_breakers.get(repo)
         if own is None:
             own = Breaker(self._clock)
             self._note_newly_failing(repo)
             if self._suspect is not None and not has_server_error:
-                (self._suspect.working if was_working else self._suspect.unknown).on_failure(started_at)
+                (self._suspect.for_working if was_working else self._suspect.for_others).on_failure(started_at)
         elif self._suspect is not None:
-            self._suspect.failing.on_failure(started_at)
+            self._suspect.for_failing.on_failure(started_at)
         own.on_failure(started_at)
-        _remember(self._failing, repo, own)
+        _remember(self._own_breakers, repo, own)
 
     def _note_newly_failing(self, repo: str) -> None:
         """Adds the repository to `_newly_failing`, unless it was added within the last `RECOUNT_SECONDS`."""
@@ -294,9 +303,10 @@ class UpstreamEndpoint:
             _remember(self._counted_at, repo, now)
 
     def _count_failure(self, started_at: float) -> None:
-        """Counts a failure of an attempt that started at `started_at`. If that makes the endpoint suspect, opens the
+        """Counts a failure of an attempt that started at `started_at`. If the endpoint becomes suspect, opens the
         breakers for all repositories."""
-        # As in `Breaker`, concurrent failures count as one. `_failed_at` is later than now if the clock was set back.
+        # As in `Breaker`, concurrent failures count as one. If the clock was set back, `_failed_at` may be later than
+        # now; the current time then takes its place.
         if not self.failures or started_at >= min(self._failed_at, self._clock()):
             self.failures += 1
             self._failed_at = self._clock()
@@ -306,8 +316,7 @@ class UpstreamEndpoint:
             self._suspect = self._suspect or _SuspectBreakers(self._clock)
 
     def _report_open(self) -> None:
-        """Reports that a breaker has opened, unless that was reported already since the endpoint last worked. It is not
-        called after failed trials, because a failing repository can have many of them while the others work."""
+        """Reports that a breaker has opened, unless an open breaker was reported since the endpoint last worked."""
         if not self._is_reported_open:
             self._is_reported_open = True
             self._observer.on_breaker(opened=True)
@@ -320,14 +329,13 @@ class UpstreamEndpoint:
 
 
 class _SuspectBreakers:
-    """The breakers of a suspect endpoint, which are open at first. `failing`: for failing repositories. `working`: for
-    those whose last request worked. `unknown`: for those without any request so far."""
+    """The breakers of a suspect endpoint for failing, working and all other repositories. All are open at first."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.failing = Breaker(clock)
-        self.working = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
-        self.unknown = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
-        for breaker in (self.failing, self.working, self.unknown):
+        self.for_failing = Breaker(clock)
+        self.for_working = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
+        self.for_others = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
+        for breaker in (self.for_failing, self.for_working, self.for_others):
             breaker.open()
 
 
@@ -363,11 +371,14 @@ class UpstreamEndpoints:
     def in_order(
         self, repo: str, avoid: Collection[str] = (), untrusted: Collection[str] = ()
     ) -> list[UpstreamEndpoint]:
-        """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
-        Leaves out those whose breaker is open for the repository (`is_open_for`). `avoid`: URLs of endpoints that come
-        after the others. `untrusted`: URLs of endpoints whose responses the caller does not accept; they come last, so
-        that an attempt reaches them only if all others fail. In each of these three groups, endpoints with recent
-        failures (`comes_last_for`) come last. Otherwise keeps the order of the settings."""
+        """Returns the endpoints to which requests for a repository may be sent (`is_open_for` is false), in the order
+        in which to try them. Sorts by these criteria, the most important first:
+
+        - Endpoints whose URL is in `untrusted` come last. The caller does not accept their responses, so an attempt
+          reaches them only if all others fail.
+        - Endpoints whose URL is in `avoid` come last.
+        - Endpoints with a few failures (`comes_last_for`) come last.
+        - Endpoints are in the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(
             usable,
@@ -375,8 +386,8 @@ class UpstreamEndpoints:
         )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns a list with one error that stands for all endpoints whose breaker is open for the repository; an
-        empty list if there is no such endpoint. `usable`: the other endpoints, as `in_order` returns them."""
+        """Returns one error for all endpoints that are not in `usable`, the result of `in_order`: their breakers are
+        open for the repository. If all endpoints are usable, returns an empty list."""
         waits = [endpoint.retry_in_seconds_for(repo) for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

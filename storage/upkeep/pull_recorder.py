@@ -7,7 +7,7 @@ Storing the pulls is a commit, and a commit empties the response caches of all p
 pulls at the same times, the multiples of `STORE_SECONDS`. Then the caches are emptied only once in `STORE_SECONDS`.
 
 The recorder also records that it runs, because retention counts only the time in which pulls were recorded
-(`storage.recorded_time`).
+(`storage.recorded_periods`).
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ class ImagePull:
         self._last_request = clock()
         """Time of the last request that belongs to the pull."""
 
-    def enter(self) -> None:
+    def add_reader(self) -> None:
         """Records that a reader of one of the image's blobs was opened."""
         self._readers += 1
 
-    def leave(self) -> None:
+    def remove_reader(self) -> None:
         """Records that a reader of one of the image's blobs was closed."""
         self._readers -= 1
         self._last_request = self._clock()
@@ -91,22 +91,22 @@ class Demand:
         """Whether a client has requested the blob, and all clients have left."""
         return self.requested.is_set() and not self.has_clients
 
-    def enter(self) -> None:
+    def add_client(self) -> None:
         """Records that a client of this process has requested the blob, or that a reader was opened."""
         self._set_clients(self._clients + 1, self._has_clients_elsewhere)
 
-    def leave(self) -> None:
+    def remove_client(self) -> None:
         """Records that a request for the blob has ended, or that a reader was closed."""
         self._set_clients(self._clients - 1, self._has_clients_elsewhere)
 
     @contextmanager
     def client(self) -> Iterator[None]:
         """Registers a client of this process inside the `with` block."""
-        self.enter()
+        self.add_client()
         try:
             yield
         finally:
-            self.leave()
+            self.remove_client()
 
     def set_clients_elsewhere(self, has_clients: bool) -> None:
         """Records whether clients of other processes wait for the blob."""

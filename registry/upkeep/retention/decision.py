@@ -9,8 +9,8 @@ from typing import Final
 
 from registry.config import RetentionRule, format_duration
 from storage.human_text import date_text
-from storage.recorded_time import ALWAYS_RECORDED, RecordedTime
-from storage.retention import TagFacts, TagPosition, UnusedLimits
+from storage.recorded_periods import ALWAYS_RECORDED, RecordedPeriods
+from storage.retention import TagFacts, TagPosition, UnusedSince
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
 """An untagged manifest is kept for at least this time after its last push or pull. A client pushes the manifests of an
@@ -45,7 +45,7 @@ def decide(
     - `is_protected`: the tag is immutable, so it is never deleted.
     - `pulls_since`: a pull at or after this time keeps the tag. Usually this is `now` minus `rule.keep_pulled_within`.
       It is earlier if there were times when no server ran, because these do not count
-      (`RecordedTime.start_of_window`). None: a server ran all the time."""
+      (`RecordedPeriods.start_of_window`). None: a server ran all the time."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
@@ -86,14 +86,14 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
     return None
 
 
-def untagged_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
-    """Returns the limits by which the rule deletes untagged manifests at the time `now`: those that have had no push,
-    no tag and no pull since the times in the limits. None: the rule deletes no untagged manifests. `recorded`: the time
-    in which a server recorded pulls. Only this time counts for pulls, because nobody can pull while no server runs."""
+def unused_since(rule: RetentionRule, now: float, recorded: RecordedPeriods = ALWAYS_RECORDED) -> UnusedSince | None:
+    """Returns the times for a deletion of untagged manifests at the time `now`: the rule deletes those that have had no
+    push, no tag and no pull since these times. None: the rule deletes no untagged manifests. `recorded`: the periods in
+    which a server recorded pulls. Only these periods count for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after
-    return UnusedLimits(
+    return UnusedSince(
         pushed=now - max(unused_seconds, MIN_UNTAGGED_SECONDS),
         untagged=now - unused_seconds,
         pulled=recorded.start_of_window(max(unused_seconds, rule.keep_pulled_within, MIN_UNTAGGED_SECONDS), now),

@@ -97,7 +97,7 @@ class RetentionJudge:
         # The position of the oldest of the newest `keep_last` tags; None if there are fewer tags.
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
         # `keep_pulled_within` counts only time in which a server recorded pulls: nobody can pull while no server runs.
-        recorded = await self._retention.recorded_time()
+        recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)
         while tags := await self._retention.tags(repo, after, limit):

@@ -12,36 +12,39 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from registry.upkeep.retention.decision import untagged_limits
+from registry.upkeep.retention.decision import unused_since
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Page
 from storage.errors import NameUnknown
 from storage.human_text import date_text
 from storage.names import Digest, RepositoryName, Tag
-from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, UnusedLimits
+from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, UnusedSince
 
 MAX_JUDGED_TAGS: Final = 5000
 """Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`, and for the totals
-of one repository (`RetentionPreview.totals`). Judging 5,000 tags takes about half a second. The same number limits a
-second kind of work for these totals: how many manifests are read to find the orphans."""
+of one repository (`RetentionPreview.totals`). Judging 5,000 tags takes about half a second."""
+MAX_READ_MANIFESTS: Final = 5000
+"""Approximate largest number of manifests that are read to find the orphans for the totals of one repository."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
-"""Approximate largest number of manifests that the totals of one repository count as deleted. A manifest counts, too,
-if only deleted indexes list it. Counting 20,000 takes about a second."""
+"""Approximate largest number of manifests that the totals of one repository count as deleted. These include the
+children of deleted indexes. Counting 20,000 takes about a second."""
 MAX_PREVIEWS: Final = 2
 """How many previews a process makes at a time."""
 _PREVIEWS: Final = Limits(
     max_running=MAX_PREVIEWS, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""The limits on previews that visitors request. While a preview reads a page from the metadata database, other long
-lookups in the database wait."""
+"""The limits on previews that visitors request. While a preview reads from the metadata database, other long lookups in
+the database wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewLine:
-    """The decision on one tag, or on one untagged manifest if `tag` is None: keep or delete. `rule`: the number
-    of the rule that decides. `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since
-    1970. `pulled` is None if there was no pull, or for an untagged manifest, because its last pull is not known."""
+    """The decision on one tag: keep or delete. If `tag` is None, the decision on one untagged manifest.
+
+    - `rule`: the number of the rule that decides.
+    - `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since 1970. `pulled` is None
+      for an untagged manifest, and for a tag without a pull."""
 
     repository: RepositoryName
     tag: Tag | None
@@ -55,10 +58,13 @@ class PreviewLine:
 
 @dataclass(slots=True)
 class PreviewSummary:
-    """The totals of a preview. `bytes_freed`: the bytes that garbage collection frees after the rules have deleted all
-    these tags and manifests. `bytes_left`: the bytes that the images of deleted tags still occupy after that, because
-    their rule has no `delete_untagged_after`. Each blob is counted once. `warnings`: patterns that apply to no
-    repository. `complete`: False if the numbers are only those of the first tags and manifests."""
+    """The totals of a preview. In the numbers of bytes, each blob is counted once.
+
+    - `bytes_freed`: the bytes that garbage collection frees after the rules have deleted the tags and manifests.
+    - `bytes_left`: the bytes that the images of deleted tags still occupy after this garbage collection. If a rule has
+      no `delete_untagged_after`, it deletes tags, but no manifests.
+    - `warnings`: patterns that apply to no repository.
+    - `complete`: False if the numbers are only those of the first tags and manifests."""
 
     repositories: int = 0
     tags_kept: int = 0
@@ -71,8 +77,8 @@ class PreviewSummary:
 
 
 class RepositoryPreview(NamedTuple):
-    """How many tags of a repository its rule would keep and delete. `is_complete`: False if only the
-    first tags were judged."""
+    """How many tags of a repository its rule would keep and delete. `is_complete`: False if only the first tags were
+    judged."""
 
     repository: RepositoryName
     rule: NumberedRule
@@ -87,17 +93,22 @@ OnLine = Callable[[PreviewLine], None]
 
 @dataclass(slots=True)
 class _Findings:
-    """What one preview has found so far, and its limits. `on_line`: called with each line; None: no lines are needed.
-    `max_judged`: the approximate largest number of tags that are judged, and of manifests that are read to find the
-    orphans. `freed`: the manifests that would be deleted. `only_untagged`: the manifests that would only lose their
-    tags. `max_manifests`: the largest number of manifests in each of the two sets."""
+    """What one preview has found so far, and its limits.
+
+    - `on_line`: called with each line; None: no lines are needed.
+    - `max_judged`: the approximate largest number of tags that are judged.
+    - `max_read`: the approximate largest number of manifests that are read to find the orphans.
+    - `max_counted`: the largest number of manifests in each of the two sets `deleted` and `kept_untagged`.
+    - `deleted`: the manifests that the rules would delete.
+    - `kept_untagged`: the manifests that would lose their tags, but that no rule would delete."""
 
     on_line: OnLine | None
     max_judged: float = math.inf
-    max_manifests: float = math.inf
+    max_read: float = math.inf
+    max_counted: float = math.inf
     summary: PreviewSummary = field(default_factory=PreviewSummary)
-    freed: set[ManifestKey] = field(default_factory=set)
-    only_untagged: set[ManifestKey] = field(default_factory=set)
+    deleted: set[ManifestKey] = field(default_factory=set)
+    kept_untagged: set[ManifestKey] = field(default_factory=set)
 
 
 class RetentionPreview:
@@ -125,10 +136,10 @@ class RetentionPreview:
         return await self._with_sizes(findings)
 
     async def totals(self, repo: RepositoryName) -> PreviewSummary:
-        """Returns the totals of a preview of one repository. Judges at most about `MAX_JUDGED_TAGS` of its tags, and
-        stops at the other limits of this module; the result is then not `complete`. Raises NameUnknown if no rule
+        """Returns the totals of a preview of one repository. If `MAX_JUDGED_TAGS`, `MAX_READ_MANIFESTS` or
+        `MAX_COUNTED_MANIFESTS` ends the preview early, the result is not `complete`. Raises NameUnknown if no rule
         applies to the repository."""
-        findings = _Findings(None, MAX_JUDGED_TAGS, MAX_COUNTED_MANIFESTS)
+        findings = _Findings(None, MAX_JUDGED_TAGS, MAX_READ_MANIFESTS, MAX_COUNTED_MANIFESTS)
         await self._preview(repo, self.rule_of(repo), findings)
         return await self._with_sizes(findings)
 
@@ -140,8 +151,8 @@ class RetentionPreview:
         return rule
 
     async def page(self, repo: RepositoryName, after: str | None, limit: int) -> list[PreviewLine]:
-        """Returns the lines for at most `limit` tags of the repository, in the order of their names: the tags after the
-        name `after`. Raises NameUnknown if no rule applies to the repository."""
+        """Returns the lines for at most `limit` tags of the repository that sort after `after`, in the order of their
+        names. Raises NameUnknown if no rule applies to the repository."""
         rule = self.rule_of(repo)
         async with aclosing(self.judge.tags(repo, rule.settings, self._clock(), after, limit)) as pages:
             async for page in pages:
@@ -149,9 +160,9 @@ class RetentionPreview:
         return []
 
     async def repositories(self, after: str | None, limit: int) -> Page[RepositoryPreview]:
-        """Returns how many tags the rules would keep and delete in each of at most `limit` repositories: those to which
-        a rule applies and that sort after `after`. Judges at most `MAX_JUDGED_TAGS` tags of a repository, and ends the
-        page when that many tags were judged in its repositories together."""
+        """Returns how many tags the rules would keep and delete in each repository: at most `limit` repositories that
+        sort after `after` and to which a rule applies. For each repository, judges about `MAX_JUDGED_TAGS` tags at
+        most. When the total of judged tags has reached `MAX_JUDGED_TAGS`, the page ends."""
         now, judged_tags, previews = self._clock(), 0, list[RepositoryPreview]()
         async with aclosing(self.judge.repositories(after)) as repositories:
             async for repo, rule in repositories:
@@ -181,7 +192,7 @@ class RetentionPreview:
         summary.repositories += 1
         judged_tags = 0
         deleted_tags: set[Tag] = set()
-        roots: list[ManifestKey] = []  # the manifests of the tags that the rule deletes
+        manifests_of_deleted_tags: list[ManifestKey] = []
         async with aclosing(self.judge.tags(repo, rule.settings, now)) as pages:
             async for page in pages:
                 if judged_tags >= findings.max_judged:
@@ -193,64 +204,64 @@ class RetentionPreview:
                         on_line(_tag_line(repo, rule, JudgedTag(tag, decision)))
                     if not decision.is_kept:
                         deleted_tags.add(tag.name)
-                        roots.append(tag.manifest)
-        summary.tags_deleted += len(roots)
-        summary.tags_kept += judged_tags - len(roots)
-        limits = untagged_limits(rule.settings, now, await self._retention.recorded_time())
-        if limits is not None:
-            await self._preview_untagged(repo, rule, limits, findings)
-        # Without limits, the rule deletes no untagged manifest, so the manifests only lose their tags.
-        orphans = findings.only_untagged if limits is None else findings.freed
-        for start in range(0, len(roots), MAX_PAGE_ROWS):
-            await self._add_orphans(repo, roots[start : start + MAX_PAGE_ROWS], deleted_tags, orphans, findings)
+                        manifests_of_deleted_tags.append(tag.manifest)
+        summary.tags_deleted += len(deleted_tags)
+        summary.tags_kept += judged_tags - len(deleted_tags)
+        since = unused_since(rule.settings, now, await self._retention.recorded_periods())
+        if since is not None:
+            await self._preview_untagged(repo, rule, since, findings)
+        # If `since` is None, the rule deletes no untagged manifests.
+        orphans = findings.kept_untagged if since is None else findings.deleted
+        for start in range(0, len(manifests_of_deleted_tags), MAX_PAGE_ROWS):
+            manifests = manifests_of_deleted_tags[start : start + MAX_PAGE_ROWS]
+            await self._add_orphans(repo, manifests, deleted_tags, orphans, findings)
 
     async def _preview_untagged(
-        self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
+        self, repo: RepositoryName, rule: NumberedRule, since: UnusedSince, findings: _Findings
     ) -> None:
-        """Previews which orphans of a repository the rule would delete: those that have had no push, tag or pull since
-        the times in `limits`."""
-        count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call
-        # reads only what is newer than what the last call has read.
-        lost_tags = LostTags()
+        """Previews the orphans that the rule would delete: the orphans of the repository that have had no push, tag or
+        pull since the times in `since`."""
+        count_before, read_manifests, on_line = len(findings.deleted), 0, findings.on_line
+        lost_tags = LostTags()  # `Retention.unused_orphans` adds entries of the tag history that it has not read before
         after: Digest | None = None
         while True:
-            page = await self._retention.unused_orphans(repo, limits, after, lost_tags)
+            page = await self._retention.unused_orphans(repo, since, after, lost_tags)
             read_manifests += MAX_PAGE_ROWS
             if on_line is not None:
-                for manifest in page.items:
-                    reason = f"no tag, pushed {date_text(manifest.pushed)}"
-                    on_line(PreviewLine(repo, None, manifest.digest, False, reason, rule.number, manifest.pushed, None))
-            await self._add_orphans(repo, [manifest.manifest for manifest in page.items], (), findings.freed, findings)
+                for orphan in page.items:
+                    reason = f"no tag, pushed {date_text(orphan.pushed)}"
+                    on_line(PreviewLine(repo, None, orphan.digest, False, reason, rule.number, orphan.pushed, None))
+            await self._add_orphans(repo, [orphan.manifest for orphan in page.items], (), findings.deleted, findings)
             if page.next_after is None:
                 break
-            if read_manifests >= findings.max_judged:
+            if read_manifests >= findings.max_read:
                 findings.summary.complete = False
                 break
             after = page.next_after
-        findings.summary.manifests_deleted += len(findings.freed) - count_before
+        findings.summary.manifests_deleted += len(findings.deleted) - count_before
 
     async def _add_orphans(
         self,
         repo: RepositoryName,
-        roots: Sequence[ManifestKey],
+        manifests: Sequence[ManifestKey],
         removed_tags: Collection[Tag],
         orphans: set[ManifestKey],
         findings: _Findings,
     ) -> None:
-        """Adds to `orphans` those of the `roots` that would be orphans without `removed_tags`, and the manifests that
-        would then be orphans as well (see `Retention.add_orphans`). Stops at the limit of the preview."""
-        if roots and len(orphans) < findings.max_manifests:
-            await self._retention.add_orphans(repo, roots, removed_tags, orphans, findings.max_manifests)
-            if len(orphans) >= findings.max_manifests:
+        """Adds to `orphans` the `manifests` that become orphans when `removed_tags` are deleted. Also adds the children
+        and referrers that become orphans when these manifests are deleted (`Retention.add_orphans`). Stops when
+        `orphans` has `max_counted` manifests."""
+        if manifests and len(orphans) < findings.max_counted:
+            await self._retention.add_orphans(repo, manifests, removed_tags, orphans, findings.max_counted)
+            if len(orphans) >= findings.max_counted:
                 findings.summary.complete = False
 
     async def _with_sizes(self, findings: _Findings) -> PreviewSummary:
         """Returns the totals of the preview, with the numbers of bytes."""
-        summary, freed, only_untagged = findings.summary, findings.freed, findings.only_untagged
-        summary.bytes_freed = await self._retention.freed_bytes(freed)
-        if only_untagged:
-            summary.bytes_left = await self._retention.freed_bytes(freed | only_untagged) - summary.bytes_freed
+        summary, deleted, kept_untagged = findings.summary, findings.deleted, findings.kept_untagged
+        summary.bytes_freed = await self._retention.freed_bytes(deleted)
+        if kept_untagged:
+            summary.bytes_left = await self._retention.freed_bytes(deleted | kept_untagged) - summary.bytes_freed
         return summary
 
 

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, untagged_limits
+from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, unused_since
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from storage.human_text import date_text
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName
-from storage.retention import MAX_ORPHANS, RETENTION_ACTOR, LostTags, Orphan, Retention, UnusedLimits
+from storage.retention import MAX_ORPHANS, RETENTION_ACTOR, LostTags, Orphan, Retention, UnusedSince
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "retention"
@@ -83,12 +83,12 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # `limits` are times: a manifest is deleted only if it has had no tag since `limits.untagged`. The clock is read
+        # A manifest is deleted only if it has had no tag since the time `since.untagged`. The clock is read
         # again, because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests
         # immediately would keep the manifests of these tags until its next run.
-        limits = untagged_limits(rule.settings, self._clock(), await self._retention.recorded_time())
-        if limits is not None:
-            counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
+        since = unused_since(rule.settings, self._clock(), await self._retention.recorded_periods())
+        if since is not None:
+            counts["manifests_deleted"] += await self._delete_untagged(context, repo, since)
 
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
@@ -112,7 +112,7 @@ class RetentionWork:
             )
         return sum(outcomes)
 
-    async def _delete_untagged(self, context: JobContext, repo: RepositoryName, limits: UnusedLimits) -> int:
+    async def _delete_untagged(self, context: JobContext, repo: RepositoryName, since: UnusedSince) -> int:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
@@ -122,9 +122,9 @@ class RetentionWork:
         after: Digest | None = None
         while True:
             judged_at = self._clock()
-            page = await self._retention.unused_orphans(repo, limits, after, lost_tags)
+            page = await self._retention.unused_orphans(repo, since, after, lost_tags)
             for manifest in page.items:
-                deleted += await self._delete_with_dependents(context, repo, manifest, limits, judged_at)
+                deleted += await self._delete_with_dependents(context, repo, manifest, since, judged_at)
                 await context.report()
             if page.next_after is None:
                 return deleted
@@ -136,14 +136,14 @@ class RetentionWork:
         context: JobContext,
         repo: RepositoryName,
         manifest: Orphan,
-        limits: UnusedLimits,
+        since: UnusedSince,
         judged_at: float,
     ) -> int:
         """Deletes an orphan, and then those of its children and referrers that have become orphans. Does not delete
         orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
         manifests. The next run of the job finds the manifests that are left, even if this run is interrupted after the
         first deletion."""
-        dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, limits, judged_at, ACTOR)
+        dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, since, judged_at, ACTOR)
         if dependents is None:
             return 0
         self._on_deleted("manifest", 1)

@@ -1,8 +1,8 @@
 """Opens and reads files that the kernel has cached, without ever waiting for the disk.
 
-Such a call takes one or two microseconds, so it can run on the event loop. If a call would have to wait for the disk,
-it returns None. The caller then opens or reads the file in a thread, which takes fifty times as long. See openat2(2),
-RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
+A call takes one or two microseconds, so the event loop can make the call itself. If a call would have to wait for the
+disk, the call returns None. The caller then opens or reads the file in a thread, which takes fifty times as long. See
+openat2(2), RESOLVE_CACHED (Linux 5.12), and preadv2(2), RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import sys
 from collections.abc import Callable
 
 _SYS_OPENAT2 = 437
-"""Number of the system call openat2 on every architecture except Alpha. There the call fails with ENOSYS."""
+"""Number of the system call openat2 on x86-64, ARM64 and most other architectures."""
 _RESOLVE_CACHED = 0x20
 """Flag of openat2: fail with EAGAIN instead of waiting for the disk."""
 _UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""Errors of a kernel without openat2, of a kernel whose openat2 lacks the flag, and of a sandbox that forbids
-openat2."""
+"""The errors, in this order: the kernel has no openat2, its openat2 lacks the flag, or a sandbox forbids openat2."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -74,8 +73,8 @@ def _load_syscall() -> Callable[..., int] | None:
 
 
 def read_cached(fd: int, offset: int, length: int) -> bytes | None:
-    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all of them, if the
-    file has fewer bytes, or on a system other than Linux. Raises OSError."""
+    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all these bytes, if
+    the file ends before the last of these bytes, or on a system other than Linux. Raises OSError."""
     if sys.platform != "linux":
         return None
     buffer = bytearray(length)
@@ -85,5 +84,5 @@ def read_cached(fd: int, offset: int, length: int) -> bytes | None:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
             return None
         raise
-    # The kernel stops at the first page that it has not cached. Then `count` is less than `length`.
+    # The kernel stops at the first page that is not cached, so `count` may be less than `length`.
     return bytes(buffer) if count == length else None

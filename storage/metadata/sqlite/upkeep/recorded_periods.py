@@ -1,5 +1,5 @@
-"""Stores the periods in which a server recorded pulls (`storage.recorded_time`) in the metadata database. Times are in
-seconds since 1970.
+"""Stores the periods in which a server recorded pulls (`storage.recorded_periods`) in the metadata database. Times are
+in seconds since 1970.
 
 Retention rules can keep tags that were pulled within a given time, such as 30 days. The gaps between the periods do not
 count towards this time, because nobody can pull while no server runs.
@@ -12,13 +12,13 @@ from typing import Any, Final
 import apsw
 
 from storage.future_times import CLOCK_MARGIN_SECONDS
-from storage.recorded_time import MAX_SILENT_SECONDS, RecordedTime
+from storage.recorded_periods import MAX_SILENT_SECONDS, RecordedPeriods
 
 MAX_PERIODS: Final = 2000
 """Largest number of periods that are kept. With one gap each night, they cover five years."""
 _MIN_STEP_SECONDS: Final = 60.0
-"""A period is extended only if it grows by at least this. All processes of a server extend it at the same times, and
-only the first one needs to write."""
+"""A process extends the last period only if it ended at least this long ago. All processes of a server do so at about
+the same times, so only the first process writes."""
 _LAST: Final = "SELECT start, until FROM recorded_period ORDER BY start DESC LIMIT 1"
 _DELETE_OLDEST: Final = """
 DELETE FROM recorded_period WHERE start < (SELECT start FROM recorded_period ORDER BY start DESC LIMIT 1 OFFSET ?)"""
@@ -39,7 +39,7 @@ def mark_recorded(db: apsw.Connection, now: float) -> None:
         db.execute("UPDATE recorded_period SET until = ? WHERE start = ?", (now, last[0]))
 
 
-def recorded_time(db: apsw.Connection) -> RecordedTime:
+def read_periods(db: apsw.Connection) -> RecordedPeriods:
     """Returns the stored periods, oldest first."""
     rows: list[Any] = db.execute("SELECT start, until FROM recorded_period ORDER BY start").fetchall()
-    return RecordedTime(rows)
+    return RecordedPeriods(rows)

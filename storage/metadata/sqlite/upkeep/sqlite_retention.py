@@ -25,7 +25,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import recorded_periods, unused_manifests
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
-from storage.recorded_time import RecordedTime
+from storage.recorded_periods import RecordedPeriods
 from storage.retention import (
     MAX_ORPHANS,
     MAX_PAGE_ROWS,
@@ -37,7 +37,7 @@ from storage.retention import (
     OrphanPage,
     TagFacts,
     TagPosition,
-    UnusedLimits,
+    UnusedSince,
 )
 from storage.tag_rules import IsImmutable, nothing_immutable
 
@@ -103,8 +103,8 @@ class SqliteRetention:
         self._scans = scans
         self._clock = clock
 
-    async def recorded_time(self) -> RecordedTime:
-        return await self._scans.run(recorded_periods.recorded_time)
+    async def recorded_periods(self) -> RecordedPeriods:
+        return await self._scans.run(recorded_periods.read_periods)
 
     async def nth_newest(self, repo: RepositoryName, n: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
@@ -146,7 +146,7 @@ class SqliteRetention:
         return await self._scans.run(read)
 
     async def unused_orphans(
-        self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
+        self, repo: RepositoryName, since: UnusedSince, after: Digest | None, lost_tags: LostTags
     ) -> OrphanPage:
         def read(db: apsw.Connection) -> OrphanPage:
             repository = _repository_id(db, repo)
@@ -155,15 +155,15 @@ class SqliteRetention:
             unused = [
                 Orphan(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
-                if pushed <= limits.pushed
-                # Pulls before `recorded_since` may not be recorded. If `recorded_since` is later than `limits.pulled`,
+                if pushed <= since.pushed
+                # Pulls before `recorded_since` may not be recorded. If `recorded_since` is later than `since.pulled`,
                 # a manifest that was pushed before `recorded_since` may have been pulled between the two. It stays.
-                and not pushed < recorded_since > limits.pulled
+                and not pushed < recorded_since > since.pulled
                 and not unused_manifests.is_used(db, manifest)
-                and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
+                and not unused_manifests.last_pull(db, manifest).is_after(since.pulled)
             ]
             if unused:  # reads the tag history only if there is something to delete
-                unused_manifests.add_digests_that_lost_a_tag(db, repository, limits.untagged, lost_tags)
+                unused_manifests.add_digests_that_lost_a_tag(db, repository, since.untagged, lost_tags)
                 unused = [manifest for manifest in unused if manifest.digest not in lost_tags.manifest_digests]
             return OrphanPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
@@ -192,7 +192,7 @@ class SqliteRetention:
         return await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
     async def delete_unused_orphan(
-        self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
+        self, repo: RepositoryName, digest: Digest, since: UnusedSince, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:
             repository = _repository_id(db, repo)
@@ -200,7 +200,7 @@ class SqliteRetention:
             if (
                 row is None
                 or unused_manifests.is_used(db, row[0])
-                or _is_used_after(db, row[0], row[1], limits.pushed, limits.pulled)
+                or _is_used_after(db, row[0], row[1], since.pushed, since.pulled)
             ):
                 return None
             # A manifest that has lost a tag after it was judged has not been without a tag for long enough.

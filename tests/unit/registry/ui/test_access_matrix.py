@@ -45,7 +45,7 @@ SAME_TAG = "same"
 """A tag that each repository has. It points at the same image in all of them."""
 SHARED_LABEL = "everywhere"
 """A label that the image of each repository has."""
-HITS_OF_EACH_KIND = 8
+FIRST_PAGE_HITS = 8
 """The number of results of each kind on a search page. If there are more, the page has a link to them."""
 
 
@@ -157,7 +157,7 @@ async def check_search_page(visitor: Visitor, content: Content) -> None:
         visitor.expect_names(f"the search for {kind}", await found_on_pages(visitor, kind, query))
     results = await visitor.get("/ui/search?q=app")
     visitor.expect(
-        "the link to more", ">Show more" in results.text, len(visitor.sees) > HITS_OF_EACH_KIND, len(REPOSITORIES)
+        "the link to more", ">Show more" in results.text, len(visitor.sees) > FIRST_PAGE_HITS, len(REPOSITORIES)
     )
 
 

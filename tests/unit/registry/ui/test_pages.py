@@ -18,7 +18,7 @@ from registry.auth.password.hashing import hash_password
 from registry.ui.image_page import STEPS_ON_A_PAGE
 from registry.ui.pages import MAX_RENDERED_PAGES
 from registry.ui.repository_list import PAGE_SIZE
-from registry.ui.search_page import HITS_OF_EACH_KIND
+from registry.ui.search_page import FIRST_PAGE_HITS
 from storage.access import AccountKind, AccountName
 from storage.metadata.sqlite.search import search_scope
 from storage.names import RepositoryName
@@ -307,7 +307,7 @@ async def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hostile = "<script>alert(1)</script>"
         index = await add_described(server.store, "team/app", "v1", hostile)
         await add_cached(server.store, "docker.io/corp/app", "v2")
-        for number in range(HITS_OF_EACH_KIND + 1):
+        for number in range(FIRST_PAGE_HITS + 1):
             await add_cached(server.store, f"secret/app{number}", "v3", of="secret")
         await server.store.search_indexer.run()
         await add_grant(server.app.accounts, "user:alice", "team/**", "pull")
@@ -358,7 +358,7 @@ async def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert next_link is not None
         second = (await browser.get(next_link[1].replace("&amp;", "&"))).text
         names = {path for path in result_paths(first) + result_paths(second) if ":" not in path}
-        assert names == {f"/ui/repositories/secret/app{number}" for number in range(HITS_OF_EACH_KIND + 1)}
+        assert names == {f"/ui/repositories/secret/app{number}" for number in range(FIRST_PAGE_HITS + 1)}
 
 
 def result_paths(page: str) -> list[str]:

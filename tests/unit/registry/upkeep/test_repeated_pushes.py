@@ -13,7 +13,7 @@ from registry.upkeep.retention.judgement import RetentionJudge
 from registry.upkeep.retention.retention_work import KIND, RetentionWork
 from storage.content import Manifest
 from storage.names import RepositoryName, Tag
-from storage.retention import LostTags, UnusedLimits
+from storage.retention import LostTags, UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import run_in_command
 from tests.fakes.registry_content import BY, index_of, push_image
@@ -83,6 +83,6 @@ async def test_a_push_of_a_stored_manifest_is_its_last_push(
         clock.now += seconds
         await store.put_manifest(repo, image, [Tag("tag")], by=BY, sparse=is_mirrored)
         await store.delete_tag(repo, Tag("tag"), by=BY)
-        limits = UnusedLimits(pushed=clock(), untagged=clock(), pulled=clock())
+        limits = UnusedSince(pushed=clock(), untagged=clock(), pulled=clock())
         [manifest] = (await store.retention.unused_orphans(repo, limits, None, LostTags())).items
         assert manifest.pushed == (start if is_mirrored else pushed)

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.config import RetentionRule
-from registry.upkeep.retention.decision import Decision, decide, untagged_limits
+from registry.upkeep.retention.decision import Decision, decide, unused_since
 from storage.content import digest_of
 from storage.names import Tag
-from storage.recorded_time import RecordedTime
-from storage.retention import TagFacts, TagPosition, UnusedLimits
+from storage.recorded_periods import RecordedPeriods
+from storage.retention import TagFacts, TagPosition, UnusedSince
 from tests.fakes.upkeep_store import DAY, START
 
 NOW = START + 100 * DAY
@@ -144,14 +144,12 @@ def test_limits_for_untagged_manifests() -> None:
     """By default, untagged manifests are not deleted. With `delete_untagged_after`, they are deleted when they have
     been untagged and not pulled for this time, but not within an hour of their push or pull. A pull within
     `keep_pulled_within` keeps them as well."""
-    assert untagged_limits(rule(keep_last=1), NOW) is None
-    assert untagged_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(
-        NOW - 3600, NOW, NOW - 3600
-    )
+    assert unused_since(rule(keep_last=1), NOW) is None
+    assert unused_since(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedSince(NOW - 3600, NOW, NOW - 3600)
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
-    assert untagged_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
+    assert unused_since(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedSince(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")
-    assert untagged_limits(pulled, NOW) == UnusedLimits(week, week, fortnight)
+    assert unused_since(pulled, NOW) == UnusedSince(week, week, fortnight)
 
 
 def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
@@ -181,8 +179,8 @@ def test_the_time_in_which_no_server_ran_does_not_count_for_pulls() -> None:
 def test_the_time_in_which_no_server_ran_does_not_count_for_untagged_manifests() -> None:
     """An untagged manifest stays until pulls were recorded for `delete_untagged_after`, or `keep_pulled_within` if that
     is longer, without one of this manifest."""
-    off_for_20_days = RecordedTime([(0.0, NOW - 21 * DAY), (NOW - DAY, NOW)])
-    limits = untagged_limits(rule(delete_untagged_after="7d", keep_pulled_within="2d"), NOW, off_for_20_days)
-    assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 27 * DAY)
-    limits = untagged_limits(rule(delete_untagged_after="7d", keep_pulled_within="14d"), NOW, off_for_20_days)
-    assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 34 * DAY)
+    off_for_20_days = RecordedPeriods([(0.0, NOW - 21 * DAY), (NOW - DAY, NOW)])
+    since = unused_since(rule(delete_untagged_after="7d", keep_pulled_within="2d"), NOW, off_for_20_days)
+    assert since == UnusedSince(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 27 * DAY)
+    since = unused_since(rule(delete_untagged_after="7d", keep_pulled_within="14d"), NOW, off_for_20_days)
+    assert since == UnusedSince(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 34 * DAY)

@@ -16,7 +16,7 @@ from storage.errors import ManifestUnknown, NameUnknown
 from storage.jobs import Job, JobState, JobStopped
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts, UnusedLimits
+from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts, UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_job
@@ -267,7 +267,7 @@ async def test_a_killed_deletion_of_an_index_is_completed(store: StoredRegistry,
     await store.put_manifest(APP, index, by=BY)
     clock.pass_days(2)
     await store.retention.delete_unused_orphan(
-        APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), ACTOR
+        APP, index.digest, UnusedSince(clock(), clock(), clock()), clock(), ACTOR
     )
     result = await RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
     assert result["manifests_deleted"] == 2
@@ -396,7 +396,7 @@ async def test_totals_count_a_limited_number_of_manifests(
     monkeypatch.undo()
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 4)
     assert await totals() == (5, True)
-    monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
+    monkeypatch.setattr(preview, "MAX_READ_MANIFESTS", 3)
     manifests_deleted, is_complete = await totals()
     assert manifests_deleted <= 4
     assert not is_complete

@@ -250,4 +250,4 @@ def test_number_of_remembered_repositories_is_limited() -> None:
     traffic.default = "503"
     for number in range(2 * MAX_REPOSITORIES):
         traffic.request(f"bad{number}")
-    assert len(traffic.endpoint._failing) <= MAX_REPOSITORIES
+    assert len(traffic.endpoint._own_breakers) <= MAX_REPOSITORIES

@@ -30,7 +30,7 @@ from storage.outbox import (
     NewEvent,
     WebhookBacklog,
 )
-from storage.retention import UnusedLimits
+from storage.retention import UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags
 from storage.upkeep.tag_changes import TagChanges
@@ -138,7 +138,7 @@ async def test_events_of_deletes_by_retention(store: StoredRegistry, clock: Cloc
     clock.pass_days(1)
     assert await store.retention.delete_tag(APP, tag_facts, BY)
     now = clock.now
-    assert await store.retention.delete_unused_orphan(APP, first, UnusedLimits(now, now, now), now, BY) is not None
+    assert await store.retention.delete_unused_orphan(APP, first, UnusedSince(now, now, now), now, BY) is not None
     assert (await recorded_events(store))[1:] == [("retention", "v1", first, None), ("retention", None, first, None)]
 
 

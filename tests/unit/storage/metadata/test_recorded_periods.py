@@ -13,7 +13,7 @@ import pytest
 from storage.composition import prepare_data_dir
 from storage.data_dir.system import boot_id
 from storage.metadata.sqlite.upkeep import recorded_periods
-from storage.recorded_time import RecordedTime
+from storage.recorded_periods import RecordedPeriods
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes import written_data_dir as previous_release
 from tests.fakes.upkeep_store import DAY, START, Clock, clocked_store
@@ -33,7 +33,7 @@ async def test_a_running_server_extends_one_period(store: StoredRegistry, clock:
     await mark_every_five_minutes(store, clock, HOUR)
     clock.now += 50 * MINUTE
     await store.pulls.mark_recorded(clock())
-    assert await store.retention.recorded_time() == RecordedTime([(START, clock())])
+    assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
 async def test_a_silence_of_more_than_an_hour_is_a_gap(store: StoredRegistry, clock: Clock) -> None:
@@ -43,8 +43,8 @@ async def test_a_silence_of_more_than_an_hour_is_a_gap(store: StoredRegistry, cl
     stopped = clock()
     clock.pass_days(20)
     await store.pulls.mark_recorded(clock())
-    recorded = await store.retention.recorded_time()
-    assert recorded == RecordedTime([(START, stopped), (clock(), clock())])
+    recorded = await store.retention.recorded_periods()
+    assert recorded == RecordedPeriods([(START, stopped), (clock(), clock())])
     assert recorded.start_of_window(HOUR / 2, clock()) == stopped - HOUR / 2
 
 
@@ -55,7 +55,7 @@ async def test_periods_in_the_future_are_corrected(store: StoredRegistry, clock:
     await store.pulls.mark_recorded(clock())
     clock.now = START + 10 * MINUTE
     await store.pulls.mark_recorded(clock())
-    assert await store.retention.recorded_time() == RecordedTime([(START, clock())])
+    assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
 async def test_a_period_that_ends_in_the_future_is_cut(store: StoredRegistry, clock: Clock) -> None:
@@ -64,7 +64,7 @@ async def test_a_period_that_ends_in_the_future_is_cut(store: StoredRegistry, cl
     await mark_every_five_minutes(store, clock, HOUR)
     clock.now = START + 10 * MINUTE
     await store.pulls.mark_recorded(clock())
-    assert await store.retention.recorded_time() == RecordedTime([(START, clock())])
+    assert await store.retention.recorded_periods() == RecordedPeriods([(START, clock())])
 
 
 async def test_the_number_of_periods_is_limited(
@@ -76,12 +76,12 @@ async def test_the_number_of_periods_is_limited(
         clock.pass_days(1)
         await store.pulls.mark_recorded(clock())
     times = [START + day * DAY for day in (3, 4, 5)]
-    assert await store.retention.recorded_time() == RecordedTime([(at, at) for at in times])
+    assert await store.retention.recorded_periods() == RecordedPeriods([(at, at) for at in times])
 
 
 async def test_a_store_without_content_has_no_period(store: StoredRegistry) -> None:
     """Nothing is known about a new store, so all time counts as recorded."""
-    assert await store.retention.recorded_time() == RecordedTime([])
+    assert await store.retention.recorded_periods() == RecordedPeriods([])
 
 
 async def test_an_earlier_version_was_on_until_its_last_known_change(tmp_path: Path) -> None:
@@ -100,6 +100,6 @@ async def test_an_earlier_version_was_on_until_its_last_known_change(tmp_path: P
         db.execute("DROP TABLE recorded_period; PRAGMA user_version = 14")
     clock = Clock(time.time())
     async with clocked_store(data, clock) as store:
-        recorded = await store.retention.recorded_time()
-        assert recorded == RecordedTime([(0.0, previous_release.NOW + 5 * DAY)])
+        recorded = await store.retention.recorded_periods()
+        assert recorded == RecordedPeriods([(0.0, previous_release.NOW + 5 * DAY)])
         assert recorded.start_of_window(DAY, clock()) == previous_release.NOW + 4 * DAY

@@ -17,7 +17,7 @@ from storage.data_dir.system import System, boot_id
 from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.upkeep import sqlite_retention
 from storage.names import Digest, Reference, RepositoryName, Tag
-from storage.retention import LostTags, TagFacts, TagPosition, UnusedLimits
+from storage.retention import LostTags, TagFacts, TagPosition, UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import nothing_immutable
 from tests.fakes import written_data_dir as previous_release
@@ -51,7 +51,7 @@ async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
 
 async def unused_orphans(store: StoredRegistry, since: float) -> list[Digest]:
     """Returns the orphans that have not been pushed, tagged or pulled since this time."""
-    page = await store.retention.unused_orphans(APP, UnusedLimits(since, since, since), None, LostTags())
+    page = await store.retention.unused_orphans(APP, UnusedSince(since, since, since), None, LostTags())
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -181,7 +181,7 @@ async def test_orphans_are_listed_in_pages(store: StoredRegistry, monkeypatch: p
     listed: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.unused_orphans(APP, UnusedLimits(START, START, START), after, lost_tags)
+        page = await store.retention.unused_orphans(APP, UnusedSince(START, START, START), after, lost_tags)
         listed += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
@@ -194,16 +194,16 @@ async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry,
     """Listing the orphans reads each entry of the tag history only once."""
     first, second = [(await push_image(store, APP, name, name)).digest for name in ("first", "second")]
     clock.pass_days(1)
-    limits = UnusedLimits(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
+    unused_since = UnusedSince(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
     lost_tags = LostTags()
     await store.delete_tag(APP, Tag("first"), by=BY)
-    assert (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items == []
+    assert (await store.retention.unused_orphans(APP, unused_since, None, lost_tags)).items == []
     assert lost_tags.manifest_digests == {first}
     # If the history entry of the first deleted tag were read again, the digest would come back. Then `first` would not
     # be listed.
     lost_tags.manifest_digests.clear()
     await store.delete_tag(APP, Tag("second"), by=BY)
-    listed = (await store.retention.unused_orphans(APP, limits, None, lost_tags)).items
+    listed = (await store.retention.unused_orphans(APP, unused_since, None, lost_tags)).items
     assert [manifest.digest for manifest in listed] == [first]
     assert lost_tags.manifest_digests == {second}
 
@@ -219,7 +219,7 @@ async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegi
     signature = await push_image(store, APP, "signature", subject=index.digest)
     clock.pass_days(1)
     dependents = await store.retention.delete_unused_orphan(
-        APP, index.digest, UnusedLimits(clock(), clock(), clock()), clock(), RETENTION
+        APP, index.digest, UnusedSince(clock(), clock(), clock()), clock(), RETENTION
     )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
@@ -235,8 +235,8 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
     """A manifest that is tagged, listed or pulled after the decision to delete it stays."""
     image = await push_image(store, APP, "a")
     clock.pass_days(2)
-    judged_at, limits = clock(), UnusedLimits(*[clock() - DAY] * 3)
-    assert await unused_orphans(store, limits.untagged) == [image.digest]
+    judged_at, unused_since = clock(), UnusedSince(*[clock() - DAY] * 3)
+    assert await unused_orphans(store, unused_since.untagged) == [image.digest]
     clock.now += 1
     match change:
         case "tagged":
@@ -248,7 +248,7 @@ async def test_a_manifest_in_use_stays(store: StoredRegistry, clock: Clock, chan
         case "untagged again":
             await store.put_manifest(APP, image, [Tag("tag")], by=BY)
             await store.delete_tag(APP, Tag("tag"), by=BY)
-    assert await store.retention.delete_unused_orphan(APP, image.digest, limits, judged_at, RETENTION) is None
+    assert await store.retention.delete_unused_orphan(APP, image.digest, unused_since, judged_at, RETENTION) is None
     assert await has_manifest(store, image.digest)
 
 
@@ -263,9 +263,9 @@ async def test_manifests_are_deleted_on_a_full_disk(
     async with open_registry(tmp_path / "full", clock=clock, system=disk) as store:
         image = await push_image(store, APP, "a")
         clock.pass_days(1)
-        limits = UnusedLimits(clock(), clock(), clock())
+        unused_since = UnusedSince(clock(), clock(), clock())
         disk.is_full = True
-        assert await store.retention.delete_unused_orphan(APP, image.digest, limits, clock(), RETENTION) == []
+        assert await store.retention.delete_unused_orphan(APP, image.digest, unused_since, clock(), RETENTION) == []
         assert not await has_manifest(store, image.digest)
         with pytest.raises(ManifestUnknown, match="put back"):
             await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
@@ -324,8 +324,8 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         clock.pass_days(10)
         since = clock() - 5 * DAY
         assert {new.digest, untagged.digest} <= set(await unused_orphans(store, since))
-        limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
-        page = await store.retention.unused_orphans(APP, limits, None, LostTags())
+        unused_since = UnusedSince(pushed=since, untagged=since, pulled=started - DAY)
+        page = await store.retention.unused_orphans(APP, unused_since, None, LostTags())
         listed = {manifest.digest for manifest in page.items}
         assert old_tag.digest not in listed
         assert old_tag.digest in await unused_orphans(store, since)

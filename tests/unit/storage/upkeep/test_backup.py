@@ -21,7 +21,7 @@ from storage.jobs import JSON, JobRunning, JobState
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import MIN_EVENT_GAP, SqliteSnapshots
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import LIST_READER, EventAction, EventReader
-from storage.retention import LostTags, UnusedLimits
+from storage.retention import LostTags, UnusedSince
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, hash_file, make_backup
 from storage.upkeep.backup.backup_directory import BackupDirectory
@@ -112,7 +112,7 @@ async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_
         [tag] = await restored.retention.tags(REPO, None)
         assert tag.unrecorded_until == 4e9
         for pulled, expected in ((4e9 - 1, []), (4e9 + 1, [untagged.digest])):
-            page = await restored.retention.unused_orphans(REPO, UnusedLimits(4e9, 4e9, pulled), None, LostTags())
+            page = await restored.retention.unused_orphans(REPO, UnusedSince(4e9, 4e9, pulled), None, LostTags())
             assert [manifest.digest for manifest in page.items] == expected
         await push_image(restored, REPO, "two", "v2")
         assert [tag.unrecorded_until for tag in await restored.retention.tags(REPO, None)] == [4e9, None]

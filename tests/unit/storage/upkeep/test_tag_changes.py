@@ -268,7 +268,7 @@ async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes:
     await store.collector.collect()
     assert (await history(store))[1].availability is Availability.GONE
     for _ in range(2):
-        with pytest.raises(ManifestUnknown, match=r"none that could be put back.*gc\.grace"):
+        with pytest.raises(ManifestUnknown, match=r"it cannot be put back.*gc\.grace"):
             await changes.restore(APP, V1, by=ALICE)
     assert await all_tags(store, APP) == []
 

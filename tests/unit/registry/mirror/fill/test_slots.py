@@ -202,14 +202,14 @@ async def test_a_cancelled_wait_for_a_slot_leaves_nothing(worker: Worker, change
     tasks_before = asyncio.all_tasks()
     for steps in range(30):
         demand = Demand()
-        demand.enter()
+        demand.add_client()
         async with AsyncExitStack() as others:
             for _ in range(CONNECTIONS - is_free):
                 await worker.take_slot(others)
             filling = asyncio.create_task(hold_slot(worker, demand))
             for change in range(changes):
                 await asyncio.sleep(0)
-                demand.leave() if change % 2 == 0 else demand.enter()
+                demand.remove_client() if change % 2 == 0 else demand.add_client()
             for step in range(steps):
                 await asyncio.sleep(0.0005 if step % 10 == 0 else 0)
             await cancel_and_wait([filling])

@@ -1,5 +1,5 @@
-"""The time in which a server recorded pulls (`RecordedTime`). Retention keeps what was pulled within some time. While
-no server runs, nobody can pull, so only the time in which a server ran counts."""
+"""The periods in which a server recorded pulls (`RecordedPeriods`). Retention keeps what was pulled within some time.
+While no server runs, nobody can pull, so only the time in which a server ran counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ it could not store pulls, or the clock has jumped ahead."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedTime:
+class RecordedPeriods:
     """The periods in which a server recorded pulls, oldest first. Each is given by its begin and its end, in seconds
     since 1970. The times between two periods are *gaps*. The time before the first period is a gap, too: no server ran
     on the store yet. Without any period, nothing is known, and all time counts as recorded."""
@@ -35,5 +35,5 @@ class RecordedTime:
         return 0.0 if past_periods else now - seconds
 
 
-ALWAYS_RECORDED: Final = RecordedTime()
+ALWAYS_RECORDED: Final = RecordedPeriods()
 """Without gaps."""
