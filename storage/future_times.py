@@ -1,5 +1,6 @@
-"""Recognizes stored times that are in the future (`is_future`), and corrects those of files (`past_write_time`). Such a
-time is wrong: it was stored while the clock of the machine was ahead, and the clock has been set back since then.
+"""Recognizes stored times that are in the future (`is_future`), and corrects those of files (`corrected_write_time`).
+Such a time is wrong: it was stored while the clock of the machine was ahead, and the clock has been set back since
+then.
 
 Code that compares a stored time with the present time must not wait until the clock has reached a time in the future,
 because that can take years.
@@ -24,7 +25,7 @@ def is_future(stored_time: float, now: float) -> bool:
     return stored_time > now + CLOCK_MARGIN_SECONDS
 
 
-def past_write_time(path: str | os.PathLike[str], status: os.stat_result) -> float:
+def corrected_write_time(path: str | os.PathLike[str], status: os.stat_result) -> float:
     """Returns when the file at `path`, whose status is `status`, was last written, in seconds since 1970. If this time
     is in the future, returns the present time instead, and also gives it to the file. So the age of a file that was
     written while the clock was ahead counts from now on. The present time is that of the machine's clock, because the

@@ -75,7 +75,7 @@ async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
     """Starts a job that makes a backup into the directory that `[backup] target` names. The registry serves meanwhile.
     `GET /jobs/{job}` shows how far it is."""
     keep = caller.upkeep.settings.backup.keep
-    arguments = backup_arguments(_target(caller), keep, verify=body.verify, ignores_earlier=body.new)
+    arguments = backup_arguments(_target(caller), keep, verify=body.verify, ignores_earlier_backups=body.new)
     return await queue_job(caller, "backup", arguments)
 
 

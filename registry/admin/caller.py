@@ -59,8 +59,8 @@ class ManagementComponents:
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep` has the store, the router, the settings and other objects for upkeep. Routes also use them for other
       purposes.
-    - `browser` reads the content of repositories to show it to people. `downloads` limits how many images are
-      downloaded at the same time.
+    - `repository_browser` reads the content of repositories to show it to people. `downloads` limits how many images
+      are downloaded at the same time.
     - `content_searches` searches the content for callers.
     - `cross_site` refuses requests that a browser sends on behalf of a page of another site.
     """
@@ -71,7 +71,7 @@ class ManagementComponents:
     on_denied: Callable[[Actor, str, str], None]
     cursors: SealedCursors
     upkeep: UpkeepComponents
-    browser: RepositoryBrowser
+    repository_browser: RepositoryBrowser
     downloads: RunningDownloads
     content_searches: ContentSearches
     cross_site: CrossSiteCheck
@@ -88,9 +88,8 @@ class Caller:
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
     - `is_registry_open` means that the registry is open: there are no accounts yet.
-    - `administration`, `authenticator`, `cursors`, `upkeep`, `browser`, `downloads` and `content_searches` are the
-      objects with the same names in `ManagementComponents`.
-    """
+    - `administration`, `authenticator`, `cursors`, `upkeep`, `repository_browser`, `downloads` and `content_searches`
+      are the objects with the same names in `ManagementComponents`."""
 
     administration: Administration
     authenticator: ManagementAuthenticator
@@ -100,7 +99,7 @@ class Caller:
     is_registry_open: bool
     cursors: SealedCursors
     upkeep: UpkeepComponents
-    browser: RepositoryBrowser
+    repository_browser: RepositoryBrowser
     downloads: RunningDownloads
     content_searches: ContentSearches
 
@@ -127,7 +126,7 @@ class Caller:
         """The caller as the client for which a search runs: an argument for the methods of `content_searches`."""
         return Searcher(self.principal, self.actor.address)
 
-    def request_on(self, repo: RepositoryName) -> RequestContext:
+    def context_for(self, repo: RepositoryName) -> RequestContext:
         """Returns the context of a request by this caller for a repository. Functions that receive the context check
         the caller's rights."""
         return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
@@ -206,7 +205,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
         is_registry_open=principal.is_registry_open,
         cursors=management.cursors,
         upkeep=management.upkeep,
-        browser=management.browser,
+        repository_browser=management.repository_browser,
         downloads=management.downloads,
         content_searches=management.content_searches,
     )

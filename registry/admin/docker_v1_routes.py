@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from registry.admin.caller import Caller, identify_caller
 from registry.admin.management_route import ManagementRoute
-from registry.admin.repository_rights import readable_repository
+from registry.admin.repository_rights import require_readable
 from storage.content_search import MAX_OFFSET
 from storage.errors import Unauthorized
 from storage.names import RepositoryName
@@ -133,6 +133,6 @@ async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str
     """Lists the tags of a stored repository, each with the hash of the manifest that it points at. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)
-    stored_name = await readable_repository(caller, RepositoryName(name))
+    stored_name = await require_readable(caller, RepositoryName(name))
     tags = await caller.content_searches.tags_of(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

@@ -112,7 +112,7 @@ def management_components(
     auth: AuthComponents,
     policy: Policy,
     upkeep: UpkeepComponents,
-    browser: RepositoryBrowser,
+    repository_browser: RepositoryBrowser,
     searches: ContentSearches,
     cross_site: CrossSiteCheck,
     *,
@@ -124,7 +124,7 @@ def management_components(
     - `auth` holds the stores and verifiers of accounts and credentials.
     - `policy` computes an account's rights.
     - `upkeep` has the objects for upkeep, such as the store, the settings and the jobs.
-    - `browser` reads the content of repositories to show it to people.
+    - `repository_browser` reads the content of repositories to show it to people.
     - `searches` searches the content for callers.
     - `cross_site` refuses requests that pages of other sites cause.
     - `is_proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not
@@ -147,7 +147,7 @@ def management_components(
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,
-        browser=browser,
+        repository_browser=repository_browser,
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
         content_searches=searches,
         cross_site=cross_site,

@@ -9,7 +9,7 @@ from fastapi import Request
 from registry.admin.body_limits import MAX_LARGE_BODY_BYTES
 from registry.admin.caller import Caller, identify_caller
 from registry.admin.management_route import ManagementRoute
-from registry.admin.repository_rights import deletable_repository, pushable_repository
+from registry.admin.repository_rights import require_deletable, require_pushable
 from storage.names import RepositoryName
 
 
@@ -17,16 +17,16 @@ class PushRoute(ManagementRoute):
     """A route that needs `push` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
-        """Raises NameInvalid, and the errors of `identify_caller` and `pushable_repository`."""
-        await pushable_repository(*await _caller_and_repository(request))
+        """Raises NameInvalid, and the errors of `identify_caller` and `require_pushable`."""
+        await require_pushable(*await _caller_and_repository(request))
 
 
 class DeleteRoute(ManagementRoute):
     """A route that needs `delete` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
-        """Raises NameInvalid, and the errors of `identify_caller` and `deletable_repository`."""
-        await deletable_repository(*await _caller_and_repository(request))
+        """Raises NameInvalid, and the errors of `identify_caller` and `require_deletable`."""
+        await require_deletable(*await _caller_and_repository(request))
 
 
 class LargePushRoute(PushRoute):

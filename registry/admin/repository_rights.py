@@ -19,7 +19,7 @@ from storage.errors import Denied, NameHidden, Unauthorized, Unsupported
 from storage.names import RepositoryName
 
 
-async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+async def require_readable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the repository from which the registry serves reads of `name`. Does not check whether
     the repository exists. If the caller may not pull from the repository, raises an error:
 
@@ -40,7 +40,7 @@ async def readable_repository(caller: Caller, name: RepositoryName) -> Repositor
     return stored_name
 
 
-async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+async def require_pushable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may push to the repository and pull from it. The
     right to pull is needed because the responses to changes, and their errors, show stored content. Does not check
     whether the repository exists. Raises:
@@ -58,9 +58,9 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
     return await caller.upkeep.router.hosted_repository(name)
 
 
-async def deletable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
+async def require_deletable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may delete from the repository and pull from it.
-    Raises the errors of `pushable_repository`, with the right to delete in place of the right to push. If the settings
+    Raises the errors of `require_pushable`, with the right to delete in place of the right to push. If the settings
     forbid deletes, raises Unsupported."""
     settings = caller.upkeep.settings
     _check_may(caller.principal, Action.DELETE, "delete from", name)

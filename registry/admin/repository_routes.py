@@ -24,9 +24,9 @@ from registry.admin.management_router import management_router
 from registry.admin.repository_body_routes import DeleteRoute, LargeDeleteRoute, LargePushRoute
 from registry.admin.repository_rights import (
     check_may_download,
-    deletable_repository,
-    pushable_repository,
-    readable_repository,
+    require_deletable,
+    require_pushable,
+    require_readable,
 )
 from registry.admin.tag_routes import PathRepository
 from registry.browse.models import (
@@ -81,9 +81,9 @@ async def list_tags(
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_TAGS)] = 50,
 ) -> TagRowPage:
     """Lists the tags of a repository, with what they point at. Needs `pull` on the repository."""
-    stored_name = await readable_repository(caller, name)
+    stored_name = await require_readable(caller, name)
     query = TagQuery(text, order, descending, referrer_tags)
-    return await caller.browser.tags(caller.request_on(stored_name), stored_name, query, after, limit)
+    return await caller.repository_browser.tags(caller.context_for(stored_name), stored_name, query, after, limit)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/details", tags=["repositories"])
@@ -97,41 +97,41 @@ async def read_manifest(
 ) -> ManifestView:
     """Shows a manifest in detail: the platforms of an index, and the layers and the config of an image. Needs `pull` on
     the repository."""
-    stored_name = await readable_repository(caller, name)
-    return await caller.browser.manifest(caller.request_on(stored_name), stored_name, reference, platform)
+    stored_name = await require_readable(caller, name)
+    return await caller.repository_browser.manifest(caller.context_for(stored_name), stored_name, reference, platform)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/raw", tags=["repositories"], response_class=Response)
 async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
     """Returns the bytes of a manifest as they were pushed. Needs `pull` on the repository."""
-    stored_name = await readable_repository(caller, name)
-    manifest = await caller.browser.raw_manifest(caller.request_on(stored_name), stored_name, reference)
+    stored_name = await require_readable(caller, name)
+    manifest = await caller.repository_browser.raw_manifest(caller.context_for(stored_name), stored_name, reference)
     headers = {"Docker-Content-Digest": manifest.digest}
-    return InMemoryResponse(manifest.body, caller.browser.answer_memory_limit, caller.visitor, headers)
+    return InMemoryResponse(manifest.body, caller.repository_browser.answer_memory_limit, caller.visitor, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
 async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
-    stored_name = await readable_repository(caller, name)
-    data = await caller.browser.raw_config(caller.request_on(stored_name), stored_name, reference)
-    return InMemoryResponse(data, caller.browser.answer_memory_limit, caller.visitor)
+    stored_name = await require_readable(caller, name)
+    data = await caller.repository_browser.raw_config(caller.context_for(stored_name), stored_name, reference)
+    return InMemoryResponse(data, caller.repository_browser.answer_memory_limit, caller.visitor)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
 async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
     """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts.
     Includes those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
-    stored_name = await readable_repository(caller, name)
-    return await caller.browser.referrers(caller.request_on(stored_name), stored_name, reference)
+    stored_name = await require_readable(caller, name)
+    return await caller.repository_browser.referrers(caller.context_for(stored_name), stored_name, reference)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/files", tags=["repositories"])
 async def read_files(caller: AnyCaller, name: PathRepository, reference: PathReference) -> FileContents:
     """Shows the files of an artifact, such as an SBOM, with their texts where these are small. Needs `pull` on the
     repository."""
-    stored_name = await readable_repository(caller, name)
-    return await caller.browser.files(caller.request_on(stored_name), stored_name, reference)
+    stored_name = await require_readable(caller, name)
+    return await caller.repository_browser.files(caller.context_for(stored_name), stored_name, reference)
 
 
 @router.get("/repositories/{name:path}/comparison", tags=["repositories"])
@@ -147,9 +147,11 @@ async def compare_manifests(
 ) -> ComparisonView:
     """Compares two images of a repository: which layers they share, and how their configs differ. Needs `pull` on the
     repository."""
-    stored_name = await readable_repository(caller, name)
-    request = caller.request_on(stored_name)
-    return await caller.browser.compare(request, stored_name, as_reference(base), as_reference(other), platform)
+    stored_name = await require_readable(caller, name)
+    request = caller.context_for(stored_name)
+    return await caller.repository_browser.compare(
+        request, stored_name, as_reference(base), as_reference(other), platform
+    )
 
 
 class TagsToRemove(BodyModel):
@@ -189,9 +191,9 @@ class TagsToRestore(BodyModel):
 async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
     """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
     repository."""
-    stored_name = await deletable_repository(caller, name)
-    return await caller.browser.plan_removal(
-        caller.request_on(stored_name), stored_name, [Tag(tag) for tag in body.tags]
+    stored_name = await require_deletable(caller, name)
+    return await caller.repository_browser.plan_removal(
+        caller.context_for(stored_name), stored_name, [Tag(tag) for tag in body.tags]
     )
 
 
@@ -199,19 +201,21 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
     collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
-    stored_name = await deletable_repository(caller, name)
+    stored_name = await require_deletable(caller, name)
     tags = [Tag(tag) for tag in body.tags]
     expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
-    return await caller.browser.remove_tags(caller.request_on(stored_name), stored_name, tags, caller.actor, expected)
+    return await caller.repository_browser.remove_tags(
+        caller.context_for(stored_name), stored_name, tags, caller.actor, expected
+    )
 
 
 @_push_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
     again is left alone. Needs `push` and `pull` on the repository."""
-    stored_name = await pushable_repository(caller, name)
+    stored_name = await require_pushable(caller, name)
     tags = [(Tag(each.tag), Digest(each.digest)) for each in body.tags]
-    return await caller.browser.restore_tags(stored_name, tags, caller.actor)
+    return await caller.repository_browser.restore_tags(stored_name, tags, caller.actor)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/archive", tags=["repositories"], response_class=Response)
@@ -227,10 +231,10 @@ async def download_image(
     """Downloads an image of one platform as a tar archive for `docker load`, which is also an OCI image layout. A
     client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the repository; the
     setting `downloads.allow` says who may download."""
-    stored_name = await readable_repository(caller, name)
+    stored_name = await require_readable(caller, name)
     check_may_download(caller)
-    context = caller.request_on(stored_name)
-    open_archive = partial(caller.browser.archive, context, stored_name, reference, platform, name)
+    context = caller.context_for(stored_name)
+    open_archive = partial(caller.repository_browser.archive, context, stored_name, reference, platform, name)
     return ArchiveResponse(open_archive, context, request.headers, caller.downloads)
 
 
@@ -249,16 +253,16 @@ class NewDescription(BodyModel):
 @router.get("/repositories/{name:path}/description", tags=["repositories"])
 async def read_description(caller: AnyCaller, name: PathRepository) -> DescriptionView:
     """Shows what people have written about a repository. Needs `pull` on the repository."""
-    stored_name = await readable_repository(caller, name)
-    return await caller.browser.description(caller.request_on(stored_name), stored_name)
+    stored_name = await require_readable(caller, name)
+    return await caller.repository_browser.description(caller.context_for(stored_name), stored_name)
 
 
 @_push_router.put("/repositories/{name:path}/description", tags=["repositories"])
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
     """Replaces the description of a repository. Needs `push` and `pull` on the repository."""
-    stored_name = await pushable_repository(caller, name)
-    return await caller.browser.put_description(
-        caller.request_on(stored_name), stored_name, body.text, body.revision, caller.actor
+    stored_name = await require_pushable(caller, name)
+    return await caller.repository_browser.put_description(
+        caller.context_for(stored_name), stored_name, body.text, body.revision, caller.actor
     )
 
 

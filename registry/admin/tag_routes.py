@@ -19,7 +19,7 @@ from registry.admin.caller import AnyCaller, Caller
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.admin.repository_body_routes import PushRoute
-from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.admin.repository_rights import require_pushable, require_readable
 from registry.http.query import parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
@@ -141,7 +141,7 @@ async def restore_tag(
 ) -> TagMoveResponse:
     """Points a tag at an earlier manifest again, also if the tag was deleted. A deleted manifest is put back if garbage
     collection has not removed it yet. Needs `push` and `pull` on the repository."""
-    stored_name = await pushable_repository(caller, name)
+    stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
     if body.to is not None and body.at is not None:
         raise RequestInvalid("`to` and `at` contradict each other; send one of them")
@@ -160,7 +160,7 @@ async def restore_tag(
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
     """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
     if garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
-    stored_name = await pushable_repository(caller, name)
+    stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
     move = await _tag_changes(caller).move(
         stored_name, tag, as_reference(body.digest), by=caller.actor, force=body.force
@@ -172,7 +172,7 @@ async def _history(
     caller: Caller, name: RepositoryName, tag: Tag | None, after: str | None, limit: int
 ) -> models.ListPage[TagChangeResponse]:
     """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
-    stored_name = await readable_repository(caller, name)
+    stored_name = await require_readable(caller, name)
     store = caller.upkeep.store  # the store of the registry; not only upkeep uses it
     page = await store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
     with_client = caller.principal.may(Action.PUSH, stored_name, name)

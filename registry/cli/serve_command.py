@@ -91,7 +91,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.log_output import log_to_stderr
     from registry.server.gate.listener import address_of
     from registry.server.process.live_change import ChangeRefused
-    from registry.server.process.live_options import LiveOptions
+    from registry.server.process.live_change_options import LiveChangeOptions
     from registry.server.process.run import serve as serve_app
     from registry.server.process.successor import CheckTask, take_handover
     from registry.server.process.systemd import Notifier
@@ -161,7 +161,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             restart_grace=settings.restart_grace,
             on_ready=lambda: _print_banner(banner),
             listener_options=listener_options,
-            live=LiveOptions(
+            change_options=LiveChangeOptions(
                 configuration,
                 control=layout_of(settings.data).control,
                 successor=successor(settings, addresses, bound_to_loopback=bound_to_loopback),

@@ -62,7 +62,7 @@ class CachedAnswer:
       new for each request. Both are empty once the server has encoded them in `rendered`.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
-    - `kind`, `repo` and `item`: the resource (`Exchange`)."""
+    - `kind`, `repo` and `resource_id`: the resource (`Exchange`)."""
 
     headers_before_id: list[Header]
     headers_after_id: list[Header]
@@ -72,7 +72,7 @@ class CachedAnswer:
     pull: Pull | None
     kind: str
     repo: str
-    item: str
+    resource_id: str
     rendered: Any = None
     """The server stores the encoded headers here when it sends the answer for the first time; None until then."""
     metric_cells: Any = None
@@ -146,7 +146,7 @@ class AnswerCache:
         before, after, body = complete
         answer = CachedAnswer(
             *(before, after, body, exchange.principal_name, exchange.is_account, exchange.pull),
-            *(exchange.kind, exchange.repo, exchange.item),
+            *(exchange.kind, exchange.repo, exchange.resource_id),
         )
         self._answers.put(key, answer, _ENTRY_BYTES + len(body), version)  # the cache adds the size of the key
 

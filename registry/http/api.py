@@ -250,7 +250,7 @@ class DistributionAPI:
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
-        exchange.item = resource.item
+        exchange.resource_id = resource.resource_id
         if resource.name or resource.kind not in ("ping", "catalog", "extensions"):
             exchange.repo = exchange.requested_name = RepositoryName(resource.name)
         if exchange.scope.get("query_string"):

@@ -36,7 +36,7 @@ the 1,024 ranges that a request may have would block the loop for 100 ms."""
 
 async def head_blob(exchange: Exchange) -> None:
     """Sends the headers of a blob. Ignores Range, which has a meaning only in a GET (RFC 9110, 14.2)."""
-    digest = Digest(exchange.item)
+    digest = Digest(exchange.resource_id)
     descriptor = await exchange.registry.resolve_blob(exchange.repo, digest)
     headers = blob_headers(digest, verified=descriptor.verified)
     if is_not_modified(exchange, _etag_digest(descriptor)):
@@ -48,7 +48,7 @@ async def head_blob(exchange: Exchange) -> None:
 
 async def get_blob(exchange: Exchange) -> None:
     """Sends the whole blob, one range of it, or several ranges as a multipart body."""
-    digest = Digest(exchange.item)
+    digest = Digest(exchange.resource_id)
     etag_digest: Digest | None = digest
     is_conditional = has_read_condition(exchange)
     if is_conditional:
@@ -80,7 +80,7 @@ async def get_blob(exchange: Exchange) -> None:
 
 async def delete_blob(exchange: Exchange) -> None:
     """Deletes a blob from the repository. Other repositories that have the blob keep it."""
-    await exchange.registry.delete_blob(exchange.repo, Digest(exchange.item), by=exchange.actor)
+    await exchange.registry.delete_blob(exchange.repo, Digest(exchange.resource_id), by=exchange.actor)
     await exchange.send_empty(202)
 
 

@@ -31,7 +31,7 @@ reason one client gets at most a quarter of it."""
 RESPONSES_BUDGET_BYTES: Final = 24 * MIB
 """Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
 them."""
-UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
+MAX_UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
 """Responses up to this size do not count against the budget, because the kernel's socket buffer nearly always takes
 the whole response immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
@@ -221,7 +221,7 @@ class BodyMemory:
             self._call_slot.release()
 
     @property
-    def is_response_budget_half_full(self) -> bool:
+    def is_response_budget_over_half_used(self) -> bool:
         """Whether more than half of the budget for responses is in use, so that a large response may have to wait."""
         return self.responses.used > self.responses.size // 2
 
@@ -268,7 +268,7 @@ class BodyMemory:
         If a large response has to wait for memory, this releases its body, and calls `make_response` again after the
         wait. Raises TooManyRequests if no memory becomes free in time."""
         body, headers = await make_response()
-        if len(body) <= UNCOUNTED_RESPONSE_BYTES or exchange.method == "HEAD":
+        if len(body) <= MAX_UNCOUNTED_RESPONSE_BYTES or exchange.method == "HEAD":
             await exchange.send_whole(200, body, *headers)
             return
         share, size = self.response_share(), len(body)

@@ -50,7 +50,7 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
     if isinstance(error, RangeInvalid) and error.size is not None:
         return [(b"content-range", b"bytes */%d" % error.size), ACCEPT_RANGES]
     if isinstance(error, RangeInvalid) and error.offset is not None:
-        upload_id = exchange.item  # from the path
+        upload_id = exchange.resource_id  # from the path
         return upload_headers(exchange.location("blobs/uploads", upload_id), upload_id, error.offset)
     return []
 

@@ -67,7 +67,7 @@ class Exchange(RequestContext):
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
     - `repo`: the repository's name; empty: the request names no repository. If the request names an upstream, by `ns`
       or by its Host header, the upstream's name is the first part.
-    - `item`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
+    - `resource_id`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
     - `allowed_methods`: the methods that the resource supports.
     - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; None: it does not.
 
@@ -89,7 +89,6 @@ class Exchange(RequestContext):
         "base_url",
         "body_memory",
         "headers_read",
-        "item",
         "kind",
         "limits",
         "method",
@@ -97,6 +96,7 @@ class Exchange(RequestContext):
         "pull",
         "registry",
         "repo",
+        "resource_id",
         "response_started",
         "scope",
         "sent_messages",
@@ -134,7 +134,7 @@ class Exchange(RequestContext):
         self.kind = ""
         self.repo: RepositoryName = _NO_NAME
         self.namespace: str | None = None
-        self.item = ""
+        self.resource_id = ""
         self.pull: Pull | None = None
         self.headers_read: set[bytes] = set()
         self.sent_messages: list[Message] | None = None

@@ -59,7 +59,7 @@ async def no_history(repo: RepositoryName, tag: Tag, before: int | None, limit: 
 async def list_history(exchange: Exchange, read: ReadHistory) -> None:
     """Lists the digests that a tag has pointed at, newest first. The list is empty for a tag that never existed. Does
     not say from which address a change came, because everybody who may pull can read the list."""
-    tag = Tag(exchange.item)
+    tag = Tag(exchange.resource_id)
     requested, last = _number(exchange, "n"), _number(exchange, "last")
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 

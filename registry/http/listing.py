@@ -117,7 +117,7 @@ async def list_referrers(exchange: Exchange) -> None:
 
     A page has a limited number of entries. Its size is limited as well, because clients read it as a manifest, and
     refuse manifests that are too large."""
-    subject = Digest(exchange.item)
+    subject = Digest(exchange.resource_id)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
     last = _read_last(exchange)

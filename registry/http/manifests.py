@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from registry.asgi import Header
-from registry.http.body_memory import SMALL_BODY_BYTES, UNCOUNTED_RESPONSE_BYTES
+from registry.http.body_memory import MAX_UNCOUNTED_RESPONSE_BYTES, SMALL_BODY_BYTES
 from registry.http.conditional_headers import is_not_modified, read_put_condition
 from registry.http.error_statuses import TooManyTags
 from registry.http.exchange import Exchange
@@ -15,25 +15,25 @@ from storage.errors import ManifestInvalid, ManifestTooLarge, ManifestUnknown, P
 from storage.names import Digest, Reference, Tag, as_reference
 
 _MAX_PARSED_ON_LOOP_BYTES = SMALL_BODY_BYTES
-"""Largest manifest that is parsed on the event loop; the parsing takes less than a millisecond. Larger manifests, which
-are rare, are parsed in a thread."""
+"""The event loop parses manifests of up to this size, in less than a millisecond. A thread parses larger manifests."""
 
 
 async def get_manifest(exchange: Exchange) -> None:
     """Answers a GET: sends a manifest, byte for byte as it was pushed. Ignores Accept, because the registry never
     converts manifests.
 
-    A large manifest counts against the worker's memory budget for responses (`BodyMemory`). If too little of the budget
-    is free, the manifest is released while the request waits for memory, and read again after the wait."""
-    reference = as_reference(exchange.item)
+    A manifest of more than `MAX_UNCOUNTED_RESPONSE_BYTES` counts against the worker's memory budget for responses
+    (`BodyMemory`). If too little of the budget is free, the handler releases the manifest, waits for memory, and reads
+    the manifest again."""
+    reference = as_reference(exchange.resource_id)
     descriptor: Descriptor | None = None
     manifest: Manifest | None = None
-    if exchange.body_memory.is_response_budget_half_full:
-        # Finds out the size first, so that a large manifest is read only when there is memory for it.
+    if exchange.body_memory.is_response_budget_over_half_used:
+        # Looks up the size first, so that the handler reads a large manifest only when there is memory for it.
         descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
-    if descriptor is None or descriptor.size <= UNCOUNTED_RESPONSE_BYTES:
+    if descriptor is None or descriptor.size <= MAX_UNCOUNTED_RESPONSE_BYTES:
         manifest = await exchange.registry.get_manifest(exchange.repo, reference)
-        if len(manifest.body) <= UNCOUNTED_RESPONSE_BYTES:
+        if len(manifest.body) <= MAX_UNCOUNTED_RESPONSE_BYTES:
             exchange.pull = exchange.repo, manifest.digest  # `DistributionAPI` counts this pull after the handler
             await _send(exchange, reference, manifest)
             return
@@ -43,12 +43,12 @@ async def get_manifest(exchange: Exchange) -> None:
         manifest = None  # must not stay in memory while a slow client receives the response
         await _send_unchanged(exchange, reference, descriptor.digest)
         return
-    # The store caches manifests, so responses with the same manifest send the same bytes in memory. With the digest as
-    # the key, these bytes count only once.
-    share = exchange.body_memory.response_share(key=descriptor.digest)
-    if not share.try_grow(descriptor.size):
+    # `budget_share` is the part of the budget that this response uses. Responses with the same manifest send the same
+    # cached bytes. With the digest as the key, the budget counts these bytes only once.
+    budget_share = exchange.body_memory.response_share(key=descriptor.digest)
+    if not budget_share.try_grow(descriptor.size):
         manifest = None  # must not stay in memory while `hold_response` waits
-    async with exchange.body_memory.hold_response(share, descriptor.size):
+    async with exchange.body_memory.hold_response(budget_share, descriptor.size):
         if manifest is None:
             manifest = await exchange.registry.get_manifest(exchange.repo, descriptor.digest)
         await _send(exchange, reference, manifest)
@@ -69,16 +69,16 @@ async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Dige
 
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
-    """Returns the headers of a response with a manifest, except its type and length. They allow a client to cache a
-    manifest that it requested by digest, and to use it without asking again. `reference`: the tag or digest in the
-    request."""
+    """Returns the headers of a response with a manifest, except Content-Type and Content-Length. `reference`: the tag
+    or digest in the request. If `reference` is a digest, the headers let the client cache the manifest and never ask
+    again."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
 
 async def head_manifest(exchange: Exchange) -> None:
     """Sends the headers of a manifest: the type, the length and the digest."""
-    reference = as_reference(exchange.item)
+    reference = as_reference(exchange.resource_id)
     descriptor: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
     exchange.pull = exchange.repo, descriptor.digest
     if is_not_modified(exchange, descriptor.digest):
@@ -93,14 +93,14 @@ async def head_manifest(exchange: Exchange) -> None:
 async def put_manifest(exchange: Exchange) -> None:
     """Stores a manifest under the tag or digest in the path, and under the tags in the query. The Location header of
     the response has the digest, because the tag can point at another manifest later."""
-    reference = as_reference(exchange.item)
+    reference = as_reference(exchange.resource_id)
     query_tags = _read_query_tags(exchange)
     condition = read_put_condition(exchange)
     media_type = _read_media_type(exchange)
     expected = reference if isinstance(reference, Digest) else None
     max_bytes = exchange.limits.manifest_bytes
     small_body: bytes | None = None
-    if max_bytes >= SMALL_BODY_BYTES:  # otherwise a small body could exceed the limit for manifests
+    if max_bytes >= SMALL_BODY_BYTES:  # no small body exceeds the limit for manifests
         small_body = exchange.body_memory.take_small_body(exchange)
     if small_body is not None:
         parsed = Manifest.parse(small_body, media_type, expected)
@@ -109,19 +109,18 @@ async def put_manifest(exchange: Exchange) -> None:
         receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
         async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
-            del body  # `manifest` refers to the same bytes, which must not stay in memory after `del manifest`
             headers = await _store(exchange, manifest, reference, query_tags, condition)
-            del manifest
-    # Sends the response after the block, so that a slow client does not keep its manifest in the budget.
+            del body, manifest  # both refer to the received bytes, which the budget does not count after this block
+    # Sends the response after the block, so that the manifest of a slow client does not stay in the budget.
     await exchange.send_empty(201, *headers)
 
 
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
-    """Returns the parsed manifest. `expected`: the digest that it must have; None: any. Raises ManifestInvalid, and
-    DigestInvalid for another digest.
+    """Returns the parsed manifest. `expected`: the digest that the manifest must have; None: any digest. If the
+    manifest has another digest than `expected`, raises DigestInvalid. Raises ManifestInvalid.
 
     A worker parses one large manifest at a time, because parsing needs up to three times the manifest's size in memory.
-    Only the parsing is limited in this way: storing a manifest may have to wait for an upstream."""
+    The worker stores several manifests at a time, because storing a manifest may have to wait for an upstream."""
     if len(body) <= _MAX_PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.run_one_at_a_time(
@@ -153,7 +152,7 @@ async def _store(
 async def delete_manifest(exchange: Exchange) -> None:
     """If the path has a digest, deletes the manifest with this digest and all its tags. If the path has a tag, deletes
     only this tag."""
-    reference = as_reference(exchange.item)
+    reference = as_reference(exchange.resource_id)
     if isinstance(reference, Digest):
         await exchange.registry.delete_manifest(exchange.repo, reference, by=exchange.actor)
     else:
@@ -163,7 +162,7 @@ async def delete_manifest(exchange: Exchange) -> None:
 
 def _read_media_type(exchange: Exchange) -> str | None:
     """Returns the media type in Content-Type, without parameters. Returns None if the request has no Content-Type.
-    Raises ManifestInvalid if it has different types, or one that is not ASCII text."""
+    Raises ManifestInvalid if the request has several types, or a type that is not ASCII text."""
     types = {value.partition(b";")[0].strip(b" \t") for value in exchange.headers(b"content-type")}
     if len(types) > 1:
         raise ManifestInvalid("the request has more than one Content-Type")
@@ -174,8 +173,8 @@ def _read_media_type(exchange: Exchange) -> str | None:
 
 
 def _read_query_tags(exchange: Exchange) -> list[Tag]:
-    """Returns the values of the query parameter `tag`, without repetitions. Raises TooManyTags, and TagInvalid for a
-    value that is not a tag."""
+    """Returns the values of the query parameter `tag`, without repetitions. If a value is not a tag, raises TagInvalid.
+    Raises TooManyTags."""
     names = exchange.query.all("tag")
     if len(names) > exchange.limits.tags_per_put:
         raise TooManyTags(f"{len(names)} tags in one request; at most {exchange.limits.tags_per_put} are accepted")
@@ -194,8 +193,8 @@ async def _check_condition_on_digest(exchange: Exchange, digest: Digest, conditi
     """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold.
 
     A condition keeps a PUT from overwriting content that another client has just stored. A PUT by digest cannot
-    overwrite other content. So this condition need not be checked in the transaction that stores the manifest, unlike a
-    condition for a tag."""
+    overwrite other content. So this condition is checked before the transaction that stores the manifest. A condition
+    for a tag is checked in the transaction."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

@@ -20,11 +20,11 @@ class Resource(NamedTuple):
     - `kind`: `ping` (`/v2/`), `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where a POST starts
       upload sessions), `session` (one upload session), `extensions` or `history` (of a tag).
     - `name`: the repository's name as the client wrote it, not yet checked; empty: the path names no repository.
-    - `item`: a tag, a digest or the id of an upload session, not yet checked; empty: the path names none."""
+    - `resource_id`: a tag, a digest or the id of an upload session, not yet checked; empty: the path names none."""
 
     kind: str
     name: str = ""
-    item: str = ""
+    resource_id: str = ""
 
 
 _PING = Resource("ping")
@@ -32,8 +32,8 @@ _CATALOG = Resource("catalog")
 _EXTENSIONS = Resource("extensions")
 _HISTORY_PATH = ["_entrepot", "history"]
 """The segments between the name of a repository and a tag in the path of the tag's history."""
-_KINDS_WITH_ITEM = frozenset({"manifests", "blobs", "referrers"})
-"""The kinds of resources whose path ends with the kind and an item, as in `/manifests/TAG`."""
+_KINDS_WITH_ID = frozenset({"manifests", "blobs", "referrers"})
+"""The kinds of resources whose path ends with the kind and a `resource_id`, as in `/manifests/TAG`."""
 
 
 def parse_path(path: bytes) -> Resource:
@@ -70,15 +70,17 @@ def _segments(path: bytes) -> list[str]:
 
 def _parse_segments(segments: list[str]) -> Resource | None:
     """Returns the resource that the segments name, or None if there is no such resource."""
-    *name, kind, item = segments if len(segments) > 1 else ["", *segments]  # the assignment needs at least two segments
+    if len(segments) < 2:
+        segments = ["", *segments]  # the assignment needs at least two segments
+    *name, kind, resource_id = segments
     if [*name[-1:], kind] == _HISTORY_PATH:
-        return Resource("history", "/".join(name[:-1]), item)
+        return Resource("history", "/".join(name[:-1]), resource_id)
     if kind == "uploads" and name and name[-1] == "blobs":
-        return Resource("session" if item else "uploads", "/".join(name[:-1]), item)
-    if kind == "blobs" and item == "uploads":
+        return Resource("session" if resource_id else "uploads", "/".join(name[:-1]), resource_id)
+    if kind == "blobs" and resource_id == "uploads":
         return Resource("uploads", "/".join(name))
-    if kind == "tags" and item == "list":
+    if kind == "tags" and resource_id == "list":
         return Resource("tags", "/".join(name))
-    if kind in _KINDS_WITH_ITEM:
-        return Resource(kind, "/".join(name), item)
+    if kind in _KINDS_WITH_ID:
+        return Resource(kind, "/".join(name), resource_id)
     return None

@@ -58,7 +58,7 @@ async def start_upload(exchange: Exchange) -> None:
 
 async def append_chunk(exchange: Exchange) -> None:
     """Appends the body to a session. A request whose Content-Range does not start at the session's end gets 416."""
-    upload = UploadID(exchange.item)
+    upload = UploadID(exchange.resource_id)
     offset, declared_bytes = read_content_range(exchange) or (None, None)
     exchange.announced = AnnouncedBlob(exchange.length, None)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
@@ -70,7 +70,7 @@ async def append_chunk(exchange: Exchange) -> None:
 async def close_upload(exchange: Exchange) -> None:
     """Appends the body, which may be empty, to a session. Then stores all bytes of the session as a blob and ends the
     session."""
-    upload = UploadID(exchange.item)
+    upload = UploadID(exchange.resource_id)
     digest = _read_digest(exchange, "digest")
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
@@ -85,7 +85,7 @@ async def close_upload(exchange: Exchange) -> None:
 
 async def get_upload(exchange: Exchange) -> None:
     """Sends how many bytes a session has received. Does not take the session over from a request that writes to it."""
-    upload = UploadID(exchange.item)
+    upload = UploadID(exchange.resource_id)
     offset = await exchange.registry.upload_offset(exchange.repo, upload, by=exchange.actor)
     await exchange.send_empty(204, *_session_headers(exchange, upload, offset))
 
@@ -94,7 +94,7 @@ async def cancel_upload(exchange: Exchange) -> None:
     """Cancels a session. Resumes it first, which takes the session over from any request that writes to it. Tries up to
     `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make an attempt
     fail."""
-    upload = UploadID(exchange.item)
+    upload = UploadID(exchange.resource_id)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
         try:
             writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)

@@ -38,7 +38,7 @@ class LoggedAnswer(Protocol):
 
     principal_name: str
     repo: str
-    item: str
+    resource_id: str
     body: bytes
     log_fields: Any
     """Two parts of the log line: the fields before the address, and some fields after it. They are the same for all
@@ -52,15 +52,15 @@ def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> 
     INFO."""
     handler = direct_handler(log)
     if handler is None:
-        principal, repo, item = answer.principal_name, answer.repo, answer.item
-        write_request(scope, 200, "", len(answer.body), 0, 0.0, principal, repo, item, "answer", request_id)
+        principal, repo, resource_id = answer.principal_name, answer.repo, answer.resource_id
+        write_request(scope, 200, "", len(answer.body), 0, 0.0, principal, repo, resource_id, "answer", request_id)
         return
     if answer.log_fields is None:
         size = len(answer.body)
         answer.log_fields = (
             f"{scope['method']} {_path(scope)} status=200 bytes={size} received=0 ms=0.0 "
             f"principal={answer.principal_name or '-'}",
-            f"repository={answer.repo or '-'} reference={_reference(answer.item)} cache=answer",
+            f"repository={answer.repo or '-'} reference={_reference(answer.resource_id)} cache=answer",
         )
     handler.write_later(
         "registry.access", _cached_message, *answer.log_fields, client_address(scope), request_id, scope["headers"]
@@ -76,22 +76,22 @@ def write_request(
     seconds: float,
     principal: str,
     repo: str,
-    item: str,
+    resource_id: str,
     cache_state: str,
     request_id: str,
     reason: str = "",
 ) -> None:
-    """Writes the line of any request. `note` follows the status. `item`: the reference: a tag, a digest or the id of an
+    """Writes the line of any request. `note` follows the status. `resource_id`: a tag, a digest or the id of an
     upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
     server has not refused the request. Call `write_request` only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     agent, trace = _agent_and_trace(scope["headers"])
-    address, item = client_address(scope) or "-", item[:_MAX_REFERENCE_CHARACTERS]
+    address, resource_id = client_address(scope) or "-", resource_id[:_MAX_REFERENCE_CHARACTERS]
     reason = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'") if reason else ""
     if handler is not None:
         handler.write_later(
             *("registry.access", _message, scope["method"], raw_path(scope)[:_MAX_PATH_CHARACTERS], status, note),
-            *(sent_bytes, received_bytes, seconds, principal, address, repo, item),
+            *(sent_bytes, received_bytes, seconds, principal, address, repo, resource_id),
             *(cache_state, request_id, trace, agent[:USER_AGENT_CHARACTERS], reason),
         )
         return
@@ -105,7 +105,7 @@ def write_request(
         "principal": principal or "-",
         "address": address,
         "repository": repo or "-",
-        "reference": _reference(item),
+        "reference": _reference(resource_id),
         "cache": cache_state or "-",
         "request": request_id,
         "trace": trace,
@@ -151,7 +151,7 @@ def _message(
     principal: str,
     address: str,
     repo: str,
-    item: str,
+    resource_id: str,
     cache_state: str,
     request_id: str,
     trace: str,
@@ -163,7 +163,7 @@ def _message(
     return (
         f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{note} bytes={sent_bytes} "
         f"received={received_bytes} ms={seconds * 1000:.1f} principal={principal or '-'} address={address} "
-        f"repository={repo or '-'} reference={_reference(item)} cache={cache_state or '-'} request={request_id} "
+        f"repository={repo or '-'} reference={_reference(resource_id)} cache={cache_state or '-'} request={request_id} "
         f"trace={trace}{reason_field} agent={_agent(agent)}"
     )
 
@@ -173,10 +173,10 @@ def _path(scope: Scope) -> str:
 
 
 @lru_cache(1024)
-def _reference(item: str) -> str:
-    """Returns a tag, a digest or the id of an upload session for a log line. `item` has at most
+def _reference(resource_id: str) -> str:
+    """Returns a tag, a digest or the id of an upload session for a log line. `resource_id` has at most
     `_MAX_REFERENCE_CHARACTERS`, so that the cached texts are short."""
-    return _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
+    return _plain(resource_id, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
 
 
 def _agent(value: bytes) -> str:

@@ -58,13 +58,13 @@ class CountedAnswer(LoggedAnswer, Protocol):
 
 class RecordedExchange(Protocol):
     """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`).
-    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `item`: what the path names in the
+    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `resource_id`: what the path names in the
     repository: a tag, a digest, or the id of an upload session. `principal_name`: the name of the
     account or of anonymous clients."""
 
     kind: str
     repo: Any
-    item: str
+    resource_id: str
     request_id: str
     cache_state: str
     upstream: str
@@ -132,20 +132,20 @@ class RequestRecorder:
                 self._metrics.mirror.count_answer(
                     self._metrics.cells.own, exchange.upstream, route, exchange.cache_state, end.sent_bytes
                 )
-            principal, repo, item = exchange.principal_name, exchange.repo, exchange.item
+            principal, repo, resource_id = exchange.principal_name, exchange.repo, exchange.resource_id
             cache_state, request_id = exchange.cache_state, exchange.request_id
         else:
             route = route_of(scope["path"])
             self._count(route, scope["method"], end)
             state = scope.get("state") or {}
             actor = state.get("actor")
-            principal, repo, item, cache_state = "-" if actor is None else actor.name, "", "", ""
+            principal, repo, resource_id, cache_state = "-" if actor is None else actor.name, "", "", ""
             request_id = state.get("request_id") or request_id_of(scope["headers"])
         if log.isEnabledFor(logging.INFO):
             note = "" if end.is_complete else "(cut off)"
             write_request(
                 *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
-                *(principal, repo, item, cache_state, request_id, end.reason),
+                *(principal, repo, resource_id, cache_state, request_id, end.reason),
             )
         if self.tracing is not None:
             self.tracing.end_request(scope, route, end.status)

@@ -6,13 +6,13 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.repository_rights import readable_repository
+from registry.admin.repository_rights import require_readable
 from registry.browse.models import ComparisonView
 from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
-from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect_with_query
+from registry.ui.page_route import SlotlessRoute, caller_of, page_response, page_slot, query_of, redirect_with_query
 from registry.ui.pages import PageComponents
 from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
 from storage.names import as_reference
@@ -38,9 +38,9 @@ FIELD_NAMES: Final = {
 """What the page calls each field of an image's config. The keys are the values of `ConfigChange.field`
 (`registry.browse.models`)."""
 
-# A *slot* is the permit to render a page. A handler of a `WaitingRoute` first reads what the page shows, and holds no
+# A *slot* is the permit to render a page. A handler of a `SlotlessRoute` first reads what the page shows, and holds no
 # slot meanwhile. Then it acquires a slot (`page_slot`) and renders the page.
-router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 
 @router.get(COMPARISON_PATH + "/{path:path}")
@@ -50,7 +50,7 @@ async def comparison(request: Request, path: str) -> Response:
     index, `platform` chooses the image in the index. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     name = repository_in(path)
-    stored_name = await readable_repository(caller, name)
+    stored_name = await require_readable(caller, name)
     components: PageComponents = request.app.service.pages
     # Raises NameUnknown if there is no such repository. This comes before the redirect, so the error's text has the
     # name from the path, which the visitor knows. After the redirect it would have the whole name `stored_name`, such
@@ -67,7 +67,9 @@ async def comparison(request: Request, path: str) -> Response:
     if len(chosen) == 2:
         try:
             base, other = (as_reference(text) for text in chosen)
-            found = await caller.browser.compare(caller.request_on(stored_name), stored_name, base, other, platform)
+            found = await caller.repository_browser.compare(
+                caller.context_for(stored_name), stored_name, base, other, platform
+            )
         except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
             problem, status = error.message, status_of(error)
     async with page_slot(request):

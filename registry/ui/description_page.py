@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.caller import Caller
-from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.admin.repository_rights import require_pushable, require_readable
 from registry.http.error_statuses import status_of
 from registry.http.query import parse_number
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
-    WaitingRoute,
+    SlotlessRoute,
     caller_of,
     page_response,
     page_slot,
@@ -39,7 +39,7 @@ digits and a few others."""
 TOP_HEADING: Final = 3
 """The level of the highest headings of a description, because the page and its section have headings above it."""
 
-router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 """The routes that receive a form. While a handler of `router` reads the description, or a handler of `_forms` receives
 the form, it holds no *slot* (the permit to render a page). It acquires one (`page_slot`) before it renders a page."""
@@ -59,7 +59,7 @@ async def description_form(request: Request, path: str) -> Response:
     NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _writable_repository(caller, name)
-    description = await caller.browser.stored_description(caller.request_on(stored), stored)
+    description = await caller.repository_browser.stored_description(caller.context_for(stored), stored)
     async with page_slot(request):
         if description is None:
             return await _form_page(request, stored, "", 0)
@@ -78,27 +78,27 @@ async def write_description(request: Request, path: str) -> Response:
     )
     text = (form.one("text") or "").replace("\r\n", "\n")  # browsers send CRLF
     revision = _revision(form.one("revision"))
-    context = caller.request_on(stored)
+    context = caller.context_for(stored)
     if form.one("action") == "save":
         try:
-            await caller.browser.put_description(context, stored, text, revision, caller.actor, TOP_HEADING)
+            await caller.repository_browser.put_description(context, stored, text, revision, caller.actor, TOP_HEADING)
         except PreconditionFailed as error:
-            theirs = await caller.browser.description(context, stored, TOP_HEADING)
+            theirs = await caller.repository_browser.description(context, stored, TOP_HEADING)
             problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")
             async with page_slot(request):
                 return await _form_page(
                     request, stored, text, theirs.revision, theirs=theirs, problem=problem, status=status_of(error)
                 )
         return redirect(f"/ui/repositories/{path_of(stored, None)}")
-    preview = await caller.browser.preview_description(context, text, TOP_HEADING)
+    preview = await caller.repository_browser.preview_description(context, text, TOP_HEADING)
     async with page_slot(request):
         return await _form_page(request, stored, text, revision, preview=preview)
 
 
 async def _writable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository `name`, if the visitor may read and write its description."""
-    await readable_repository(caller, name)
-    return await pushable_repository(caller, name)
+    await require_readable(caller, name)
+    return await require_pushable(caller, name)
 
 
 async def _form_page(

@@ -83,13 +83,13 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
 
     A request needs a *slot* to render this page, and the number of slots is limited (`PageLimits`). This function
     first reads the content, which can take long, and only then acquires a slot (`page_slot`). While it reads, pages of
-    other visitors can be rendered. So the route must be a `WaitingRoute`, which acquires no slot itself. Raises
+    other visitors can be rendered. So the route must be a `SlotlessRoute`, which acquires no slot itself. Raises
     Unauthorized, NameUnknown, ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
-    context = caller.request_on(name)
-    view = await caller.browser.manifest(context, name, reference, platform)
-    contents = await caller.browser.files(context, name, reference) if view.kind == "artifact" else None
-    referrers = await caller.browser.referrers(context, name, reference)
+    context = caller.context_for(name)
+    view = await caller.repository_browser.manifest(context, name, reference, platform)
+    contents = await caller.repository_browser.files(context, name, reference) if view.kind == "artifact" else None
+    referrers = await caller.repository_browser.referrers(context, name, reference)
     async with page_slot(request):
         return await page_response(
             request,
@@ -105,7 +105,7 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
             steps_on_a_page=STEPS_ON_A_PAGE,
             purpose_names=PURPOSE_NAMES,
             is_tag=isinstance(reference, Tag),
-            is_immutable=isinstance(reference, Tag) and caller.browser.is_immutable(name, reference),
+            is_immutable=isinstance(reference, Tag) and caller.repository_browser.is_immutable(name, reference),
             rights=await visitor_rights(caller, name),
             host=image_host(request),
             now=datetime.now(UTC),

@@ -20,7 +20,7 @@ from registry.admin.status_routes import ServerStatus, read_server_status
 from registry.ui.charts import Chart
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
-    WaitingRoute,
+    SlotlessRoute,
     admin_of,
     caller_of,
     image_host,
@@ -54,7 +54,7 @@ _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
 
-router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
 identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms, and
-`WaitingRoute` for pages that wait for something slow. `page_response` renders a page.
+`SlotlessRoute` for pages that wait for something slow. `page_response` renders a page.
 
 A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
@@ -208,7 +208,7 @@ class PageRoute(APIRoute):
             return await handler(request)
 
 
-class WaitingRoute(PageRoute):
+class SlotlessRoute(PageRoute):
     """A route whose handler first waits for slow work, such as a search. The wait can be long, because the work of one
     visitor is limited (`VisitorLimits`). The handler holds no slot during this wait, so that pages of other visitors
     are rendered. It acquires a slot itself (`page_slot`) before it renders a page."""
@@ -217,7 +217,7 @@ class WaitingRoute(PageRoute):
         return await handler(request)
 
 
-class FormRoute(WaitingRoute):
+class FormRoute(SlotlessRoute):
     """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
     because both can take long. If its path has no page, a subclass names the `form_pages`."""
 

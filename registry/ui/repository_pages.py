@@ -10,7 +10,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.repository_rights import readable_repository
+from registry.admin.repository_rights import require_readable
 from registry.browse.models import DescriptionView
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
@@ -18,7 +18,7 @@ from registry.ui.description_page import TOP_HEADING, description_html
 from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
-    WaitingRoute,
+    SlotlessRoute,
     caller_of,
     image_host,
     page_response,
@@ -36,7 +36,7 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
-"""How many tags a page shows. The number is small, because each tag may require reads of a manifest and a config."""
+"""How many tags a page shows. The number is small, because the page may read a manifest and a config for each tag."""
 _MAX_FILTER_CHARACTERS: Final = 255
 _ORDERS: Final = {
     TagOrder.NAME: translatable("Name"),
@@ -46,9 +46,9 @@ _ORDERS: Final = {
 }
 """The names of the orders in which tags can be listed."""
 
-# A *slot* is the permit to render a page. A handler of a `WaitingRoute` first reads what the page shows, and holds no
-# slot meanwhile. Then it acquires a slot (`page_slot`) and renders the page.
-router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
+# A *slot* is the permit to render a page. A `SlotlessRoute` runs its handler without a slot. The handler reads the
+# content of the page, then acquires a slot (`page_slot`) and renders the page.
+router = APIRouter(prefix=REPOSITORIES_PATH, route_class=SlotlessRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,35 +92,36 @@ async def repositories(request: Request) -> Response:
 
 @router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
-    """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
-    artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
-    the tags contain; `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a
-    page. Some mirrored repositories can be requested by a second name: `ubuntu` can mean the stored name
-    `docker.io/library/ubuntu`. A request with such a name is redirected to the page of the stored name. Raises
-    Unauthorized, NameUnknown, ManifestUnknown."""
+    """If the path has a tag or a digest, shows the image or artifact (`registry.ui.image_page`). If not, shows the
+    description and the tags of the repository. The query can have these parameters for the tags:
+
+    - `q`: a text that the names of the tags contain.
+    - `sort`: an order of tags, with `-` in front for the reverse order.
+    - `after`: the cursor of a page.
+
+    A mirrored repository can have a short name: `ubuntu` can mean the stored name `docker.io/library/ubuntu`. If the
+    path has a short name, redirects to the stored name. Raises Unauthorized, NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
-    stored = await readable_repository(caller_of(request), name)
-    if stored != name:
-        # Only checks that the repository exists. Otherwise this call raises NameUnknown with `name`, which the visitor
-        # knows. After the redirect, the error would have the stored name.
+    stored_name = await require_readable(caller_of(request), name)
+    if stored_name != name:
+        # Checks that the repository exists: if not, `tags` raises NameUnknown with the name that the visitor requested.
         await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
-        return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)
+        return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored_name, reference)}", *parameters)
     caller = caller_of(request)
-    # `caller.browser` is a `RepositoryBrowser`: it reads stored content. With `context`, it checks the caller's rights.
-    context = caller.request_on(stored)
+    context = caller.context_for(stored_name)
     if reference is not None:
-        return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
-    description = await caller.browser.description(context, stored, TOP_HEADING)
-    return await _tags_page(request, stored, description)
+        return await image_page(request, stored_name, reference, _components(request).naming.upstream_of(stored_name))
+    description = await caller.repository_browser.description(context, stored_name, TOP_HEADING)
+    return await _tags_page(request, stored_name, description)
 
 
 async def _tags_page(request: Request, name: RepositoryName, description: DescriptionView) -> Response:
     caller, query = caller_of(request), query_of(request)
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
-    tag_query, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
-    page = await caller.browser.tags(context, name, tag_query, after, TAGS_ON_A_PAGE)
+    tag_query, after, context = _tag_query(text, sort), query.one("after") or None, caller.context_for(name)
+    page = await caller.repository_browser.tags(context, name, tag_query, after, TAGS_ON_A_PAGE)
     async with page_slot(request):
         return await page_response(
             request,
@@ -130,7 +131,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            # False if there are too many tags or manifests to sort the tags by size: they are then sorted by name.
+            # False if the tags are sorted by name because there are too many tags or manifests to sort them by size.
             has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,
@@ -154,12 +155,13 @@ def _tag_query(text: str, sort: str) -> TagQuery:
     return TagQuery(text, order, is_descending=sort.startswith("-"))
 
 
-def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order. The link of the current order reverses the order. Any other link lists the largest
-    versions, times or sizes first, but names in ascending order."""
+def _sort_links(tag_query: TagQuery) -> Iterator[SortLink]:
+    """Yields a link for each order. The link of the current order reverses the order. Of the other links, the link for
+    names sorts in ascending order; the links for versions, times of the last push and sizes sort in descending
+    order."""
     for order, text in _ORDERS.items():
-        is_current = order is tags.order
-        is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME
+        is_current = order is tag_query.order
+        is_descending = not tag_query.is_descending if is_current else order is not TagOrder.NAME
         yield SortLink(f"{'-' if is_descending else ''}{order.value}", text, is_current)
 
 

@@ -16,7 +16,7 @@ from registry.admin.content_searches import ContentSearches, Searcher, SearchTar
 from registry.request import RequestInvalid
 from registry.ui.image_page import image_name, path_of
 from registry.ui.languages import translatable
-from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect, visit_of
+from registry.ui.page_route import SlotlessRoute, caller_of, page_response, page_slot, query_of, redirect, visit_of
 from registry.ui.repository_pages import REPOSITORIES_PATH
 from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
 from storage.errors import DigestInvalid
@@ -37,7 +37,7 @@ FURTHER_PAGE_HITS: Final = 25
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
-router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""The page *History*: shows what one tag, or each tag of a repository, pointed at earlier, and has a form that restores
-a tag."""
+"""The page *History*: shows the changes of one tag, or of all tags of a repository. A form restores a tag."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.management_route import audit_denial
-from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.admin.repository_rights import require_pushable, require_readable
 from registry.admin.tag_routes import TagRestoreRequest, list_repository_history, list_tag_history, restore_tag
 from registry.http.error_statuses import status_of
 from registry.ui.image_page import image_name, parse_path, path_of
@@ -33,47 +32,46 @@ CHANGES_ON_A_PAGE: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` runs its handler without a slot, so a
+handler that renders a page acquires a slot (`page_slot`)."""
 
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")
 async def tag_history(request: Request, path: str) -> Response:
-    """Shows the changes of one tag for a path `NAME:TAG`, and those of all tags for a path `NAME`, newest first. The
-    query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized, NameUnknown, ManifestUnknown,
-    RequestInvalid."""
+    """Shows changes of tags, newest first. If `path` is `NAME:TAG`, shows the changes of this tag. If `path` is `NAME`,
+    shows the changes of all tags. The query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized,
+    NameUnknown, ManifestUnknown, RequestInvalid."""
     name, tag = _parse(path)
-    stored = await readable_repository(caller_of(request), name)
-    if stored != name:
-        # `stored` is the full name under which the store has the repository. The page redirects to this name, but only
-        # if the repository exists. Otherwise the next call raises NameUnknown for the name that the visitor requested.
+    stored_name = await require_readable(caller_of(request), name)
+    if stored_name != name:
+        # Checks that the repository exists: if not, `tags` raises NameUnknown with the name that the visitor requested.
         await _components(request).content.tags(name, None, 1)
-        return redirect_with_query(request, _path(stored, tag), "after")
-    return await _history_page(request, stored, tag, query_of(request).one("after") or None)
+        return redirect_with_query(request, _path(stored_name, tag), "after")
+    return await _history_page(request, stored_name, tag, query_of(request).one("after") or None)
 
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Points a tag at the `digest` of the form again. Without a digest, undoes the last change of the tag. Redirects to
-    the history. If the tag cannot be restored, for example because it is immutable, shows the history with the reason
-    instead. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown,
-    DigestInvalid and the errors of the store."""
+    """Restores a tag. If the form has a `digest`, points the tag at this digest. If not, undoes the last change of the
+    tag. Then redirects to the history. If the tag cannot be restored, for example because the tag is immutable, shows
+    the history with the reason. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
+    ManifestUnknown, DigestInvalid and the errors of the store."""
     name, tag = _parse(path)
-    caller, stored, form = await receive_repository_form(request, name, pushable_repository)
+    caller, stored_name, form = await receive_repository_form(request, name, require_pushable)
     if tag is None:
         raise ManifestUnknown("the path has to end with a tag")
     digest = form.one("digest")
     restore_request = TagRestoreRequest(to=None if digest is None else Digest(digest))
     try:
-        await restore_tag(caller, stored, tag, restore_request)
+        await restore_tag(caller, stored_name, tag, restore_request)
     except RegistryError as error:
         if status_of(error) >= 500:
             raise
         if isinstance(error, Denied):
             audit_denial(request, "page")
         async with page_slot(request):
-            return await _history_page(request, stored, tag, None, error)
-    return redirect(_path(stored, tag))
+            return await _history_page(request, stored_name, tag, None, error)
+    return redirect(_path(stored_name, tag))
 
 
 async def _history_page(
@@ -103,8 +101,7 @@ async def _history_page(
         newest=newest,
         changes=page.items,
         next_after=page.next,
-        # `caller.browser` is a `RepositoryBrowser`, which knows the rules for immutable tags.
-        is_immutable=tag is not None and caller.browser.is_immutable(name, tag),
+        is_immutable=tag is not None and caller.repository_browser.is_immutable(name, tag),
         rights=await visitor_rights(caller, name),
         problem=None if error is None else error.message,
     )

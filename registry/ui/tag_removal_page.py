@@ -1,7 +1,7 @@
 """The pages that delete several tags at once: a preview of what would be deleted, the removal, and its undo.
 
-`Caller.browser` is the object that reads and changes the content of repositories for the pages and the API
-(`registry.browse.repository_browser.RepositoryBrowser`). It is not the web browser.
+`Caller.repository_browser` is the object that reads and changes the content of repositories for the pages and the API
+(`registry.browse.repository_browser.RepositoryBrowser`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.caller import Caller
-from registry.admin.repository_rights import deletable_repository, pushable_repository, readable_repository
+from registry.admin.repository_rights import require_deletable, require_pushable, require_readable
 from registry.http.query import Query
 from registry.request import RequestInvalid
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
-    WaitingRoute,
+    SlotlessRoute,
     caller_of,
     page_response,
     page_slot,
@@ -41,23 +41,23 @@ _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
 field and separators."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-_waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+_slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The handlers of `_waiting` wait for the store to plan a removal, those of `_forms` for a form to arrive. Meanwhile
-their route classes hold no *slot* (the permit to render a page), so a handler that renders a page acquires one itself
-(`page_slot`)."""
+"""The handlers of `_slotless_routes` wait for the store to plan a removal, those of `_forms` for a form to arrive.
+Meanwhile their route classes hold no *slot* (the permit to render a page), so a handler that renders a page acquires
+one itself (`page_slot`)."""
 
 
-@_waiting.get(TAG_REMOVAL_PATH + "/{path:path}")
+@_slotless_routes.get(TAG_REMOVAL_PATH + "/{path:path}")
 async def tag_removal(request: Request, path: str) -> Response:
     """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs `pull` and
     `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
     caller, name = caller_of(request), repository_in(path)
-    await readable_repository(caller, name)  # fails for a visitor who may not see the repository
-    stored = await deletable_repository(caller, name)
+    await require_readable(caller, name)  # fails for a visitor who may not see the repository
+    stored = await require_deletable(caller, name)
     tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
     _check_count(len(tags), MAX_REMOVED_TAGS)
-    plan = await caller.browser.plan_removal(caller.request_on(stored), stored, tags) if tags else None
+    plan = await caller.repository_browser.plan_removal(caller.context_for(stored), stored, tags) if tags else None
     async with page_slot(request):
         return await page_response(
             request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
@@ -70,11 +70,11 @@ async def remove_tags(request: Request, path: str) -> Response:
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
     form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`, and DigestInvalid."""
     caller, stored, form = await receive_repository_form(
-        request, repository_in(path), deletable_repository, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
+        request, repository_in(path), require_deletable, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
     )
     expected = _tags_in(form, MAX_REMOVED_TAGS)
-    removed = await caller.browser.remove_tags(
-        caller.request_on(stored), stored, list(expected), caller.actor, expected
+    removed = await caller.repository_browser.remove_tags(
+        caller.context_for(stored), stored, list(expected), caller.actor, expected
     )
     rights = await visitor_rights(caller, stored)
     async with page_slot(request):
@@ -103,10 +103,10 @@ async def restore_tags(request: Request, path: str) -> Response:
     `TAG@DIGEST`. Does not change a tag that exists again. Needs `pull` and `push`. Raises Unauthorized, Denied,
     Unsupported, NameUnknown, RequestInvalid, TagInvalid, DigestInvalid."""
     caller, stored, form = await receive_repository_form(
-        request, repository_in(path), pushable_repository, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
+        request, repository_in(path), require_pushable, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
     )
     tags = _tags_in(form, _MAX_RESTORED_TAGS)
-    restored = await caller.browser.restore_tags(stored, list(tags.items()), caller.actor)
+    restored = await caller.repository_browser.restore_tags(stored, list(tags.items()), caller.actor)
     async with page_slot(request):
         return await page_response(
             request,
@@ -145,4 +145,4 @@ def _repository_path(name: RepositoryName) -> str:
     return f"/ui/repositories/{path_of(name, None)}"
 
 
-router.routes.extend([*_waiting.routes, *_forms.routes])
+router.routes.extend([*_slotless_routes.routes, *_forms.routes])

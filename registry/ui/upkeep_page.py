@@ -24,7 +24,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
-    WaitingRoute,
+    SlotlessRoute,
     admin_of,
     page_response,
     page_slot,
@@ -58,11 +58,11 @@ class UpkeepFormRoute(FormRoute):
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-_waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
+_slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
-"""The handlers of `_waiting` wait until the store has planned what retention would delete. The handlers of `_forms`
-wait until a form has arrived. During these waits, a request holds no *slot* (the permit to render a page). So a handler
-that renders a page acquires a slot itself (`page_slot`)."""
+"""The handlers of `_slotless_routes` wait until the store has planned what retention would delete. The handlers of
+`_forms` wait until a form has arrived. During these waits, a request holds no *slot* (the permit to render a page). So
+a handler that renders a page acquires a slot itself (`page_slot`)."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:
@@ -124,7 +124,7 @@ async def newest_jobs(request: Request) -> Response:
     return await page_response(request, "newest_jobs.html", section="upkeep", jobs=newest, **_job_values())
 
 
-@_waiting.get(RETENTION_PATH)
+@_slotless_routes.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
     """Shows a preview of what the retention rules would delete. Without `repository` in the query, lists repositories;
     with it, lists the tags of that repository. `after` is the last repository or tag of the page before. Raises
@@ -255,4 +255,4 @@ def _job_values() -> dict[str, Any]:
     return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
 
 
-router.routes.extend([*_waiting.routes, *_forms.routes])
+router.routes.extend([*_slotless_routes.routes, *_forms.routes])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from registry.admin.caller import Caller
-from registry.admin.repository_rights import check_may_download, deletable_repository, pushable_repository
+from registry.admin.repository_rights import check_may_download, require_deletable, require_pushable
 from registry.http.query import Query
 from registry.ui.page_route import MAX_FORM_BYTES, caller_of, receive_form
 from storage.errors import Denied, NameUnknown, Unauthorized, Unsupported
@@ -33,8 +33,8 @@ async def visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
     """Returns what the visitor may do with the repository with this stored name. Pages use the result to decide which
     actions to offer. The routes that change something check the rights again."""
     return VisitorRights(
-        may_push=await _is_allowed(pushable_repository(caller, name)),
-        may_delete=await _is_allowed(deletable_repository(caller, name)),
+        may_push=await _is_allowed(require_pushable(caller, name)),
+        may_delete=await _is_allowed(require_deletable(caller, name)),
         may_download=_may_download(caller),
     )
 
@@ -46,7 +46,7 @@ async def receive_repository_form(
     max_bytes: int = MAX_FORM_BYTES,
 ) -> tuple[Caller, RepositoryName, Query]:
     """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `check` returns the
-    stored name, or raises an error if the visitor may not change the repository, as `pushable_repository` does. This
+    stored name, or raises an error if the visitor may not change the repository, as `require_pushable` does. This
     function calls `check` before it receives the form, so that nobody without rights can send one. It calls `check`
     again when the form has arrived, because the rights may have changed meanwhile. `max_bytes`: the largest size of the
     form. Raises the errors of `receive_form`."""

@@ -15,16 +15,16 @@ from storage.upkeep.job_runner import JobContext, Work
 
 
 def backup_arguments(
-    target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier: bool = False
+    target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier_backups: bool = False
 ) -> dict[str, JSON]:
     """Returns the arguments of a job that makes a backup (see `BackupOptions`). By default, the job fails if the
-    disk with the earlier backups to `target` is not mounted. `ignores_earlier`: the job does not check this."""
+    disk with the earlier backups to `target` is not mounted. `ignores_earlier_backups`: the job does not check this."""
     return {
         "target": str(target.absolute()),
         "keep": keep,
         "verify": verify,
         "may_link": may_link,
-        "new": ignores_earlier,  # named after the option `--new` of the command
+        "new": ignores_earlier_backups,  # named after the option `--new` of the command
     }
 
 
@@ -36,13 +36,13 @@ def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = 
         job, arguments = context.job, context.job.arguments
         target = Path(arguments["target"])
         _check_outside(target, data)
-        ignores_earlier = arguments.get("new", False)  # an earlier version queued jobs without this argument
+        ignores_earlier_backups = arguments.get("new", False)  # an earlier version queued jobs without this argument
         options = BackupOptions(
             target,
             keep=arguments["keep"],
             verify=arguments["verify"],
             may_link=arguments["may_link"],
-            earlier=None if ignores_earlier else await find_earlier(store.jobs, target),
+            earlier=None if ignores_earlier_backups else await find_earlier(store.jobs, target),
         )
         return await make_backup(
             *(store.snapshots, store.blobs, store.leases, options, context),

@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""A reader that was slower than the rate may catch up: it may then read without a wait, but at most the bytes that the
-rate allows in this time."""
+"""If a reader was slower than the rate, it may catch up without a wait. It may catch up by at most the bytes that the
+rate allows in `BURST_SECONDS`."""
 
 PAUSE_SECONDS: Final = 1.0
-"""Longest sleep. A longer wait consists of several sleeps."""
+"""Longest sleep. `ReadRate.wait` divides a longer wait into several sleeps."""
 MIN_PAUSE_SECONDS: Final = 0.001
-"""`ReadRate.wait` sleeps again only if at least this time remains: a shorter sleep would usually last too long. The
-next call of `wait` adds the rest to its own wait."""
+"""`ReadRate.wait` sleeps again only if at least this time remains, because a shorter sleep usually overshoots. The next
+call of `wait` adds the rest to its own wait."""
 
 
 class ReadRate:
@@ -31,13 +31,12 @@ class ReadRate:
         self._monotonic = monotonic or asyncio.get_running_loop().time
         self._sleep = sleep
         self._free_at = self._monotonic()
-        """When the rate allows the next bytes. Each call of `wait` moves this time later, by the time that its bytes
-        take at this rate."""
+        """When the rate allows the next bytes. Each call of `wait` adds `count / bytes_per_second` seconds."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Waits until the rate allows the `count` bytes that the caller has just read. Always lets other tasks run.
-        Calls `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends the
-        wait."""
+        """Waits until the rate allows the `count` bytes that the caller has just read. Lets other tasks run even if the
+        rate already allows the bytes. Calls `meanwhile` after each sleep. If `meanwhile` raises an error, ends the wait
+        with this error."""
         now = self._monotonic()
         self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._bytes_per_second
         while True:

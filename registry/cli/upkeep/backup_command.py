@@ -46,27 +46,32 @@ def backup(
         bool,
         typer.Option(
             "--verify",
-            help="Also check the digests of the blobs that DIR has already, and of the blobs that become hard links "
-            "or share blocks instead of being copied.",
+            help="Check the digests of all blobs in the backup. Without --verify, the command usually checks only the "
+            "blobs whose bytes it copies.",
         ),
     ] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the bytes even where files could be hard links or share blocks.")
+        bool,
+        typer.Option(
+            "--copy",
+            help="Always copy the bytes of blobs. Without --copy, files in DIR can be hard links to files of the "
+            "registry, or share disk blocks with them.",
+        ),
     ] = False,
     new: Annotated[
         bool,
         typer.Option(
             "--new",
-            help="Begin new backups in DIR even if the disk of the earlier backups is not mounted. Without --new, the "
-            "command fails in that case.",
+            help="Make the backup even if the earlier backups in DIR are on a disk that is not mounted now. Without "
+            "--new, the command fails if this disk is not mounted.",
         ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Makes the backup. Ends the command with exit code 1 if a blob could not be copied, unless the registry already
-    knew that the blob is damaged."""
+    """Makes the backup. If a blob could not be copied, ends the command with exit code 1. Blobs that the registry
+    already knew to be damaged do not count."""
     from registry.upkeep.backup_work import backup_arguments
 
     settings = load_or_fail(config, data=data).settings
@@ -74,7 +79,7 @@ def backup(
     if target is None:
         fail("name the directory of the backups, or set `target` in [backup] of the settings", USAGE_ERROR)
     keep = settings.backup.keep if keep is None else keep
-    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, ignores_earlier=new)
+    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, ignores_earlier_backups=new)
 
     def get_work(upkeep: UpkeepComponents) -> Work:
         return upkeep.work_by_kind["backup"]
@@ -88,7 +93,8 @@ def backup(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """Prints a warning, or a problem with a blob, on stderr. Prints nothing for other steps."""
+    """If `step` reports a warning or a problem with a blob, prints it on stderr. `step`: a step of the job; the key
+    `event` says what has happened."""
     if step["event"] == "warning":
         print_line(f"entrepot: warning: {step['reason']}", err=True)
     elif step["event"] in ("missing", "damaged"):
@@ -122,6 +128,6 @@ def _print_result(result: Mapping[str, Any]) -> None:
     if result["missing"]:
         print_line(
             f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
-            "these. To take these blobs out of use, and to fetch again those that a mirror can get, run entrepot scrub",
+            "these. Run entrepot scrub: it takes these blobs out of use, and downloads mirrored blobs again",
             err=True,
         )

@@ -75,7 +75,7 @@ Reply = Callable[[ChangeOutcome], None]
 """A function that is called with the outcome of a change."""
 
 
-def reloaded(proposal: Proposal) -> ChangeOutcome:
+def reload_outcome(proposal: Proposal) -> ChangeOutcome:
     """Returns the outcome of a reload that has put the proposal in force."""
     return ChangeOutcome(
         True, f"reloaded: {proposal.changes}" if proposal.changes else "reloaded: no setting has changed"

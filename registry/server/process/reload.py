@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from registry.server.process.commands import Answer
-from registry.server.process.live_change import ChangeOutcome, ConfigurationSource, Proposal, reloaded
+from registry.server.process.live_change import ChangeOutcome, ConfigurationSource, Proposal, reload_outcome
 from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
@@ -121,7 +121,7 @@ class Reload:
 
     def _end_when_switched(self) -> None:
         if not self._waiting:
-            self.outcome = reloaded(self._proposal)
+            self.outcome = reload_outcome(self._proposal)
 
     def _refuse(self, reason: str) -> None:
         """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""

@@ -19,8 +19,8 @@ from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.tls_memory import tls_limits
 from registry.server.kernel import raise_file_limit
 from registry.server.memory_limit import memory_limit
-from registry.server.process.live_options import LiveOptions
-from registry.server.process.single_process import SingleProcessChanges
+from registry.server.process.live_change_options import LiveChangeOptions
+from registry.server.process.single_process import SingleProcessReloads
 from registry.server.process.supervisor import Supervisor
 from registry.server.process.worker import Worker
 from registry.server.process.worker_options import WorkerOptions
@@ -42,7 +42,7 @@ def serve(
     limits: ServerLimits | None = None,
     on_ready: Callable[[], None] | None = None,
     listener_options: ListenerOptions | None = None,
-    live: LiveOptions | None = None,
+    change_options: LiveChangeOptions | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the server could not
     start. If it could not, prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
@@ -60,7 +60,7 @@ def serve(
       machine.
     - `on_ready` is called once, in this process, when all workers accept connections.
     - `listener_options`: the options for the connections, such as the certificate.
-    - `live`: the options for reloads and restarts of the running server.
+    - `change_options`: the options for reloads and restarts of the running server.
 
     Call this function from the main thread, because it sets signal handlers.
     """
@@ -68,7 +68,7 @@ def serve(
         raise ValueError("there must be at least one worker")
     set_up_server_logging()
     raise_file_limit()
-    listener_options, live = listener_options or ListenerOptions(), live or LiveOptions()
+    listener_options, change_options = listener_options or ListenerOptions(), change_options or LiveChangeOptions()
     if limits is None:
         tls_connections, large_tls_connections = tls_limits(memory_limit(), workers)
         limits = ServerLimits(tls_connections=tls_connections, large_tls_connections=large_tls_connections)
@@ -78,14 +78,14 @@ def serve(
         # Garbage collections skip the objects created so far. To examine them would write to memory that the workers
         # share, and the kernel would copy that memory for each worker.
         gc.freeze()
-        code, failure = Supervisor(options, workers, live, on_ready).run()
+        code, failure = Supervisor(options, workers, change_options, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
             # Each worker counts the connections of each address in a column of its own (`SharedCounters`). With several
             # workers, the supervisor claims a column for each.
             limit.use_column(limit.claim_column())
-        reloads = SingleProcessChanges(live, on_ready or (lambda: None))
-        worker = Worker(options, reloads.on_ready, on_start=reloads.start)
+        reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
+        worker = Worker(options, reloads.announce_ready, on_start=reloads.start)
         code, failure = worker.run()
         reloads.close()
         _join_threads(code)

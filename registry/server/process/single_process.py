@@ -1,5 +1,6 @@
-"""`SingleProcessChanges`: reloads of a server with one worker. Such a server is a single process: it has no supervisor,
-the parent process that starts and replaces the workers of a larger server."""
+"""`SingleProcessReloads`: reloads of the configuration of a server with one worker. A server with one worker is a
+single process. A server with several workers has a supervisor: the parent process that starts and replaces the
+workers."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import socket
 from collections.abc import Callable
 
 from registry.server.process.control_socket import ControlSocket, file_identity, listen_for_control, remove_socket_file
-from registry.server.process.live_change import ChangeOutcome, ChangeRefused, Reply, reloaded
-from registry.server.process.live_changes import no_reply
-from registry.server.process.live_options import LiveOptions
+from registry.server.process.live_change import ChangeOutcome, ChangeRefused, Reply, reload_outcome
+from registry.server.process.live_change_options import LiveChangeOptions
+from registry.server.process.live_change_queue import no_reply
 from registry.server.process.worker import RunCommand
 from registry.server.server_log import log
 
@@ -21,36 +22,39 @@ _NO_RESTART = (
 )
 
 
-class SingleProcessChanges:
-    """Reloads the configuration at SIGHUP and at requests on the control socket, one reload at a time. Requests that
-    come during a reload lead to one more reload. A restart would replace the worker process. This class refuses it, at
-    SIGUSR2 and at requests on the control socket."""
+class SingleProcessReloads:
+    """Handles SIGHUP, SIGUSR2 and the requests on the control socket:
 
-    def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
-        """Opens the control socket. Create this object before the process has threads, because its creation changes the
-        umask for a moment. `on_ready`: called when the worker accepts connections."""
-        self._live = live
-        self._listener = None if live.control is None else listen_for_control(live.control)
-        self._identity = None if live.control is None else file_identity(live.control)
+    - SIGHUP or a request `reload` reloads the configuration. One reload runs at a time. All requests during a reload
+      lead to one more reload.
+    - SIGUSR2 or a request `restart` is refused, because a restart would replace the worker process."""
+
+    def __init__(self, change_options: LiveChangeOptions, on_ready: Callable[[], None]) -> None:
+        """Opens the control socket. Create this object before the process has threads, because the constructor changes
+        the umask for a moment. `on_ready`: a function that `announce_ready` calls."""
+        self._change_options = change_options
+        self._listener = None if change_options.control is None else listen_for_control(change_options.control)
+        self._identity = None if change_options.control is None else file_identity(change_options.control)
         self._control: ControlSocket | None = None
         self._on_ready = on_ready
         self._waiting_replies: list[Reply] = []
         self._reload_requested = asyncio.Event()
         self._run_command: RunCommand | None = None
 
-    def on_ready(self) -> None:
-        """The worker calls this method when it accepts connections."""
-        self._live.notifier.ready("1 worker serves")
+    def announce_ready(self) -> None:
+        """Tells the service manager that the server is ready, and calls `on_ready`. The worker calls `announce_ready`
+        when the worker accepts connections."""
+        self._change_options.notifier.ready("1 worker serves")
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
         """Starts to handle the signals and the requests on the control socket. `run_command`: runs a command in the
-        worker. Returns a function that ends the handling."""
+        worker. Returns a function that ends the handling and closes the control socket."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
         task = loop.create_task(self._reload_when_requested(), name="reloads")
-        if self._listener is not None and self._live.control is not None:
+        if self._listener is not None and self._change_options.control is not None:
             actions = {"reload": self._request_reload, "restart": self._refuse_restart}
 
             def watch(sock: socket.socket, callback: Callable[[], None]) -> None:
@@ -59,10 +63,10 @@ class SingleProcessChanges:
             def unwatch(sock: socket.socket) -> None:
                 loop.remove_reader(sock)
 
-            self._control = ControlSocket(self._listener, self._live.control, actions, watch, unwatch)
+            self._control = ControlSocket(self._listener, self._change_options.control, actions, watch, unwatch)
 
         def end() -> None:
-            self._live.notifier.stopping()
+            self._change_options.notifier.stopping()
             task.cancel()
             self.close()
 
@@ -74,8 +78,8 @@ class SingleProcessChanges:
         if self._control is not None:
             self._control.close()
             self._control = None
-        elif listener is not None and self._live.control is not None:
-            remove_socket_file(self._live.control, self._identity)
+        elif listener is not None and self._change_options.control is not None:
+            remove_socket_file(self._change_options.control, self._identity)
             listener.close()
 
     def _request_reload(self, reply: Reply) -> None:
@@ -87,14 +91,14 @@ class SingleProcessChanges:
         reply(ChangeOutcome(False, _NO_RESTART))
 
     async def _reload_when_requested(self) -> None:
-        """Runs the requested reloads one after another, until the task is cancelled. A reload answers all requests that
-        were made before it began."""
+        """Runs the requested reloads one after another, until the task is cancelled. Each reload answers all requests
+        that arrived before the reload began."""
         while True:
             await self._reload_requested.wait()
             self._reload_requested.clear()
             replies, self._waiting_replies = self._waiting_replies, []
             try:
-                self._live.notifier.reloading()
+                self._change_options.notifier.reloading()
                 outcome = await self._reload()
             except Exception as error:
                 log.error("a reload failed", exc_info=error)
@@ -103,18 +107,26 @@ class SingleProcessChanges:
                 log.info("%s", outcome.message)
             else:
                 log.error("the configuration is not reloaded, the old one stays in force: %s", outcome.message)
-            self._live.notifier.ready(outcome.message if outcome.ok else "running; the last change was refused")
+            self._change_options.notifier.ready(
+                outcome.message if outcome.ok else "running; the last change was refused"
+            )
             for reply in replies:
                 reply(outcome)
 
     async def _reload(self) -> ChangeOutcome:
-        """Reloads the configuration, and returns the outcome. The worker's command `prepare` opens the new
-        configuration, `switch` makes the worker use it, and `discard` drops it. Raises the errors of `switch` and
-        `discard`."""
+        """Reloads the configuration, and returns the outcome:
+
+        - `configuration_source.propose` reads and checks the new configuration.
+        - The worker's command `prepare` opens the new configuration.
+        - `configuration_source.accept` puts the new configuration in force. If this fails, the worker's command
+          `discard` drops the new configuration.
+        - The worker's command `switch` makes the worker use the new configuration.
+
+        Raises the errors of `switch` and `discard`."""
         assert self._run_command is not None
-        source = self._live.configuration
+        configuration_source = self._change_options.configuration_source
         try:
-            proposal = await asyncio.to_thread(source.propose)  # reads files and the database
+            proposal = await asyncio.to_thread(configuration_source.propose)  # reads files and the database
             await self._run_command("prepare", proposal.configuration)
         except ChangeRefused as error:
             return ChangeOutcome(False, error.message)
@@ -124,10 +136,10 @@ class SingleProcessChanges:
                 log.error("the new configuration cannot be opened", exc_info=error)
             return ChangeOutcome(False, str(message or error))
         try:
-            source.accept(proposal)
+            configuration_source.accept(proposal)
         except Exception as error:
             log.error("the new configuration cannot be put in force", exc_info=error)
             await self._run_command("discard", b"")
             return ChangeOutcome(False, str(error) or type(error).__name__)
         await self._run_command("switch", b"")
-        return reloaded(proposal)
+        return reload_outcome(proposal)

@@ -22,8 +22,8 @@ from types import FrameType
 from registry.server.process.commands import Answer
 from registry.server.process.control_socket import Action, ControlSocket, listen_for_control
 from registry.server.process.live_change import ChangeOutcome, Reply
-from registry.server.process.live_changes import LiveChanges, no_reply
-from registry.server.process.live_options import LiveOptions
+from registry.server.process.live_change_options import LiveChangeOptions
+from registry.server.process.live_change_queue import LiveChangeQueue, no_reply
 from registry.server.process.renewal import Renewal
 from registry.server.process.successor import Handover, SuccessorCheck, describe_worker
 from registry.server.process.worker_options import WorkerOptions
@@ -56,14 +56,18 @@ class Supervisor:
     """
 
     def __init__(
-        self, options: WorkerOptions, workers: int, live: LiveOptions, on_ready: Callable[[], None] | None
+        self,
+        options: WorkerOptions,
+        workers: int,
+        change_options: LiveChangeOptions,
+        on_ready: Callable[[], None] | None,
     ) -> None:
         """`options`: how the workers serve, and the sockets that they listen on; a stop closes these sockets.
-        `workers`: the number of worker processes. `live`: the options for reloads and restarts of the running server.
-        `on_ready` is called once, in the supervisor, when all workers accept connections."""
+        `workers`: the number of worker processes. `change_options`: the options for reloads and restarts of the running
+        server. `on_ready` is called once, in the supervisor, when all workers accept connections."""
         self._options = options
         self._workers = workers
-        self._live = live
+        self._change_options = change_options
         self._on_ready = on_ready
         self._starts_due: dict[int, float] = {}  # index of a worker that does not run -> when to start it
         self._next_backoffs: dict[int, float] = {}  # index -> back-off before the next restart, in seconds
@@ -77,7 +81,7 @@ class Supervisor:
         self._signal_reader, self._signal_writer = os.pipe()
         os.set_blocking(self._signal_reader, False)
         os.set_blocking(self._signal_writer, False)
-        self._alive_pipe = os.pipe() if live.handover is None else live.handover.alive_pipe
+        self._alive_pipe = os.pipe() if change_options.handover is None else change_options.handover.alive_pipe
         """The reading and the writing end of a pipe to which nothing is written. Only the supervisor keeps the writing
         end, so the workers, which watch the reading end, notice when the supervisor dies."""
         # With epoll instead of poll, a forked child would share the parent's set of descriptors.
@@ -85,7 +89,9 @@ class Supervisor:
         self._pool = WorkerPool(
             options, self._selector, self._alive_pipe, self._on_answer, self._on_exit, self._unregistered_files
         )
-        self._changes = LiveChanges(self, self._pool, live.configuration, live.successor, live.notifier)
+        self._changes = LiveChangeQueue(
+            self, self._pool, change_options.configuration_source, change_options.successor, change_options.notifier
+        )
         self._control: ControlSocket | None = None
 
     def run(self) -> tuple[int, str | None]:
@@ -102,10 +108,10 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             self._listen_for_control()
-            if self._live.handover is None:
+            if self._change_options.handover is None:
                 self._starts_due = dict.fromkeys(range(self._workers), 0.0)  # start all of them now
             else:
-                self._take_over(self._live.handover)
+                self._take_over(self._change_options.handover)
             self._loop()
         finally:
             self._is_stopping = True  # so that no worker is restarted
@@ -245,7 +251,7 @@ class Supervisor:
         workers = self._pool.workers.values()
         if len(workers) == self._workers and all(worker.is_ready for worker in workers):
             self._start_succeeded = True
-            self._live.notifier.ready(f"{self._workers} workers serve")
+            self._change_options.notifier.ready(f"{self._workers} workers serve")
             if self._on_ready is not None:
                 self._on_ready()
 
@@ -253,7 +259,7 @@ class Supervisor:
         """Tells all workers to stop. From now on, no worker is started or replaced."""
         if not self._is_stopping:
             self._is_stopping = True
-            self._live.notifier.stopping()
+            self._change_options.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
             self._close_control()  # so that the next server can open its own before this one has ended
@@ -267,7 +273,7 @@ class Supervisor:
 
     def _listen_for_control(self) -> None:
         """Opens the control socket, or takes over the control socket of the old version."""
-        path, handover = self._live.control, self._live.handover
+        path, handover = self._change_options.control, self._change_options.handover
         if path is None:
             return
         if handover is not None and handover.control is not None:
@@ -315,7 +321,7 @@ class Supervisor:
 
         return act
 
-    # Called by `LiveChanges` (its protocol `ChangingSupervisor` describes these methods)
+    # Called by `LiveChangeQueue` (its protocol `ChangingSupervisor` describes these methods)
 
     def begin_renewal(self) -> Renewal:
         return Renewal(self._pool, self._pool.serving, self._pool.fork)
@@ -334,7 +340,7 @@ class Supervisor:
         check.close()
 
     def execute_successor(self) -> None:
-        successor, control = self._live.successor, self._control
+        successor, control = self._change_options.successor, self._control
         assert successor is not None
         successor.execute(
             Handover(  # `facts`, `counts`: see the class
@@ -344,7 +350,7 @@ class Supervisor:
                 waiting=[] if control is None else [sock.fileno() for sock in control.waiting],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
                 facts=successor.facts,
-                counts=self._live.counts_memory,
+                counts=self._change_options.counts_memory,
             ),
             self._must_stop,
         )

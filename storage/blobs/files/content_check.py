@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from storage.blobs.blob_store import BytesMissing
-from storage.blobs.files.quarantine import file_version, version_of
+from storage.blobs.files.quarantine import version_at_path, version_of_status
 from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS, FORBIDDEN_ERRNOS, describe_forbidden
 from storage.data_dir.mapped_file import MappedFile
 from storage.errors import BytesForbidden
@@ -16,15 +16,16 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PART_BYTES: Final = 1024 * 1024
-"""Largest part that `FileCheck.read_part` reads, in bytes. This takes a few milliseconds."""
+"""Largest part that `FileCheck.read_part` reads, in bytes. The read takes a few milliseconds."""
 
 
 class FileCheck:
     """The check of one file. Call `read_part` until it returns 0. Then `problem` says what is wrong with the file;
-    None: nothing. `version` identifies the file (`version_of`). All methods block.
+    None: nothing is wrong. `version` identifies the file (`version_of_status`). All methods block.
 
-    The page cache must keep the blobs that clients often pull. So a check drops the pages that its own reads have
-    loaded. Read-ahead is off: pages read in advance would look like pages that were in memory before."""
+    The page cache must keep the blobs that clients often pull. So after each read, a check drops from the page cache
+    only the pages that this read has loaded. A read has loaded the pages that were not in memory before the read.
+    Read-ahead is off, because the next read would find the pages read ahead in memory, and would not drop them."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, from_disk: bool) -> None:
         """`from_disk`: whether all bytes must come from the disk, not from memory."""
@@ -47,9 +48,11 @@ class FileCheck:
             self._fd = -1
 
     def read_part(self) -> int:
-        """Reads and hashes the next part. Returns its number of bytes; 0: there are no more. Raises BytesMissing
-        if there is no file. Raises BytesForbidden if this process may not open it. Raises OSError if reading fails for
-        another reason than damage."""
+        """Reads and hashes the next part. Returns the number of bytes; 0: the check has ended. Raises:
+
+        - BytesMissing if there is no file.
+        - BytesForbidden if this process may not open the file.
+        - OSError if reading fails for another reason than damage."""
         if self._has_ended:
             return 0
         if self._fd < 0:
@@ -79,7 +82,7 @@ class FileCheck:
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            file_version(self._path)  # raises another error if the whole directory is missing
+            version_at_path(self._path)  # raises StorageFailed if the directory is missing too
             raise BytesMissing(str(self._path)) from None
         except OSError as error:
             if error.errno in FORBIDDEN_ERRNOS:
@@ -87,10 +90,10 @@ class FileCheck:
             if error.errno not in DAMAGE_ERRNOS:
                 raise
             self._end(f"its file cannot be opened: {error.strerror}")
-            self.version = file_version(self._path) or ""
+            self.version = version_at_path(self._path) or ""
             return
         status = os.fstat(self._fd)
-        self.version = version_of(status)
+        self.version = version_of_status(status)
         if status.st_size != self._size:
             self._end(f"its file has {status.st_size} bytes instead of {self._size}")
             return
@@ -100,10 +103,10 @@ class FileCheck:
         self._advise(os.POSIX_FADV_RANDOM)  # no read-ahead
         if not self._size:
             actual = self._running_digest.digest()
-            self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
+            self._end(None if actual == self._digest else f"its file is empty and has the digest {actual}")
 
     def _end(self, problem: str | None) -> None:
-        """Ends the check; None: no damage."""
+        """Ends the check. `problem`: what is wrong with the file; None: nothing is wrong."""
         self.problem = problem
         self._has_ended = True
 
@@ -117,13 +120,13 @@ class FileCheck:
                 break
             count += more_count
         if count > resident_prefix:
-            # This also drops later pages of the part that were in memory before.
+            # The dropped range can include pages that were in memory before. The check accepts the loss of these pages.
             start, length = self._offset + resident_prefix, count - resident_prefix
             os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
         return count
 
     def _resident_prefix(self, length: int) -> int:
-        """Returns how many of the next `length` bytes come before the first one that is not in memory."""
+        """Returns how many of the next `length` bytes are in memory without a gap, from `_offset` on."""
         if (mapped := MappedFile.try_map(self._fd, self._offset, self._offset + length)) is None:
             return 0
         with closing(mapped):

@@ -19,7 +19,7 @@ from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
 from storage.blobs.files.linked_file import LinkedFile
-from storage.blobs.files.quarantine import QuarantineDirectory, file_version
+from storage.blobs.files.quarantine import QuarantineDirectory, version_at_path
 from storage.blobs.files.trash import Trash
 from storage.blobs.files.unreadable_files import (
     DAMAGE_ERRNOS,
@@ -37,7 +37,7 @@ from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, BytesForbidden, DigestInvalid
-from storage.future_times import past_write_time
+from storage.future_times import corrected_write_time
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
@@ -181,15 +181,15 @@ class FileBlobStore:
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
-        in the future (`past_write_time`). Leaves out sessions whose directory or file the disk cannot read, because
-        `discard_upload` could not delete them."""
+        in the future (`corrected_write_time`). Leaves out sessions whose directory or file the disk cannot read,
+        because `discard_upload` could not delete them."""
 
         def scan() -> list[tuple[UploadID, float]]:
             uploads = []
             for entry in os.scandir(self._disk.layout.uploads):
                 # The entry may be something else than a session, or may have been deleted meanwhile.
                 with suppress(BlobUploadUnknown, FileNotFoundError, NotADirectoryError), skip_unreadable(entry.path):
-                    upload, changed_at = UploadID(entry.name), past_write_time(entry, entry.stat())
+                    upload, changed_at = UploadID(entry.name), corrected_write_time(entry, entry.stat())
                     if _is_upload_readable(Path(entry.path)):
                         uploads.append((upload, changed_at))
             return uploads
@@ -291,9 +291,9 @@ class FileBlobStore:
             check.close()
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the file and its bytes, and changes when they are replaced (`file_version`).
-        Returns None if there is no file."""
-        return await self._disk.run(lambda: file_version(self._disk.layout.path_of(place)))
+        """Returns a text that identifies the file and its bytes, and changes when they are replaced
+        (`version_at_path`). Returns None if there is no file."""
+        return await self._disk.run(lambda: version_at_path(self._disk.layout.path_of(place)))
 
     def quarantine_place(self, digest: Digest) -> str:
         """Returns the path of the damaged bytes of a blob, relative to the data directory."""

@@ -1,14 +1,22 @@
 """Creates, opens, lists and deletes the files of partial blobs. All functions block.
 
-A *partial blob* is a blob that is still being downloaded. It has a pair of files in the directory `partials/`: the data
-file (`.data`) holds its bytes, and the state file (`.state`) says which of them are stored. The process that holds the
-lock on the state file is the *owner*, as long as the file has not been deleted. Only the owner changes or deletes the
-files. The other processes that have the files open are its *followers*: they read the bytes as they arrive.
+A *partial blob* is a blob whose download has not ended. A partial blob has a pair of files in the directory
+`partials/`:
 
-A process that opens the two files must not combine the state file of an old pair with the data file of a newer one.
-Therefore the owner creates the state file first and deletes it last, and writes the final status to it before it
-deletes either file. Another process opens the state file first, then the data file, and then reads the status. If the
-status is still `INCOMPLETE`, the two files belong together.
+- The data file (`.data`) holds the bytes of the blob.
+- The state file (`.state`) says which bytes are stored.
+
+The process that has locked the state file is the *owner*, until the state file is deleted. Only the owner changes or
+deletes the files. Other processes that have the files open are *followers*: they read the bytes while the owner stores
+more.
+
+An owner can delete a pair, and a new pair can get the same paths. A follower must not combine the state file of the
+deleted pair with the data file of the new pair. Therefore the order of steps is fixed:
+
+- To create a pair, the owner creates the state file first, then the data file.
+- To delete a pair, the owner writes a final status to the state file, then deletes the data file, then the state file.
+- A follower opens the state file, then opens the data file, then reads the status from the state file. If the status is
+  `INCOMPLETE`, the owner had not begun to delete the pair, so the two files belong together.
 
 A pair is *old* if it was last written before a given time, or during an earlier boot of the machine. It is *idle* if it
 is old and has no owner.
@@ -30,14 +38,14 @@ from storage.data_dir.locks import is_byte_locked, try_lock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
-from storage.future_times import past_write_time
+from storage.future_times import corrected_write_time
 from storage.names import Digest
 
 
 @dataclass(frozen=True, slots=True)
 class PartialPaths:
-    """Paths of a partial blob's state file (`state`) and data file (`data`), and the path to which the data file is
-    moved when the partial blob becomes a blob (`blob`)."""
+    """Paths of the files of a partial blob. `state`: the state file. `data`: the data file. `blob`: the data file after
+    all bytes are stored and the partial blob has become a blob."""
 
     state: Path
     data: Path
@@ -49,8 +57,8 @@ class PartialPaths:
         return cls(layout.partial_state(name), layout.partial_data(name), layout.blob(digest))
 
     def occupied_bytes(self) -> int:
-        """Returns the disk space that the bytes of the partial blob take. The data file is sparse, so this is less than
-        its length until the blob is complete. Returns 0 if there is no data file."""
+        """Returns the disk space that the data file takes, in bytes; 0: there is no data file. The data file is sparse:
+        until all bytes are stored, the disk space is less than the length of the file."""
         try:
             return os.stat(self.data).st_blocks * 512  # stat(2) counts in units of 512 bytes
         except FileNotFoundError:
@@ -60,7 +68,7 @@ class PartialPaths:
 @dataclass(frozen=True, slots=True)
 class PartialFilePair:
     """The two open files of a partial blob, as file descriptors, and the progress read from the state file. `is_owner`:
-    whether `state_fd` holds the lock on the state file, so that this process is the owner."""
+    whether this process is the owner; if so, `state_fd` holds the lock on the state file."""
 
     state_fd: int
     data_fd: int
@@ -77,10 +85,13 @@ def open_file_pair(
     system: System, paths: PartialPaths, size: int, boot: str, reserve: Reserve
 ) -> PartialFilePair | None:
     """Opens the files of a partial blob of `size` bytes, or creates them. If there is no owner, this process becomes
-    the owner. Returns None if another process is creating or deleting the files at this moment, or if this call has
-    just deleted files with unusable bytes; the caller should try again soon. `boot`: id of the machine's present boot.
-    Bytes from another boot are unusable, because they were not synced. `reserve`: checks, before files are created,
-    that the disk has enough free space. Raises StorageFull, OSError."""
+    the owner. Returns None in two cases, in which the caller should try again soon:
+
+    - Another process is creating or deleting the files at this moment.
+    - This call has deleted files with unusable bytes.
+
+    `boot`: id of the machine's present boot. Bytes from another boot are unusable, because they were not synced.
+    `reserve`: checks, before files are created, that the disk has enough free space. Raises StorageFull, OSError."""
     if not paths.state.exists():
         reserve.require_free_space(size=size)
     state_fd = _open_or_create(system, paths.state)
@@ -100,12 +111,12 @@ def open_file_pair(
 
 
 def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float, boot: str) -> bool:
-    """Deletes the files of a partial blob if they are idle: old and without an owner. They are old if they were last
-    written before the time `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns
-    whether the files were deleted. Raises OSError."""
+    """Deletes the files of a partial blob if the pair is idle. A pair is old if it was last written before the time
+    `before` (seconds since 1970), or during another boot of the machine than `boot`. Returns whether the files were
+    deleted. Raises OSError."""
     if not _is_old(paths, before, boot):
         return False
-    state_fd = _open_or_create(system, paths.state)  # if only the data file is left, creates the file to lock it
+    state_fd = _open_or_create(system, paths.state)  # the lock needs a state file
     if state_fd is None:
         return False
     try:
@@ -118,7 +129,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
 
 
 def _is_idle(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Returns whether `delete_file_pair_if_idle` would delete the files. Deletes nothing. Raises OSError."""
+    """Returns whether `delete_file_pair_if_idle` would delete the files. Raises OSError."""
     if not _is_old(paths, before, boot):
         return False
     try:
@@ -132,8 +143,8 @@ def _is_idle(paths: PartialPaths, before: float, boot: str) -> bool:
 
 
 def is_file_pair_idle_and_readable(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Does what `_is_idle` does, but logs a warning and returns False if one of the two files cannot be read
-    (`skip_unreadable`). Raises other OSErrors."""
+    """If one of the two files cannot be read (`skip_unreadable`), logs a warning and returns False. If both can be
+    read, returns whether the pair is idle, like `_is_idle`. Raises other OSErrors."""
     with skip_unreadable(paths.state):
         return not has_unreadable_inode(paths.data) and _is_idle(paths, before, boot)
     return False
@@ -149,7 +160,8 @@ def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
 
 
 def is_at_path(fd: int, path: Path) -> bool:
-    """Returns whether the open file `fd` is still at `path`: False if it has been deleted, moved or replaced."""
+    """Returns whether the open file `fd` is still at `path`. If the file was deleted, moved or replaced, returns
+    False."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -157,8 +169,8 @@ def is_at_path(fd: int, path: Path) -> bool:
 
 
 def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_status: PartialStatus) -> None:
-    """Writes the final status to the state file, for the followers that have it open, and deletes both files. Only the
-    owner may call this. Raises OSError if a file cannot be deleted."""
+    """Writes the final status to the state file, which followers can have open, and deletes both files. Only the owner
+    may call this function. If a file cannot be deleted, raises OSError."""
     progress = read_progress(state_fd)
     with suppress(OSError):  # without the status, the followers notice the end when the owner releases its lock
         write_progress(system, state_fd, replace(progress or PartialProgress("", 0), status=final_status, extents=()))
@@ -169,8 +181,8 @@ def delete_file_pair(system: System, paths: PartialPaths, state_fd: int, final_s
 
 
 def close_data(threads: Executor, data_fd: int) -> None:
-    """Closes a data file. If the file has been deleted, a thread of `threads` closes it, because the call then blocks
-    while the file system frees the file's blocks."""
+    """Closes a data file. If the data file was deleted, a thread of `threads` closes it, because the call blocks while
+    the file system frees the blocks of a deleted file."""
     if os.fstat(data_fd).st_nlink:
         os.close(data_fd)
         return
@@ -186,8 +198,8 @@ def write_progress(system: System, state_fd: int, progress: PartialProgress) -> 
 
 
 def _open_or_create(system: System, path: Path) -> int | None:
-    """Opens a state file, or creates it, and returns its descriptor. Returns None if another process creates the file
-    at the same moment. Raises OSError."""
+    """Opens a state file, or creates it, and returns its descriptor. If another process creates the file at the same
+    moment, returns None. Raises OSError."""
     with suppress(FileNotFoundError):
         return system.open(path, os.O_RDWR)
     with suppress(FileExistsError):
@@ -196,9 +208,13 @@ def _open_or_create(system: System, path: Path) -> int | None:
 
 
 def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair | None:
-    """Opens the pair as the process that has just locked the state file. If the state file is empty, sets up a new
-    pair. Returns None if the state file was deleted before it was locked. If the stored bytes cannot be used, deletes
-    both files and returns None. Raises StorageFull, OSError."""
+    """Opens the pair after this process has locked the state file:
+
+    - If the state file was deleted before the lock was acquired, returns None.
+    - If the state file is empty, sets up a new pair.
+    - If the stored bytes cannot be used, deletes both files and returns None.
+
+    Raises StorageFull, OSError."""
     if not is_at_path(state_fd, paths.state):
         return None
     if os.fstat(state_fd).st_size == 0:
@@ -215,9 +231,9 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
 
 
 def _open_data(paths: PartialPaths, progress: PartialProgress) -> int | None:
-    """Opens the data file and returns its descriptor. An earlier owner may have moved the complete data file to the
-    blob's path, and then died. So if all bytes are stored and the data file is missing, opens the file at that path.
-    Returns None if neither file exists."""
+    """Opens the data file and returns its descriptor. An earlier owner may have moved the complete data file to
+    `paths.blob` and then died. So if all bytes are stored and the data file is missing, opens the file at `paths.blob`.
+    Returns None if there is no file to open."""
     with suppress(FileNotFoundError):
         return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:
@@ -227,8 +243,8 @@ def _open_data(paths: PartialPaths, progress: PartialProgress) -> int | None:
 
 
 def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | None:
-    """Opens the pair while another process is the owner. Returns None if that process is creating or deleting the files
-    at this moment."""
+    """Opens the pair while another process is the owner. If the owner is creating or deleting the files at this moment,
+    returns None."""
     progress_before = read_progress(state_fd)
     if progress_before is None or progress_before.status is not PartialStatus.INCOMPLETE:
         return None
@@ -244,9 +260,9 @@ def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | N
 
 
 def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
-    """Creates the data file, sparse and with its full length, and writes the state file. Raises StorageFull if the disk
-    has less free space than the blob needs, so that such a download fails before it has filled the disk. After an
-    error, deletes both files if it can."""
+    """Creates the data file, sparse and with its full length, and writes the state file. If the disk has less free
+    space than the blob needs, raises StorageFull, so that the download does not fill the disk first. After an error,
+    tries to delete both files."""
     data_fd = -1
     try:
         file_system = os.fstatvfs(state_fd)
@@ -269,8 +285,8 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
 
 
 def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Returns whether the pair was last written before the time `before` or during another boot than `boot`. Returns
-    False if neither file exists. Corrects times in the future (`past_write_time`)."""
+    """Returns whether the pair was last written before the time `before` or during another boot than `boot`. If neither
+    file exists, returns False. If the write time of a file is in the future, corrects it (`corrected_write_time`)."""
     try:
         state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -282,7 +298,7 @@ def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
             os.close(state_fd)
     if progress is not None and progress.boot != boot:
         return True
-    for path in (paths.data, paths.state):  # the first file that exists counts
+    for path in (paths.data, paths.state):  # the write time of the state file counts only without a data file
         with suppress(FileNotFoundError):
-            return past_write_time(path, os.stat(path)) < before
+            return corrected_write_time(path, os.stat(path)) < before
     return False

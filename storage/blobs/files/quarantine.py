@@ -1,5 +1,5 @@
 """The directory of damaged blob files (`QuarantineDirectory`), and a text that identifies the content of a file
-(`version_of`)."""
+(`version_of_status`)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from storage.errors import DigestInvalid, StorageFailed
 from storage.names import Digest
 
 
-def version_of(status: os.stat_result) -> str:
+def version_of_status(status: os.stat_result) -> str:
     """Returns a text that identifies a file and its bytes. If another file gets the same name, the text changes: the
     new file may have the same inode number, but not also the same modification time."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
-def file_version(path: Path) -> str | None:
-    """Returns the version of the file at `path` (`version_of`); `damaged` if the inode is damaged; None if there is no
-    such file. Raises StorageFailed if the directory of the file is missing too. The blobs are then probably not lost:
-    their file system is not mounted, or an operator has moved them. Raises OSError."""
+def version_at_path(path: Path) -> str | None:
+    """Returns the version of the file at `path` (`version_of_status`); `damaged` if the inode is damaged; None if there
+    is no such file. Raises StorageFailed if the directory of the file is missing too. The blobs are then probably not
+    lost: their file system is not mounted, or an operator has moved them. Raises OSError."""
     try:
-        return version_of(os.stat(path))
+        return version_of_status(os.stat(path))
     except FileNotFoundError:
         if not path.parent.is_dir():
             raise StorageFailed(f"the directory {path.parent} is missing; is its file system mounted?") from None

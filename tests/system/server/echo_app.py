@@ -26,7 +26,7 @@ from registry.server.gate.certificates import CertificateFiles, Certificates
 from registry.server.gate.listener import ListenerOptions, ListenError, address_of, bind
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
-from registry.server.process.live_options import LiveOptions
+from registry.server.process.live_change_options import LiveChangeOptions
 from registry.server.process.run import serve
 from registry.server.process.successor import Handover, Successor
 from registry.server.server_limits import ServerLimits
@@ -322,7 +322,7 @@ def main() -> int:
         limits=ServerLimits(**options.get("limits", {})),
         on_ready=lambda: print_line(f"ready {address}"),
         listener_options=listener_options_of(options),
-        live=LiveOptions(successor=successor),
+        change_options=LiveChangeOptions(successor=successor),
     )
 
 

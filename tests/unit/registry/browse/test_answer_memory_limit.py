@@ -145,7 +145,7 @@ async def test_the_api_counts_manifests_and_configs_for_their_account(site: Site
     """A manifest or a config in a response of the API counts for the account that requests it. Another account gets
     its response while the part of the first account is used up."""
     await site.image("v1")
-    memory = site.app.app.service.access.management.browser.answer_memory_limit  # type: ignore[union-attr]
+    memory = site.app.app.service.access.management.repository_browser.answer_memory_limit  # type: ignore[union-attr]
     path = f"{APP}/manifests/v1/{kind}"
     async with memory.hold("account puller", memory.size // 4):
         assert (await site.get(path)).status == 429

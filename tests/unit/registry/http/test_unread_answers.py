@@ -13,7 +13,7 @@ from registry.app import create_app
 from registry.asgi import Message
 from registry.config import Settings
 from registry.http import DistributionAPI
-from registry.http.body_memory import UNCOUNTED_RESPONSE_BYTES, BodyMemory
+from registry.http.body_memory import MAX_UNCOUNTED_RESPONSE_BYTES, BodyMemory
 from registry.memory_budget import MemoryBudget
 from storage.content import Manifest
 from storage.errors import TooManyRequests
@@ -67,9 +67,9 @@ async def test_an_unread_error_does_not_keep_the_body_in_memory(registry: Memory
 async def test_large_responses_wait_for_memory(registry: MemoryRegistry) -> None:
     """A response stays in memory until the client has received it. If the budget is used up, the next request waits,
     and then gets 429. Responses with the same manifest count once."""
-    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    body_memory = BodyMemory(responses=MemoryBudget(4 * MAX_UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
     api = api_of(registry, body_memory)
     may_receive = asyncio.Event()
 
@@ -90,8 +90,8 @@ async def test_large_responses_wait_for_memory(registry: MemoryRegistry) -> None
         return status
 
     slow = [asyncio.create_task(get("a", may_receive)) for _ in range(5)]
-    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
-    assert body_memory.responses.used < 3 * UNCOUNTED_RESPONSE_BYTES
+    await wait_until(lambda: body_memory.responses.used > 2 * MAX_UNCOUNTED_RESPONSE_BYTES)
+    assert body_memory.responses.used < 3 * MAX_UNCOUNTED_RESPONSE_BYTES
     assert await get("b", None) == 429
     assert await get("a", None) == 200
     may_receive.set()
@@ -129,12 +129,12 @@ async def test_slow_clients_are_cut_off_when_a_request_waits(registry: MemoryReg
     """When a request waits for memory, slow clients are cut off. All clients that are receiving the same manifest are
     cut off together, whether or not they have received the headers."""
     body_memory = BodyMemory(
-        responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
+        responses=MemoryBudget(4 * MAX_UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=30, slow_seconds=0.0)
     )
-    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "a", annotations={"a": "x" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
     slow = [UnreadGet(api_of(registry, body_memory), "a", part=part) for _ in range(5)]
-    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    await wait_until(lambda: body_memory.responses.used > 2 * MAX_UNCOUNTED_RESPONSE_BYTES)
     other = UnreadGet(api_of(registry, body_memory), "b")
     other.reads.set()
     async with asyncio.timeout(10):
@@ -148,11 +148,11 @@ async def test_slow_clients_are_cut_off_when_a_request_waits(registry: MemoryReg
 
 async def test_a_response_without_a_body_needs_no_memory(registry: MemoryRegistry) -> None:
     """A response with 304 needs no memory, so it is sent even if the budget is used up."""
-    body_memory = BodyMemory(responses=MemoryBudget(4 * UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
-    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
-    await put_image(registry, "b", annotations={"a": "y" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    body_memory = BodyMemory(responses=MemoryBudget(4 * MAX_UNCOUNTED_RESPONSE_BYTES, "answers", wait_seconds=0.05))
+    await put_image(registry, "a", annotations={"a": "x" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "b", annotations={"a": "y" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
     slow = UnreadGet(api_of(registry, body_memory), "a")
-    await wait_until(lambda: body_memory.responses.used > 2 * UNCOUNTED_RESPONSE_BYTES)
+    await wait_until(lambda: body_memory.responses.used > 2 * MAX_UNCOUNTED_RESPONSE_BYTES)
     digest = (await registry.resolve_manifest(REPO, Tag("b"))).digest
     for headers, status in (({"if-none-match": f'"{digest}"'}, 304), ({}, 429)):
         other = UnreadGet(api_of(registry, body_memory), "b", headers)
@@ -175,7 +175,7 @@ async def test_a_large_manifest_is_read_once() -> None:
             return await super().get_manifest(repo, reference)
 
     registry = CountingRegistry()
-    await put_image(registry, "a", annotations={"a": "x" * 2 * UNCOUNTED_RESPONSE_BYTES})
+    await put_image(registry, "a", annotations={"a": "x" * 2 * MAX_UNCOUNTED_RESPONSE_BYTES})
     answer = await AsgiClient(DistributionAPI(registry))("GET", f"{V2}/manifests/a")
     assert (answer.status, references) == (200, ["a"])
 

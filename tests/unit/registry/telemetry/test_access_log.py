@@ -54,8 +54,8 @@ SCOPES = [
 ]
 
 
-def answer_for(scope: Scope, *, repo: str = "team/app", item: str = "1.0") -> CachedAnswer:
-    return CachedAnswer([], [], b"body", "alice", True, None, "manifests", repo, item)
+def answer_for(scope: Scope, *, repo: str = "team/app", resource_id: str = "1.0") -> CachedAnswer:
+    return CachedAnswer([], [], b"body", "alice", True, None, "manifests", repo, resource_id)
 
 
 def text_of(stream: io.StringIO) -> str:
@@ -67,19 +67,19 @@ def text_of(stream: io.StringIO) -> str:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize(("repo", "item"), [("team/app", "1.0"), ("", "")])
+@pytest.mark.parametrize(("repo", "resource_id"), [("team/app", "1.0"), ("", "")])
 def test_a_line_without_a_record(
-    scope: Scope, repo: str, item: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    scope: Scope, repo: str, resource_id: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line without a log record has the same text as a line with a record. This holds for cached answers and for
     other responses."""
-    answer = answer_for(scope, repo=repo, item=item)
+    answer = answer_for(scope, repo=repo, resource_id=resource_id)
     lines = []
     assert direct_handler(log) is not None
     for _ in range(2):  # the second line uses text that the cached answer has stored
         write_cached_answer(scope, answer, "r1")
         lines.append(text_of(stream))
-    write_request(scope, 200, "", 4, 0, 0.0, "alice", repo, item, "answer", "r1")
+    write_request(scope, 200, "", 4, 0, 0.0, "alice", repo, resource_id, "answer", "r1")
     lines.append(text_of(stream))
     monkeypatch.setattr(log, "filters", [lambda record: True])  # with a filter, the logger has to make records
     assert direct_handler(log) is None

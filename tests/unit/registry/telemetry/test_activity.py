@@ -30,7 +30,7 @@ class NotedRequest:
     kind: str = "manifests"
     cache_state: str = ""
     repo: str = "ubuntu"
-    item: str = "24.04"
+    resource_id: str = "24.04"
     request_id: str = "r1"
     principal_name: str = "alice"
     upstream: str = "docker.io"

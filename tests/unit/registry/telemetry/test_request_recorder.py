@@ -25,7 +25,7 @@ class NotedRequest:
 
     kind = "manifests"
     repo = "ubuntu"
-    item = "24.04"
+    resource_id = "24.04"
     request_id = "r1"
     principal_name = "alice"
     cache_state = "stale"
@@ -199,7 +199,7 @@ def test_a_reference_cannot_start_a_new_log_line(recorder: RequestRecorder, capl
     """A reference with a line break cannot start a new log line. The reference is the decoded last part of a path, and
     is logged even if it is invalid."""
     noted = NotedRequest()
-    noted.item = "x\n2026-01-01 00:00:00,000 INFO forged \x1b[31m" + 300 * "y"
+    noted.resource_id = "x\n2026-01-01 00:00:00,000 INFO forged \x1b[31m" + 300 * "y"
     with caplog.at_level(logging.INFO, "registry.access"):
         recorder.on_request_end(scope_for("/v2/ubuntu/manifests/x%0A", noted), ENDED)
     [line] = caplog.messages

@@ -211,7 +211,7 @@ def test_size_histograms_of_distribution(metrics: Metrics) -> None:
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
     for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
         request_notes = SimpleNamespace(
-            kind=kind, repo="", item="", request_id="", principal_name="", cache_state="", upstream=""
+            kind=kind, repo="", resource_id="", request_id="", principal_name="", cache_state="", upstream=""
         )
         scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": request_notes}}
         recorder.on_request_end(scope, RequestEnd(200, 7, sent, 0.1, is_complete=True))

@@ -240,8 +240,8 @@ async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_pat
         management = access.management
         slots = {
             "searches": management.content_searches._stored_searches,
-            "reads": management.browser._reads,
-            "lists": management.browser._lists,
+            "reads": management.repository_browser._reads,
+            "lists": management.repository_browser._lists,
         }[limit]
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
             for number in range(slots._limits.max_running):

@@ -57,7 +57,8 @@ async def test_the_newest_complete_backup_counts(store: StoredRegistry) -> None:
 
 async def test_a_queued_backup_without_its_disk(store: StoredRegistry, tmp_path: Path) -> None:
     """A backup that a server runs fails as well if the file system of the earlier ones is not mounted. With
-    `ignores_earlier`, it succeeds. A job that an earlier version has queued runs like one without `ignores_earlier`."""
+    `ignores_earlier_backups`, it succeeds. A job that an earlier version has queued runs like one without
+    `ignores_earlier_backups`."""
     target, work = tmp_path / "disk/backups", backup_work(store, tmp_path / "data")
     job = await store.jobs.add("backup", {"target": str(target)}, actor="cli:alice")
     await store.jobs.end(job.id, JobState.DONE, "", {"mount_point": str(tmp_path / "disk")})
@@ -66,7 +67,7 @@ async def test_a_queued_backup_without_its_disk(store: StoredRegistry, tmp_path:
     with pytest.raises(BackupFailed, match=r"which is not mounted now; mount it, or .* with --new"):
         await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
     assert not (tmp_path / "disk").exists()
-    arguments = backup_arguments(target, None, verify=False, ignores_earlier=True)
+    arguments = backup_arguments(target, None, verify=False, ignores_earlier_backups=True)
     result = await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
     assert result["mount_point"] == str(mount_point(tmp_path))
 

@@ -1,4 +1,4 @@
-"""`LiveOptions`: the options for reloads and restarts of the running server."""
+"""`LiveChangeOptions`: the options for reloads and restarts of the running server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class FixedConfiguration:
 
 
 @dataclass(frozen=True)
-class LiveOptions:
+class LiveChangeOptions:
     """The options for reloads and restarts of the running server. The defaults are for an application without a
     configuration."""
 
-    configuration: ConfigurationSource = field(default_factory=FixedConfiguration)
+    configuration_source: ConfigurationSource = field(default_factory=FixedConfiguration)
     """Reads the configuration at a reload."""
     control: Path | None = None
     """The path of the control socket, over which commands ask for a reload or a restart; None: there is none."""

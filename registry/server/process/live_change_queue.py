@@ -1,6 +1,6 @@
-"""`LiveChanges`: the queue of the requested reloads and restarts of a server. A *reload* gives the workers a new
-configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If `LiveChanges` was
-created with a `Successor`, a restart first executes a new version of the program, which then does the renewal. The
+"""`LiveChangeQueue`: the queue of the requested reloads and restarts of a server. A *reload* gives the workers a new
+configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If `LiveChangeQueue`
+was created with a `Successor`, a restart first executes a new version of the program, which then does the renewal. The
 supervisor (the parent process of the workers) runs one such change at a time.
 
 If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
@@ -28,7 +28,7 @@ _READY_SECONDS = 30.0
 
 
 class ChangingSupervisor(Protocol):
-    """The methods of the supervisor that `LiveChanges` calls."""
+    """The methods of the supervisor that `LiveChangeQueue` calls."""
 
     def begin_renewal(self) -> Renewal:
         """Starts to replace all workers by forks of this process."""
@@ -44,7 +44,7 @@ class ChangingSupervisor(Protocol):
         """Stops reading the output of the check, and closes its pipe."""
 
 
-class LiveChanges:
+class LiveChangeQueue:
     """The changes of one supervisor, whose loop calls `step`."""
 
     def __init__(

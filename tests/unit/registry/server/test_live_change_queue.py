@@ -17,9 +17,9 @@ import pytest
 from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.process.live_change import ChangeOutcome, ChangeRefused, Proposal
-from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
-from registry.server.process.live_options import LiveOptions
-from registry.server.process.single_process import SingleProcessChanges
+from registry.server.process.live_change_options import LiveChangeOptions
+from registry.server.process.live_change_queue import ChangingSupervisor, LiveChangeQueue
+from registry.server.process.single_process import SingleProcessReloads
 from registry.server.process.successor import Handover, SuccessorCheck, describe_worker
 from registry.server.process.systemd import Notifier
 from registry.server.process.worker_options import WorkerOptions
@@ -77,8 +77,8 @@ def pool() -> Iterator[WorkerPool]:
         os.close(end)
 
 
-def changes(pool: WorkerPool, source: FakeConfigurationSource) -> LiveChanges:
-    return LiveChanges(cast(ChangingSupervisor, BrokenSupervisor()), pool, source, None, Notifier(None))
+def changes(pool: WorkerPool, source: FakeConfigurationSource) -> LiveChangeQueue:
+    return LiveChangeQueue(cast(ChangingSupervisor, BrokenSupervisor()), pool, source, None, Notifier(None))
 
 
 async def test_a_single_process_closes_an_application_it_cannot_put_in_force() -> None:
@@ -90,7 +90,7 @@ async def test_a_single_process_closes_an_application_it_cannot_put_in_force() -
         commands.append(name)
 
     source = FakeConfigurationSource(accept_error=ValueError("it is wrong"))
-    live = SingleProcessChanges(LiveOptions(source), lambda: None)
+    live = SingleProcessReloads(LiveChangeOptions(source), lambda: None)
     stop = live.start(asyncio.get_running_loop(), run_command)
     try:
         live._request_reload(done.set_result)
