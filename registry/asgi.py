@@ -34,7 +34,7 @@ STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
 server stops, so that responses without an end, such as streams of events, can end."""
 
-ENDS_WITH_INPUT: Final = "entrepot.ends_with_input"
+ENDS_ON_HALF_CLOSE: Final = "entrepot.ends_on_half_close"
 """A key of the message `http.response.start`. True: the server ends the response when the input ends, that is, when the
 client shuts down its sending side. This is for endless responses, such as a stream of events. A client that ends its
 input has probably closed the connection, and the server could make sure of that only by sending something."""

@@ -94,14 +94,14 @@ class RequestContext:
     - `address`: the client's IP address; empty: unknown.
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
-    - `announced`: the blob that the request sends; None: it sends no blob.
+    - `announced_blob`: the blob that the request sends; None: it sends no blob.
     - `cache_state`: where a mirror found the answer: `hit`, `miss`, `stale` or `revalidated` (see `set_cache_state`);
       empty: the answer is not from a mirror. `upstream`: the name of the mirrored upstream; empty: the answer is not
       from a mirror."""
 
     __slots__ = (
         "address",
-        "announced",
+        "announced_blob",
         "cache_state",
         "notice",
         "principal",
@@ -122,7 +122,7 @@ class RequestContext:
         self.address = address
         self.request_id = request_id
         self.notice: str | None = None
-        self.announced: AnnouncedBlob | None = None
+        self.announced_blob: AnnouncedBlob | None = None
         self.cache_state = ""
         self.upstream = ""
 
@@ -154,8 +154,8 @@ class _NoRequest(RequestContext):
     __slots__ = ()
 
     def __init__(self) -> None:
-        fields = {"principal": UNAUTHENTICATED, "requested_name": "", "address": "", "request_id": ""}
-        for field, value in {**fields, "notice": None, "announced": None, "cache_state": "", "upstream": ""}.items():
+        texts = dict.fromkeys(("requested_name", "address", "request_id", "cache_state", "upstream"), "")
+        for field, value in {"principal": UNAUTHENTICATED, **texts, "notice": None, "announced_blob": None}.items():
             object.__setattr__(self, field, value)
 
     def __setattr__(self, field: str, value: object) -> None:

@@ -237,7 +237,7 @@ class Outbox(Protocol):
         event."""
         ...
 
-    async def list_complete_from(self) -> int:
+    async def first_complete_number(self) -> int:
         """Returns the number from which on the list is complete: no event with this or a higher number was removed from
         the list. So the result is higher than the number of the newest removed event, even if the list is empty. The
         numbers in the list have gaps even if no event was removed, because not every event enters the list."""

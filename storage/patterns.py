@@ -134,7 +134,7 @@ class NameSet:
         covered = _has_cover(self.patterns, pattern, min_prefix)
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
-    def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
+    def without_first_segments(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of the names in this set that are not below one of these first segments."""
         removed_segments = frozenset(first_segments)
         # The patterns that begin with a removed segment and a slash are left out. All others do not match below the

@@ -1,9 +1,11 @@
-"""Rules about tags: patterns of tags (`TagPattern`), and which tags of which repositories are immutable
-(`ImmutableTags`).
+"""Rules about tags: patterns of tags (`TagPattern`), and the immutable tags of each repository (`ImmutableTags`).
 
-Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Nor can they delete a
-manifest that the tag needs, or change its media type. Only an operator can force a change of the tag. The rules match
-names, so they also apply to tags that do not exist yet.
+If a tag is *immutable* and exists, clients cannot:
+
+- delete the tag, or point the tag at another manifest.
+- delete a manifest that the tag needs, or change the media type of such a manifest.
+
+Only an operator can force a change of the tag. The rules also apply to tags that do not exist yet.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
 
 IsImmutable = Callable[[str], bool]
-"""A function that returns whether a tag, given by its name, is immutable. It is for the tags of one repository."""
+"""A function for one repository: returns whether the tag with the given name is immutable."""
 _PATTERN: Final = re.compile(r"[a-zA-Z0-9._*?\[\]!-]+")
 _MAX_PATTERN_LENGTH: Final = 128
 """Longest pattern in characters: as long as the longest tag."""
 
 
 class TagPattern(str):
-    """A pattern of tags, as in a shell: `*` matches any text, `?` one character, `[0-9]` one of some characters. The
-    constructor raises ValueError, with a text for the user, if the text is not a valid pattern."""
+    """A pattern of tags, as in a shell: `*` matches any text, `?` one character, `[0-9]` one digit. If the text is not
+    a valid pattern, the constructor raises ValueError with a message for the user."""
 
     __slots__ = ()
 
@@ -59,18 +61,19 @@ def nothing_immutable(tag: str) -> bool:
 class ImmutableTags:
     """Which tags are immutable.
 
-    `rules`: a tag is immutable if one of them matches it. `mirrored`: the names of the upstream registries that this
-    registry mirrors. No tag of a mirrored repository is immutable, because such a tag follows the upstream. In the
-    store, the names of these repositories begin with the name of the upstream."""
+    `rules`: a tag is immutable if a rule matches the tag. `mirrored`: the names of the upstream registries that this
+    registry mirrors. No tag of a mirrored repository is immutable, because the tag follows the upstream. In the store,
+    the first segment of a mirrored repository's name is the name of the upstream."""
 
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)
         self._rules = [
-            (NameSet(frozenset(rule.repositories)).without_names_below(upstreams), rule.tag_matcher) for rule in rules
+            (NameSet(frozenset(rule.repositories)).without_first_segments(upstreams), rule.tag_matcher)
+            for rule in rules
         ]
 
     def is_immutable(self, repo: RepositoryName, tag: str) -> bool:
-        """Returns whether the tag is immutable. `repo` is the name of its repository in the store."""
+        """Returns whether the tag is immutable. `repo`: the name of the tag's repository in the store."""
         return any(matcher.match(tag) is not None and repo in names for names, matcher in self._rules)
 
     def in_repository(self, repo: RepositoryName) -> IsImmutable:
@@ -83,10 +86,9 @@ class ImmutableTags:
 
 
 NO_IMMUTABLE_TAGS: Final = ImmutableTags()
-"""The rules of a registry without immutable tags."""
 
 
-# The second argument of `with_redacted` is the error for clients that may not see the digests or tags in the first.
+# `with_redacted(error, redacted)`: `redacted` is for clients that may not see the digests or tags in `error`.
 
 
 def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> ImmutableTagDenied:
@@ -100,7 +102,8 @@ def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> Imm
 
 
 def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | None = None) -> ImmutableTagDenied:
-    """Returns the error for a request to delete an immutable tag, or the manifest `digest`, which it needs."""
+    """Returns the error for a request to delete an immutable tag. `digest`: the client wants to delete this manifest,
+    which the tag needs; None: the client wants to delete the tag."""
     if digest is None:
         return ImmutableTagDenied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
     return with_redacted(
@@ -110,14 +113,16 @@ def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | Non
 
 
 def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> ImmutableTagDenied:
-    """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable tag
-    needs. `media_type`: the stored media type of the manifest."""
+    """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable
+    `tag` needs. `media_type`: the stored media type of the manifest."""
     return with_redacted(
         ImmutableTagDenied(
-            f"{repo}:{tag} is immutable and needs {digest} as {media_type}; push it with this Content-Type",
+            f"{repo}:{tag} is immutable and needs {digest} with media type {media_type}; "
+            "push the manifest with this Content-Type",
             {"tag": tag, "media_type": media_type},
         ),
         ImmutableTagDenied(
-            f"an immutable tag of {repo} needs {digest} with its stored media type; push it with that Content-Type"
+            f"an immutable tag of {repo} needs {digest} with the stored media type; "
+            "push the manifest with this Content-Type"
         ),
     )

@@ -1,24 +1,27 @@
 """Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
 `EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
 
-While the stream is open, it checks the rights of the client again:
+While the stream is open, it checks the rights of the client again. The time of the next check depends on two facts: are
+there new events, and has the store changed since the last check?
 
-- before it sends new events, if the store has changed since the last check. So it sends no event after the right to see
-  the event was taken away.
-- `RECHECK_SECONDS` after the last check, if the store has changed since then or there are new events.
-- `KEEP_ALIVE_SECONDS` after the last check in all other cases, because a credential can expire without a change of the
-  store.
+- Both: the check is at once, before the stream sends the events. So the stream sends no event after the client has lost
+  the right to see the event.
+- One of the two: `RECHECK_SECONDS` after the last check.
+- Neither: `KEEP_ALIVE_SECONDS` after the last check, because a credential can expire without a change of the store.
 
 A check takes a tenth of a millisecond.
 
-If a check finds that the account no longer exists or the credential has expired, the stream ends. It also ends when the
-server stops, reloads its settings or replaces this process, because these steps wait until all responses are complete.
-After the end of a stream, a client connects again and sends the number of the last event that it received. The stream
-also ends as soon as the server notices that the client has disconnected. Then it no longer counts for the limits on the
-number of streams.
+The stream ends:
 
-The memory of a stream is limited: it reads one page of events at a time, and reads the next page only when the client
-has received most of the last one. The server closes the connection of a client that has stopped reading
+- if a check finds that the account no longer exists or the credential has expired.
+- when the server stops, reloads its settings or replaces this process, because these steps wait until all responses are
+  complete.
+- as soon as the server notices that the client has disconnected. Only open streams count for the limits.
+
+After the end of a stream, a client connects again and sends the number of the last event that the client received.
+
+The memory of a stream is limited: the stream reads one page of events at a time, and reads the next page only when the
+client has received most of the last page. The server closes the connection of a client that has stopped reading
 (`registry.server.connection.timeouts`).
 """
 
@@ -35,7 +38,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from registry.admin.caller import Caller, identify_again, require_login
-from registry.asgi import ENDS_WITH_INPUT, STOPPING_STATE, Message, Receive, Scope, Send, client_address
+from registry.asgi import ENDS_ON_HALF_CLOSE, STOPPING_STATE, Message, Receive, Scope, Send, client_address
 from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, EventAction, Outbox
 
@@ -47,20 +50,19 @@ EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
-"""Largest number of these streams for one visitor: an account or, for clients without a login, the network of the
-client's IP address. So a program that forgets to close its streams cannot use up all streams."""
+"""Largest number of streams of one visitor in one process. A visitor is an account or, for clients without a login, the
+network of the client's IP address. So a program that forgets to close its streams cannot use up all streams."""
 _RETRY_SECONDS: Final = 30
 """The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""If the store has changed or there are new events, the client's rights are checked again, at the earliest this many
-seconds after the last check. If the store has changed and there are new events, the rights are checked at once."""
+"""Seconds between two checks of the client's rights, if there are only new events or only a change of the store."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""A function that returns the action of an event and the event as JSON; None if the caller may not see the event."""
+"""A function that returns the action of an event, and the event as JSON; None: the caller may not see the event."""
 
 
 async def follow(
@@ -74,9 +76,9 @@ async def follow(
 ) -> AsyncGenerator[Sequence[Event], None]:
     """Yields the events with numbers above `after`, in pages, oldest first. Then waits for new events and yields them,
     until the iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a
-    value that changes with every commit of any process. `action` and `repository`: only such events (None: all). Other
-    tasks of the event loop run between two pages. After the last page, waits at least `POLL_SECONDS` before it reads
-    again. Raises StorageFailed."""
+    value that changes with every commit of any process. `action` and `repository`: yields only events with this action
+    and of this repository (None: any). Other tasks of the event loop run between two pages. After the last page, waits
+    at least `POLL_SECONDS` before the next read. Raises StorageFailed."""
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
@@ -87,18 +89,18 @@ async def follow(
             yield page.events
             yielded_at = time()
         if not page.is_last:
-            await asyncio.sleep(0)  # lets other tasks run: on a full disk, `outbox` reads on the event loop
+            await asyncio.sleep(0)  # lets other tasks run, because `outbox.after` does not always wait
             continue
-        # Waits at least once. If the store changes during every look-up, the loop below never waits.
+        # Waits in any case: the loop below does not wait if the store has changed since `version_before_read`.
         await asyncio.sleep(POLL_SECONDS)
         while version() == version_before_read and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
+            await asyncio.sleep(POLL_SECONDS)  # an asyncio.Event could not report the commits of other processes
 
 
 class EventStream:
     """The stream for one request. `after`: the number of the last event that the client has received; None: the stream
-    begins with the next event. `caller`: who sent the request. `action` and `repository`: the stream has only such
-    events (None: all)."""
+    begins with the next event. `caller`: the account or anonymous client that sent the request. `action` and
+    `repository`: as for `follow`."""
 
     def __init__(
         self,
@@ -121,8 +123,8 @@ class EventStream:
         self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
 
     async def open(self) -> AsyncGenerator[bytes, None]:
-        """Returns the iterator over the stream's bytes. Raises TooManyRequests if there are too many streams, of
-        the visitor or of all visitors."""
+        """Returns the iterator over the stream's bytes. Raises TooManyRequests if the visitor, or all visitors
+        together, have too many streams."""
         if self._streams[self._visitor] >= MAX_STREAMS_PER_VISITOR:
             raise TooManyRequests(
                 f"you have {MAX_STREAMS_PER_VISITOR} streams of events open; close one of them first",
@@ -138,8 +140,8 @@ class EventStream:
         """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
-            # `open` reads this part and discards it. That starts the generator; only a started generator runs its
-            # `finally` when it is closed.
+            # `open` reads and discards this part, to start the generator. A generator that has not started would not
+            # run its `finally` when it is closed.
             yield b""
             with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
@@ -153,15 +155,16 @@ class EventStream:
         """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
         caller = await self.authenticate_again()
         store = caller.upkeep.store
-        # The number of the newest event is read before the first byte is sent. So a client that has received this byte
-        # receives every later event.
+        # The number of the newest event is read before the first byte is sent. So a client that has received the first
+        # byte receives every later event.
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
         # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore
         # from a backup has made the newest number lower than the number that the client has.
-        if after + 1 < (list_complete_from := await store.outbox.list_complete_from()) or after < (self._after or 0):
-            yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": list_complete_from}).encode()
+        first_complete = await store.outbox.first_complete_number()
+        if after + 1 < first_complete or after < (self._after or 0):
+            yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": first_complete}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
         pages = follow(
             store.outbox,
@@ -172,8 +175,8 @@ class EventStream:
             repository=self._repository,
         )
         sent_at = self._now()
-        async with aclosing(pages) as pages_to_close:
-            async for page in pages_to_close:
+        async with aclosing(pages):
+            async for page in pages:
                 if self._request.app.is_retiring or (self._stopping is not None and self._stopping.is_set()):
                     return
                 now = self._now()
@@ -183,15 +186,15 @@ class EventStream:
                 if (page and is_changed) or now - checked_at >= interval:
                     checked_version, checked_at = store.metadata.version(), now
                     caller = await self.authenticate_again()
-                if text := self._text(page, caller):
-                    yield text
+                if messages := self._messages(page, caller):
+                    yield messages
                     sent_at = self._now()
                 elif now - sent_at >= KEEP_ALIVE_SECONDS:
                     yield b": still here\n\n"
                     sent_at = now
 
-    def _text(self, page: Sequence[Event], caller: Caller) -> bytes:
-        """Returns the messages for those events of a page that the caller may see."""
+    def _messages(self, page: Sequence[Event], caller: Caller) -> bytes:
+        """Returns the stream's bytes for those events of a page that the caller may see."""
         messages = []
         for event in page:
             if (action_and_data := self._as_json(event, caller)) is not None:
@@ -222,7 +225,7 @@ class EventStreamResponse(StreamingResponse):
         base class would raise an error of Starlette instead.)"""
         async with aclosing(self._stream):
             start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            start[ENDS_WITH_INPUT] = True  # the server ends the response when the client shuts down its sending side
+            start[ENDS_ON_HALF_CLOSE] = True  # the server ends the response when the client shuts down its sending side
             await send(start)
             async with _until_disconnected(receive):
                 async for part in self._stream:

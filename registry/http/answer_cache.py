@@ -60,7 +60,8 @@ class CachedAnswer:
 
     - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
       new for each request. Both are empty once the server has encoded them in `rendered`.
-    - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
+    - `principal_name`: the name of the principal that the answer is for. `has_account`: whether the principal is an
+      account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
     - `kind`, `repo` and `resource_id`: the resource (`Exchange`)."""
 
@@ -68,7 +69,7 @@ class CachedAnswer:
     headers_after_id: list[Header]
     body: bytes
     principal_name: str
-    is_account: bool
+    has_account: bool
     pull: Pull | None
     kind: str
     repo: str
@@ -145,7 +146,7 @@ class AnswerCache:
             return
         before, after, body = complete
         answer = CachedAnswer(
-            *(before, after, body, exchange.principal_name, exchange.is_account, exchange.pull),
+            *(before, after, body, exchange.principal_name, exchange.has_account, exchange.pull),
             *(exchange.kind, exchange.repo, exchange.resource_id),
         )
         self._answers.put(key, answer, _ENTRY_BYTES + len(body), version)  # the cache adds the size of the key

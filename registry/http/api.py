@@ -186,7 +186,7 @@ class DistributionAPI:
             return None
         address = scope["client"][0] if scope["client"] else ""
         if self._rate_limit is not None:
-            key = rate_key(answer.principal_name, answer.is_account, address)
+            key = rate_key(answer.principal_name, answer.has_account, address)
             if self._rate_limit(key):
                 return None  # the application answers 429
         request_id = request_id_of(scope["headers"])
@@ -242,7 +242,7 @@ class DistributionAPI:
     def _count(self, exchange: Exchange) -> None:
         """Counts the request. Raises TooManyRequests if the rate limit is reached."""
         if self._rate_limit is not None:
-            check_rate(self._rate_limit, rate_key(exchange.principal_name, exchange.is_account, exchange.address))
+            check_rate(self._rate_limit, rate_key(exchange.principal_name, exchange.has_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
         """Sets the attributes of `exchange` that name the resource. Raises PathUnknown, NameInvalid, and RequestInvalid

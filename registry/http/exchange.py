@@ -20,53 +20,55 @@ from storage.interface import Registry
 from storage.names import RepositoryName
 
 _BODY_EXTENSION: Final = "entrepot.body"
-"""Key of an ASGI extension of our server. Its value is a dictionary of three functions. `receive` returns the next
-pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
-already. `is_disconnected` returns whether the client has disconnected."""
+"""Key of an ASGI extension of our server. The value is a dictionary of three functions:
+
+- `receive` returns the next pieces of the request's body without a copy.
+- `take_whole` returns all pieces, if the server has received the whole body already.
+- `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository. The constructor of `RepositoryName` refuses it."""
 CountPull = Callable[[Pull, str, str, str], None]
-"""Counts one pull of a manifest. The arguments are the pull, the name of the account (or of anonymous clients), the
-client's IP address, and the request id. A call takes about a microsecond."""
+"""Counts one pull of a manifest. The arguments are the pull, the name of the account (`anonymous` without an account),
+the client's IP address, and the request id. A call takes about a microsecond."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of one request. `n` is a query parameter of requests for a list: the number of entries that the client
-    wants on a page."""
+    """Limits of one request. The quoted titles are sections of the distribution spec."""
 
     manifest_bytes: int = 8 * MIB
-    """Size of the largest manifest that a PUT may send; a larger one gets 413. The spec demands at least 4 MB ("Pushing
-    Manifests")."""
+    """Size of the largest manifest that a PUT may send; a larger manifest gets 413. The spec demands at least 4 MB
+    ("Pushing Manifests")."""
     tags_per_put: int = 64
-    """Largest number of `tag` parameters in one manifest PUT; a request with more of them gets 414. The spec demands at
+    """Largest number of `tag` parameters in one manifest PUT; a request with more tags gets 414. The spec demands at
     least 10. The response has one header line for each tag, and common HTTP clients refuse responses with more than 100
     header lines."""
     tags_per_page: int = 10_000
-    """Largest number of tags on a page. If the client sends no `n`, a page has this many. The number is high because
-    some clients do not follow the Link to the next page."""
-    default_catalog_page: int = 1_000
+    """Largest number of tags on a page. Also the number of tags on a page if the client sends no `n` (the query
+    parameter with the number of entries on a page). The number is high because some clients do not follow the Link to
+    the next page."""
+    default_repositories_per_page: int = 1_000
     """Number of repositories on a page if the client sends no `n`."""
-    max_catalog_page: int = 10_000
+    max_repositories_per_page: int = 10_000
     """Largest number of repositories on a page, even if the client sends a larger `n`."""
     referrers_per_page: int = 1_000
     """Largest number of descriptors on a page of referrers."""
     referrers_page_bytes: int = 4 * MIB - 64 * 1024
-    """Largest size of a page of referrers. A client that accepts manifests of up to 4 MiB accepts such a page ("Listing
-    Referrers")."""
+    """Largest size of a page of referrers. Clients that accept manifests of up to 4 MiB accept a page of this size
+    ("Listing Referrers")."""
     ranges_per_request: int = 1_024
     """Largest number of ranges in one request; a request with more ranges gets 400. Clients that read parts of layers
-    request up to 1024 ranges, and after a 400 they request half as many."""
+    request up to 1024 ranges, and half as many after a 400."""
 
 
 class Exchange(RequestContext):
-    """A request and its response. It is also the context of the request, so it has the attributes of `RequestContext`.
+    """A request and its response. An exchange is also the context of the request (`RequestContext`).
 
     `DistributionAPI` sets these attributes before a handler runs:
 
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
-    - `repo`: the repository's name; empty: the request names no repository. If the request names an upstream, by `ns`
-      or by its Host header, the upstream's name is the first part.
+    - `repo`: if the request names an upstream by `ns` or by the Host header, a name that begins with the upstream's
+      name. Otherwise equal to `requested_name`, the repository's name in the path; empty: the path has none.
     - `resource_id`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
     - `allowed_methods`: the methods that the resource supports.
     - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; None: it does not.
@@ -75,7 +77,7 @@ class Exchange(RequestContext):
 
     - `base_url`: the start of the URLs in Location headers; empty: these headers have a path without a host.
     - `response_started`: whether the status has been sent.
-    - `headers_read`: the names of the request headers that were looked up so far. The response may depend on them.
+    - `headers_read`: the names of the request headers that the response may depend on: those looked up so far.
     - `pull`: the manifest that the request pulls; None as long as no manifest has been found that the client may pull.
     - `sent_messages`: the ASGI messages of the response, recorded for the response cache
       (`registry.http.answer_cache`); None: they are not recorded."""
@@ -120,7 +122,7 @@ class Exchange(RequestContext):
         self.address = client[0] if client else ""
         self.request_id = request_id_of(scope["headers"])
         self.notice = None
-        self.announced = None  # handlers of uploads set it to the size and digest of the blob in the request
+        self.announced_blob = None  # set by the handlers of uploads
         self.cache_state = ""
         self.upstream = ""
         self.registry = registry
@@ -161,7 +163,7 @@ class Exchange(RequestContext):
 
     @property
     def query(self) -> Query:
-        """The parameters in the query string. Raises RequestInvalid if it cannot be parsed."""
+        """The parameters in the query string. Raises RequestInvalid if the query string cannot be parsed."""
         if self._query is None:
             self._query = Query(self.scope.get("query_string", b""))
         return self._query
@@ -176,7 +178,7 @@ class Exchange(RequestContext):
         return None if self.header(b"transfer-encoding") else 0
 
     @property
-    def is_account(self) -> bool:
+    def has_account(self) -> bool:
         """Whether the request was authenticated as an account."""
         return not self.principal.is_anonymous
 
@@ -195,17 +197,16 @@ class Exchange(RequestContext):
                 yield chunk
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the whole body if the server has received all of it already; then `body` must not be called. Returns
-        None if more of the body has to be received, or if the server does not have the extension `entrepot.body`. Never
-        waits."""
+        """Returns the whole body if the server has received all bytes; the caller must not call `body` afterwards.
+        Returns None if bytes are missing, or if the server does not have the extension `entrepot.body`. Never waits."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         take = extension.get("take_whole") if extension else None
         pieces = take() if take else None
         return None if pieces is None else b"".join(pieces)
 
     async def _receive_message(self) -> tuple[Sequence[bytes], bool] | None:
-        """Receives one ASGI message. Returns the pieces of the body in it and whether more follow. Returns None if the
-        client has disconnected. Used on servers without the extension `entrepot.body`."""
+        """Receives one ASGI message, on a server without the extension `entrepot.body`. Returns the pieces of the body
+        in the message, and whether more pieces follow. Returns None if the client has disconnected."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             return None
@@ -226,7 +227,7 @@ class Exchange(RequestContext):
     # The response
 
     async def send(self, message: Message) -> None:
-        """Sends one ASGI message. Records it if the response is recorded for the response cache."""
+        """Sends one ASGI message. Records the message if the response is recorded for the response cache."""
         self.response_started = True
         await self._send(message)
         if self.sent_messages is not None:
@@ -236,7 +237,7 @@ class Exchange(RequestContext):
 
     async def send_head(self, status: int, headers: Iterable[Header]) -> None:
         """Sends the status and the headers. If the client has named the upstream by `ns`, the header OCI-Namespace
-        repeats it. The caller has to send the body next, even if it is empty."""
+        repeats `ns`. The caller has to send the body next, even an empty body."""
         if self.namespace is not None:
             headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
         await self.send(
@@ -248,7 +249,7 @@ class Exchange(RequestContext):
         )
 
     async def send_part(self, body: bytes, *, more: bool = False) -> None:
-        """Sends a part of the body. `more`: whether further parts follow. False ends the response."""
+        """Sends a part of the body. `more`: whether further parts follow; False ends the response."""
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def send_empty(self, status: int, *headers: Header) -> None:
@@ -262,8 +263,8 @@ class Exchange(RequestContext):
         await self.send_part(b"" if self.method == "HEAD" else body)
 
     def location(self, *parts: str) -> bytes:
-        """Returns a URL below the requested repository, for a Location header. `parts`: the segments of its path after
-        the repository's name. The URL has the repository's name and the `ns` that the client used."""
+        """Returns a URL below the requested repository, for a Location header. `parts`: the path segments after the
+        repository's name. The name and the `ns` in the URL are those that the client used."""
         query = f"?ns={self.namespace}" if self.namespace else ""
         return f"{self.base_url}/v2/{self.requested_name}/{'/'.join(parts)}{query}".encode("ascii")
 

@@ -61,8 +61,8 @@ async def list_repositories(exchange: Exchange) -> None:
     the next page. The next page may start after a repository from which the client is not allowed to pull. Then `last`
     in this link is an encrypted cursor, because the client must not learn the name of that repository."""
     requested, last = _read_count(exchange), _read_last(exchange)
-    limit = exchange.limits.default_catalog_page if requested is None else requested
-    limit = min(limit, exchange.limits.max_catalog_page)
+    limit = exchange.limits.default_repositories_per_page if requested is None else requested
+    limit = min(limit, exchange.limits.max_repositories_per_page)
 
     async def make_response() -> tuple[bytes, list[Header]]:
         # The registry makes only one list at a time for each account, so this call may wait for other requests. If the

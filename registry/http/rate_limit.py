@@ -27,10 +27,10 @@ Refuse = Callable[[Scope, Send, TooManyRequests], Awaitable[None]]
 """Sends the response to a request that the rate limit refuses. The first argument is the ASGI scope of the request."""
 
 
-def rate_key(name: str, is_account: bool, address: str) -> str:
+def rate_key(name: str, has_account: bool, address: str) -> str:
     """Returns the key under which a request is counted: the account `name`, or the network of the client's IP address
     for a request without an account."""
-    return f"account {name}" if is_account else network_of(address)
+    return f"account {name}" if has_account else network_of(address)
 
 
 def check_rate(rate_limit: RateLimit | None, key: str) -> None:

@@ -1,8 +1,8 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
-A handler checks the path, the query and the headers before it receives the body. It sets `exchange.announced` to the
-size and digest that the request states for its blob. So before the body arrives, the registry can refuse a blob that
-does not fit (`registry.upkeep.admission`).
+A handler checks the path, the query and the headers before it receives the body. It sets `exchange.announced_blob` to
+the size and digest that the request states for its blob. So before the body arrives, the registry can refuse a blob
+that does not fit (`registry.upkeep.admission`).
 
 If the client disconnects in the middle of a PATCH or PUT, the session stores the bytes that were received, and the
 client can continue after them. If it disconnects in the middle of a POST that sends a whole blob, nothing is stored. If
@@ -47,7 +47,7 @@ async def start_upload(exchange: Exchange) -> None:
         else:
             return
     if digest is not None:
-        exchange.announced = AnnouncedBlob(exchange.length, digest)
+        exchange.announced_blob = AnnouncedBlob(exchange.length, digest)
     writer = await exchange.registry.start_upload(exchange.repo, algorithm, by=exchange.actor)
     async with aclosing(writer):
         if digest is None:
@@ -60,7 +60,7 @@ async def append_chunk(exchange: Exchange) -> None:
     """Appends the body to a session. A request whose Content-Range does not start at the session's end gets 416."""
     upload = UploadID(exchange.resource_id)
     offset, declared_bytes = read_content_range(exchange) or (None, None)
-    exchange.announced = AnnouncedBlob(exchange.length, None)
+    exchange.announced_blob = AnnouncedBlob(exchange.length, None)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)
@@ -75,7 +75,7 @@ async def close_upload(exchange: Exchange) -> None:
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
     offset, declared_bytes = read_content_range(exchange) or (None, None)
-    exchange.announced = AnnouncedBlob(exchange.length, digest)
+    exchange.announced_blob = AnnouncedBlob(exchange.length, digest)
     writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)

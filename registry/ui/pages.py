@@ -1,6 +1,6 @@
-"""`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: what pages
-use of the application's *service* (`registry.service_factory.Service`). An application can replace its service while it
-runs.
+"""`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: the
+parts that pages need from the application's *service* (`registry.service_factory.Service`). A running application can
+replace its service.
 
 `PageLimits` limits how many pages a process renders at a time, for all visitors together and for each visitor. A page
 costs more than a pull of a manifest: it reads several things, and renders them. Without a limit, one visitor with many
@@ -42,7 +42,7 @@ class PageComponents:
     - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
       upstreams, and refuses changes.
     - `naming`: says whether the name of a repository is hosted or mirrored.
-    - `cross_site`: refuses requests that a page of another site may have made a browser send."""
+    - `cross_site`: refuses requests that a page of another site may have caused."""
 
     content: Registry
     naming: NamingRules
@@ -79,8 +79,8 @@ class Pages:
         self._rendering = asyncio.Lock()
 
     async def cached_error_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page with the values that `values` returns. Caches one page for each language, and
-        returns it for every later call. So use this for one error only, whose page always has the same values."""
+        """Returns the error page. The first call for a language renders the page with the result of `values`. Later
+        calls for the language return that page, so all calls must be for the same error and have equal values."""
         async with self._rendering:
             if language not in self._error_pages:
                 self._error_pages[language] = await self.renderer.render("error.html", language, values())

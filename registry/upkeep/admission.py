@@ -44,7 +44,7 @@ class Admission(ForwardingRegistry):
     async def _admit(self, call: Call[T]) -> None:
         """Raises StorageFull or QuotaExceeded if the content that the call stores does not fit."""
         # The size and digest that the request states for the blob that it sends; None: it sends no blob.
-        announced = current_request().announced
+        announced = current_request().announced_blob
         if call.operation == "resume_upload" and announced is None:
             return  # the request resumes the session only to cancel it
         size = announced.size if announced else 0

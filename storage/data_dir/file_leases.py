@@ -1,15 +1,16 @@
 """Leases and slots across processes: implements `storage.leases.Leases` with locks on single bytes of one empty file.
 
-A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
-semaphore. A lease is the lock on one byte of the file. A group of slots has a name, for which `BYTES_PER_SLOT_NAME`
-bytes are set aside: one for each slot, and the last one for urgent tasks. A hash of the lease's key, or of the slots'
-name, gives the offset of the first byte. Offsets go up to 2^62, so two keys practically never share a byte. A task that
-has waited long enough for a slot becomes *urgent*. Until it gets a slot, its process holds a shared lock on that last
-byte. Tasks that are not urgent see this lock and take none of these slots.
+A *lease* is the exclusive right to do some work: the lock on one byte of the file. A *slot* is one of a limited number
+of permits, like a permit of a semaphore: the lock on one byte of a range. Each name of slots has a range of
+`BYTES_PER_SLOT_NAME` bytes. A hash of the lease's key, or of the slots' name, gives the offset of the lease's byte, or
+of the range. Offsets go up to 2^62, so two keys practically never share a byte.
+
+A task that has waited long enough for a slot becomes *urgent*. While an urgent task waits, its process holds a shared
+lock on the last byte of the range. Tasks that are not urgent see this lock and take no slot of the range.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
-process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one
-byte, not for the first free one of several. A poll takes one or two microseconds.
+process. A waiting task polls. A system call that waits for a lock would occupy a thread, and could wait for one byte
+only. A poll takes one or two microseconds.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
 """First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Number of bytes that are set aside for the slots of one name. The last of them is for urgent tasks; each of the
-others can be a slot."""
+"""Number of bytes in the range of each name. The last byte is for urgent tasks; each other byte can be a slot."""
 _LEASE_KIND = "turn"
-"""The `kind` of a lease in `_byte_offset`. The text must not change, because all processes have to use the same bytes,
-also those of other versions."""
+"""The `kind` of a lease in `_byte_offset`. The text must not change: processes of all versions have to use the same
+bytes."""
 
 
 class FileLeases:
-    """The leases and slots that the tasks of one process hold. Use it on the event loop. The leases and slots become
-    free when the process dies."""
+    """The leases and slots that the tasks of one process hold. To be used on the event loop. The leases and slots
+    become free when the process dies."""
 
     def __init__(self, path: Path, system: System) -> None:
         """Opens the file at `path`, or creates it. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
         self._queues = KeyedLocks[tuple[int, int, float]]()
-        """Queues of the waiting tasks of this process, by offset of the first byte, `keep_free` (0 for a lease) and
-        `urgent_after` (infinity for a lease). Only the first task of each queue polls."""
+        """Queues of the waiting tasks of this process. Only the first task of each queue polls. The key of a queue of
+        `slot`: the offset of the range, `keep_free` and `urgent_after`. The key of a queue of `take`: the offset of the
+        lease's byte, 0 and infinity."""
         self._held_bytes: set[int] = set()
         """Offsets of the bytes that this process has locked, except for those with shared locks."""
         self._urgent_waits = Counter[int]()
-        """Number of urgent tasks of this process that poll for a slot, by the offset of the first byte."""
+        """Number of urgent tasks of this process that poll for a slot, by the offset of the range."""
 
     def close(self) -> None:
         """Releases all leases and slots of this process."""
@@ -63,8 +64,8 @@ class FileLeases:
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[bool]:
         """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
-        in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait. Yields
-        whether it had to wait."""
+        in the order of their calls. If a waiting task is cancelled, the next task in the queue continues to wait.
+        Yields whether the call had to wait."""
         offset = _byte_offset(_LEASE_KIND, key)
         queue = (offset, 0, inf)
         has_waited = self._queues.is_used(queue)
@@ -82,20 +83,20 @@ class FileLeases:
         self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
     ) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free, so that calls with a smaller `keep_free` find a free slot.
-        `urgent_after`: seconds after which the task is urgent. Tasks of this process that pass the same `keep_free` and
-        `urgent_after` get slots in the order of their calls."""
+        at least `keep_free` other slots are free. So calls with a smaller `keep_free` have priority. `urgent_after`:
+        seconds after which the task is urgent. Tasks of this process that pass the same `keep_free` and `urgent_after`
+        get slots in the order of their calls."""
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
         clock = asyncio.get_running_loop().time
         urgent_at = clock() + urgent_after
         async with self._queues.hold((first_offset, keep_free, urgent_after)):
-            with ExitStack() as announcement:
+            with ExitStack() as exit_stack:
                 is_announced, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while (
                     offset := self._lock_free_slot(first_offset, count, keep_free, is_urgent=clock() >= urgent_at)
                 ) is None:
                     if clock() >= urgent_at and not is_announced:
-                        announcement.enter_context(self._announce_urgent_task(first_offset))
+                        exit_stack.enter_context(self._announce_urgent_task(first_offset))
                         is_announced = True
                     await back_off.pause()
         try:
@@ -123,7 +124,7 @@ class FileLeases:
     @contextmanager
     def _announce_urgent_task(self, first_offset: int) -> Iterator[None]:
         """Tells all processes, inside the `with` block, that an urgent task waits for a slot. `first_offset`: offset of
-        the first byte for the slots' name. Raises StorageFailed."""
+        the range. Raises StorageFailed."""
         if not self._urgent_waits[first_offset]:
             with as_storage_errors():
                 lock_byte_shared(self._fd, _urgent_byte(first_offset))
@@ -137,15 +138,18 @@ class FileLeases:
                 with suppress(OSError):  # `close` has unlocked all bytes
                     unlock_byte(self._fd, _urgent_byte(first_offset))
 
-    def _does_urgent_task_wait(self, first_offset: int) -> bool:
+    def _is_urgent_task_waiting(self, first_offset: int) -> bool:
         """Returns whether an urgent task of any process waits for a slot. Raises StorageFailed."""
         with as_storage_errors():
             return first_offset in self._urgent_waits or is_byte_locked(self._fd, _urgent_byte(first_offset))
 
     def _lock_free_slot(self, first_offset: int, count: int, keep_free: int, *, is_urgent: bool) -> int | None:
-        """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
-        `keep_free` slots would stay free, or if another task is urgent and this one (`is_urgent`) is not."""
-        if not is_urgent and self._does_urgent_task_wait(first_offset):
+        """Locks the byte of a free slot and returns the offset of the byte. `is_urgent`: whether this task is urgent.
+        Returns None:
+
+        - if fewer than `keep_free` other slots are free, or no slot is free.
+        - if another task is urgent and this task is not urgent."""
+        if not is_urgent and self._is_urgent_task_waiting(first_offset):
             return None
         offsets = range(first_offset, first_offset + count)
         for offset in offsets:
@@ -158,7 +162,7 @@ class FileLeases:
         return None
 
     def _try_lock(self, offset: int) -> bool:
-        """Locks the byte and returns True. Returns False if another task, in any process, has it locked. Raises
+        """Locks the byte and returns True. Returns False if another task, in any process, has locked the byte. Raises
         StorageFailed."""
         if offset in self._held_bytes:
             return False
@@ -169,7 +173,7 @@ class FileLeases:
         return True
 
     def _is_locked(self, offset: int) -> bool:
-        """Returns whether a task, in any process, has the byte locked. Raises StorageFailed."""
+        """Returns whether a task, in any process, has locked the byte. Raises StorageFailed."""
         with as_storage_errors():
             return offset in self._held_bytes or is_byte_locked(self._fd, offset)
 
@@ -189,12 +193,12 @@ async def _poll_until(attempt: Callable[[], bool]) -> None:
 
 def _urgent_byte(first_offset: int) -> int:
     """Returns the offset of the byte that has a shared lock while an urgent task waits for a slot. `first_offset`:
-    offset of the first byte for the slots' name."""
+    offset of the range."""
     return first_offset + BYTES_PER_SLOT_NAME - 1
 
 
 def _byte_offset(kind: str, name: str, size: int = 1) -> int:
-    """Returns the offset of the first of the `size` bytes for `name`: the same offset in every process. `kind`:
-    `_LEASE_KIND` for a lease, "slots" for slots, so that a lease and slots of the same name use different bytes."""
+    """Returns the offset of the range of `size` bytes for `name`: the same offset in every process. `kind`:
+    `_LEASE_KIND` for a lease, "slots" for slots, so that a lease and slots with equal names use different bytes."""
     digest = hashlib.blake2b(f"{kind} {name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // size * size

@@ -125,8 +125,8 @@ async def test_the_media_type_of_an_immutable_tag_stays(registry: Registry, repo
             with pytest.raises(Denied) as denied:
                 await registry.put_manifest(repo, other, tags, by=BY)
             assert denied.value.message == (
-                f"team/app:v1 is immutable and needs {stored.digest} as {stored.media_type}; "
-                "push it with this Content-Type"
+                f"team/app:v1 is immutable and needs {stored.digest} with media type {stored.media_type}; "
+                "push the manifest with this Content-Type"
             )
         await registry.put_manifest(repo, stored, by=BY)
         with pytest.raises(Denied):

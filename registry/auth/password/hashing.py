@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-bounded number of further calls may wait. A few extra places in the queue are for networks with few calls. So even a
-large number of logins leaves most of the processor time and memory to pushes and pulls.
+limited number of further hashings may wait. So even a large number of logins leaves most of the processor time and
+memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StoredHash:
     - `argon2`: the hash of an account in the store, or None.
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
     - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if the file has no line.
-    - `dummy_salt`: if `argon2` is None, the password is still hashed with argon2id, and this is the salt.
+    - `dummy_salt`: the salt with which the password is hashed if `argon2` is None.
 
     If both hashes are None, no password is right: the account does not exist, is disabled, or has no password.
     """
@@ -130,9 +130,11 @@ def compare_password(password: str, stored: StoredHash) -> PasswordComparison:
         if digest and hmac.compare_digest(digest, right_digest):
             return PasswordComparison(True)
     if stored.highest_bcrypt_cost:
-        # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, the check above took the
-        # time 2^c. Together with dummy checks of the costs c, c+1, ..., highest-1, all checks take the time 2^highest.
-        # If the account has no line, one dummy check of the highest cost takes the same time.
+        # A bcrypt check of cost c takes the time 2^c. All checks of a wrong password have to take the time 2^highest:
+        #
+        # - If the account has a line of cost c, the check above took the time 2^c. Dummy checks of the costs from c to
+        #   highest-1 take the rest: 2^c + ... + 2^(highest-1) = 2^highest - 2^c.
+        # - If the account has no line, one dummy check has the highest cost.
         if stored.bcrypt is not None:
             dummy_costs = range(bcrypt_cost_of(stored.bcrypt), stored.highest_bcrypt_cost)
         else:
@@ -159,17 +161,17 @@ _CURRENT_PARAMETERS: Final = argon2.Parameters(
 
 
 _DEFAULT_VERSION: Final = 0x10
-"""The version of argon2 that a hash has if it names none: 1.0."""
+"""The version of a hash that names no version: 0x10 stands for version 1.0 of argon2."""
 
 
 def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
     """Returns the argon2 digest of a password with the salt and the parameters of a hash, and the digest in the hash.
-    The first is empty if the hash is malformed or the hashing fails."""
+    The first digest is empty if the hash is malformed or the hashing fails."""
     try:
         parameters = argon2.extract_parameters(argon2_hash)
         if "$v=" not in argon2_hash:
-            parameters.version = _DEFAULT_VERSION  # the library returns 18, which no version of argon2 has
-        salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
+            parameters.version = _DEFAULT_VERSION  # the library returns a wrong version
+        salt, right_digest = (_decode_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
     except (InvalidHashError, ValueError, OverflowError):
         return b"", b""
@@ -192,7 +194,7 @@ def _argon2_digest(password: bytes, salt: bytes, parameters: argon2.Parameters) 
         return b""
 
 
-def _unpadded_base64(text: str) -> bytes:
+def _decode_unpadded_base64(text: str) -> bytes:
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
@@ -216,25 +218,25 @@ MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
 RESERVED_PLACES: Final = 8
-"""The number of extra places for sites with few calls. A *site* is a network that an internet provider may have given
-to one customer, who can then use all its addresses (`registry.client_addresses.site_of`). Without these places, one
-site could keep all other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that one site can
-still use all `MAX_WAITING_CALLS` places. This matters if all clients belong to one site, such as a private network, or
-a proxy that `trusted_proxies` does not list."""
-MIN_SITE_CALLS_WITHOUT_RESERVE: Final = 2
-"""A site that has this many calls or more, in any places, gets no reserved place for a further call."""
+"""The number of places for sites with few calls, in addition to `MAX_WAITING_CALLS`. A *site* is a network of which an
+internet provider may have given all addresses to one customer (`registry.client_addresses.site_of`). Without the
+reserved places, one site could keep all other sites from logging in. `MAX_WAITING_CALLS` does not include the reserved
+places, because all clients may belong to one site, such as a private network, or a proxy that `trusted_proxies` does
+not list."""
+MAX_RESERVED_PLACES_PER_SITE: Final = 2
+"""The largest number of reserved places for one site. A site with this many calls in any places gets no more."""
 RETRY_AFTER_SECONDS: Final = 2
-"""The time after which a client that was refused because of too many waiting calls should try again."""
+"""The time after which a client should try again, if too many calls were waiting."""
 NICENESS: Final = 10
-"""The niceness of the threads, which lowers their priority: 0 is that of other threads, 19 the lowest priority."""
+"""The niceness of the hashing threads. Other threads have the niceness 0; 19 is the lowest priority."""
 
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
     `max_waiting` is the largest number of calls that wait for a slot, not counting those in the reserved places.
 
-    In the methods, `site` is the client's site. None: the call belongs to no login, and may take any place, also a
-    reserved one."""
+    In the methods, `site` is the client's site. None: the call belongs to no login, and may take any place, even a
+    reserved place."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
@@ -242,13 +244,13 @@ class HashingPool:
         """The largest number of calls that wait for a slot or have one, not counting those in the reserved places."""
         self._pending_calls = 0
         """The number of calls that wait for a slot or have one."""
-        self._calls_by_site: dict[str, int] = {}
-        """The same for each site that has such calls."""
+        self._pending_calls_by_site: dict[str, int] = {}
+        """The number of calls of each site that wait for a slot or have one. A site without calls is left out."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
     def check_queue(self, site: str | None = None) -> None:
-        """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
-        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MIN_SITE_CALLS_WITHOUT_RESERVE
+        """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further call."""
+        has_few_calls = site is None or self._pending_calls_by_site.get(site, 0) < MAX_RESERVED_PLACES_PER_SITE
         if self._pending_calls >= self._places + (RESERVED_PLACES if has_few_calls else 0):
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
@@ -290,14 +292,14 @@ class HashingPool:
         self.check_queue(site)
         self._pending_calls += 1
         if site is not None:
-            self._calls_by_site[site] = self._calls_by_site.get(site, 0) + 1
+            self._pending_calls_by_site[site] = self._pending_calls_by_site.get(site, 0) + 1
 
     def _end_call(self, site: str | None) -> None:
         self._pending_calls -= 1
         if site is not None:
-            self._calls_by_site[site] -= 1
-            if not self._calls_by_site[site]:
-                del self._calls_by_site[site]
+            self._pending_calls_by_site[site] -= 1
+            if not self._pending_calls_by_site[site]:
+                del self._pending_calls_by_site[site]
 
     def close(self) -> None:
         """Waits until the running hashings have ended, and stops the threads. Blocks the calling thread."""

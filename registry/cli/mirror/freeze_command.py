@@ -27,8 +27,8 @@ Examples:
   entrepot mirror freeze ubuntu:24.04 --mirror docker.io
   entrepot mirror freeze ghcr.io/org/app:1@sha256:4f53…b9 --config entrepot.toml
 
-The upstream registry is not asked for a frozen tag. Manifests and blobs of the frozen image that are not cached are
-still fetched from there. While a server is running, its next pulls of the tag get the frozen image."""
+The registry does not ask the upstream for a frozen tag. It still fetches uncached manifests and blobs of the frozen
+image from the upstream. A running server serves the frozen image from the next pull of the tag on."""
 UNFREEZE_HELP = "Let a frozen tag follow the upstream registry again."
 UNFREEZE_EXAMPLES = "\b\nExamples:\n  entrepot mirror unfreeze ubuntu:24.04 --mirror docker.io"
 FROZEN_HELP = "List the frozen tags."
@@ -115,8 +115,8 @@ def _run_for_each(
     create_data_directory: bool,
 ) -> None:
     """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints one line of
-    JSON for each tag, and at the end a line with the number of tags. `event`: the value of the key `event` in the line
-    of a tag. `create_data_directory`: whether to create the data directory if there is none.
+    JSON for each tag, and at the end a line with the number of tags. `event`: `frozen` or `unfrozen`, the value of the
+    key `event` in the JSON. `create_data_directory`: whether to create the data directory if there is none.
 
     After an error, prints the error on stderr and continues with the next reference. Ends the command with exit code 1
     if there was an error, otherwise with 0. If a reference is not valid, does nothing and ends the command with exit

@@ -1,8 +1,9 @@
 """One request and its response: calls the ASGI application, and writes its response to the connection.
 
-The application can send the response's body as a whole or in *parts*, one in each message, from memory or from a file.
-The response's head is written together with the first bytes of the body. Some large bodies and parts are written in
-*slices* of at most `RESPONSE_SLICE_BYTES`. Over TLS, each slice is written in *pieces* of at most `_LARGE_BYTES`.
+The application sends the response's body in one or more *parts*, one in each message, from memory or from a file. The
+response's head is written together with the first bytes of the body. If a large part from memory is the whole body, or
+is sent over TLS, the part is written in *slices* of at most `RESPONSE_SLICE_BYTES`. Over TLS, each slice is written in
+*pieces* of at most `_LARGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
-from registry.asgi import ENDS_WITH_INPUT, AsgiApp, Message
+from registry.asgi import ENDS_ON_HALF_CLOSE, AsgiApp, Message
 from registry.log_output import mark_logged, was_logged
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.encrypted_file_sender import EncryptedFileSender
@@ -31,7 +32,7 @@ from registry.server.server_log import log
 _BODYLESS_STATUSES = (204, 304)
 """A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
-"""A body, or a part of a body, with more bytes than this is *large*: it is written without a copy."""
+"""A part with more bytes than this is *large*: the transport gets the part without a copy."""
 
 
 class AsgiExchange:
@@ -40,9 +41,9 @@ class AsgiExchange:
     - `send` raises ClientDisconnected (an OSError) once the client has disconnected. The application can then stop
       reading a blob of 40 GiB that nobody receives any more.
     - `send` accepts files (ASGI's zero-copy extension), only on Linux. Without TLS the kernel sends them.
-    - The application can respond before the request's body was received completely. If only a small part of the body is
-      missing, the server first receives and discards this part. Otherwise the server closes the connection after the
-      response.
+    - The application can respond before the request's body was received completely. If only a few bytes of the body
+      are missing, the server first receives and discards these bytes. Otherwise the server closes the connection
+      after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
     - A response to HEAD, and a response with status 204 or 304, can declare a length although it has no body.
     - HTTP/1.0 clients get no chunked responses.
@@ -56,9 +57,9 @@ class AsgiExchange:
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         """The body of the request."""
         self.response_started = False
-        """Whether the application has sent the status and the headers. They are possibly not written yet."""
-        self.is_endless = False
-        """Whether the response goes on until the client shuts down its sending side (`ENDS_WITH_INPUT`)."""
+        """Whether the application has sent the status and the headers, even if they are not written yet."""
+        self.ends_on_half_close = False
+        """Whether the server ends the response when the client shuts down its sending side (`ENDS_ON_HALF_CLOSE`)."""
         self.status = 0
         """The status of the response; 0 until it has started."""
         self.refusal = ""
@@ -66,7 +67,7 @@ class AsgiExchange:
         self.response_complete = False
         """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
-        """Grows with each call of `_frame`, and with each byte that is passed to the transport or the kernel."""
+        """A number that grows with each call of `_frame`, and with each byte passed to the transport or the kernel."""
         self.file_sender: FileSender | EncryptedFileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes
@@ -93,8 +94,8 @@ class AsgiExchange:
         except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # The task was cancelled by the worker, because it is stopping and its time limit for running requests
-                # is over, or by `RequestTask.on_disconnect`.
+                # Cancelled by `RequestTask.on_disconnect`, or by a stopping worker at the end of its time limit for
+                # running requests.
                 if not self.body.is_disconnected:
                     self._transport.abort()
             elif isinstance(error, ClientDisconnected):
@@ -132,7 +133,7 @@ class AsgiExchange:
             body = self._start_error(503, "the registry has no file descriptor left; try again", "UNAVAILABLE")
         else:
             body = self._start_error(500, "the registry failed; the server's log says why", "UNKNOWN")
-        self._write_part(body, more=False)
+        self._write_framed(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:
         """Starts an error response in place of the application's response, of which nothing was written yet. Returns
@@ -160,7 +161,7 @@ class AsgiExchange:
         full, because the client receives too slowly.
 
         Raises ClientDisconnected once the client has disconnected. Raises RuntimeError for a message that is not
-        allowed at this point, for invalid headers, and for a body whose length differs from the declared one. Raises
+        allowed at this point, for invalid headers, and for a body with another length than the declared length. Raises
         OSError or FileTruncated if a file cannot be sent.
         """
         if self._flow.write_paused and not self.body.is_disconnected:
@@ -172,7 +173,7 @@ class AsgiExchange:
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
             if self.body.has_more and not await self.body.discard_short_remainder():
                 self.keep_alive = False
-            self.is_endless = message.get(ENDS_WITH_INPUT, False)
+            self.ends_on_half_close = message.get(ENDS_ON_HALF_CLOSE, False)
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._flow.discards_writes():
@@ -184,11 +185,11 @@ class AsgiExchange:
             if kind == "http.response.body":
                 body, more = message.get("body", b""), message.get("more_body", False)
                 if len(body) > _LARGE_BYTES:
-                    await self._write_large(body, more=more)
+                    await self._write_large_part(body, more=more)
                 else:
                     if self._context.unsent.reserved_bytes:  # by an earlier response on this connection
                         self._context.unsent.release_if_sent()
-                    self._write_part(body, more=more)
+                    self._write_framed(body, more=more)
             elif kind == "http.response.zerocopysend":
                 await self._write_file(message)
             else:
@@ -231,13 +232,13 @@ class AsgiExchange:
 
     # Writing a body from memory
 
-    async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first
-        reserves memory for one slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
+    async def _write_large_part(self, body: bytes, *, more: bool) -> None:
+        """Writes a large part. `more`: whether other parts follow. If the part is the whole body, first reserves memory
+        for one slice; if no memory becomes free, sends a 503 response. Raises ClientDisconnected."""
         if not self._unsent_head or more:
-            # A part reserves nothing: the application has to wait for the client before it sends the next part.
+            # The budget does not count one of several parts (`registry.server.connection.unsent_budget`).
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
-            await self._write_large_part(body, more=more)
+            await self._write_without_time_limit(body, more=more)
             return
         try:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
@@ -251,40 +252,39 @@ class AsgiExchange:
                 seconds = self._context.worker.limits.response_slice_seconds
                 await self._write_slices(memoryview(body), more=False, slice_seconds=seconds)
             else:
-                await self._write_large_part(body, more=False)
+                await self._write_without_time_limit(body, more=False)
         finally:
-            self._context.unsent.finish()  # from now on, the reserved bytes count only until they are sent
+            self._context.unsent.finish()  # the budget may release the reserved bytes once they are sent
 
-    async def _write_large_part(self, body: bytes, *, more: bool) -> None:
-        """Writes a large part of a body, over TLS in slices. `more`: whether other parts follow."""
+    async def _write_without_time_limit(self, body: bytes, *, more: bool) -> None:
+        """Writes a part; over TLS, a large part in slices. `more`: whether other parts follow."""
         if self._context.is_tls and len(body) > _LARGE_BYTES:
             await self._write_slices(memoryview(body), more=more)
         else:
-            self._write_part(body, more=more)
+            self._write_framed(body, more=more)
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes `body` in slices. Without TLS, returns when the transport's buffer is empty. Over TLS, the buffer may
-        still have the last bytes, but as a copy. So the transport no longer refers to `body`, and the caller can free
-        its memory.
+        """Writes the part `body` in slices. Without TLS, returns when the transport's buffer is empty. Over TLS, the
+        buffer may still have a copy of the last bytes. So the transport no longer refers to `body` at the return, and
+        the caller can free the memory of `body`.
 
-        `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
-        longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.
+        `slice_seconds`: how long the client may take to receive each slice; None: without a limit. If the client takes
+        longer, aborts the connection. Raises ClientDisconnected.
 
         Over TLS a slice is written in pieces, because the transport's buffer for encrypted bytes grows to the size of
         the largest write and never shrinks. Each piece is written in a new iteration of the event loop. So other
-        connections get their turn, and this method notices if the client has disconnected. The transport does not
-        report that: it silently discards the bytes.
+        connections get their turn, and this method notices a disconnect, which the transport does not report.
         """
-        part_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES  # size of a piece or of a slice
+        write_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
         try:
             for slice_start in range(0, len(body), RESPONSE_SLICE_BYTES):
                 slice_end = min(slice_start + RESPONSE_SLICE_BYTES, len(body))
                 async with asyncio.timeout(slice_seconds):
-                    for start in range(slice_start, slice_end, part_bytes):
+                    for start in range(slice_start, slice_end, write_bytes):
                         await (self._flow.drain() if self._flow.write_paused else asyncio.sleep(0))
                         if self.body.is_disconnected or self._flow.discards_writes():
                             raise ClientDisconnected
-                        self._write_part(body[start : min(start + part_bytes, slice_end)], more=True)
+                        self._write_framed(body[start : min(start + write_bytes, slice_end)], more=True)
             if not self._context.is_tls:
                 async with asyncio.timeout(slice_seconds):
                     await self._flow.flush()  # a slice in the buffer keeps `body` in memory
@@ -296,14 +296,14 @@ class AsgiExchange:
         if self.body.is_disconnected:
             raise ClientDisconnected
         if not more:
-            self._write_part(b"", more=False)  # completes the response
+            self._write_framed(b"", more=False)  # completes the response
 
-    def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
-        """Writes the head, if it is not written yet, and `body`: a whole body, a part, a slice or a piece. Completes
-        the response unless `more` says that more of the body follows. Reports the request before the last bytes are
-        written. Otherwise the worker could be killed after the client has received the response and before the request
-        is counted. Raises RuntimeError if the body's length differs from the declared one."""
-        if self._framing.is_chunked is None:
+    def _write_framed(self, body: bytes | memoryview, *, more: bool) -> None:
+        """Writes the head, if the head is not written yet, and `body`: a part, a slice or a piece. `more`: whether more
+        of the body follows; False completes the response. Reports the request before the last bytes are written.
+        Otherwise the worker could be killed after the client has received the response and before the request is
+        counted. Raises RuntimeError if the body's length differs from the declared length."""
+        if not self._framing.has_body:
             body = b""  # the response has no body, for example because the request was HEAD
         before, after = self._frame(len(body), more=more)
         if not more:
@@ -330,8 +330,8 @@ class AsgiExchange:
         start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
         if count is None:
             count = max(os.fstat(file).st_size - start, 0)
-        before, after = self._frame(0 if self._framing.is_chunked is None else count, more=more)
-        if count == 0 or self._framing.is_chunked is None:  # None: the response has no body (`_write_part`)
+        before, after = self._frame(count if self._framing.has_body else 0, more=more)
+        if count == 0 or not self._framing.has_body:
             self._write(before + after)
         else:
             await self._send_file(before, file, start, count)
@@ -348,7 +348,7 @@ class AsgiExchange:
         sock = self._context.sendfile_socket
         if not self._context.can_send_files:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
-        unsent_bytes = count  # until the file sender counts them
+        unsent_bytes = count  # if no file sender is created
         try:
             await self._flow.flush()
             if self._transport.is_closing():

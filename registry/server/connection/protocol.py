@@ -106,7 +106,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
         Returns True if the transport must stay open to send a response; otherwise the transport closes itself. It need
-        not stay open for an endless response (`AsgiExchange.is_endless`)."""
+        not stay open for an endless response (`AsgiExchange.ends_on_half_close`)."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -116,7 +116,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             )
         self._reader.is_finished = self._is_half_closed = True
         # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
-        if self._active is None or self._active.is_endless:
+        if self._active is None or self._active.ends_on_half_close:
             return False
         return not self._transport.is_closing() and not self._context.is_tls
 
@@ -363,7 +363,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if active.body.is_awaited:
                 return Wait("body", (started, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                timeout = 0.0 if active.is_endless else limits.half_close_seconds
+                timeout = 0.0 if active.ends_on_half_close else limits.half_close_seconds
                 return Wait("half_closed", (started, active.progress_count), timeout)
             return Wait("application", (0, 0), float("inf"))
         if self._latest is not None and self._latest.body.has_more:

@@ -6,13 +6,14 @@ from __future__ import annotations
 class ResponseFraming:
     """The framing of a response's body. `start` decides it; without that call the response has no body.
 
-    `is_chunked`: the body is chunked (True) or not (False); None: the response has no body. `body_bytes`: how many
-    bytes of the body were counted so far."""
+    `has_body`: whether the response has a body. `is_chunked`: whether the body is chunked. `body_bytes`: how many bytes
+    of the body were counted so far."""
 
-    __slots__ = ("_remaining_bytes", "body_bytes", "is_chunked")
+    __slots__ = ("_remaining_bytes", "body_bytes", "has_body", "is_chunked")
 
     def __init__(self) -> None:
-        self.is_chunked: bool | None = None
+        self.has_body = False
+        self.is_chunked = False
         self.body_bytes = 0
         # Bytes of the declared Content-Length that the application has not sent yet; -1 if there is none.
         self._remaining_bytes = -1
@@ -21,6 +22,7 @@ class ResponseFraming:
         """Chooses the framing. `content_length`: the declared length in bytes; None: none is declared.
         `may_be_chunked`: whether the client understands a chunked body. If it does not, a body without a declared
         length ends with the connection."""
+        self.has_body = True
         self.is_chunked = content_length is None and may_be_chunked
         self._remaining_bytes = -1 if content_length is None else content_length
 

@@ -143,7 +143,7 @@ class SqliteOutbox:
             number: int | None = self._db.execute("SELECT max(id) FROM event").get
         return number or 0
 
-    async def list_complete_from(self) -> int:
+    async def first_complete_number(self) -> int:
         with _as_storage_failed():
             return int(self._db.execute("SELECT kept_from FROM event_list").get)
 

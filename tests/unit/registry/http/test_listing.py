@@ -106,9 +106,8 @@ async def test_a_last_longer_than_any_cursor_is_400(client: AsgiClient, registry
 async def test_pages_have_a_largest_size(registry: MemoryRegistry) -> None:
     """Without `n`, a page has the default size. With an `n` above the limit, a page has the largest allowed size. Both
     have a Link to the next page."""
-    client = AsgiClient(
-        DistributionAPI(registry, limits=RequestLimits(tags_per_page=4, default_catalog_page=2, max_catalog_page=3))
-    )
+    limits = RequestLimits(tags_per_page=4, default_repositories_per_page=2, max_repositories_per_page=3)
+    client = AsgiClient(DistributionAPI(registry, limits=limits))
     tags = sorted(f"t{number}" for number in range(10))
     await put_image(registry, *tags)
     for query in ("", "?n=1000000"):

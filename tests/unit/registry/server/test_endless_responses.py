@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from registry.asgi import ENDS_WITH_INPUT, Receive, Scope, Send
+from registry.asgi import ENDS_ON_HALF_CLOSE, Receive, Scope, Send
 from registry.server.connection.context import WorkerContext
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
@@ -21,15 +21,15 @@ class EndlessApp:
     disconnected. `is_called`: whether it got the request. `has_started`: whether it has sent the part.
     `saw_disconnect`: whether it was told that the client has disconnected."""
 
-    def __init__(self, *, ends_with_input: bool) -> None:
-        self._ends_with_input = ends_with_input
+    def __init__(self, *, ends_on_half_close: bool) -> None:
+        self._ends_on_half_close = ends_on_half_close
         self.start = asyncio.Event()
         self.is_called = self.has_started = self.saw_disconnect = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.is_called = True
         await self.start.wait()
-        await send({"type": "http.response.start", "status": 200, ENDS_WITH_INPUT: self._ends_with_input})
+        await send({"type": "http.response.start", "status": 200, ENDS_ON_HALF_CLOSE: self._ends_on_half_close})
         await send({"type": "http.response.body", "body": b"part", "more_body": True})
         self.has_started = True
         while (await receive())["type"] != "http.disconnect":
@@ -69,7 +69,7 @@ async def check_timeouts(worker: WorkerContext, *times: float) -> None:
 async def test_the_response_ends_with_the_input() -> None:
     """If the response ends with the client's input, the server takes the end of the input for the end of the
     connection, and tells the application at once. It could tell one from the other only by sending something."""
-    app = EndlessApp(ends_with_input=True)
+    app = EndlessApp(ends_on_half_close=True)
     app.start.set()
     async with serving(app) as (worker, reader, writer):
         await wait_until(lambda: app.has_started)
@@ -79,17 +79,17 @@ async def test_the_response_ends_with_the_input() -> None:
     assert app.saw_disconnect
 
 
-@pytest.mark.parametrize(("ends_with_input", "seconds"), [(True, 1.0), (False, ServerLimits().half_close_seconds)])
-async def test_the_response_starts_after_the_end_of_the_input(ends_with_input: bool, seconds: float) -> None:
+@pytest.mark.parametrize(("ends_on_half_close", "seconds"), [(True, 1.0), (False, ServerLimits().half_close_seconds)])
+async def test_the_response_starts_after_the_end_of_the_input(ends_on_half_close: bool, seconds: float) -> None:
     """If the input ends before the response starts, the application is told at the second check of the timeouts if the
     response ends with the input. For any other response, it is told after a timeout."""
-    app = EndlessApp(ends_with_input=ends_with_input)
+    app = EndlessApp(ends_on_half_close=ends_on_half_close)
     async with serving(app) as (worker, _, writer):
         await end_input(worker, writer)
         app.start.set()
         await wait_until(lambda: app.has_started)
         await check_timeouts(worker, 0.0, seconds - 0.1)
-        assert ends_with_input or worker.state.connections
+        assert ends_on_half_close or worker.state.connections
         await check_timeouts(worker, seconds)
         await wait_until(lambda: not worker.state.tasks)
     assert app.saw_disconnect

@@ -151,7 +151,10 @@ async def test_media_type_that_an_immutable_tag_needs(strict_store: StoredRegist
         {"v1": (needed, DOCKER_LIST), "parent": (parent, OCI_INDEX), "dev": (other, OCI_INDEX)},
     )
     result, problems = await import_indexes(strict_store, layout)
-    reason = f"team/app:v1 is immutable and needs {digest_of(needed)} as {OCI_INDEX}; push it with this Content-Type"
+    reason = (
+        f"team/app:v1 is immutable and needs {digest_of(needed)} with media type {OCI_INDEX}; "
+        "push the manifest with this Content-Type"
+    )
     assert problems == [("team/app:v1", reason), ("team/app:parent", reason)]
     assert (result["images"], result["problems"]) == (1, 2)
     assert (await strict_store.resolve_manifest(APP, Tag("dev"))).digest == digest_of(other)

@@ -193,11 +193,11 @@ async def test_the_list_has_only_events_that_match_its_settings(
     limits = EventLimits(clock.now, 2, 100, 100, clock.now)
     await store.outbox.tidy(limits)
     assert [event.number for event in (await store.outbox.after(0, 100)).events] == [4, 6]
-    assert (await due_events(store), await store.outbox.list_complete_from()) == ([[1, 2, 3, 4, 5, 6]], 3)
+    assert (await due_events(store), await store.outbox.first_complete_number()) == ([[1, 2, 3, 4, 5, 6]], 3)
     await store.outbox.settle(HOOK, [1, 2, 3, 5], [])
     await store.outbox.tidy(limits)
     assert stored_numbers(tmp_path) == [4, 6]
-    assert await store.outbox.list_complete_from() == 3  # the list has lost no event after event 2
+    assert await store.outbox.first_complete_number() == 3  # the list has lost no event after event 2
 
 
 async def test_a_look_up_reads_a_limited_number_of_events(
@@ -224,14 +224,14 @@ async def test_a_look_up_reads_a_limited_number_of_events(
 
 
 async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
-    """If the event list was disabled for a while, the events of this time are missing. `list_complete_from` returns the
-    number of the first event after the gap."""
+    """If the event list was disabled for a while, the events of this time are missing. `first_complete_number` returns
+    the number of the first event after the gap."""
     await push_index(store, "first", "v1")
     await store.outbox.configure([reader(HOOK)])
     await push_index(store, "second", "v1")
     await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
     await push_index(store, "third", "v1")
-    assert await store.outbox.list_complete_from() == 3
+    assert await store.outbox.first_complete_number() == 3
     assert [event.number for event in (await store.outbox.after(1, 100)).events] == [3]
 
 
@@ -350,7 +350,7 @@ async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: C
     assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
     assert stored_numbers(tmp_path) == [4, 6]
     assert await store.outbox.after(0, 10) == EventPage([], 0, is_last=True)
-    assert await store.outbox.list_complete_from() == 7
+    assert await store.outbox.first_complete_number() == 7
     assert [d.event.number for d in await store.outbox.deliveries(HOOK, None, 10, only_dead=False)] == [6, 4]
     await store.outbox.settle(HOOK, [4, 6], [])
     assert await store.outbox.tidy(limits) == []
@@ -391,7 +391,7 @@ async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
         await push_index(store, f"{number}", "v1")
     await store.outbox.tidy(EventLimits(0.0, 2, 10, 10, 1e12))
     assert [event.number for event in (await store.outbox.after(0, 10)).events] == [4, 5]
-    assert await store.outbox.list_complete_from() == 4
+    assert await store.outbox.first_complete_number() == 4
     assert [event.number for event in (await store.outbox.before(None, 1)).events] == [5]
     assert (await store.outbox.before(5, 10, action=EventAction.DELETE)).events == []
     assert [event.number for event in (await store.outbox.before(5, 10, repository=APP)).events] == [4]

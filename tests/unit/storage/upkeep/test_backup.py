@@ -158,7 +158,7 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
     assert copy.execute("SELECT count(*) FROM event_delivery").get == 0
     copy.close()
     async with open_registry(tmp_path / "new") as restored:
-        after_restore, first = await restored.outbox.newest(), await restored.outbox.list_complete_from()
+        after_restore, first = await restored.outbox.newest(), await restored.outbox.first_complete_number()
         assert after_restore > newest
         assert first == after_restore + 1, "a reader that knows an earlier event learns that it has missed events"
         assert (await restored.outbox.after(0, 100)).events == []
@@ -176,7 +176,7 @@ async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) ->
     await backup(store, tmp_path / "backups")
     await restore(tmp_path / "backups", tmp_path / "new")
     async with open_registry(tmp_path / "new") as restored:
-        first = await restored.outbox.list_complete_from()
+        first = await restored.outbox.first_complete_number()
         assert first > MIN_EVENT_GAP
         assert (await restored.outbox.after(0, 100)).events == []
         await restored.outbox.configure(EVENTS)

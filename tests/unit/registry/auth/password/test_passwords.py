@@ -20,8 +20,8 @@ from argon2 import low_level
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
     MAX_PARALLEL_HASHINGS,
+    MAX_RESERVED_PLACES_PER_SITE,
     MAX_WAITING_CALLS,
-    MIN_SITE_CALLS_WITHOUT_RESERVE,
     NICENESS,
     RESERVED_PLACES,
     HashingPool,
@@ -262,16 +262,16 @@ async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
             with pytest.raises(TooManyRequests):
                 refused_call()
         for site in ("office", "cluster"):
-            accepted += [pool.start(lambda: True, site) for _ in range(MIN_SITE_CALLS_WITHOUT_RESERVE)]
+            accepted += [pool.start(lambda: True, site) for _ in range(MAX_RESERVED_PLACES_PER_SITE)]
             with pytest.raises(TooManyRequests):
                 pool.check_queue(site)
-        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MIN_SITE_CALLS_WITHOUT_RESERVE)]
+        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MAX_RESERVED_PLACES_PER_SITE)]
         for full_for in ("another", None):
             with pytest.raises(TooManyRequests):
                 pool.check_queue(full_for)
         finish.set()
         assert all(await asyncio.gather(*accepted))
-    assert not pool._calls_by_site
+    assert not pool._pending_calls_by_site
     pool.close()
 
 
