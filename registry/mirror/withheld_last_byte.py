@@ -83,8 +83,9 @@ class UnverifiedBlobReader:
         return self.span[1]
 
     async def _read_stored_blob(self) -> None:
-        """Replaces the partial blob by the file of the stored blob. Raises PartialBlobLost if this reader has got bytes, or
-        if the stored blob has another size, has no file or was deleted. Also raises the errors of `open_stored`."""
+        """Replaces the partial blob by the file of the stored blob. Raises PartialBlobLost if this reader has got
+        bytes, or if the stored blob has another size, has no file or was deleted. Also raises the errors of
+        `open_stored`."""
         stored = await self._open_stored()
         if stored is None:
             raise PartialBlobLost
