@@ -192,7 +192,7 @@ class ServiceFactory:
             restricted,
             router.naming,
             router.stored_name,
-            denied=_denial_recorder(components, self.telemetry),
+            on_denied=_denial_recorder(components, self.telemetry),
             renew=policy.reevaluate,  # the client's rights may change while the body of its push is received
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
@@ -252,7 +252,7 @@ class ServiceFactory:
             restrict(stored, read_only=True, delete=False),
             stored.naming,
             stored.stored_name,
-            denied=_denial_recorder(components, self.telemetry),
+            on_denied=_denial_recorder(components, self.telemetry),
             cursors=components.cursors,
         )
         return self._observe(guard)

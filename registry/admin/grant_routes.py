@@ -146,7 +146,7 @@ async def put_grant(caller: LoggedInCaller, body: models.NewGrant) -> models.Gra
     subject for the same pattern. You have to be an admin, or have the action `admin` on everything that the pattern
     matches."""
     pattern = parse_pattern(body.pattern)
-    caller.rights.check_grant(pattern)
+    caller.rights.check_may_grant(pattern)
     grant = Grant(Grantee.parse(body.subject), pattern, models.parse_action_words(body.actions))
     await caller.administration.put_grants([grant], by=caller.actor)
     return models.GrantResponse.from_stored(grant)
@@ -157,5 +157,5 @@ async def remove_grant(caller: LoggedInCaller, subject: SubjectQuery, pattern: P
     """Removes the grant to the subject for the pattern. You have to be an admin, or have the action `admin` on
     everything that the pattern matches."""
     parsed_pattern = parse_pattern(pattern)
-    caller.rights.check_grant(parsed_pattern)
+    caller.rights.check_may_grant(parsed_pattern)
     await caller.administration.remove_grant(Grantee.parse(subject), parsed_pattern, by=caller.actor)

@@ -8,16 +8,16 @@ database, the *epoch*, tells each worker that rights have changed:
 2. Every worker gets the epoch at each request. This takes microseconds, because the worker reads the database only if
    something was committed since its last request. A counter in shared memory tells the worker whether there was a
    commit (`storage.metadata.sqlite.cross_process_change_counter`).
-3. A cached credential and its principal (the account with its rights) contain the epoch at which they were last
-   checked. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only if its epoch is the current
-   one.
-4. If the epoch of the cached principal is older, `CachedCredentialCheck.revalidate` in this module checks the
-   credential again, and `principal_of` computes the rights again from the grants.
+3. Each worker caches credentials, each with its principal (the account with its rights). The principal contains the
+   epoch at which its rights were read. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only
+   if the principal's epoch is the current epoch.
+4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` checks the credential again, and `principal_of`
+   computes the rights again from the grants.
 
-An *identity* is the account that a credential has proved, with the limits of the credential. Identities can also come
-from outside the database: from the htpasswd file, a token issuer or the OpenID provider. A change of that file, or of
-the settings of the other two, does not increment the epoch. An identity from such a source contains a *stamp*, a hash
-of the source. At each request, the worker compares the stamp with a hash of the source as it is now.
+An *identity* is the account that a credential has proved, with the limits of the credential. An identity can depend on
+a source outside the database: a line of the htpasswd file, or the settings of a token issuer or of the OpenID provider.
+A change of this source does not increment the epoch. So the identity contains a *stamp*, a hash of the source. At each
+request, the worker compares the stamp with a hash of the source as it is now.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class CachedCredentialCheck:
         self._clock = clock
 
     def is_current(self, verified: VerifiedCredential) -> bool:
-        """Returns whether the cached credential has not expired, and its source outside the database is unchanged. Does
-        not check whether the epoch has changed; `revalidate` does."""
+        """Returns True if the cached credential has not expired and its source outside the database is unchanged. Does
+        not check whether the epoch has changed."""
         return verified.until > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
     def revalidate(self, verified: VerifiedCredential) -> bool:
@@ -62,15 +62,14 @@ class CachedCredentialCheck:
 
 
 async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principal:
-    """Returns the principal of a verified credential. If no principal is cached, or the epoch has changed since it was
-    made, makes a new one with the current rights and caches it. Raises Unauthorized if the identity is not valid any
+    """Returns the principal of a verified credential. If no principal is cached, or the cached principal has an older
+    epoch, makes a principal with the current rights and caches it. Raises Unauthorized if the identity is not valid any
     more."""
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)
         try:
-            # Checks the identity again if the epoch has changed since the last check, which includes changes during
-            # `prepare`.
+            # Checks the identity again if the epoch is not `verified.epoch` any more. It can change during `prepare`.
             principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
         except Unauthorized:
             raise Unauthorized(REFUSED) from None

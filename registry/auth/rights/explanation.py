@@ -2,8 +2,8 @@
 allow it.
 
 It answers questions such as "why may alice push here?" by the rules that `registry.auth.rights.policy` applies to
-requests. The result is for the account and does not consider a credential. With a limited API token, a client may do
-less; a login at the OpenID provider can add groups.
+requests. The rights of one request can differ: a limited API token allows less, and a login at the OpenID provider can
+add groups, whose grants then apply.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from storage.names import RepositoryName
 
 MAX_SHOWN_GRANTS: Final = 100
 """The largest number of grants that an explanation names for one repository."""
-_NO_PUSH: Final = Action.PULL | Action.DELETE | Action.ADMIN
+_ACTIONS_ON_MIRRORED: Final = Action.PULL | Action.DELETE | Action.ADMIN
 """The actions that are possible on a mirrored repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryRights:
-    """The rights on one repository. `name`: the name under which it is stored. `upstream`: the upstream from which it
-    is mirrored; None: it is *hosted*, that is, clients push to it. `actions`: the allowed actions. `grants`: the grants
-    that apply, at most `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`, because nobody can push
-    to a mirrored repository, and a disabled account may do nothing."""
+    """The rights on one repository.
+
+    - `name`: the repository's name in the store.
+    - `upstream`: the upstream from which the repository is mirrored. None: the repository is *hosted*: clients push to
+      it.
+    - `actions`: the allowed actions.
+    - `grants`: the grants that apply, at most `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`,
+      because nobody can push to a mirrored repository, and a disabled account may do nothing.
+    """
 
     name: RepositoryName
     upstream: str | None
@@ -39,15 +44,15 @@ class RepositoryRights:
 class RightsExplanation:
     """The actions that an account may do on a repository, and the grants that allow them.
 
-    - `account`: the account's name; None: the explanation is about a client without a login.
-    - `is_stored`: whether the store has the account. If not, the rights are those that the account would have if the
-      htpasswd file had an account of this name.
+    - `account`: the account's name. None: the explanation is about a client without a login.
+    - `is_stored`: whether the store has the account. An account that is not stored has the rights of an account of this
+      name in the htpasswd file.
     - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
     - `is_admin`: whether the account is an admin, who may do everything without a grant.
     - `is_registry_open`: whether the registry has no accounts yet. Grants then have no effect. Every client may pull,
       push and delete, except in repositories of a guarded upstream (`require_grant`), where no client may do anything.
-    - `repositories`: the rights on the repository. If its name can mean two repositories: the rights on both, with the
-      hosted repository first.
+    - `repositories`: the rights on the repository. If the name can mean two repositories, the rights on both: first on
+      the hosted one, then on the mirrored one.
     """
 
     account: AccountName | None
@@ -70,9 +75,9 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
-        granted = Action(principal.actions(name, name)) if is_enabled else Action.NONE
+        allowed = Action(principal.actions(name, name)) if is_enabled else Action.NONE
         grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if grants_matter else []
-        actions = granted if upstream is None else granted & _NO_PUSH
+        actions = allowed if upstream is None else allowed & _ACTIONS_ON_MIRRORED
         repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))
     return RightsExplanation(
         account=account,
@@ -92,7 +97,7 @@ def _stored_account(policy: Policy, name: AccountName) -> Account | None:
 
 
 def _identity(name: AccountName, stored_account: Account | None) -> Identity:
-    """Returns the identity that a login with an unlimited credential would have."""
+    """Returns the identity that a login to the account with an unlimited credential proves."""
     if stored_account is None:
         return Identity(name)
     return Identity(name, robot=stored_account.kind is AccountKind.ROBOT, version=stored_account.version)

@@ -8,19 +8,21 @@ A *stored name* is the name of a repository in the store. Pushed content is stor
 pushed it. Content that is mirrored from an *upstream* (another registry) is stored under a name that begins with the
 name of the upstream: `ubuntu` as `docker.io/library/ubuntu`.
 
-The *candidates* of the repository name `repo` in a call are the stored names to which it can lead. If `repo` begins
-with the name of an upstream, such as `ghcr.io/app`, there is only one: the stored name of the mirrored content. There
-is also only one, `repo` itself, if `repo` can only be pushed content: if there is no default upstream, or if `repo` is
-always hosted or begins with the host of another registry. Otherwise there are two. With the default upstream
-`docker.io`, the name `ubuntu` has the candidates `ubuntu`, for pushed content, and `docker.io/library/ubuntu`, for
-mirrored content. `ubuntu` then leads to the mirrored content until the first push to `ubuntu`, and from then on to
-itself. For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For pushes, it
-needs the right on `repo` itself.
+The *candidates* of the repository name `repo` in a call are the stored names to which `repo` can lead:
 
-The *requested name* is the name in the path of the request. It differs from `repo` only if the Host header or the query
-names an upstream: then `repo` begins with the name of the upstream. A bearer token lists repositories with the actions
-that it allows on each. If the client sends a bearer token, the token must allow the action too. It may list the
-repository under the requested name, or under the name on which the account needs the right.
+- If `repo` belongs to an upstream, as `ghcr.io/app` does, the only candidate is the stored name of the mirrored
+  content.
+- If `repo` can only be pushed content, for example because there is no default upstream, the only candidate is `repo`.
+- Otherwise there are two candidates. With the default upstream `docker.io`, the name `ubuntu` has the candidates
+  `ubuntu`, for pushed content, and `docker.io/library/ubuntu`, for mirrored content. Before the first push to `ubuntu`,
+  the name leads to the mirrored content. After the first push, it leads to the pushed content.
+
+For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For pushes, the account
+needs the right on `repo` itself. If the client sends a bearer token, the token must also allow the action. A bearer
+token lists repositories, each with the actions that it allows. The token may list the repository under the name on
+which the account needs the right, or under the *requested name*: the name in the path of the request. The requested
+name differs from `repo` only if the Host header or the query names an upstream: `repo` then begins with the name of the
+upstream.
 
 The guard refuses calls of methods that this module does not handle: it raises Unsupported.
 """
@@ -56,13 +58,12 @@ T = TypeVar("T")
 INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 """The error code in the challenge (`WWW-Authenticate`) if a token with more access would be accepted (RFC 6750,
 3.1)."""
-_PUSH: Final = Action.PUSH.value
+_PUSH_BITS: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. A list *runs* when the process may read the store for it. A
 list is *pending* when it runs or waits until it may run. A *visitor* is an account, or a network of anonymous clients.
-One thread reads the store for all running lists in turn, so each list delays the others. Because only one list of each
-visitor may run, a list waits for at most one list of each other visitor at a time."""
+One thread reads the store for all running lists in turn, so each list delays the others."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -132,7 +133,7 @@ def ignore_denial(principal: Principal, action: Action, name: str) -> None:
 
 
 async def keep_principal(principal: Principal) -> Principal:
-    """Returns `principal` unchanged: the default of `Guarded` for `renew`."""
+    """Returns `principal` unchanged. This is the default of the argument `renew` of `Guarded`."""
     return principal
 
 
@@ -141,11 +142,10 @@ class Guarded(ForwardingRegistry):
 
     - `naming`: returns the stored names to which the name `repo` of a call can lead. None: each name leads only to
       itself.
-    - `resolve_name`: returns the stored name to which a name leads now. After a push to a name, the name leads to
-      itself. None: a name leads to its first candidate.
-    - `denied`: a function that is called when the guard refuses an action to an account.
-    - `renew`: returns a principal with the rights that its account has now. Raises Unauthorized if the credential was
-      revoked.
+    - `resolve_name`: returns the stored name to which a name leads now. None: each name leads to its first candidate.
+    - `on_denied`: a function that is called when the guard refuses an action to an account.
+    - `renew`: returns the principal of the same client with the rights that the client has now. Raises Unauthorized if
+      the credential was revoked.
     - `cursors`: encrypts the cursors of lists. None: they are encrypted with a random key of this process.
     """
 
@@ -154,7 +154,7 @@ class Guarded(ForwardingRegistry):
         inner: Registry,
         naming: NamingRules | None = None,
         resolve_name: ResolveName | None = None,
-        denied: OnDenied = ignore_denial,
+        on_denied: OnDenied = ignore_denial,
         renew: Callable[[Principal], Awaitable[Principal]] = keep_principal,
         cursors: SealedCursors | None = None,
     ) -> None:
@@ -162,16 +162,17 @@ class Guarded(ForwardingRegistry):
         self._naming = naming or NamingRules()
         self._is_mirroring = bool(self._naming.upstreams)
         self._resolve_name = resolve_name
-        self._denied = denied
+        self._on_denied = on_denied
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
         self._lists = VisitorLimits(LIST_LIMITS, "lists")
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
-        raises Unauthorized, Denied, or the error for content that does not exist. If `inner` raises an error that names
-        stored digests or tags, and the principal may not pull from the repository, raises the error's `redacted` form
-        instead."""
+        raises Unauthorized, Denied, or the error for content that does not exist.
+
+        An error of `inner` can name stored digests or tags. If the principal may not pull from the repository, raises
+        the `redacted` form of such an error instead."""
         repo = call.repo
         try:
             rule = _RULES.get(call.operation)
@@ -218,8 +219,8 @@ class Guarded(ForwardingRegistry):
         return await self.forward(call)
 
     async def readable_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name that `repo` leads to now, if the principal may pull from it. Raises Unauthorized, or
-        NameUnknown in place of Denied."""
+        """Returns the stored name that `repo` leads to now. Raises Unauthorized or NameUnknown if the principal may not
+        pull from it."""
         rule = _RULES["tags"]
         if self._is_allowed_on_all(rule.bits, repo):
             return await self._stored_name(repo, self._naming.candidates(repo))
@@ -235,7 +236,7 @@ class Guarded(ForwardingRegistry):
     def check_push(self, repo: RepositoryName) -> None:
         """Checks that the principal may push to `repo`. Raises Unauthorized or Denied if not."""
         principal = current_principal()
-        if not principal.actions(repo, current_request().requested_name or repo) & _PUSH:
+        if not principal.actions(repo, current_request().requested_name or repo) & _PUSH_BITS:
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
     def _is_allowed_on_all(self, bits: int, repo: RepositoryName) -> bool:
@@ -256,9 +257,8 @@ class Guarded(ForwardingRegistry):
         If the action is not allowed, raises Unauthorized or Denied. If the rule hides content, raises `not_found` in
         place of Denied.
 
-        The action can be allowed on `repo` itself, but not on the mirrored content to which `repo` leads now. This
-        method then raises `not_found`, whether or not the rule hides content: the account has the right on `repo`, but
-        nothing was pushed to `repo`.
+        If the action is allowed on `repo` itself, but `repo` leads to mirrored content on which the action is not
+        allowed, always raises `not_found`, because nothing was pushed to `repo`.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -286,9 +286,9 @@ class Guarded(ForwardingRegistry):
         names: Sequence[RepositoryName],
         not_found: RegistryError | None = None,
     ) -> RegistryError:
-        """Returns the error for a refusal of `action` on `repo`, which leads to one of the stored `names`. `not_found`
-        is the error to return in place of Denied; None: return Denied. The table in docs/adr/0011-who-may-do-what.md
-        lists the errors."""
+        """Returns the error for a refusal of `action` on `repo`, which leads to one of the stored `names`. Calls
+        `on_denied` if the client is an account whose rights do not suffice. `not_found` is the error to return in place
+        of Denied; None: return Denied. The table in docs/adr/0011-who-may-do-what.md lists the errors."""
         requested, action_phrase = current_request().requested_name or repo, _ACTION_PHRASES[action]
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
@@ -296,15 +296,16 @@ class Guarded(ForwardingRegistry):
             # If `principal.is_registry_open` is true, the registry has no accounts yet, so nobody can log in.
             text = _grant_needed_text(names) if principal.is_registry_open else f"log in to {action_phrase} {requested}"
             return Unauthorized(text)
-        self._denied(principal, action, requested)
+        self._on_denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
+        """Resolves a blob. Forwards the call with the name `repo`. (For other reads, `handle` replaces `repo` by the
+        stored name.)
 
-        The reason is that a client that pushes a blob to `repo` first asks whether `repo` has the blob. For such a
-        request, `inner` must not ask an upstream. With a stored name that begins with the name of an upstream, `inner`
-        could not tell such a request from a pull.
+        Before a client pushes a blob to `repo`, it asks whether `repo` has the blob. `inner` must answer this request
+        without asking an upstream. If this method replaced `repo` by a name that begins with the name of an upstream,
+        `inner` could not tell this request from a pull.
 
         With the name `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
         change this choice, so this method checks the rights before the call and again after it."""
@@ -319,8 +320,8 @@ class Guarded(ForwardingRegistry):
         client names no repository, `source` is the set of all names, and the result is the set of names from which the
         principal may pull.
 
-        Raises BlobUnknown if the principal may not pull from `source`. With a bearer token, the token needs access to
-        `source`; its access to the repository that the request pushes to does not matter here.
+        Raises BlobUnknown if the principal may not pull from `source`. A bearer token must allow pulls from `source`;
+        access to the repository that the request pushes to does not suffice.
         """
         principal = current_principal()
         if isinstance(source, NameSet):
@@ -335,13 +336,12 @@ class Guarded(ForwardingRegistry):
     async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.
 
-        `after` is the cursor that the client sent: the position after which the page starts; None: the first page. For
-        each account, and for each network of anonymous clients, this process makes one page at a time, so that many
-        requests of one visitor do not delay the lists of others.
+        `after` is the cursor that the client sent: the position after which the page starts. None: returns the first
+        page. This process makes one page at a time for each visitor (an account, or a network of anonymous clients), so
+        that many requests of one visitor do not delay the lists of others.
 
-        Raises RequestInvalid for an unknown cursor. Raises TooManyRequests if too many lists wait. Raises Unauthorized
-        if the client sent no credential, or if its bearer token does not allow the list of repositories. After this
-        error, the client can log in or get another token.
+        Raises RequestInvalid for an unknown cursor. Raises TooManyRequests if too many lists run or wait. Raises
+        Unauthorized if the client sent no credential, or if its bearer token does not allow the list of repositories.
         """
         principal = current_principal()
         if not principal.may_list:
@@ -351,7 +351,8 @@ class Guarded(ForwardingRegistry):
         visitor = principal.visitor_key_at(current_request().address)
         async with self._lists.slot(visitor):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
-        # If the cursor is the last name on the page, the client may see it, so it need not be sealed (encrypted).
+        # If the cursor is the last name on the page, the client sees that name anyway. Other cursors are sealed
+        # (encrypted).
         if page.next_after is None or page.next_after in page.items[-1:]:
             return page
         return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))
@@ -365,9 +366,9 @@ def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
 
 
 def _grant_needed_text(names: Sequence[RepositoryName]) -> str:
-    """Returns the error text with which a registry without accounts refuses content. Such a registry allows everything
-    except content of upstreams that need a grant of their own (the setting `require_grant`). The last of the stored
-    names `names` begins with the name of the upstream."""
+    """Returns the error text with which a registry without accounts refuses content. Such a registry refuses
+    only content of upstreams that need a grant of their own (the setting `require_grant`). The last of the stored names
+    `names` begins with the name of the upstream."""
     upstream = names[-1].partition("/")[0]
     return (
         f"content mirrored from {upstream} needs a grant of its own, and this registry has no accounts yet: "

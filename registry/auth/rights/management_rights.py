@@ -56,13 +56,15 @@ class ManagementRights:
             raise AccountHidden(f"there is no account {name}")
 
     def check_may_change_credentials(self, name: AccountName) -> None:
-        """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
-        so for all accounts. People may do so for their own account.
+        """Checks that the caller may set the password of the account `name`, or make an API token for this account. An
+        admin may do both for all accounts. Another caller may do both only for the caller's own account, and only if
+        `is_logged_in_as_person` is true. A login with a token does not suffice, because the new credential would still
+        be valid after the token was revoked.
 
-        A person who logged in with a token, and is not an admin, may make neither change, because the new credential
-        would still be valid after that token was revoked. Raises Unauthorized if the caller has no account,
-        AccountHidden if the caller may not see the account `name`, and Denied if it is the caller's own account but
-        `is_logged_in_as_person` is false."""
+        - Raises Unauthorized if the caller has no account.
+        - Raises AccountHidden if the caller may not see the account `name`.
+        - Raises Denied if the caller may see the account, but may not change its credentials.
+        """
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
             raise Denied(
@@ -71,10 +73,10 @@ class ManagementRights:
             )
 
     def check_may_revoke(self, token: ApiToken) -> None:
-        """Checks that the caller may revoke `token`. An admin may revoke all tokens. A person may revoke the tokens of
-        the person's own account. A caller who logged in with an API token may revoke that token. If the caller has no
-        right to revoke `token`, raises AccountHidden if the token belongs to another account, and Denied if it belongs
-        to the caller's own."""
+        """Checks that the caller may revoke `token`. An admin may revoke all tokens. If `is_logged_in_as_person` is
+        true, the caller may revoke all tokens of the caller's own account. A caller who logged in with an API token may
+        revoke this token. For all other tokens, raises AccountHidden if the token belongs to another account, and
+        Denied if it belongs to the caller's account."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
@@ -83,12 +85,14 @@ class ManagementRights:
 
     def check_may_end_sessions(self, name: AccountName) -> None:
         """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
-        accounts. Other callers may end those of their own account if the request came with a login session (`session`
-        is not None), or if `is_logged_in_as_person` is true. A login session suffices because only people have login
-        sessions. This includes people with an account in the htpasswd file, for whom `is_logged_in_as_person` is false.
+        accounts. Another caller may end only the sessions of the caller's own account, and only if `session` is not
+        None or `is_logged_in_as_person` is true. A person with an account in the htpasswd file can have a login
+        session, although `is_logged_in_as_person` is false.
 
-        Raises Unauthorized if the caller has no account, AccountHidden if the caller may not see the account `name`,
-        and Denied if it is the caller's own account but neither condition is true."""
+        - Raises Unauthorized if the caller has no account.
+        - Raises AccountHidden if the caller may not see the account `name`.
+        - Raises Denied if the caller may see the account, but may not end its sessions.
+        """
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
             raise Denied(
@@ -97,18 +101,19 @@ class ManagementRights:
             )
 
     def check_may_end(self, session: LoginSession) -> None:
-        """Checks that the caller may end a login session, by the rules of `check_may_end_sessions`. Raises
-        AccountHidden, as if there were no such session, if it belongs to another account."""
+        """Checks that the caller may end a login session, by the rules of `check_may_end_sessions`. If the session
+        belongs to another account, and the caller is not an admin, raises AccountHidden: the same error as for a
+        session that does not exist."""
         if not self.admin and session.account != self.name:
             raise AccountHidden("there is no such session; it has ended")
         self.check_may_end_sessions(session.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:
-        """Returns whether the caller may give others rights on all names that `pattern` matches. An anonymous caller
-        may not, even if there is a grant of the action `admin` to everyone."""
+        """Returns whether the caller may give others rights on all names that `pattern` matches. A caller without an
+        account may not, even if a grant gives everyone the action `admin`."""
         return self.admin or (self.name is not None and self.grantable_names.covers(pattern))
 
-    def check_grant(self, pattern: NamePattern) -> None:
+    def check_may_grant(self, pattern: NamePattern) -> None:
         """Checks that the caller may give others rights on all names that `pattern` matches. Raises Denied if not, or
         Unauthorized if the caller has no account."""
         if not self.may_grant(pattern):
@@ -119,21 +124,20 @@ class ManagementRights:
 
 
 ALL_MANAGEMENT_RIGHTS = ManagementRights(None, admin=True)
-"""The rights of callers that are on the same machine as the registry, while the registry has no accounts. They may do
+"""The management rights of a caller on the registry's own machine while the registry has no accounts. The caller may do
 everything, such as add the first account."""
 
 
 def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of a principal. A principal without an account may do nothing."""
     identity = principal.identity
-    # A client with an API token or a bearer token is not treated as a person (see `check_may_change_credentials`).
+    # `used_token` is False for a token of a trusted issuer, but such a token always logs in to a robot.
     used_token = identity.token is not None or identity.access is not None
-    # An identity has a version if its account is in the store. A token of a trusted issuer sets neither `token` nor
-    # `access`, but its account is always a robot's.
+    is_stored = identity.version is not None
     return ManagementRights(
         identity.name,
         admin=principal.admin,
-        is_logged_in_as_person=identity.version is not None and not identity.robot and not used_token,
+        is_logged_in_as_person=is_stored and not identity.robot and not used_token,
         token=identity.token,
         session=identity.session,
         grantable_names=principal.names(Action.ADMIN),

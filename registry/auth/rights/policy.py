@@ -6,13 +6,12 @@ repositories whose names match a pattern. Grants only add rights; no grant takes
 
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
 key, or revokes an API token. When the epoch has changed, this module computes rights again. An account can have
-thousands of grants, and any client can change the epoch again and again, such as by revoking its own API tokens. So
-this module caches the grants, and reads them from the store again only after their *version* has changed. The version
+thousands of grants, and any account can change the epoch often, such as by revoking its own API tokens. So this module
+caches the grants, and reads them from the store again only after the *version* of the grants has changed. The version
 is another number in the store, which increases only when a grant changes.
 
-A process caches thousands of principals, and an account can have many of them: one for each bearer token. So all
-principals to which the same grants apply share one `Rights` object. If the epoch changes but the grants do not, the
-principals keep sharing this object.
+A process caches thousands of principals: an account has one for each of its bearer tokens. To save memory, all
+principals to which the same grants apply share one `Rights` object, even if the principals have different epochs.
 """
 
 from __future__ import annotations
@@ -34,38 +33,41 @@ from storage.accounts import Accounts
 from storage.errors import Unauthorized
 from storage.patterns import NamePattern, NameSet
 
-_MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
-"""The bits of the actions that are possible on mirrored content, which is stored under another name than the client
-requests. The action push is missing, because a push always stores under the requested name."""
+_MIRRORED_ACTION_BITS: Final = (Action.PULL | Action.DELETE).value
+"""The bits of the actions that clients can do on mirrored content: they can pull and delete it, but not push to it."""
 
-_MANY_GRANTS: Final = 200
-"""If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. With
-more grants, the name sets of the grantee are large. These sets are not merged. Instead, all `Rights` objects that
-contain the grantee's grants share the same sets."""
+_MAX_MERGED_GRANTS: Final = 200
+"""If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. The
+larger name sets of a grantee with more grants are not merged: all `Rights` objects with the grantee's grants share
+them."""
 _GRANTS_PER_STEP: Final = 2_000
-"""After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
+"""After reading this number of grants, `Policy.prepare` and `Policy.grants_on` let the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
-"""The cost of looking up one grantee: it takes as long as reading this many grants."""
+"""Looking up one grantee takes as long as reading this many grants."""
 _MAX_CACHED_GRANTS: Final = 100_000
 """The cache of grants is emptied when the number of its grants plus the number of its grantees exceeds this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GranteeGrants:
-    """The grants of one grantee: the granted `names` by combination of actions (an `Action` is a set of flags, such as
-    `PULL | PUSH`), and the number of grants (`size`). Two of these objects are equal only if they are the same object,
-    so a set of them is a key that is fast to compare."""
+    """The grants of one grantee. Objects of this class are equal only if they are the same object, so a frozenset of
+    such objects is a dictionary key that is fast to compare.
+
+    - `names`: the granted names by combination of actions. An `Action` is a set of flags, such as `PULL | PUSH`.
+    - `size`: the number of grants.
+    """
 
     names: Mapping[Action, NameSet]
     size: int
 
     def has_patterns(self, patterns_by_actions: Mapping[Action, frozenset[NamePattern]]) -> bool:
-        """Returns whether these grants are for exactly these patterns, by combination of actions."""
+        """Returns whether `patterns_by_actions` contains exactly the actions and patterns of these grants."""
         return {actions: names.patterns for actions, names in self.names.items()} == patterns_by_actions
 
 
 class _CachedGrants(NamedTuple):
-    """The cached `grants` of a grantee, and the `version` of the grants under which they were last read."""
+    """The cached `grants` of a grantee. `version` is the version of all grants in the store when they were last
+    read."""
 
     grants: GranteeGrants
     version: int
@@ -90,14 +92,14 @@ class Policy:
     """Computes the rights of identities.
 
     The registry is *open* until the first account is added. While it is open, every client may pull, push and delete,
-    except below the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account
-    of an admin, who may do everything.
+    except below the `guarded` upstreams. After the first account was added, the registry stays closed for good: each
+    request needs a grant, or the account of an admin, who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
     - `naming`: returns the stored names to which a requested name can lead. Mirrored content is stored under the name
       of its upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
-    - `guarded`: the upstreams whose content needs grants that name the upstream. A pattern such as `**` grants nothing
-      below them.
+    - `guarded`: the names of the upstreams whose content needs grants that name the upstream. A grant for a pattern
+      such as `**` does not apply to this content.
     - `is_closed`: whether the registry is closed even without accounts in the store, because the settings allow logins
       by an htpasswd file, by token issuers or at an OpenID provider.
     """
@@ -116,13 +118,13 @@ class Policy:
         self.naming = naming or NamingRules()
         self._guarded = frozenset(guarded)
         self._is_closed = is_closed
-        self._open = open_principal(self._guarded)
+        self._open_principal = open_principal(self._guarded)
         self._cached_grants: dict[Grantee, _CachedGrants] = {}
         self._cached_count = 0
         """The number of cached grants, plus the number of grantees that they are cached for."""
         self._rights_by_grants: WeakValueDictionary[frozenset[GranteeGrants], Rights] = WeakValueDictionary()
-        """The rights that principals have now, by the grants that they were computed from. Rights that no principal has
-        any more disappear from this dictionary, so its size needs no limit."""
+        """The rights of all living principals, by the grants from which the rights were computed. Rights that no
+        principal has any more disappear from this dictionary, so its size needs no limit."""
 
     @classmethod
     def from_settings(cls, settings: Settings, accounts: Accounts, identity_check: IdentityCheck) -> Policy:
@@ -144,8 +146,8 @@ class Policy:
 
     async def prepare(self, identity: Identity) -> None:
         """Reads and caches the grants that the method `principal` needs for this identity. Pauses now and then so that
-        other tasks can run. If this method is not called first, `principal` reads all the grants in one step, which
-        blocks the event loop."""
+        other tasks can run. `principal` itself does not pause: without an earlier call of this method, it blocks the
+        event loop until it has read all the grants."""
         if not self.is_closed:
             return
         cost_since_pause = 0
@@ -155,7 +157,7 @@ class Policy:
             if cost_since_pause >= _GRANTS_PER_STEP:
                 await asyncio.sleep(0)  # lets other tasks run
                 cost_since_pause = 0
-            if granted.size > _MANY_GRANTS:
+            if granted.size > _MAX_MERGED_GRANTS:
                 for names in granted.names.values():
                     names.prepare()  # builds the matcher, which takes milliseconds
                     await asyncio.sleep(0)
@@ -168,7 +170,7 @@ class Policy:
         """Returns the principal of an identity that no credential has proved, to show what an account may do. Does not
         check whether the identity is valid, such as whether the account is enabled."""
         if not self.is_closed:
-            return self._open
+            return self._open_principal
         rights = Rights.everything(admin=True) if self._is_admin(identity) else self._rights(identity)
         return Principal(identity, rights)
 
@@ -196,11 +198,11 @@ class Policy:
         principal that all clients share.
 
         First checks whether the identity is still valid, and raises Unauthorized if it is not. `checked_at` is the
-        epoch under which the identity was last checked; None: the identity was not checked before. If `checked_at` is
-        still the current epoch and the identity's source outside the store is unchanged, skips this check.
+        epoch at which the identity was last checked; None: the identity was not checked before. Skips the check if
+        `checked_at` is still the current epoch and the identity's source outside the store is unchanged.
         """
         if not self.is_closed:
-            return self._open
+            return self._open_principal
         # The epoch is read before the rights. If the rights change between these two reads, the principal has an old
         # epoch, and the next request computes a new principal.
         epoch = self.accounts.epoch()
@@ -210,8 +212,8 @@ class Policy:
         return Principal(current_identity, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
-        """Returns a principal with the current rights. This is the argument itself if its epoch is the current one and
-        its identity has no stamp. Otherwise computes a new principal. Raises Unauthorized if the identity is not valid
+        """Returns a principal with the current rights: `principal` itself if its epoch is the current epoch and its
+        identity has no stamp, otherwise a new principal. Raises Unauthorized if the identity is not valid
         any more. Does not check whether the credential has expired: a request that started before the expiry may
         finish."""
         identity = principal.identity
@@ -223,12 +225,12 @@ class Policy:
         except Unauthorized:
             raise Unauthorized(REFUSED) from None
 
-    async def allowed(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
+    async def allowed_actions(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
         """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
 
         A requested name can lead to one of several stored names. The result contains an action if the action is allowed
-        on any of these stored names. Each later request with the token is checked for the stored name to which the
-        request leads. Raises Unauthorized if the identity is not valid any more.
+        on any of these stored names. When a client later sends the token, `registry.auth.rights.guard` checks the
+        rights on the stored name to which the request leads. Raises Unauthorized if the identity is not valid any more.
         """
         await self.prepare(identity)
         try:
@@ -252,7 +254,7 @@ class Policy:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
             allowed_bits |= principal.actions(stored_name, name)
-        return Action(allowed_bits & _MIRRORED_ACTIONS)
+        return Action(allowed_bits & _MIRRORED_ACTION_BITS)
 
     def _is_admin(self, identity: Identity) -> bool:
         """Returns whether the identity's account is an admin. An account outside the store is never an admin."""
@@ -264,10 +266,11 @@ class Policy:
             return False
 
     def _rights(self, identity: Identity) -> Rights:
-        """Returns the rights that the grants give an identity. All identities with the same grants share them."""
+        """Returns the rights that the grants give an identity. Returns the same object for all identities with the same
+        grants."""
         version = self.accounts.grants_version()
-        granted = (self._grants_of(grantee, version) for grantee in self._grantees(identity))
-        grants = frozenset(each for each in granted if each.size)
+        grants_of_each = (self._grants_of(grantee, version) for grantee in self._grantees(identity))
+        grants = frozenset(granted for granted in grants_of_each if granted.size)
         rights = self._rights_by_grants.get(grants)
         if rights is None:
             rights = self._rights_by_grants[grants] = self._merge(grants)
@@ -279,7 +282,7 @@ class Policy:
         merged: defaultdict[Action, set[NamePattern]] = defaultdict(set)
         unmerged: list[tuple[Action, NameSet]] = []
         for granted in grants:
-            if granted.size > _MANY_GRANTS:
+            if granted.size > _MAX_MERGED_GRANTS:
                 unmerged += granted.names.items()
                 continue
             for actions, names in granted.names.items():
@@ -288,9 +291,10 @@ class Policy:
         return Rights(merged_names, more_names=unmerged)
 
     def _grants_of(self, grantee: Grantee, version: int) -> GranteeGrants:
-        """Returns the grants of a grantee, from the cache if they were read under `version`, the current version of the
-        grants. The cache saves time because many accounts share a grantee, such as a group or everyone. If other grants
-        have changed, but not those of the grantee, returns the same object as before."""
+        """Returns the grants of a grantee. `version` is the current version of all grants. If the cached grants of the
+        grantee were read at this version, returns them. Otherwise reads the grantee's grants again; if they are
+        unchanged, returns the same object as before. The cache saves time because many accounts share a grantee, such
+        as a group or everyone."""
         cached = self._cached_grants.get(grantee)
         if cached is not None and cached.version == version:
             return cached.grants

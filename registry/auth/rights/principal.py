@@ -7,9 +7,8 @@
   `current_principal` returns.
 
 The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
-an API token is revoked. A principal contains the epoch at which its rights were read. When the store has a newer epoch,
-`registry.auth.authenticators` makes a new principal for the next request; `registry.auth.revocation_across_workers`
-describes this.
+an API token is revoked. A principal contains the epoch at which its rights were read. If the store has a newer epoch at
+a request, `registry.auth.authenticators` makes a new principal (see `registry.auth.revocation_across_workers`).
 """
 
 from __future__ import annotations
@@ -76,15 +75,15 @@ ANONYMOUS: Final = Identity(None)
 """The identity of a client that sent no credential."""
 
 _MAX_CACHED_REPOSITORIES: Final = 64
-"""The largest number of repositories for which one principal caches the allowed actions. It is small because a process
-caches a thousand principals or more: one for each bearer token, and every client can get bearer tokens."""
+"""The largest number of repositories for which one principal caches the allowed actions. The number is small because
+a process caches a thousand principals or more, one for each bearer token."""
 _SLOW_MATCH_COST: Final = 8
-"""If matching a name against all patterns of a principal costs more than this, it is slow. The unit is that of
+"""Matching a name against all patterns of a principal is slow if it costs more than this, in the unit of
 `NameSet.match_cost`."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The only other action is `ADMIN`, the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
-_EVERY_BIT: Final = EVERY_ACTION.value
+_ALL_ACTION_BITS: Final = EVERY_ACTION.value
 """The bits of all actions, as a plain int."""
 
 
@@ -94,14 +93,14 @@ class Rights:
 
     - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
-    - `more_names`: further pairs like the items of `names`. The same combination of actions can occur in several pairs.
+    - `more_names`: more pairs of actions and names, like the items of `names`. Several pairs can have the same actions.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
 
-    `names_allowing` returns the union of several sets, with the guarded upstreams of the first set and without limits
-    (`NameSet.limits`: patterns that a name must match as well). To make this union right, all sets in `names` and
-    `more_names` must have the same guarded upstreams, and no limits. Otherwise the constructor raises ValueError.
+    All sets in `names` and `more_names` must have the same guarded upstreams, and no limits (`NameSet.limits`: patterns
+    that a name must match as well), so that `names_allowing` can return a union of the sets. Otherwise the constructor
+    raises ValueError.
     """
 
     names: Mapping[Action, NameSet]
@@ -153,7 +152,7 @@ class Rights:
 
     @property
     def match_cost(self) -> int:
-        """An upper bound for the cost of matching a name against all sets of names, in the unit of
+        """The largest possible cost of matching a name against all sets of names, in the unit of
         `NameSet.match_cost`."""
         return sum(names.match_cost for names in self._bits_by_names)
 
@@ -236,8 +235,8 @@ class Principal:
         return f"<{type(self).__name__} {self.name}>"
 
     def for_pages(self) -> Principal:
-        """Returns a principal with the same rights for requests to the web pages (`registry.ui`). It is admitted even
-        without a credential, because the pages show anonymous clients what everyone may pull."""
+        """Returns the principal for requests to the web pages (`registry.ui`). It has the same rights, and is admitted
+        even without a credential, because the pages show anonymous clients what everyone may pull."""
         if self.is_admitted:
             return self
         principal = Principal(self.identity, self.rights, is_registry_open=self.is_registry_open, epoch=self.epoch)
@@ -283,7 +282,7 @@ class Principal:
         """Returns the bits of the actions that the credential allows on a repository. A bearer token allows the actions
         that its access contains for the stored or the requested name. An API token allows the actions that its limits
         allow. Ignores the rights of the account."""
-        allowed = _EVERY_BIT
+        allowed = _ALL_ACTION_BITS
         access = self.identity.access
         if access is not None:
             allowed = access.get(requested_name, Action.NONE).value | access.get(stored_name, Action.NONE).value

@@ -1,11 +1,11 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
 A cursor names the entry after which the next page of a list starts: a repository by its name, or a grant by its subject
-and pattern. The server limits its work for one page, so a page can end at an entry that the client must not see. In
-that case the client must not learn the name in the cursor. So the server *seals* the cursor: encrypts and authenticates
-it, and pads it so that all sealed cursors are equally long. The encryption key is derived from a *signing key*: a key
-in the store that signs the registry's bearer tokens. So every worker can decrypt the cursor. If the client may see the
-entry, the server may send a plain cursor instead.
+and pattern. The server limits its work for one page, so a page can end at an entry that the client must not see. The
+server then *seals* the cursor, so that the client does not learn the entry: it encrypts and authenticates the cursor,
+and pads it so that all sealed cursors are equally long. The encryption key is derived from a *signing key*: a key in
+the store that signs the registry's bearer tokens. All workers share the store, so each can decrypt the cursor. If the
+client may see the entry, the server may send a plain cursor instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 """The length of the authentication tag of AES-GCM."""
 _PLAIN_BYTES: Final = 482
-"""The length to which a cursor is padded before it is encrypted, so that the length of the name is not revealed. Every
-plain cursor is shorter. This length was chosen so that base64 adds no padding of its own."""
+"""The length to which a cursor is padded before it is encrypted, so that the sealed cursor does not reveal the length
+of a name. Every plain cursor is shorter. With this length, base64 adds no padding."""
 SEALED_LENGTH: Final = len(_PREFIX) + (_NONCE_BYTES + _PLAIN_BYTES + _TAG_BYTES) * 4 // 3
 """The length of a sealed cursor in characters."""
 
@@ -62,8 +62,7 @@ def process_secrets() -> Secrets:
 
 
 class SealedCursors:
-    """Seals cursors, and reads cursors that clients send. Seals a cursor with the first of the `secrets`. Tries all
-    secrets to decrypt a cursor."""
+    """Seals cursors with the newest of the `secrets`, and reads cursors that were sealed with any of the `secrets`."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
@@ -77,8 +76,8 @@ class SealedCursors:
         return _PREFIX + base64.urlsafe_b64encode(sealed).decode("ascii")
 
     async def read(self, kind: CursorKind, received: str | None) -> str | None:
-        """Returns the plain form of the cursor that a client sent for a list of this kind. Returns None if the client
-        sent no cursor. Returns a plain cursor as it is. Raises RequestInvalid for a sealed cursor that none of the
+        """Returns the plain form of the cursor that a client sent for a list of this kind. If the client sent a plain
+        cursor or none (None), returns `received` unchanged. Raises RequestInvalid for a sealed cursor that none of the
         secrets decrypts, or that belongs to a list of another kind. Raises the errors of `Secrets`."""
         if received is None or not received.startswith(_PREFIX) or len(received) != SEALED_LENGTH:
             return received

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class ScopePolicy(Protocol):
     """Computes the access that a token can grant. `registry.auth.rights.policy.Policy` implements this."""
 
-    async def allowed(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
+    async def allowed_actions(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
         """Returns all actions that a token for `identity` can grant on each of the repositories `names`. The keys of
         the result are these names. Raises Unauthorized if the identity is not valid any more."""
         ...
@@ -158,14 +158,14 @@ class TokenService:
         """Returns whether the client only requests to pull, and everyone may pull from all requested repositories."""
         if not requested.is_pull_only:
             return False
-        allowed_by_name = await self._rights.allowed(ANONYMOUS, requested.actions)
+        allowed_by_name = await self._rights.allowed_actions(ANONYMOUS, requested.actions)
         return all(Action.PULL in allowed for allowed in allowed_by_name.values())
 
     async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
         """Returns those of the requested actions that `identity` may do, by repository name. Raises Unauthorized if the
         identity is not valid any more."""
         granted = {}
-        allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
+        allowed = await self._rights.allowed_actions(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
             # Everyone may list repositories, because the list shows only repositories that the client may pull.
             granted_actions = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]

@@ -265,7 +265,7 @@ async def test_denials_of_accounts_are_reported(inner: Registry) -> None:
     """The guard reports each denial of an account, with the account, the action, and the name that the client used. It
     does not report refusals of anonymous clients, nor refusals because of a token's scope."""
     reports: list[tuple[str, Action, str]] = []
-    guard = Guarded(inner, denied=lambda principal, action, name: reports.append((principal.name, action, name)))
+    guard = Guarded(inner, on_denied=lambda principal, action, name: reports.append((principal.name, action, name)))
     for principal in (ALICE, UNPRIVILEGED, principal_with("alice", ("team/**", PULL | PUSH), token={})):
         with acting_as(principal, "app"):
             for call in (READS["get_manifest"], WRITES["put_manifest"]):

@@ -23,7 +23,7 @@ def test_anonymous_callers_are_unauthorized() -> None:
         anonymous.check_admin,
         lambda: anonymous.check_may_see(ALICE),
         lambda: anonymous.check_may_change_credentials(ALICE),
-        lambda: anonymous.check_grant(NamePattern("team/**")),
+        lambda: anonymous.check_may_grant(NamePattern("team/**")),
     ):
         with pytest.raises(Unauthorized):
             check()
@@ -120,5 +120,5 @@ def test_the_operator_needs_no_account() -> None:
     """The operator, who uses the command line, needs no account."""
     ALL_MANAGEMENT_RIGHTS.check_admin()
     ALL_MANAGEMENT_RIGHTS.check_may_see(BOB)
-    ALL_MANAGEMENT_RIGHTS.check_grant(NamePattern("**"))
+    ALL_MANAGEMENT_RIGHTS.check_may_grant(NamePattern("**"))
     assert ManagementRights("alice", admin=True).may_grant(NamePattern("docker.io/**"))
