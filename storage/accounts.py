@@ -1,9 +1,9 @@
 """The interface of the store of accounts, groups, grants, API tokens, login sessions, signing keys and the audit log
 (`Accounts`).
 
-`storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
-event loop. An `async` method that changes something returns when the change is durable, unless its docstring says that
-a power cut may lose the change. The line of the audit log about a change is written in the same transaction.
+`storage.access` defines the types. The methods that are not `async` only read; they take microseconds and are called on
+the event loop. An `async` method that changes something returns when the change is durable, unless its docstring says
+that a power cut may lose the change. One transaction makes a change and writes its line in the audit log.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from storage.patterns import NamePattern
 
 
 class Accounts(Protocol):
-    """The store of accounts and rights. Processes cache data that they read from the store. The *epoch* is a counter in
-    the store that every change of rights increments. When it has increased, a process checks its cached data again. A
-    change of a grant also increments a second counter (`grants_version`). As long as that one is the same, a process
-    need not read the grants again, of which there can be thousands.
+    """The store of accounts and rights. Processes cache data that they read from the store. Two counters in the store
+    tell them when to read again. Every change of rights increments the *epoch*: when the epoch has increased, a process
+    checks its cached data. Only a change of a grant also increments the *grants version*: while the grants version is
+    unchanged, a process need not read the grants again. There can be thousands of grants.
 
     An account has a *version*: a number that increases with each change of its password, of `enabled` and of `admin`.
 
@@ -43,16 +43,16 @@ class Accounts(Protocol):
     epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is
     cancelled, it takes effect either completely or not at all.
 
-    Methods with the parameters `after` and `limit` return a page of a list. A page starts with the first item that
-    follows `after` in the order of the list (None: the first of all items). It has at most `limit` items, or fewer if
-    the page would become large."""
+    Methods with the parameters `after` and `limit` return a page of a sorted list. The page has at most `limit` items,
+    and begins after the sort key `after` (None: at the beginning of the list). A page of large items can have fewer
+    than `limit` items before the end of the list."""
 
     # State that every request reads
 
     def epoch(self) -> int:
         """Returns the epoch. Every change of accounts, groups, grants and signing keys and every revocation of an API
-        token increments it. All processes see the new number as soon as the change is committed. Takes about two
-        microseconds."""
+        token increments the epoch. All processes see the new number as soon as the change is committed. Takes about
+        two microseconds."""
         ...
 
     def grants_version(self) -> int:
@@ -94,18 +94,17 @@ class Accounts(Protocol):
         refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. As soon as the first account is added, clients that have not logged in have
-        only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
-        account without a password. `note`: free text. `refuse_name_with_rights`: whether to raise AccountInvalid if
-        the name already has a grant or is a member of a group. The new account would get these rights. A name can have
-        rights without an account in this store, because accounts of other sources, such as an htpasswd file, have
-        rights in the same way."""
+        """Adds an account and returns it. After the first account was added, clients that have not logged in have only
+        the rights that grants give them. Removing the account does not change this. `password_hash`: None for no
+        password. `note`: free text. `refuse_name_with_rights`: whether to raise AccountInvalid if `name` already has a
+        grant or is a member of a group, because the new account would get these rights. Such a name can belong to an
+        account outside this store, for example in an htpasswd file."""
         ...
 
     async def set_password(
         self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens of the
+        """Sets the hash of the password; None removes the password. The account's refresh tokens (API tokens of the
         purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose `personal`
         stay valid. `expected_version`: the version that the account had when the caller logged in to it; None: the
         caller did not log in to this account. Raises AccountInvalid for a robot. Raises Unauthorized if the account has
@@ -200,15 +199,15 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the patterns of the grants of all `subjects` together. The result maps each set of actions to the
-        patterns of the grants that have exactly this set (an `Action` is a set of flags). Takes a microsecond per
-        grant."""
+        """Returns the patterns for which `subjects` have grants. The result maps each set of actions (an `Action` is a
+        set of flags) to the patterns for which at least one subject has a grant of exactly this set. Takes a
+        microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        """Stores the grant, which replaces a grant of the same subject for the same pattern. Raises AccountUnknown if
-        the subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such
-        as `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
+        """Stores the grant. Replaces a grant of the same subject for the same pattern. Raises AccountUnknown if the
+        subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such as
+        `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
         ...
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
@@ -236,11 +235,11 @@ class Accounts(Protocol):
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about
-        the token before it exists. `expected_version`: the version that the account had when the caller logged in to
-        it; None: the caller did not log in to this account. If the account has another version now, raises
-        Unauthorized. Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too
-        many of the purpose `login`, revokes some that are probably not in use."""
+        """Adds a token of an account. The new token does not increment the epoch, because no process has cached
+        anything about it. If the account has too many tokens of the purpose `login`, revokes some that are probably not
+        in use. `expected_version`: the version that the account had when the caller logged in to it; None: the caller
+        did not log in to this account. Raises Unauthorized if the account has another version than `expected_version`.
+        Raises AccountInvalid if the account has too many tokens of the purpose `personal`."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
@@ -248,8 +247,8 @@ class Accounts(Protocol):
         ...
 
     async def save_token_use(self, token_id: str, at: float) -> None:
-        """Stores that the token was used at the time `at` (seconds since 1970). The change may be lost in a power cut,
-        and does not increment the epoch."""
+        """Stores that the token was used at the time `at` (seconds since 1970). Does not increment the epoch. The
+        change may be lost in a power cut."""
         ...
 
     # Sessions of people who logged in with a browser
@@ -272,9 +271,9 @@ class Accounts(Protocol):
         """Makes the session invalid. This cannot be undone. Raises AccountUnknown if there is no such session."""
         ...
 
-    async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        """Makes all sessions of the account invalid, except the session with the id `keep`. Returns the number of ended
-        sessions."""
+    async def end_login_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
+        """Makes all sessions of the account invalid, except the session with the id `except_id`. Returns the number of
+        ended sessions."""
         ...
 
     async def save_session_use(self, session_id: str, at: float) -> None:
@@ -282,45 +281,44 @@ class Accounts(Protocol):
         a power cut."""
         ...
 
-    # Signing keys of bearer tokens. One key signs new tokens; keys that it replaced still verify tokens for some time.
+    # Signing keys of bearer tokens. One key signs new tokens; replaced keys still verify their tokens for some time.
 
     def signing_keys(self) -> list[SigningKey]:
         """Returns all keys that verify tokens. If there is a key that signs new tokens, it is the first."""
         ...
 
-    async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs new tokens. If there is none, calls `make` in another thread, and stores and
-        returns its result. Calls in several processes at the same time return the same key."""
+    async def ensure_key(self, make_key: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
+        """Returns the key that signs new tokens. If there is none, calls `make_key` in another thread, and stores and
+        returns the key that it made. Calls in several processes at the same time return the same key."""
         ...
 
-    async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep` seconds more. If
-        `keep` is 0.0, the tokens of the older keys become invalid immediately, which is right if a key has leaked."""
+    async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
+        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep_seconds` more. With
+        0.0, the tokens of the older keys become invalid immediately. Pass 0.0 if a key has leaked."""
         ...
 
     # Throttling of logins after failed logins, for all processes together. A *throttling key* is a text that stands for
-    # an account, for the network of a client, or for both. The store has a time for each key. A failed login has
-    # several keys, and moves the time of each key further into the future. If the time of a key lies too far in the
-    # future, the caller of this interface refuses logins under the key. Callers also use keys as marks that expire,
-    # such as the mark that one login at the OpenID provider was completed and cannot be completed again.
+    # an account, for a client's network, or for both. The store has a time for each key. Each failed login moves the
+    # times of its keys further into the future (`add_failures`). While the time of a key is too far in the future, the
+    # caller of this interface refuses logins under the key. `mark_once` uses throttling keys for another purpose.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed. A
-        time in the future alone does not mean that logins are refused: the caller decides how far ahead it may be."""
+        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed. The
+        caller decides how far in the future the time may be before it refuses logins."""
         ...
 
     async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
         """Records a failed login. `keys` maps each of its throttling keys to its cost. The new time of a key is
-        `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. If the old
-        time is not plausible, because the clock was set back, it does not count. The change may be lost in a power
+        `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. An old time
+        that is not plausible, because the clock was set back, does not count. The change may be lost in a power
         cut."""
         ...
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """Gives a throttling key the time `now + seconds`, and returns True. If the key has a time that has not passed,
-        changes nothing and returns False. If several processes call this at the same moment, one of them gets True. So
-        the key can mark something that must happen only once in `seconds`, such as the completion of one login at the
-        OpenID provider. The change may be lost in a power cut."""
+        """Marks something that must happen only once in `seconds`, such as the completion of one login at the OpenID
+        provider. `key`: the throttling key that stands for it. If the key has a time that has not passed, changes
+        nothing and returns False. Otherwise sets its time to `now + seconds` and returns True. If several processes
+        call this at the same moment, only one of them gets True. The change may be lost in a power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
@@ -331,8 +329,8 @@ class Accounts(Protocol):
     # Audit log
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Adds lines about logins and denied requests. (Methods that change something add the line about their change
-        themselves.) The lines may be lost in a power cut."""
+        """Adds lines about logins and denied requests. Not for changes: each method that changes something adds its own
+        line. The lines may be lost in a power cut."""
         ...
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
@@ -342,11 +340,12 @@ class Accounts(Protocol):
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Does what `audit` does, but in another thread. Call it for queries that may match only a few lines of a long
-        log: the search for these lines takes long, and would block the event loop."""
+        """Does what `audit` does, but in another thread. Call it for a query that may match only a few lines of a long
+        log, because `audit` would block the event loop during the long search."""
         ...
 
     async def prune_audit(self, before: float) -> int:
         """Deletes the lines that are older than `before` (seconds since 1970). Keeps the lines about changes of tags,
-        because they are the history of the tags. Returns the number of deleted lines."""
+        because they are the history of the tags. Returns the number of deleted lines. A cancelled call may have
+        deleted only some lines. The deletion may be lost in a power cut."""
         ...

@@ -1,5 +1,5 @@
-"""Background work in rounds: work that one process at a time does (`run_in_one_process`), and the log line about an
-error that ended a round (`log_round_error`). After an error, the work continues with the next round."""
+"""Helpers for background tasks that work in rounds. `run_in_one_process` runs rounds in one process at a time.
+`log_round_error` logs an error that ended a round; the task then continues with the next round."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from storage.leases import Leases
 
 async def run_in_one_process(
     leases: Leases,
-    slot: str,
+    slot_name: str,
     work: Callable[[], Awaitable[None]],
     pause: Callable[[], Awaitable[None]],
     *,
     log: logging.Logger,
     what_failed: str,
 ) -> None:
-    """Runs rounds until the task is cancelled. In a round, tries to get the slot called `slot` without waiting, and
-    calls `work` if it gets the slot. Between two rounds, waits for the end of `pause()`. Every process runs this
-    function, but only one process at a time calls `work`. The slot becomes free when `work` returns or raises an error,
-    or when the process dies. Then the process with the next round gets it.
+    """Runs rounds until the task is cancelled. Every process runs this function, but only one process at a time calls
+    `work`: the one that holds the *slot* (a permit that all processes share) called `slot_name`. A round tries to get
+    the slot without waiting, and calls `work` if it got the slot. The slot becomes free when `work` returns or raises
+    an error, or when the process dies. Between two rounds, this function awaits `pause()`.
 
-    An error ends only its round: `log_round_error` logs it to `log`, with `what_failed` as the beginning of the line. A
-    cancellation ends this function even if an error in `work` has replaced the CancelledError. Raises the errors of
-    `pause`."""
+    An error of `work` or of the slot ends only its round: `log_round_error` logs the error to `log`, in a line that
+    begins with `what_failed`. A cancellation ends this function even if an error in `work` has replaced the
+    CancelledError. Raises the errors of `pause`."""
     while True:
         try:
-            async with leases.try_slot(slot, count=1) as has_slot:
+            async with leases.try_slot(slot_name, count=1) as has_slot:
                 if has_slot:
                     await work()
         except Exception as error:
@@ -43,10 +43,9 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
     """Logs an error that ended a round of a background task. Call this in the `except` clause of the task's loop, which
     then continues with the next round. `what_failed`: the beginning of the line in the log, such as "eviction failed".
 
-    A RegistryError, such as that of a full disk, is logged in one line, followed by the traceback of its cause if it
-    has one. Other errors, such as an SQLite error during a read, are logged with their traceback. They must not end the
-    task either, because only a reload of the server would start it again. Raises CancelledError as `raise_if_cancelled`
-    does."""
+    Logs a RegistryError, such as StorageFull, in one line, followed by the traceback of its cause if it has one. Logs
+    other errors, such as an SQLite error during a read, with their traceback. Raises CancelledError as
+    `raise_if_cancelled` does."""
     raise_if_cancelled()
     if isinstance(error, RegistryError):
         log.warning("%s: %s; trying again later", what_failed, error, exc_info=error.__cause__)
@@ -56,8 +55,8 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
 
 def raise_if_cancelled() -> None:
     """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
-    error. Otherwise, the loop could miss the cancellation: if code in a `finally` block raises an error during the
-    cancellation, the loop gets this error instead of the CancelledError."""
+    error. Otherwise, the loop could miss the cancellation: if a `finally` block raises an error during the
+    cancellation, this error replaces the CancelledError."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,5 +1,5 @@
-"""The interface for copies of the metadata (`Snapshots`). A backup consists of such a copy, and of the blobs that the
-copy names."""
+"""The interface for copies of the metadata database (`Snapshots`). A backup consists of a copy of the metadata and of
+the blobs that the copy names."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ImageFileFailed(RegistryError):
 
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store has these bytes; empty if the blob was recorded as damaged. `created`: when its bytes were stored, in seconds
-    since 1970; if they were damaged and stored again, the later time."""
+    store keeps the bytes; empty if the blob was recorded as damaged. `created`: when the bytes were last stored, in
+    seconds since 1970: bytes that were damaged can be stored again."""
 
     digest: Digest
     size: int
@@ -57,44 +57,45 @@ class SnapshotTotals:
 
 
 class DatabaseSnapshot(Protocol):
-    """An open copy of the metadata. The methods block; each reads at most `limit` rows, except `totals`. They raise
-    BackupFailed if the copy cannot be read."""
+    """An open copy of the metadata. The methods and properties block, and raise BackupFailed if the copy cannot be
+    read."""
 
     @property
     def table_version(self) -> int:
-        """The version of the tables, which grows with the version of the program that wrote them."""
+        """The version of the tables in the copy. A newer program writes the same or a higher version."""
         ...
 
     @property
     def is_too_new(self) -> bool:
-        """Whether a newer version of the program than this one wrote the tables."""
+        """Whether `table_version` is higher than the version that this program writes: a newer program wrote the
+        copy."""
         ...
 
     @property
     def instance_id(self) -> str:
-        """The random id of the registry that was copied. A restored registry keeps this id. Empty if the copy is from a
-        version that gave registries no ids."""
+        """The random id of the registry that was copied. A restored registry keeps this id. Empty if the copy is from
+        an old program, which gave registries no ids."""
         ...
 
     def totals(self) -> SnapshotTotals:
-        """Counts all content that the copy names. The time grows with the size of the copy."""
+        """Counts all content that the copy names. Takes longer for a larger copy."""
         ...
 
     def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
-        """Returns at most `limit` blobs whose digests sort after `after` (empty: from the first on) and begin with
-        `prefix`, sorted by digest."""
+        """Returns the first `limit` blobs whose digest begins with `prefix` and sorts after `after`, sorted by digest.
+        The empty text sorts before all digests."""
         ...
 
 
 class Snapshots(Protocol):
-    """Makes and opens copies of the metadata in files."""
+    """Copies the metadata into files, and opens and changes these copies."""
 
     async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
-        """Copies the metadata, as it is at one moment, into the new file `path`. Upload sessions, events and login
-        sessions are left out, and jobs that have not ended are marked as stopped. Other processes read and change the
-        metadata meanwhile. Calls `on_pages` in the event loop with the number of copied pages and of all pages.
-        Afterwards the content of the file is durable, but not yet its name in the directory. If the call is cancelled,
-        a part of the file may be left. Raises BackupFailed."""
+        """Copies the metadata, as it is at one moment, into the new file `path`. Leaves out upload sessions, events and
+        login sessions, and marks jobs that have not ended as stopped. During the copy, other processes can read and
+        change the metadata. Calls `on_pages(copied, total)`, two numbers of pages, in the event loop. Syncs the file,
+        but not its directory, so a crash of the machine may still lose the file. If the call is cancelled, an
+        incomplete file may be left. Raises BackupFailed."""
         ...
 
     def open(self, path: Path) -> AbstractContextManager[DatabaseSnapshot]:
@@ -107,15 +108,18 @@ class Snapshots(Protocol):
         ...
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
-        """Marks damaged blobs in a copy as *healed*: the blob store has their right bytes again. `places`: for each
-        blob, the key under which the blob store has its bytes. Blocks. Raises BackupFailed."""
+        """Marks damaged blobs in a copy as *healed*: the blob store has their right bytes again. `places`: maps the
+        digest of each blob to the key under which the blob store keeps its bytes. Blocks. Raises BackupFailed."""
         ...
 
     def mark_restored(self, path: Path, copied_at: float) -> None:
-        """Marks a copy as restored at the present time. The copied registry may have recorded pulls and added events
-        after the copy was made, and the copy lacks them. So pulls before the restore may lack a record, as
-        `TagFacts.unrecorded_until` then says, and events after the restore get higher numbers than all events of the
-        copied registry. `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an
-        earlier restore is in the future, the clock is behind. Then the latest of these times counts as the time of the
-        restore. Blocks. Raises BackupFailed."""
+        """Marks a copy as restored at the present time. After the copy was made, the copied registry may have recorded
+        pulls and events that the copy lacks. So this method changes two things in the copy:
+
+        - `TagFacts.unrecorded_until` becomes the time of the restore, because pulls before it may lack a record.
+        - Events after the restore get higher numbers than all events of the copied registry.
+
+        `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an earlier restore is
+        later than the present time, the latest of the three counts as the time of the restore, because the clock is
+        behind. Blocks. Raises BackupFailed."""
         ...

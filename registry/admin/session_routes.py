@@ -61,7 +61,7 @@ async def end_other_sessions(caller: LoggedInCaller, account: AccountQuery = Non
     name = _account(caller, account)
     caller.rights.check_may_end_sessions(name)
     return EndedLoginSessions(
-        ended=await caller.administration.end_sessions(name, keep=caller.rights.session, by=caller.actor)
+        ended=await caller.administration.end_sessions(name, except_id=caller.rights.session, by=caller.actor)
     )
 
 

@@ -303,10 +303,10 @@ class Administration:
         """Ends a browser session. From the next request on, the session is refused."""
         await self.accounts.end_login_session(session_id, by=by)
 
-    async def end_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        """Ends all browser sessions of an account, except the one with the id `keep`. Returns the number of ended
-        sessions."""
-        return await self.accounts.end_login_sessions(account, keep=keep, by=by)
+    async def end_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
+        """Ends all browser sessions of an account, except the one with the id `except_id`. Returns the number of
+        ended sessions."""
+        return await self.accounts.end_login_sessions(account, except_id=except_id, by=by)
 
     # Keys and the audit log
 
@@ -315,7 +315,7 @@ class Administration:
         are accepted for about an hour more: until the last bearer token has expired. With `at_once`, these tokens are
         refused from now on. Use `at_once` if somebody else may know the old key."""
         return await signing_keys.rotate(
-            self.accounts, self._clock(), by, keep=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
+            self.accounts, self._clock(), by, keep_seconds=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:

@@ -140,7 +140,7 @@ async def end_session(request: Request, caller: Caller, form: Query, back: str) 
 async def end_sessions(caller: Caller, account: AccountName, back: str) -> Response:
     """Ends all login sessions of an account except the one that the visitor uses now. Raises AccountUnknown, Denied."""
     caller.rights.check_may_end_sessions(account)
-    await caller.administration.end_sessions(account, keep=caller.rights.session, by=caller.actor)
+    await caller.administration.end_sessions(account, except_id=caller.rights.session, by=caller.actor)
     return redirect(back)
 
 

@@ -1,14 +1,14 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
-A store may keep its bytes in files on a local disk or in objects of a bucket. So the methods of these Protocols need no
-rename, no path, no file descriptor, and no change inside a stored object: an object is only replaced or deleted as a
-whole. There are two exceptions: `prepare_link`, which a store may refuse, and the attribute `file` of a `BlobReader`,
-which may be None. The store does not decide which blobs exist; the metadata database does.
+A store may keep its bytes in files on a local disk or in objects of a bucket. For a bucket, the methods must not need
+renames, paths, file descriptors, or changes inside a stored object: they replace or delete stored bytes only as a
+whole. Two members are for local files only: `BlobStore.prepare_link`, which a store may refuse, and `BlobReader.file`,
+which may be None. The metadata database, not the store, decides which blobs exist.
 
-A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
-blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A
-session's *owner* is the caller that may write to it; a newer caller can take the session over at any time. Bytes are
-*durable* if they survive a crash of the machine.
+A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place of each
+blob, but only the store understands it. Bytes are *durable* if they survive a crash of the machine. To *publish*
+verified bytes is to store them durably at their place. The *owner* of an upload session is the caller that may write to
+the session; a newer caller can take the session over at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from storage.interface import BlobReader
 from storage.names import Digest, UploadID
 
 UNREADABLE: Final = -1
-"""Stands for the number of stored bytes if the store has bytes but cannot read them."""
+"""The number of bytes that the store reports if it has bytes but cannot read them."""
 
 
 class BytesMissing(Exception):
@@ -31,13 +31,13 @@ class BytesMissing(Exception):
 
 
 class LinkRefused(Exception):
-    """The store cannot use a file of another program without copying its bytes. The text says why."""
+    """The store cannot link to a file of another program. The message of the exception says why."""
 
 
 class ListedBlob(NamedTuple):
     """A blob in a listing of the stored bytes. `place`: the key under which the store keeps the bytes. `written`: when
-    they were last written, in seconds since 1970. `size`: number of the bytes; `UNREADABLE` if the store cannot read
-    how many, and then `written` is 0."""
+    the bytes were last written, in seconds since 1970. `size`: number of the bytes. If the store cannot read these two
+    values, `size` is `UNREADABLE` and `written` is 0."""
 
     digest: Digest
     place: str
@@ -46,9 +46,9 @@ class ListedBlob(NamedTuple):
 
 
 class QuarantinedBytes(NamedTuple):
-    """Damaged bytes that the store keeps aside, in its *quarantine*. `digest`: the digest that they should have.
-    `place`: the key under which the store keeps them. `size`: number of the bytes. `since`: when they were moved to the
-    quarantine, in seconds since 1970."""
+    """Damaged bytes of a blob. The store keeps them in its *quarantine*, where nobody can open them as the blob.
+    `digest`: the digest that the bytes should have. `place`: the key under which the store keeps them. `size`: number
+    of the bytes. `since`: when they were moved to the quarantine, in seconds since 1970."""
 
     digest: Digest
     place: str
@@ -65,25 +65,24 @@ class ContentCheck(NamedTuple):
 
 
 OnRead = Callable[[int], Awaitable[None]]
-"""Called while bytes are checked, after each part that was read, with the number of its bytes. It may wait, to limit
-the rate of the reads. An error that it raises ends the check."""
+"""`BlobStore.check` calls this function after each part of the bytes that it has read, with the number of bytes in the
+part. The function may wait, to limit the rate of the reads. An error of the function ends the check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Saved progress of an upload session: its first `offset` bytes are stored. `state`: the state of the digest
-    computation over these bytes, in a format that only the store can read. With the state, the store can continue the
-    computation. None: not saved. The store then has to hash the stored bytes again, before the upload is complete;
-    after a reboot, `ClaimedUpload.resume` deletes them instead. `boot`: the value of `BlobStore.boot` when the
-    checkpoint was made."""
+    """Saved progress of an upload session: its first `offset` bytes are stored. `boot`: the value of `BlobStore.boot`
+    when the checkpoint was made. `state`: the state of the digest computation over the stored bytes, in a format that
+    only the store can read; with it, the store can continue the computation. If `state` is None, the store has to hash
+    the stored bytes again before the upload is complete; after a reboot, `ClaimedUpload.resume` deletes the bytes."""
 
     offset: int
     state: bytes | None
     boot: str
 
     def check_not_truncated(self, stored_bytes: int) -> None:
-        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. An earlier request has then
-        already published or deleted the bytes. `stored_bytes`: number of bytes that the session has now."""
+        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says, because an earlier request
+        has published or deleted them. `stored_bytes`: number of bytes that the session has now."""
         if stored_bytes < self.offset:
             raise BlobUploadUnknown()
 
@@ -97,16 +96,16 @@ class VerifiedContent(Protocol):
     """Key under which `publish` stores the bytes."""
 
     async def publish(self) -> None:
-        """Stores the bytes durably at `place`. Replaces bytes that are stored there already, because they may be
+        """Stores the bytes durably at `place`. Replaces bytes that `place` already has, because the old bytes may be
         damaged. The caller must hold the lock of the digest (`DigestLocks`). Raises StorageFull, StorageFailed,
         BlobUploadInvalid (a newer request has taken the session over)."""
         ...
 
 
 class UploadSession(Protocol):
-    """The bytes of an upload session. This caller is the session's owner until a newer caller takes the session over.
-    After the takeover, a method of this object that reads, writes or deletes stored bytes raises BlobUploadInvalid. The
-    async methods also raise StorageFull and StorageFailed."""
+    """The bytes of an upload session, for the caller that is the session's owner. After a newer caller has taken the
+    session over, methods of this object that read, write or delete stored bytes raise BlobUploadInvalid. The async
+    methods also raise StorageFull and StorageFailed."""
 
     @property
     def offset(self) -> int:
@@ -123,8 +122,8 @@ class UploadSession(Protocol):
         ...
 
     async def flush(self) -> Checkpoint:
-        """Stores all appended bytes and returns a checkpoint, from which any process can continue the session. The
-        bytes then survive the end of this process, but need not survive a crash of the machine (`BlobStore.boot`)."""
+        """Stores all appended bytes and returns a checkpoint. Any process can continue the session from the checkpoint.
+        The bytes survive the end of this process, but may be lost in a crash of the machine (`BlobStore.boot`)."""
         ...
 
     async def verify(self, digest: Digest) -> VerifiedContent:
@@ -137,28 +136,28 @@ class UploadSession(Protocol):
         ...
 
     def release(self) -> None:
-        """Releases memory and file handles, without waiting. If a write is running, they are released when it has
-        ended. Flushed bytes are kept for the next owner. May be called more than once."""
+        """Releases memory and file handles, without waiting. If a write is running, the end of the write releases them.
+        Flushed bytes are kept for the next owner. May be called more than once."""
         ...
 
     async def close(self) -> None:
         """Releases memory and file handles like `release`. After `discard`, also waits until the disk space of the
-        deleted bytes is free, even if this call is cancelled. Call it only while no write is running."""
+        deleted bytes is free; a cancelled call waits too. Call `close` only while no write is running."""
         ...
 
 
 class ClaimedUpload(Protocol):
-    """An upload session that this caller has just taken over. Its stored bytes have not been compared with its last
-    checkpoint yet; `resume` does that."""
+    """An upload session that the caller has just taken over. `resume` compares its stored bytes with its last
+    checkpoint before more bytes are appended."""
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
         `sha256`.
 
-        If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`, the bytes
-        may be damaged, so this call deletes all bytes after the first `checkpoint.offset` bytes. It keeps these first
-        bytes only if it hashes them again and gets `checkpoint.state`. A checkpoint without a state proves nothing, so
-        then all bytes are deleted.
+        - If `checkpoint.boot` is the `boot` of the store, keeps all stored bytes.
+        - If `checkpoint.boot` differs, the stored bytes may be damaged. Hashes the first `checkpoint.offset` bytes
+          again. If this gives `checkpoint.state`, keeps these bytes and deletes the bytes after them. If it gives
+          another state, or if `checkpoint.state` is None, deletes all bytes.
 
         Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because an earlier request has
         published or deleted them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
@@ -166,8 +165,8 @@ class ClaimedUpload(Protocol):
         ...
 
     async def discard(self) -> None:
-        """Deletes the session's bytes and releases the file handles. If a newer caller has taken the session over,
-        keeps the bytes. Raises StorageFull, StorageFailed."""
+        """Deletes the session's bytes, unless a newer caller has taken the session over. Releases the file handles.
+        Raises StorageFull, StorageFailed."""
         ...
 
     def release(self) -> None:
@@ -176,14 +175,14 @@ class ClaimedUpload(Protocol):
 
 
 class BlobStore(Protocol):
-    """Stores the bytes of blobs, and of upload sessions, which any process can continue. Several processes may use the
-    same store at the same time. The async methods raise StorageFull and StorageFailed, in addition to the errors that
-    their docstrings name."""
+    """Stores the bytes of blobs and of upload sessions. Several processes may use the same store at the same time, and
+    any process can continue an upload session. The async methods raise StorageFull and StorageFailed, in addition to
+    the errors that their docstrings name."""
 
     boot: str
-    """A text that changes when flushed bytes may have been lost. A store that leaves flushed bytes in the page cache
-    uses the id of the machine's present boot, because a reboot may lose these bytes. A store that syncs at each flush
-    always uses the same text."""
+    """A text that changes when bytes that `UploadSession.flush` has stored may have been lost. If `flush` leaves the
+    bytes in the page cache, `boot` is the id of the machine's present boot, because a reboot may lose these bytes.
+    If `flush` syncs the bytes, `boot` is always the same text."""
     shard_count: int
     """Number of *shards*: the parts in which `list_shard` lists the blobs. Each blob is in one of them."""
 
@@ -193,16 +192,16 @@ class BlobStore(Protocol):
         ...
 
     def start_upload(self, upload: UploadID, algorithm: str) -> UploadSession:
-        """Returns a new session. Stores nothing yet. `algorithm`: the digest algorithm, such as `sha256`, with which
-        the bytes are hashed as they are appended."""
+        """Returns a new session. Stores nothing yet. `algorithm`: the digest algorithm, such as `sha256`, that hashes
+        the appended bytes."""
         ...
 
     def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedUpload]:
         """Takes the session over from its owner, without waiting for the owner. If the id is unknown, creates an empty
-        session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
-        owner keeps the session, and this call raises the same error. A cancelled call leaves nothing open; it may have
-        taken the session over. Raises BlobUploadUnknown if another request publishes or deletes the session's bytes at
-        the same time."""
+        session. Before the takeover, calls `check`, possibly in a thread, with the number of stored bytes. If `check`
+        raises an error, the owner keeps the session, and this call raises the same error. A cancelled call leaves
+        nothing open, but may have taken the session over. Raises BlobUploadUnknown if another request publishes or
+        deletes the session's bytes at the same time."""
         ...
 
     async def upload_size(self, upload: UploadID) -> int:
@@ -220,11 +219,11 @@ class BlobStore(Protocol):
         ...
 
     def prepare_link(self, fd: int, digest: Digest, size: int) -> VerifiedContent:
-        """Returns content whose `publish` links to another program's file, instead of copying its bytes. Makes no link
-        itself. `fd`: the file, opened for reading. This method does not verify the digest: the caller has to verify, at
-        the latest before it calls `publish`, that the `size` bytes of the file have this digest. The caller closes `fd`
-        after `publish` has returned. The bytes of the file must never change after this call; the other program may
-        delete the file. Raises LinkRefused if the store cannot link to this file; `publish` also raises it."""
+        """Returns an object whose `publish` makes the blob a link to another program's file, without copying its bytes.
+        `fd`: the file, opened for reading. The caller closes `fd` after `publish` has returned. This method does not
+        verify the digest: before it calls `publish`, the caller has to verify that the `size` bytes of the file have
+        this digest. The bytes of the file must never change after this call, but the other program may delete the file.
+        This method and `publish` raise LinkRefused if the store cannot link to the file."""
         ...
 
     async def remove(self, place: str) -> None:
@@ -242,8 +241,8 @@ class BlobStore(Protocol):
         ...
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the number of bytes that the store has there; None if it has nothing there;
-        `UNREADABLE` if it has bytes there but cannot read them."""
+        """Returns for each place the number of its bytes; None if the place has no bytes; `UNREADABLE` if it has bytes
+        that the store cannot read."""
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
@@ -255,9 +254,8 @@ class BlobStore(Protocol):
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
-        from memory. `from_disk`: reads all bytes from the disk, even if earlier reads have left a copy of them in
-        memory, because that copy can be wrong too. Raises BytesMissing, BytesForbidden, and the errors of
-        `on_read`."""
+        from the page cache. `from_disk`: whether to read all bytes from the disk, even if they are in the page cache,
+        because the copy there can be wrong. Raises BytesMissing, BytesForbidden, and the errors of `on_read`."""
         ...
 
     async def version(self, place: str) -> str | None:
@@ -271,9 +269,9 @@ class BlobStore(Protocol):
 
     async def quarantine(self, digest: Digest, place: str) -> None:
         """Moves the bytes at `place` to `quarantine_place(digest)`, so that they cannot be opened as the blob any more.
-        Replaces damaged bytes of the same blob that are already there. If the disk has no space to keep the bytes,
-        deletes them. Does nothing if there are no bytes at `place`. The caller must hold the lock of the digest, and
-        the blob's metadata row must not name `place`."""
+        Replaces bytes of the blob that are already in the quarantine. If the disk is too full for the move, deletes the
+        bytes at `place`. Does nothing if `place` has no bytes. The caller must hold the lock of the digest, and the
+        blob's metadata row must not name `place`."""
         ...
 
     async def list_quarantine(self) -> list[QuarantinedBytes]:

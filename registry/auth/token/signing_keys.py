@@ -29,15 +29,15 @@ def make_key(now: float, random: Callable[[int], bytes] = os.urandom) -> Signing
     return SigningKey(id=random(9).hex(), secret=random(SECRET_BYTES), created=now)
 
 
-async def rotate(accounts: Accounts, now: float, by: Actor, *, keep: float = RETIRED_KEY_SECONDS) -> SigningKey:
+async def rotate(accounts: Accounts, now: float, by: Actor, *, keep_seconds: float = RETIRED_KEY_SECONDS) -> SigningKey:
     """Stores a new key, which signs all tokens from now on, and returns it. `now` is in seconds since 1970. `by` is the
     actor that the audit log names.
 
-    Tokens that older keys signed are accepted for at most `keep` seconds more. With 0.0, they are refused from now on.
+    Tokens that older keys signed are accepted for at most `keep_seconds` more. With 0.0, they are refused from now on.
     Raises StorageFull, StorageFailed.
     """
     key = make_key(now)
-    await accounts.rotate_key(key, keep=keep, by=by)
+    await accounts.rotate_key(key, keep_seconds=keep_seconds, by=by)
     return key
 
 

@@ -1,9 +1,15 @@
-"""Flags of a partial blob that all processes see: "a client waits for it", "its download has started", "its download
-has started from this repository", and "the upstream has started to send" (`CrossProcessFlags`).
+"""Flags of a partial blob that all processes see (`CrossProcessFlags`).
 
-A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. Its *state
-file* says which bytes are stored. Each flag has a byte of this file, and is set while any process holds a lock on the
-byte. So setting a flag writes nothing to the disk, and the kernel clears the flags of a process that dies.
+A *partial blob* is a blob that is still being downloaded from an upstream registry. The *owner* is the process that
+downloads it. The *state file* of the partial blob says which bytes are stored. The flags are:
+
+- a client waits for the blob
+- the owner has started to request bytes
+- the owner has started to request bytes from a certain repository (one flag for each repository)
+- the upstream has started to send
+
+Each flag has a byte of the state file, and is set while any process holds a lock on the byte. Setting a flag therefore
+writes nothing to the disk, and when a process dies, the kernel clears the flags that the process has set.
 """
 
 from __future__ import annotations
@@ -15,21 +21,22 @@ from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.locks import is_byte_locked, lock_byte_shared, try_lock_byte, unlock_byte
 from storage.names import RepositoryName
 
-WAITERS_BYTE = 1
-"""Offset of the byte on which each process that has waiters holds a shared lock."""
-UPSTREAM_REQUEST_BYTE = 2
-"""Offset of the byte that the owner locks when it starts to request bytes. (The lock on the byte at offset 0 makes a
-process the owner.)"""
-RESPONSE_BYTE = 3
-"""Offset of the byte that the owner locks when the upstream starts to send."""
-FIRST_REPOSITORY_BYTE = 1 << 32
-"""The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
-bytes. Two names can have the same CRC-32. Then `has_upstream_request_to` can wrongly return True. The only effect is
-that a process waits longer for the owner."""
+# Offsets of the bytes in the state file. The lock on the byte at offset 0 makes a process the owner.
+
+WAITERS_OFFSET = 1
+"""Each process with a waiting client holds a shared lock on this byte."""
+UPSTREAM_REQUEST_OFFSET = 2
+"""The owner locks this byte when it starts to request bytes."""
+RESPONSE_OFFSET = 3
+"""The owner locks this byte when the upstream starts to send."""
+FIRST_REPOSITORY_OFFSET = 1 << 32
+"""When the owner starts to request bytes from a repository, it locks the byte at this offset plus the CRC-32 of the
+repository's name. Two names can have the same CRC-32. `has_upstream_request_to` can then wrongly return True, with the
+only effect that a process waits longer for the owner."""
 
 
 class CrossProcessFlags:
-    """The flags of one partial blob, in one process. There is one object for each partial blob that the process has
+    """Sets and reads the flags of one partial blob. A process has one such object for each partial blob that it has
     open. The methods take microseconds, and raise StorageFailed unless their docstring says otherwise. Call them only
     while the state file is open."""
 
@@ -37,76 +44,77 @@ class CrossProcessFlags:
         """`state_fd`: descriptor of the open state file."""
         self._state_fd = state_fd
         self._waiters: set[object] = set()
-        """The waiters of this process."""
-        self._owner_bytes: set[int] = set()
-        """Offsets of `UPSTREAM_REQUEST_BYTE`, `RESPONSE_BYTE` and the repositories' bytes that this process has locked
-        as the owner, to set their flags."""
+        """The waiters that are registered in this process."""
+        self._owner_offsets: set[int] = set()
+        """Offsets of the bytes that this process has locked as the owner: all its locked bytes except that of
+        `WAITERS_OFFSET`."""
 
     def add_waiter(self, waiter: object) -> None:
-        """Registers that `waiter` waits for the blob, and sets the flag "a client waits". `waiter`: any hashable
-        object."""
+        """Registers a *waiter*: any hashable object that stands for a client that waits for the blob. Sets the flag "a
+        client waits for the blob"."""
         if not self._waiters:
             with as_storage_errors():
-                lock_byte_shared(self._state_fd, WAITERS_BYTE)
+                lock_byte_shared(self._state_fd, WAITERS_OFFSET)
         self._waiters.add(waiter)
 
     def remove_waiter(self, waiter: object) -> None:
-        """Removes `waiter` if it was registered. When the last waiter of this process is removed, releases the lock by
-        which this process has set the flag. Raises nothing."""
+        """Removes `waiter` if it was registered. If this process has no other waiter, releases this process's lock on
+        the byte of the flag. Raises nothing."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
             if not self._waiters:
                 with suppress(OSError):
-                    unlock_byte(self._state_fd, WAITERS_BYTE)
+                    unlock_byte(self._state_fd, WAITERS_OFFSET)
 
     def has_waiter_besides(self, waiter: object) -> bool:
-        """Returns whether any other waiter than `waiter` is registered, in this or another process."""
-        # `is_byte_locked` does not see the lock of this process, so this process's waiters are looked up in memory.
+        """Returns whether a waiter other than `waiter` is registered in any process."""
+        # `is_byte_locked` ignores the lock of this process, so `_waiters` is read for the waiters of this process.
         with as_storage_errors():
-            return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
+            return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_OFFSET)
 
     def mark_upstream_request(self, repo: RepositoryName) -> None:
-        """Sets the flags "the owner has started to request bytes" and "from the repository `repo`". Only for the
-        process that is the owner."""
-        self._set(_repository_byte(repo))
-        self._set(UPSTREAM_REQUEST_BYTE)
+        """Sets two flags: "the owner has started to request bytes" and "the owner has started to request bytes from
+        `repo`". Only for the owner."""
+        self._set(_repository_offset(repo))
+        self._set(UPSTREAM_REQUEST_OFFSET)
 
     def mark_response(self) -> None:
-        """Sets the flag "the upstream has started to send to the owner". Only for the process that is the owner."""
-        self._set(RESPONSE_BYTE)
+        """Sets the flag "the upstream has started to send". Only for the owner."""
+        self._set(RESPONSE_OFFSET)
 
     def clear_owner_flags(self) -> None:
         """Clears the flags that this process has set with `mark_upstream_request` and `mark_response`. Raises
         nothing."""
-        while self._owner_bytes:
+        while self._owner_offsets:
             with suppress(OSError):
-                unlock_byte(self._state_fd, self._owner_bytes.pop())
+                unlock_byte(self._state_fd, self._owner_offsets.pop())
 
     def has_upstream_request(self) -> bool:
-        """Returns whether the owner, in this or another process, has started to request bytes."""
-        return self._is_set(UPSTREAM_REQUEST_BYTE)
+        """Returns whether the owner has started to request bytes. The owner can be this or another process."""
+        return self._is_set(UPSTREAM_REQUEST_OFFSET)
 
     def has_upstream_request_to(self, repo: RepositoryName) -> bool:
-        """Returns whether the owner, in this or another process, has started to request bytes from the repository."""
-        return self._is_set(_repository_byte(repo))
+        """Returns whether the owner has started to request bytes from the repository. The owner can be this or another
+        process."""
+        return self._is_set(_repository_offset(repo))
 
     def has_response(self) -> bool:
-        """Returns whether the upstream has started to send to the owner, in this or another process."""
-        return self._is_set(RESPONSE_BYTE)
+        """Returns whether the upstream has started to send to the owner. The owner can be this or another process."""
+        return self._is_set(RESPONSE_OFFSET)
 
     def _set(self, offset: int) -> None:
-        """Sets the flag of the byte at `offset`, as the owner."""
-        if offset not in self._owner_bytes:
+        """Sets the flag of the byte at `offset`. Only for the owner."""
+        if offset not in self._owner_offsets:
             with as_storage_errors():
                 if try_lock_byte(self._state_fd, offset):
-                    self._owner_bytes.add(offset)
+                    self._owner_offsets.add(offset)
 
     def _is_set(self, offset: int) -> bool:
         """Returns whether this or another process has set the flag of the byte at `offset`."""
         with as_storage_errors():
-            return offset in self._owner_bytes or is_byte_locked(self._state_fd, offset)
+            return offset in self._owner_offsets or is_byte_locked(self._state_fd, offset)
 
 
-def _repository_byte(repo: RepositoryName) -> int:
+def _repository_offset(repo: RepositoryName) -> int:
     """Returns the offset of the byte that the owner locks when it requests bytes from the repository."""
-    return FIRST_REPOSITORY_BYTE + zlib.crc32(repo.encode())
+    return FIRST_REPOSITORY_OFFSET + zlib.crc32(repo.encode())

@@ -1,4 +1,4 @@
-"""The blob store that keeps each blob in a file of its own (`FileBlobStore`). Implements the Protocol `BlobStore`.
+"""The blob store that keeps each blob in a separate file (`FileBlobStore`). Implements the Protocol `BlobStore`.
 
 Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
 `FileBlobStore.reclaim_space` unlinks the files in the trash (`storage.blobs.files.trash`). The *quarantine directory*
@@ -42,12 +42,12 @@ from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
 SMALL_BLOB_BYTES = 64 * 1024
-"""Size up to which a blob, or the requested span of a blob, is read into memory when the blob is opened."""
+"""If the bytes to read (a blob or a span of it) are at most this many, `open` reads them into memory at once."""
 
 
 class FileBlobStore:
-    """The blob files of a data directory, which all processes share. A blob's `place` is the path of its file relative
-    to the data directory."""
+    """Stores blobs in the files of a data directory. All processes share the directory. A blob's `place` is the path of
+    its file relative to the data directory."""
 
     def __init__(self, disk: Disk, boot: str) -> None:
         """`boot`: id of the machine's present boot (`boot_id`). Raises OSError."""
@@ -62,15 +62,14 @@ class FileBlobStore:
         self._hasher = UploadHasher(disk)
 
     def close(self) -> None:
-        """Closes the store's descriptor of the data directory. Does not close readers and sessions; their callers
-        do."""
+        """Closes the store's descriptor of the data directory. Callers close the blob readers and upload sessions."""
         self._opener.close()
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
-        """Opens the blob's file. If the blob or the span has at most `SMALL_BLOB_BYTES`, also reads and closes the
-        file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. If this
-        process has no permission to read the file, logs a warning that says so (`warn_unreadable`). Raises
-        RangeInvalid, BytesMissing, StorageFailed."""
+        """Opens the blob's file. If the span (None: the blob) has at most `SMALL_BLOB_BYTES`, also reads it and closes
+        the file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. If this
+        process has no permission to read the file, logs a warning (`warn_unreadable`). Raises RangeInvalid,
+        BytesMissing, StorageFailed."""
         offsets = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
         try:
@@ -101,8 +100,8 @@ class FileBlobStore:
             raise
 
     async def _read_small(self, fd: int, descriptor: Descriptor, span: tuple[int, int]) -> bytes:
-        """Returns the bytes of the span and closes `fd`. Raises StorageFailed, also if the file ends before the span
-        does."""
+        """Returns the bytes of the span (start and end offset) and closes `fd`. Raises StorageFailed if they cannot be
+        read, or if the file ends before the end of the span."""
         start, length = span[0], span[1] - span[0]
         try:
             with as_storage_errors():
@@ -116,16 +115,16 @@ class FileBlobStore:
         return data
 
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:
-        """Returns a new upload session, whose file is created by its first write. `algorithm`: the digest algorithm of
-        the session, such as `sha256`."""
+        """Returns a new upload session. Its first write creates its file. `algorithm`: the digest algorithm of the
+        session, such as `sha256`."""
         digest = start_digest(algorithm)
         return FileUploadSession(self._disk, self._buffers, self._hasher, self.boot, upload, digest)
 
     async def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> ClaimedUploadFile:
-        """Takes the session over: the caller becomes its owner, and the request that was the owner may no longer write
-        to it. `check` is called first, in a thread, with the number of stored bytes. If `check` raises, the owner keeps
-        the session, and this call raises the same error. A cancelled call leaves no file open; it may have taken the
-        session over. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
+        """Takes the session over: the caller becomes its *owner*, and the previous owner may no longer write to it.
+        Before the takeover, calls `check` in a thread with the number of stored bytes. If `check` raises an error, the
+        owner keeps the session, and this call raises the same error. A cancelled call leaves no file open, but may have
+        taken the session over. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def check_and_take() -> ClaimedUploadFile:
@@ -149,17 +148,17 @@ class FileBlobStore:
         return await self._disk.run(read_size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a request is writing to the session. Bytes that the disk cannot read
-        are not deleted."""
+        """Deletes a session's bytes, even while a request is writing to the session. Keeps bytes that the disk cannot
+        read."""
         directory = self._disk.layout.upload(upload)
 
         def discard() -> None:
             if _is_upload_readable(directory):
-                self._discard_upload(directory)
+                self._take_over_and_discard(directory)
 
         await self._disk.run(discard)
 
-    def _discard_upload(self, directory: Path) -> None:
+    def _take_over_and_discard(self, directory: Path) -> None:
         """Deletes the session in `directory`, if there is one. Raises OSError."""
         if not directory.exists():
             return
@@ -169,8 +168,8 @@ class FileBlobStore:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-                # A session without bytes may have a directory but no file. To take such a session over, its file would
-                # have to be created, which fails on a full disk. It is enough to delete the empty directory.
+                # The session has a directory but no file, and `take_over` failed to create the file on the full disk.
+                # It is enough to delete the empty directory.
                 with suppress(OSError):  # the directory is not empty
                     self._disk.system.rmdir(directory)
                 return
@@ -197,16 +196,16 @@ class FileBlobStore:
         return await self._disk.run(scan)
 
     def prepare_link(self, fd: int, digest: Digest, size: int) -> LinkedFile:
-        """Returns content whose `publish` makes a hard link to the open file `fd`, instead of a copy. The caller has
-        to verify the bytes of the file before `publish`. Raises LinkRefused if the file is on another file system, or
-        if another user could change it."""
+        """Returns an object whose `publish` makes a hard link to the open file `fd`, instead of a copy. The caller has
+        to verify the bytes of the file before it calls `publish`. Raises LinkRefused if the file is not a regular file,
+        is on another file system, or can be changed by another user."""
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
-        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty: that is the place
-        of a damaged blob, which has no file. Leaves a file with a damaged inode where it is. If another data directory
-        has taken the place of the one that this process opened, removes nothing and raises DataDirectoryReplaced: the
-        file would belong to that other directory."""
+        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty, as for a damaged
+        blob, or if the inode of the file cannot be read. If the path of the data directory no longer leads to the
+        directory that this process opened, removes nothing and raises DataDirectoryReplaced, because the file could
+        belong to another data directory."""
         if not place:
             return
         path = self._disk.layout.path_of(place)
@@ -226,8 +225,8 @@ class FileBlobStore:
         return await self._disk.run(self._trash.size)
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the size of the blob file there; None if there is none; `UNREADABLE` if the file
-        cannot be opened because it is damaged or because this process has no permission."""
+        """Returns for each place the size of its file in bytes; None if the place has no regular file; `UNREADABLE` if
+        the file cannot be opened because it is damaged or because this process has no permission."""
 
         def size_at(place: str) -> int | None:
             path = self._disk.layout.path_of(place)
@@ -248,9 +247,9 @@ class FileBlobStore:
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1. Logs a warning for each file whose inode cannot be read (`skip_unreadable`). Raises
-        BytesForbidden and logs a warning if this process has no permission to list the directory. Raises
-        StorageFailed."""
+        0 to `shard_count` - 1. If the inode of a file cannot be read, logs a warning (`skip_unreadable`), and returns
+        the blob with the size `UNREADABLE`. If this process has no permission to list the directory, logs a warning and
+        raises BytesForbidden. Raises StorageFailed."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
@@ -279,29 +278,29 @@ class FileBlobStore:
     async def check(
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, from_disk: bool = False
     ) -> ContentCheck:
-        """Reads and hashes the blob's file in a thread, part by part. `from_disk`: reads all bytes from the disk, even
-        if the kernel has them cached. Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of
+        """Reads and hashes the blob's file in a thread, part by part. `from_disk`: whether to read all bytes from the
+        disk, even if the kernel has them cached. Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of
         `on_read`."""
-        check = FileCheck(self._disk.layout.path_of(place), digest, size, from_disk=from_disk)
+        file_check = FileCheck(self._disk.layout.path_of(place), digest, size, from_disk=from_disk)
         try:
-            while count := await self._disk.run(check.read_part):
+            while count := await self._disk.run(file_check.read_part):
                 await on_read(count)
-            return ContentCheck(check.problem, check.version)
+            return ContentCheck(file_check.problem, file_check.version)
         finally:
-            check.close()
+            file_check.close()
 
     async def version(self, place: str) -> str | None:
-        """Returns a text that identifies the file and its bytes, and changes when they are replaced
-        (`version_at_path`). Returns None if there is no file."""
+        """Returns a text that identifies the file at `place` and its bytes (`version_at_path`). The text changes when
+        the file is replaced. Returns None if there is no file."""
         return await self._disk.run(lambda: version_at_path(self._disk.layout.path_of(place)))
 
     def quarantine_place(self, digest: Digest) -> str:
-        """Returns the path of the damaged bytes of a blob, relative to the data directory."""
+        """Returns the path, relative to the data directory, to which `quarantine` moves the blob's file."""
         return self._disk.layout.quarantine_place(digest)
 
     async def quarantine(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file into the quarantine directory. If the full disk has no space for a new entry in that
-        directory, deletes the file."""
+        """Moves the blob's file into the quarantine directory. If the disk is too full for a new directory entry,
+        deletes the file."""
         await self._disk.run(lambda: self._quarantine.take_in(digest, place))
 
     async def list_quarantine(self) -> list[QuarantinedBytes]:

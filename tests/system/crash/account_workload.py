@@ -52,7 +52,7 @@ STEPS = {
         frozenset({("password", "first"), ("token", "login")}),
     ),
     "key.rotate": AccountStep(
-        lambda a: a.rotate_key(_key("k2"), keep=1e9, by=BY),
+        lambda a: a.rotate_key(_key("k2"), keep_seconds=1e9, by=BY),
         frozenset({("signs", "k2")}),
         frozenset({("signs", "k1")}),
     ),

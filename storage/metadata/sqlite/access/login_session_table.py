@@ -102,11 +102,11 @@ def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
     record(db, by, now, "session.end", ended.account, {"session": session_id})
 
 
-def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, keep: str | None) -> int:
-    """Deletes the sessions of an account, except the one with the id `keep` (None: deletes all). Returns the number of
-    deleted sessions."""
+def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, except_id: str | None) -> int:
+    """Deletes the sessions of an account, except the one with the id `except_id` (None: deletes all). Returns the
+    number of deleted sessions."""
     _delete_expired(db, now)
-    db.execute("DELETE FROM login_session WHERE account = ? AND id IS NOT ?", (account, keep))
+    db.execute("DELETE FROM login_session WHERE account = ? AND id IS NOT ?", (account, except_id))
     ended = db.changes()
     if ended:
         record(db, by, now, "session.end", account, {"sessions": ended})

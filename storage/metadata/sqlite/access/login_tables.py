@@ -51,15 +51,15 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
     return new_key
 
 
-def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep: float) -> None:
-    """Makes `key` the key that signs. `keep`: the tokens that earlier keys signed are accepted for at most this number
-    of seconds. Deletes the keys whose tokens are no longer accepted."""
-    db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep))
-    db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep,))
+def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep_seconds: float) -> None:
+    """Makes `key` the key that signs. The tokens that earlier keys signed are accepted for at most `keep_seconds` more.
+    Deletes the keys whose tokens are no longer accepted."""
+    db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep_seconds))
+    db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep_seconds,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
     _add_signing_key(db, key)
     increment_epoch(db)
-    record(db, by, now, "key.rotate", key.id, {"keep": keep})
+    record(db, by, now, "key.rotate", key.id, {"keep": keep_seconds})
 
 
 def _add_signing_key(db: apsw.Connection, key: SigningKey) -> None:

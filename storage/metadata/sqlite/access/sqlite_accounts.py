@@ -284,8 +284,8 @@ class SqliteAccounts:
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
         await self._run_restricting(login_session_table.end, by, session_id)
 
-    async def end_login_sessions(self, account: AccountName, *, keep: str | None = None, by: Actor) -> int:
-        return await self._run_restricting(login_session_table.end_all, by, account, keep)
+    async def end_login_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
+        return await self._run_restricting(login_session_table.end_all, by, account, except_id)
 
     async def save_session_use(self, session_id: str, at: float) -> None:
         """Stores that a request with the session came at the time `at` (seconds since 1970)."""
@@ -296,17 +296,17 @@ class SqliteAccounts:
     def signing_keys(self) -> list[SigningKey]:
         return login_tables.signing_keys(self._db, self._clock())
 
-    async def ensure_key(self, make: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs. If there is none, makes one with `make` and stores it."""
+    async def ensure_key(self, make_key: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
+        """Returns the key that signs. If there is none, makes one with `make_key` and stores it."""
         keys = self.signing_keys()
         if keys and keys[0].retired is None:  # the key that signs comes first
             return keys[0]
-        return await self._run_restricting(login_tables.ensure_key, by, make)
+        return await self._run_restricting(login_tables.ensure_key, by, make_key)
 
-    async def rotate_key(self, key: SigningKey, *, keep: float, by: Actor) -> None:
-        """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep` more
-        seconds."""
-        await self._run_restricting(login_tables.rotate_key, by, key, keep)
+    async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
+        """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep_seconds`
+        more."""
+        await self._run_restricting(login_tables.rotate_key, by, key, keep_seconds)
 
     # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. Each failed
     # login under the key moves the time further into the future. While this time is too far ahead, the caller refuses

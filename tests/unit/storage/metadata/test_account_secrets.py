@@ -249,7 +249,7 @@ async def test_a_rotated_key_is_accepted_until_it_expires(workers: TwoWorkers) -
     await workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT)
     workers.note_epoch()
     workers.clock.now += 10
-    await workers.second.rotate_key(signing_key("k2"), keep=300.0, by=BY_ROOT)
+    await workers.second.rotate_key(signing_key("k2"), keep_seconds=300.0, by=BY_ROOT)
     assert workers.epoch_changed()
     assert [(k.id, k.retired, k.until) for k in workers.first.signing_keys()] == [
         ("k2", None, None),
@@ -257,7 +257,7 @@ async def test_a_rotated_key_is_accepted_until_it_expires(workers: TwoWorkers) -
     ]
     assert workers.first.signing_keys()[1].secret == b"secret of k1"
     workers.clock.now += 299
-    await workers.first.rotate_key(signing_key("k3"), keep=300.0, by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k3"), keep_seconds=300.0, by=BY_ROOT)
     assert [k.id for k in workers.second.signing_keys()] == ["k3", "k2", "k1"]
     workers.clock.now += 1
     assert [k.id for k in workers.second.signing_keys()] == ["k3", "k2"]
@@ -265,11 +265,11 @@ async def test_a_rotated_key_is_accepted_until_it_expires(workers: TwoWorkers) -
 
 
 async def test_a_rotation_can_delete_old_keys_at_once(workers: TwoWorkers) -> None:
-    """With `keep=0`, as after a leak, a rotation deletes all older keys, even if they have not expired yet. They stay
-    deleted if the clock is set back."""
+    """With `keep_seconds=0`, as after a leak, a rotation deletes all older keys, even if they have not expired. They
+    stay deleted if the clock is set back."""
     await workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT)
-    await workers.first.rotate_key(signing_key("k2"), keep=300.0, by=BY_ROOT)
-    await workers.second.rotate_key(signing_key("k3"), keep=0.0, by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k2"), keep_seconds=300.0, by=BY_ROOT)
+    await workers.second.rotate_key(signing_key("k3"), keep_seconds=0.0, by=BY_ROOT)
     assert [k.id for k in workers.first.signing_keys()] == ["k3"]
     workers.clock.now -= 100
     assert [k.id for k in workers.first.signing_keys()] == ["k3"]

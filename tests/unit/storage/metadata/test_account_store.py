@@ -301,7 +301,7 @@ async def test_only_changes_of_grants_increase_their_version(workers: TwoWorkers
     await workers.first.set_admin(BOB, True, by=BY_ROOT)
     await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
     await workers.first.revoke_token("t1", by=BY_ROOT)
-    await workers.first.rotate_key(signing_key("k1"), keep=0.0, by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k1"), keep_seconds=0.0, by=BY_ROOT)
     await workers.first.remove_member(DEV, BOB, by=BY_ROOT)
     assert not increased()
     for each in (grant("group:dev", "team/**", "pull"), grant("group:dev", "team/**", "push")):

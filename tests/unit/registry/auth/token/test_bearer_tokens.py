@@ -311,7 +311,7 @@ async def test_a_key_that_is_retired_at_once(worker: AuthWorker) -> None:
     that are cached."""
     text = await issue_token(worker)
     assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
-    await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
+    await worker.accounts.rotate_key(make_key(worker.clock()), keep_seconds=0.0, by=ADMIN)
     await check_refused(worker, text)
 
 
@@ -326,7 +326,7 @@ async def test_a_key_that_is_retired_at_once_ends_requests_in_progress(worker: A
     verify = worker.access.credential_verifier.verify
     verified, verified_push = [await verify(Bearer(each), KNOWN_ADDRESS) for each in (text, text_of_push)]
     principal_of_push = await principal_of(policy, verified_push)
-    await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
+    await worker.accounts.rotate_key(make_key(worker.clock()), keep_seconds=0.0, by=ADMIN)
     with pytest.raises(Unauthorized, match=REFUSED):
         await principal_of(policy, verified)
     with pytest.raises(Unauthorized, match=REFUSED):

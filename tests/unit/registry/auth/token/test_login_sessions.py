@@ -53,7 +53,7 @@ async def test_a_session_lasts_eight_hours(worker: AuthWorker, other_worker: Aut
     # `stamp` is a hash of the settings of the OpenID provider; the session has to keep it.
     identity_at_login = replace(identity_of(worker, ALICE), stamp="openid:x", groups=("dev",))
     text = await worker.access.login_sessions.start(identity_at_login, "openid", KNOWN_ADDRESS)
-    await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
+    await worker.accounts.rotate_key(make_key(worker.clock()), keep_seconds=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
     identity = other_worker.access.login_sessions.verify(text)
     assert replace(identity, session=None, expires=None) == identity_at_login
@@ -95,7 +95,7 @@ async def test_sessions_can_be_ended(worker: AuthWorker, other_worker: AuthWorke
     await worker.access.login_sessions.end(first, KNOWN_ADDRESS)  # the second call does nothing
     check_refused(other_worker, first)
     second_id = second.partition(".")[0]
-    assert await other_worker.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
+    assert await other_worker.accounts.end_login_sessions(ALICE, except_id=second_id, by=ADMIN) == 1
     check_refused(worker, third)
     assert worker.access.login_sessions.verify(second).session == second_id
     assert await other_worker.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
