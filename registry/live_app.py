@@ -32,25 +32,25 @@ log = logging.getLogger("registry")
 
 
 class _Application:
-    """An application (`Entrepot`) and its lifespan. It may not be started yet."""
+    """An application (`Entrepot`), and its lifespan, which starts and stops it."""
 
     def __init__(self, app: Entrepot) -> None:
         self.app = app
         self.lifespan = Lifespan(app)
-        self.has_no_requests = asyncio.Event()
-        """Set when the application has been replaced and its last request has ended."""
+        self.drained = asyncio.Event()
+        """Set when the application gets no more requests and its last request has ended."""
 
-    def replace(self) -> None:
-        """Called when another application has replaced this one, so that it gets no more requests."""
-        self.app.on_idle = self.has_no_requests.set
+    def begin_drain(self) -> None:
+        """Sets `drained` when the last request has ended. Call this when the application gets no more requests."""
+        self.app.on_idle = self.drained.set
         if not self.app.running_requests:
-            self.has_no_requests.set()
+            self.drained.set()
 
 
 class LiveApp:
     """An ASGI application that passes each request to the application with the settings in force. A change of the
-    settings has two steps, so that either all workers change or none: `prepare`, and then `switch` or `discard`. Used
-    from one event loop."""
+    settings has two steps, so that either all workers change or none: `prepare`, and then `switch` or `discard`. Call
+    all methods in one event loop."""
 
     def __init__(self, settings: Settings, make_app: MakeApp) -> None:
         self._make_app = make_app
@@ -61,14 +61,14 @@ class LiveApp:
         self._server_state: dict[str, Any] = {}
         """The server's values in the lifespan state. Each application gets a copy."""
         self._old: dict[_Application, asyncio.Task[None]] = {}
-        """Applications that are out of use, and the tasks that close them."""
-        self._passing_work = asyncio.Lock()
+        """Applications that get no requests any more, and the tasks that close them."""
+        self._handover_lock = asyncio.Lock()
         """Held while background work stops in one application and starts in another."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Calls the application in force and returns its coroutine. This is not a coroutine function, because a second
-        coroutine would cost time in each request. Await the result immediately: until the coroutine has begun to run,
-        the request does not keep its application open."""
+        """Calls the application in force and returns its coroutine. Await the coroutine immediately: a request does not
+        keep its application open until its coroutine has begun to run. `__call__` itself is not a coroutine function,
+        because a second coroutine would cost time in each request."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)
@@ -76,15 +76,15 @@ class LiveApp:
         return self._current.app(scope, receive, send)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to the request, and the request id; None if there is no such response (see
+        """Returns the cached response to the request, and the request id. Returns None if no response is cached (see
         `Entrepot.answer_at_once`)."""
         return self._current.app.answer_at_once(scope)
 
     async def prepare(self, configuration: bytes) -> None:
-        """Starts an application with the pickled `Settings`, while the current one continues to serve. The new
-        application's background work does not start yet. First closes an application that was prepared before. Raises
-        the errors of the start; the current application then stays in use. After a cancellation, the new application is
-        closed as soon as it has started."""
+        """Starts an application with the pickled `Settings`, but not its background work. The current application
+        continues to serve, even if the start fails. If another application is already prepared, closes that one first.
+        Raises the errors of the start. After a cancellation, the new application is closed as soon as it has started.
+        """
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # safe, because it comes from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
@@ -99,14 +99,16 @@ class LiveApp:
         self._prepared = prepared
 
     async def switch(self) -> None:
-        """Passes all new requests to the prepared application. Afterwards, a task hands the background work over to
-        this application, because that may take long on a slow disk. Does nothing if no application is prepared."""
+        """Passes all new requests to the prepared application. Starts a task that hands the background work over to the
+        prepared application, and does not wait for the task, because a handover may take long on a slow disk. Does
+        nothing if no application is prepared."""
         if self._prepared is None:
             return
         old, self._current, self._prepared = self._current, self._prepared, None
-        old.replace()
+        old.begin_drain()
         old.app.is_retiring = True
-        # For services that this application opens later. The work of its open service starts in `_pass_work`.
+        # The flag is for a service that the application opens later. For a service that is open already,
+        # `_hand_over_work` starts the work.
         self._current.app.starts_background_work = True
         self._close_in_background(old, self._close_when_done(old, self._current))
         set_log_level(self._current.app.factory.settings.log_level)
@@ -118,10 +120,10 @@ class LiveApp:
             await prepared.lifespan.stop()
 
     async def retire(self) -> None:
-        """Leaves new background work to other processes, because this one is about to end. Running jobs and downloads
+        """Leaves new background work to other processes. Call this before this process ends. Running jobs and downloads
         continue until the shutdown."""
         self._current.app.is_retiring = True
-        async with self._passing_work:
+        async with self._handover_lock:
             if (work := self._current.app.work) is not None:
                 await work.hand_over()
 
@@ -137,10 +139,10 @@ class LiveApp:
         task.add_done_callback(lambda _: self._old.pop(application, None))
 
     async def _close_when_done(self, old: _Application, new: _Application) -> None:
-        """Leaves new background work to the application `new`, and closes `old` once its requests, jobs and downloads
-        have ended."""
-        await self._pass_work(old, new)
-        await old.has_no_requests.wait()
+        """Hands the background work of `old` over to `new`. Closes `old` when its requests, jobs and downloads have
+        ended."""
+        await self._hand_over_work(old, new)
+        await old.drained.wait()
         try:
             if (work := old.app.work) is not None:
                 await work.finish()
@@ -148,10 +150,10 @@ class LiveApp:
             log.exception("the jobs of the application with the old settings failed")
         await self._close(old)
 
-    async def _pass_work(self, old: _Application, new: _Application) -> None:
-        """Leaves new background work to the application `new`. If there are two changes in short succession, the second
-        one waits here for the first."""
-        async with self._passing_work:
+    async def _hand_over_work(self, old: _Application, new: _Application) -> None:
+        """Stops new background work in `old`, and then starts it in `new`. If the settings change twice in short
+        succession, the second handover waits for the first."""
+        async with self._handover_lock:
             try:
                 if (work := old.app.work) is not None:
                     await work.hand_over()
@@ -164,7 +166,7 @@ class LiveApp:
                 log.exception("the application with the new settings failed while it started its work")
 
     async def _close_unused(self, unused: _Application, starting: asyncio.Task[None]) -> None:
-        """Closes an application that will not be used, once it has started."""
+        """Closes an application that will not be used, when its start (`starting`) has succeeded."""
         await asyncio.wait([starting])
         if not starting.cancelled() and starting.exception() is None:
             await self._close(unused)
@@ -182,7 +184,7 @@ class LiveApp:
         await self._current.lifespan.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        # Closes the old applications now, and waits no longer for their requests.
+        # The old applications are closed below, without waiting for their requests.
         closing = dict(self._old)
         for task in closing.values():
             task.cancel()

@@ -1,8 +1,8 @@
 """Writes log lines to stderr, cheaply enough for one line per request.
 
 Writing each line with its own system call would take more time than the rest of a request. So while an event loop runs,
-lines below WARNING are buffered for a fraction of a second. A line of WARNING or above is written immediately, together
-with the lines buffered before it. So if the process is killed, some lines may be lost, but no warnings or errors.
+lines below WARNING are buffered for a fraction of a second. These lines may be lost if the process is killed. Warnings
+and errors are not lost: they are written immediately, together with the lines that were buffered before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLUSH_SECONDS: Final = 0.2
 """The buffered lines are written this long after the first of them was added, or earlier if the buffer is full."""
 
 _DeferredLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
-"""A *deferred* line, which `write_later` adds to the buffer. Its text is made when the buffer is written. The values:
+"""A *deferred* line, which `write_later` adds to the buffer. Its text is made when the buffer is written. The tuple has
 the time in seconds since 1970, and the parameters of `write_later` (`name`, `make_message`, `arguments`)."""
 _DEFERRED_LINE_CHARACTERS: Final = 256
 """Assumed size of a deferred line."""
@@ -50,8 +50,8 @@ def was_logged(error: BaseException | None) -> bool:
 
 
 class LineRecord(logging.LogRecord):
-    """A log record in which only the fields that this module's formatters use have their real values. Finding out the
-    others, such as the name of the thread, would take more time than writing the line."""
+    """A log record that has real values only in the fields that this module's formatters use. To find the values of the
+    other fields, such as the name of the thread, would take more time than writing the line."""
 
     def __init__(
         self,
@@ -82,8 +82,9 @@ class LineRecord(logging.LogRecord):
 
 class LineFormatter(logging.Formatter):
     """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
-    process id, message. Messages contain text of clients and upstreams, so `?` replaces control characters, also line
-    breaks. Consecutive records with the same time, level and logger share these formatted parts."""
+    process id, message. Messages contain text of clients and upstreams, so `?` replaces control characters, including
+    line breaks. The formatter keeps the last start of a line (time, level and logger), to use it again if the next
+    record has the same values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,15 +94,15 @@ class LineFormatter(logging.Formatter):
         self._start_text = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self.line(record.created, record.levelname, record.name, record.process, record.getMessage())
+        line = self.format_line(record.created, record.levelname, record.name, record.process, record.getMessage())
         if not record.exc_info and not record.stack_info:
             return line
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         stack = self.formatStack(record.stack_info) if record.stack_info else ""
         return "\n".join((line, *(printable_text(part) for part in (trace, stack) if part)))
 
-    def line(self, created: float, level: str, name: str, process: int | None, message: str) -> str:
-        """Returns the line of a message. `created`: seconds since 1970."""
+    def format_line(self, created: float, level: str, name: str, process: int | None, message: str) -> str:
+        """Returns the line of a message. `created` is the time in seconds since 1970."""
         start = int(created * 1000), level, name
         if start != self._formatted_start:
             self._formatted_start = start
@@ -116,7 +117,7 @@ class LineFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """Formats records as one JSON object per line, with the fields `time` (RFC 3339, in UTC), `level`, `logger`,
     `process` and `message`. A record whose only argument is a mapping, such as the record of a request, has the fields
-    of the mapping instead of a message. An exception is in the field `exception`."""
+    of the mapping instead of a message. The traceback of an exception is in the field `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
@@ -137,7 +138,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class BufferedHandler(logging.Handler):
-    """A log handler that buffers lines and writes several of them to `stream` at a time."""
+    """A log handler that buffers lines and writes them to `stream`, several at a time."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -154,8 +155,8 @@ class BufferedHandler(logging.Handler):
         self.writes_text = fmt is self._text_formatter
 
     def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
-        """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
-        `make_message(*arguments)`, which is called when the buffered lines are written. To make many messages in one
+        """Logs a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
+        `make_message(*arguments)`, which is called when the buffer is written. Making all messages of the buffer in one
         loop takes a third of the time of making each one alone. Raises nothing: errors go to `handleError`, as in
         `emit`."""
         try:
@@ -182,8 +183,8 @@ class BufferedHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_when_due(self) -> None:
-        """Writes the buffer if it is full, or if this thread has no event loop that could write it later. Otherwise,
-        after the first line of the buffer, schedules the call that writes it. The caller holds the handler's lock."""
+        """Writes the buffer if it is full, or if this thread has no event loop that could write it later. Otherwise, if
+        the buffer has only its first line, schedules the write. The caller holds the handler's lock."""
         if self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
             self.flush()
         elif len(self._lines) == 1:
@@ -208,17 +209,17 @@ class BufferedHandler(logging.Handler):
     def _make_line(
         self, process: int, created: float, name: str, make: Callable[..., str], arguments: tuple[Any, ...]
     ) -> str:
-        """Returns a line of `write_later`, with the line break; an empty text if its message cannot be made.
-        `process`: the id of this process."""
+        """Returns the text of a deferred line, with the line break. Returns an empty text if `make` fails. `process` is
+        the id of this process."""
         try:
-            return self._text_formatter.line(created, "INFO", name, process, make(*arguments)) + "\n"
+            return self._text_formatter.format_line(created, "INFO", name, process, make(*arguments)) + "\n"
         except Exception:
             self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be made"}))
             return ""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """Returns this thread's running event loop; None if there is none."""
+    """Returns this thread's running event loop. Returns None if no event loop runs in this thread."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -226,10 +227,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def direct_handler(logger: logging.Logger) -> BufferedHandler | None:
-    """Returns the handler that writes the records of `logger`, if this is the only handler and it writes all records as
-    text. The caller may then use the handler's method `write_later` instead of making records. Returns None if other
-    handlers or filters process the records as well, if the handler does not write the level INFO, or if the lines are
-    JSON objects."""
+    """Returns the handler whose method `write_later` the caller may use instead of logging to `logger`. Returns None if
+    the caller has to make log records:
+    - Other handlers or filters process the records as well.
+    - The handler does not write the level INFO.
+    - The handler writes JSON objects."""
     root = logger.root
     if len(root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate:
         return None
@@ -247,8 +249,8 @@ def flush_output() -> None:
 
 
 def end_output() -> None:
-    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written, because Python would
-    try to write it again at exit, fail, and end the process with exit code 120."""
+    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written. Otherwise Python would
+    try to write the text again at exit, fail, and end the process with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -262,10 +264,10 @@ def end_output() -> None:
 
 def log_to_stderr(level: str, form: Literal["text", "json"] = "text") -> None:
     """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
-    the server prints its banner. `level`: the lowest level that is logged, such as "info". `form`: `json` writes each
-    line as a JSON object."""
-    # Switches off the search for values that our lines do not show, such as the caller's file name and the thread
-    # (Python's logging documentation, "Optimization").
+    the server prints its banner. `level` is the lowest level that is logged, such as "info". With the `form` "json",
+    each line is a JSON object."""
+    # Python's logging then does not look up values that our lines do not show, such as the caller's file name and the
+    # thread (its documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)

@@ -1,10 +1,10 @@
 """`MemoryBudget`: limits the memory that all requests of a worker use together for bodies that have to be in memory as
-a whole, such as manifests. A body here is that of a request or of its response.
+a whole, such as manifests. A body is a request body or a response body.
 
 Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If too little of the
-budget is free for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and
-large shares wait in separate queues, and each queue is served in the order of arrival. Four rules keep one client from
-blocking the others:
+budget is free for the body, the share waits. If too little becomes free within a few seconds, the request is refused
+with 429 and Retry-After. Small and large shares wait in separate queues, and each queue is served in the order of
+arrival. Four rules keep one client from blocking the others:
 
 - Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
 - While a large share waits, small shares together get at most a quarter of the budget.
@@ -28,36 +28,37 @@ MIB: Final = 1024 * 1024
 SMALL_SHARE_BYTES: Final = 64 * 1024
 """Largest size of a small share. Every larger share is a large one."""
 WAIT_SECONDS: Final = 8.0
-"""Seconds that a share waits before it is refused. Many clients repeat a request immediately after a 429, so an earlier
-refusal would save nothing."""
+"""Seconds that a share waits before it is refused. An earlier refusal would save nothing, because many clients repeat a
+request immediately after a 429."""
 SLOW_SECONDS: Final = 5.0
 """While a share waits, requests that have held memory for longer than this are cut off."""
 CUT_INTERVAL_SECONDS: Final = 0.25
 """Seconds between two searches for requests to cut off, while a share waits."""
 MAX_CUT_AT_ONCE: Final = 100
-"""Largest number of requests that are cut off at once, because to close that many connections takes a few milliseconds,
-in which the server answers no other request."""
+"""Largest number of requests that are cut off at once. Closing this many connections takes a few milliseconds, in which
+the server answers no other request."""
 MAX_WAITING: Final = 256
 """Largest number of shares in each of the two queues, one for small and one for large shares. If a queue is full, a
 share that has to wait in it is refused immediately."""
 MIN_CLIENT_BYTES: Final = 16 * 1024
-"""A share counts as at least this many bytes for the limit of its client. Otherwise one client could fill a queue with
+"""For the limit of its client, a share counts as at least this many bytes. Otherwise one client could fill a queue with
 shares of a few bytes."""
 
 
 class Share:
     """The number of bytes that one request holds in memory, as part of a `MemoryBudget`.
 
-    - `size`: that number.
-    - `key`: shares with the same key hold the same object in memory, so the budget counts its bytes only once; None: no
-      other share holds these bytes. All shares with the same key must grow to the same size, that of the object.
-    - `client`: the client that sends or receives the bytes; None: the limit for each client does not apply.
-    - `counted_for_client`: how many bytes count for the limit of the client. It includes the bytes that the share waits
-      for.
-    - `held_since`: when the share first held bytes, in seconds of the event loop's clock. The request is slow if this
-      is long ago; it may set a later time when its client makes progress.
-    - `on_cut`: the budget calls this function to cut off the request when other requests need the memory. It must not
-      raise. None: the request cannot be cut off now."""
+    - `size`: the number of bytes.
+    - `key`: names the object in memory that the bytes belong to. Shares with the same key hold the same object, so the
+      budget counts its bytes only once. All of them must grow to the size of the object. The key is None if no other
+      share holds these bytes.
+    - `client`: the client that sends or receives the bytes. If it is None, the limit for each client does not apply.
+    - `counted_for_client`: the number of bytes that count for the limit of the client. This includes the bytes that the
+      share waits for.
+    - `held_since`: the time at which the share first held bytes, in seconds of the event loop's clock. The budget may
+      cut off the request if this is long ago. The request may set a later time when its client makes progress.
+    - `on_cut`: the function that the budget calls to cut off the request when other requests need the memory. It must
+      not raise. It is None while the request cannot be cut off."""
 
     __slots__ = ("_budget", "client", "counted_for_client", "held_since", "key", "on_cut", "size")
 
@@ -76,8 +77,8 @@ class Share:
         return self._budget.try_grow(self, added_bytes)
 
     async def grow(self, added_bytes: int) -> None:
-        """Grows by `added_bytes`. Waits if too little of the budget is free. Raises TooManyRequests if not enough
-        becomes free in time, if too many shares wait, or if the client has a quarter of the budget. If the call is
+        """Grows by `added_bytes`. Waits if too little of the budget is free. Raises TooManyRequests if too little
+        becomes free in time, if too many shares wait, or if the client would exceed its limit. If the call is
         cancelled, the share may have grown, so the caller must close it."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
@@ -97,44 +98,45 @@ class _Waiter:
 
 
 class MemoryBudget:
-    """A budget of `size` bytes for all its shares together. `used`: the bytes that they hold now. All methods have to
-    be called in one event loop."""
+    """A budget of `size` bytes for all its shares together. `used` is the number of bytes that the shares hold now.
+    Call all methods in one event loop."""
 
     def __init__(
         self,
         size: int,
-        what: str,
+        content: str,
         *,
         wait_seconds: float = WAIT_SECONDS,
         slow_seconds: float = SLOW_SECONDS,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """`what`: what the shares hold, for the error text, such as "request bodies". `wait_seconds`: how long a share
-        waits for free memory before it is refused. `slow_seconds`: while a share waits, requests that have held memory
-        for longer than this are cut off. `max_waiting`: the largest number of shares in each of the two queues."""
+        """- `content`: what the shares hold, such as "request bodies". The error text names it.
+        - `wait_seconds`: the time that a share waits for free memory before it is refused.
+        - `slow_seconds`: while a share waits, requests that have held memory for longer than this are cut off.
+        - `max_waiting`: the largest number of shares in each of the two queues."""
         self.size = size
         self.used = 0
-        self._what = what
+        self._content = content
         self._wait_seconds = wait_seconds
         self._slow_seconds = slow_seconds
         self._max_waiting = max_waiting
         self._limit_for_large = size - size // 4  # a large share must not make `used` larger than this
         self._used_by_small = 0
-        self._shares: set[Share] = set()  # those that have grown and were not released yet
+        self._shares: set[Share] = set()  # those that have grown and are not released yet
         self._client_bytes: dict[str, int] = {}  # by client: the sum of `counted_for_client`
         self._share_counts: dict[Hashable, int] = {}  # by key: the number of shares with that key that hold bytes
         self._small_waiters: dict[_Waiter, None] = {}  # a queue, in the order of arrival
         self._large_waiters: dict[_Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_cut_slow`
 
-    def share(self, key: Hashable | None = None, *, client: str | None = None) -> Share:
+    def new_share(self, key: Hashable | None = None, *, client: str | None = None) -> Share:
         """Returns a new share of size 0. `key` and `client`: see `Share`."""
         return Share(self, key, client)
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
         """Does what `Share.try_grow` does. While other shares wait in the queue that `share` would join, returns False
-        even if enough of the budget is free. A share that needs no new bytes, because another share with its key holds
-        them, need not wait."""
+        even if enough of the budget is free. This does not apply if another share with the key of `share` holds the
+        object already, because then `share` needs no more memory."""
         if not self._may_client_use(share, added_bytes):
             return False
         if self._queue_for(share, added_bytes) and not self._is_key_counted(share):
@@ -145,8 +147,8 @@ class MemoryBudget:
         return True
 
     async def wait_and_grow(self, share: Share, added_bytes: int) -> None:
-        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if not enough of the budget becomes
-        free in time, if the queue is full, or if the client would have more than a quarter of the budget."""
+        """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if too little of the budget becomes
+        free in time, if the queue is full, or if the client would exceed its limit."""
         if not self._may_client_use(share, added_bytes):
             raise self._refusal(" of this client")
         queue = self._queue_for(share, added_bytes)
@@ -164,12 +166,12 @@ class MemoryBudget:
             if waiter.granted.cancelled():  # otherwise the share has grown just before the timeout
                 raise self._refusal() from None
         finally:
-            self._count_for_client(share, share.size)  # without the bytes that it did not get
+            self._count_for_client(share, share.size)  # without the bytes that `share` did not get
             if waiter in queue:
                 was_first = next(iter(queue)) is waiter
                 del queue[waiter]
                 if was_first:
-                    self._grant_to_waiters()  # the next share may be able to grow now, if it needs less than this one
+                    self._grant_to_waiters()  # the next share can grow now if it needs less than `share`
 
     def release(self, share: Share) -> None:
         """Sets the size of `share` to 0 and gives its bytes to waiting shares. Idempotent."""
@@ -188,20 +190,20 @@ class MemoryBudget:
 
     def _refusal(self, whose: str = "") -> TooManyRequests:
         return TooManyRequests(
-            f"the server holds as many {self._what}{whose} in memory as it may; try again in a few seconds",
+            f"the server holds as many {self._content}{whose} in memory as it may; try again in a few seconds",
             retry_after=max(1, round(self._wait_seconds)),
         )
 
     def _may_client_use(self, share: Share, added_bytes: int) -> bool:
-        """Returns whether the client of `share` may have `added_bytes` more. It may in two cases: all its shares then
-        have at most a quarter of the budget, or it has no other share. So a single body may be larger."""
+        """Returns whether the limit for each client allows `share` to grow by `added_bytes`: `share` has no client, its
+        client has no other share, or all shares of the client then have at most a quarter of the budget."""
         if share.client is None:
             return True
         others = self._client_bytes.get(share.client, 0) - share.counted_for_client
         return not others or others + max(share.size + added_bytes, MIN_CLIENT_BYTES) <= self.size // 4
 
     def _count_for_client(self, share: Share, size: int) -> None:
-        """Counts `size` bytes for the limit of the share's client, instead of those that were counted before."""
+        """Counts `share` as `size` bytes for the limit of its client, in place of the size that was counted before."""
         if share.client is None:
             return
         counted = max(size, MIN_CLIENT_BYTES) if size else 0
@@ -213,8 +215,8 @@ class MemoryBudget:
             self._client_bytes.pop(share.client, None)
 
     def _queue_for(self, share: Share, added_bytes: int) -> dict[_Waiter, None]:
-        """Returns the queue in which `share` waits to grow by `added_bytes`: the one for small or for large shares,
-        according to the size after the growth."""
+        """Returns the queue in which `share` waits to grow by `added_bytes`. The size after the growth decides whether
+        this is the queue for small or for large shares."""
         return self._small_waiters if share.size + added_bytes <= SMALL_SHARE_BYTES else self._large_waiters
 
     def _is_key_counted(self, share: Share) -> bool:
@@ -232,7 +234,7 @@ class MemoryBudget:
     def _missing_bytes(self, share: Share, added_bytes: int) -> int:
         """Returns how many bytes other shares have to release before `share` can grow by `added_bytes`. Zero or less
         means that enough of the budget is free."""
-        if self.used <= share.size:  # no other share holds memory, so this one may have any size
+        if self.used <= share.size:  # no other share holds memory, so `share` may have any size
             return 0
         if share.size + added_bytes > SMALL_SHARE_BYTES:  # a large share
             return self.used + added_bytes - self._limit_for_large
@@ -244,8 +246,8 @@ class MemoryBudget:
     def _grow_if_free(self, share: Share, added_bytes: int) -> bool:
         """Grows `share` and returns True if enough of the budget is free. Otherwise changes nothing and returns False.
         Ignores the queues."""
-        # A share that holds no bytes yet needs no free memory if another share with its key holds the object already:
-        # `used` includes the bytes of the object. In every other case, the added bytes must be free.
+        # If `share` holds no bytes yet and another share with its key holds the object already, `share` needs no free
+        # memory, because `used` includes the bytes of the object. In every other case, the added bytes must be free.
         if not self._is_key_counted(share) or share.size:
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
@@ -259,13 +261,13 @@ class MemoryBudget:
         return True
 
     def _grant_to_waiters(self) -> None:
-        """Grows waiting shares while enough of the budget is free. Starts with the large shares. The small
-        shares can still grow afterwards, because the large shares leave a quarter of the budget free for them."""
+        """Grows waiting shares while enough of the budget is free. Starts with the large shares, which leave a quarter
+        of the budget free for the small shares."""
         for queue in (self._large_waiters, self._small_waiters):
             while queue:
                 waiter = next(iter(queue))
-                # If `granted` is done here, the wait was cancelled or timed out, and its task has not run since. Such a
-                # waiter is only removed from the queue.
+                # If `granted` is done here, the wait was cancelled or timed out, and the task has not run since.
+                # Such a waiter is only removed from the queue.
                 if not waiter.granted.done():
                     if not self._grow_if_free(waiter.share, waiter.added_bytes):
                         break

@@ -70,7 +70,7 @@ class AnswerMemoryLimit:
         if own_answers and own_bytes + size > self._max_bytes_per_visitor:
             self._refuse(own_answers, own_bytes + size - self._max_bytes_per_visitor)
         loop, cancellation = asyncio.get_running_loop(), asyncio.timeout(None)
-        with closing(self._budget.share()) as share:
+        with closing(self._budget.new_share()) as share:
             if not share.try_grow(size):
                 self._refuse(tuple(self._answers), size)
             # To end the answer, let the timeout expire now, which cancels the block.

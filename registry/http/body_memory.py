@@ -130,7 +130,7 @@ class BodyMemory:
 
         Raises the error that `too_large` returns if the body is larger than `max_bytes`; BodyTooSlow; TooManyRequests
         if no memory becomes free in time; ClientGone."""
-        share = self.manifests.share()
+        share = self.manifests.new_share()
         try:
             yield await self._receive(exchange, share, max_bytes, too_large)
         finally:
@@ -172,7 +172,7 @@ class BodyMemory:
         budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
-        share = self.forms.share(client=client)
+        share = self.forms.new_share(client=client)
         rate, is_body_complete, is_response_started = _MinimumRate(self, share), False, False
 
         async def metered_receive() -> Message:
@@ -229,7 +229,7 @@ class BodyMemory:
         """Returns a new share of the budget for responses. It has size 0: the caller grows it, or `hold_response` does.
         `key`: responses with the same key hold the same bytes in memory, so the budget counts these bytes only once;
         None: no other response holds the bytes of this one."""
-        return self.responses.share(key)
+        return self.responses.new_share(key)
 
     @asynccontextmanager
     async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:

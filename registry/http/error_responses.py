@@ -34,8 +34,8 @@ async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: H
 
 
 async def send_internal_error(exchange: Exchange) -> None:
-    """Sends 500 for an unexpected exception. The response does not describe the exception. It gives the request's id,
-    with which an operator finds the exception in the log."""
+    """Sends 500 for an unexpected exception. The response does not describe the exception. The response gives only the
+    request's id, with which an operator finds the exception in the log."""
     message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
     await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
@@ -43,7 +43,7 @@ async def send_internal_error(exchange: Exchange) -> None:
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
     """Returns the headers that help the client to react to the error: the allowed methods, the seconds after which to
     retry, the size of the blob, or the state of the upload session. Returns an empty list for other errors."""
-    if status == 405:  # the resource has no such method, or the settings forbid the method
+    if status == 405:  # the resource does not have the requested method, or the settings forbid it
         return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
     if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
@@ -57,7 +57,8 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
 
 def log_server_error(exchange: Exchange, error: RegistryError) -> None:
     """Logs an error whose status is 500 or more. Logs nothing for other errors, which the client caused. The level is
-    WARNING if an upstream failed or a download from it was interrupted (PartialBlobLost), and ERROR otherwise."""
+    WARNING if an upstream failed or if a download from an upstream was interrupted (PartialBlobLost), otherwise ERROR.
+    """
     status = status_of(error)
     if status >= 500:
         level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialBlobLost) else logging.ERROR
@@ -68,9 +69,12 @@ def log_server_error(exchange: Exchange, error: RegistryError) -> None:
 def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
     """Logs that a response ends early, because `error` was raised after the status had been sent.
 
-    The level is ERROR for a failure of the storage, INFO for wrong bytes from an upstream (DigestInvalid), which the
-    mirror has logged already, and WARNING for other errors. Marks the error as logged, because otherwise the server,
-    which catches it next, would log it again with a traceback."""
+    The level depends on the error:
+    - ERROR for a failure of the storage.
+    - INFO for wrong bytes from an upstream (DigestInvalid). The mirror has logged this error already.
+    - WARNING for other errors.
+
+    Marks the error as logged. Otherwise the server would catch it next and log it again, with a traceback."""
     if isinstance(error, StorageFull | StorageFailed):
         level = logging.ERROR
     else:
@@ -86,6 +90,6 @@ def _with_cause(error: RegistryError) -> str:
 
 
 def _needs_traceback(error: RegistryError) -> bool:
-    """Returns whether the storage failed because of an exception that is not from the operating system. For other
-    errors, the traceback would tell no more than the text."""
+    """Returns whether the error is a StorageFailed whose cause is another exception than an OSError. The text of any
+    other error says as much as its traceback."""
     return isinstance(error, StorageFailed) and error.__cause__ is not None and not isinstance(error.__cause__, OSError)

@@ -22,16 +22,16 @@ from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest, shown
 
 MAX_LAST_CHARACTERS: Final = 1024
-"""Largest length of `last`. No name of an entry has more than 255 characters. No encrypted cursor, which takes the
-place of a name in some links (`list_repositories`), has more than 700."""
+"""Largest length of `last`. The name of an entry has at most 255 characters. An encrypted cursor has at most 700; some
+links have one in place of a name (`list_repositories`)."""
 _COUNT = re.compile(r"[0-9]{1,18}")
 """A value of `n`. A number of 18 digits fits into SQLite's integers."""
 _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
 _MAX_SERIALISED_ON_LOOP = 100
-"""Largest number of referrers that are serialised on the event loop. A longer list is serialised in a thread, because
-it would block the loop."""
+"""Largest number of referrers that are serialised on the event loop. A longer list would block the loop, so a thread
+serialises it."""
 
 
 async def list_tags(exchange: Exchange) -> None:
@@ -57,16 +57,16 @@ async def list_tags(exchange: Exchange) -> None:
 async def list_repositories(exchange: Exchange) -> None:
     """Lists the repositories that the client may pull from.
 
-    The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
-    the next page. The next page may start after a repository from which the client is not allowed to pull. Then `last`
-    in this link is an encrypted cursor, because the client must not learn the name of that repository."""
+    The work for one page is limited. So a page may be shorter than requested, or even empty, and still link to the next
+    page. The next page may start after a repository from which the client is not allowed to pull. The client must not
+    learn the name of that repository, so `last` in the link is then an encrypted cursor."""
     requested, last = _read_count(exchange), _read_last(exchange)
     limit = exchange.limits.default_repositories_per_page if requested is None else requested
     limit = min(limit, exchange.limits.max_repositories_per_page)
 
     async def make_response() -> tuple[bytes, list[Header]]:
-        # The registry makes only one list at a time for each account, so this call may wait for other requests. If the
-        # client disconnects, the watch cancels the call.
+        # This call may wait for other requests of the account, because the registry makes one list at a time for each
+        # account. If the client disconnects, the watch cancels the call.
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
             page = await watch.cancel_on_disconnect(exchange.registry.repositories(last, max(limit, 1)))
         names = page.items[:limit]
@@ -84,7 +84,7 @@ def _compact_json(document: object) -> bytes:
 
 def _read_count(exchange: Exchange) -> int | None:
     """Returns the query parameter `n`, the number of entries that the client wants on a page. Returns None if the query
-    does not have it. Raises RequestInvalid if it is not a number."""
+    does not have `n`. Raises RequestInvalid if `n` is not a number of at most 18 digits."""
     text = exchange.query.one("n")
     if text is None:
         return None
@@ -95,8 +95,8 @@ def _read_count(exchange: Exchange) -> int | None:
 
 def _read_last(exchange: Exchange) -> str | None:
     """Returns the query parameter `last`, the entry after which the page starts. Returns None if the query does not
-    have it. Raises RequestInvalid if it is longer than any entry or cursor: the text is a part of the key under which
-    the store caches the page, so a long text would fill the cache."""
+    have `last`. Raises RequestInvalid if `last` is longer than any entry or cursor. Without this limit, a client could
+    fill the store's cache of pages, whose keys contain `last`."""
     text = exchange.query.one("last")
     if text is not None and len(text) > MAX_LAST_CHARACTERS:
         raise RequestInvalid(
@@ -107,16 +107,16 @@ def _read_last(exchange: Exchange) -> str | None:
 
 
 def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) -> Header:
-    """Returns the Link header with the URL of the page that starts after the entry `last`. `requested`: the `n` of this
-    request, which the URL repeats; None: the request has no `n`."""
+    """Returns the Link header with the URL of the page that starts after the entry `last`. `requested` is the `n` of
+    this request, which the URL repeats. It is None if the request has no `n`."""
     return exchange.next_page_link(path, {"last": last} if requested is None else {"n": str(requested), "last": last})
 
 
 async def list_referrers(exchange: Exchange) -> None:
     """Sends an image index of the manifests whose subject has the digest in the path. The subject need not exist.
 
-    A page has a limited number of entries. Its size is limited as well, because clients read it as a manifest, and
-    refuse manifests that are too large."""
+    The number of entries on a page is limited. The page's size in bytes is limited as well, because clients read the
+    page as a manifest, and refuse manifests that are too large."""
     subject = Digest(exchange.resource_id)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
@@ -127,31 +127,31 @@ async def list_referrers(exchange: Exchange) -> None:
             exchange.repo, subject, artifact_type, last, exchange.limits.referrers_per_page
         )
         if len(page.items) <= _MAX_SERIALISED_ON_LOOP:
-            body, count = _index(page.items, exchange.limits.referrers_page_bytes)
+            body, count = _serialise_index(page.items, exchange.limits.referrers_page_bytes)
         else:
-            body, count = await asyncio.to_thread(_index, page.items, exchange.limits.referrers_page_bytes)
+            body, count = await asyncio.to_thread(_serialise_index, page.items, exchange.limits.referrers_page_bytes)
         headers = [_INDEX_TYPE, REVALIDATE, *warning_headers(exchange.notice)]
         if artifact_type:
             headers.append((b"oci-filters-applied", b"artifactType"))
         if page.more or count < len(page.items):
             parameters = {"artifactType": artifact_type} if artifact_type else {}
-            has_all = count == len(page.items)  # the response has all items of the page that the registry returned
-            parameters["last"] = page.next_after if has_all and page.next_after else page.items[count - 1].digest
+            is_complete = count == len(page.items)  # whether the response has all referrers that the registry returned
+            parameters["last"] = page.next_after if is_complete and page.next_after else page.items[count - 1].digest
             headers.append(exchange.next_page_link(f"/v2/{exchange.requested_name}/referrers/{subject}", parameters))
         return body, headers
 
     await exchange.body_memory.send_response(exchange, make_response)
 
 
-def _index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
+def _serialise_index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[bytes, int]:
     """Returns an image index with as many of `referrers` as fit into `max_bytes`, in their order, and the number of
     referrers in the index. The index always contains the first referrer, even if this referrer alone is too large."""
-    parts: list[bytes] = []
+    entries: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
-        part = referrer.as_json_text()
-        size += len(part) + 1
-        if parts and size > max_bytes:
+        entry = referrer.as_json_text()
+        size += len(entry) + 1  # a comma follows the entry
+        if entries and size > max_bytes:
             break
-        parts.append(part)
-    return _INDEX_HEAD + b",".join(parts) + _INDEX_TAIL, len(parts)
+        entries.append(entry)
+    return _INDEX_HEAD + b",".join(entries) + _INDEX_TAIL, len(entries)

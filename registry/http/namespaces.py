@@ -23,13 +23,13 @@ from storage.names import shown
 class Namespaces:
     """The upstreams that requests can name.
 
-    - `naming`: the rules for repository names, with the names of the upstreams. If one of these names is the value of
-      `ns`, the request is for that upstream.
-    - `upstream_by_host`: maps host names of this server to upstreams. A request to such a host is for the upstream that
-      the host is mapped to.
-    - `own_hosts`: other host names of this server: the one in `public_url`, and those in `host_names`. Some clients
-      send one of them as `ns`, which then has no effect.
-    - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to upstreams."""
+    - `naming`: the rules for repository names, which include the names of the upstreams. If `ns` is the name of an
+      upstream, the request is for that upstream.
+    - `upstream_by_host`: maps host names of this server to names of upstreams. A request to such a host is for the
+      upstream that the host is mapped to.
+    - `own_hosts`: other host names of this server, from the settings `public_url` and `host_names`. Some clients send
+      such a name as `ns`, which then has no effect.
+    - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to names of upstreams."""
 
     naming: NamingRules
     upstream_by_host: Mapping[str, str] = field(default_factory=dict)
@@ -37,14 +37,15 @@ class Namespaces:
     upstream_by_alias: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, exchange: Exchange) -> None:
-        """Finds the upstream that the request names, and adds its name to the start of `exchange.repo`: with
-        `?ns=ghcr.io`, `org/app` becomes `ghcr.io/org/app`.
+        """Finds the upstream that the request names, and adds the upstream's name to the start of `exchange.repo`: with
+        `?ns=ghcr.io`, `org/app` becomes `ghcr.io/org/app`. Does nothing if the request names no upstream.
 
-        Does not change an `exchange.repo` that begins with the upstream's name already, because some clients send the
-        upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
-        response repeats `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
-        an upstream, nor a host of this server, nor the request's Host header. Raises RequestInvalid if `ns` occurs
-        twice."""
+        Some clients send the upstream both in `ns` and in the path. So if `exchange.repo` begins with the upstream's
+        name already, it stays unchanged. If `ns` names the upstream, also sets `exchange.namespace`, so that the
+        response repeats `ns`.
+
+        Raises NameUnknown if `ns` is neither an upstream, nor a host of this server, nor the request's Host header.
+        Raises RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""
         if requested or self.upstream_by_host:
@@ -70,13 +71,13 @@ class Namespaces:
 
 
 def hosts_of(public_url: str | None) -> frozenset[str]:
-    """Returns the host of a URL in two forms, both in lower case: with its port, as the URL gives it, and without.
-    Returns an empty set for None."""
+    """Returns the host in a URL, in lower case: once with the port that the URL gives, and once without a port. Returns
+    an empty set for None."""
     host = urlsplit(public_url or "").netloc.lower()
     return frozenset({host, without_port(host)} - {""})
 
 
 def without_port(host: str) -> str:
-    """Returns `host` without its port; unchanged if it has no port."""
+    """Returns `host` without its port. Returns a `host` without a port unchanged."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host

@@ -1,7 +1,7 @@
-"""Parses the request headers Range (with If-Range) of a blob GET, and Content-Range of an uploaded chunk.
+"""Parses request headers: Range and If-Range of a blob GET, and Content-Range of an uploaded chunk.
 
-An invalid Range is ignored, as RFC 9110, 14.2 allows. An invalid Content-Range is refused, because without it the bytes
-of the chunk could be stored at a wrong offset.
+An invalid Range is ignored, as RFC 9110, 14.2 allows. An invalid Content-Range is refused: if it were ignored, the
+chunk could be stored at a wrong offset.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ _BEYOND_ANY_BLOB = 10**18
 def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | None:
     """Returns the spans (parts of the blob) that the Range header asks for (RFC 9110, 14.2).
 
-    Returns None if the whole content has to be sent. That is so if the request has no Range header or more than one, if
-    Range has another unit than bytes or cannot be parsed, or if If-Range does not match. Returns a span even if it ends
-    before its start; opening the blob with that span raises RangeInvalid (416).
+    Returns None if the whole content has to be sent:
+    - The request has no Range header, or more than one.
+    - Range has another unit than bytes, or cannot be parsed.
+    - The request has If-Range, and its value is not the content's entity tag. The tag is made from `etag_digest`, which
+      is None if the content has no entity tag.
 
-    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
-    matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
+    A returned span may end before its start: opening the blob with this span raises RangeInvalid (416). Raises
+    RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
     values = exchange.headers(b"range")
     if len(values) != 1 or not (header := _RANGE_HEADER.fullmatch(values[0])):
         return None
@@ -50,7 +52,7 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
 
 
 def _span(first: bytes, last: bytes) -> Span:
-    """Returns the span of one range. `first` and `last`: the digits before and after the '-' of the range."""
+    """Returns the span of one range. `first` and `last` are the digits before and after the '-', possibly none."""
     if not first:  # `-500`: the last 500 bytes
         length = _number(last)  # 0 for `-0`, which asks for no bytes
         return Span(-length) if length else Span(0, 0)
@@ -58,11 +60,12 @@ def _span(first: bytes, last: bytes) -> Span:
 
 
 def read_content_range(exchange: Exchange) -> tuple[int, int] | None:
-    """Returns the offset of an uploaded chunk and its length in bytes. Reads them from Content-Range in the form of the
-    OCI spec, such as `0-99` for 100 bytes: first and last position, without a unit.
+    """Returns the offset of an uploaded chunk and its length in bytes, from Content-Range. The OCI spec writes this
+    header as the first and the last position, without a unit: `0-99` for the first 100 bytes.
 
     Returns None if the request has no Content-Range: then the chunk follows the bytes that the session has. Raises
-    BlobUploadInvalid for a header that cannot be parsed, and SizeInvalid if its length differs from Content-Length."""
+    BlobUploadInvalid if Content-Range cannot be parsed, and SizeInvalid if it declares another length than
+    Content-Length."""
     values = exchange.headers(b"content-range")
     if not values:
         return None

@@ -1,12 +1,13 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
 A handler checks the path, the query and the headers before it receives the body. It sets `exchange.announced_blob` to
-the size and digest that the request states for its blob. So before the body arrives, the registry can refuse a blob
-that does not fit (`registry.upkeep.admission`).
+the size and digest that the request states. From these, the registry sees before the body arrives whether the blob fits
+into the store, and refuses the request if not (`registry.upkeep.admission`).
 
-If the client disconnects in the middle of a PATCH or PUT, the session stores the bytes that were received, and the
-client can continue after them. If it disconnects in the middle of a POST that sends a whole blob, nothing is stored. If
-it disconnects after the end of the body, the blob is stored, and the client finds it on its next attempt.
+What is stored if the client disconnects:
+- In the middle of a PATCH or PUT: the session keeps the bytes that were received, and the client can continue there.
+- In the middle of a POST that sends a whole blob: nothing.
+- After the end of the body of such a POST or of a PUT: the blob. The client finds it on its next attempt.
 """
 
 from __future__ import annotations
@@ -26,24 +27,27 @@ from storage.names import Digest, RepositoryName, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES
 
 CANCEL_ATTEMPTS = 5
-"""Number of attempts to cancel a session. An attempt resumes the session and then cancels it. It fails if another
-request resumes the session meanwhile."""
+"""Number of attempts to cancel a session. An attempt resumes the session and then cancels it. The attempt fails if
+another request resumes the session between these two steps."""
 
 
 async def start_upload(exchange: Exchange) -> None:
-    """Answers a POST. With `mount` in the query, mounts a blob of another repository. With `digest`, stores the body as
-    a blob. With neither, starts an upload session. If the blob cannot be mounted, goes on as if there were no `mount`
-    (section "Mounting a blob from another repository" of the spec)."""
+    """Answers a POST, depending on its query:
+
+    - `mount`: mounts a blob of another repository. If the blob cannot be mounted, goes on as if there were no `mount`
+      (section "Mounting a blob from another repository" of the spec).
+    - `digest`: stores the body as a blob.
+    - neither: starts an upload session."""
     mount, digest = _read_digest(exchange, "mount"), _read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:
         from_name = exchange.query.one("from")
-        # Without `from`, any repository from which the client may pull can be the source.
+        # Without `from`, the source can be any repository from which the client may pull.
         source = RepositoryName(from_name) if from_name else ALL_NAMES
         try:
             await _send_blob(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
         except (BlobUnknown, NameUnknown):
-            pass  # the blob cannot be mounted, so the client has to upload it
+            pass  # the client has to upload the blob
         else:
             return
     if digest is not None:
@@ -58,25 +62,25 @@ async def start_upload(exchange: Exchange) -> None:
 
 async def append_chunk(exchange: Exchange) -> None:
     """Appends the body to a session. A request whose Content-Range does not start at the session's end gets 416."""
-    upload = UploadID(exchange.resource_id)
+    upload_id = UploadID(exchange.resource_id)
     offset, declared_bytes = read_content_range(exchange) or (None, None)
     exchange.announced_blob = AnnouncedBlob(exchange.length, None)
-    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload_id, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)
-    await exchange.send_empty(202, *_session_headers(exchange, upload, writer.offset))
+    await exchange.send_empty(202, *_session_headers(exchange, upload_id, writer.offset))
 
 
 async def close_upload(exchange: Exchange) -> None:
     """Appends the body, which may be empty, to a session. Then stores all bytes of the session as a blob and ends the
     session."""
-    upload = UploadID(exchange.resource_id)
+    upload_id = UploadID(exchange.resource_id)
     digest = _read_digest(exchange, "digest")
     if digest is None:
         raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
     offset, declared_bytes = read_content_range(exchange) or (None, None)
     exchange.announced_blob = AnnouncedBlob(exchange.length, digest)
-    writer = await exchange.registry.resume_upload(exchange.repo, upload, offset, by=exchange.actor)
+    writer = await exchange.registry.resume_upload(exchange.repo, upload_id, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)
         stored = await writer.commit(digest)
@@ -84,20 +88,21 @@ async def close_upload(exchange: Exchange) -> None:
 
 
 async def get_upload(exchange: Exchange) -> None:
-    """Sends how many bytes a session has received. Does not take the session over from a request that writes to it."""
-    upload = UploadID(exchange.resource_id)
-    offset = await exchange.registry.upload_offset(exchange.repo, upload, by=exchange.actor)
-    await exchange.send_empty(204, *_session_headers(exchange, upload, offset))
+    """Sends the number of bytes that a session has received. If another request is writing to the session, that request
+    continues."""
+    upload_id = UploadID(exchange.resource_id)
+    offset = await exchange.registry.upload_offset(exchange.repo, upload_id, by=exchange.actor)
+    await exchange.send_empty(204, *_session_headers(exchange, upload_id, offset))
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    """Cancels a session. Resumes it first, which takes the session over from any request that writes to it. Tries up to
+    """Cancels a session. Resumes the session first, which takes it over from any request that writes to it. Tries up to
     `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make an attempt
     fail."""
-    upload = UploadID(exchange.resource_id)
+    upload_id = UploadID(exchange.resource_id)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
         try:
-            writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
+            writer = await exchange.registry.resume_upload(exchange.repo, upload_id, by=exchange.actor)
             async with aclosing(writer):
                 await writer.cancel()
         except BlobUploadInvalid:
@@ -118,9 +123,9 @@ def _read_digest(exchange: Exchange, parameter: str) -> Digest | None:
 
 
 def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
-    """Returns the digest algorithm for a new session: the value of `digest-algorithm` in the query. If the query does
-    not have it, returns the algorithm of `digest`, or sha256 if that is None. Raises DigestInvalid if the query has
-    both and they differ, or if the algorithm is not supported."""
+    """Returns the digest algorithm for a new session: the query parameter `digest-algorithm`; without it, the algorithm
+    of `digest`; without both, sha256. Raises DigestInvalid if `digest-algorithm` differs from the algorithm of
+    `digest`, or is not supported."""
     requested = exchange.query.one("digest-algorithm")
     if requested is None:
         return digest.algorithm if digest else "sha256"
@@ -130,8 +135,8 @@ def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
 
 
 async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) -> None:
-    """Stores the body of a POST as a blob. If the body cannot be received or written, cancels the session, because the
-    client does not know the session's id and could not continue it."""
+    """Stores the body of a POST as a blob. If the body cannot be received or written, cancels the session: the client
+    does not know the session's id, so it could not continue the session."""
     try:
         await _write_body(exchange, writer, declared_bytes=None)
     except (ClientGone, RegistryError):
@@ -144,9 +149,9 @@ async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) ->
 async def _write_body(exchange: Exchange, writer: BlobWriter, declared_bytes: int | None) -> None:
     """Writes the request's body to the session.
 
-    `declared_bytes`: the length of the body according to Content-Range; None: the request has no Content-Range. Raises
-    SizeInvalid if the body has another length. The session then stores the received bytes, but no more than the
-    declared length. Also raises ClientGone, and the errors of `BlobWriter.write`."""
+    `declared_bytes` is the length of the body according to Content-Range, or None if the request has no Content-Range.
+    If the body has another length, raises SizeInvalid; the session then keeps the received bytes up to the declared
+    length. Also raises ClientGone, and the errors of `BlobWriter.write`."""
     remaining_bytes = declared_bytes
     async for data in exchange.body():
         if remaining_bytes is None:
@@ -167,6 +172,6 @@ async def _send_blob(exchange: Exchange, stored: Descriptor) -> None:
     await exchange.send_empty(201, location, *content_headers(stored.digest))
 
 
-def _session_headers(exchange: Exchange, upload: str, offset: int) -> list[Header]:
-    """Returns the headers that tell a client the URL of a session and the number of bytes that it has (`offset`)."""
-    return upload_headers(exchange.location("blobs/uploads", upload), upload, offset)
+def _session_headers(exchange: Exchange, upload_id: str, offset: int) -> list[Header]:
+    """Returns the headers that give the URL of a session and the number of bytes that the session has (`offset`)."""
+    return upload_headers(exchange.location("blobs/uploads", upload_id), upload_id, offset)

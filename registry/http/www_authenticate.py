@@ -31,7 +31,7 @@ _PUSH_ACTIONS: Final = "pull,push"
 
 
 class Authenticator(Protocol):
-    """Finds out which account or anonymous client (principal) makes a request."""
+    """Finds the principal of a request: the account or anonymous client that makes the request."""
 
     async def authenticate(self, request: RequestContext) -> None:
         """Sets the request's principal from its headers. Raises Unauthorized for a credential that is not valid, and
@@ -40,13 +40,13 @@ class Authenticator(Protocol):
 
     def credential_key(self, authorization: Sequence[bytes], address: str, /) -> Hashable | None:
         """Returns a key for the principal of requests that come from the IP address `address` and have these values of
-        the Authorization header. Two requests with the same key have the same principal while the store does not
-        change. Returns None if each such request has to be authenticated."""
+        the Authorization header. Two requests with the same key have the same principal while the registry's store
+        does not change. Returns None if `authenticate` has to be called for every such request."""
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
         """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The handler of a
-        manifest PUT calls this before it receives the body, so that a client without this right need not send the whole
+        manifest PUT calls this before it receives the body, so that a client without the right need not send the whole
         manifest. The registry checks the right again when the manifest is complete."""
         ...
 
@@ -55,8 +55,8 @@ class Challenges:
     """Builds WWW-Authenticate headers (challenges). A challenge tells the client the URL that issues tokens (realm),
     and what the token must be valid for (service and scope).
 
-    `public_url`: the realm is below this URL; None: the realm is at the host to which the client sent the request.
-    `service`: the name of this registry as a service in tokens."""
+    The realm is below `public_url`. If `public_url` is None, the realm is at the host to which the client sent the
+    request. `service` is the name of this registry in tokens."""
 
     def __init__(self, public_url: str | None, service: str) -> None:
         """Raises ValueError if `service` has characters that must be escaped in a quoted string."""
@@ -83,7 +83,7 @@ def scope_of(exchange: Exchange) -> str:
         return "registry:catalog:*"
     if not exchange.requested_name:
         return ""
-    # "uploads": a POST that starts an upload or mounts a blob. "session": a request for an upload session.
+    # The kind "uploads" is a POST that starts an upload or mounts a blob; "session" is a request for an upload session.
     is_upload = exchange.kind in ("uploads", "session")
     actions = _PUSH_ACTIONS if is_upload else _ACTIONS_BY_METHOD.get(exchange.method, _PUSH_ACTIONS)
     scope = f"repository:{exchange.requested_name}:{actions}"
@@ -98,7 +98,7 @@ def _mount_source(exchange: Exchange) -> str | None:
     try:
         source = exchange.query.one("from") if exchange.query.all("mount") else None
         return None if source is None else RepositoryName(source)
-    except RegistryError:  # the handler reports an invalid query, once the client has a token
+    except RegistryError:  # the handler reports the invalid query when the client has a token
         return None
 
 

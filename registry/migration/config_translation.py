@@ -1,9 +1,9 @@
-"""`translate`: translates the settings of a CNCF Distribution registry (`registry:2`, `registry:3`) into those of this
-registry.
+"""`translate`: translates the settings of a CNCF Distribution registry, the *old registry*, into the settings of this
+registry. The old registry is the image `registry:2` or `registry:3`.
 
-The input is the text of its `config.yml`, and the environment variables `REGISTRY_…` that override single keys, as in
-`REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a comment that says
-why, or what to do instead. The output has no passwords or secrets: neither the value of a key such as
+The input is the text of the old registry's `config.yml`, and the environment variables `REGISTRY_…` that override
+single keys, such as `REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a
+comment that says why, or what to do instead. The output has no passwords or secrets: neither the value of a key such as
 `proxy.password`, nor the password in a URL.
 """
 
@@ -25,7 +25,7 @@ from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
 PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
-"""The environment variable with the password of `proxy.username`. The translated settings name it."""
+"""The environment variable from which the translated settings take the password of `proxy.username`."""
 MAX_KEYS: Final = 10_000
 """Largest number of keys in the old settings."""
 MAX_NUMBER_CHARACTERS: Final = 100
@@ -57,8 +57,8 @@ Value = Any
 
 
 def translate(text: str, environment: Mapping[str, str]) -> str:
-    """Returns the settings file. `text`: the content of config.yml. If it is empty, only the environment variables are
-    translated. Raises ImportInvalid if the text is not the settings of a registry."""
+    """Returns the settings file. `text` is the content of config.yml. If it is empty, translates only the environment
+    variables. Raises ImportInvalid if the input is not the settings of a registry."""
     try:
         document = _parse_yaml(text)
     except yaml.YAMLError as error:
@@ -78,9 +78,11 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML with plain values only, and with numbers of at most `MAX_NUMBER_CHARACTERS`. Python refuses to write
-    numbers of thousands of digits as text, and the time to read them grows with the square of their length. Refuses
-    texts with half of a surrogate pair, such as `"\\ud800"`, which TOML does not allow."""
+    """Reads YAML with plain values only. Refuses:
+
+    - Numbers of more than `MAX_NUMBER_CHARACTERS`. Python refuses to write numbers of thousands of digits as text, and
+      the time to read them grows with the square of their length.
+    - Texts with half of a surrogate pair, such as `"\\ud800"`, which TOML does not allow."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_NUMBER_CHARACTERS:
@@ -100,22 +102,22 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 
 
 def _parse_yaml(text: str) -> Value:
-    """Returns the value of a YAML document. Raises YAMLError, and RecursionError if it is nested too deeply."""
+    """Returns the value of a YAML document. Raises YAMLError, and RecursionError if the text is nested too deeply."""
     try:
         return yaml.load(text, Loader=_Loader)
     except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML raises these for a value that does not fit its tag, such as `!!int x`, and for a month 13.
+        # PyYAML raises these for a value that does not fit its tag, such as `!!int x`, and for a date with a month 13.
         raise yaml.YAMLError(f"it has a value that cannot be read: {error}") from error
 
 
 class _Translation:
-    """One translation. Each method removes the keys that it translates from the document. The keys that are left at the
+    """One translation. Each method removes the keys that it translates from `_remaining`. The keys that remain at the
     end have no counterpart."""
 
     def __init__(self, document: dict[str, Value]) -> None:
-        self._leaves = dict(_leaves(document))  # path of a key, such as `http.addr` -> its value
+        self._remaining = dict(_leaves(document))  # by the path of a key, such as `http.addr`: its value
         self._top: list[str] = []  # the lines before the first table
-        self._tables: dict[str, list[str]] = {}  # header of a table, such as `[tls]` -> its lines
+        self._tables: dict[str, list[str]] = {}  # by the header of a table, such as `[tls]`: its lines
         self._comments: list[str] = []
 
     def run(self) -> str:
@@ -125,9 +127,11 @@ class _Translation:
         self._translate_http()
         self._translate_auth()
         self._translate_proxy()
-        self._setting("log_level", self._take_first("log.level", "loglevel"), lambda value: _LOG_LEVELS.get(str(value)))
-        for path in self._leaves:
-            self._comments.append(f"# {_comment(path)}: {reason_for(path) or UNKNOWN_KEY}")
+        self._add_setting(
+            "log_level", self._take_first("log.level", "loglevel"), lambda value: _LOG_LEVELS.get(str(value))
+        )
+        for path in self._remaining:
+            self._comments.append(f"# {_comment_text(path)}: {reason_for(path) or UNKNOWN_KEY}")
         lines = ["# Translated from the settings of a CNCF Distribution registry.", *self._top]
         for name, settings in self._tables.items():
             lines += ["", name, *settings]
@@ -140,9 +144,9 @@ class _Translation:
         if rootdirectory is not _MISSING:
             self._top.append(
                 f"# storage.filesystem.rootdirectory: to take its content over, run: entrepot import-registry "
-                f"{_comment(rootdirectory)}"
+                f"{_comment_text(rootdirectory)}"
             )
-        # Always written, because the old registry refuses deletes by default, and this one allows them.
+        # This line is always written: by default, the old registry refuses deletes, and this registry allows them.
         allows_deletes = _is_true(self._take("storage.delete.enabled"))
         self._top.append(f"delete = {_toml(allows_deletes)}")
         readonly = self._take_first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
@@ -155,10 +159,10 @@ class _Translation:
                 "`expire` in [uploads] sets when"
             )
         age = self._take_first("storage.maintenance.uploadpurging.age")
-        self._setting("expire", age, _duration_above_zero, table="[uploads]")
+        self._add_setting("expire", age, _duration_above_zero, table="[uploads]")
 
     def _translate_http(self) -> None:
-        is_insecure_open = False
+        sets_insecure_open = False
         address = self._take("http.addr")
         if address is not _MISSING:
             host, colon, port = str(address).rpartition(":")
@@ -170,23 +174,23 @@ class _Translation:
                         "# There are no accounts, so everybody who reaches this address can push and delete:",
                         "insecure_open = true",
                     ]
-                    is_insecure_open = True
+                    sets_insecure_open = True
             else:
                 self._comments.append("# http.addr: this is not HOST:PORT; set listen")
-        host_source = self._take_first("http.host")
-        self._setting("public_url", host_source, _public_url)
-        public_host = urlsplit(_public_url(host_source[1]) or "").hostname
-        if public_host and not (is_insecure_open or self._has_accounts() or is_loopback_host(public_host)):
-            # `insecure_open` is not set here: the old settings do not say whether a reverse proxy in front of the old
-            # registry asks clients for a login.
+        old_host = self._take_first("http.host")
+        self._add_setting("public_url", old_host, _public_url)
+        public_host = urlsplit(_public_url(old_host[1]) or "").hostname
+        if public_host and not (sets_insecure_open or self._has_accounts() or is_loopback_host(public_host)):
+            # Only the operator can decide on `insecure_open`: the old settings do not say whether a reverse proxy in
+            # front of the old registry asks clients for a login.
             self._top += [
                 "# There are no accounts, and other machines reach this registry by public_url, so it does not start.",
                 "# Add an account with `entrepot user add NAME --admin`. Or, to let everybody push and delete, set:",
                 "# insecure_open = true",
             ]
-        self._setting("shutdown_grace", self._take_first("http.draintimeout"), _duration)
-        self._setting("certificate", self._take_first("http.tls.certificate"), _text, table="[tls]")
-        self._setting("key", self._take_first("http.tls.key"), _text, table="[tls]")
+        self._add_setting("shutdown_grace", self._take_first("http.draintimeout"), _duration)
+        self._add_setting("certificate", self._take_first("http.tls.certificate"), _text, table="[tls]")
+        self._add_setting("key", self._take_first("http.tls.key"), _text, table="[tls]")
         authorities = self._take_list("http.tls.clientcas")
         if authorities:
             self._add_line("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
@@ -194,7 +198,7 @@ class _Translation:
             self._comments.append(
                 "# http.tls.clientcas: only one file is accepted here; append the other files to the first"
             )
-        self._setting(
+        self._add_setting(
             "client_auth",
             self._take_first("http.tls.clientauth"),
             lambda value: _CLIENT_AUTH.get(str(value)),
@@ -202,12 +206,12 @@ class _Translation:
         )
 
     def _is_unix_socket(self) -> bool:
-        return str(self._leaves.get("http.net", "tcp")) == "unix"
+        return str(self._remaining.get("http.net", "tcp")) == "unix"
 
     def _has_accounts(self) -> bool:
-        """Returns whether clients of the old registry have to log in. Call it before `_translate_auth`, which removes
-        the keys that tell this."""
-        return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._leaves)
+        """Returns whether clients of the old registry have to log in. Call this before `_translate_auth`, which removes
+        the keys that show it."""
+        return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._remaining)
 
     def _translate_auth(self) -> None:
         path = self._take("auth.htpasswd.path")
@@ -241,50 +245,52 @@ class _Translation:
                     "[[upstream]]", f"# Set the variable {PASSWORD_VARIABLE} to the value of proxy.password."
                 )
 
-    def _setting(
+    def _add_setting(
         self,
         name: str,
-        source: tuple[str, Value],
+        old_setting: tuple[str, Value],
         convert: Callable[[Value], str | None],
         table: str | None = None,
     ) -> None:
-        """Adds a setting with the converted value. If the value cannot be converted, adds a comment instead. `source`:
-        the key in the old settings, and its value."""
-        path, value = source
+        """Adds the setting `name` with the converted value of `old_setting` (a key in the old settings, and its value).
+        If `convert` returns None, adds a comment instead. Does nothing if the value is None or _MISSING."""
+        path, value = old_setting
         if value is _MISSING or value is None:
             return
         converted = convert(value)
         if converted is None:
-            self._comments.append(f"# {path}: its value {_comment(value)} has no counterpart; set {name}")
+            self._comments.append(f"# {path}: its value {_comment_text(value)} has no counterpart; set {name}")
         elif table is None:
             self._top.append(f"{name} = {_toml(converted)}")
         else:
             self._add_line(table, f"{name} = {_toml(converted)}")
 
     def _add_line(self, table: str, line: str) -> None:
-        """Adds a line to a table of the settings file. `table`: its header, such as `[tls]`."""
+        """Adds a line to the table of the settings file whose header is `table`, such as `[tls]`."""
         self._tables.setdefault(table, []).append(line)
 
     def _take(self, path: str) -> Value:
-        """Removes a key from the document and returns its value; _MISSING if it is not there."""
-        return self._leaves.pop(path, _MISSING)
+        """Removes a key from `_remaining` and returns its value. Returns _MISSING if the key is not there."""
+        return self._remaining.pop(path, _MISSING)
 
     def _take_first(self, *paths: str) -> tuple[str, Value]:
-        """Removes all these keys from the document. Returns the first of them that the document had, with its value."""
+        """Removes all these keys from `_remaining`. Returns the first of them that was there, with its value. If there
+        was none, returns the first of `paths` with _MISSING."""
         present = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
         return present[0] if present else (paths[0], _MISSING)
 
     def _take_list(self, path: str) -> list[Value]:
-        """Removes a list from the document and returns it. Accepts a single value in place of the list."""
+        """Removes a list from `_remaining` and returns it. If the key has a single value, returns a list of this value.
+        Returns an empty list if the key is not there."""
         single = self._take(path)
-        items = [self._take(key) for key in list(self._leaves) if key.startswith(f"{path}.")]
+        items = [self._take(key) for key in list(self._remaining) if key.startswith(f"{path}.")]
         return items if single is _MISSING else [single]
 
 
 def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str, Value]]:
-    """Yields the path and the value of each key that contains no further keys. The path is like `http.addr`. In a list,
-    the position takes the place of a name, as in `http.tls.clientcas.0`. Raises ImportInvalid if there are more than
-    `MAX_KEYS`, or if they are nested too deeply."""
+    """Yields the path, such as `http.addr`, and the value of each key that contains no further keys. In a list, the
+    position takes the place of a name, as in `http.tls.clientcas.0`. Raises ImportInvalid if there are more than
+    `MAX_KEYS` keys, or if they are nested too deeply."""
     count = 0
     items: Iterator[tuple[Value, Value]]
     if isinstance(value, dict) and value:
@@ -305,8 +311,8 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
-    """Sets the key that an environment variable names. The old registry reads the variable's value `text` as YAML.
-    Raises ImportInvalid if the value is not UTF-8."""
+    """Sets the key that an environment variable names. As in the old registry, the variable's value `text` is read as
+    YAML. Raises ImportInvalid if `text` is not UTF-8."""
     if _SURROGATE.search(text):  # Python decodes each byte that is not UTF-8 to half of a surrogate pair
         raise ImportInvalid(f"the variable {printable_line(variable)} is not UTF-8")
     *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
@@ -327,7 +333,7 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
 
 
 def _matching_key(document: Mapping[str, Value], name: str) -> str:
-    """Returns the key of the document whose lower-case form is `name`; `name` itself if there is no such key."""
+    """Returns the key of the document whose lower-case form is `name`. Returns `name` if there is no such key."""
     return next((key for key in document if str(key).lower() == name), name)
 
 
@@ -340,7 +346,7 @@ def _text(value: Value) -> str | None:
 
 
 def _duration(value: Value) -> str | None:
-    """Returns a duration in the form that Go uses, such as `168h`; None if this registry does not accept it."""
+    """Returns a duration in Go's form, such as `168h`. Returns None if this registry does not accept it."""
     return None if _seconds(value) is None else str(value)
 
 
@@ -349,7 +355,7 @@ def _duration_above_zero(value: Value) -> str | None:
 
 
 def _seconds(value: Value) -> float | None:
-    """Returns the length of a duration; None if this registry does not accept it."""
+    """Returns the length of a duration. Returns None if this registry does not accept the duration."""
     try:
         seconds = parse_duration(str(value))
     except ValueError:
@@ -365,22 +371,21 @@ def _public_url(value: Value) -> str | None:
 
 
 def _split(value: Value) -> SplitResult:
-    """Returns the parts of a URL; empty parts if the value is no URL."""
+    """Returns the parts of a URL. Returns empty parts if the value is no URL."""
     try:
         parts = urlsplit(str(value))
-        _ = parts.port  # raises ValueError for a port that is no number
+        _ = parts.port  # raises ValueError if the port is no number
     except ValueError:
         return urlsplit("")
     return parts
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML: as JSON, with an escape for each control character. Unlike JSON, TOML requires an escape
-    for the character DEL, too."""
+    """Returns a value in TOML: its JSON text, in which the character DEL is escaped as well (TOML requires this)."""
     return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
-def _comment(value: Value) -> str:
+def _comment_text(value: Value) -> str:
     """Returns a value as text on one line, for a comment. Leaves out the name and the password in a URL."""
     text = _USER_IN_URL.sub("//", str(value))
     return printable_json(json.dumps(text, ensure_ascii=False))[1:-1][:200]

@@ -1,8 +1,8 @@
-"""Imports the directory of a CNCF Distribution registry, the *old registry* (`DirectoryImport`), in jobs of the kind
-`import-registry`. This registry's server and the old registry may run at the same time.
+"""Imports the directory of a CNCF Distribution registry, the *old registry*. `DirectoryImport` is one import, and runs
+in a job of the kind `import-registry`. This registry's server and the old registry may run at the same time.
 
-The file of a blob becomes a blob of this registry by a hard link if that is possible and safe, otherwise by a copy.
-Each file is read and its digest checked in both cases. Manifests are small and go into the database.
+The file of a blob becomes a blob of this registry by a hard link if a link is possible and safe, otherwise by a copy.
+In both cases, the import reads the file and checks its digest. Manifests are small and go into the database.
 
 The import reports a *problem* for content that it cannot import, and a *note* for a case in which no content is lost
 (`ImportReport`).
@@ -38,7 +38,7 @@ READ_BYTES: Final = 4 * 1024 * 1024
 """Number of bytes of a file that one call in a thread reads."""
 REPOSITORIES_AT_A_TIME: Final = 3
 """Largest number of repositories that are imported at the same time."""
-STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
+FATAL_ERRORS: Final = (StorageFull, StorageFailed, JobStopped)
 """Errors that end an import. After other errors, the import continues with the next image."""
 
 
@@ -48,14 +48,14 @@ class DirectoryContentSource:
     def __init__(
         self, store: StoredRegistry, directory: DistributionDirectory, report: ImportReport, *, actor: str, copy: bool
     ) -> None:
-        """`copy`: whether to copy files although they could be linked."""
+        """`copy`: whether to copy all files, even those that could be linked."""
         self._store = store
         self._directory = directory
         self._report = report
         self._by = Actor(actor)
         self._may_link = not copy
         self._refusals: set[str] = set()
-        """The reasons for refused links that were reported already."""
+        """The reasons why links were refused, as far as the report has a note on them."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, repo, digest)
@@ -65,7 +65,7 @@ class DirectoryContentSource:
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         digest = blob.digest
-        async with self._opened(repo, digest) as file_descriptor:
+        async with self._open_blob(repo, digest) as file_descriptor:
             size = os.fstat(file_descriptor).st_size
             if not await self._link(repo, digest, size, file_descriptor):
                 await self._copy(repo, digest, file_descriptor)
@@ -73,11 +73,12 @@ class DirectoryContentSource:
             self._report.bytes += size
 
     @asynccontextmanager
-    async def _opened(self, repo: RepositoryName, digest: Digest) -> AsyncIterator[int]:
-        """A context manager that opens the file of a blob, and closes it when the block ends. Raises ContentBroken."""
+    async def _open_blob(self, repo: RepositoryName, digest: Digest) -> AsyncIterator[int]:
+        """A context manager that opens the file of a blob, and closes it when the block ends. Raises ContentBroken if
+        the old registry does not have the blob in `repo`, or if the file cannot be opened."""
         opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, repo, digest)
         try:
-            file_descriptor = await asyncio.shield(opening)  # a cancelled task cannot stop the thread that opens it
+            file_descriptor = await asyncio.shield(opening)  # a cancellation cannot stop the thread
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
@@ -88,19 +89,20 @@ class DirectoryContentSource:
 
     async def _link(self, repo: RepositoryName, digest: Digest, size: int, file_descriptor: int) -> bool:
         """Makes the open file a blob by a hard link. Returns False if the file has to be copied instead. Raises
-        ContentBroken."""
+        ContentBroken if the file cannot be read or has another digest."""
         if not self._may_link:
             return False
         passed_check = False
         try:
-            # Makes no link yet. Refuses a file that must not be linked, before time is spent on reading the file.
+            # `prepare_link` makes no link. It is called because it refuses a file that must not be linked, before
+            # `_verify` spends time on reading the file.
             self._store.blobs.prepare_link(file_descriptor, digest, size)
             passed_check = True
             await self._verify(digest, file_descriptor)
             await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
         except LinkRefused as refusal:
-            # If the file has passed the check, it was the system that refused the link. The system will probably refuse
-            # all others too. So no further link is tried, and no further file is read in vain.
+            # If `prepare_link` accepted the file, the operating system has refused the link, and would probably refuse
+            # all further links. Without further attempts, no other file is read in vain.
             if passed_check:
                 self._may_link = False
             reason = str(refusal)
@@ -144,8 +146,8 @@ class DirectoryContentSource:
 
 
 class DirectoryImport:
-    """One import of a directory. `overwrite`: whether to set tags even if they were changed or deleted in this
-    registry, and to import manifests even if retention has deleted them here."""
+    """One import of a directory. With `overwrite`, sets tags even if they were changed or deleted in this registry, and
+    imports manifests even if retention has deleted them in this registry."""
 
     def __init__(
         self,
@@ -166,11 +168,11 @@ class DirectoryImport:
         self._repositories = repositories
         self._overwrite = overwrite
         source = DirectoryContentSource(store, directory, report, actor=actor, copy=copy)
-        self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
+        self._image_writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
 
     async def run(self) -> None:
-        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped. After an error, the images that were
-        already imported are kept."""
+        """Imports the repositories. Raises `FATAL_ERRORS`. After such an error, this registry keeps the images that
+        were already imported."""
         await run_workers(self._chosen_repositories(), self._import_repository, REPOSITORIES_AT_A_TIME)
         await self._report.show_progress("", save_now=True)
         for pattern in self._repositories.unmatched():
@@ -189,10 +191,10 @@ class DirectoryImport:
                     self._report.problem(entry, f"its name belongs to the mirror of {upstream} here")
 
     async def _import_repository(self, repo: RepositoryName) -> None:
-        """Imports the tags and manifests of a repository. Reports an error as a problem, and raises only errors that
-        end the import."""
+        """Imports the tags and manifests of a repository. Raises only `FATAL_ERRORS`, and reports other errors as
+        problems."""
         self._report.repositories += 1
-        reported: set[Digest] = set()  # manifests that are named in a problem
+        reported: set[Digest] = set()  # manifests for which a problem was reported
         async for tag in read_in_thread(self._directory.tags(repo)):
             await self._report.show_progress(repo)
             if isinstance(tag, BrokenEntry):
@@ -202,24 +204,26 @@ class DirectoryImport:
                 if await asyncio.to_thread(self._directory.revision_time, repo, tag.digest) is None:
                     self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                     continue
-                await self._writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)
-            except STOPPING:
+                await self._image_writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)
+            except FATAL_ERRORS:
                 raise
             except RegistryError as error:
-                reported.update((tag.digest, *_manifests_below(error)))
+                reported.update((tag.digest, *_path_to_broken(error)))
                 self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
         await self._import_untagged(repo, reported)
         await self._note_left_out(repo)
 
     def _report_broken(self, repo: RepositoryName, entry: BrokenEntry, kind: str) -> None:
-        """Reports an entry of the repository that cannot be imported. `kind`: `tag` or `digest`. An entry for a
-        directory that cannot be listed has no name; the report then names only the repository."""
+        """Reports an entry of the repository that cannot be imported. `kind` is `tag` or `digest`. If a directory
+        cannot be listed, the entry has no name, and the problem names only the repository."""
         self._report.problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports the manifests of the repository to which no tag refers, except those that retention has deleted here.
-        If an index lists a broken manifest, a problem is reported for the index only, even if the manifest is read
-        before the index. So problems are reported after all manifests were tried."""
+        """Imports the untagged manifests of the repository. Without `overwrite`, leaves out those that retention has
+        deleted here. Does not report manifests in `reported` again.
+
+        If an index lists a broken manifest, reports a problem for the index only. The manifest may be read before the
+        index, so problems are reported after all manifests were tried."""
         failed: dict[Digest, str] = {}
         deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
         left_out = 0
@@ -228,16 +232,16 @@ class DirectoryImport:
             if isinstance(revision, BrokenEntry):
                 self._report_broken(repo, revision, "digest")
                 continue
-            if revision in deleted_here and not await self._writer.has_manifest(repo, revision):
+            if revision in deleted_here and not await self._image_writer.has_manifest(repo, revision):
                 left_out += 1
                 continue
             try:
-                await self._writer.import_untagged(repo, revision)
-            except STOPPING:
+                await self._image_writer.import_untagged(repo, revision)
+            except FATAL_ERRORS:
                 raise
             except RegistryError as error:
                 failed[revision] = error.message
-                reported.update(_manifests_below(error))
+                reported.update(_path_to_broken(error))
         if left_out:
             self._report.note(repo, f"manifests that retention has deleted here stay deleted: {left_out}")
         for digest, reason in failed.items():
@@ -266,9 +270,13 @@ class DirectoryImport:
 
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
-    """Runs a job of the kind `import-registry`. The job's arguments: `path` of the old registry's directory; `include`
-    and `exclude`, lists of patterns; `copy` (see `DirectoryContentSource`) and `overwrite` (see `DirectoryImport`).
-    Returns the counts of `ImportReport`. Raises ImportInvalid, StorageFull, StorageFailed, JobStopped."""
+    """Runs a job of the kind `import-registry`. Returns the counts of `ImportReport`. Raises ImportInvalid, and
+    `FATAL_ERRORS`. The job's arguments:
+
+    - `path`: the old registry's directory.
+    - `include` and `exclude`: lists of patterns for the repositories (`RepositoryFilter`).
+    - `copy`: see `DirectoryContentSource`.
+    - `overwrite`: see `DirectoryImport`."""
     arguments = context.job.arguments
     path = Path(str(arguments["path"]))
     if not path.is_absolute():
@@ -290,16 +298,17 @@ async def import_directory(store: StoredRegistry, router: Router, context: JobCo
 
 
 def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
-    """Returns the next bytes of an open file; no bytes at the end of the file. Raises ContentBroken."""
+    """Returns the next bytes of the open file of the blob `digest`. Returns no bytes at the end of the file. Raises
+    ContentBroken if the file cannot be read."""
     try:
         return os.pread(file_descriptor, READ_BYTES, offset)
     except OSError as error:
         raise ContentBroken(f"the file of the blob {digest} cannot be read: {error.strerror}") from None
 
 
-def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
-    """If an index could not be imported because of a broken manifest below it, returns the digests on the path from the
-    index to this manifest. The index itself is left out: if index A lists index B, and B lists the broken manifest C,
+def _path_to_broken(error: RegistryError) -> tuple[Digest, ...]:
+    """If an index could not be imported because a manifest below it is broken, returns the digests on the path from the
+    index to this manifest, without the index. For example, if index A lists index B, and B lists the broken manifest C,
     returns B and C. Returns no digests for any other error."""
     return error.path_to_broken if isinstance(error, ContentBroken) else ()
 
@@ -309,6 +318,6 @@ def _wrong_digest(digest: Digest) -> ContentBroken:
 
 
 def _close_opened(opening: asyncio.Future[int]) -> None:
-    """Closes the file that a thread has opened for a task that was cancelled."""
+    """Closes the file that a thread (`opening`) has opened for a task that was cancelled."""
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result())

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from registry.config import Upstream
-from registry.migration.directory_import import STOPPING
+from registry.migration.directory_import import FATAL_ERRORS
 from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.remote_options import RemoteOptions
@@ -42,7 +42,7 @@ MAX_PARALLEL_IMAGES: Final = 32
 MAX_SORTED_TAGS: Final = 10_000
 """Largest number of tags of a repository that are sorted at once. If a repository has more, they are sorted in portions
 of this size, in the order in which the old registry lists them."""
-_ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
+_ENDING: Final = (*FATAL_ERRORS, SourceDown, ImportInvalid)
 """Errors that end the import. After other errors, it continues with the next image or referrer."""
 
 

@@ -203,7 +203,7 @@ class PassThroughReader:
         self._avoided = avoided
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
-        self._share = memory.share()
+        self._share = memory.new_share()
         """The reader's share of the budget. The budget cuts off readers whose `held_since` is long ago. So the reader
         sets `held_since` to the current time each time the client has received `CHUNK_BYTES` more bytes, and each time
         a wait for the upstream has ended. During such a wait, `held_since` is infinity."""

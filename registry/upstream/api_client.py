@@ -172,7 +172,7 @@ class ApiClient:
             raise UpstreamUnavailable(f"{server} compresses its answer, which was not asked for")
         body = io.BytesIO()  # its `getvalue` does not copy; a copy of 8 MiB would occupy the event loop for 5 to 40 ms
         size = pieces = 0
-        share = self._memory.share()
+        share = self._memory.new_share()
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:

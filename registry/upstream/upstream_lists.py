@@ -311,7 +311,7 @@ class _ListMemory:
     """Counts the memory of one list against a memory budget while the list is read."""
 
     def __init__(self, memory: MemoryBudget) -> None:
-        self._share = memory.share()
+        self._share = memory.new_share()
 
     @property
     def size_bytes(self) -> int:

@@ -42,7 +42,7 @@ class EncryptedFileSender:
         self._context = context
         self._file = file
         self._on_sent = on_sent
-        self._share = context.worker.piece_memory.share()
+        self._share = context.worker.piece_memory.new_share()
         self._share.on_cut = self._cut_off
         self._sending: asyncio.Task[None] | None = None
         self._error: BaseException | None = None

@@ -325,7 +325,7 @@ async def test_shared_task_does_not_keep_memory_of_a_closed_scope() -> None:
 
     async def work(scope: ShareScope) -> None:
         await may_continue.wait()
-        share = memory.share()
+        share = memory.new_share()
         await share.grow(1000)
         scope.hold(share)
 

@@ -170,7 +170,7 @@ async def test_new_settings_apply_before_background_work_is_handed_over(tmp_path
     live = LiveApp(Settings(data=tmp_path), make_app)
     lifespan = Lifespan(live)
     await lifespan.start()
-    async with live._passing_work:
+    async with live._handover_lock:
         await change(live, Settings(data=tmp_path, read_only=True))
         assert not await may_push(live)
     await wait_until_old_apps_are_closed(live)
@@ -190,7 +190,7 @@ async def test_pulls_are_stored_although_the_background_work_was_not_started(tmp
     index = index_of([])
     client, path = AsgiClient(live), "/v2/a/manifests/t"
     assert (await client("PUT", path, body=index.body, headers={"content-type": index.media_type})).status == 201
-    async with live._passing_work:
+    async with live._handover_lock:
         await change(live, settings)
         assert (await client("GET", path)).status == 200
         await lifespan.stop()

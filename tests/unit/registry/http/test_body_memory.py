@@ -152,7 +152,7 @@ async def test_a_received_small_manifest_need_not_wait_for_memory(registry: Memo
     the whole budget."""
     memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=60))
     await put_blob(registry, b"{}")
-    share = memory.manifests.share()
+    share = memory.manifests.new_share()
     assert share.try_grow(200 * KIB)
     small = PiecewiseSender(api_of(registry, memory), image(), "small")
     small.scope["extensions"]["entrepot.body"]["take_whole"] = lambda: [small.body[:9], small.body[9:]]
@@ -338,7 +338,7 @@ async def test_a_small_form_need_not_wait_for_memory() -> None:
     """A form of up to 16 KiB that arrives in one piece, such as that of a login, is received even while other bodies
     use the whole budget. It does not count against the budget."""
     forms = MemoryBudget(MIB, "forms", wait_seconds=30)
-    await forms.share().grow(MIB)
+    await forms.new_share().grow(MIB)
     form = b"x" * SMALL_BODY_BYTES
 
     async with BodyMemory(forms=forms).metered(received_at_once(form), discard, "192.0.2.1") as (receive, _):
@@ -409,7 +409,7 @@ async def test_the_management_api_says_why_a_body_is_refused(size: int, status: 
     answers 408. It does not answer 400, as it would for a body that is not JSON."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
-    await app.body_memory.forms.share().grow(MIB - 1000)  # leaves 1000 bytes for the request
+    await app.body_memory.forms.new_share().grow(MIB - 1000)  # leaves 1000 bytes for the request
     router = APIRouter(route_class=RouteForEveryone)
 
     @router.post("/json")
@@ -438,7 +438,7 @@ def test_the_largest_manifest_leaves_room_for_others() -> None:
 
     async def grow() -> None:
         for memory in (app.body_memory.manifests, app.body_memory.responses):
-            await memory.share().grow(SMALL_SHARE_BYTES)
-            assert memory.share().try_grow(largest_bytes)
+            await memory.new_share().grow(SMALL_SHARE_BYTES)
+            assert memory.new_share().try_grow(largest_bytes)
 
     asyncio.run(grow())

@@ -417,7 +417,7 @@ async def test_client_is_not_cut_off_while_the_upstream_pauses(site: Site, other
     waiting = asyncio.create_task(read(other_site.reader_of(Sender(data, CHUNK_BYTES, connections=1))))
     await wait_until(reader._slots.has_waiting_request)
     with pytest.raises(TooManyRequests):  # after several checks for slow clients
-        await memory.share().grow(READER_BYTES)
+        await memory.new_share().grow(READER_BYTES)
     await asyncio.sleep(10 * slot_holders.SLOW_POLL_SECONDS)
     assert not reading.done()
     sender.resumed.set()
@@ -437,7 +437,7 @@ async def test_client_that_receives_chunks_is_not_cut_off(site: Site) -> None:
     chunks = aiter(reader)
     received = len(await anext(chunks)) + len(await anext(chunks))
     with pytest.raises(TooManyRequests):
-        await memory.share().grow(READER_BYTES)
+        await memory.new_share().grow(READER_BYTES)
     received += sum([len(chunk) async for chunk in chunks])
     await reader.aclose()
     assert received == 8 * CHUNK_BYTES
