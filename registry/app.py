@@ -196,7 +196,7 @@ class Entrepot(FastAPI):
         else:
             separate_cookies(scope)
             client = network_of(scope["client"][0]) if scope["client"] else None
-            async with self.body_memory.metered(receive, send, client) as (metered_receive, metered_send):
+            async with self.body_memory.limit_body(receive, send, client) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 
     async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:

@@ -1,4 +1,5 @@
-"""Runs the delivery of events in one of the server's processes (`EventDelivery`)."""
+"""Runs the delivery of events to webhooks, in one of the server's processes (`EventDelivery`). The *outbox* is the
+store of the events and of their deliveries."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 
 DELIVERY_SLOT: Final = "events"
-"""Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""
+"""Name of a *slot*: a permit that one process at a time can hold. The process that holds this slot delivers events."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two attempts of a process to get the slot while another process holds it. An attempt succeeds after the
-holder has stopped its delivery, or its process has ended."""
-STOP_SECONDS: Final = 1.0
-"""If the delivery task still runs this long after it was cancelled, `aclose` cancels it again: an error in the task may
-have replaced the CancelledError."""
+"""Time between two attempts of a process to get the slot while another process holds it. The slot becomes free when
+the other process stops its delivery or ends."""
+CANCEL_AGAIN_SECONDS: Final = 1.0
+"""`aclose` waits this long for the end of the cancelled delivery task, and then cancels it again: an error in the task
+may have replaced the CancelledError."""
 TIDY_SECONDS: Final = 10.0
 """Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
@@ -48,9 +49,8 @@ def registry_address(settings: Settings) -> str:
 
 
 class EventDelivery:
-    """Delivers events to webhooks and keeps the outbox (the stored events that may still have to be delivered) within
-    its limits. Every process has such an object, but only the process that holds the slot `DELIVERY_SLOT` delivers
-    events. Used from one event loop."""
+    """Delivers events to webhooks, and keeps the outbox within its limits. Every process has an `EventDelivery`, but
+    only the process that holds the slot `DELIVERY_SLOT` delivers events. Used from one event loop."""
 
     def __init__(
         self,
@@ -73,10 +73,11 @@ class EventDelivery:
         """Whether the store knows which events the readers of the current settings want."""
 
     async def apply(self, settings: Settings) -> None:
-        """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
-        restart the delivery if no reader wants events and no events are stored. If the store raises an error, logs the
-        error, and the delivery task tries again. Until an attempt succeeds, the registry records the events that the
-        previous settings wanted."""
+        """Uses these settings from now on: stops the delivery, stores which events each reader wants, and starts the
+        delivery again. Does not start it if there are no readers and no stored events.
+
+        If the store raises an error, this method logs the error, and the delivery task tries to store the readers
+        again. Until an attempt succeeds, the registry records the events that the previous settings wanted."""
         await self.aclose()
         self._is_configured = False
         has_events = True
@@ -95,7 +96,7 @@ class EventDelivery:
         if task is not None:
             while not task.done():
                 task.cancel()
-                await asyncio.wait([task], timeout=STOP_SECONDS)
+                await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
 
     async def _configure(self, settings: Settings) -> None:
         """Stores which events each reader wants. Raises StorageFull, StorageFailed."""
@@ -114,7 +115,7 @@ class EventDelivery:
         async def deliver() -> None:
             if not self._is_configured:
                 await self._configure(settings)
-            await _run_all(settings, self._outbox, self._data_version, self._clock, self._observer)
+            await _deliver_and_tidy(settings, self._outbox, self._data_version, self._clock, self._observer)
 
         await run_in_one_process(
             self._leases,
@@ -126,14 +127,14 @@ class EventDelivery:
         )
 
 
-async def _run_all(
+async def _deliver_and_tidy(
     settings: Settings,
     outbox: Outbox,
     data_version: Callable[[], object],
     clock: Callable[[], float],
     observer: DeliveryObserver,
 ) -> None:
-    """Runs one task for each webhook, and keeps the outbox within its limits, until this task is cancelled."""
+    """Runs one delivery task for each webhook, and keeps the outbox within its limits, until it is cancelled."""
     from registry.events.dispatcher import SenderLimit, WebhookDispatcher
     from registry.events.webhook_client import WebhookClient
 
@@ -144,7 +145,7 @@ async def _run_all(
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
             dispatchers.append(WebhookDispatcher(webhook, client, outbox, data_version, clock, observer, limit))
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the stack closes the clients
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())
         await _keep_tidy(settings, outbox, clock, observer)
@@ -153,14 +154,15 @@ async def _run_all(
 async def _keep_tidy(
     settings: Settings, outbox: Outbox, clock: Callable[[], float], observer: DeliveryObserver
 ) -> None:
-    """Keeps the outbox within its limits, until the task is cancelled. An error ends only one round of the loop."""
+    """Keeps the outbox within its limits, until the task is cancelled. After an error, continues with the next
+    round."""
     events = settings.events
     while True:
         now = clock()
         limits = EventLimits(now - events.keep, events.keep_max, events.max_pending, events.max_dead, now)
         try:
             for dropped in await outbox.tidy(limits):
-                observer.dropped(dropped.webhook, dropped.pending, dropped.dead)
+                observer.on_dropped(dropped.webhook, dropped.pending, dropped.dead)
                 if dropped.pending:
                     log.error(
                         "webhook %s: %d events that wait for it were dropped, the oldest first, because there are more "

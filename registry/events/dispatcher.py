@@ -1,21 +1,21 @@
 """Delivers events to webhooks (`WebhookDispatcher`).
 
 Only one process at a time delivers events (see `delivery_leader`). Each webhook has a task of its own, so that a
-webhook that is slow or down does not delay the other webhooks. This task reads the events that are due, in *queues*. A
-queue has the next events of one repository. For each queue, the task starts a *sender*: a task that sends the events of
-the queue one after the other, so that the events of a repository arrive in their order. Up to `Webhook.connections`
-senders run at a time. When a sender has ended, the next queue gets a sender, even if the other senders are slow. The
-number of senders of all webhooks together is limited as well (`SenderLimit`).
+webhook that is slow or down does not delay the other webhooks. The task reads the events that are *due* (those to be
+sent now), in *queues*. A queue has the next events of one repository. For each queue, the task starts a *sender*: a
+task that sends the events of the queue one after the other, so that the events of a repository arrive in their order.
+Up to `Webhook.connections` senders run at a time. When one of them has ended, the next queue gets a sender. The number
+of senders of all webhooks together is limited as well (`SenderLimit`).
 
-An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. An attempt fails in one of
-two ways: the endpoint *refuses* the event (another status), or it is *down* (no answer, or not available now). After a
-failure, the repository *pauses*: its events are not sent. The more failures in a row, the longer the pause, up to five
-minutes. The pause has a random part, so that many registries do not send at the same moment. `WebhookHealth` decides
-how long the events of the other repositories wait. An event that cannot be delivered becomes a *dead letter* in the
-end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
+An event is sent again until the *endpoint*, the URL of the webhook, answers 2xx, or until the event becomes a *dead
+letter*, which is not sent any more (see `Webhook.max_attempts` and `max_age`). An attempt fails in one of two ways: the
+endpoint *refuses* the event (it answers with another status), or it is *down* (it does not answer, or is not available
+now). After a failure, the repository of the event *pauses*: its events are not sent. The more failures in a row, the
+longer the pause, up to five minutes. The pause has a random part, so that many registries do not send at the same
+moment. `WebhookHealth` decides how long the events of the other repositories wait.
 
 The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
-other sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
+new sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
 no sender starts.
 """
 
@@ -46,16 +46,17 @@ from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
 
 POLL_SECONDS: Final = 0.2
-"""Time between two checks whether another process has added events, or a pause has ended."""
+"""Time between two checks whether another process has added events or a pause has ended."""
 STORE_RETRY_SECONDS: Final = 5.0
 """Pause after an error of the store."""
 QUEUES_PER_READ: Final = 64
+"""Largest number of queues that one read returns."""
 EVENTS_PER_QUEUE: Final = 50
-"""Largest number of queues that one read returns, and largest number of events in a queue."""
+"""Largest number of events in a queue."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time from an attempt until its outcome is stored, while further events are being sent."""
+"""Longest time from an attempt until its outcome is stored. The outcome is stored earlier if no sender runs."""
 MAX_SHARED_SENDERS: Final = 64
-"""Largest number of senders of all webhooks together, in addition to one sender for each webhook."""
+"""Largest number of senders of all webhooks together, without the first sender of each webhook."""
 log = logging.getLogger("registry.events")
 
 
@@ -81,8 +82,9 @@ class SenderLimit:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """Outcomes of attempts that are not stored yet. `delivered`: the numbers of the delivered events. `repositories`:
-    the repositories of the events. They get no sender until the outcomes are stored."""
+    """Outcomes of attempts that are not stored yet. `delivered`: the numbers of the delivered events. `failed`: the
+    failed attempts. `repositories`: the repositories of all these events, which get no sender until the outcomes are
+    stored."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
@@ -99,10 +101,11 @@ class _Outcomes:
 
 
 class WebhookDispatcher:
-    """Delivers events to one webhook. `outbox`: the stored events that may still have to be delivered. `clock` returns
-    the time in seconds since 1970. `data_version` returns the data version: a value that changes with every commit of
-    any process. `observer` receives reports about the attempts. All webhooks share `limit`. Used from one event
-    loop."""
+    """Delivers events to one webhook. Used from one event loop.
+
+    `outbox`: the store of the events and of their deliveries. `data_version` returns the data version: a value that
+    changes with every commit of any process. `clock` returns the time in seconds since 1970. `observer` receives
+    reports about the attempts. `limit`: the object that all webhooks share."""
 
     def __init__(
         self,
@@ -131,11 +134,11 @@ class WebhookDispatcher:
         self._settle_at = float("inf")
         """When to store the outcomes, in seconds of the event loop's clock."""
         self._sender_ended = asyncio.Event()
-        self._read_version: object = None
+        self._last_read_version: object = None
         """The data version at the last read."""
-        self._next_at: float | None = None
-        """When the first of the deliveries that were not due at the last read becomes due, in seconds since 1970. None:
-        there were none, or the read stopped at its limit of queues."""
+        self._next_due_at: float | None = None
+        """The next time at which a delivery that the last read did not return becomes due, in seconds since 1970. None:
+        there was no such delivery, or the read stopped at its limit of queues."""
         self._read_again_at = float("-inf")
         """When to read again even if the data version has not changed and no delivery has become due, in seconds of the
         event loop's clock."""
@@ -145,12 +148,12 @@ class WebhookDispatcher:
         """The reason of the failed attempt that was logged last; empty after the endpoint has accepted an event."""
 
     async def run(self) -> None:
-        """Delivers events until the task is cancelled, and then stores the outcomes. Logs an error of the store, and
-        continues. A cancellation aborts the running requests; their events are sent again later."""
+        """Delivers events until the task is cancelled, and then stores the outcomes. If the store raises an error, logs
+        the error and continues. A cancellation aborts the running requests; their events are sent again later."""
         try:
             while True:
                 try:
-                    await self._work()
+                    await self._deliver_until_error()
                 except Exception as error:
                     log_round_error(log, f"webhook {self._settings.name}: cannot read or write its events", error)
                 raise_if_cancelled()
@@ -173,7 +176,7 @@ class WebhookDispatcher:
                 name, events = self._settings.name, len(self._outcomes.delivered)
                 log.warning("webhook %s: %d events will be sent again, because of an error: %s", name, events, error)
 
-    async def _work(self) -> None:
+    async def _deliver_until_error(self) -> None:
         """Reads the events that are due, starts senders and stores outcomes, until an error or a cancellation."""
         while True:
             if self._outcomes and (not self._senders or self._time() >= self._settle_at):
@@ -189,26 +192,27 @@ class WebhookDispatcher:
                 await self._wait()
 
     async def _read(self) -> None:
-        """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if no
-        further queue can have become due since the last read, or if the last read was costly and not long ago."""
+        """Reads the queues that are due. Leaves out repositories that have a sender, that pause, or whose outcomes are
+        not stored yet. Reads nothing in two cases: no further queue can have become due since the last read, or the
+        store demands a wait after the last read because that read was costly."""
         if self._time() < self._earliest_read_at:
             return
         version, now = self._data_version(), self._clock()
-        # No pause lasts until after `latest`. If `_next_at` is later, the clock was set back, and the delivery that was
-        # planned for `_next_at` is due now. The store also counts it as due.
-        next_at, latest = self._next_at, now + LONGEST_PAUSE_SECONDS
-        is_due = next_at is not None and (next_at <= now or next_at > latest)
-        if version == self._read_version and not is_due and self._time() < self._read_again_at:
+        # No pause is longer than `LONGEST_PAUSE_SECONDS`. If a delivery seems to become due later than `latest`, the
+        # clock was set back. Such a delivery counts as due, here and in the store.
+        next_due_at, latest = self._next_due_at, now + LONGEST_PAUSE_SECONDS
+        is_due = next_due_at is not None and (next_due_at <= now or next_due_at > latest)
+        if version == self._last_read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
-        # After a failure, reads only as many queues as can be sent at once: a further failure can cause a pause, and
-        # `_work` then discards the queues that have no sender.
+        # After a failure, reads only as many queues as can have a sender at once: a further failure can cause a pause,
+        # and then the queues that have no sender are discarded.
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)
         self._earliest_read_at = self._time() + due.wait_seconds
         self._waiting.extend(due.queues)
-        self._read_version, self._next_at = version, due.next_at
+        self._last_read_version, self._next_due_at = version, due.next_at
         has_more = len(due.queues) == limit
         self._read_again_at = float("-inf") if has_more else min(pauses.values(), default=float("inf"))
 
@@ -220,9 +224,9 @@ class WebhookDispatcher:
         self._sender_ended.clear()
 
     def _start_senders(self) -> None:
-        """Starts senders for the waiting queues, as many as the limits allow."""
+        """Starts senders for the queues in `_waiting`, as many as the limits allow."""
         while self._waiting and len(self._senders) < self._settings.connections:
-            needs_permit = bool(self._senders)  # the first one needs none (`SenderLimit`)
+            needs_permit = bool(self._senders)  # the first sender of a webhook needs none (`SenderLimit`)
             if needs_permit and not self._limit.acquire():
                 return
             queue = self._waiting.popleft()
@@ -242,14 +246,14 @@ class WebhookDispatcher:
             log.error("webhook %s: an unexpected error; events are sent again", self._settings.name, exc_info=error)
 
     async def _send_queue(self, queue: Sequence[Delivery]) -> None:
-        """Sends the events of a repository, until an attempt fails or the endpoint pauses."""
+        """Sends the events of a queue, until an attempt fails or the endpoint pauses."""
         for delivery in queue:
             if self._health.is_paused:
                 return
             delivered_before = self._health.delivered
             result = await self._attempt(delivery)
             raise_if_cancelled()
-            self._observer.attempted(self._settings.name, result.outcome)
+            self._observer.on_attempt(self._settings.name, result.outcome)
             self._settle_at = min(self._settle_at, self._time() + SETTLE_SECONDS)
             if result.outcome is not DeliveryOutcome.DELIVERED:
                 await self._note_failure(delivery, result, delivered_before)
@@ -274,24 +278,26 @@ class WebhookDispatcher:
             )
 
     async def _note_failure(self, delivery: Delivery, result: AttemptResult, delivered_before: int) -> None:
-        """Records a failed delivery: plans its next attempt, or makes its event a dead letter.
+        """Records a failed attempt: plans the next attempt, or makes the event a dead letter.
 
         `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted
-        events of other repositories since then, the endpoint as a whole is not down, and only this repository has to
-        wait (`WebhookHealth.on_down`). For a dead letter, this method itself waits, for at most a second."""
+        events of other repositories since then, only the repository of this event has to wait
+        (`WebhookHealth.on_down`). If the event becomes a dead letter, this method may wait, for at most a second."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
         is_down = result.outcome is DeliveryOutcome.DOWN
         # A failure of an event that is too old causes a pause as well. Otherwise, many such events would be given up
         # within a moment.
-        own_pause = self._health.on_down(event.content.repository, delivered_before) if is_down or is_aged else 0.0
+        repository_wait = 0.0
+        if is_down or is_aged:
+            repository_wait = self._health.on_down(event.content.repository, delivered_before)
         if not is_down:
             attempts += 1
-        next_at = now + (own_pause if is_down else back_off(attempts))
+        next_at = now + (repository_wait if is_down else back_off(attempts))
         is_dead = attempts >= self._settings.max_attempts or is_aged
         if is_dead:
-            self._observer.given_up(self._settings.name)
+            self._observer.on_given_up(self._settings.name)
             log.error(
                 "webhook %s: event %d (%s of %s) is given up: %s; `entrepot events retry %d` sends it again",
                 *(self._settings.name, event.number, event.content.action, event.content.repository),
@@ -303,10 +309,10 @@ class WebhookDispatcher:
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
         self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, result.reason))
-        # If the event is sent again, the repository's later events wait until `next_at`. After a dead letter, they do
-        # not. So this sender waits before it ends, because the next event can get a sender when this one has ended.
-        if is_dead and own_pause:
-            await asyncio.sleep(min(own_pause, FIRST_PAUSE_SECONDS))
+        # The store delays the repository's later events until `next_at`, but not if this event is a dead letter. In
+        # this case the sender waits before it ends: until then, the repository gets no new sender.
+        if is_dead and repository_wait:
+            await asyncio.sleep(min(repository_wait, FIRST_PAUSE_SECONDS))
 
     async def _settle(self) -> None:
         """Stores the outcomes so far. If the store fails, keeps them for the next call."""

@@ -30,16 +30,16 @@ from storage.outbox import Event
 _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses which mean that the endpoint, or a service that it needs, is not available now."""
 MAX_READ_BYTES: Final = 64 * 1024
-"""Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
-the connection is closed."""
+"""Largest body of a response, in bytes. If a body is longer, the connection is closed."""
 MAX_READ_SECONDS: Final = 1.0
-"""How long the body of a response may take. After that the connection is closed."""
+"""Longest time until the body of a response has arrived. If it takes longer, the connection is closed."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
-"""Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
+"""Errors which may mean that the endpoint has closed a kept-alive connection. After such an error, the event is sent
+once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Number of characters after which the reason of a failed attempt is cut off."""
+"""Largest number of characters in the reason of a failed attempt. A longer text is cut off."""
 log = logging.getLogger("registry.events")
 
 
@@ -56,32 +56,32 @@ class WebhookClient:
     """Sends events to one webhook. Keeps the connections open for later events. Never follows a redirect, because the
     redirect could lead to a host that the settings do not name. Uses no proxy. Used from one event loop."""
 
-    def __init__(self, settings: Webhook, address: str) -> None:
-        """`address`: the registry's URL, which the events name as their source."""
+    def __init__(self, settings: Webhook, registry_url: str) -> None:
+        """`registry_url`: the registry's URL, which the events name as their source."""
         self._settings = settings
-        self._address = address
+        self._registry_url = registry_url
         self._envelope = ENVELOPES[settings.format]
         self._reach = ANYWHERE if settings.private_network else Reach(NetworkClass.PUBLIC)
         """The addresses to which a request may connect: any, or only public ones."""
         self._resolver = Resolver(settings.name)
         self._client: httpx2.AsyncClient | None = None
-        self._opening = asyncio.Lock()
+        self._client_lock = asyncio.Lock()  # held while `_get_client` makes the client
 
     async def send(self, event: Event) -> AttemptResult:
-        """Sends an event and returns how the attempt ended: the status of the response decides, even if its body does
-        not arrive. The setting `timeout` limits the time until the response begins. Only the first call may take
-        longer, because it creates the HTTP client before the time limit starts. A cancellation closes the connection;
-        the endpoint may or may not have got the event."""
-        media_type, body = self._envelope(event, self._address)
+        """Sends an event and returns how the attempt ended. The result depends on the status of the response, even if
+        the body of the response does not arrive. The setting `timeout` limits the time until the response begins. In
+        the first call, the time limit starts after the HTTP client was made. A cancellation closes the connection; the
+        endpoint may or may not have got the event."""
+        media_type, body = self._envelope(event, self._registry_url)
         try:
-            headers = {"content-type": media_type, **self._signature(body), **self._authorization()}
-            client = await self._open()
+            headers = {"content-type": media_type, **self._signature_headers(body), **self._authorization_headers()}
+            client = await self._get_client()
             async with asyncio.timeout(self._settings.timeout):
                 try:
                     response = await self._post(client, body, headers)
                 except _CONNECTION_LOST:
                     response = await self._post(client, body, headers)
-            await _read_rest(response)
+            await _read_body(response)
             return _result(response.status_code)
         except TimeoutError:
             return AttemptResult(DeliveryOutcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
@@ -95,34 +95,35 @@ class WebhookClient:
             return AttemptResult(DeliveryOutcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> httpx2.Response:
-        """Sends the POST request once, and returns the response, whose body the caller must read or close. Raises the
-        errors of httpx2."""
+        """Sends the POST request once, and returns the response before its body has arrived. The caller must close the
+        response. Raises the errors of httpx2."""
         request = client.build_request("POST", self._settings.url, content=body, headers=headers)
         return await client.send(request, stream=True)
 
-    async def _open(self) -> httpx2.AsyncClient:
-        """Returns the HTTP client. Makes it at the first call, because the TLS context takes about 30 ms."""
-        async with self._opening:
+    async def _get_client(self) -> httpx2.AsyncClient:
+        """Returns the HTTP client. The first call makes the client. Raises ValueError if `ca_file` cannot be read."""
+        async with self._client_lock:
             if self._client is None:
                 self._client = self._make_client(await asyncio.to_thread(_make_context, self._settings.ca_file))
             return self._client
 
     def _make_client(self, context: ssl.SSLContext) -> httpx2.AsyncClient:
-        """Returns a new HTTP client, which checks certificates with `context`."""
+        """Returns a new HTTP client. The client checks the endpoint's certificate with `context`."""
         limits = httpx2.Limits(max_connections=self._settings.connections)
         policy = _WebhookPolicy(self._settings.name)
         return httpx2.AsyncClient(
             transport=CheckedTransport(policy, self._reach, self._resolver, context, limits),
-            timeout=None,  # `send` and `_read_rest` limit the time
+            timeout=None,  # `send` and `_read_body` limit the time
             follow_redirects=False,
             trust_env=False,
             cookies=NoCookies(),
             headers={"user-agent": f"entrepot/{__version__}"},
         )
 
-    def _signature(self, body: bytes) -> dict[str, str]:
-        """Returns the header that signs the body; none if there is no secret. Raises OSError, ValueError if the secret
-        cannot be read. Reads the secret at each call, so that a new secret is used immediately."""
+    def _signature_headers(self, body: bytes) -> dict[str, str]:
+        """Returns the header that signs the body. Returns no header if the webhook has no secret. Reads the secret at
+        each call, so that a new secret is used immediately. Raises OSError or ValueError if the secret cannot be
+        read."""
         settings = self._settings
         if settings.secret_file is not None:
             secret = _read_secret(settings.secret_file)
@@ -134,9 +135,10 @@ class WebhookClient:
             return {}
         return {settings.signature_header: f"sha256={sign(secret, body)}"}
 
-    def _authorization(self) -> dict[str, str]:
-        """Returns the header with the token; none if there is no token. Raises OSError, ValueError if the token cannot
-        be read or cannot be sent in a header. The text of the error does not contain the token."""
+    def _authorization_headers(self) -> dict[str, str]:
+        """Returns the header with the token. Returns no header if the webhook has no token. Raises OSError or
+        ValueError if the token cannot be read or cannot be sent in a header. The text of the error does not contain the
+        token."""
         file = self._settings.token_file
         if file is None:
             return {}
@@ -153,7 +155,7 @@ class WebhookClient:
         await self._resolver.aclose()
 
 
-async def _read_rest(response: httpx2.Response) -> None:
+async def _read_body(response: httpx2.Response) -> None:
     """Reads the body of a response, so that the connection can be used again. Closes the connection if the body is too
     long, takes too long or breaks off."""
     read = pieces = 0
@@ -172,7 +174,7 @@ async def _read_rest(response: httpx2.Response) -> None:
 
 
 def _result(status: int) -> AttemptResult:
-    """Returns what the status of a response means."""
+    """Returns the result of an attempt that the endpoint answered with `status`."""
     if 200 <= status < 300:
         return AttemptResult(DeliveryOutcome.DELIVERED)
     reason = f"it answered {status}"
@@ -182,8 +184,8 @@ def _result(status: int) -> AttemptResult:
 
 
 def _make_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Returns the context with which certificates are checked. Blocks for about 30 ms. Raises ValueError if the file
-    with authorities cannot be read."""
+    """Returns the TLS context with which certificates are checked. `ca_file` has the certificate authorities to trust;
+    None: those of the system. Blocks for about 30 ms. Raises ValueError if `ca_file` cannot be read."""
     if ca_file is None:
         return TrustStore(None).context()
     try:
@@ -198,8 +200,8 @@ def sign(secret: str, body: bytes) -> str:
 
 
 def _read_secret(file: Path) -> str:
-    """Returns the content of a file without the line end. Raises OSError; ValueError if the file is empty or
-    not UTF-8."""
+    """Returns the content of a file without the line end. Raises OSError if the file cannot be read, and ValueError if
+    it is empty or not UTF-8."""
     try:
         text = read_small_text(file).rstrip("\r\n")
     except UnicodeDecodeError:  # the text of this error shows a byte of the file

@@ -1,9 +1,9 @@
 """Response cache: returns a stored response when the same client repeats a request and the store has not changed.
 
 An *answer* is a complete response to a GET or HEAD. For each request, our server first calls
-`DistributionAPI.answer_at_once`, a function that is not a coroutine. It returns the cached answer. If no answer is
-cached, the server starts a task that calls the application through ASGI. So a cached answer needs no task and no call
-on the registry.
+`DistributionAPI.answer_at_once`, a function that is not a coroutine. This function returns the cached answer. If no
+answer is cached, the server starts a task that calls the application through ASGI. So a cached answer needs no task and
+no call on the registry.
 
 An answer is cached only if it depends only on the request and the store. An answer for a mirrored repository is not
 cached, because it also depends on the time since the mirror asked the upstream. The answer to a HEAD of a blob is not
@@ -28,9 +28,9 @@ from storage.versioned_cache import VersionedCache
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
 _CACHE_AS: Final = "cache_as"
-"""Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
-for the answer, and the store's version before the answer was made. The answer is cached only if this version has not
-changed since."""
+"""Key in the dictionary of `CACHED_ANSWER_EXTENSION`. `AnswerCache.find` sets it if the answer is worth caching. Its
+value is a pair: the cache key for the answer, and the store's version before the answer was made. The answer is cached
+only if the store still has this version when the answer is complete."""
 CACHE_BYTES: Final = 24 * 1024 * 1024
 """Approximate size of all answers that a process caches. This is enough for the manifests of 10,000 tags."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
@@ -49,9 +49,9 @@ _ENTRY_BYTES: Final = 1536
 """Approximate memory of a cached answer without its body and cache key."""
 
 MakeCredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
-"""Returns a key for the principal (account or anonymous client) of a request, from the values of its Authorization
-headers and the client's address. Returns None if the request has to bypass the cache
-(`registry.http.www_authenticate.Authenticator.credential_key`)."""
+"""Returns a key for the principal (account or anonymous client) of a request. The arguments are the values of the
+request's Authorization headers, and the client's address. Returns None if the request has to bypass the cache. See
+`registry.http.www_authenticate.Authenticator.credential_key`."""
 
 
 @dataclass(slots=True)
@@ -60,10 +60,10 @@ class CachedAnswer:
 
     - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
       new for each request. Both are empty once the server has encoded them in `rendered`.
-    - `principal_name`: the name of the principal that the answer is for. `has_account`: whether the principal is an
-      account.
+    - `principal_name`: the name of the principal that the answer is for.
+    - `has_account`: whether this principal is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
-    - `kind`, `repo` and `resource_id`: the resource (`Exchange`)."""
+    - `kind`, `repo` and `resource_id`: the resource, as in `Exchange`."""
 
     headers_before_id: list[Header]
     headers_after_id: list[Header]
@@ -78,11 +78,11 @@ class CachedAnswer:
     """The server stores the encoded headers here when it sends the answer for the first time; None until then."""
     metric_cells: Any = None
     """`registry.telemetry.request_recorder` stores here what it needs to count the requests that get this answer: the
-    indexes of two counters of the metrics (requests, and sent bytes), and the size of the body. None until the first
-    such request."""
+    indexes of two counters (requests, and sent bytes), and the size of the body. None until the first request
+    gets this answer."""
     log_fields: Any = None
-    """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common; None
-    until the first such line."""
+    """`registry.telemetry.access_log` stores here the part that all log lines about this answer have in common. None
+    until the first of these lines is written."""
 
 
 class AnswerCache:
@@ -101,8 +101,8 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # An answer is cached only if it depends on no other request headers than these. The cache key depends on
-        # Authorization and, with `by_host`, on Host. A request with one of `_BYPASSING_HEADERS` bypasses the cache.
+        # An answer is cached only if it depends on no other request headers than these. Authorization and, with
+        # `by_host`, Host are part of the cache key. A request with one of `_BYPASSING_HEADERS` bypasses the cache.
         self._covered_headers = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
@@ -110,7 +110,7 @@ class AnswerCache:
         """Returns the cached answer to a request; None: no answer is cached.
 
         If no answer is cached but the answer is worth caching (`VersionedCache.should_cache`), adds the cache key and
-        the store's version to the scope, for `record` and `save`."""
+        the store's version to the scope, where `start_recording` and `save` find them."""
         key = self._key(scope, make_credential_key)
         if key is None:
             return None
@@ -119,9 +119,9 @@ class AnswerCache:
             scope["extensions"][CACHED_ANSWER_EXTENSION][_CACHE_AS] = key, self._answers.last_version
         return answer
 
-    def record(self, exchange: Exchange) -> bool:
-        """If `find` decided that the answer is worth caching, makes `exchange` record it and returns True. Then the
-        caller has to call `save` after the answer was sent. Otherwise returns False."""
+    def start_recording(self, exchange: Exchange) -> bool:
+        """Makes `exchange` record the answer and returns True, if `find` decided that the answer is worth caching. The
+        caller then has to call `save` after the answer was sent. Otherwise returns False."""
         if _CACHE_AS not in (exchange.scope.get("extensions") or {}).get(CACHED_ANSWER_EXTENSION, ()):
             return False
         exchange.sent_messages = []
@@ -131,9 +131,9 @@ class AnswerCache:
         """Caches the answer that `exchange` has recorded, if it is complete and small, and if the next request with the
         same cache key has to get the same answer.
 
-        Makes the cache key again, and caches nothing if it has changed. While the registry has no accounts, one key
-        stands for all clients. `find` makes the key before the request is authenticated. If another process adds the
-        first account in between, the answer is for one account, but the key is still the one for all clients."""
+        Makes the cache key again, and caches nothing if the key differs from the key that `find` made. While the
+        registry has no accounts, all clients have the same key. If another process adds the first account after `find`
+        and before the request is authenticated, the answer is for one account only."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):

@@ -41,8 +41,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 async def ping(exchange: Exchange) -> None:
     """Tells the client that this server supports the distribution API ("Determining Support", end-1).
 
-    Raises Unauthorized for a request without credentials, even if everybody may pull. Docker logs in only after a 401
-    to this request. While there are no accounts, no request needs credentials."""
+    If the registry has accounts, raises Unauthorized for a request without credentials, even if everybody may pull:
+    Docker logs in only after a 401 to this request."""
     if not exchange.principal.is_admitted:
         raise Unauthorized
     await exchange.send_whole(200, b"{}", JSON, REVALIDATE)
@@ -72,8 +72,8 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""The handlers by kind of resource (`resource_path.Resource`) and by method. `DistributionAPI` adds the handler of
-`history`, because this handler depends on an option."""
+"""The handlers by kind of resource (`resource_path.Resource`) and by method. `DistributionAPI` adds the handler for the
+kind `history`, which depends on the option `read_history`."""
 
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     **{kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()},
@@ -104,7 +104,7 @@ class DistributionAPI:
         push_refusal: PushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
-        """None switches an option off, unless its line says something else.
+        """An option that is None is switched off, unless its line here says something else.
 
         - `limits`: the limits of one request. None: the default limits.
         - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header. None:
@@ -113,20 +113,20 @@ class DistributionAPI:
         - `service`: the name of this registry in the challenges of 401 responses.
         - `rate_limit`: counts the requests of each client.
         - `answer_cache`: the response cache.
-        - `cross_site`: refuses requests that a browser sends because of another site. None: the check of a registry
-          that has no accounts, and no host names but that of `public_url`.
+        - `cross_site`: refuses requests that a browser sends because of another site. None: a check for a registry
+          without accounts, whose only host name is that of `public_url`.
         - `body_memory`: the memory budgets of the worker. None: new budgets with the default sizes.
-        - `count_pull`: counts each pull of a manifest, also from the response cache.
+        - `count_pull`: counts each pull of a manifest, including pulls that get a cached response.
         - `read_history`: reads the history of a tag for the current request.
-        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. Without
-          this option, only the registry checks this, after it has received the manifest."""
+        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. It is
+          called before the manifest is received. The registry checks the free space again afterwards."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
         # Returns the credential key of a request. This key identifies the account or anonymous client, and is a part of
-        # the key of a cached response.
+        # the key under which a response is cached.
         self._make_credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
@@ -148,9 +148,7 @@ class DistributionAPI:
             notes["exchange"] = exchange  # for the `RequestRecorder`; the server empties `notes` after the request
         enter_request(exchange)
         try:
-            # If the response is worth caching, `record` starts a recording and returns True. `save` then caches the
-            # recording.
-            if self._answer_cache is not None and self._answer_cache.record(exchange):
+            if self._answer_cache is not None and self._answer_cache.start_recording(exchange):
                 await self._answer(exchange)
                 self._answer_cache.save(exchange, self._make_credential_key)
             else:
@@ -180,7 +178,7 @@ class DistributionAPI:
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, and the id of the request. Counts the request under
         the rate limit, and counts the pull of a manifest. Returns None if no response is cached or the rate limit is
-        reached. The server then has to call the application."""
+        reached; then the server has to call the application."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
@@ -214,12 +212,12 @@ class DistributionAPI:
             raise MethodUnknown(f"this resource does not support the method {exchange.method[:20]}")
 
     def _check_manifest_push(self, exchange: Exchange) -> None:
-        """Checks early that the client may push and that the manifest fits on the disk. The registry checks both only
-        after it has received the body. Raises Unauthorized, Denied, StorageFull."""
+        """Checks, before the body is received, that the client may push and that the manifest fits on the disk. The
+        registry checks both again after it has received the body. Raises Unauthorized, Denied, StorageFull."""
         if self._authenticator is not None:
             self._authenticator.check_push(exchange.repo)
         if self._push_refusal is not None:
-            # A manifest above the size limit is refused later.
+            # A manifest above the size limit is refused later because of its size.
             size = min(exchange.length or 0, self.limits.manifest_bytes)
             if (reason := self._push_refusal(size)) is not None:
                 raise StorageFull(reason)
@@ -235,18 +233,18 @@ class DistributionAPI:
             else:
                 await self._authenticator.authenticate(exchange)
         except RegistryError:
-            self._count(exchange)
+            self._count_request(exchange)
             raise
-        self._count(exchange)
+        self._count_request(exchange)
 
-    def _count(self, exchange: Exchange) -> None:
+    def _count_request(self, exchange: Exchange) -> None:
         """Counts the request. Raises TooManyRequests if the rate limit is reached."""
         if self._rate_limit is not None:
             check_rate(self._rate_limit, rate_key(exchange.principal_name, exchange.has_account, exchange.address))
 
     def _route(self, exchange: Exchange) -> None:
-        """Sets the attributes of `exchange` that name the resource. Raises PathUnknown, NameInvalid, and RequestInvalid
-        for an invalid query."""
+        """Sets the attributes of `exchange` that name the resource. Raises PathUnknown or NameInvalid for an invalid
+        path, and RequestInvalid for an invalid query."""
         resource = parse_path(raw_path(exchange.scope))
         exchange.kind = resource.kind
         exchange.allowed_methods = _ALLOWED_METHODS[resource.kind]
@@ -257,7 +255,7 @@ class DistributionAPI:
             exchange.query  # noqa: B018  raises for an invalid query, even if the handler does not read the query
 
     def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
-        """Yields the WWW-Authenticate header if the response to `error` is a 401."""
+        """Yields the WWW-Authenticate header if the response that reports `error` is a 401."""
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 

@@ -54,7 +54,7 @@ async def get_blob(exchange: Exchange) -> None:
     if is_conditional:
         etag_digest = _etag_digest(await exchange.registry.resolve_blob(exchange.repo, digest))
         if is_not_modified(exchange, etag_digest):
-            # Only a verified blob has an entity tag that can match.
+            # `is_not_modified` is True only for a blob with an entity tag, and only a verified blob has one.
             await exchange.send_empty(304, *blob_headers(digest, verified=True))
             return
     spans = read_ranges(exchange, etag_digest)
@@ -64,7 +64,7 @@ async def get_blob(exchange: Exchange) -> None:
             if await _send_multipart(exchange, digest, spans):
                 return
             spans = None
-    # Without spans, this opens the whole blob.
+    # If `spans` is empty or None, the response has the whole blob.
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
         if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
@@ -90,8 +90,8 @@ def _etag_digest(descriptor: Descriptor) -> Digest | None:
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
-    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range. If so, the
-    status is 206. Otherwise the span is the whole blob, and the status is 200."""
+    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range. True: the
+    status is 206. False: the span is the whole blob, and the status is 200."""
     start, stop = reader.span
     size = reader.descriptor.size
     identity_headers = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)
@@ -103,22 +103,21 @@ async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) 
         await exchange.send_part(reader.data)
         return
     if reader.is_incomplete and start < stop:
-        # An empty part makes the server send the headers now. Without it, the headers would be sent together with the
-        # first bytes from the upstream, and a client might time out before that.
+        # The empty part makes the server send the headers now. Otherwise, the server would send the headers together
+        # with the first bytes from the upstream, and a client might time out before these bytes arrive.
         await exchange.send_part(b"", more=True)
     with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
         await _send_stream(exchange, _read_parts(exchange, reader, watch), stop - start, watch)
 
 
 async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span]) -> list[Span]:
-    """Returns those of `spans` that have bytes in the blob, in their order. If a span goes beyond the end of the blob,
-    returns only the part of it that is in the blob. In every returned span, `start` is not negative and `stop` is not
-    None.
+    """Returns those of `spans` that have bytes in the blob, in their order. A span that goes beyond the end of the blob
+    is shortened. In every returned span, `start` is not negative and `stop` is not None. Does not merge spans, because
+    clients match the parts of the response with the ranges that they requested.
 
     Returns an empty list if the spans together are longer than the blob. Then the caller sends the whole blob, so that
-    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Does not merge spans, because
-    clients match the parts of the response with the ranges that they requested. Raises BlobUnknown, and RangeInvalid if
-    no span has bytes in the blob."""
+    overlapping ranges cost no more than the blob itself (RFC 9110, 14.2 and 17.15). Raises BlobUnknown, and
+    RangeInvalid if no span has bytes in the blob."""
     size = (await exchange.registry.resolve_blob(exchange.repo, digest)).size
     existing_spans = []
     for span in spans:
@@ -130,17 +129,17 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
 
 
 def _is_passed_through(reader: BlobReader) -> bool:
-    """Returns whether a mirror downloads the blob for `reader` alone, because the disk is too full to store it. Each
-    further reader of the blob is then a further download."""
+    """Returns whether a mirror downloads the blob for `reader` alone, because the disk is too full to store the blob.
+    Each further reader of the blob then needs a download of its own."""
     return reader.is_incomplete and reader.file is None
 
 
 async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> bool:
-    """Sends several spans, which `_existing_spans` returned, as `multipart/byteranges` (RFC 9110, 14.6). Returns True.
-    If the blob is passed through, sends nothing and returns False: the caller then ignores Range and sends the whole
-    blob (RFC 9110, 14.2), because each span would be a download of its own.
+    """Sends several spans as `multipart/byteranges` (RFC 9110, 14.6), and returns True. `spans`: a result of
+    `_existing_spans`. If the blob is passed through, each span would need a download of its own. In this case sends
+    nothing and returns False: the caller then ignores Range and sends the whole blob (RFC 9110, 14.2).
 
-    Opens the first span before it sends the status, so an error of that span gets an error response. An error of a
+    Opens the first span before it sends the status, so an error of the first span gets an error response. An error of a
     later span ends the response early, and the server closes the connection."""
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
     if _is_passed_through(reader):
@@ -159,13 +158,13 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
-                # The mirror may have to wait for its upstream.
+                # While a mirror opens the blob, it may have to wait for its upstream.
                 opening = exchange.registry.open_blob(exchange.repo, digest, span)
                 part_reader = await watch.cancel_on_disconnect(opening)
             async with aclosing(part_reader):
                 if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
-                    # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
-                    # bytes. Or the disk became full, so that this part would be a download of its own.
+                    # There are two cases. The blob was deleted after the first part, and the mirror downloads it again,
+                    # maybe with other bytes. Or the disk became full, and this part would need a download of its own.
                     raise PartialBlobLost(
                         "the blob was removed from this registry, or the registry's disk became full, after the first "
                         "part was sent; try again"
@@ -199,8 +198,8 @@ def _content_range(start: int, stop: int, size: int) -> bytes:
 
 
 class FilePart(NamedTuple):
-    """A part of a response's body that the server sends from an open file, without reading it into memory: `length`
-    bytes from the offset `start` of the blob."""
+    """A part of a response's body that the server sends from an open file, without reading it into memory. The part is
+    the `length` bytes of the blob that begin at the offset `start`."""
 
     file: OpenFile
     start: int
@@ -211,9 +210,9 @@ BodyPart = bytes | FilePart
 
 
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
-    """Yields the span that `reader` reads, in parts. A part is a `FilePart` if the blob is in a file and the server can
-    send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when the part
-    arrives. Raises ClientGone if the client disconnects while this waits for bytes."""
+    """Yields the span that `reader` reads, in parts. The parts are `FilePart`s if the blob is in a file and the server
+    can send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when it has
+    arrived from the upstream. Raises ClientGone if the client disconnects while this waits for bytes."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
@@ -233,9 +232,9 @@ async def _send_stream(
 ) -> None:
     """Sends the parts of `stream`, which have `length` bytes together, as the body of the response.
 
-    Checks before each part except the first whether the client has disconnected, because some servers accept data for
-    such a client. The first check starts a task that watches the client; a response of one part needs no such task.
-    Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
+    Before each part except the first, checks whether the client has disconnected: some servers accept data for a client
+    that has disconnected. The first check starts a task that watches the client, so a response of one part needs no
+    task. Raises ClientGone, and the errors of reading the blob. After such an error, the server closes the connection,
     because the body is shorter than its Content-Length."""
     is_first = True
     remaining_bytes = length
@@ -245,7 +244,7 @@ async def _send_stream(
         is_first = False
         remaining_bytes -= part.length if isinstance(part, FilePart) else len(part)
         await _send_body_part(exchange, part, more=remaining_bytes > 0)
-    if not length:  # then the stream has no parts, but the response still needs its end
+    if not length:  # the stream had no parts, so the end of the response has not been sent yet
         await exchange.send_part(b"")
 
 

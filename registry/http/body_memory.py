@@ -2,8 +2,8 @@
 request bodies that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
-part of a budget that the request uses. If too little of a budget is free, a request waits, and is refused after some
-seconds. Blobs are never in memory as a whole, so the limits do not apply to them.
+part of a budget that the request uses. If too little of a budget is free for a request, the request waits a few seconds
+and is then refused. Blobs are never in memory as a whole, so the limits do not apply to them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MANIFESTS_BUDGET_BYTES: Final = 16 * MIB
 """Size of a worker's budget for the manifests that clients push."""
 FORMS_BUDGET_BYTES: Final = 4 * MIB
 """Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate
-because clients without an account can send such requests, and must not use up the memory for manifests. For the same
-reason one client gets at most a quarter of it."""
+because clients without an account can send such requests, and must not use up the memory for manifests. One client gets
+at most a quarter of the budget."""
 RESPONSES_BUDGET_BYTES: Final = 24 * MIB
 """Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
 them."""
@@ -35,21 +35,22 @@ MAX_UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
 """Responses up to this size do not count against the budget, because the kernel's socket buffer nearly always takes
 the whole response immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
-"""While a request waits for memory, responses that take longer than this to send are cut off."""
+"""While a request waits for memory, responses that take longer than this to send are cut off (they end early)."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this
-many bytes, the share grows in steps of this many bytes."""
+"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this,
+the share grows in steps of this size."""
 SMALL_BODY_BYTES: Final = 16 * 1024
 """A body up to this size does not count against a budget in two cases:
 
 - It is a manifest, and all of it has arrived before the handler asks for it.
 - It is a form or JSON, and arrives in one piece."""
-JOINED_BYTES: Final = 4 * 1024
-"""Pieces of a form or of JSON that are smaller than this are joined, because the application keeps each piece as a
-separate object. The budget does not count the overhead of such an object, about 50 bytes."""
+MIN_PIECE_BYTES: Final = 4 * 1024
+"""Smaller pieces of a form or of JSON are joined until they have at least this many bytes together. The application
+keeps each piece as a separate object, and the budget does not count the overhead of the objects, about 50 bytes
+each."""
 BODY_STALL_SECONDS: Final = 20.0
-"""The client's time allowance for a body, in seconds (see `_MinimumRate`). A client that has kept up with the minimum
-rate may pause for this long. A body is refused if it falls behind the minimum rate by more than this time."""
+"""The client's time allowance for a body, in seconds (see `_MinimumRate`). A body is refused if it falls behind the
+minimum rate by more than this time. So a client that has kept up with the minimum rate may pause for this long."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 
@@ -92,8 +93,8 @@ class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
     `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
-    `/v2`. `responses`: the budget for large responses. If one of these three is None, a budget of the default size is
-    made. A request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
+    `/v2`. `responses`: the budget for large responses. None, for each of the three: a new budget of the default size.
+    A request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
 
     def __init__(
         self,
@@ -114,10 +115,8 @@ class BodyMemory:
     @staticmethod
     def take_small_body(exchange: BodyExchange) -> bytes | None:
         """Returns the request's whole body if it is small and was received already, as most manifests are. Returns None
-        for any other body, which the caller then receives with `receive_body`.
-
-        The returned body does not count against a budget, because the connection has a buffer of that size anyway. It
-        needs no timeout, because it has been received already."""
+        for any other body, which the caller then receives with `receive_body`. The returned body does not count against
+        a budget, because the connection has a buffer of that size anyway."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
@@ -128,8 +127,8 @@ class BodyMemory:
         """A context manager that receives the request's whole body and yields it. The body counts against the budget
         `manifests` until the block ends.
 
-        Raises the error that `too_large` returns if the body is larger than `max_bytes`; BodyTooSlow; TooManyRequests
-        if no memory becomes free in time; ClientGone."""
+        Raises the error that `too_large` returns if the body is larger than `max_bytes`. Raises TooManyRequests if no
+        memory becomes free in time. Raises BodyTooSlow and ClientGone."""
         share = self.manifests.new_share()
         try:
             yield await self._receive(exchange, share, max_bytes, too_large)
@@ -157,19 +156,18 @@ class BodyMemory:
             body.close()  # an error's traceback refers to this frame, which would keep the bytes in memory
 
     @asynccontextmanager
-    async def metered(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:
-        """A context manager for an application which reads the whole body into memory. Yields two ASGI callables for
-        it, which wrap `receive` and `send`.
+    async def limit_body(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:
+        """A context manager for a call of an application that reads the whole body into memory. Yields two ASGI
+        callables for the application, which wrap `receive` and `send`. They apply the budget `forms` and the minimum
+        rate to the request's body.
 
-        The yielded callables apply the budget `forms` and the minimum rate to the request's body. The body counts
-        against the budget until the application starts its response, or until the block ends. The last piece of a body
-        does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece, such as a login
-        form, does not count at all. After the start of the response, neither the budget nor the minimum rate applies:
-        an application that still calls `receive` only waits for the client to disconnect.
+        The body counts against the budget until the application starts its response, or until the block ends. The last
+        piece of a body does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece,
+        such as a login form, does not count at all. After the start of the response, neither the budget nor the minimum
+        rate applies: an application that still calls `receive` only waits for the client to disconnect.
 
         The yielded `receive` joins small pieces of the body. It raises BodyTooSlow. It raises TooManyRequests if no
-        memory becomes free in time, or if all bodies of this client together would use more than a quarter of the
-        budget.
+        memory becomes free in time, or if all bodies of `client` together would use more than a quarter of the budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.new_share(client=client)
@@ -192,7 +190,7 @@ class BodyMemory:
                 if message["type"] != "http.request":
                     return message
                 joined += body
-                if is_body_complete or len(joined) >= JOINED_BYTES:
+                if is_body_complete or len(joined) >= MIN_PIECE_BYTES:
                     return {"type": "http.request", "body": bytes(joined), "more_body": not is_body_complete}
 
         async def metered_send(message: Message) -> None:
@@ -226,9 +224,9 @@ class BodyMemory:
         return self.responses.used > self.responses.size // 2
 
     def response_share(self, key: str | None = None) -> Share:
-        """Returns a new share of the budget for responses. It has size 0: the caller grows it, or `hold_response` does.
-        `key`: responses with the same key hold the same bytes in memory, so the budget counts these bytes only once;
-        None: no other response holds the bytes of this one."""
+        """Returns a new share of the budget for responses. The share has size 0 until the caller or `hold_response`
+        grows it. `key`: responses with the same key hold the same bytes in memory, so the budget counts these bytes
+        only once; None: no other response holds the bytes of this one."""
         return self.responses.new_share(key)
 
     @asynccontextmanager
@@ -265,7 +263,7 @@ class BodyMemory:
     ) -> None:
         """Sends a response with status 200 and with the body and headers that `make_response` returns.
 
-        If a large response has to wait for memory, this releases its body, and calls `make_response` again after the
+        If a large response has to wait for memory, its body is released, and `make_response` is called again after the
         wait. Raises TooManyRequests if no memory becomes free in time."""
         body, headers = await make_response()
         if len(body) <= MAX_UNCOUNTED_RESPONSE_BYTES or exchange.method == "HEAD":
@@ -286,9 +284,9 @@ class _MinimumRate:
     of the budget grow with the body.
 
     The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
-    each received byte adds to it. The allowance never becomes larger than `stall_seconds`, so a client that was fast at
-    first cannot pause for longer than any other. When the allowance is used up, the context manager cancels its block
-    and raises BodyTooSlow. It may be entered again for the next piece of the body."""
+    each received byte adds to it. The allowance never becomes larger than `stall_seconds`, so even a client that was
+    fast at first cannot pause for longer. When the allowance is used up, the context manager cancels its block and
+    raises BodyTooSlow. The context manager may be entered again for the next piece of the body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
@@ -318,9 +316,9 @@ class _MinimumRate:
             ) from None
 
     async def count(self, received: int) -> None:
-        """Counts `received` more bytes of the body: makes the share grow if it is too small for them, and adds to the
-        time allowance. Waits for memory if too little of the budget is free. Raises TooManyRequests if no memory
-        becomes free in time."""
+        """Counts `received` more bytes of the body: makes the share grow if it is smaller than the body so far, and
+        adds to the time allowance. Waits for memory if too little of the budget is free. Raises TooManyRequests if no
+        memory becomes free in time."""
         self._received += received
         missing = self._received - self._share.size
         if missing > 0:
@@ -337,8 +335,8 @@ class _MinimumRate:
             self._timeout.reschedule(now + self._seconds_left)
 
     async def _wait_for_memory(self, added_bytes: int) -> None:
-        """Waits until the share has grown by `added_bytes`. The wait uses up no time allowance, and the request cannot
-        be cut off during it. Raises TooManyRequests if no memory becomes free in time."""
+        """Waits until the share has grown by `added_bytes`. During the wait, no time allowance is used up, and the
+        request cannot be cut off. Raises TooManyRequests if no memory becomes free in time."""
         assert self._timeout is not None
         loop = asyncio.get_running_loop()
         wait_start = loop.time()

@@ -5,9 +5,9 @@ Sec-Fetch-Site says whether the page is of another site. Over plain HTTP to anot
 then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
 - Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
-- While there are no accounts: requests from a browser on the registry's machine with a Host header that is no known
-  name of the registry. A page can make its own host name resolve to that machine (DNS rebinding). The browser then
-  treats the registry as the page's own site, and the page could read everything.
+- While there are no accounts: requests from a browser on the registry's machine whose Host header is no known name of
+  the registry. A page can make its own host name resolve to this machine (DNS rebinding). The browser then treats the
+  registry as the page's own site, so the page could read everything in the registry.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """
@@ -37,7 +37,8 @@ class CrossSiteCheck:
     """Refuses requests that a browser may have sent because of a page of another site.
 
     `public_url`: the registry's URL for clients; None: the setting is not set. `hosts`: further host names of the
-    registry. `has_no_accounts`: returns whether there are no accounts yet, so that every client may do everything."""
+    registry. `has_no_accounts`: returns whether the registry has no accounts yet. Every client may then do
+    everything."""
 
     def __init__(self, public_url: str | None, hosts: Collection[str], has_no_accounts: Callable[[], bool]) -> None:
         self._public_netloc = _netloc(public_url or "")
@@ -48,12 +49,12 @@ class CrossSiteCheck:
         """Raises Denied for a request that a page of another site may have caused. `scope`: the ASGI scope of the
         request.
 
-        The response cache (`registry.http.answer_cache`) sends cached responses without this check. But a request with
-        any of `BROWSER_HEADERS` never gets a cached response, so every such request is checked."""
+        A request that gets a cached response (`registry.http.answer_cache`) is not checked. But a request with any of
+        `BROWSER_HEADERS` never gets a cached response."""
         browser_headers = [header for header in scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return
-        host = _first(scope["headers"], b"host").decode("latin-1").lower()
+        host = _first_value(scope["headers"], b"host").decode("latin-1").lower()
         if scope["method"] not in _READS:
             self._check_site(browser_headers, host)
         if is_loopback(client_address(scope)) and not self._is_own_host(host) and self._has_no_accounts():
@@ -80,7 +81,7 @@ class CrossSiteCheck:
             )
 
     def _is_own_host(self, host: str) -> bool:
-        """Returns whether `host` is known to be the registry: a configured name, an IP address, or a local name."""
+        """Returns whether `host` is a known name of the registry: a configured name, an IP address, or a local name."""
         name = without_port(host)
         return host in self._hosts or name in self._hosts or _is_address(name) or is_local_name(name)
 
@@ -101,14 +102,14 @@ def _is_address(name: str) -> bool:
 
 
 def _netloc(url: str) -> str:
-    """Returns the host and port of a URL, without the ports 80 and 443. Returns an empty string for the origin `null`
-    and for text that cannot be parsed."""
+    """Returns the host and port of a URL; only the host if the port is 80 or 443. Returns an empty string for the
+    origin `null` and for a text that cannot be parsed."""
     try:
         return urlsplit(url).netloc.lower().removesuffix(":80").removesuffix(":443")
     except ValueError:
         return ""
 
 
-def _first(headers: Sequence[Header], name: bytes) -> bytes:
+def _first_value(headers: Sequence[Header], name: bytes) -> bytes:
     """Returns the first value of a header. Returns an empty value if the header is missing."""
     return next((value for key, value in headers if key == name), b"")

@@ -193,18 +193,18 @@ class EventMetrics:
         self._cells = cells
         self._webhooks = webhooks
 
-    def attempted(self, webhook: str, outcome: str) -> None:
+    def on_attempt(self, webhook: str, outcome: str) -> None:
         """Counts an attempt to tell a webhook of an event, by how it ended
         (`registry.events.attempts.DeliveryOutcome`)."""
         label = self._webhooks.label(webhook)
         is_sent = outcome == "delivered"
         self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1
 
-    def given_up(self, webhook: str) -> None:
+    def on_given_up(self, webhook: str) -> None:
         """Counts an event that has become a *dead letter*: an event that is not sent to the webhook any more."""
         self._cells.own[self.dead.cell(self._webhooks.label(webhook))] += 1
 
-    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+    def on_dropped(self, webhook: str, pending: int, dead: int) -> None:
         """Counts deliveries and dead letters that were dropped."""
         label = self._webhooks.label(webhook)
         self._cells.own[self.dropped_events.cell(label, "pending")] += pending

@@ -41,13 +41,13 @@ class CountingObserver:
         self.attempts = dict.fromkeys(DeliveryOutcome, 0)
         self.dead = 0
 
-    def attempted(self, webhook: str, outcome: DeliveryOutcome) -> None:
+    def on_attempt(self, webhook: str, outcome: DeliveryOutcome) -> None:
         self.attempts[outcome] += 1
 
-    def given_up(self, webhook: str) -> None:
+    def on_given_up(self, webhook: str) -> None:
         self.dead += 1
 
-    def dropped(self, webhook: str, pending: int, dead: int) -> None:
+    def on_dropped(self, webhook: str, pending: int, dead: int) -> None:
         raise AssertionError
 
 

@@ -17,7 +17,7 @@ from registry.admin.management_route import ManagementRoute
 from registry.app import create_app
 from registry.asgi import Header, Message, Receive
 from registry.config import Settings
-from registry.http.body_memory import JOINED_BYTES, SMALL_BODY_BYTES, BodyMemory
+from registry.http.body_memory import MIN_PIECE_BYTES, SMALL_BODY_BYTES, BodyMemory
 from registry.memory_budget import MIB, SMALL_SHARE_BYTES, MemoryBudget
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import TooManyRequests
@@ -341,7 +341,7 @@ async def test_a_small_form_need_not_wait_for_memory() -> None:
     await forms.new_share().grow(MIB)
     form = b"x" * SMALL_BODY_BYTES
 
-    async with BodyMemory(forms=forms).metered(received_at_once(form), discard, "192.0.2.1") as (receive, _):
+    async with BodyMemory(forms=forms).limit_body(received_at_once(form), discard, "192.0.2.1") as (receive, _):
         assert (await receive())["body"] == form
         assert forms.used == MIB
 
@@ -382,7 +382,7 @@ async def test_one_client_cannot_use_up_the_memory_for_forms() -> None:
 async def test_small_pieces_of_a_form_are_joined() -> None:
     """The application gets a body that arrives byte by byte in a few pieces, because it keeps each piece as an object
     of its own. If the client disconnects, the application gets the message `http.disconnect` instead of the body."""
-    received = bytes(number % 251 for number in range(3 * JOINED_BYTES + 100))
+    received = bytes(number % 251 for number in range(3 * MIN_PIECE_BYTES + 100))
     is_disconnecting = False
 
     async def send_byte_by_byte() -> AsyncIterator[Message]:
@@ -392,7 +392,7 @@ async def test_small_pieces_of_a_form_are_joined() -> None:
             yield {"type": "http.request", "body": bytes([byte]), "more_body": number + 1 < len(received)}
 
     for is_disconnecting in (False, True):
-        async with BodyMemory().metered(partial(anext, send_byte_by_byte()), discard, None) as (receive, _):
+        async with BodyMemory().limit_body(partial(anext, send_byte_by_byte()), discard, None) as (receive, _):
             messages = [await receive()]
             while messages[-1].get("more_body"):
                 messages.append(await receive())

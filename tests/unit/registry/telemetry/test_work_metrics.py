@@ -163,10 +163,10 @@ def test_webhook_deliveries_are_counted() -> None:
         DeliveryOutcome.REFUSED,
         DeliveryOutcome.DOWN,
     ):
-        observer.attempted("ci", outcome)
-    observer.given_up("ci")
-    observer.attempted("chat", DeliveryOutcome.DELIVERED)
-    observer.dropped("chat", 3, 2)
+        observer.on_attempt("ci", outcome)
+    observer.on_given_up("ci")
+    observer.on_attempt("chat", DeliveryOutcome.DELIVERED)
+    observer.on_dropped("chat", 3, 2)
     metrics.events.on_unrecorded_pulls(5)
     text = render_metrics([CellCollector(metrics)], "")[0].decode()
     lines = [line for line in text.splitlines() if line.startswith("entrepot_events_")]
