@@ -24,8 +24,8 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""The time of a throttling key (`FailureCost`) is at most this many seconds after the present time. So failed logins
-delay later logins by at most this time."""
+"""Failed logins delay later logins by at most this time: the time of a throttling key (`FailureCost`) is at most this
+many seconds after the present time."""
 
 
 class AccountInvalid(RegistryError):
@@ -130,9 +130,9 @@ class GranteeKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grantee:
-    """The clients to which a grant gives a right. In text form: `user:alice`, `robot:ci`, `group:dev`, `everyone` or
-    `authenticated`. `name` is empty for the last two. A user need not have an account in the store, because users of an
-    htpasswd file or of an external token issuer have none."""
+    """The clients to which a grant gives a right. The text form is `user:alice`, `robot:ci`, `group:dev`, `everyone` or
+    `authenticated`. `name` is empty for `everyone` and `authenticated`. A user need not have an account in the store,
+    because users of an htpasswd file or of an external token issuer have none."""
 
     kind: GranteeKind
     name: str = ""
@@ -182,8 +182,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """One entry of `ApiToken.limits`: the token may do `actions` on the repositories whose names match `pattern`, as
-    far as the token's account may do them."""
+    """One entry of `ApiToken.limits`: on the repositories whose names match `pattern`, the token may do those of
+    `actions` that its account may do."""
 
     pattern: NamePattern
     actions: Action
@@ -215,10 +215,10 @@ class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
     last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
-    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside
-    the store that proved the login: the account's line in an htpasswd file, or the settings of the OpenID provider;
-    None: there is no such source. When the source changes, its hash differs from the stamp, and the session is invalid.
-    `groups`: groups that the OpenID provider named."""
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the account's line
+    in the htpasswd file, or of the settings of the OpenID provider; None if the account's password is in the store.
+    When the line or the settings change, the session becomes invalid. `groups`: groups that the OpenID provider
+    named."""
 
     id: str
     account: AccountName
@@ -256,7 +256,7 @@ class FailureCost(NamedTuple):
     seconds: float
     max_seconds: float
 
-    def latest_plausible(self, now: float) -> float:
+    def latest_plausible_time(self, now: float) -> float:
         """Returns the latest time that the key can have now. If the stored time is later, it was stored before the
         clock was set back. `now` and the result are in seconds since 1970."""
         return now + self.max_seconds + CLOCK_MARGIN_SECONDS

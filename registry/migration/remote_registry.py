@@ -168,7 +168,7 @@ class RemoteRegistry:
         """Makes one attempt of `has_referrers_api`. Raises UnconfirmedNameUnknown if another attempt may get another
         response."""
         with suppress(UnconfirmedNameUnknown):
-            has_api = await self._client.has_referrers_api(repo, digest)
+            has_api = await self._client.check_referrers_api(repo, digest)
             if has_api is not None:
                 return has_api
         # The client returns None for a refusal without an error code, such as the 404 of registry:2, which has no
@@ -183,7 +183,7 @@ class RemoteRegistry:
             # Any other ManifestUnknown comes from the registry itself, so the registry is not restarting. The manifest
             # was deleted a moment ago.
         try:
-            return bool(await self._client.has_referrers_api(repo, digest))
+            return bool(await self._client.check_referrers_api(repo, digest))
         except UnconfirmedNameUnknown as error:
             # The registry has just answered the request for the manifest. So only the list of referrers is refused, for
             # example by a firewall. A retry after a pause does not help.

@@ -166,7 +166,7 @@ class BlobClient:
         has_asked_for_size = False
         try:
             while True:
-                transfer.begin_step()
+                transfer.begin_request()
                 response = self._send(transfer, route)
                 if not route.has_moved:  # no redirect was followed yet, so the endpoint itself has responded
                     transfer.on_headers(response.status)
@@ -232,7 +232,7 @@ class BlobClient:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try or _is_oversized_head(error):
                     raise
-                transfer.begin_step()  # raises TransferAbandoned if it was `abandon` that closed the connection
+                transfer.begin_request()  # raises TransferAbandoned if it was `abandon` that closed the connection
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
@@ -283,7 +283,7 @@ class BlobClient:
         `connection`. `peer` is the IP address of the server; None: the connection leads to a proxy."""
         self._thread_state.peer = peer
         if self._thread_state.transfer is not None:
-            self._thread_state.transfer.use_socket(connection)
+            self._thread_state.transfer.set_socket(connection)
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than

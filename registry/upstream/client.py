@@ -126,7 +126,7 @@ class HttpUpstreamClient:
                     return Descriptor(response.media_type, digest, response.length)
             with ShareScope() as memory:
                 response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
-                return (await self._parser.verified_manifest(response, reference)).descriptor
+                return (await self._parser.parse_verified_manifest(response, reference)).descriptor
 
         return await self._requester.try_endpoints(
             operation, repo, RequestKind.HEAD, any_endpoint=isinstance(reference, Digest)
@@ -141,7 +141,7 @@ class HttpUpstreamClient:
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
-            manifest = await self._parser.verified_manifest(response, reference)
+            manifest = await self._parser.parse_verified_manifest(response, reference)
             self._observer.on_fetched("manifest", len(manifest.body))
             return manifest
 
@@ -333,9 +333,9 @@ class HttpUpstreamClient:
 
         await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)
 
-    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
-        """See `UpstreamLists.has_referrers_api`."""
-        return await self._lists.has_referrers_api(repo, digest)
+    async def check_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
+        """See `UpstreamLists.check_referrers_api`."""
+        return await self._lists.check_referrers_api(repo, digest)
 
     def is_nearly_exhausted(self) -> bool:
         """Returns whether the upstream has reported that only few requests are left before it responds with 429."""

@@ -1,11 +1,11 @@
 """Sends requests to one upstream (`UpstreamRequester`): tries its endpoints one after another, logs in where required,
 and raises errors for refusals.
 
-An upstream has one or more endpoints (URLs that serve the same content). A "not found" is a BlobUnknown,
-ManifestUnknown or NameUnknown. Each has an *unconfirmed* variant, for a "not found" that does not show whether the
-content exists: it possibly comes from a proxy or firewall in front of the registry, or the registry possibly hides the
-content from a request without a login or token. An *offer* (`AuthorizationOffer`) says which `Authorization` header a
-request gets, if any, and why.
+An upstream has one or more endpoints (URLs that serve the same content). The error for a response "not found" is a
+BlobUnknown, ManifestUnknown or NameUnknown. Each of these errors has an *unconfirmed* variant, for a response that does
+not show whether the content exists: a proxy or firewall in front of the registry possibly sent the response, or the
+registry possibly hides the content from a request without a login or token. An *offer* (`AuthorizationOffer`) is the
+`Authorization` header for one request, if any, together with how it was chosen.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from storage.upstream_records import UpstreamRecords
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Largest number of concurrent requests for one repository, not counting requests for the bytes of blobs. So requests
-that hang for one repository leave connections for the others."""
+"""Largest number of concurrent requests for one repository, not counting requests for the bytes of blobs. If all of
+them hang, connections are left for other repositories."""
 
 MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""
@@ -64,7 +64,7 @@ SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
 """A function that sends a request and returns the response. Its argument has the headers to add to the request:
 `Authorization`, or none."""
 
-_TRY_NEXT = (
+_INCONCLUSIVE_ERRORS = (
     UpstreamUnavailable,
     TooManyRequests,
     UnconfirmedManifestUnknown,
@@ -73,15 +73,15 @@ _TRY_NEXT = (
 )
 """Errors after which the next endpoint is always tried, because they do not show whether the content exists."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Errors of an endpoint that does not have the content, or refuses it. Another endpoint may have the content.
-`try_endpoints` says when another endpoint is tried."""
+"""Errors of an endpoint that does not have the content, refuses it, or cannot send a part of it. `try_endpoints` says
+when another endpoint is tried after such an error."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
-"""Statuses with which a registry may hide content from a request without a token. A response to such a request with one
-of these statuses raises an error, even if the caller of `UpstreamRequester.send_authorized` accepts the status. A 400
-is not one of them: it is about the form of the request, such as a parameter."""
+"""Statuses with which a registry may hide content from a request without a token. If no token could be obtained for a
+request, `UpstreamRequester.send_authorized` raises an error for these statuses, even if its caller accepts them. 400 is
+not in the set, because a 400 is about the form of the request, such as a parameter."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobSizeUnknown,
     RangesUnsupported,
@@ -98,8 +98,8 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     NameUnknown,
 )
 """Which error to raise if no endpoint succeeded: of the errors of the endpoints, the one whose type comes first in this
-list. BlobSizeUnknown comes first, because it says that the upstream has the blob. The errors for a "not found" come
-last, so that one of them is raised only if all endpoints say that there is no such content."""
+list. BlobSizeUnknown comes first, because it says that the upstream has the blob. ManifestUnknown, BlobUnknown and
+NameUnknown come last, so that they are raised only if all endpoints say that there is no such content."""
 
 
 class UpstreamRequester:
@@ -145,14 +145,14 @@ class UpstreamRequester:
         """Calls `operation` for one endpoint after another until it succeeds, and returns its result. If it succeeds at
         no endpoint, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
-        `repo`: the repository that the requests are for. `kind`: the kind of the requests; endpoints that are paused
-        for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
-        endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
-        in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried. `avoid`:
-        URLs of endpoints that are tried after the others. `untrusted`: URLs of endpoints whose responses the caller
-        does not accept; they are tried last. `timeout_seconds`: time limit for all endpoints together; None: no limit.
-        Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for the
-        next."""
+        - `kind`: endpoints that are paused for this kind of request after a 429 are not tried.
+        - `any_endpoint`: if True (for content with a digest), the next endpoint is tried after an error of
+          _NOT_AT_THIS_ENDPOINT. If False (for tags and lists), such an error of the first endpoint in the settings is
+          raised, and no other endpoint is tried.
+        - `avoid`: URLs of endpoints that are tried after the others.
+        - `untrusted`: URLs of endpoints that are tried last, because the caller does not accept their responses.
+        - `timeout_seconds`: time limit for all endpoints together; None: no limit. Each endpoint gets an equal part of
+          the remaining time, so that time is left for the next one."""
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid, untrusted)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
@@ -167,7 +167,7 @@ class UpstreamRequester:
             endpoint_seconds = None if deadline is None else (deadline - loop.time()) / remaining_endpoints
             try:
                 return await self._try_endpoint(endpoint, operation, repo, endpoint_seconds)
-            except _TRY_NEXT as error:
+            except _INCONCLUSIVE_ERRORS as error:
                 self._observer.on_error(error)
                 failures.append(_without_traceback(error))
             except _NOT_AT_THIS_ENDPOINT as error:
@@ -218,23 +218,23 @@ class UpstreamRequester:
         accepted_statuses: Collection[int] = (),
         scope: str | None = None,
     ) -> UpstreamResponse:
-        """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
-        try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. Raises an error for any
-        other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`. It is
-        always the unconfirmed variant if the endpoint possibly hides the content from this request: because the login
-        that the settings ask for is missing, or because no token could be obtained. Raises TooManyRequests without a
-        request if the endpoint is paused for this kind of request after a 429. `scope`: the scope of the token to send.
-        None: the scope for pulls from `repo`. An empty text: a token without a scope, as for a login."""
+        """Calls `send` with one `Authorization` header after another, until the endpoint accepts a header or there is
+        no other header to try. Returns the last response if its status is 200, 206 or in `accepted_statuses` (for an
+        exception, see _HIDING_STATUSES). Raises an error for any other response. For a 404, the error is
+        `not_found_error` or its unconfirmed variant. If the login that the settings ask for is missing, or no token
+        could be obtained, the error is always the unconfirmed variant. Raises TooManyRequests without a request if the
+        endpoint is paused for this kind of request after a 429. `scope`: the scope of the token to send; None: the
+        scope for pulls from `repo`; an empty text: a token without a scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
-            # The endpoint might show the content to the login that is missing. A retry does not help (`is_refusal`).
+            # With the missing login, the endpoint might return the content. A retry does not help (`is_refusal`).
             not_found_error = as_unconfirmed(not_found_error, is_refusal=True)
         scope = f"repository:{repo}:pull" if scope is None else scope
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients, which does not show whether the content exists. A
-            # retry does not help (`is_refusal`).
+            # The token service gives no token to anonymous clients. Whether the content exists remains unknown. A retry
+            # does not help (`is_refusal`).
             raise as_unconfirmed(not_found_error, is_refusal=True) from None
         if response.status < 500:
             attempt.on_working()
@@ -252,8 +252,8 @@ class UpstreamRequester:
         )
         if response.status in (200, 206) or is_accepted:
             return response
-        sent_token = (offer.authorization or "").startswith("Bearer ")
-        raise error_for_response(response, not_found_error, self._auth.has_login, sent_token)
+        had_token = (offer.authorization or "").startswith("Bearer ")
+        raise error_for_response(response, not_found_error, self._auth.has_login, had_token)
 
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
@@ -270,8 +270,8 @@ class UpstreamRequester:
         if _asks_for_login(response):
             offer, response = await self._resend_with_new_token(url, scope, send, offer, response)
         elif isinstance(first_failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
-            # No token could be obtained with the login, so the request was sent without one, and possibly again with
-            # the password. With a token, the endpoint might have accepted the request.
+            # No token could be obtained with the login, so the request was sent without a token. With a token, the
+            # endpoint might have accepted the request.
             raise first_failure
         if response.status in (200, 206):
             auth.on_accepted(url, scope, offer)
@@ -284,8 +284,8 @@ class UpstreamRequester:
         `response`. Returns the last offer and the response to it. If there is no other header to try, returns `offer`
         and `response` unchanged.
 
-        A cached token may be refused because it is old, so other tokens are tried, at most MAX_RENEWALS. If the
-        endpoint refuses a token that was just issued, no other one is tried."""
+        The endpoint may refuse a cached token because the token is old. Therefore tries up to MAX_RENEWALS other
+        headers. Stops earlier if the endpoint refuses a token that was just issued."""
         for _ in range(MAX_RENEWALS):
             new_offer = await self._auth.renew(url, scope, response, offer)
             if new_offer is None:
@@ -316,12 +316,12 @@ class UpstreamRequester:
         """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
         `send_authorized` does.
 
-        `path`: relative to `/v2/<repository>/`, or a complete URL. The request has the login of the endpoint, so a
-        complete URL of another origin raises UpstreamUnavailable. `linked_from`: the response from which the caller has
-        taken `path`; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
-        the caller has made `path` itself. `scope`: see `send_authorized`. `max_bytes`: the largest body. `read_body`:
-        if False, a successful response is returned without its body. `memory`: a large body counts against the memory
-        budget until the `with` block of this `ShareScope` ends; None: only while the body is received.
+        `path`: relative to `/v2/<repository>/`, or a complete URL. Raises UpstreamUnavailable for a URL of another
+        origin, which must not get the login of the endpoint. `linked_from`: the response that contains the link `path`;
+        the request may connect only to the addresses that `ApiClient.reach_from` returns for this response. None:
+        `path` does not come from a response. `scope`: see `send_authorized`. `max_bytes`: the largest body.
+        `read_body`: if False, a successful response is returned without its body. `memory`: a large body counts against
+        the memory budget until the `with` block of this `ShareScope` ends. None: it counts only while it is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         if not is_same_origin(url, endpoint.url):
@@ -351,8 +351,8 @@ class UpstreamRequester:
         await self._auth.delete_token(endpoint.url, scope)
 
     async def aclose(self) -> None:
-        """Cancels running logins: GET `/v2/`, and requests for tokens. From this call on, even if it is cancelled, the
-        metrics do not count the circuit breakers of these endpoints as open. Idempotent."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens. The circuit breakers of these endpoints no
+        longer count as open in the metrics, even if this call is cancelled. Idempotent."""
         self._endpoints.close()
         await self._auth.aclose()
 

@@ -43,10 +43,10 @@ MAX_CACHED_TOKENS = 1000
 """Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
 are paused after a 429."""
 MAX_CACHED_TOKEN_BYTES = 8 * MIB
-"""Largest size of these tokens together. A usual token has 1 to 4 KiB, but a token service may issue tokens of 64
-KiB."""
+"""Largest total size of the tokens of one upstream in the memory of a process. A usual token has 1 to 4 KiB, but a
+token service may issue tokens of 64 KiB."""
 MAX_CACHED_PAUSE_BYTES = 2 * MIB
-"""Largest size of the keys of all paused token requests together. A usual key has about 200 bytes, but a challenge with
+"""Largest total size of the keys of all paused token requests. A usual key has about 200 bytes, but a challenge with
 a long scope makes keys of 16 KiB."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
 """Largest body of a response of a token service."""
@@ -60,8 +60,8 @@ class AnonymousRefused(Exception):
 
 
 class ObtainedToken(NamedTuple):
-    """A token. `is_new`: whether the token service has just issued it. If False, the token comes from a cache, so the
-    endpoint may refuse it by now."""
+    """A token. `is_new`: True if the token service has just issued the token. False if the token comes from a cache;
+    the endpoint may refuse a cached token."""
 
     text: str
     is_new: bool
@@ -105,8 +105,8 @@ class TokenClient:
         self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
-        """Returns the cached token that may still be used, from memory or from the metadata store; None if there is
-        none."""
+        """Returns the token that is cached under `key` in memory or in the metadata store. Returns None if no token is
+        cached, or if the cached token must not be used any more."""
         now = self._clock()
         token, expires_at = self._tokens.get(key) or ("", 0.0)
         if now < expires_at:
@@ -118,8 +118,8 @@ class TokenClient:
         return None
 
     async def delete_refused(self, key: str, token: str) -> None:
-        """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. Does not delete
-        another token that has the same key by now."""
+        """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. If another token
+        has replaced it under `key`, keeps that token."""
         if (cached := self._tokens.get(key)) and cached[0] == token:
             self._tokens.remove(key)
         try:
@@ -130,18 +130,18 @@ class TokenClient:
     async def obtain(
         self, key: str, service: UpstreamTokenService, scope: str, login: UpstreamLogin | None, refused: str | None
     ) -> ObtainedToken:
-        """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. Does not
-        return `refused`, a token that the endpoint has refused (None or "": there is none). Concurrent callers that
-        need the same token share one request. A cancellation of one caller does not stop this request. Raises Denied,
-        AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
-        # The key of the request includes the token service, so that callers share a request only to the same service.
+        """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. `refused`:
+        a token that the endpoint has refused and that must not be returned; None or "" if no token was refused.
+        Concurrent callers that need the same token share one request. If a caller is cancelled, the request continues
+        for the others. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        # `request_key` contains the token service: callers share a request only if they use the same token service.
         request_key = f"{key} {scope} {service.service} {service.realm}"
 
         async def obtain_unshared() -> ObtainedToken:
             return await self._obtain(request_key, key, service, scope, login, refused)
 
         token = await self._running_requests.run(request_key, obtain_unshared)
-        if token.text == refused:  # another caller started the request, with another `refused` token or none
+        if token.text == refused:  # another caller, for whom this token was not refused, started the shared request
             token = await self._running_requests.run(request_key, obtain_unshared)
         return token
 
@@ -223,9 +223,10 @@ class TokenClient:
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """Returns the token and the lifetime from the JSON of a token service's response. Both may have any type; the token
-    is "" and the lifetime None if the JSON does not have them. Returns (None, None) if the body is not a JSON object.
-    Does not raise, because the traceback of an error would keep the whole document in memory."""
+    """Returns the token and the lifetime from the JSON of a token service's response. Both values may have any type. If
+    the JSON has no token, the token is "". If the JSON has no lifetime, the lifetime is None. Returns (None, None) if
+    the body is not a JSON object. Does not raise, because the traceback of an error would keep the whole document in
+    memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -234,9 +235,10 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 
 def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
-    """Returns the token in a response of a token service, and its lifetime in seconds. `login`: the login in the
-    request. Raises AnonymousRefused or Denied if the token service refuses the request, and UpstreamUnavailable for any
-    other response without a token."""
+    """Returns the token in a response of a token service, and the token's lifetime in seconds. `login`: the login in
+    the request; None if the request had none. If the token service refuses the request, raises Denied for a request
+    with a login, and AnonymousRefused for one without. Raises UpstreamUnavailable for any other response without a
+    token."""
     service_name = f"the token service {loggable_origin(response.url)}"
     if response.status in (401, 403) or (response.status == 400 and login and login.identity_token):
         raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused

@@ -2,7 +2,7 @@
 
 A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstream. `BlobClient` runs each transfer in
 a thread, which reads the span from a socket and passes it to a *sink*, an object of the mirror that receives the bytes.
-Any other thread can abandon the transfer, which also interrupts a read that waits for bytes.
+Any other thread can abandon the transfer. This interrupts a read that waits for bytes.
 
 `SocketBody` waits until bytes have arrived, and copies all that have arrived into a buffer of the caller, as far as
 they fit. urllib3 cannot do that: its `readinto` waits until the buffer is full, and its `read1` allocates memory of the
@@ -66,8 +66,8 @@ class BlobTransfer:
     ) -> None:
         """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
         responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`.
-        `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
-        without the size is refused."""
+        `expected_size`: the size of the whole blob in bytes. It is used if a response does not state the size. If it is
+        None, such a response is refused."""
         self.endpoint = endpoint
         self.span = span
         self.expected_size = expected_size
@@ -83,8 +83,8 @@ class BlobTransfer:
         self._attempt = attempt
         self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
-        """The socket that `abandon` shuts down. None: there is nothing to shut down. Either the transfer has no socket,
-        or it does not need its socket any more, so that another transfer may use the socket."""
+        """The socket that `abandon` shuts down. None: the transfer has no socket, or does not need its socket any more
+        (another transfer may then use it)."""
         self._abandoned = False
         """Whether `abandon` was called."""
         self._lock = threading.Lock()
@@ -92,17 +92,17 @@ class BlobTransfer:
 
     def abandon(self) -> None:
         """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
-        upstream. After that, `begin_step`, `use_socket`, `begin` and `take` raise TransferAbandoned, so that the thread
-        stops when it calls one of them. A running call of the sink is not interrupted."""
+        upstream. After that, `begin_request`, `set_socket`, `begin` and `take` raise TransferAbandoned, so that the
+        thread stops when it calls one of them. A running call of the sink is not interrupted."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
                 with suppress(OSError):  # the socket is closed already
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
-    def begin_step(self) -> None:
-        """Call this before the thread sends a request. Removes the socket of the request before it, which has ended.
-        Raises TransferAbandoned if `abandon` was called."""
+    def begin_request(self) -> None:
+        """Call this before the thread sends a request. Removes the socket of the previous request. Raises
+        TransferAbandoned if `abandon` was called."""
         self.forget_socket()
         self._raise_if_abandoned()
 
@@ -111,7 +111,7 @@ class BlobTransfer:
         if self._abandoned:
             raise TransferAbandoned
 
-    def use_socket(self, connection: Connection) -> None:
+    def set_socket(self, connection: Connection) -> None:
         """Sets the socket from which the thread is about to read. Raises TransferAbandoned if `abandon` was called."""
         with self._lock:
             self._socket = connection
@@ -171,8 +171,8 @@ class BlobTransfer:
 
 
 def _tcp_socket(connection: Connection) -> socket.socket:
-    """Returns the socket of the TCP connection, which may be an `ssl.SSLSocket`. Only the reading thread may change the
-    TLS state of a connection. Therefore `abandon` calls the `shutdown` of `socket.socket`, not that of SSLSocket."""
+    """Returns the socket of the TCP connection. The socket may be an `ssl.SSLSocket`, and only the reading thread may
+    change its TLS state. Therefore `abandon` calls `socket.socket.shutdown` and not `SSLSocket.shutdown`."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
@@ -210,8 +210,8 @@ class SocketBody:
 
     def read_into(self, memory: memoryview) -> int:
         """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns the number of bytes
-        that were read; 0 after `length` bytes, or if the body ends earlier. Raises OSError, http.client.HTTPException,
-        and urllib3's HTTPError."""
+        that were read. Returns 0 if `length` bytes were read already, or if the body ends earlier. Raises OSError,
+        http.client.HTTPException, and urllib3's HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
         if self.is_chunked:
@@ -223,8 +223,8 @@ class SocketBody:
         elif file is None:
             return 0
         else:
-            # With TLS, one read returns at most 16 KiB. Therefore the read is repeated as long as more bytes have
-            # arrived.
+            # With TLS, one read returns at most 16 KiB. Therefore the read is repeated until no more bytes have arrived
+            # or `memory` is full.
             read, poll = file.readinto1, self._poll.poll
             count = read(memory) or 0
             while 0 < count < max_bytes and poll(0):
@@ -246,8 +246,8 @@ class SocketBody:
         return self._raw.fp is None or not self._raw.fp.read1(1)
 
     def finish(self) -> None:
-        """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
-        bytes."""
+        """If the body was read to its end, gives the connection back to the pool. Otherwise closes the connection. Does
+        not wait for bytes."""
         is_at_end = self._consume_last_chunk() if self.is_chunked else self._is_end_known
         if self._remaining_bytes or not is_at_end:
             self.discard()
@@ -309,8 +309,8 @@ def response_span(
     response: HTTPResponse, span: Span, url: str, expected_size: int | None = None
 ) -> tuple[int, int, int]:
     """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
-    of the whole blob. `span` is the span that was requested. `expected_size` is used as the length of a whole blob if
-    the response states none, except for an HTML page, which is probably an error page.
+    of the whole blob. `span` is the span that was requested. If a response with a whole blob states no length,
+    `expected_size` is used as the length. It is not used for an HTML page, which is probably an error page.
 
     Raises RangesUnsupported if `span` is a part of the blob, and the response contains the whole blob. Raises
     UpstreamUnavailable if the response contains another part of the blob or compressed bytes, or if the length of a

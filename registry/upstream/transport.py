@@ -46,15 +46,14 @@ from storage.errors import UpstreamUnavailable
 RESOLVER_THREADS = 64
 """Largest number of threads, and so of concurrent lookups, for one upstream.
 
-One repository cannot occupy all threads. At most 16 of its requests run at a time, each for at most 10 s. A lookup can
-outlive its request, because it takes the operating system up to about 30 s. So the lookups of three successive sets of
-16 requests can run at the same time: 48 lookups."""
+One repository cannot occupy all threads. At most 16 of its requests run at a time. Each request ends after at most
+10 s, but its lookup can take the operating system about 30 s. So at most three times 16 lookups (48) for one repository
+run at the same time."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
 """Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. A longer wait
-would be useless, because the request for a manifest that needs the lookup times out after the same time
-(`REQUEST_TIMEOUT_SECONDS`)."""
+would be useless, because requests for manifests time out after the same time (`REQUEST_TIMEOUT_SECONDS`)."""
 
 MAX_INTERIM_RESPONSES = 100
 """Largest number of interim responses before the response with a blob. Real servers send one or two."""
@@ -65,8 +64,8 @@ forget a connection after 4 minutes without bytes, and then drop its packets sil
 would time out. A retry would time out too if it got another connection that the firewall has forgotten."""
 
 OnConnection = Callable[[Connection, str | None], None]
-"""A function that gets a connection, and the IP address of the server at its other end (None if a proxy is at its other
-end)."""
+"""A function with two parameters: a connection, and the IP address of the server at the other end of the connection.
+The address is None if the connection leads to a proxy."""
 
 
 class Resolver:
@@ -117,8 +116,8 @@ class _FinalResponse(http.client.HTTPResponse):
     `101 Switching Protocols`. http.client itself skips only `100 Continue`."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        """http.client calls this to read the status line. Raises HTTPException, as http.client does for a response with
-        too many header lines, if there are more than MAX_INTERIM_RESPONSES."""
+        """http.client calls this to read the status line. Raises HTTPException if there are more than
+        MAX_INTERIM_RESPONSES. http.client itself raises this error for too many header lines."""
         for _ in range(MAX_INTERIM_RESPONSES + 1):
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
@@ -160,8 +159,8 @@ class _CheckedConnection(HTTPConnection):
         return new_socket
 
     def _connect_checked(self, host: str, port: int) -> socket.socket:
-        """Resolves the host, tries to connect to one of its allowed addresses after another, and returns the first
-        connection that succeeds."""
+        """Resolves the host, tries its allowed addresses one after another, and returns the first connection that
+        succeeds."""
         try:
             addresses = resolve_host(host, port)
         except socket.gaierror as error:
@@ -188,7 +187,7 @@ class _CheckedConnection(HTTPConnection):
 
 
 class _IdleTimePool(HTTPConnectionPool):
-    """A connection pool that records in each connection since when it is idle (`_CheckedConnection.idle_since`)."""
+    """A connection pool that sets `_CheckedConnection.idle_since` when a connection is given back to it."""
 
     def _put_conn(self, conn: Any) -> None:
         if isinstance(conn, _CheckedConnection):
@@ -242,7 +241,7 @@ class TrustStore:
 
 class UncheckedTrust(TrustStore):
     """Accepts every certificate, for servers with self-signed certificates. Anybody on the network between this machine
-    and the server can then read and change the data that they exchange."""
+    and such a server can read and change the data of the connection."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -260,15 +259,15 @@ class OutboundProxies:
     """The proxies that environment variables name. The variables are read once, when the object is created."""
 
     def __init__(self) -> None:
-        self._by_scheme = getproxies_environment()
+        self._variables = getproxies_environment()
         """By `http`, `https`, `all` or `no`: the value of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY."""
-        self._no_proxy = [entry.strip().lower() for entry in self._by_scheme.get("no", "").split(",") if entry.strip()]
+        self._no_proxy = [entry.strip().lower() for entry in self._variables.get("no", "").split(",") if entry.strip()]
 
     def proxy_for(self, url: str) -> str | None:
         """Returns the URL of the proxy for a request to `url`; None if the request needs no proxy. Raises
         UpstreamUnavailable if the proxy is neither http nor https, such as a SOCKS proxy."""
         scheme, host, port = origin(url)
-        proxy = self._by_scheme.get(scheme) or self._by_scheme.get("all")
+        proxy = self._variables.get(scheme) or self._variables.get("all")
         if not proxy or is_loopback_host(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):
             return None
         proxy = proxy if "://" in proxy else f"http://{proxy}"

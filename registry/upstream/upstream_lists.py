@@ -7,8 +7,8 @@ caches complete lists for a short time.
 The referrers of a manifest are read through the referrers API. A registry without that API may have them in an index
 under a tag made from the manifest's digest, the *fallback tag* (OCI distribution spec, "Referrers Tag Schema").
 
-An upstream has one or more endpoints (URLs that serve the same content). "The errors of a failed upstream request" are
-UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
+An upstream has one or more endpoints (URLs that serve the same content). In this module, *the errors of a failed
+upstream request* are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ TAGS_PER_REQUEST = 1000
 MAX_PAGE_BYTES = 8 * MIB
 """Largest body of a response with one page of a list, or with the index under a fallback tag."""
 MAX_LIST_BYTES = 24 * MIB
-"""Largest complete list: the bytes of its pages, plus BYTES_PER_TAG or BYTES_PER_DESCRIPTOR for each entry."""
+"""Largest size of a complete list. The size of a list is the bytes of its pages, plus BYTES_PER_TAG or
+BYTES_PER_DESCRIPTOR for each entry."""
 BYTES_PER_TAG, BYTES_PER_DESCRIPTOR = 128, 1024
 """Approximate memory that the Python objects of one tag and of one descriptor take in addition to their text."""
 TAGS_PER_SORT = 10_000
@@ -121,9 +122,9 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page of tags at `path`. `previous` is the response with the page before, which
-        has the link to this page; None: this is the first page. `memory`: a large body counts against the memory budget
-        until the `with` block of this scope ends."""
+        """Returns the response with the page of tags at `path`. `previous`: the response with the preceding page, whose
+        link is `path`. None: `path` is the first page. `memory`: a large body counts against the memory budget until
+        the `with` block of this scope ends."""
         response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),
@@ -161,10 +162,10 @@ class UpstreamLists:
     ) -> Page[Descriptor]:
         """Returns at most `limit` referrers of the manifest `subject` in the order of their digests: those that follow
         the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
-        of that type. Returns an empty page if the upstream responds with "not found". If that response possibly comes
-        from a proxy or firewall in front of the registry, and not from the registry itself, raises
-        UnconfirmedNameUnknown. Raises the errors of a failed upstream request. `use_fallback_tag`: whether to read the
-        fallback tag if the upstream may have no referrers API."""
+        of that type. If the registry itself responds with "not found", returns an empty page. If a proxy or firewall in
+        front of the registry possibly sent the "not found", raises UnconfirmedNameUnknown. Raises the errors of a
+        failed upstream request. `use_fallback_tag`: whether to read the fallback tag if the upstream may have no
+        referrers API."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
@@ -185,7 +186,7 @@ class UpstreamLists:
             return Page([])
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
-    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
+    async def check_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
         """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
 
         - True: the upstream returns the referrers.
@@ -220,10 +221,10 @@ class UpstreamLists:
         artifact_type: str | None,
         use_fallback_tag: bool,
     ) -> CompleteList[Descriptor]:
-        """Reads all pages of the list of referrers from one endpoint. If the response to the first request shows that
-        the registry may have no referrers API, reads the index under the fallback tag; without `use_fallback_tag`,
-        raises NameUnknown or UnconfirmedNameUnknown. Raises UpstreamUnavailable if there are more than MAX_PAGES
-        pages."""
+        """Reads all pages of the list of referrers from one endpoint. If the response to the first request has a status
+        of _NO_REFERRERS_API, the result depends on `use_fallback_tag`. If it is True, reads the index under the
+        fallback tag. If it is False, raises NameUnknown or UnconfirmedNameUnknown. Raises UpstreamUnavailable if there
+        are more than MAX_PAGES pages."""
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         by_digest: dict[Digest, Descriptor] = {}
@@ -237,13 +238,13 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # This list took two requests, but counts as a list of one request. `ListCache` reads such a
-                        # list again for each client that requests the first page, because the list may have changed.
+                        # This list took two requests, but `request_count` is 1: `ListCache` then reads the list again
+                        # for each client that requests the first page, because the list may have changed.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
-                    descriptors = await self._parser.descriptors(response)
+                    descriptors = await self._parser.parse_descriptors(response)
                     await list_memory.add_page(response, len(descriptors) * BYTES_PER_DESCRIPTOR)
-                # Without this header, the registry may have ignored the parameter `artifactType`.
+                # Without the header `OCI-Filters-Applied`, the registry may have ignored the parameter `artifactType`.
                 is_filtered = "artifacttype" in response.headers.get("oci-filters-applied", "").lower()
                 for descriptor in _filter_by_type(descriptors, None if is_filtered else artifact_type):
                     by_digest.setdefault(descriptor.digest, descriptor)
@@ -265,10 +266,9 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page of referrers at `path`. `previous` is the response with the page before,
-        which has the link to this page. If `previous` is None, this is the first page, and the response may have a
-        status of _NO_REFERRERS_API. `memory`: a large body counts against the memory budget until the `with` block of
-        this scope ends."""
+        """Returns the response with the page of referrers at `path`. `previous`: the response with the preceding page,
+        whose link is `path`. None: `path` is the first page, and the response may have a status of _NO_REFERRERS_API.
+        `memory`: a large body counts against the memory budget until the `with` block of this scope ends."""
         return await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
             not_found_error=NameUnknown(),
@@ -297,7 +297,7 @@ class UpstreamLists:
             max_bytes=MAX_PAGE_BYTES,
             memory=memory,
         )
-        by_digest = {descriptor.digest: descriptor for descriptor in await self._parser.descriptors(response)}
+        by_digest = {descriptor.digest: descriptor for descriptor in await self._parser.parse_descriptors(response)}
         return [by_digest[digest] for digest in sorted(by_digest)]
 
 
@@ -319,9 +319,9 @@ class _ListMemory:
         return self._share.size
 
     async def add_page(self, response: UpstreamResponse, entries_bytes: int) -> None:
-        """Counts one more page: the length of its body, and `entries_bytes` for the objects of its entries. Raises
-        UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and TooManyRequests if too little of the budget is
-        free."""
+        """Counts one more page: the length of its body, and `entries_bytes` for the objects of its entries. Waits if
+        too little of the budget is free. Raises UpstreamUnavailable if the list exceeds MAX_LIST_BYTES, and
+        TooManyRequests as `Share.grow` does."""
         page_bytes = len(response.body) + entries_bytes
         if self._share.size + page_bytes > MAX_LIST_BYTES:
             raise UpstreamUnavailable(
@@ -374,6 +374,6 @@ def _parse_tags(response: UpstreamResponse) -> list[Tag]:
 
 
 def _next_page_of(response: UpstreamResponse) -> str | None:
-    """Returns the URL of the page after the one in `response`. Returns None if that page is the last one. Also returns
-    None if the response came from another origin after a redirect, because links of other origins are not followed."""
+    """Returns the URL of the next page, from the link in `response`. Returns None if `response` has the last page, or
+    came from another origin after a redirect. Links in responses of other origins are not followed."""
     return None if response.is_cross_origin else next_page_url(response.headers, response.url)

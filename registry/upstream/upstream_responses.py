@@ -1,9 +1,9 @@
 """Responses of upstream registries: the errors they map to (`error_for_response`), and the parsing of their JSON
 (`DocumentParser`).
 
-A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. After such an error, the mirror deletes or hides
-cached content. Each has an *unconfirmed* variant, for a response that may come from a proxy or firewall. After this
-variant, the mirror keeps the content.
+A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. After a not-found error, the mirror deletes or
+hides cached content. Each of the three errors has an *unconfirmed* variant, for a response that possibly comes from a
+proxy or firewall. After an unconfirmed error, the mirror keeps the content.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ manifest to an older type with another digest."""
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 """Error codes that mean "not found" (OCI distribution spec, "Error Codes")."""
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Error codes with which registries refuse requests: those of the OCI distribution spec, and further ones of Docker's
-registry and Harbor. Proxies and firewalls do not send such codes."""
+"""Error codes with which registries refuse requests: codes of the OCI distribution spec, of Docker's registry and of
+Harbor. Proxies and firewalls do not send such codes."""
 _MAX_ERROR_BODY = 64 << 10
 """Largest body that is searched for error codes, in bytes."""
 
@@ -72,18 +72,18 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """Where the URLs in this response may lead: to addresses of this class, to public addresses, and to hosts that the
-    settings allow. It is the class of the first server that responded. If a redirect has left that class, it is PUBLIC:
-    an outside server must not name addresses in a private network."""
+    """The class of the first server that responded; PUBLIC if a redirect has led to a server of another class. URLs in
+    this response may lead only to addresses of this class, to public addresses, and to hosts that the settings allow.
+    Therefore a server outside a private network cannot name addresses inside it."""
 
     @property
     def length(self) -> int | None:
-        """`Content-Length` in bytes; None if missing or not valid."""
+        """`Content-Length` in bytes; None if the header is missing or not valid."""
         return parse_count(self.headers.get("content-length"))
 
     @property
     def digest(self) -> Digest | None:
-        """`Docker-Content-Digest`; None if missing, not valid or of an unsupported algorithm."""
+        """`Docker-Content-Digest`; None if the header is missing, not valid, or has an unsupported algorithm."""
         try:
             return Digest(self.headers.get("docker-content-digest", "").strip())
         except DigestInvalid:
@@ -91,7 +91,7 @@ class UpstreamResponse:
 
     @property
     def media_type(self) -> str | None:
-        """The media type in `Content-Type`; None if it is not that of a manifest or index."""
+        """The media type in `Content-Type`; None if it is not a media type of manifests or indexes."""
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         return content_type if content_type in MANIFESTS | INDEXES else None
 
@@ -104,14 +104,14 @@ def parse_count(text: str | None) -> int | None:
 
 
 def error_for_response(
-    response: UpstreamResponse, not_found_error: RegistryError, has_login: bool, sent_token: bool = False
+    response: UpstreamResponse, not_found_error: RegistryError, has_login: bool, had_token: bool = False
 ) -> RegistryError:
     """Returns the error to raise for an unsuccessful response. `not_found_error`: the not-found error for the requested
-    content, or its unconfirmed variant. `has_login`: whether a login is configured. `sent_token`: whether the request
+    content, or its unconfirmed variant. `has_login`: whether a login is configured. `had_token`: whether the request
     had a token of the upstream's token service."""
     status, server = response.status, loggable_origin(response.url)
     if response.is_cross_origin and status in (401, 403):
-        # The configured login is not sent to another origin, so the refusal is not about that login.
+        # The configured login is not sent to another origin, so this server has not refused it.
         return UpstreamUnavailable(f"the upstream redirects to {server}, which refuses the request ({status})")
     if status in (404, 410):
         return not_found_error if is_from_registry(response) else as_unconfirmed(not_found_error)
@@ -120,26 +120,27 @@ def error_for_response(
     if status in (401, 403):
         if has_login:
             return login_denied(server)
-        if _is_confirmed_refusal(response, sent_token):
+        if _is_confirmed_refusal(response, had_token):
             return not_found_error
         return as_unconfirmed(not_found_error, is_refusal=status == 401 or is_from_registry(response))
     return UpstreamUnavailable(f"the upstream registry {server} answers {status}")
 
 
-def _is_confirmed_refusal(response: UpstreamResponse, sent_token: bool) -> bool:
+def _is_confirmed_refusal(response: UpstreamResponse, had_token: bool) -> bool:
     """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
     configured, so a token in the request was issued to an anonymous client.
 
-    A *denial code* is a refusal code other than UNAUTHORIZED. If a token was sent, the result depends on the challenge:
+    A *denial code* is a code of _REFUSAL_CODES other than UNAUTHORIZED. If the request had a token, the result depends
+    on the challenge:
 
     - `insufficient_scope`: True. The registry accepted the token and still refused access.
     - `invalid_token`: False. The registry did not accept the token.
     - Another challenge or none: True if the body has a denial code.
 
-    If no token was sent, returns True for a 403 that has a denial code and no challenge."""
+    If the request had no token, returns True only for a 403 that has a denial code and no challenge."""
     challenge = response.headers.get("www-authenticate", "")
     has_denial_code = bool(_error_codes(response.body) & (_REFUSAL_CODES - {"UNAUTHORIZED"}))
-    if sent_token:
+    if had_token:
         return "insufficient_scope" in challenge or ("invalid_token" not in challenge and has_denial_code)
     return response.status == 403 and not challenge and has_denial_code
 
@@ -150,8 +151,8 @@ def is_from_registry(response: UpstreamResponse) -> bool:
 
 
 def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of a not-found error, and any other error unchanged. `is_refusal`: whether the
-    request was refused because it had no login."""
+    """Returns the unconfirmed variant of a not-found error. Returns any other error unchanged. `is_refusal`: whether a
+    retry is useless, because the request had no login (see `Unconfirmed.is_refusal`)."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
@@ -197,8 +198,9 @@ class DocumentParser:
         self._large_document_lock = asyncio.Semaphore(1)
 
     async def run(self, size_bytes: int, parse: Callable[[], T]) -> T:
-        """Returns the result of `parse`, or raises its error. `size_bytes`: size of the parsed document. After a
-        cancellation, the thread continues and its result is ignored. The next large document waits for the thread."""
+        """Returns the result of `parse`, or raises its error. `size_bytes`: size of the document that `parse` parses.
+        After a cancellation, the thread continues and its result is ignored. The next large document waits for the
+        thread."""
         if size_bytes <= MAX_INLINE_BYTES:
             return parse()
         await self._large_document_lock.acquire()
@@ -220,30 +222,29 @@ class DocumentParser:
         if not parsing.cancelled():
             parsing.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
-    async def verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
+    async def parse_verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
         """Returns the manifest in a response. Raises UpstreamContentInvalid if the manifest is not valid. Raises
         UpstreamUnavailable if its bytes have another digest than expected (`_expected_digest`)."""
         server = loggable_origin(response.url)
         try:
-            return await self._parse_manifest(response, response.media_type, _expected_digest(response, reference))
+            return await self._parse(response, response.media_type, _expected_digest(response, reference))
         except DigestInvalid:
             raise UpstreamUnavailable(f"{server} sends a manifest with another digest than expected") from None
         except ManifestInvalid as error:
             raise UpstreamContentInvalid(f"{server} sends a manifest that is not valid: {error.message}") from None
 
-    async def descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Returns the descriptors in an index; an empty tuple if the manifest is no index. Without the media type of a
-        manifest, the content is parsed as an index. Raises UpstreamUnavailable if the content is not valid."""
+    async def parse_descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
+        """Returns the descriptors in the index that a response contains. Returns an empty tuple if the response
+        contains a manifest that is no index. If `response.media_type` is None, parses the content as an index. Raises
+        UpstreamUnavailable if the content is not valid."""
         try:
-            index = await self._parse_manifest(response, response.media_type or OCI_INDEX, None)
+            index = await self._parse(response, response.media_type or OCI_INDEX, None)
         except ManifestInvalid as error:
             server = loggable_origin(response.url)
             raise UpstreamUnavailable(f"{server} sends an index that is not valid: {error.message}") from None
         return tuple(index.manifests) if index.media_type in INDEXES else ()
 
-    async def _parse_manifest(
-        self, response: UpstreamResponse, media_type: str | None, digest: Digest | None
-    ) -> Manifest:
+    async def _parse(self, response: UpstreamResponse, media_type: str | None, digest: Digest | None) -> Manifest:
         return await self.run(len(response.body), lambda: Manifest.parse(response.body, media_type, digest))
 
 

@@ -63,7 +63,7 @@ class FailureRate:
 
         Returns 0.0 if `until` is so far in the future that the clock must have been ahead when it was stored. Otherwise
         logins would be refused until the clock reaches that time."""
-        if until > self.failure.latest_plausible(now):
+        if until > self.failure.latest_plausible_time(now):
             return 0.0
         # The cost of `burst - 1` failures causes no wait yet, so that `burst` attempts in a row are possible.
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))

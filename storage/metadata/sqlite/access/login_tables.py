@@ -88,7 +88,7 @@ def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost
     db.execute("UPDATE login_pace SET until = ? WHERE until > ?", (latest, latest + CLOCK_MARGIN_SECONDS))
     db.executemany(
         _ADD_FAILURE,
-        ((key, now, cost.latest_plausible(now), cost.seconds, cost.max_seconds) for key, cost in keys.items()),
+        ((key, now, cost.latest_plausible_time(now), cost.seconds, cost.max_seconds) for key, cost in keys.items()),
     )
 
 
