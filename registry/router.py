@@ -7,17 +7,17 @@ repository is its name in that store: mirrored repositories begin with the upstr
 
 A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients can pull from such names, but not push to
 them. A name without a host, such as `team/app`, can mean a hosted repository, or a repository of the *default upstream*
-in the settings (`registry.naming`). The router decides by the pushes so far:
+in the settings (`registry.naming`). The first push to the name decides:
 
-- From the first push on, the name is hosted. It stays hosted for all tags and digests, even after all its content was
-  deleted, and the upstream is never asked for it again.
 - Before the first push, the mirror of the default upstream answers reads of the name.
+- After the first push, the name is hosted. It stays hosted for all tags and digests, even after all its content was
+  deleted. The router never asks the upstream for the name again.
 
 Before a client pushes, it asks with HEAD which blobs the repository has. If nothing was ever pushed to or pulled from
-the name, the router answers such a HEAD with "unknown" and does not ask the default upstream. So a push works while the
-upstream is down, and the upstream does not learn private names. But if a client pulls a private name before its first
-push, the upstream receives that name. To prevent this, an operator lists private names in `[hosted] prefixes`, which
-makes them always hosted.
+the name, the router answers this HEAD with 404 and does not ask the default upstream. So a push works while the
+upstream is down, and the upstream does not learn private names. But a pull of a private name before its first push
+sends the name to the upstream. To prevent this, an operator lists private names in `[hosted] prefixes`, which makes
+them always hosted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 _MAX_CACHED_NAMES: Final = 65536
 """Largest number of names in the router's cache of used names. The cache is cleared when it is full."""
 MAX_NESTED_INDEXES: Final = 10
-"""Largest number of levels of manifests below a pushed index that are copied from the default upstream."""
+"""The router copies at most this many levels of manifests below a pushed index from the default upstream."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialBlobLost, TooManyRequests, UpstreamUnavailable),
@@ -62,19 +62,17 @@ UsedCheck = Callable[[RepositoryName], Awaitable[bool]]
 """Returns whether the store has, or ever had, content of the repository with this stored name. After it has returned
 True for a name, it never returns False for that name."""
 ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
-"""Returns whether the upstream has confirmed that this repository has this blob. The repository is given by its stored
-name, which begins with the upstream's name."""
+"""Returns whether the upstream has confirmed that the repository with this stored name has this blob."""
 
 
-async def nothing_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """Returns False for every blob. A `ConfirmedCheck` for a router without `private` upstreams, which does not call
-    it."""
+async def never_confirmed(repo: RepositoryName, digest: Digest) -> bool:
+    """The default `ConfirmedCheck`: returns False. A router without private upstreams does not call it."""
     return False
 
 
 class Destination(NamedTuple):
-    """The registry that answers reads of a name, and the repository's stored name in it. `upstream`: the name of the
-    upstream if `registry` is its mirror; None: the hosted registry."""
+    """The registry that answers reads of a repository name, and the repository's stored name. `upstream`: if `registry`
+    is a mirror, the name of its upstream; if `registry` is the hosted registry, None."""
 
     registry: Registry
     repo: RepositoryName
@@ -91,10 +89,9 @@ class Router(RefusingRegistry):
     - `naming`: tells which upstream a name belongs to.
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
-    - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository. The
-      blob possibly came from another repository of the upstream, and the upstream has not been asked about this
-      repository yet. Or the upstream was still public when the blob was stored."""
+    - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Clients can mount
+      only confirmed blobs from the repository. The store can also list an unconfirmed blob there: the blob came from
+      another repository of the upstream, or was stored while the upstream was still public."""
 
     def __init__(
         self,
@@ -104,7 +101,7 @@ class Router(RefusingRegistry):
         naming: NamingRules,
         *,
         private: Collection[str] = (),
-        is_confirmed: ConfirmedCheck = nothing_confirmed,
+        is_confirmed: ConfirmedCheck = never_confirmed,
     ) -> None:
         self.hosted = hosted
         self.mirrors = dict(mirrors)
@@ -115,12 +112,12 @@ class Router(RefusingRegistry):
         self._used_names: set[RepositoryName] = set()  # names for which `is_used` has returned True
 
     async def locate(self, repo: RepositoryName) -> Destination:
-        """Returns the registry that answers reads of `repo`, and the stored name. Raises NameUnknown if `repo` is only
-        the name of an upstream, such as `ghcr.io`; NameInvalid if the stored name would be too long."""
+        """Returns the registry that answers reads of `repo` now, and the stored name. Raises NameUnknown if `repo` is
+        only the name of an upstream, such as `ghcr.io`. Raises NameInvalid if the stored name would be too long."""
         upstream = self.naming.upstream_of(repo)
         if upstream is not None:
             return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
-        # The stored name that `repo` can mean at the default upstream; None: `repo` cannot mean a repository there.
+        # None: `repo` cannot mean a repository of the default upstream.
         name_at_default = self.naming.default_name(repo)
         if name_at_default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
@@ -129,40 +126,41 @@ class Router(RefusingRegistry):
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name of the repository that answers a read of `repo` now. If `repo` is only the name of an
         upstream, returns it unchanged."""
-        possible_names = self.naming.candidates(repo)  # the stored names that `repo` can mean: one or two
-        return possible_names[0] if len(possible_names) == 1 else (await self.locate(repo)).repo
+        candidates = self.naming.candidates(repo)  # the stored names that `repo` can mean: one or two
+        return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of the hosted repository `repo`, which need not exist. Users may change only the tags
-        of hosted repositories. Raises Unsupported for the name of a mirrored repository. Raises NameUnknown if `repo`
-        still leads to the default upstream, because nothing was ever pushed to that name."""
+        """Returns the stored name of the hosted repository `repo`, for an operation that mirrored repositories do not
+        allow, such as a change of a tag. The repository need not exist. Raises Unsupported if `repo` belongs to an
+        upstream. Raises NameUnknown if the mirror of the default upstream answers reads of `repo`, because nothing was
+        ever pushed to `repo`."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)
-        if destination.upstream is not None:  # the name leads to the default upstream only until its first push
+        if destination.upstream is not None:
             raise NameUnknown(f"nothing was ever pushed to {repo}")
         return destination.repo
 
     async def mirrored_repository(self, repo: RepositoryName, *, consequence: str = "") -> Destination:
         """Returns the mirror that answers reads of `repo`, with the stored name and the upstream's name. Raises
-        NameUnknown if `repo` is not mirrored, and the errors of `locate`. `consequence`: what follows from that for the
-        caller, as the end of the error text."""
+        NameUnknown if `repo` is hosted, and the errors of `locate`. `consequence`: the end of the error text for a
+        hosted repository, such as ", so there is nothing to freeze"."""
         mirrored = await self.locate(repo)
         if mirrored.upstream is None:
             raise NameUnknown(f"{repo} is hosted here and has no upstream{consequence}")
         return mirrored
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns True if it is known, without reading the store, that the hosted registry answers every read of the
-        name, now and later. Returns False if that is not so, or not known."""
+        """Returns whether the hosted registry certainly answers every read of `repo`, now and later. Does not read the
+        store, so the result can be False even if the name is hosted."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.default_name(repo) is None or repo in self._used_names
 
     async def _is_used(self, repo: RepositoryName) -> bool:
-        """Returns whether the store ever had content of the repository with the stored name `repo`. Caches the result
-        only if it is True: False may become True at any time, when a worker stores the first content. Content gets into
-        a hosted repository by a push, and into a mirrored one by a pull."""
+        """Returns whether the store ever had content of the repository with the stored name `repo`: content that was
+        pushed to a hosted repository, or pulled from a mirrored one. Caches only the result True, because False becomes
+        True when any worker stores the first content."""
         if repo in self._used_names:
             return True
         if not await self._is_used_in_store(repo):
@@ -194,9 +192,9 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. That is so if
-        `repo` can mean a repository of the default upstream, and nothing was ever pulled from that repository. A client
-        that pulls would have requested a manifest before it asks for a blob."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. The result is
+        True if the reads of `repo` go to the default upstream until the first push to `repo`, and nothing was ever
+        pulled from the mirrored repository. A client that pulls requests a manifest first, which the mirror stores."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
@@ -216,12 +214,12 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _mount_blob(self, call: Call[T]) -> T:
-        """Adds to the call's repository a blob that the store already has in another repository, hosted or mirrored.
-        Never asks an upstream.
+        """Adds to the call's repository a blob that the store already has in a source repository, hosted or mirrored.
+        Never asks an upstream. Raises BlobUnknown if the source does not have the blob.
 
-        The source is one repository, or a set of stored names from which the hosted registry chooses one. From a set,
-        this removes the repositories of private upstreams: a client can mount from such a repository only if it names
-        the repository. Raises BlobUnknown if the source does not have the blob."""
+        The call names one source repository, or has a set of stored names from which the hosted registry chooses one.
+        This method removes the repositories of private upstreams from such a set: a client can mount from them only if
+        it names the source."""
         digest, source = call.args
         if isinstance(source, RepositoryName):
             stored = (await self.locate(source)).repo
@@ -241,10 +239,11 @@ class Router(RefusingRegistry):
     async def _put_manifest(self, call: Call[T]) -> T:
         """Stores a manifest in the hosted registry.
 
-        Before the name's first push, the mirror of the default upstream answered reads of it. A client may have seen a
-        blob or a child manifest there and therefore not pushed it. If the manifest refers to such content, this copies
-        the content from the mirrored repository, or fetches it from the upstream, and then stores the manifest. Raises
-        ManifestBlobUnknown if that is not possible, or if indexes are nested too deep (`MAX_NESTED_INDEXES`)."""
+        The mirror of the default upstream answers reads of a name before its first push. So a client may find a blob or
+        a child manifest in the mirror, and omit this content from its push. If the manifest refers to content that the
+        hosted repository does not have, this method copies the content from the mirrored repository, or fetches it from
+        the upstream, and then stores the manifest. Raises ManifestBlobUnknown if it cannot get the content, or if
+        indexes are nested too deep (`MAX_NESTED_INDEXES`)."""
         try:
             return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
@@ -253,18 +252,19 @@ class Router(RefusingRegistry):
                 raise
             try:
                 await self._copy_content(call.args[0], source, call.repo, call.options["by"])
-            except QuotaExceeded:  # it is a Denied, and thus one of `_UNOBTAINABLE`
+            except QuotaExceeded:  # a subclass of Denied, which is in `_UNOBTAINABLE`
                 raise
             except _UNOBTAINABLE:
                 raise missing from None
         return await call.invoke_on(self.hosted)
 
     async def _mirrored_source(self, repo: RepositoryName) -> Destination | None:
-        """Returns the repository of the default upstream that answered reads of `repo` before the first push to `repo`.
+        """Returns the repository of the default upstream that answers reads of `repo` before the first push to `repo`.
+        Returns None if `repo` cannot mean such a repository, if nothing was ever pulled from the repository, or if the
+        client is not allowed to pull from it.
 
-        Returns None if there is none, if nothing was ever pulled from it, or if the client is not allowed to pull from
-        it. If something was pushed to `repo` already, the result has the hosted registry in place of the mirror. The
-        hosted registry reads the mirrored content in the shared store, and never asks the upstream."""
+        If something was pushed to `repo` already, the result has the hosted registry instead of the mirror. The hosted
+        registry reads the mirrored content in the shared store, and never asks the upstream."""
         name_at_default = self.naming.default_name(repo)
         if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
@@ -306,9 +306,8 @@ class Router(RefusingRegistry):
         with suppress(BlobUnknown):
             await self._mount(digest, source.repo, repo, by)
             return
-        # If `source` shares the download with other repositories, the download may store the blob in another repository
-        # first, and add it to `source` only after the wait above has ended. Opening the stored blob at the mirror adds
-        # it to `source`, too.
+        # A download that repositories share may add the blob to another one first, and to `source` only after the wait
+        # above. Opening the stored blob at the mirror adds the blob to `source` now.
         async with aclosing(await source.registry.open_blob(source.repo, digest)):
             await self._mount(digest, source.repo, repo, by)
 
@@ -321,7 +320,7 @@ class Router(RefusingRegistry):
     async def _copy_manifest(
         self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor, depth: int
     ) -> None:
-        """Copies a child manifest and everything that it refers to, unless `repo` has that manifest already. Raises
+        """Copies a child manifest and everything that it refers to, unless `repo` has the manifest already. Raises
         ManifestBlobUnknown if the child is more than `MAX_NESTED_INDEXES` levels below the pushed manifest."""
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)

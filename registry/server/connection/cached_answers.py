@@ -4,11 +4,11 @@ An application can have a method `answer_at_once(scope)`. It returns a cached re
 None if no response is cached. The server calls it for a request without a body, on a connection that stays open and has
 no other request in progress. If it returns None, the server calls the application through ASGI. An extension in the
 scope of each request tells the application that the server calls this method. A cached response is called an *answer*.
-Most of its bytes are built only once; the date and the request id are different each time it is sent.
+The bytes of an answer are built only once, except the default headers (with the date) and the request id.
 
-Of all requests that arrive in one read from the socket, at most one is answered in this way. The others are answered in
-later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. If the server answered
-all requests in these 2 MiB at once, it would block the worker's other connections for a third of a second.
+Of all requests that arrive in one read from the socket, the server answers at most one from the cache. It answers the
+others in later iterations of the event loop. One read can contain 2 MiB of requests. To answer them all in one
+iteration would block the worker's other connections for a third of a second.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class RenderableAnswer(Protocol):
     """A complete response with status 200, as the application has cached it."""
 
     headers_before_id: Headers
-    """Headers before X-Request-Id. Empty after the first call of `render`."""
+    """Headers before X-Request-Id. The first call of `render` empties the list."""
     headers_after_id: Headers
-    """Headers after X-Request-Id. One of the headers is Content-Length. Empty after the first call of `render`."""
+    """Headers after X-Request-Id. One of them is Content-Length. The first call of `render` empties the list."""
     body: bytes
     rendered: Any
-    """The bytes of the headers in the two lists above. None until the server sends the response for the first time.
-    `render` then stores the bytes here, and empties the two lists."""
+    """A pair of bytes, which the first call of `render` makes from the two lists: all that comes between the default
+    headers and the value of X-Request-Id, and all between that value and the body. None before the first call."""
 
 
 class CachedAnswers:
@@ -49,13 +49,13 @@ class CachedAnswers:
         return {} if self._answer_at_once is None else {CACHED_ANSWER_EXTENSION: {}}
 
     def find(self, scope: Scope) -> tuple[RenderableAnswer, str] | None:
-        """Returns the cached response, and the id of this request; None if the application has not cached one."""
+        """Returns the cached response to a request, and the request's id. Returns None if no response is cached."""
         return None if self._answer_at_once is None else self._answer_at_once(scope)
 
 
 def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
-    """Returns the bytes of the complete response. Its first headers are `default_headers`. Stores the bytes of the
-    headers that are always the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not
+    """Returns the bytes of the complete response. Its first headers are `default_headers`. The first call for an answer
+    checks the other headers, and stores their bytes in `answer.rendered`. Raises RuntimeError if one of them is not
     valid."""
     if answer.rendered is None:
         check_response_headers(answer.headers_before_id + answer.headers_after_id)

@@ -1,4 +1,5 @@
-"""What the parts of one connection share, and what all connections of a worker process share."""
+"""`ConnectionContext`: what the objects of one connection share. `WorkerContext`: what all connections of a worker
+process share."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class OpenConnection(EvictableConnection, Protocol):
     """The methods of a connection that its worker calls."""
 
     def check_timeouts(self, now: float) -> None:
-        """Closes the connection, or refuses its request, after a timeout. `now` is in seconds of the event loop's
-        clock."""
+        """If a timeout has passed, closes the connection or refuses its request. `now` is in seconds of the event
+        loop's clock."""
         ...
 
     def shutdown(self) -> None:
@@ -37,9 +38,9 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after one more response, which has the header `Connection: close`. This is the
-        current response if its headers were not sent yet, otherwise the next response. An idle connection stays open
-        until its next response. May be called repeatedly."""
+        """Makes the connection close after one more response, which has the header `Connection: close`: the current
+        response if its headers were not sent yet, otherwise the next response. An idle connection stays open until its
+        next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -63,8 +64,8 @@ class WorkerState:
 
 
 class Retirement:
-    """Whether the worker *retires*, because another process has taken its place. The worker then answers one more
-    request on each connection."""
+    """Tells whether the worker *retires*: another process has taken its place, and it answers only one more request on
+    each connection."""
 
     __slots__ = ("_event", "has_begun")
 
@@ -92,7 +93,7 @@ class WorkerContext:
     """The memory budget for large responses that clients have not received yet."""
     state: WorkerState = field(default_factory=WorkerState)
     lifespan_state: dict[str, Any] = field(default_factory=dict)
-    """The values that the application stored at its start (ASGI: lifespan state). Each request gets a copy."""
+    """The values that the application stored when it started (ASGI: lifespan state). Each request gets a copy."""
     proxies: TrustedProxies | None = None
     """None: no reverse proxy is trusted."""
     connection_limit: ConnectionLimit | None = None
@@ -103,14 +104,14 @@ class WorkerContext:
     large_buffers: LargeBufferLimit = field(init=False)
     """Counts the TLS connections that may have large buffers. Closes one of them when there are too many."""
     piece_memory: MemoryBudget = field(default_factory=new_piece_memory)
-    """The memory budget for the pieces of files that are sent over TLS."""
+    """The memory budget for files that are sent over TLS. A file is read into memory in small pieces."""
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
     head_cache: HeadCache = field(default_factory=HeadCache)
     """Maps the bytes of a request's head to the parsed head."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
     """The memory that receives the heads of requests. All connections can share this memory, because the bytes of each
-    read are parsed before the next read."""
+    read are copied before the next read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reports", RequestReports(self.app))
@@ -120,7 +121,7 @@ class WorkerContext:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
-    """The objects and facts that the parts of one connection share."""
+    """What the objects of one connection share."""
 
     worker: WorkerContext
     transport: asyncio.Transport
@@ -135,12 +136,12 @@ class ConnectionContext:
     client: tuple[str, int] | None
     """Address and port of the peer. None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
-    """The trusted reverse proxies if the peer is one of them; otherwise None."""
+    """All trusted reverse proxies. None: the peer is not one of them."""
 
     @property
     def address_for_limits(self) -> str | None:
-        """The client's IP address, for limits that count by client. None if the address is unknown. Also None for a
-        trusted proxy, because it serves many clients."""
+        """The peer's IP address, for limits for each client. None if the address is unknown, or if the peer is a
+        trusted proxy, because a proxy serves many clients."""
         return None if self.proxies is not None or self.client is None else self.client[0]
 
     @property

@@ -1,11 +1,11 @@
 """Sends files over TLS. The event loop's TLS cannot use sendfile, so the bytes pass through the memory of the process.
 
-A client that receives slowly must not take much of this memory. So a file is sent in small pieces. The next piece is
-read only after the transport has passed on the piece before, and the pieces of all connections share a budget. The
-*share* of a sender is the part of the budget that the sender uses now.
+A client that receives slowly must not take much of this memory. So a file is sent in small pieces. A sender reads the
+next piece only after the transport has encrypted the previous one, and the pieces of all connections share a memory
+budget. The *share* of a sender is the part of the budget that the sender uses now.
 
-A piece is read in the event loop's thread if its pages are in the kernel's page cache: to pass such a small piece from
-another thread takes longer than to read it. Otherwise threads read the file into the page cache first.
+The event loop's thread reads each piece from the kernel's page cache, because to pass such a small piece from another
+thread takes longer than to read it. If the pages are not in the page cache, other threads read them into it first.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from storage.data_dir.mapped_file import MappedFile
 PIECE_BYTES = 64 * 1024
 """Size of a piece."""
 RESERVED_BYTES = 2 * PIECE_BYTES
-"""How many bytes of the budget a client uses while it receives a piece: the size of the piece, and as much again for
-the piece before it. A TLS transport has a second buffer, for encrypted bytes, and `FlowControl.flush` does not wait
-until that buffer is empty. So the rest of the piece before can still be in it."""
+"""How many bytes of the budget a sender uses while it sends a piece: the size of the piece, and as much again for the
+previous piece. A TLS transport has a second buffer, for encrypted bytes. `FlowControl.flush` does not wait until the
+second buffer is empty, so the rest of the previous piece can still be in it."""
 
 
 class EncryptedFileSender:
     """Sends a file, or a part of one, to one client over TLS. Create an object for each call of `run`."""
 
     is_blocked = False
-    """The connection reads this, as it does for a `FileSender`, to find out whether the sender waits for the client.
-    Here it is always False: for TLS, the connection finds this out from the size of the transport's write buffer."""
+    """Always False. For a `FileSender`, the connection reads `is_blocked` to find out whether the sender waits for the
+    client. For TLS, it uses the transport's write buffer and the kernel's TCP state instead."""
 
     def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
-        """`file` is a file descriptor open for reading, which the sender does not close. `on_sent` is called for each
-        piece that is given to the transport, with the number of its bytes (for the first piece including the head)."""
+        """`file` is a file descriptor open for reading. The sender does not close it. Before the sender gives a piece
+        to the transport, it calls `on_sent` with the number of bytes: those of the piece and, the first time, those of
+        the head."""
         self._context = context
         self._file = file
         self._on_sent = on_sent
@@ -53,25 +54,25 @@ class EncryptedFileSender:
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
         """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
-        offset even if their pages are no longer in memory. Otherwise, while memory is scarce, the kernel could drop the
-        pages each time before the sender sends them. Threads would then read the same bytes again and again."""
+        offset even if the kernel has dropped their pages. Otherwise, while memory is scarce, threads could read the
+        same bytes again and again without the sender sending any."""
         self._part_read: asyncio.Future[None] | None = None
-        """Done when a thread has read a part of the file; None while the sender does not wait for the thread."""
+        """Done when a thread has read a part of the file. None while the sender does not wait for a thread."""
         self.unsent_bytes = 0
-        """How many bytes of the file were not given to the transport yet."""
+        """How many bytes of the file the transport has not got yet."""
 
     def unacknowledged(self) -> int:
-        """Returns 0. The connection calls this only while `is_blocked` is True, so it never calls it here."""
+        """Returns 0. The connection never calls this, because `is_blocked` is always False."""
         return 0
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
         """Sends the bytes `head`, and then `count` bytes of the file from `offset`; `count` must not be 0. Returns when
-        the transport has encrypted all of them and has begun to write the last ones to the socket.
+        the transport has encrypted all these bytes and has begun to write the last ones to the socket.
 
         Raises ClientDisconnected if the connection is lost, or if the client receives too slowly while other clients
-        wait for memory. Raises FileTruncated if the file is too short, OSError if the file cannot be read, and the
-        error that is passed to `end`. After an error or a cancellation the response is incomplete, so the caller has to
-        close the connection.
+        wait for memory. Raises TooManyRequests if this client waits too long for memory (`new_piece_memory`). Raises
+        FileTruncated if the file is too short, OSError if the file cannot be read, and the error that is passed to
+        `end`. After an error or a cancellation the response is incomplete, so the caller has to close the connection.
         """
         self.unsent_bytes = count
         self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
@@ -104,8 +105,8 @@ class EncryptedFileSender:
             if not self._share.try_grow(RESERVED_BYTES):
                 await self._share.grow(RESERVED_BYTES)
                 if offset != reread_offset and not self._is_resident(offset, count):
-                    # The kernel has dropped the pages during the wait. Reads them again, but only once, because they
-                    # may be dropped again.
+                    # The kernel has dropped the pages during the wait for memory. Reads them again, but only once,
+                    # because the kernel can drop them again and again.
                     reread_offset, self._just_read_up_to = offset, 0
                     self._share.close()
                     continue
@@ -120,8 +121,8 @@ class EncryptedFileSender:
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            # `discards_writes` is also True if the client has only shut down its sending side. After the last piece,
-            # that is no error, because the client may have received everything.
+            # `discards_writes` is True even if the client has only shut down its sending side. After the last piece,
+            # such a shutdown is no error, because the client may have received everything.
             is_disconnected = flow.discards_writes() if offset < end_offset else transport.is_closing()
             if is_disconnected:
                 raise ClientDisconnected
@@ -136,8 +137,8 @@ class EncryptedFileSender:
     # Reading the file
 
     async def _wait_for_disk(self, offset: int, end_offset: int) -> int:
-        """Waits until the next bytes of the file can be read without waiting for the disk. Returns the number of these
-        bytes, at most `PIECE_BYTES`. If the file has become shorter, a read can return fewer bytes."""
+        """Waits until the bytes of the file at `offset` can be read without waiting for the disk. Returns the number of
+        these bytes, at most `PIECE_BYTES`. If the file has become shorter, a read can return fewer bytes."""
         piece_end = min(end_offset, offset + PIECE_BYTES)
         while not (count := self._count_in_memory(offset, piece_end)):
             self._part_read = self._context.worker.loop.create_future()
@@ -157,7 +158,7 @@ class EncryptedFileSender:
             return min(end_offset, self._just_read_up_to) - offset
         if self._read_ahead is not None:
             # The kernel marks some pages. The first read of a marked page starts a read-ahead from the disk, which
-            # takes time. So the event loop reads only what threads have read before.
+            # takes time. So the event loop reads only pages that a thread has read before.
             end_offset = min(end_offset, self._read_ahead.read_up_to)
         if offset >= end_offset or self._mapped_file is None:  # no mapping: it is unknown which pages are in memory
             return 0
@@ -168,7 +169,7 @@ class EncryptedFileSender:
         return self._mapped_file is not None and self._mapped_file.resident_prefix(offset, offset + count) == count
 
     def _on_part_read(self, error: BaseException | None) -> None:
-        """Called after a thread has read a part of the file. `error`: why the thread could not read it."""
+        """Called after a thread has read a part of the file. `error`: why it could not; None: it has read the part."""
         if self._part_read is not None and not self._part_read.done():
             if error is None:
                 self._part_read.set_result(None)

@@ -1,16 +1,16 @@
 """Sends files to sockets. The kernel copies the bytes, and the event loop does not wait for the disk.
 
 To clients on other machines a file is sent by sendfile(2), which passes the pages of the kernel's page cache to the
-network card. To clients on this machine, such as a reverse proxy, a file is sent from a memory mapping of the file.
-This copies each byte once more, but sendfile is slower for local clients. sendfile passes on 16 pages at a time, so the
-client often has to sleep and to be woken. These sleeps cost more than the copy. Measured CPU seconds per GiB: with
-sendfile 0.46 for the server and 0.24 for the client, from a mapping 0.27 and 0.14.
+network card. To clients on this machine, such as a reverse proxy, a file is sent from a memory mapping of the file. The
+mapping costs one more copy of each byte, but sendfile costs local clients more: it passes on only 16 pages at a time,
+so the client often sleeps and is woken. Measured CPU seconds per GiB: with sendfile 0.46 for the server and 0.24 for
+the client, from a mapping 0.27 and 0.14.
 
-sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So before each slice the
-sender asks the kernel which pages are in memory. As soon as some pages are missing, threads read the rest of the file
-ahead of the sender, and the sender sends only the bytes that the threads have read. These reads have a second effect.
-The kernel marks some pages, and at a marked page sendfile would start a read-ahead from the disk. The reads clear these
-marks.
+sendfile blocks the calling thread if a page is not in memory, even with a non-blocking socket. So the sender sends the
+file in slices, and asks the kernel before each slice which pages are in memory. As soon as some pages are missing,
+threads read the rest of the file ahead of the sender, and the sender sends only the bytes that the threads have read.
+These reads have a second purpose: the kernel marks some pages, and at a marked page sendfile would start a read-ahead
+from the disk. The reads clear the marks.
 
 The sender uses a duplicate (dup) of the connection's socket for two reasons: uvloop refuses `add_writer` for a
 descriptor that a transport owns, and the duplicate stays valid when the transport is closed.
@@ -30,10 +30,10 @@ from registry.server.kernel import unacknowledged_bytes
 from storage.data_dir.mapped_file import MappedFile
 
 SEND_SLICE_BYTES = 2 * 1024 * 1024
-"""Bytes that are sent in one iteration of the event loop. This takes about 0.5 ms, during which other connections
-wait."""
+"""Largest size of a slice. The sender sends one slice in each iteration of the event loop. The other connections wait
+meanwhile, about 0.5 ms."""
 _MAPPED_RELEASE_BYTES = 2 * 1024 * 1024
-"""Number of bytes that are sent from a mapping before their pages are released. Released pages no longer count as
+"""After this many bytes are sent from a mapping, the sender releases their pages. Released pages no longer count as
 memory of this process."""
 _UNREACHABLE_ERRORS = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
 """Errors of a connection that Python does not report as ConnectionError."""
@@ -67,27 +67,27 @@ class FileSender:
         is_local: bool | None = None,
     ) -> None:
         """`sock` is the connection's socket, and `file` is a file descriptor open for reading. The sender closes
-        neither. `on_sent` is called each time the kernel has accepted some bytes, with their number. `is_local` says
-        whether the client is on this machine; with None the sender finds out."""
+        neither. Each time the kernel has accepted some bytes, the sender calls `on_sent` with their number. `is_local`:
+        whether the client is on this machine; None: the sender finds out from the socket's addresses."""
         self._loop = loop
-        self._sock = sock  # while `run` runs: the duplicate of the connection's socket
+        self._sock = sock  # `run` replaces it with a duplicate
         self._file = file
         self._on_sent = on_sent
-        self._ended: asyncio.Future[BaseException | None] = loop.create_future()
-        """Done when the sending has ended. The value is the error that has stopped it; None: all bytes were sent."""
+        self._outcome: asyncio.Future[BaseException | None] = loop.create_future()
+        """Done when the sending has ended. The value is the error that has stopped it; None if all bytes were sent."""
         self._unsent_head = b""
-        # Offsets in the file: of the next byte to send, and after the last one.
+        # Offsets in the file: of the next byte to send, and after the last byte to send.
         self._next_offset = self._end_offset = 0
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
         self._uses_mapping = is_local_peer(sock) if is_local is None else is_local
-        """Whether the file is sent from the mapping, and not by sendfile. True at first if the client is on this
+        """Whether the file is sent from the mapping, and not by sendfile. Initially True if the client is on this
         machine."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
-        # Offset up to which a thread has read the file for this sender. The bytes before this offset are sent without
-        # asking whether their pages are still in memory. Otherwise the sender could read the same bytes again and again
-        # while memory is scarce, and send none.
+        # Offset up to which a thread has read the file for this sender. The sender sends the bytes before this offset
+        # even if the kernel has dropped their pages. Otherwise, while memory is scarce, threads could read the same
+        # bytes again and again without the sender sending any.
         self._just_read_up_to = 0
         self.is_blocked = False
         """Whether the sender waits until the event loop reports that the socket is writable. The wait is long if the
@@ -99,7 +99,7 @@ class FileSender:
         return self._end_offset - self._next_offset
 
     def unacknowledged(self) -> int:
-        """Returns how many of the sent bytes the client's kernel has not acknowledged yet."""
+        """Returns the number of sent bytes that the client's kernel has not acknowledged yet."""
         return unacknowledged_bytes(self._sock)
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
@@ -116,11 +116,11 @@ class FileSender:
         try:
             self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
             self._released_up_to = offset
-            # A mapping has zeros between the end of the file and the end of the last page. These zeros must not be
-            # sent. So a file that is too short is sent by sendfile, which stops at the end of the file.
+            # A mapping has zeros between the end of the file and the end of the last page. The sender must not send
+            # them. So it sends a file that is too short with sendfile, which stops at the end of the file.
             self._uses_mapping = self._uses_mapping and os.fstat(self._file).st_size >= self._end_offset
-            self._step()
-            error = await self._ended
+            self._continue_sending()
+            error = await self._outcome
         finally:
             self.end()
             self._sock.close()
@@ -135,10 +135,10 @@ class FileSender:
         """Stops the sending: makes `run` raise `error`, or return if `error` is None. Does nothing if the sending has
         ended already."""
         self._set_blocked(False)
-        if not self._ended.done():
-            self._ended.set_result(error)
+        if not self._outcome.done():
+            self._outcome.set_result(error)
 
-    def _step(self) -> None:
+    def _continue_sending(self) -> None:
         """Sends at most one slice. Then ends the sending if all was sent or an error occurred. Otherwise this method is
         called again when the socket is writable, or when a thread has read the next part of the file."""
         try:
@@ -162,8 +162,8 @@ class FileSender:
             self._unsent_head = self._unsent_head[sent:]
 
     def _send_slice(self) -> bool:
-        """Sends bytes of the file that are in memory. Returns what the next step waits for: True for the socket to be
-        writable, False for a thread that reads the next bytes from the disk."""
+        """Sends bytes of the file that are in memory. Returns True if the sender then has to wait until the socket is
+        writable. Returns False if it has to wait until a thread has read the next bytes from the disk."""
         if self._unsent_head:
             return True  # the head must be sent completely before the file
         count = self._count_in_memory(min(self._end_offset, self._next_offset + SEND_SLICE_BYTES))
@@ -202,8 +202,8 @@ class FileSender:
         return sent
 
     def _count_in_memory(self, end_offset: int) -> int:
-        """Returns how many bytes, beginning with the next byte to send, can be sent without waiting for the disk. Does
-        not count bytes from the offset `end_offset` on."""
+        """Returns how many bytes can be sent without waiting for the disk, from the next byte to send up to the offset
+        `end_offset`."""
         if self._next_offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - self._next_offset
         if self._read_ahead is not None:
@@ -217,26 +217,25 @@ class FileSender:
 
     def _start_read_ahead(self) -> None:
         if self._read_ahead is None:
-            self._read_ahead = ReadAhead(self._loop, self._file, self._end_offset, self._on_piece_read)
+            self._read_ahead = ReadAhead(self._loop, self._file, self._end_offset, self._on_part_read)
         self._read_ahead.read(self._next_offset)
 
-    def _on_piece_read(self, error: BaseException | None) -> None:
-        """Called after a thread has read a piece of the file. `error`: why the thread could not read the piece; None:
-        it has read the piece."""
-        if self._ended.done() or self._read_ahead is None:
+    def _on_part_read(self, error: BaseException | None) -> None:
+        """Called after a thread has read a part of the file. `error`: why it could not; None: it has read the part."""
+        if self._outcome.done() or self._read_ahead is None:
             return
         if error is not None:
             self.end(error)
         elif self.is_blocked:  # the client is slower than the disk
             self._read_ahead.keep_ahead_of(self._next_offset)
-        else:  # the sender waits for this piece
+        else:  # the sender waits for this part
             self._just_read_up_to = self._read_ahead.read_up_to
-            self._step()
+            self._continue_sending()
 
     def _set_blocked(self, is_blocked: bool) -> None:
         """Starts (True) or stops (False) waiting until the socket is writable."""
         if is_blocked and not self.is_blocked:
-            self._loop.add_writer(self._sock, self._step)
+            self._loop.add_writer(self._sock, self._continue_sending)
         elif self.is_blocked and not is_blocked:
             self._loop.remove_writer(self._sock)
         self.is_blocked = is_blocked

@@ -18,9 +18,10 @@ class ClientDisconnected(OSError):
 
 
 class FlowControl:
-    """Pauses and resumes both directions of one connection. Reading stops while it is *paused* (mostly because the
-    application has to take received bytes first) or *blocked* (because requests that the client has sent ahead are
-    waiting)."""
+    """Pauses and resumes both directions of one connection. Reading stops in two cases:
+
+    - while it is *paused*, usually until the application has taken the received bytes of a body,
+    - while it is *blocked*, because the server holds pipelined requests until an earlier request is answered."""
 
     def __init__(self, transport: asyncio.Transport, *, is_tls: bool) -> None:
         self._transport = transport
@@ -30,10 +31,10 @@ class FlowControl:
         self._read_paused = False
         self._read_blocked = False
         self._is_reading = True
-        self._pauses = 0
-        """Number of times that reading has stopped."""
-        self._checked_pause = 0
-        """The value of `_pauses` at the last call of `is_pause_long`; 0 if the connection was reading then."""
+        self._stop_count = 0
+        """Number of times that reading has stopped, because it was paused or blocked."""
+        self._checked_stop_count = 0
+        """The value of `_stop_count` at the last call of `has_stayed_stopped`; 0 if the connection was reading then."""
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -41,11 +42,11 @@ class FlowControl:
         self._writable.set()
 
     def discards_writes(self) -> bool:
-        """Returns whether the transport discards what is written from now on, because the connection is being closed.
+        """Returns whether the transport discards further writes, because the connection is being closed.
 
-        A TLS connection is closed as soon as the client shuts down its sending side. If the client does so without a
-        close_notify, uvloop reports this only after the client has received all bytes that were written before.
-        Meanwhile `is_closing` of its transport returns False."""
+        A TLS connection is closed as soon as the client shuts down its sending side. If the client sends no
+        close_notify, uvloop reports the shutdown only after the client has received all bytes that were written before.
+        Until then, the transport's `is_closing` returns False, so this method asks the kernel."""
         if self._transport.is_closing():
             return True
         return self._is_tls and is_tcp_ending(self._transport.get_extra_info("socket"))
@@ -55,13 +56,13 @@ class FlowControl:
         await self._writable.wait()
 
     async def flush(self) -> None:
-        """Waits until the transport's write buffer is empty, or the connection is lost. Without TLS, the kernel then
-        has all written bytes. With TLS, the last ones can still be in the transport's second buffer, for encrypted
-        bytes."""
+        """Waits until the transport's write buffer is empty, or the connection is lost. Without TLS, an empty buffer
+        means that the kernel has all written bytes. With TLS, the last bytes can still be in the transport's second
+        buffer, for encrypted bytes."""
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        # Makes `drain` wait for an empty buffer. A TLS transport also pauses if the size of the buffer is equal to the
-        # high-water mark. So with 0 it would pause even with an empty buffer.
+        # Makes `drain` wait for an empty buffer. A TLS transport already pauses writing when the size of its buffer is
+        # equal to the high-water mark. With the mark 0, it would pause even if the buffer is empty.
         self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         try:
             await self.drain()
@@ -83,8 +84,7 @@ class FlowControl:
         self._update_reading()
 
     def block_reading(self) -> None:
-        """Stops reading from the socket until both `unblock_reading` was called and reading is not paused. May be
-        called repeatedly."""
+        """Stops reading from the socket until `unblock_reading` is called. May be called repeatedly."""
         self._read_blocked = True
         self._update_reading()
 
@@ -100,13 +100,13 @@ class FlowControl:
             if is_reading:
                 self._transport.resume_reading()
             else:
-                self._pauses += 1
+                self._stop_count += 1
                 self._transport.pause_reading()
 
-    def is_pause_long(self) -> bool:
+    def has_stayed_stopped(self) -> bool:
         """Returns whether reading has been stopped the whole time since the last call of this method."""
-        before, self._checked_pause = self._checked_pause, 0 if self._is_reading else self._pauses
-        return before > 0 and before == self._checked_pause
+        before, self._checked_stop_count = self._checked_stop_count, 0 if self._is_reading else self._stop_count
+        return before > 0 and before == self._checked_stop_count
 
     def pause_writing(self) -> None:
         """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""

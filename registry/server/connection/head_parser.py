@@ -1,7 +1,7 @@
 """Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
-Only heads are given to the httptools parser. `registry.server.connection.request_reader` separates them from the
-bodies. A head whose headers were parsed before is taken from a cache (`registry.server.connection.head_cache`).
+The httptools parser gets only heads: `registry.server.connection.request_reader` separates them from the bodies. A head
+whose headers were parsed before is taken from a cache (`registry.server.connection.head_cache`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from registry.server.server_limits import HEADER_COST
 
 @dataclass(slots=True)
 class RequestHead:
-    """The head of a request. It was received completely, and is valid."""
+    """The head of a request, received completely and valid."""
 
     scope: Scope
     body_length: int | None
@@ -35,7 +35,8 @@ class RequestHead:
     expects_continue: bool
     """Whether the client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
     size: int
-    """Size of the head in bytes. A header shorter than `HEADER_COST` counts as that many bytes."""
+    """Length of the request target and all headers in bytes. A header shorter than `HEADER_COST` counts as that many
+    bytes."""
 
 
 class HeadParser:
@@ -55,10 +56,10 @@ class HeadParser:
         self._cache = context.worker.head_cache
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser has a setting to accept requests after one with `Connection: close`. This setting stays off. With
-        # it, the application would handle requests whose responses cannot be sent.
+        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off, because
+        # the responses to such requests cannot be sent.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the last bytes, up to three, of an incomplete head: they could begin the CRLFCRLF at its end
+        self._tail = b""  # the last bytes, up to three, of an incomplete head; its final CRLFCRLF may begin in them
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
         self._target = b""
         self._headers: Headers = []
@@ -71,8 +72,8 @@ class HeadParser:
         """Parses the bytes of one head in `data`: from the offset `start` to the head's end, or to the end of `data` if
         the head does not end in `data`.
 
-        Returns the offset after the parsed bytes, and the head, or None if it is not complete yet. Raises
-        RefusedRequest for a head that is malformed or too large. Do not call `feed` again after an exception.
+        Returns the offset after the parsed bytes, and the head; None instead of the head if it is not complete yet.
+        Raises RefusedRequest for a head that is malformed or too large. Do not call `feed` again after an exception.
         """
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
@@ -87,7 +88,7 @@ class HeadParser:
         try:
             self._parser.feed_data(head_bytes)
         except httptools.HttpParserUpgrade:
-            pass  # the client asks for another protocol; the server ignores that (RFC 9110, section 7.8)
+            pass  # the client asks for another protocol; the server ignores the Upgrade header (RFC 9110, section 7.8)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None  # the exception of a method `on_…`
         except httptools.HttpParserError as error:
@@ -116,9 +117,9 @@ class HeadParser:
         }
 
     def partial_scope(self) -> Scope:
-        """Returns what is known of the request whose head is being received, also after `feed` has refused it (see
+        """Returns what is known of the request whose head is being received or was refused by `feed` (see
         `request_reports.partial_scope`). Leaves out a request target that is not a path, because a target such as
-        `http://name:password@host/` has a password."""
+        `http://name:password@host/` can contain a password."""
         if not self.is_in_head or not self._target:
             return partial_scope(self._client)
         path = self._target.partition(b"?")[0] if self._target.startswith(b"/") else b""
@@ -134,10 +135,10 @@ class HeadParser:
         del self._parser
         self._on_start = None
 
-    def too_large(self) -> RefusedRequest:
-        """Returns the error with which the server refuses a head that is larger than the limit. If the request target
-        takes more than half of the limit and no header was parsed yet, the error says that the target is too long;
-        otherwise, that the headers are too large."""
+    def too_large_error(self) -> RefusedRequest:
+        """Returns the error with which the server refuses a head that is larger than the limit. The error says that the
+        request target is too long if the target is longer than half the limit and no header was parsed yet. Otherwise
+        it says that the headers are too large."""
         is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
         return head_too_large(self._limit, is_target_too_long=is_target_too_long)
 
@@ -156,12 +157,12 @@ class HeadParser:
         self._target += url
         self._size = len(self._target)
         if self._size > self._limit:
-            raise self.too_large()
+            raise self.too_large_error()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._size += max(len(name) + len(value) + 4, HEADER_COST)  # 4 bytes are the colon, the space and the CRLF
         if self._size > self._limit:
-            raise self.too_large()
+            raise self.too_large_error()
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True

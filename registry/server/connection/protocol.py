@@ -37,7 +37,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6):
     the server shuts down its sending side, reads for a short time and discards what it reads, and then closes the
-    connection. Over TLS it omits the first step, which asyncio and uvloop do not support there.
+    connection. Over TLS it does not shut down its sending side, because asyncio and uvloop do not support this.
     """
 
     _transport: asyncio.Transport
@@ -52,13 +52,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """The number of the last read from the socket (`RequestReader.reads`) that contained a request with a cached
-        response. Only one request of each read is answered from the cache, so that a large read does not block the
-        event loop."""
+        """`RequestReader.reads` at the last answer from the cache. Only one request of each read from the socket is
+        answered from the cache, so that a large read does not block the event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._active_task: RequestTask | None = None
-        """The task that answers it."""
+        """The task that answers `_active`."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
@@ -66,13 +65,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._is_half_closed = False
         """Whether the client has shut down its sending side."""
         self._is_lingering = False
-        """Whether the connection lingers: the last response was written, and the server only reads and discards until
-        it closes the connection."""
+        """Whether the connection lingers: the last response was written, and the server only reads and discards."""
         self._is_evicted = False
         """Whether the connection was closed to make room for another one."""
         self._max_small_buffer_bytes = sys.maxsize
-        """If the transport's buffers have more bytes than this, the connection is counted, because the number of
-        connections with large buffers is limited. `sys.maxsize`: no TLS, or the connection is counted already."""
+        """If the buffers of a TLS transport have more bytes than this, the connection is counted as one with large
+        buffers (`LargeBufferLimit`). `sys.maxsize`: no TLS, or the connection is counted already."""
 
     # Called by the transport
 
@@ -105,8 +103,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. It need
-        not stay open for an endless response (`AsgiExchange.ends_on_half_close`)."""
+        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. An
+        endless response (`AsgiExchange.ends_on_half_close`) does not keep the transport open."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -115,7 +113,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 RefusedRequest(HTTPStatus.BAD_REQUEST, "the connection was closed before the request was complete")
             )
         self._reader.is_finished = self._is_half_closed = True
-        # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
+        # A TLS transport always closes itself: asyncio and uvloop cannot keep a half-closed one open.
         if self._active is None or self._active.ends_on_half_close:
             return False
         return not self._transport.is_closing() and not self._context.is_tls
@@ -131,8 +129,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # This breaks the last reference cycles, so that memory is freed without the garbage collector. Over TLS, the
-        # transport refers to methods of this object, so its buffers would otherwise wait for the collector as well.
+        # Breaks the last reference cycles, so that memory is freed without the garbage collector. Over TLS, the
+        # transport refers to methods of this object, so the transport's buffers would also wait for the collector.
         self._active = self._latest = self._active_task = None
         if self._context.is_tls:
             self._transport.set_protocol(_NO_PROTOCOL)
@@ -183,8 +181,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def refuse(self, refused: RefusedRequest) -> None:
         """Refuses the request that is being received, because its head or its body is not valid or is received too
-        slowly. Sends the error response, and then ends the connection. Aborts the connection if the response to the
-        refused request has started already."""
+        slowly. Sends the error response if no response to this request has started. Ends the connection in any case:
+        aborts it in the middle of the response, closes it after the response."""
         self._reader.is_finished = True
         # The request whose body is being received; None if a head is being received.
         incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
@@ -228,7 +226,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._active_task = RequestTask(self._worker, exchange)
 
     def _on_response_complete(self) -> None:
-        """Lets the reader go on to the next request, or ends the connection."""
+        """Called when the current response is complete. Lets the reader go on, or ends the connection."""
         completed, self._active, self._active_task = self._active, None, None
         self._worker.state.total_requests += 1
         if completed is None or self._transport.is_closing():
@@ -244,8 +242,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._reader.continue_parsing()
 
     def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
-        """Writes the error response to a refused request, and ends the connection. `scope`: what is known of the
-        request, for the report to the application; None: an `AsgiExchange` makes the report."""
+        """Writes the error response to a refused request, and ends the connection. Reports the request to the
+        application with `scope`, what is known of the request; None: an `AsgiExchange` makes the report."""
         log.debug("refused a request with status %d: %s", refused.status, refused.message)
         if not self._transport.is_closing():
             response = error_response(refused, self._worker.state.default_headers)
@@ -256,11 +254,11 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._finish(linger=True)
 
     def _finish(self, *, linger: bool) -> None:
-        """Ends the connection when all written bytes were sent. `linger` says that the client could still be sending.
+        """Ends the connection when all written bytes were sent. `linger`: whether the client could still be sending.
 
-        If a socket with unread data is closed, the kernel resets the connection. The client's kernel then discards the
-        response if the client has not read it yet. So with `linger` the server first shuts down only its sending side,
-        and `check_timeouts` closes the connection after a short time of reading.
+        If the server closes a socket with unread data, the kernel resets the connection. The client's kernel then
+        discards the response if the client has not read it yet. So with `linger` the server first shuts down only its
+        sending side, and `check_timeouts` closes the connection after a short time of reading.
         """
         if not linger:
             self._close()
@@ -281,15 +279,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._close()
             return
-        if not self._reader.has_held_head:  # else another request has arrived; a later call ends the connection
+        if not self._reader.has_held_head:  # otherwise the next request has arrived; a later call ends the connection
             self._active.keep_alive = False
             self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
     def retire(self) -> None:
-        """Makes the connection close after its last response, whose head contains `Connection: close`. The last
-        response is the current response, or the next response if the head of the current response may have been sent
-        already. An idle connection stays open until it has sent a response, because the client may be sending a
-        request. May be called repeatedly."""
+        """Makes the connection close after one more response, whose head contains `Connection: close`. This is the
+        current response, or a later one if the current response has started or the next request has arrived. An idle
+        connection stays open until it has sent a response, because the client may be sending a request. May be called
+        repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         if self._active.keep_alive and not self._active.response_started and not self._reader.has_held_head:
@@ -318,16 +316,18 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def check_timeouts(self, now: float) -> None:
         """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
-        if self._max_small_buffer_bytes < sys.maxsize and (self._flow.is_pause_long() or self._transport.is_closing()):
+        if self._max_small_buffer_bytes < sys.maxsize and (
+            self._flow.has_stayed_stopped() or self._transport.is_closing()
+        ):
             self._on_large_buffers()  # the transport's buffers can grow without a call of `get_buffer`
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction. A connection is evicted if it is closed to make room
-        for another one. Returns None if the connection must stay open or is being closed already. A TLS connection that
-        is being closed still waits for the client, so it counts as open. `now`: see `check_timeouts`."""
+        """Describes the connection as a candidate for eviction: it can be closed to make room for another one. Returns
+        None if it must stay open, is lost or evicted, or is being closed without TLS. Over TLS, a connection that is
+        being closed still waits for its client, so it can be a candidate. `now`: see `check_timeouts`."""
         if self._is_evicted or self not in self._worker.state.connections:
             return None
         if self._transport.is_closing() and not self._context.is_tls:
@@ -338,7 +338,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _on_large_buffers(self) -> None:
         """Called once, when the transport's buffers may have become large. Counts the connection in the next iteration
-        of the event loop, not now: counting can close this connection, perhaps while the transport reads."""
+        of the event loop, because counting can close this connection, which must not happen while it reads."""
         self._max_small_buffer_bytes = sys.maxsize
         self._worker.loop.call_soon(self._count_large_buffers)
 
@@ -373,13 +373,13 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
-        # If the last check found `idle`, too, the client had received all bytes then, and nothing was sent since.
+        # If the previous check found the same wait, all bytes were acknowledged then, and nothing was sent since.
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
-        """Returns what a TLS connection waits for if it may have bytes to send. `unsent`: size of the write buffer. A
-        second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
-        are the progress. If all bytes are acknowledged, returns `wait_if_sent`; if that is None, a wait `linger`."""
+        """Returns what a TLS connection waits for if it may have bytes to send. `unsent`: size of the write buffer. The
+        second buffer, for encrypted bytes, has an unknown size. So the progress is the number of bytes that the
+        client's kernel has acknowledged. If these are all, returns `wait_if_sent`, or a `linger` wait for None."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)
@@ -393,7 +393,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 RefusedRequest(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request's body was not received in time")
             )
         elif reason == "linger" and self._context.is_tls and not self._transport.is_closing():
-            self._close()  # sends close_notify; then the client gets another `linger_seconds` to close the connection
+            self._close()  # sends close_notify; the client then has another `linger_seconds` to close the connection
         elif reason in ("send", "linger"):
             self._transport.abort()
         else:  # the client does not wait for a response, or the server assumes that it has disconnected

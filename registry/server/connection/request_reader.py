@@ -182,7 +182,7 @@ class RequestReader:
             return
         self._incomplete_bytes += len(data)
         if self._incomplete_bytes > self._limits.header_bytes and not self.is_finished:
-            self._refuse(self._head_parser.too_large())
+            self._refuse(self._head_parser.too_large_error())
 
     def _hold(self, data: bytes) -> bool:
         """Holds `data` until the current response is complete, and stops reading meanwhile. Returns False if that would
