@@ -177,10 +177,10 @@ class MirroredBlobs:
                 # limits the number of these failures.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_unstored` then
+                # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_pass_through` then
                 # prefers another URL of the upstream to the one that sent the wrong bytes.
                 with suppress(DigestInvalid):
-                    return await self._open_unstored(repo, digest, size, offsets, deadline)
+                    return await self._open_pass_through(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialBlobLost):
                 failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
@@ -196,13 +196,13 @@ class MirroredBlobs:
                 return await self._local.open_blob(stored_in, digest, span)
         return None
 
-    async def _open_unstored(
+    async def _open_pass_through(
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
     ) -> BlobReader:
         """Opens a blob that cannot be stored, for example because the disk is too full. Waits until the upstream starts
         to send. Raises UpstreamTimeout, DigestInvalid (the blob is empty, and its digest is wrong), and the errors of
         the upstream client."""
-        reader = await self._fills.open_unstored(repo, digest, size, offsets)
+        reader = await self._fills.open_pass_through(repo, digest, size, offsets)
         try:
             async with asyncio.timeout_at(deadline):
                 await reader.start()

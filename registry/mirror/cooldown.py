@@ -2,13 +2,13 @@
 upstream makes it name another digest.
 
 A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
-moved to this digest. The digest *holds* the tag until the next sighting: the mirror assumes that the tag names it all
-that time. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The newest
+moved to this digest. The digest *holds* the tag until the next sighting: the mirror assumes that the tag names this
+digest. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The newest
 mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by then. A
 move back to a mature digest takes effect immediately.
 
-A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
-the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.
+A new tag has no mature digest at first. With `cooldown_new = "serve"`, the first digest that the mirror saw counts as
+mature. With `"refuse"`, the tag is not served until it has a mature digest.
 
 The functions are pure: they depend on their arguments only. Times are seconds since 1970.
 """
@@ -24,9 +24,9 @@ from storage.names import Digest
 from storage.upstream_tags import Sighting
 
 MAX_SIGHTINGS: Final = 50
-"""Largest number of sightings that are kept of one tag."""
+"""Largest number of sightings that are kept for one tag."""
 _MIN_GAP_SECONDS: Final = 0.001
-"""Shortest time between two sightings of a tag, so that each has a time of its own."""
+"""Shortest time between two sightings of a tag: their times must increase."""
 _CLOCK_TOLERANCE_SECONDS: Final = 1.0
 """A sighting that lies more than this many seconds in the future was recorded before the clock was set back."""
 
@@ -35,11 +35,11 @@ _CLOCK_TOLERANCE_SECONDS: Final = 1.0
 class TagChoice:
     """What is served for a tag.
 
-    - `candidates`: the digests that may be served, the newest first. The other candidates are served only if the first
-      cannot be fetched. Empty: no digest may be served yet.
+    - `candidates`: the digests that may be served, newest first; empty if no digest may be served yet. The first one is
+      served. The others are served only if the first one cannot be fetched.
     - `newest`: the digest that the upstream's tag points at, as far as the mirror knows.
-    - `newest_matures_at`: when `newest` becomes mature if the tag does not move again; None: `newest` is the first
-      candidate."""
+    - `newest_matures_at`: time at which `newest` becomes mature if the tag does not move again. None if `newest` is the
+      first candidate."""
 
     candidates: tuple[Digest, ...]
     newest: Digest
@@ -48,7 +48,7 @@ class TagChoice:
 
 def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *, serves_new: bool) -> TagChoice:
     """Returns which digest is served for a tag with these sightings. `sightings`: at least one, oldest first.
-    `cooldown`: in seconds. `serves_new`: whether the first digest counts as mature."""
+    `cooldown`: in seconds. `serves_new`: whether the digest of the first sighting counts as mature."""
     newest = sightings[-1]
     mature_digests = {older.digest for older, newer in pairwise(sightings) if newer.since - older.since >= cooldown}
     if now - newest.since >= cooldown:
@@ -66,7 +66,7 @@ def add_sighting(
     sightings: Sequence[Sighting], digest: Digest, now: float, cooldown: float, *, serves_new: bool
 ) -> Sequence[Sighting]:
     """Returns the sightings of a tag after the upstream said at `now` that it points at `digest`. Returns `sightings`
-    itself if there is nothing to record.
+    itself if they need no change.
 
     Keeps at most `MAX_SIGHTINGS`, and always the sighting that makes the served digest mature. `cooldown`,
     `serves_new`: see `choose_digest`."""
@@ -78,10 +78,10 @@ def add_sighting(
 
 
 def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
-    """Returns the sightings in the same order. The time of each sighting from the future becomes `now`, or slightly
-    later, so that each sighting has a time of its own. A sighting from the future was recorded before the clock was set
-    back. With its old time, its digest would become mature much too late. Returns `sightings` itself if none is from
-    the future."""
+    """Corrects the times of sightings from the future, which were recorded before the clock was set back. Without the
+    correction, their digests would become mature much too late. Returns the sightings in the same order. The time of
+    each sighting from the future becomes `now`, or slightly later, because the times must increase. Returns `sightings`
+    itself if none is from the future."""
     if not sightings or sightings[-1].since <= now + _CLOCK_TOLERANCE_SECONDS:
         return sightings
     adjusted: list[Sighting] = []
@@ -99,11 +99,9 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
 
     An immature digest never becomes mature when sightings are dropped:
 
-    - If the sighting after another one is dropped, the earlier digest seems to have held the tag for longer. In the
-      result, only the first sighting can have lost the sightings directly after it. Its digest is the served one, which
-      is mature already.
-    - With `serves_new`, the digest of the first sighting in the list counts as mature. In the returned list, this is
-      the served digest, because all sightings before it are dropped.
+    - If a sighting is dropped, the digest of the sighting before it seems to have held the tag for longer. In the
+      result, this can concern only the first sighting. Its digest is the served one, which is mature already.
+    - With `serves_new`, the digest of the first sighting counts as mature. In the result, this is the served digest.
     """
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
@@ -113,7 +111,7 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     end_times = [*(newer.since for newer in sightings[1:]), now]
     # If no sighting of the served digest lasted long enough, this digest is served because it is the first digest that
     # the mirror saw (`serves_new`). The sighting at index 0 is then kept.
-    last_mature = max(
+    last_mature_index = max(
         (
             index
             for index, (sighting, end_time) in enumerate(zip(sightings, end_times, strict=True))
@@ -121,4 +119,4 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
         ),
         default=0,
     )
-    return [sightings[last_mature], *sightings[last_mature + 1 :][-(MAX_SIGHTINGS - 1) :]]
+    return [sightings[last_mature_index], *sightings[last_mature_index + 1 :][-(MAX_SIGHTINGS - 1) :]]

@@ -1,17 +1,14 @@
 """Decides through which repositories of an upstream registry a cached blob may be read (`BlobEntitlement`).
 
 A blob is stored once, even if several repositories of the upstream contain it. A client must not get a blob through a
-repository just because it knows the digest. The rule depends on the upstream:
+repository just because the client knows the digest. The rule depends on the upstream:
 
 - An upstream is *public* if its content can be read without a login, and without a grant (a permission that an
-  administrator of this registry gives). Every client could download the blob from the upstream itself. So a repository
-  may serve the blob if a manifest in the repository names the blob.
+  administrator of this registry gives). Every client could download the blob directly from the upstream. So a
+  repository may serve the blob if a manifest in the repository names the blob.
 - Any other upstream is *private*: a client that may read one repository may have no access to another. So a repository
   may serve the blob only after the upstream has answered that this repository has the blob. The mirror records such an
   answer; the blob is then *confirmed* for the repository.
-
-The name of the error `UnconfirmedBlobUnknown` uses the word "confirmed" in another sense. It means that a proxy in
-front of the upstream, and not the upstream itself, possibly sent the answer "not found".
 """
 
 from __future__ import annotations
@@ -54,7 +51,7 @@ class BlobEntitlement:
         self._sizes = sizes
 
     async def may_serve_if_stored(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob in the store.
+        """If `repo` has the blob in the store: returns whether `repo` may serve it without a request to the upstream.
         Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
         return not self.is_private or await self._records.is_confirmed(repo, digest)
 
@@ -70,13 +67,17 @@ class BlobEntitlement:
 
         If the upstream said a short time ago that `repo` does not have the blob, raises BlobUnknown and asks nothing.
 
-        At a public upstream, takes the size that these manifests state. If there are no such manifests, asks the
-        upstream. If they state different sizes, also asks the upstream, and remembers its answer for a short time, as
-        `ask_size` does. If the upstream refuses, does not answer or states no size, takes the size in the newest
-        manifest. A remembered answer takes precedence over the manifests.
+        At a public upstream, the first case that applies decides where the size comes from:
 
-        At a private upstream, takes `download_size` as the size. If that is None, asks the upstream. If the upstream
-        has the blob but does not state its size, takes the size in the newest manifest.
+        - No manifest names the blob: asks the upstream.
+        - The upstream's answer to an earlier question is still remembered: takes this answer.
+        - All manifests state the same size: takes this size.
+        - The manifests state different sizes: asks the upstream, and remembers its answer for a short time, as
+          `ask_size` does. If the upstream refuses, does not answer or states no size, takes the size in the newest
+          manifest.
+
+        At a private upstream, the size is `download_size`. If `download_size` is None, asks the upstream. If the
+        upstream has the blob but does not state its size, takes the size in the newest manifest.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises
@@ -84,45 +85,49 @@ class BlobEntitlement:
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
-        stated = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
+        stated_sizes = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
         if self.is_private:
             # The manifests prove nothing, because an author can name any digest and size. So the upstream must confirm
-            # that `repo` has the blob: it did so when the running download started, or it is asked below.
+            # that `repo` has the blob. It has done so if a download is running for `repo`; otherwise it is asked below.
             if download_size is not None:
                 return download_size, manifests
         else:
-            if stated and (remembered := self._sizes.remembered(repo, digest)) is not None:
+            if stated_sizes and (remembered := self._sizes.remembered(repo, digest)) is not None:
                 return remembered, manifests
-            if len(set(stated)) == 1:
-                return stated[0], manifests
-            if stated:
+            if len(set(stated_sizes)) == 1:
+                return stated_sizes[0], manifests
+            if stated_sizes:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
                     # If the blob is stored already, a wrong size does no harm: `mount` ignores it at a public upstream.
-                    return stated[0], manifests
+                    return stated_sizes[0], manifests
         try:
             return await self._sizes.ask(repo, digest, deadline), manifests
         except BlobSizeUnknown:
-            if not stated:
+            if not stated_sizes:
                 raise
-            return stated[0], manifests
+            return stated_sizes[0], manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks the upstream for the blob's size in bytes, because it has sent a blob of another size than `check` has
-        returned. At a public upstream, `check` then returns this size for a short time. Raises the errors of
-        `check`."""
+        """Asks the upstream for the blob's size in bytes. Call it when the upstream has sent a blob of another size
+        than `check` has returned. At a public upstream, `check` then returns the new size for a short time. Raises the
+        errors of `check`."""
         return await self._sizes.ask_and_remember(repo, digest, deadline)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`
-        has returned this `size` for `repo`. Returns the repository to read the blob from. This is `repo`, or another
-        repository that has the blob, if the store cannot be changed: the disk is too full, or the data directory was
-        replaced. Returns None if no repository of this upstream has the blob.
+        has returned this `size` for `repo`. Returns the repository to read the blob from:
+
+        - `repo`, if the blob was added.
+        - Another repository that has the blob, if the store cannot be changed: the disk is too full, or the data
+          directory was replaced.
+        - None, if no repository of this upstream has the blob in the store.
+        - None, if the upstream is private and the stored blob does not have this size. The answer that `check` got was
+          then possibly a login page, which also has status 200 and a length.
 
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
-        not give access to them. At a private upstream, returns None if the stored blob does not have this size. In this
-        case, the answer that `check` got was possibly a login page, which also has status 200 and a length."""
+        not give access to these blobs."""
         prefix = f"{self._upstream_name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:

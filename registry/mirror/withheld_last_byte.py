@@ -75,8 +75,8 @@ class UnverifiedBlobReader:
         last_byte = self._fill.size - 1
         try:
             if offset < last_byte:
-                return min(await self._fill.wait_until(offset, self._reader_file), last_byte, self.span[1])
-            await self._fill.wait_until(self._fill.size, self._reader_file)
+                return min(await self._fill.wait_for_byte(offset, self._reader_file), last_byte, self.span[1])
+            await self._fill.wait_for_byte(self._fill.size, self._reader_file)
         except StoredByAnotherFill:
             await self._read_stored_blob()
         self._is_verified = True
@@ -92,7 +92,7 @@ class UnverifiedBlobReader:
         async with aclosing(stored):
             if stored.descriptor.size != self._fill.size:  # `span` is based on a wrong size in a manifest
                 raise PartialBlobLost
-            if stored.file is None or not await self._reader_file.replace(stored.file):
+            if stored.file is None or not await self._reader_file.switch_to_stored(stored.file):
                 raise PartialBlobLost
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

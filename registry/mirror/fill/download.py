@@ -1,9 +1,9 @@
-"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections as
-long as that makes the download faster.
+"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections
+while each addition makes the download faster.
 
-The bytes are written into a file, the *partial blob*. Only one process at a time downloads into the file: its *owner*.
-A *piece* is the byte range of one request. A *sink* writes the bytes of one response into the partial blob. An
-*endpoint* is one of the base URLs of the upstream.
+The bytes are written into a file, the *partial blob*. Only one process at a time downloads into the file: the *owner*
+of the partial blob. A *piece* is the byte range of one request. A *sink* writes the bytes of one response into the
+partial blob. An *endpoint* is one of the base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Download:
         """`slots` limits the connections to the upstream. `repo`: the repository's name at the upstream. `on_response`
         is called on the event loop when a response starts. `on_fetched` is called after each request, with the number
         of bytes that it has stored. `list_repos` returns all repositories from which the blob may be requested, by
-        their names at the upstream. After a refusal, or two failures in a row, another one is asked.
+        their names at the upstream. After a refusal, or after two failures in a row, the download asks another one.
 
         `has_response`: whether the upstream has sent bytes to an earlier owner, and clients may have got them. Without
         a response, the download is retried at most once. After a response, it is retried until `stall_timeout` seconds
@@ -98,7 +98,7 @@ class Download:
         self._demand = demand
         self._avoided = avoided
         self._last_broken: set[str] = set()
-        """The endpoint whose connection broke last. This endpoint is asked only if no other one has the blob."""
+        """The endpoint whose connection broke last, if any. It is asked only if no other endpoint has the blob."""
         self._report_response = on_response
         self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()
@@ -126,8 +126,8 @@ class Download:
 
     async def run(self) -> None:
         """Downloads the missing bytes. Raises NoClients. Raises PartialBlobLost if this process is no longer the owner.
-        Raises BlobLengthWrong if the upstream did not state the size, and its response ended before the expected size
-        or went on after it. The stored bytes are possibly those of an error page, so the caller must delete them.
+        Raises BlobLengthWrong if the upstream did not state the size, and its response was shorter or longer than the
+        expected size. The stored bytes are possibly those of an error page, so the caller must delete them.
         Raises StorageFull, StorageFailed, BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests.
         Keeps the stored bytes, except after StorageFull."""
         try:
@@ -151,7 +151,7 @@ class Download:
             request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
         )
         self._concurrency.observe(
-            self._loop.time(), self._received, running=len(self._connections), is_waiting=awaits_first_byte
+            self._loop.time(), self._received_bytes, len(self._connections), is_waiting=awaits_first_byte
         )
         self._cancel_stragglers()
 
@@ -170,8 +170,8 @@ class Download:
         return bool(self._partial.missing()) if self._needs_whole else self._plan.remaining > 0
 
     @property
-    def _received(self) -> int:
-        """Bytes that this download has stored so far."""
+    def _received_bytes(self) -> int:
+        """Number of bytes that this download has received and stored so far."""
         return self._bytes_of_ended_requests + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
@@ -193,7 +193,7 @@ class Download:
                 await self._changed.wait()
 
     def _wait_seconds(self) -> float | None:
-        """Returns the seconds until the next check or retry; None: there is nothing to do before `_changed` is set."""
+        """Returns the seconds until the next check or retry; None if nothing is due before `_changed` is set."""
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
@@ -240,7 +240,7 @@ class Download:
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
         """Does the work of `_fetch`. `has_share`: whether the request is within the repository's limit of requests.
-        Beyond the limit, a slow request may be cut off while others wait."""
+        A slow request beyond the limit may be cut off while other requests wait."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -287,8 +287,8 @@ class Download:
         if self._needs_whole:
             return WholeSink(self._partial, self._partial.missing(), self._on_response, self._avoided.untrusted)
         remaining = self._plan.remaining
-        length = remaining if self._is_small else self._concurrency.next_length(remaining)
-        piece = self._plan.take(length, self._demand.offsets)
+        length = remaining if self._is_small else self._concurrency.next_piece_length(remaining)
+        piece = self._plan.take(length, self._demand.reader_offsets)
         return PieceSink(self._partial, piece, self._on_response, self._avoided.untrusted) if piece else None
 
     def _cancel_stragglers(self) -> None:
@@ -312,7 +312,7 @@ class Download:
             self._requests[sink].cancel()
 
     def _on_response(self) -> None:
-        """Called when a response starts, in the thread that reads it."""
+        """Called when a response starts, in the thread that reads the response."""
         self._loop.call_soon_threadsafe(self._note_response)
 
     def _note_response(self) -> None:
@@ -349,8 +349,8 @@ class Download:
         if sink.endpoint is not None:
             self._last_broken = {sink.endpoint}
         if now < self._retry.resume_at:
-            return  # a retry is scheduled already: connections that break at the same time are one failure
-        if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
+            return  # a retry is scheduled already: connections that break at the same time count as one failure
+        if not self._retry.should_retry(error, now, self._received_bytes, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
                 self._fail(repo, error)
                 return
@@ -367,8 +367,9 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download. The caller of `run` relates an error such as BlobUnknown to the first repository. So such
-        an error of another repository becomes UpstreamUnavailable."""
+        """Ends the download with `error`. The caller of `run` takes an error such as BlobUnknown as an answer about the
+        first repository. So an error about another repository becomes UpstreamUnavailable, unless it is one of
+        `_FINAL_ERRORS`."""
         if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error

@@ -7,9 +7,10 @@ the bytes. If the owner dies, a follower becomes the owner and downloads the byt
 continues after the request that started it has ended.
 
 Usually all repositories of the upstream share the fill of a blob (*shared* fill), and the owner requests the bytes from
-one of these repositories. If the upstream does not respond, the other repositories use a second fill (*separate* fill),
-which requests the bytes from one of them, into a second partial blob. All processes share that partial blob, too. So at
-most two requests without a response are running for a blob, however many repositories and processes need it.
+one of these repositories. If the upstream does not respond, the other repositories use a second fill (*separate* fill).
+It requests the bytes from one of these other repositories, and writes them into a second partial blob, which all
+processes share as well. So at most two requests without a response are running for a blob, however many repositories
+and processes need it.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ class Fill:
         is stored. If the fill has failed, raises its error.
 
         If the partial blob was committed or deleted a moment ago, the fill is about to end. This method then waits for
-        the end, because the fill fails if the bytes are wrong. The caller then gets the error before it has sent any
-        byte, so it can use the next fill. Without the wait, its response would begin, and then break off."""
+        the end. So if the bytes are wrong, the caller gets the error before it has sent any byte, and can use the next
+        fill."""
         await self._response_or_end.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
@@ -161,10 +162,10 @@ class Fill:
         finally:
             await cancel_and_wait(waiting_tasks)
 
-    async def wait_until(self, offset: int, file: ReaderFile) -> int:
+    async def wait_for_byte(self, offset: int, file: ReaderFile) -> int:
         """Waits until the byte at `offset` is in `file`, the file of a reader of this fill. Returns the offset of the
-        first byte after it that is missing there. If `offset` is equal to `size`, waits until the digest of the file is
-        verified and the blob is stored, and returns `size`.
+        first missing byte after it. If `offset` is equal to `size`, waits until the digest of the file is verified and
+        the blob is stored, and returns `size`.
 
         If the fill fails, raises its error. If the partial blob was replaced after the reader had got bytes of it,
         raises PartialBlobLost. If the blob was stored by another fill, raises StoredByAnotherFill."""
@@ -191,7 +192,7 @@ class Fill:
 
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
-        stored bytes are kept for the next fill of the blob. After an error, they are kept unless they are few."""
+        stored bytes are kept for the next fill of the blob. After an error, they are deleted if they are few."""
         early_stop_error: RegistryError = server_stopping_error()
         error: RegistryError | None = early_stop_error
         try:
@@ -258,10 +259,11 @@ class Fill:
                 raise NoClients
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
-            has_followed = await self._follow(partial)
-            if has_followed is None:  # the clients have left; the loop checks whether others have come since
+            try:
+                is_stored = await self._follow(partial)
+            except ClientsChanged:  # the loop checks whether other clients have come since
                 continue
-            if has_followed:  # True: the blob is stored; False: the owner has stopped before that
+            if is_stored:  # otherwise the owner has stopped
                 self._verified_partial = partial
                 return await self._mount_in(self.repositories)
             failures = partial.owner_failures
@@ -287,30 +289,28 @@ class Fill:
                 raise NoClients
             partial = await self._context.partials.claim(self.digest, self.size, self._source)
         for file in self._reader_files:
-            file.follow(partial)
+            file.switch_to(partial)
         if self._partial is not None:
             self._partial.close()
         self._partial = partial
         return partial
 
-    async def _follow(self, partial: Partial) -> bool | None:
-        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored, False if
-        the owner has stopped before that, and None when the clients of this process have left."""
+    async def _follow(self, partial: Partial) -> bool:
+        """Waits while the owner in another process downloads the blob. Returns True when the blob is stored, and False
+        if the owner has stopped before that. Raises ClientsChanged when the clients of this process have left."""
         response_signal = asyncio.create_task(self._signal_response(partial, partial.missing()))
         try:
             await run_until_change(self.demand, partial.wait(self.size))
         except PartialBlobLost:
             return False
-        except ClientsChanged:
-            return None
         finally:
             await cancel_and_wait([response_signal])
         return True
 
     async def _signal_response(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
         """Sets `_response_or_end` when the upstream has started to send to the owner. If all bytes are missing, sets it
-        when the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when this
-        fill began to follow."""
+        when the first one is stored. If none is missing, sets it when the blob is stored. `gaps`: the missing bytes
+        when this fill began to follow."""
         if gaps in ([], [(0, self.size)]):
             await partial.wait(0 if gaps else self.size)
         else:
@@ -326,8 +326,8 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # `wait_until` will raise StoredByAnotherFill. A reader without bytes then reads the stored blob. A
-                # reader fails if it has got bytes since the check above. So no reader of this process needs `partial`.
+                # `wait_for_byte` will raise StoredByAnotherFill. A reader without bytes then reads the stored blob; a
+                # reader that has got bytes since the check above fails. So no reader of this process needs `partial`.
                 # If `partial` has only some bytes, it is kept: a follower in another process may have begun to read it.
                 await partial.discard()
             return
@@ -335,7 +335,7 @@ class Fill:
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
         if self.has_response_or_ended:
-            # As a follower, this fill saw the response begin. Each owner has to record it (`Partial.has_response`).
+            # This fill saw the response begin as a follower. A new owner must record it again (`Partial.has_response`).
             self._on_response(partial)
         download = Download(
             context.upstream,
@@ -369,7 +369,7 @@ class Fill:
     def _on_response(self, partial: Partial) -> None:
         """Records, for this and the other processes, that the upstream has started to send."""
         self._response_or_end.set()
-        with suppress(StorageFailed):  # the other processes then notice the new bytes
+        with suppress(StorageFailed):  # the followers then notice the new bytes instead
             partial.mark_response()
 
     async def _mount_if_stored(self) -> bool:

@@ -45,13 +45,13 @@ class Fills:
         fill.demand.pulls.add(pull)
         return fill
 
-    async def open_unstored(
+    async def open_pass_through(
         self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
     ) -> PassThroughReader:
         """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
         The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
-        byte after the last one. Raises UpstreamUnavailable if all endpoints of the upstream sent corrupt bytes for the
-        blob."""
+        byte after the last one. Raises UpstreamUnavailable if all endpoints (base URLs) of the upstream sent corrupt
+        bytes for the blob a short time ago."""
         context = self._context
         return PassThroughReader(
             *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
@@ -62,7 +62,7 @@ class Fills:
         )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns the running fill of a blob if `repo` is one of the fill's repositories."""
+        """Returns a running fill of the blob that has `repo` among its repositories; None if there is none."""
         for fill, _ in self._fills.values():
             if fill.digest == digest and repo in fill.repositories and not fill.has_ended:
                 return fill
@@ -80,8 +80,10 @@ class Fills:
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
         """Returns the fill of a blob, and starts it if it is not running. Adds `repo` to the fill's repositories.
 
-        `is_separate`: whether to use the separate fill. Without it, uses the shared fill. There is one exception: no
-        shared fill has a response, and the separate fill has one or requests the blob from `repo`."""
+        With `is_separate`, uses the separate fill. Without it, uses the shared fill, or the separate one if both hold:
+
+        - The shared fill is not running, or has no response.
+        - The separate fill is running, and has a response or requests the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_response_or_ended):
@@ -96,7 +98,7 @@ class Fills:
         self._context.observer.on_fill_started()
         key = (digest, size, is_separate)
         task = start_detached(self._run(fill, key))
-        task.add_done_callback(lambda _: fill.ensure_ended())  # a cancelled task may not have called `run`
+        task.add_done_callback(lambda _: fill.ensure_ended())  # `run` is not called if the task is cancelled early
         self._fills[key] = (fill, task)
         return fill
 

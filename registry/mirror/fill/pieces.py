@@ -10,8 +10,8 @@ already on their way would be wasted.
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
 not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
-the other connections and of pieces that ended a short time ago. After a cancellation, the pieces that ended before it
-no longer count. Otherwise, if the whole download became slower, its connections would be cancelled again and again.
+the other connections and of pieces that ended a short time ago. Each cancellation discards the rates of the ended
+pieces. Otherwise, if the whole download became slower, its connections would be cancelled again and again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Final, Generic, TypeVar
 
 MIB: Final = 1 << 20
 """Number of bytes in a mebibyte."""
-SMALLEST_PIECE: Final = MIB
-LARGEST_PIECE: Final = 64 * MIB
-FIRST_PIECE: Final = 2 * MIB
+SMALLEST_PIECE_BYTES: Final = MIB
+LARGEST_PIECE_BYTES: Final = 64 * MIB
+FIRST_PIECE_BYTES: Final = 2 * MIB
 """Smallest, largest and first length of a piece in bytes. A piece at the end of a range of missing bytes may be
 smaller."""
 RATE_WINDOW_SECONDS: Final = 0.1
@@ -35,7 +35,7 @@ MIN_SPEEDUP: Final = 1.25
 """Factor by which the rate must grow after the number of connections was doubled. If the rate grows less, the doubling
 is undone."""
 WINDOWS_WITHOUT_SPEEDUP: Final = 2
-"""Number of windows in a row with too little growth after which the doubling is undone. One such window is not enough,
+"""The doubling is undone after this number of windows in a row with too little growth. One such window is not enough,
 because many upstreams send in bursts."""
 FAST_CONNECTION_RATE: Final = 64 * MIB
 """Rate in bytes per second. If the connections are faster than this on average, more connections would not help."""
@@ -44,12 +44,13 @@ LONGEST_GROWTH_PAUSE_SECONDS: Final = 16.0
 """First and longest pause until the number of connections may be doubled again. Each doubling that is undone makes the
 next pause twice as long."""
 FIRST_BYTES_SECONDS: Final = 1.0
-"""Longest time that new connections get for their first bytes. While they wait, no window is evaluated."""
+"""While a new connection waits for its first byte, no window is evaluated, but for at most this time after the last
+doubling."""
 
 
 class Piece:
     """The byte range of one request: from offset `start` up to, but without, `stop`. `next_offset`: offset of the first
-    byte of the piece that is not stored. The thread that reads the response advances it."""
+    byte that is not stored yet. The thread that reads the response advances it."""
 
     __slots__ = ("next_offset", "start", "stop")
 
@@ -59,8 +60,8 @@ class Piece:
 
 
 class PiecePlan:
-    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe. The methods use binary
-    search, because thousands of clients can read different ranges of one blob."""
+    """The missing byte ranges of a blob, without those that a connection is requesting. Not thread-safe. The methods
+    use binary search, because thousands of clients can read different ranges of one blob."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
@@ -81,8 +82,8 @@ class PiecePlan:
             return None
         index, piece_start = self._find_start(reader_offsets)
         start, stop = self._starts[index], self._stops[index]
-        # Takes the rest of the gap if less than half of the smallest piece would be left of it.
-        piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE // 2 else stop
+        # Takes the rest of the range if it would be at most half as long as the smallest piece.
+        piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE_BYTES // 2 else stop
         remaining_gaps = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
         self._starts[index : index + 1] = [gap_start for gap_start, _ in remaining_gaps]
         self._stops[index : index + 1] = [gap_stop for _, gap_stop in remaining_gaps]
@@ -95,19 +96,19 @@ class PiecePlan:
         if start >= stop:
             return
         self.remaining += stop - start
-        # The ranges from `first` up to, but without, `last` are merged with the piece.
-        first = last = bisect_left(self._starts, start)
-        if first > 0 and self._stops[first - 1] == start:
-            first -= 1
-            start = self._starts[first]
-        if last < len(self._starts) and self._starts[last] == stop:
-            stop = self._stops[last]
-            last += 1
-        self._starts[first:last], self._stops[first:last] = [start], [stop]
+        # The ranges from `first_index` up to, but without, `end_index` are merged with the piece.
+        first_index = end_index = bisect_left(self._starts, start)
+        if first_index > 0 and self._stops[first_index - 1] == start:
+            first_index -= 1
+            start = self._starts[first_index]
+        if end_index < len(self._starts) and self._starts[end_index] == stop:
+            stop = self._stops[end_index]
+            end_index += 1
+        self._starts[first_index:end_index], self._stops[first_index:end_index] = [start], [stop]
 
     def _find_start(self, reader_offsets: Sequence[int]) -> tuple[int, int]:
         """Returns where the next piece begins: the index of its range in the plan, and the offset. Skips the offsets
-        that are not in the plan, which are those of the running requests."""
+        that are not in the plan, because running requests cover them."""
         position = 0
         while position < len(reader_offsets):
             offset = reader_offsets[position]
@@ -121,13 +122,14 @@ class PiecePlan:
 
 
 class AdaptiveConcurrency:
-    """Adapts the number of connections of one download (`connections`) and the piece length in bytes (`length`) to the
-    measured rate. Doubles the number of connections as long as that makes the download faster. Undoes a doubling that
-    does not make it faster. Times are seconds of any monotonic clock; rates are bytes per second."""
+    """Adapts the number of connections of one download (`connections`) and the piece length in bytes (`piece_length`)
+    to the measured rate. Doubles the number of connections until a doubling does not make the download faster.
+    Undoes that doubling, and tries again after a pause. Times are seconds of any monotonic clock; rates are bytes per
+    second."""
 
     def __init__(self, max_connections: int, now: float) -> None:
         self.connections = 1
-        self.length = FIRST_PIECE
+        self.piece_length = FIRST_PIECE_BYTES
         self._max_connections = max_connections
         self._window_start = (now, 0)
         """Start of the present window, and the number of bytes received until then."""
@@ -144,17 +146,18 @@ class AdaptiveConcurrency:
         """Whether the doubling of the number of connections is paused. The pause ends at `_paused_until` at the
         latest."""
         self._paused_until = 0.0
-        self._rate_at_pause = 0.0
+        self._expected_rate = 0.0
         """The rate that is expected during the present pause; 0 if the pause must not end early."""
         self._pause_seconds = GROWTH_PAUSE_SECONDS
         """Length of the next pause."""
 
-    def next_length(self, remaining: int) -> int:
+    def next_piece_length(self, remaining: int) -> int:
         """Returns the length in bytes of the next piece. `remaining`: number of bytes that have not been requested yet.
         The last pieces of a download are shorter, so that all connections end at about the same time."""
         if self.connections == 1:
-            return self.length
-        return min(self.length, max(SMALLEST_PIECE, self.length // 4, remaining // (2 * self.connections)))
+            return self.piece_length
+        shortened_length = max(SMALLEST_PIECE_BYTES, self.piece_length // 4, remaining // (2 * self.connections))
+        return min(self.piece_length, shortened_length)
 
     def note_piece(self, length: int, seconds: float, latency: float) -> None:
         """Adapts the piece length after a piece of `length` bytes has arrived. `latency`: seconds from the request to
@@ -162,13 +165,13 @@ class AdaptiveConcurrency:
         # Aims at pieces that take eight times the latency to arrive, but at least 0.75 s and at most 2 s.
         target_seconds = min(2.0, max(0.75, 8 * latency))
         target_length = length / max(seconds, 0.001) * target_seconds
-        target_length = min(max(target_length, self.length / 2), self.length * 2)
-        self.length = int(min(max(target_length, SMALLEST_PIECE), LARGEST_PIECE))
+        target_length = min(max(target_length, self.piece_length / 2), self.piece_length * 2)
+        self.piece_length = int(min(max(target_length, SMALLEST_PIECE_BYTES), LARGEST_PIECE_BYTES))
 
-    def observe(self, now: float, received: int, running: int, is_waiting: bool) -> None:
+    def observe(self, now: float, received: int, open_connections: int, is_waiting: bool) -> None:
         """Adapts the number of connections to the progress until `now`. `received`: number of bytes received so far.
-        `running`: number of open connections. `is_waiting`: whether a new connection still waits for its first byte.
-        Call it often."""
+        `open_connections`: the present number of connections. `is_waiting`: whether a new connection still waits for
+        its first byte. Call this method often."""
         window_started_at, received_before = self._window_start
         if is_waiting and now - self._doubled_at < FIRST_BYTES_SECONDS:
             self._window_start = (now, received)
@@ -177,18 +180,18 @@ class AdaptiveConcurrency:
             return
         rate = (received - received_before) / (now - window_started_at)
         self._window_start = (now, received)
-        if rate > FAST_CONNECTION_RATE * max(running, 1):  # the connections are fast enough
-            self.connections = min(self.connections, max(running, 1))
+        if rate > FAST_CONNECTION_RATE * max(open_connections, 1):  # the connections are fast enough
+            self.connections = min(self.connections, max(open_connections, 1))
             self._pause_growth(now, rate)
         elif self._is_paused:
-            if now >= self._paused_until or rate < self._rate_at_pause / 2:
+            if now >= self._paused_until or rate < self._expected_rate / 2:
                 self._double(now, rate)
         elif self._previous_rate is not None and rate < MIN_SPEEDUP * self._previous_rate:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._previous_connections:  # the upstream's limit has allowed no further connections
-                self.reduce_connections(now, running)
+            if open_connections <= self._previous_connections:  # the upstream's limit has allowed no further ones
+                self.reduce_connections(now, open_connections)
                 return
             self.connections = self._previous_connections
             self._pause_growth(now, self._previous_rate)
@@ -225,18 +228,18 @@ class AdaptiveConcurrency:
 
     def _pause_growth(self, now: float, rate: float) -> None:
         """Starts a pause in which the number of connections is not doubled. `rate`: the rate that is expected during
-        the pause, which ends early if the measured rate falls below half of it. With 0, the pause does not end
-        early."""
+        the pause. The pause ends early if the measured rate falls below half of the expected one; with 0, it does not
+        end early."""
         self._is_paused = True
-        self._rate_at_pause = rate
+        self._expected_rate = rate
         self._paused_until = now + self._pause_seconds
 
 
 K = TypeVar("K")
 
 STRAGGLER_WINDOW_SECONDS: Final = 2.0
-"""Length of a window: a period over which the rate of one connection is measured. The first window of a connection
-starts with the first byte of its response."""
+"""Length of a *connection window*: a period over which the rate of one connection is measured. The first window
+of a connection starts with the first byte of its response."""
 RECENT_SECONDS: Final = 30.0
 """Time for which the rate of a piece is used for comparison after the piece has ended."""
 MAX_ENDED_RATES: Final = 16
@@ -244,7 +247,7 @@ MAX_ENDED_RATES: Final = 16
 SLOWNESS_FACTOR: Final = 4.0
 """A straggler is more than this many times slower than the median of the rates that it is compared with."""
 MIN_SAVED_SECONDS: Final = 2.0
-"""Time that must be saved, by estimate, for a straggler's request to be cancelled."""
+"""A straggler's request is cancelled only if this saves more than this number of seconds, by estimate."""
 
 
 class StragglerDetector(Generic[K]):
@@ -255,9 +258,9 @@ class StragglerDetector(Generic[K]):
         self._ended_rates: deque[tuple[float, float]] = deque(maxlen=MAX_ENDED_RATES)
         """For each ended piece: the time when it ended, and its rate."""
         self._window_starts: dict[K, tuple[float, int]] = {}
-        """For each running connection: the start of its present window, and the bytes received until then."""
+        """For each running connection: the start of its connection window, and the bytes received until then."""
         self._rates: dict[K, float] = {}
-        """For each running connection: its rate in its last complete window."""
+        """For each running connection: its rate in its last complete connection window."""
 
     def note_piece(self, now: float, length: int, seconds: float) -> None:
         """Records the end of a piece. `length`: number of its bytes that have arrived. `seconds`: time from its first

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.mirror.fill.pieces import (
-    LARGEST_PIECE,
+    LARGEST_PIECE_BYTES,
     MIB,
     RATE_WINDOW_SECONDS,
-    SMALLEST_PIECE,
+    SMALLEST_PIECE_BYTES,
     AdaptiveConcurrency,
     PiecePlan,
 )
@@ -41,7 +41,7 @@ def test_every_byte_is_assigned_once(gaps: list[tuple[int, int]], takes: list[tu
         piece.next_offset = piece.start + (piece.stop - piece.start) * share // 3
         downloaded.add((piece.start, piece.next_offset))
         plan.give_back(piece)
-    while (piece := plan.take(LARGEST_PIECE)) is not None:
+    while (piece := plan.take(LARGEST_PIECE_BYTES)) is not None:
         downloaded.add((piece.start, piece.stop))
     covered = sorted(span for span in downloaded if span[0] < span[1])
     merged: list[list[int]] = []
@@ -144,17 +144,17 @@ def test_pieces_fit_the_rate() -> None:
     shorter, so that all connections finish at the same time."""
     concurrency = AdaptiveConcurrency(8, 0.0)
     for _ in range(10):
-        concurrency.note_piece(concurrency.length, concurrency.length / (8 * MIB), 0.02)
-    assert concurrency.length == 6 * MIB
+        concurrency.note_piece(concurrency.piece_length, concurrency.piece_length / (8 * MIB), 0.02)
+    assert concurrency.piece_length == 6 * MIB
     concurrency.connections = 8
-    assert concurrency.next_length(200 * MIB) == 6 * MIB
-    assert concurrency.next_length(32 * MIB) == 2 * MIB
-    assert concurrency.next_length(3 * MIB) == 6 * MIB // 4
-    concurrency.length = 2 * MIB
-    assert concurrency.next_length(3 * MIB) == SMALLEST_PIECE
+    assert concurrency.next_piece_length(200 * MIB) == 6 * MIB
+    assert concurrency.next_piece_length(32 * MIB) == 2 * MIB
+    assert concurrency.next_piece_length(3 * MIB) == 6 * MIB // 4
+    concurrency.piece_length = 2 * MIB
+    assert concurrency.next_piece_length(3 * MIB) == SMALLEST_PIECE_BYTES
     for _ in range(20):
-        concurrency.note_piece(concurrency.length, concurrency.length / (4000 * MIB), 0.001)
-    assert concurrency.length == LARGEST_PIECE
+        concurrency.note_piece(concurrency.piece_length, concurrency.piece_length / (4000 * MIB), 0.001)
+    assert concurrency.piece_length == LARGEST_PIECE_BYTES
 
 
 def test_an_unavailable_connection_is_requested_again_later() -> None:

@@ -400,7 +400,7 @@ async def test_reader_is_told_of_old_bytes_after_the_partial_was_replaced(
         owner.close()
         await wait_until(lambda: fill._partial is not old_partial)
         may_continue.set()
-        await wait_until(lambda: len(fill.demand.offsets) == 1 and site.upstream.calls["get blob"] == 1)
+        await wait_until(lambda: len(fill.demand.reader_offsets) == 1 and site.upstream.calls["get blob"] == 1)
         stall.set()
         assert await reading == BIG
 

@@ -29,13 +29,13 @@ def test_choice_of_the_next_piece_takes_few_steps(readers: int, gaps: int) -> No
             waiting.enter_context(demand.waiting(CountedInt(number * 8000 * MIB // readers)))
         for _ in range(20):
             CountedInt.operations = 0
-            piece = plan.take(MIB, demand.offsets)
+            piece = plan.take(MIB, demand.reader_offsets)
             assert CountedInt.operations < 300
             assert piece is not None
             plan.give_back(piece)
             with demand.waiting(CountedInt(piece.start + 5)):
                 assert CountedInt.operations < 300
-    assert not demand.offsets
+    assert not demand.reader_offsets
 
 
 class CountedFile:
