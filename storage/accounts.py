@@ -307,8 +307,8 @@ class Accounts(Protocol):
         caller decides how far in the future the time may be before it refuses logins."""
         ...
 
-    async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
-        """Records a failed login. `keys` maps each of its throttling keys to its cost. The new time of a key is
+    async def add_failures(self, costs: Mapping[str, FailureCost]) -> None:
+        """Records a failed login. `costs` maps each throttling key of the login to a cost. The new time of a key is
         `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. An old time
         that is not plausible, because the clock was set back, does not count. The change may be lost in a power
         cut."""

@@ -1,19 +1,19 @@
 """Changes of blobs, their links and upload sessions.
 
-Each function runs inside a transaction on the given connection; the caller commits it. `now` and `before` are times in
-seconds since 1970.
+Each function runs inside a transaction on the given connection; the caller commits the transaction. `now` and `before`
+are times in seconds since 1970.
 
 - A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
   The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
 - The *collect queue* lists the blobs and links that garbage collection may have to remove. An entry is a blob without
   any link, or a link whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was
   queued.
-- The functions `drop_…` are the steps of garbage collection: each deletes one row if it is still unused.
+- Garbage collection calls the functions `drop_…`. Each deletes one row if the row is still unused.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
   lose bytes that were not synced to the disk; a restart of the server does not.
-- `repository` and `blob` are row ids; `repo` and `digest` name the same repository and blob. Only in the table
-  `upload`, `repository` is the name.
+- `repository` and `blob` are row ids. `repo` is the name of the repository, and `digest` is the digest of the blob.
+  But the column `repository` of the table `upload` contains the name.
 - `by` is the actor (an account or a command) that the audit log names.
 """
 
@@ -34,16 +34,16 @@ from storage.outbox import EventAction
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Approximate limit of the number of repositories that `mount_blob` checks. All of them have the blob, and it looks for
-one that the client may read."""
+"""Approximate limit of the number of repositories that `mount_blob` checks. It looks among the repositories that have
+the blob for one that the client may read."""
 WHOLE_STORE = 0
-"""Value in the collect queue instead of a repository's row id, if the entry is a blob without any link."""
+"""The entry of a blob without any link has this value in the collect queue in place of a repository's row id."""
 _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ? AND b.place <> ''"""
-"""Leaves out damaged blobs, whose `place` is empty. A repository must not mount a blob whose bytes cannot be read."""
-
+"""Reads the blob and the repositories that have it, for a mount. Leaves out a damaged blob, whose `place` is empty,
+because its bytes cannot be read."""
 _LINKED_BLOB = """
 SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
   JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
@@ -64,7 +64,7 @@ SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
 
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
-    """Returns the repository's row id; inserts the repository if it is missing."""
+    """Returns the repository's row id. Inserts the repository if it does not exist."""
     row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     if row_id is None:
         row_id = db.execute("INSERT INTO repository (name, created) VALUES (?, ?) RETURNING id", (repo, now)).get
@@ -80,8 +80,8 @@ def is_referenced(db: apsw.Connection, repository: int, digest: Digest) -> bool:
 
 
 def queue_for_collection(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
-    """Queues the repository's link to a blob, or, if `repository` is `WHOLE_STORE`, the blob itself. If the entry is in
-    the queue already, its grace period starts again at `now`."""
+    """Puts an entry into the collect queue: the blob if `repository` is `WHOLE_STORE`, otherwise the repository's link
+    to the blob. If the entry is in the queue already, its grace period starts again at `now`."""
     db.execute(
         "INSERT INTO collect_queue (repository, digest, since) VALUES (?, ?, ?) "
         "ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since",
@@ -97,12 +97,11 @@ def remove_from_collect_queue(db: apsw.Connection, repository: int, digest: Dige
 def add_link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, is_confirmed: bool = False
 ) -> None:
-    """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
-    repository refers to the blob yet. `is_confirmed`: whether it is certain that the repository has the blob: a client
-    pushed the blob to this repository, or the mirror downloaded it for this repository from the upstream (the registry
-    that the repository mirrors). A link that is already confirmed stays confirmed.
+    """Adds the repository's link to the blob, or updates the link if it exists. Queues the link if no manifest of the
+    repository refers to the blob yet. Raises QuotaExceeded if the blob does not fit into a quota.
 
-    Raises QuotaExceeded if the blob does not fit into a quota."""
+    `is_confirmed`: True if a client pushed the blob to this repository, or the mirror downloaded it for this repository
+    from the upstream (the registry that the repository mirrors). A link that is already confirmed stays confirmed."""
     try:
         db.execute(
             "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
@@ -127,29 +126,30 @@ def add_blob(
     now: float,
 ) -> bool:
     """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Returns whether the blob was
-    damaged before. Raises BlobUploadUnknown if there is no such session; QuotaExceeded."""
+    damaged before. Raises BlobUploadUnknown if there is no such session; QuotaExceeded if the blob does not fit into a
+    quota."""
     end_upload(db, upload)
     event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
     return adopt_blob(db, repo, digest, size, place, now)
 
 
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> bool:
-    """Adds a stored blob to the repository. Called directly for a blob that did not come through an upload session,
-    such as a mirrored one; for an uploaded blob, `add_blob` calls it. The blob store must have the blob's bytes at
-    `place`. Returns whether the blob was damaged before. Raises QuotaExceeded."""
+    """Adds a blob to the repository that did not come through an upload session, such as a mirrored blob. (For an
+    uploaded blob, call `add_blob`.) The blob store must have the blob's bytes at `place`. Returns whether the blob was
+    damaged before. Raises QuotaExceeded if the blob does not fit into a quota."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
         (digest, size, place, now),
     ).get
     add_link(db, make_repository(db, repo, now), blob, digest, now, is_confirmed=True)
-    # Deletes the record of the blob's damage, and returns whether there was one.
+    # If the blob was damaged, deletes the record of the damage and returns True.
     return note_stored_blob(db, repo, digest, now)
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Marks the repository's link to the blob as confirmed, because the upstream has reported that it has the blob in
-    this repository. Does nothing if the repository has no link to the blob."""
+    """Marks the repository's link to the blob as confirmed. Call this when the upstream has reported that it has the
+    blob in this repository. Does nothing if there is no link."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -160,18 +160,19 @@ def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> N
 def mount_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor, now: float
 ) -> int:
-    """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source`: the
-    source repository, or the set of repositories that the client may read. Raises BlobUnknown if no source repository
-    with the blob is found; QuotaExceeded."""
+    """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source` is the
+    source repository, or the set of repositories that the client may read; then the function looks for a source in this
+    set. Raises BlobUnknown if it finds no source repository with the blob; QuotaExceeded if the blob does not fit into
+    a quota."""
     if isinstance(source, NameSet):
-        blob, size, found_in = _find_mount_source(db, digest, source)
+        blob, size, source_name = _find_mount_source(db, digest, source)
     else:
         row: Any = db.execute(_BLOB_IN_REPOSITORY + " AND r.name = ?", (digest, source)).get
         if row is None:
             raise BlobUnknown(f"{source} has no blob {digest}")
-        blob, size, found_in = row
+        blob, size, source_name = row
     add_link(db, make_repository(db, repo, now), blob, digest, now)
-    record_content(db, by, now, "blob.mount", repo, digest, {"from": found_in})
+    record_content(db, by, now, "blob.mount", repo, digest, {"from": source_name})
     event_tables.add_blob(db, EventAction.BLOB_MOUNT, repo, digest, size, by, now)
     return int(size)
 
@@ -179,10 +180,10 @@ def mount_blob(
 def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> tuple[int, int, str]:
     """Returns the blob's row id, its size in bytes, and a repository of the set `names` that has the blob.
 
-    Searches only a limited number of repositories, because other changes wait for this transaction. So the search may
-    miss a repository that has the blob; the client then has to upload the blob. Raises BlobUnknown if the search finds
-    no repository."""
-    # `match_cost`: the cost of matching a name against this set, as a multiple of the cost for the simplest set.
+    Searches only a limited number of repositories, because other changes wait for this transaction. Raises BlobUnknown
+    if the search finds no repository. The client then has to upload the blob, although a repository beyond the limit
+    may have it."""
+    # A set with a high `match_cost` takes longer to match each name.
     max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1
     rows: list[Any] = db.execute(_BLOB_IN_REPOSITORY + " LIMIT ?", (digest, max_rows)).fetchall()
     for blob, size, repository_name in rows:
@@ -192,9 +193,9 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
 
 
 def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
-    """Records that the registry told a client at `now` that the repository has the blob. Garbage collection then keeps
-    the link for a grace period from `now`, so that the client can push a manifest that refers to the blob. Raises
-    BlobUnknown."""
+    """Records that the registry told a client at the time `now` that the repository has the blob. Garbage collection
+    then keeps the link for a grace period, in which the client can push a manifest that refers to the blob. Raises
+    BlobUnknown if the repository has no link to the blob."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -207,8 +208,8 @@ def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: f
 def delete_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, *, even_if_referenced: bool
 ) -> None:
-    """Removes the blob from the repository. Raises BlobUnknown. Raises Unsupported if a manifest of the repository
-    refers to the blob and `even_if_referenced` is false."""
+    """Removes the blob from the repository. Raises BlobUnknown if the repository has no link to the blob; Unsupported
+    if a manifest of the repository refers to the blob and `even_if_referenced` is false."""
     row: Any = db.execute(_LINKED_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
@@ -227,8 +228,8 @@ def _referring_manifest(db: apsw.Connection, repository: int, digest: Digest) ->
 
 
 def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float) -> bool:
-    """Removes the repository's link to the blob, and queues the blob if this was the blob's last link. Returns False if
-    there was no such link."""
+    """Removes the repository's link to the blob. If it was the blob's last link, queues the blob. Returns False if the
+    link does not exist."""
     db.execute("DELETE FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob))
     if db.changes() == 0:
         return False
@@ -241,8 +242,8 @@ def remove_link(db: apsw.Connection, repository: int, blob: int, digest: Digest,
 def start_upload(
     db: apsw.Connection, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str, now: float
 ) -> None:
-    """Stores a new upload session. `algorithm`: the hash algorithm, such as `sha256`, with which the blob's digest is
-    computed. `owner`: name of the actor that may continue the session; empty if every client may."""
+    """Stores a new upload session. `algorithm`: the hash algorithm of the blob's digest, such as `sha256`. `owner`:
+    name of the actor that may continue the session; empty if every client may."""
     db.execute(
         "INSERT INTO upload (id, repository, algorithm, offset, boot, started, touched, owner) "
         "VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
@@ -252,11 +253,13 @@ def start_upload(
 
 def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes | None, boot: str, now: float) -> None:
     """Stores the progress of an upload session: `offset` bytes have arrived. `state` is the state of the digest's
-    computation after these bytes; None if it is not saved.
+    computation after these bytes; None if it is not saved. Raises BlobUploadUnknown if there is no such session.
 
-    Ignores an offset smaller than the stored one, because another process may have continued the session and stored
-    more bytes. After a restart of the machine, a smaller offset is stored too, because the restart may have lost bytes.
-    Raises BlobUploadUnknown."""
+    If `offset` is smaller than the stored offset, it depends on `boot`:
+
+    - Same boot as the stored one: changes nothing, because another process has continued the session and stored more
+      bytes.
+    - Different boot: stores `offset`, because the restart of the machine may have lost bytes."""
     db.execute(
         "UPDATE upload SET offset = ?2, state = ?3, boot = ?4, touched = ?5 "
         "WHERE id = ?1 AND (offset <= ?2 OR boot <> ?4)",
@@ -280,19 +283,19 @@ def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
 
 
 def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float) -> bool:
-    """Removes a queued link whose grace period is over, and returns whether it removed the link.
+    """Removes a queued link if it is still unused and its grace period is over. Returns whether it removed the link.
 
-    The period is over if the link was queued at the time `before` or earlier, no manifest of the repository refers to
-    the blob, and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a
-    manifest refers to the blob, this function removes the entry from the queue. If a client used the blob after
-    `before`, the grace period starts again at the time of that use.
-
-    A deleted manifest is kept for a grace period, in which it can be restored. Before this function removes the link,
-    it removes the deleted manifests of the repository whose period is over, because they may need the blob. If there
-    are more such manifests than one transaction should remove, it removes some of them and keeps the entry for the next
-    call."""
-    if not _is_queued(db, entry.repository_id, entry.digest, before):
-        return False  # the link is no longer queued, or it was queued again after `before`
+    - If the link is no longer in the queue, or was queued again after the time `before`, changes nothing.
+    - If the link no longer exists, or a manifest of the repository refers to the blob, removes only the entry from the
+      queue.
+    - If a client pushed, mounted or requested the blob after `before`, the grace period starts again at the time of
+      the last use.
+    - Otherwise, removes the repository's manifests that were deleted at the time `before` or earlier, and then the link
+      with its entry. Deleted manifests can be restored for a grace period, and need their blobs until they are removed.
+      If there are too many for one transaction, removes some of these manifests, and keeps the link and the entry for
+      the next call."""
+    if not _was_queued_before(db, entry.repository_id, entry.digest, before):
+        return False
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
     if link is None:
         remove_from_collect_queue(db, entry.repository_id, entry.digest)
@@ -307,12 +310,11 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
-    """Returns whether `drop_link` would remove the link, and whether this would free the blob. The blob is freed if
-    `drop_link` would also remove all its other links. If a blob has several links, only the preview of one of them may
-    report that the blob is freed: that of the repository with the highest row id. So the blob is counted once, and only
-    this preview checks the other links."""
+    """Returns what `drop_link` would do. `is_dropped`: whether it would remove the link. `frees_blob`: whether calls
+    for all links to the blob would remove all these links. But `frees_blob` is always False if a repository with a
+    higher row id has a link to the blob. So a caller who adds up the sizes of freed blobs counts each blob once."""
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
-    if not _is_queued(db, entry.repository_id, entry.digest, before) or link is None or link[1] > before:
+    if not _was_queued_before(db, entry.repository_id, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)
     blob, _ = link
     has_later_link = db.execute(
@@ -325,23 +327,22 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
     ).fetchall()
     frees_blob = all(
         other_last_used <= before
-        and _is_queued(db, repository, entry.digest, before)
+        and _was_queued_before(db, repository, entry.digest, before)
         and not is_referenced(db, repository, entry.digest)
         for repository, other_last_used in other_links
     )
     return LinkPreview(is_dropped=True, frees_blob=frees_blob)
 
 
-def _is_queued(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
-    """Returns whether the link was put into the collect queue at the time `before` or earlier, and has not been
-    queued again since."""
+def _was_queued_before(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
+    """Returns whether the link is in the collect queue, and was last queued at the time `before` or earlier."""
     since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
     return since is not None and since <= before
 
 
 def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> tuple[int, float] | None:
     """Returns the row id of the blob, and the time at which a client last used the blob in the repository. Returns None
-    if the repository has no link to the blob, or if a manifest of the repository refers to it."""
+    if the repository has no link to the blob, or if a manifest of the repository refers to the blob."""
     row: Any = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (digest, repository),
@@ -350,9 +351,9 @@ def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> 
 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
-    """Removes the blob from the collect queue. If the blob still has no link, deletes its row and returns its place, so
-    that the caller can delete the bytes there; a damaged blob has an empty place. Returns None if the blob has a link
-    again or has no row."""
+    """Removes the blob from the collect queue. If the blob still has no link, deletes the blob's row and returns its
+    `place`, so that the caller can delete the bytes there. A damaged blob has an empty `place`. Returns None if the
+    blob has a link again or has no row."""
     remove_from_collect_queue(db, WHOLE_STORE, digest)
     row = db.execute("SELECT id, place FROM blob WHERE digest = ?", (digest,)).get
     if row is None:
@@ -367,23 +368,24 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> list[UnlinkedBlob]:
-    """Returns at most `limit` of the blobs that were queued because they had lost their last link. The list starts
-    behind the digest `after`. A blob may get a new link at any time, so `drop_blob` checks again that it has none."""
+    """Returns at most `limit` of the blobs that were queued because they had lost their last link, sorted by digest.
+    The list starts after the digest `after`, or with the first blob if `after` is None. A blob may get a new link at
+    any time, so `drop_blob` checks its links again."""
     rows: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
     return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in rows]
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
-    """Returns at most `limit` links that were queued at the time `before` or earlier and follow the entry `after`,
-    oldest entries first."""
+    """Returns at most `limit` links that were last queued at the time `before` or earlier, the oldest entry first. The
+    list starts after the entry `after`, or with the oldest entry if `after` is None."""
     position = (after.since, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
     rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
     return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]
 
 
 def stale_uploads(db: apsw.Connection, before: float, limit: int, after: StaleUpload | None) -> list[StaleUpload]:
-    """Returns at most `limit` upload sessions that made no progress after `before` and follow the session `after`, the
-    longest idle ones first."""
+    """Returns at most `limit` upload sessions that made no progress after the time `before`, the longest idle session
+    first. The list starts after the session `after`, or with the longest idle session if `after` is None."""
     position = (after.touched, after.id) if after else (float("-inf"), "")
     rows: list[Any] = db.execute(
         "SELECT id, repository, touched FROM upload WHERE touched <= ? AND (touched, id) > (?, ?) "

@@ -1,10 +1,10 @@
-"""The tables of accounts and of the epoch, and a function that makes pages of limited size (`limited_page`).
+"""Functions for the table of accounts and for the epoch, and `limited_page`, which makes pages of limited size.
 
 An account belongs to a person or to a robot, which is a program.
 
-The *epoch* is a number in the database. Each transaction that changes rights increments it. Each request reads it, and
-the rights that a process has cached are valid for one epoch only. So the revocation of a right takes effect at the next
-request in every worker (server process).
+The *epoch* is a number in the database. Each transaction that changes rights increments the epoch. Each request reads
+the epoch, and does not use rights that its worker (server process) cached in an earlier epoch. So the revocation of a
+right takes effect at the next request in every worker.
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
@@ -36,7 +36,7 @@ SELECT EXISTS (SELECT 1 FROM access_grant WHERE kind IN ('user', 'robot') AND na
 
 
 def name_from_database(text: str) -> AccountName:
-    """Returns a name read from the database. Skips the checks of `AccountName`, which ran before it was stored."""
+    """Returns a name read from the database. Skips the checks of `AccountName`: they ran before the name was stored."""
     return str.__new__(AccountName, text)
 
 
@@ -66,11 +66,12 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
 
 def check_version(db: apsw.Connection, name: AccountName, expected_version: int | None) -> None:
     """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist.
-    `expected_version`: the version that the account had at the login of the client that makes the change; None: checks
-    nothing. The version changes with the account's password and with `enabled` and `admin`.
+    `expected_version` is the account's version when the client logged in; if it is None, checks nothing. An account
+    gets a new version when its password, `enabled` or `admin` changes.
 
-    Call this in the transaction of the change. Without the check, a request that has logged in with the old password
-    could add a credential just after the password was changed, and this credential would stay valid."""
+    Call this in the transaction that adds a credential or changes the password. Without the check, a client that logged
+    in with the old password could add a credential after the password was changed, and the credential would be
+    valid."""
     if expected_version is None:
         return
     if db.execute("SELECT version FROM account WHERE name = ?", (name,)).get != expected_version:
@@ -84,9 +85,9 @@ def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
 
 
 def page(db: apsw.Connection, kind: AccountKind | None, after: str | None, limit: int) -> Page[Account]:
-    """Returns a page of the accounts of people (`kind` is USER) or of robots (`kind` is ROBOT), or of both (None), in
-    the order of their names. The page starts with the first name that sorts after `after` (None: with the first of all
-    names). It has at most `limit` accounts, or fewer if they are in many groups (`limited_page`)."""
+    """Returns a page of accounts, sorted by name. `kind`: USER for people, ROBOT for robots, None for both. The page
+    starts with the first name that sorts after `after`, or with the first of all names if `after` is None. The page has
+    at most `limit` accounts, and fewer if its accounts are in many groups (`limited_page`)."""
     rows = db.execute(_PAGE, (kind, after or "", limit + 1))
     return limited_page(rows, _account, count_parts=lambda account: len(account.groups), limit=limit)
 
@@ -98,7 +99,7 @@ def check_name_is_free(db: apsw.Connection, name: AccountName) -> None:
 
 
 def kind_of(db: apsw.Connection, name: AccountName) -> str | None:
-    """Returns `user`, `robot` or `group`, whichever has the name; None if the name is free."""
+    """Returns what has the name: `user`, `robot` or `group`. Returns None if the name is free."""
     kind: str | None = db.execute(
         "SELECT kind FROM account WHERE name = ?1 UNION ALL SELECT 'group' FROM account_group WHERE name = ?1", (name,)
     ).get
@@ -117,9 +118,11 @@ def add(
     refuse_name_with_rights: bool,
 ) -> Account:
     """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`:
-    whether the account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid
-    for a robot with a password. With `refuse_name_with_rights`, raises AccountInvalid if the name has grants or is in a
-    group already."""
+    whether the account may do everything. Raises:
+
+    - AccountExists if an account or a group has the name.
+    - AccountInvalid if `kind` is ROBOT and there is a password.
+    - AccountInvalid if `refuse_name_with_rights` is true and the name already has grants or is in a group."""
     if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
@@ -144,16 +147,16 @@ def set_password(
     expected_version: int | None = None,
 ) -> None:
     """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
-    `expected_version`: as for `check_version`.
+    `expected_version`: see `check_version`.
 
-    Bearer tokens and login sessions that were issued earlier become invalid, because the account's version changes.
-    Deletes the account's refresh tokens, which are the API tokens that `docker login` got (purpose `login`). The API
-    tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot;
-    Unauthorized (`check_version`)."""
+    Invalidates the bearer tokens and login sessions that the account has, because the account's version changes.
+    Deletes the account's refresh tokens: the API tokens that `docker login` got (purpose `login`). The API tokens that
+    the person made (purpose `personal`) stay valid. Raises AccountUnknown; AccountInvalid for a robot; Unauthorized
+    (`check_version`)."""
     check_version(db, name, expected_version)
     if account(db, name).kind is AccountKind.ROBOT:
         raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
-    _change(db, name, "password", hashed_password)
+    _set_column(db, name, "password", hashed_password)
     db.execute("DELETE FROM api_token WHERE account = ? AND purpose = 'login'", (name,))
     deleted_refresh_tokens = db.changes()
     detail = nonzero_counts(removed=int(hashed_password is None), logins=deleted_refresh_tokens)
@@ -161,32 +164,32 @@ def set_password(
 
 
 def replace_hash(db: apsw.Connection, name: AccountName, old: str, new: str) -> None:
-    """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
-    account's hash is not `old` any more. All credentials of the account stay valid."""
+    """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if `old` is
+    no longer the account's hash. All credentials of the account stay valid."""
     db.execute("UPDATE account SET password = ? WHERE name = ? AND password = ?", (new, name, old))
 
 
 def set_enabled(db: apsw.Connection, by: Actor, now: float, name: AccountName, enabled: bool, keep_admin: bool) -> None:
-    """Enables or disables an account. Does nothing if the account already is enabled or disabled as requested. Raises
+    """Enables or disables an account. Does nothing if the account is already in the requested state. Raises
     AccountUnknown. With `keep_admin`, raises LastAdmin instead of disabling the only enabled admin."""
     if keep_admin and not enabled:
         _check_not_last_admin(db, name)
     if account(db, name).enabled is not enabled:
-        _change(db, name, "enabled", int(enabled))
+        _set_column(db, name, "enabled", int(enabled))
         record(db, by, now, "account.enable" if enabled else "account.disable", name)
 
 
 def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, admin: bool, keep_admin: bool) -> None:
-    """Makes an account an admin, or an ordinary account. Does nothing if the account is already in that state. Raises
+    """Makes an account an admin or an ordinary account. Does nothing if it is already in the requested state. Raises
     AccountUnknown. With `keep_admin`, raises LastAdmin instead of making the only enabled admin an ordinary account."""
     if keep_admin and not admin:
         _check_not_last_admin(db, name)
     if account(db, name).admin is not admin:
-        _change(db, name, "admin", int(admin))
+        _set_column(db, name, "admin", int(admin))
         record(db, by, now, "account.admin", name, {"admin": admin})
 
 
-def change(
+def set_flags(
     db: apsw.Connection,
     by: Actor,
     now: float,
@@ -195,20 +198,20 @@ def change(
     enabled: bool | None,
     keep_admin: bool,
 ) -> None:
-    """Does what `set_admin` and `set_enabled` do, one after the other. None leaves a flag as it is."""
+    """Calls `set_admin` if `admin` is not None, and then `set_enabled` if `enabled` is not None."""
     if admin is not None:
         set_admin(db, by, now, name, admin, keep_admin)
     if enabled is not None:
         set_enabled(db, by, now, name, enabled, keep_admin)
 
 
-def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
-    """Changes a column of the account, and sets the account's version to the new epoch. Ends the account's login
-    sessions.
+def _set_column(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
+    """Changes a column of the account, increments the epoch, sets the account's version to the new epoch, and deletes
+    the account's login sessions.
 
     Bearer tokens (from `/token`) and login sessions contain the version that their account had when they were issued.
-    They are refused once the account has another version. The epoch serves as the version because it never repeats: an
-    account that is removed and added again gets a version that no earlier account of that name had."""
+    The registry refuses them once the account has another version. The epoch serves as the version because it never
+    repeats: an account that is removed and added again gets a version that no earlier account of that name had."""
     db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, increment_epoch(db), name))
     db.execute("DELETE FROM login_session WHERE account = ?", (name,))
 
@@ -241,28 +244,28 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
 
 
 SELECT_STATE = "SELECT epoch, grants_version, closed FROM access"
-"""Reads what every request needs. Triggers increment `grants_version` with each change of a row of `access_grant`."""
+"""Reads the row that every request needs. Triggers increment `grants_version` when a row of `access_grant` changes."""
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
-"""The column `closed` is 0 until the first account is added, and 1 from then on. While it is 0, every client may do
+"""The column `closed` is 0 until the first account is added, and then always 1. While it is 0, every client may do
 everything."""
 SELECT_INSTANCE_ID = "SELECT instance FROM access"
-"""The column `instance` has the random name of this database."""
+"""The column `instance` contains the random name of this database."""
 
 
 def increment_epoch(db: apsw.Connection) -> int:
-    """Increments the epoch and returns the new one."""
+    """Increments the epoch and returns its new value."""
     epoch: int = db.execute("UPDATE access SET epoch = epoch + 1 RETURNING epoch").get
     return epoch
 
 
 def _mark_has_had_account(db: apsw.Connection) -> None:
-    """Stores that the registry has had an account. The mark stays even if the account is removed."""
+    """Sets `closed` to 1. It stays 1 even if all accounts are removed."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 
 MAX_PAGE_PARTS: Final = 10_000
-"""Number of parts after which a page of accounts or groups ends. The parts of an account are its groups; the parts of a
-group are its members."""
+"""A page of accounts or groups ends when its entries have this number of parts or more. The parts of an account are its
+groups; the parts of a group are its members."""
 T = TypeVar("T")
 
 
@@ -273,12 +276,13 @@ def limited_page(
     limit: int,
     max_parts: int = MAX_PAGE_PARTS,
 ) -> Page[T]:
-    """Returns a page of entries, which `make_entry` makes from `rows`.
+    """Returns a page of entries. `make_entry` makes an entry from a row. `count_parts` returns an entry's number of
+    parts.
 
-    An entry may have many parts, and `count_parts` returns their number. The page ends after `limit` entries, or when
-    its entries have `max_parts` or more parts in total. So no page takes long to make and to send. `rows` must contain
-    one row more than `limit` if more entries follow. Reads no more rows than it needs, and closes `rows` if it is a
-    cursor."""
+    The page ends after `limit` entries, or when its entries have `max_parts` or more parts in total. The second limit
+    exists because entries with many parts take long to make and to send. `rows` must contain `limit + 1` rows if there
+    are so many: the row after the last entry shows that more entries follow. Reads no further rows. Closes `rows` if it
+    is a cursor."""
     entries: list[T] = []
     parts = 0
     has_more = False

@@ -1,12 +1,12 @@
-"""The table of API tokens: secrets that an account uses in place of its password. Tokens with the purpose `personal`
-were made by people. Tokens with the purpose `login` are refresh tokens that `docker login` got.
+"""The table of API tokens: secrets that an account uses in place of its password. People make the tokens with the
+purpose `personal`. Tokens with the purpose `login` are the *refresh tokens* that the registry issues to `docker login`.
 
 An expired token is treated as if it did not exist. All functions take a connection. Functions that change something run
 inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log names,
 `now` the time in seconds since 1970.
 
-The *epoch* is a number in the database. The rights that a process has cached are valid for one epoch only, so a change
-that takes a right away increments the epoch.
+The *epoch* is a number in the database. A change that takes a right away increments the epoch, because the rights that
+a process has cached are valid for one epoch only.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from storage.metadata.sqlite.access.grant_table import pattern_from_database
 MAX_PERSONAL_TOKENS = 500
 """Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_REFRESH_TOKENS: Final = 1000
-"""Largest number of refresh tokens of an account. A further login revokes one of the others; `_EXCESS_REFRESH_TOKENS`
-says which. Without this limit, a client that logs in again and again could fill the disk."""
+"""Largest number of refresh tokens of an account. A login beyond this limit revokes an older refresh token, which
+`_EXCESS_REFRESH_TOKENS` selects. Without the limit, a client that logs in again and again could fill the disk."""
 _IN_USE_AFTER_SECONDS: Final = 3600.0
 _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
-"""A refresh token is *in use* if it was used at least `_IN_USE_AFTER_SECONDS` after the login, and also in the last
-`_IN_USE_FOR_SECONDS`. A machine that stays logged in has such a token. A job that logs in each time that it runs leaves
-tokens that were used only at the beginning."""
+"""A refresh token is *in use* if its last use was at least `_IN_USE_AFTER_SECONDS` after the login, and is less than
+`_IN_USE_FOR_SECONDS` ago. The token of a machine that stays logged in is in use. A job that logs in each time that it
+runs leaves tokens that are not in use."""
 _IN_USE_FRACTION: Final = 0.75
-"""Tokens in use take precedence over others only up to this fraction of `MAX_REFRESH_TOKENS`."""
+"""At most this fraction of `MAX_REFRESH_TOKENS` is kept in preference to other tokens because they are in use."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
-because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
-changes wait until a transaction has ended."""
+because older versions had no limit. Then several logins revoke the excess. This keeps each transaction short: other
+changes wait until it has ended."""
 MAX_LIMITS_PER_PAGE = 500
-"""A page of tokens ends when its tokens together have this number of limits (`TokenLimit`) or more. A limit restricts a
-token to some actions on the repositories that a pattern matches."""
+"""A page of tokens ends when its tokens together have this number of limits (`TokenLimit`) or more. With limits, a
+token may do only some actions, on the repositories whose names match a pattern."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -81,26 +81,25 @@ _EXCESS_REFRESH_TOKENS: Final = (
     f"ranked_again AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM limited) "
     "SELECT id FROM ranked_again ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?6 OFFSET ?7"
 )
-"""The ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account, except the new
-one: those that are most worth keeping come first. It skips the first ?7 tokens, which stay.
+"""The ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account ?1, except the new
+one (?2), and skips the first ?7 tokens, which stay. With its order, a host that logs in often revokes its own tokens,
+and not those that other machines use. It sorts by class:
 
-The note of a refresh token has the name of the client program and the IP address, such as `docker at 192.0.2.7`. With
-the following order, a host that logs in often revokes its own tokens, and not those that other machines use:
+- Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`), but at most ?8. Without this
+  limit, all kept tokens could be tokens in use, and a machine that has just logged in would lose its token at the next
+  login of another machine.
+- Class 1 comes next: the tokens that are not in use, and the tokens in use that exceed the limit of class 2.
+- Class 0 comes last: the tokens whose last use has a time after ?3, the latest plausible time. This time was stored
+  while the clock was ahead. If a token was never used, the time of the login counts.
 
-- Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
-  have the same note, so only the class shows which of them stay logged in. At most ?8 tokens are in class 2. Otherwise
-  tokens in use could take all places, and a machine that has just logged in would lose its token at the next login of
-  another machine.
-- Class 1 comes next: the tokens that are not in use, and those in use that are too many for class 2.
-- Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
-  in each class, a token of the note with the most tokens is revoked first. If each note has only one token, the least
-  recently used one is revoked.
-- Class 0 comes last: the tokens whose last use (the login, if they were not used) was stored while the clock was
-  ahead, so that its time is later than ?3, the latest time that can be right."""
+Within a class, it sorts by note. The note of a refresh token has the name of the client program and the IP address,
+such as `docker at 192.0.2.7`. The most recently used token of each note comes first, then the second of each note, and
+so on. So in each class, a token of the note with the most tokens is revoked first. If each note has only one token, the
+least recently used token is revoked."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
-"""The ids of at most ?6 refresh tokens to revoke, without the new one: the lowest class first, and in each class the
-least recently used token first. Ignores the notes and the limit of class 2, and so takes a tenth of the time of
-`_EXCESS_REFRESH_TOKENS`."""
+"""The ids of at most ?6 refresh tokens to revoke, never the new one (?2): the lowest class first, and in each class the
+least recently used token first. Takes a tenth of the time of `_EXCESS_REFRESH_TOKENS`, because it ignores the notes and
+the limit of class 2."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -138,10 +137,10 @@ def page(
     limit: int,
     purpose: TokenPurpose | None = None,
 ) -> Page[ApiToken]:
-    """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
-    ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
+    """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, sorted by id. It
+    starts with the first id that sorts after `after`, or with the first of all ids if `after` is None. It has at most
     `limit` tokens. It ends earlier if its tokens together have `MAX_LIMITS_PER_PAGE` limits (`ApiToken.limits`) or
-    more. `purpose`: only tokens with this purpose, if `owner` is an account; None: all."""
+    more. `purpose`: only tokens with this purpose; None: tokens with any purpose. Ignored if `owner` is None."""
     values = (after or "", now, limit + 1)
     rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner, purpose))
     return limited_page(
@@ -157,13 +156,15 @@ def add(
     secret_hash: bytes,
     expected_version: int | None = None,
 ) -> None:
-    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
-    token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes others
-    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the account's version (a number that
-    increases with each change of its password, `enabled` and `admin`) when the client logged in; None: any version.
-    Raises AccountUnknown if the account does not exist; AccountExists if the token's id is in use; AccountInvalid if
-    the account has too many personal tokens. With `expected_version`, raises Unauthorized if the account has another
-    version or does not exist."""
+    """Adds the token. If it is a refresh token, and its account then has more than `MAX_REFRESH_TOKENS` of them,
+    revokes others (`_revoke_excess`). Only the revocation increments the epoch: no process can have cached anything
+    about the new token. `expected_version`: the account's version when the client logged in, a number that increases
+    with each change of its password, `enabled` and `admin`; None: any version. Raises:
+
+    - Unauthorized if `expected_version` is not None, and the account has another version or does not exist.
+    - AccountUnknown if the account does not exist.
+    - AccountExists if another token has the id.
+    - AccountInvalid if the new token is a personal token, and the account has `MAX_PERSONAL_TOKENS` of them already."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
@@ -190,7 +191,7 @@ def add(
 
 def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
     """Raises AccountInvalid if the token is a personal one and its account already has `MAX_PERSONAL_TOKENS` personal
-    tokens. Does not limit refresh tokens: `add` revokes those beyond their limit."""
+    tokens. Does not check refresh tokens: if there are too many, `add` revokes some."""
     if new_token.purpose != "personal":
         return
     if db.execute(_COUNT, (new_token.account, "personal")).get >= MAX_PERSONAL_TOKENS:
@@ -201,14 +202,14 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
 
 
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
-    """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
-    more than `MAX_REFRESH_TOKENS`. If an older version has left more tokens than this call can revoke, ignores their
-    notes (`_LEAST_RECENTLY_USED`), because comparing the notes of 100,000 tokens takes a second."""
+    """If the account of `new_token` has more than `MAX_REFRESH_TOKENS` refresh tokens, revokes some of them, but not
+    `new_token`. If an older version has left more tokens than one call can revoke, ignores their notes
+    (`_LEAST_RECENTLY_USED`), because comparing the notes of 100,000 tokens takes a second."""
     excess = db.execute(_COUNT, (new_token.account, "login")).get - MAX_REFRESH_TOKENS
     if excess <= 0:
         return  # most calls end here, without the sorting below, which takes milliseconds
     latest_plausible_time = now + CLOCK_MARGIN_SECONDS
-    kept_tokens = MAX_REFRESH_TOKENS - 1  # in addition to the new token
+    kept_count = MAX_REFRESH_TOKENS - 1  # in addition to the new token
     values = (
         *(new_token.account, new_token.id),
         *(latest_plausible_time, _IN_USE_AFTER_SECONDS, now - _IN_USE_FOR_SECONDS, _REVOKED_PER_LOGIN),
@@ -216,7 +217,7 @@ def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiTok
     if excess > _REVOKED_PER_LOGIN:
         revoked = db.execute(_LEAST_RECENTLY_USED, values)
     else:
-        revoked = db.execute(_EXCESS_REFRESH_TOKENS, (*values, kept_tokens, int(MAX_REFRESH_TOKENS * _IN_USE_FRACTION)))
+        revoked = db.execute(_EXCESS_REFRESH_TOKENS, (*values, kept_count, int(MAX_REFRESH_TOKENS * _IN_USE_FRACTION)))
     for (token_id,) in revoked.fetchall():
         excess_token, _ = token(db, now, str(token_id))
         _delete(db, by, now, excess_token)
@@ -251,9 +252,9 @@ def _detail(api_token: ApiToken) -> dict[str, object]:
 
 
 def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later time is stored. If the
-    stored time is later by more than `CLOCK_MARGIN_SECONDS`, it was stored while the clock was ahead. Then `used_at`
-    replaces it."""
+    """Stores that the token was used at the time `used_at` (seconds since 1970). Keeps a stored time that is later than
+    `used_at` by at most `CLOCK_MARGIN_SECONDS`. If it is later by more than this margin, it was stored while the clock
+    was ahead, and `used_at` replaces it."""
     db.execute(
         "UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2 OR used > ?3)",
         (token_id, used_at, used_at + CLOCK_MARGIN_SECONDS),

@@ -1,4 +1,5 @@
-"""The audit log. It is stored in two tables: `audit`, and `tag_history` for changes of tags.
+"""The audit log. The table `tag_history` has the lines about tags that were set (`tag.put`) or deleted (`tag.delete`).
+The table `audit` has all other lines.
 
 The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
 If a line of `audit` and one of `tag_history` have the same time, the line of `audit` comes first. If two lines of a
@@ -6,7 +7,8 @@ table have the same time, the line with the higher row id comes first. The publi
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
-A line of `audit` can stand for several equal events, such as denied requests. The column `count` has their number.
+A line of `audit` can stand for several equal events, such as denied requests. The column `count` has the number of
+events.
 
 Functions that read or change the log take a connection. Those that change it run inside a transaction, which the caller
 commits. `by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
@@ -43,10 +45,13 @@ def record(
     *,
     part: str = "",
 ) -> None:
-    """Writes a line about a change that succeeded. `action`: the kind of change, such as `account.add`. `target`: what
-    was changed: an account, a group, a signing key or a repository; for a grant, who has it, such as `group:dev`.
-    `part`: the changed part of a repository, as `:tag` or `@digest`. `detail`: further facts about the change, which
-    the line stores as JSON."""
+    """Writes a line about a change that succeeded.
+
+    - `action`: the kind of change, such as `account.add`.
+    - `target`: name of the changed account, group or repository, or id of the changed signing key. For a change of a
+      grant, the subject that has the grant, such as `group:dev`.
+    - `part`: the changed tag (`:tag`), blob or manifest (`@digest`) of a repository; empty for other changes.
+    - `detail`: further facts about the change, which the line stores as JSON."""
     db.execute(
         _INSERT,
         (
@@ -97,21 +102,21 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def prune(db: apsw.Connection, before: float, limit: int) -> int:
-    """Deletes the oldest lines of the table `audit`, at most `limit`, that are older than the time `before`. Returns
-    the number of deleted lines. Lines of `tag_history` stay."""
+    """Deletes at most `limit` lines of the table `audit` that are older than the time `before`, the oldest first.
+    Returns the number of deleted lines. Lines of `tag_history` stay."""
     db.execute("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY at LIMIT ?)", (before, limit))
     return db.changes()
 
 
 def nonzero_counts(**counts: int) -> dict[str, object]:
-    """Returns the counts that are not 0, by their names. Callers store them as the detail of a line."""
+    """Returns the counts that are not 0, by their names. Callers store the result as the detail of a line."""
     return {name: count for name, count in counts.items() if count}
 
 
-_ID = re.compile(r"([0-9a-f]{16})([at])([0-9]{1,18})")
+_LINE_ID = re.compile(r"([0-9a-f]{16})([at])([0-9]{1,18})")
 """Public id of a line: its time (the 8 bytes of a double, in hexadecimal), the letter of its table, its row id."""
 _AUDIT_LETTER, _TAG_HISTORY_LETTER = "a", "t"
-_PUT, _DELETE = "tag.put", "tag.delete"
+_TAG_PUT, _TAG_DELETE = "tag.put", "tag.delete"
 _HIGHEST_ROW_ID = 2**63 - 1
 """The largest row id of SQLite, which no line reaches."""
 
@@ -124,16 +129,16 @@ SELECT h.at, h.id, h.actor, iif(h.digest IS NULL, 'tag.delete', 'tag.put'), r.na
   FROM tag_history h CROSS JOIN repository r ON r.id = h.repository
  WHERE {} ORDER BY h.at DESC, h.id DESC LIMIT :limit"""
 _OLDER = "{0}at <= :at AND ({0}at < :at OR {0}id < :id_bound)"
-"""Condition for the lines that come after a position in the order of the pages, that is, for older lines. `{0}`: prefix
-of the column names."""
+"""Condition for the lines that come after a `_Position`, which are the older lines. `:at` and `:id_bound` are the
+values of its `at` and `id_bound`. `{0}`: prefix of the column names."""
 
 
 class _Position(NamedTuple):
-    """Position of a line in the merged order of both tables. A newer line, which comes earlier on the pages, has a
-    greater position.
+    """Position of a line in the merged order of both tables. Newer lines come earlier on the pages, and have greater
+    positions.
 
     `at`: the line's time. `is_audit`: True if the line is in the table `audit`, False if it is in `tag_history`.
-    `row_id`: its row id in that table."""
+    `row_id`: the line's row id in its table."""
 
     at: float
     is_audit: bool
@@ -141,9 +146,9 @@ class _Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> _Position:
-        """Returns the position that the public id `text` encodes. Raises AccountInvalid, the error of all invalid
-        queries of the audit log, if `text` is not such an id."""
-        if (match := _ID.fullmatch(text)) is None:
+        """Returns the position that the public id `text` encodes. Raises AccountInvalid if `text` does not have the
+        form of a public id."""
+        if (match := _LINE_ID.fullmatch(text)) is None:
             raise AccountInvalid(f"{shown(text)} is not the id of a line of the audit log")
         (time_of_line,) = struct.unpack(">d", bytes.fromhex(match[1]))
         return cls(time_of_line, match[2] == _AUDIT_LETTER, int(match[3]))
@@ -154,27 +159,28 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns the `id_bound` of `_OLDER` for one table: `audit` if `in_audit`, otherwise `tag_history`. Of the
-        lines of this table that have the time `at`, those with a row id below the bound come after this position."""
+        """Returns a bound for the row ids of the table `audit` if `in_audit` is true, otherwise of `tag_history`. A
+        line of this table that has the time `at` comes after this position if its row id is below the bound."""
         if in_audit is self.is_audit:
             return self.row_id
-        return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
+        # At the same time, all lines of `audit` come before all lines of `tag_history`.
+        return _HIGHEST_ROW_ID if self.is_audit else 0
 
 
 _BEFORE_ALL_LINES = _Position(math.inf, is_audit=True, row_id=_HIGHEST_ROW_ID)
 
 
 def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-    """Returns a page of at most `limit` lines that match the query, newest first. `query.before`: the page has only
-    lines that come after the line with this id; None: it starts with the newest line. `query.until`: the page has only
-    lines that are older than this time; None: lines of any time. Raises AccountInvalid if `query.before` does not have
-    the form of an id.
+    """Returns a page of at most `limit` lines that match the query, newest first. `query.before`: the page starts after
+    the line with this public id; None: it starts with the newest line. `query.until`: the page has only lines that are
+    older than this time; None: lines of any time. Raises AccountInvalid if `query.before` does not have the form of a
+    public id.
 
-    Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. A line after
-    the first `limit` lines shows that more lines follow."""
+    Reads `limit + 1` lines from each table, if it has so many, because all lines of the page may be from one table. The
+    additional line shows that more lines follow."""
     start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        # On the pages, this position comes after all lines of the time `until`, so only older lines follow.
+        # This position comes after all lines that have the time `until`, so the page has only older lines.
         start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
@@ -204,8 +210,8 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
     """Returns the statement that reads the lines of `audit` that match the query. `part`: the part of `query.target`,
     or an empty text for all parts."""
     terms = [f"{name} = :{name}" for name in ("actor", "action", "outcome") if getattr(query, name) is not None]
-    # The next two terms follow from the terms above, so they exclude no further line. They repeat the conditions of two
-    # partial indexes, because SQLite uses such an index only for a statement that contains its condition.
+    # The next two terms exclude no further line, because they follow from the terms above. They repeat the conditions
+    # of two partial indexes: SQLite uses a partial index only for a statement that contains the condition of the index.
     if query.outcome not in (None, "ok"):
         terms.append("outcome <> 'ok'")
     if query.action not in (None, "manifest.put"):
@@ -220,15 +226,15 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
 
 
 def _tag_history_sql(query: AuditQuery, part: str) -> str:
-    """Returns the statement that reads the lines of `tag_history` that match the query. Returns an empty text if the
-    query is not for successful changes of tags, because all lines of `tag_history` are about such changes. `part`: the
-    part of `query.target`, or an empty text for all parts."""
-    if query.action not in (None, _PUT, _DELETE) or query.outcome not in (None, "ok"):
+    """Returns the statement that reads the lines of `tag_history` that match the query. All these lines are about
+    successful changes of tags; if the query excludes such changes, returns an empty text. `part`: the part of
+    `query.target`, or an empty text for all parts."""
+    if query.action not in (None, _TAG_PUT, _TAG_DELETE) or query.outcome not in (None, "ok"):
         return ""
     terms = [] if query.actor is None else ["h.actor = :actor"]
     if query.action is not None:
         # A line without a digest is about a deleted tag.
-        terms.append("h.digest IS NULL" if query.action == _DELETE else "h.digest IS NOT NULL")
+        terms.append("h.digest IS NULL" if query.action == _TAG_DELETE else "h.digest IS NOT NULL")
     if query.target is not None:
         terms.append("h.repository = (SELECT id FROM repository WHERE name = :target)")
         if part:
@@ -239,8 +245,8 @@ def _tag_history_sql(query: AuditQuery, part: str) -> str:
 
 
 def _entry(row: tuple[Any, ...], is_audit: bool) -> tuple[_Position, AuditEntry]:
-    """Converts a row to a line of the log. Returns the line's position and the line. `is_audit`: the row is a result of
-    `_AUDIT_LINES`; otherwise of `_TAG_HISTORY_LINES`."""
+    """Converts a row to a line of the log. Returns the line's position and the line. `is_audit`: True if `_AUDIT_LINES`
+    read the row, False if `_TAG_HISTORY_LINES` read it."""
     at, row_id, actor, action, target, outcome, address, request_id, user_agent, detail, count = row
     position = _Position(at, is_audit, row_id)
     details = json.loads(detail) if detail else None

@@ -33,18 +33,19 @@ _COUNT_GRANTS_AND_WILD_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
-"""The number of grants of a subject, and the number of wild characters (`MOST_WILD_CHARACTERS`) in their patterns."""
-MOST_GRANTS = 5_000
-"""Largest number of grants of one subject. The limit exists because a request of the subject may have to read all of
-them."""
-MOST_WILD_CHARACTERS = 64 * 1024
-"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are all
-characters from its first star to its end. A pattern whose only stars are a `**` at its end has none. The limit exists
-because matching takes time for each wild character."""
+"""Reads the number of grants of a subject, and the number of wild characters (`MAX_WILD_CHARACTERS_PER_SUBJECT`) in the
+patterns of these grants."""
+MAX_GRANTS_PER_SUBJECT = 5_000
+"""Largest number of grants of one subject. The limit exists because a request of the subject may have to read all these
+grants."""
+MAX_WILD_CHARACTERS_PER_SUBJECT = 64 * 1024
+"""Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are the
+first star and all characters after it. But a pattern such as `team/**`, which has no star before the `**` at its end,
+has no wild characters. The limit exists because matching takes time for each wild character."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
-    """Returns a pattern read from the database. Skips the checks of `NamePattern`, which ran before it was stored."""
+    """Returns a pattern read from the database. Skips the checks of `NamePattern`: they ran before it was stored."""
     return str.__new__(NamePattern, text)
 
 
@@ -59,8 +60,8 @@ def grants(db: apsw.Connection, subjects: Sequence[Grantee] | None) -> list[Gran
 
 
 def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-    """Returns the grants of the subjects together. The result maps a set of actions (an `Action` is a set of flags) to
-    the patterns for which one of the subjects has a grant of exactly these actions."""
+    """Returns the grants of all the subjects, by actions (an `Action` is a set of flags). The result maps each set of
+    actions to the patterns for which at least one of the subjects has a grant of exactly these actions."""
     patterns_of_actions: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for subject in subjects:
         rows: list[Any] = db.execute(_ACTIONS_AND_PATTERNS, (subject.kind, subject.name)).fetchall()
@@ -71,8 +72,8 @@ def patterns_by_actions(db: apsw.Connection, subjects: Sequence[Grantee]) -> dic
 
 def page(db: apsw.Connection, subjects: Sequence[Grantee] | None, after: str | None, limit: int) -> Page[Grant]:
     """Returns a page of at most `limit` grants of the subjects, or of all grants if `subjects` is None. The grants are
-    sorted by kind of subject, name of subject, and pattern. `after`: the key of a grant, such as `group:dev team/**`;
-    the page starts with the first grant that sorts after this key (None: with the first of all grants)."""
+    sorted by kind of subject, name of subject, and pattern. `after` is the key of a grant, such as `group:dev team/**`,
+    or None. The page starts with the first grant that sorts after this key, or with the first of all grants."""
     kind, name, pattern = _split_key(after or "")
     if subjects is None:
         rows = _rows(db, _PAGE, (kind, name, pattern, limit + 1))
@@ -93,7 +94,7 @@ def _rows(db: apsw.Connection, sql: str, values: tuple[str | int, ...]) -> list[
 
 
 def _page(rows: list[Any], limit: int) -> Page[Grant]:
-    """Returns a page of the first `limit` rows. The page says that more grants follow if there are more rows."""
+    """Returns a page of the first `limit` rows. If there are more rows, the page says that more grants follow."""
     return Page([_grant(row) for row in rows[:limit]], len(rows) > limit)
 
 
@@ -110,21 +111,23 @@ def _split_key(key: str) -> tuple[str, str, str]:
 
 
 def put_all(db: apsw.Connection, by: Actor, now: float, grants: Sequence[Grant]) -> None:
-    """Stores the grants, in place of earlier ones for the same subject and pattern. Raises AccountUnknown or
-    AccountInvalid if a grant is not possible (`_put`)."""
+    """Stores the grants. A grant replaces an earlier grant of the same subject for the same pattern. Raises
+    AccountUnknown or AccountInvalid if a grant is not possible (`_put`)."""
     for grant in grants:
         _put(db, by, now, grant)
 
 
 def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
-    """Sets the actions of the grant's subject for the grant's pattern. Does nothing if they are set already. Raises
-    AccountUnknown if the subject is a robot or group that does not exist; AccountInvalid if its name belongs to another
-    kind of subject, if the grant has no actions, or if the subject would exceed a limit (`_check_limit`)."""
+    """Stores the grant. Does nothing if the same grant is stored already. Raises:
+
+    - AccountUnknown or AccountInvalid if the subject is not possible (`_check_subject`).
+    - AccountInvalid if the grant has no actions.
+    - AccountInvalid if the subject would exceed a limit (`_check_limits`)."""
     subject = grant.subject
     _check_subject(db, subject)
     if not grant.actions:
         raise AccountInvalid("a grant needs at least one action; to take all actions away, remove the grant")
-    _check_limit(db, grant)
+    _check_limits(db, grant)
     db.execute(
         "INSERT INTO access_grant (kind, name, pattern, actions) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (kind, name, pattern) DO UPDATE SET actions = excluded.actions "
@@ -137,25 +140,24 @@ def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
         record(db, by, now, "grant.put", str(subject), detail)
 
 
-def _check_limit(db: apsw.Connection, grant: Grant) -> None:
-    """Raises AccountInvalid if with this grant the subject would have more grants than `MOST_GRANTS`, or more wild
-    characters in its patterns than `MOST_WILD_CHARACTERS`. Raises nothing if the subject has a grant for the same
-    pattern already: replacing its actions adds no grant. (A subject may exceed the limits already, because earlier
-    versions of this program had no limits.)"""
+def _check_limits(db: apsw.Connection, grant: Grant) -> None:
+    """Raises AccountInvalid if the new grant would give its subject more grants than `MAX_GRANTS_PER_SUBJECT`, or more
+    wild characters than `MAX_WILD_CHARACTERS_PER_SUBJECT`. If the subject already has a grant for the same pattern,
+    raises nothing, because the new grant only replaces it. A subject may exceed the limits already, because earlier
+    versions had no limits."""
     subject, pattern = grant.subject, grant.pattern
     select_existing = "SELECT 1 FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?"
     if db.execute(select_existing, (subject.kind, subject.name, pattern)).get is not None:
         return
     row: Any = db.execute(_COUNT_GRANTS_AND_WILD_CHARACTERS, (subject.kind, subject.name)).get
     count, wild_characters = row
-    if count >= MOST_GRANTS:
+    if count >= MAX_GRANTS_PER_SUBJECT:
         raise AccountInvalid(
-            f"{subject} has {MOST_GRANTS} grants, and no subject can have more; "
+            f"{subject} has {MAX_GRANTS_PER_SUBJECT} grants, and no subject can have more; "
             "replace several of them by one with a wider pattern"
         )
-    # A pattern whose only stars are a `**` at its end adds no wild characters.
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
-    if added_characters and wild_characters + added_characters > MOST_WILD_CHARACTERS:
+    if added_characters and wild_characters + added_characters > MAX_WILD_CHARACTERS_PER_SUBJECT:
         raise AccountInvalid(
             f"the total length of the patterns with a star before their end would be too large for {subject}; "
             "grant on patterns like team/**, or to groups"
@@ -163,9 +165,9 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
 
 
 def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
-    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if its name
-    belongs to another kind of subject. A user need not have an account in this database, because the user may come from
-    an htpasswd file or from an external issuer of tokens."""
+    """Raises AccountUnknown if the subject is a robot or a group that does not exist; AccountInvalid if the subject's
+    name belongs to another kind of subject. A user need not have an account in this database, because the user may come
+    from an htpasswd file or from an external issuer of tokens."""
     if subject.kind in (GranteeKind.EVERYONE, GranteeKind.AUTHENTICATED):
         return
     kind = kind_of(db, AccountName(subject.name))
@@ -176,8 +178,8 @@ def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern: NamePattern) -> None:
-    """Removes the subject's grant for exactly this pattern. If there is no such grant, raises AccountUnknown, although
-    the account may exist."""
+    """Removes the subject's grant for exactly this pattern. Raises AccountUnknown if there is no such grant, even if
+    the subject exists."""
     db.execute(
         "DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?", (subject.kind, subject.name, pattern)
     )

@@ -25,24 +25,23 @@ from storage.metadata.sqlite.access.account_table import (
 )
 from storage.metadata.sqlite.access.audit_table import nonzero_counts, record
 
-MAX_MEMBERS = 10_000
-"""Largest number of members of a group."""
-MAX_GROUPS = 1_000
-"""Largest number of groups of one member. The limit exists because a request of the member may have to read the grants
-of all its groups."""
+MAX_MEMBERS_PER_GROUP = 10_000
+MAX_GROUPS_PER_MEMBER = 1_000
+"""Largest number of groups that one member can be in. The limit exists because a request of the member may have to read
+the grants of all these groups."""
 _GROUP = """
 SELECT g.name, (SELECT json_group_array(m.member ORDER BY m.member) FROM group_member m WHERE m.name = g.name)
   FROM account_group g"""
 _GROUP_BY_NAME = _GROUP + " WHERE g.name = ?"
 _PAGE = _GROUP + " WHERE g.name > ? ORDER BY g.name LIMIT ?"
 Group = tuple[AccountName, tuple[str, ...]]
-"""Name of a group, and the names of its members in order."""
+"""Name of a group, and the sorted names of its members."""
 
 
 def page(db: apsw.Connection, after: str | None, limit: int) -> Page[Group]:
-    """Returns a page of at most `limit` groups in the order of their names. The page starts with the first name that
-    sorts after `after` (None: with the first of all names). It ends earlier if its groups have many members together
-    (`limited_page`)."""
+    """Returns a page of groups, sorted by name. The page starts with the first name that sorts after `after`, or with
+    the first of all names if `after` is None. The page has at most `limit` groups, and fewer if its groups together
+    have many members (`limited_page`)."""
     rows = db.execute(_PAGE, (after or "", limit + 1))
     # The parts of a group are its members.
     return limited_page(rows, _group, count_parts=lambda entry: len(entry[1]), limit=limit)
@@ -63,13 +62,13 @@ def group(db: apsw.Connection, name: AccountName) -> Group:
 
 
 def existing_groups(db: apsw.Connection, names: Iterable[str]) -> set[str]:
-    """Returns the `names` that are names of groups."""
+    """Returns those of the `names` that are names of groups."""
     sql = "SELECT 1 FROM account_group WHERE name = ?"
     return {name for name in names if db.execute(sql, (name,)).get is not None}
 
 
 def groups_of(db: apsw.Connection, member: str) -> tuple[AccountName, ...]:
-    """Returns the names, in order, of the groups that have the member."""
+    """Returns the sorted names of the groups that the member is in."""
     rows: list[Any] = db.execute("SELECT name FROM group_member WHERE member = ? ORDER BY name", (member,)).fetchall()
     return tuple(name_from_database(name) for (name,) in rows)
 
@@ -89,22 +88,24 @@ def add(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> None:
-    """Removes a group, and with it its list of members and its grants. The accounts of the members stay. Raises
-    AccountUnknown."""
+    """Removes a group, its list of members and its grants. The accounts of the members stay. Raises AccountUnknown."""
     _check_group(db, name)
     db.execute("DELETE FROM group_member WHERE name = ?", (name,))
-    members = db.changes()
+    member_count = db.changes()
     db.execute("DELETE FROM access_grant WHERE kind = 'group' AND name = ?", (name,))
-    grants = db.changes()
+    grant_count = db.changes()
     db.execute("DELETE FROM account_group WHERE name = ?", (name,))
     increment_epoch(db)
-    record(db, by, now, "group.remove", name, nonzero_counts(members=members, grants=grants))
+    record(db, by, now, "group.remove", name, nonzero_counts(members=member_count, grants=grant_count))
 
 
 def add_members(db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]) -> None:
-    """Adds the members to a group; does nothing for those that are in the group already. Raises AccountUnknown if there
-    is no such group; AccountInvalid if one of `members` is the name of a group, if the group would have more than
-    `MAX_MEMBERS` members, or if one of `members` is in `MAX_GROUPS` groups."""
+    """Adds the members to a group. Does nothing for a member that is in the group already. Raises AccountUnknown if
+    there is no such group. Raises AccountInvalid in these cases:
+
+    - One of `members` is the name of a group.
+    - The group would have more than `MAX_MEMBERS_PER_GROUP` members.
+    - A member would be in more than `MAX_GROUPS_PER_MEMBER` groups."""
     _check_group(db, group)
     count: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
     for member in members:
@@ -120,20 +121,22 @@ def add_members(db: apsw.Connection, by: Actor, now: float, group: AccountName, 
 
 
 def _check_limits(db: apsw.Connection, group: AccountName, member_count: int, member: AccountName) -> None:
-    """Raises AccountInvalid if the group, which has `member_count` members, has as many as it can have, or the new
-    member is in as many groups as it can be."""
-    if member_count >= MAX_MEMBERS:
-        raise AccountInvalid(f"{group} has {MAX_MEMBERS} members, as many as a group can have; make a second group")
-    groups: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
-    if groups >= MAX_GROUPS:
-        raise AccountInvalid(f"{member} is in {MAX_GROUPS} groups, as many as an account can be in")
+    """Raises AccountInvalid if the group already has `MAX_MEMBERS_PER_GROUP` members, or the new member is already in
+    `MAX_GROUPS_PER_MEMBER` groups. `member_count`: the present number of members of the group."""
+    if member_count >= MAX_MEMBERS_PER_GROUP:
+        raise AccountInvalid(
+            f"{group} has {MAX_MEMBERS_PER_GROUP} members, as many as a group can have; make a second group"
+        )
+    group_count: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
+    if group_count >= MAX_GROUPS_PER_MEMBER:
+        raise AccountInvalid(f"{member} is in {MAX_GROUPS_PER_MEMBER} groups, as many as an account can be in")
 
 
 def remove_members(
     db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]
 ) -> None:
     """Removes the members from a group. Raises AccountUnknown if there is no such group, or if one of `members` is not
-    in it."""
+    in the group."""
     for member in members:
         _remove_member(db, by, now, group, member)
 

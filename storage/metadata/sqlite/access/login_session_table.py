@@ -1,12 +1,12 @@
 """The table of login sessions. A session begins when a person logs in with a browser.
 
-An expired session is treated as if it did not exist. Functions that look for a session raise AccountUnknown if the
-session (not its account) does not exist or has expired. All functions take a connection. Functions that change
-something run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit
-log names, `now` the time in seconds since 1970.
+An expired session is treated as if it did not exist. If a session does not exist, `session` and `end` raise
+AccountUnknown, even if the account exists. All functions take a connection. Functions that change something run inside
+a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log names, `now` the
+time in seconds since 1970.
 
-A change of a session takes effect at once, because each request with a session reads the row of the session. So the
-change does not increment the *epoch*, the number that tells the processes to read cached rights again.
+Each request with a session reads the row of the session. So a change of a session takes effect at once, although it
+does not increment the *epoch*, the number in the database whose changes invalidate the rights that processes cache.
 """
 
 from __future__ import annotations
@@ -22,25 +22,23 @@ from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.access.account_table import check_version, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
 
-MOST_SESSIONS: Final = 20
-"""Largest number of sessions of an account. A further login ends the session that was not used for the longest time.
-Without this limit, a client that logs in again and again could fill the disk."""
+MAX_SESSIONS_PER_ACCOUNT: Final = 20
+"""Largest number of sessions of an account. A further login ends the least recently used session. Without this limit, a
+client that logs in again and again could fill the disk."""
 _SESSION = (
     "SELECT id, account, method, created, expires, seen, address, user_agent, version, stamp, groups, secret "
     "FROM login_session"
 )
-"""The columns have the names of the fields of `LoginSession`. `stamp`: if a source outside the store proved the login,
-such as a line of an htpasswd file, a hash of this source; otherwise NULL. The session is valid only as long as the
-source has this hash."""
+"""The columns have the names of the fields of `LoginSession`, except `secret`, the hash of the session's secret."""
 _SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
 _SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
 _DELETE_EXCESS = """
 DELETE FROM login_session WHERE id IN (
     SELECT id FROM login_session WHERE account = ?1 ORDER BY iif(seen <= ?2, seen, 0) DESC, created DESC, id
      LIMIT -1 OFFSET ?3)"""
-"""Deletes the sessions of the account ?1, except the ?3 most recently used ones (LIMIT -1: no limit). If the time of a
-session's last use is after ?2, it was stored while the clock was ahead. So such a session counts as the oldest.
-Otherwise such sessions would count as the newest, and each new session would be deleted at once."""
+"""Deletes the sessions of the account ?1, except the ?3 most recently used sessions (LIMIT -1: no limit). `seen` is the
+time of a session's last use. A time after ?2 was stored while the clock was ahead, and counts as 0. If such sessions
+counted as the most recently used, each new session would be deleted at once."""
 
 
 def _session(row: tuple[Any, ...]) -> LoginSession:
@@ -76,22 +74,23 @@ def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[Logi
     return [_session(row) for row in rows]
 
 
-def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
-    """Adds a session. Deletes expired sessions. If the account has more than `MOST_SESSIONS` sessions, deletes its
-    least recently used ones. Raises Unauthorized if the account was changed since the login, for example its
-    password."""
-    check_version(db, new.account, new.version)
+def add(db: apsw.Connection, by: Actor, now: float, new_session: LoginSession, secret_hash: bytes) -> None:
+    """Adds a session. Deletes expired sessions. If the account then has more than `MAX_SESSIONS_PER_ACCOUNT` sessions,
+    deletes its least recently used sessions. Raises Unauthorized if the account's version is no longer
+    `new_session.version`, for example because the password was changed (None: any version)."""
+    check_version(db, new_session.account, new_session.version)
     _delete_expired(db, now)
     db.execute(
         "INSERT INTO login_session (id, account, method, secret, created, expires, seen, address, user_agent, version, "
         "stamp, groups) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(new.id, new.account, new.method, secret_hash, new.created, new.expires, new.seen),
-            *(new.address, new.user_agent, new.version, new.stamp, json.dumps(new.groups)),
+            *(new_session.id, new_session.account, new_session.method, secret_hash),
+            *(new_session.created, new_session.expires, new_session.seen, new_session.address, new_session.user_agent),
+            *(new_session.version, new_session.stamp, json.dumps(new_session.groups)),
         ),
     )
-    db.execute(_DELETE_EXCESS, (new.account, now + CLOCK_MARGIN_SECONDS, MOST_SESSIONS))
-    record(db, by, now, "session.start", new.account, {"session": new.id, "how": new.method})
+    db.execute(_DELETE_EXCESS, (new_session.account, now + CLOCK_MARGIN_SECONDS, MAX_SESSIONS_PER_ACCOUNT))
+    record(db, by, now, "session.start", new_session.account, {"session": new_session.id, "how": new_session.method})
 
 
 def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
@@ -103,20 +102,20 @@ def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
 
 
 def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, except_id: str | None) -> int:
-    """Deletes the sessions of an account, except the one with the id `except_id` (None: deletes all). Returns the
-    number of deleted sessions."""
+    """Deletes the sessions of an account, except the session with the id `except_id` (None: deletes all). Returns the
+    number of deleted sessions, without those that had expired."""
     _delete_expired(db, now)
     db.execute("DELETE FROM login_session WHERE account = ? AND id IS NOT ?", (account, except_id))
-    ended = db.changes()
-    if ended:
-        record(db, by, now, "session.end", account, {"sessions": ended})
-    return ended
+    ended_count = db.changes()
+    if ended_count:
+        record(db, by, now, "session.end", account, {"sessions": ended_count})
+    return ended_count
 
 
 def save_use(db: apsw.Connection, session_id: str, used_at: float) -> None:
-    """Stores that a request with the session came at the time `used_at` (seconds since 1970), unless a later time is
-    stored. If the stored time is later by more than `CLOCK_MARGIN_SECONDS`, it was stored while the clock was ahead.
-    Then `used_at` replaces it."""
+    """Stores that a request with the session came at the time `used_at` (seconds since 1970). Keeps a stored time that
+    is later than `used_at` by at most `CLOCK_MARGIN_SECONDS`. If it is later by more than this margin, it was stored
+    while the clock was ahead, and `used_at` replaces it."""
     db.execute(
         "UPDATE login_session SET seen = ?2 WHERE id = ?1 AND (seen < ?2 OR seen > ?3)",
         (session_id, used_at, used_at + CLOCK_MARGIN_SECONDS),

@@ -1,7 +1,7 @@
 """The tables of signing keys and of throttled logins.
 
-A *signing key* signs the tokens that the endpoint `/token` issues. One key signs new tokens. Tokens that were signed
-with the keys that it replaced are accepted for a limited time.
+A *signing key* signs the tokens that the endpoint `/token` issues. One key signs new tokens. After it is replaced, the
+tokens that it signed are accepted for a limited time.
 
 A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
 throttling key. Each failed login under a key adds some seconds to the key's time, or to the current time if the key's
@@ -10,8 +10,8 @@ refuses logins under the key.
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of
-signing keys increments the *epoch*, a number in the database: a process may use cached keys only as long as the epoch
-stays the same.
+signing keys increments the *epoch*, a number in the database: the signing keys that a process has cached are valid for
+one epoch only.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SELECT id, secret, created, retired, until FROM signing_key
 
 
 def signing_keys(db: apsw.Connection, now: float) -> list[SigningKey]:
-    """Returns the key that signs, if there is one, followed by the replaced keys whose tokens are still accepted, the
-    most recently replaced first."""
+    """Returns the key that signs, if there is one. The replaced keys whose tokens are still accepted follow, the most
+    recently replaced first."""
     rows: list[Any] = db.execute(_SIGNING_KEYS, (now,)).fetchall()
     return [SigningKey(*row) for row in rows]
 
@@ -67,36 +67,41 @@ def _add_signing_key(db: apsw.Connection, key: SigningKey) -> None:
 
 
 def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
-    """Returns the time of the throttling key `key` in seconds since 1970; 0.0 if it has none or the time has passed."""
+    """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the key has no time or the time has
+    passed."""
     until: float | None = db.execute("SELECT until FROM login_pace WHERE key = ? AND until > ?", (key, now)).get
     return until or 0.0
 
 
-# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key (a later one was stored while
-# the clock was ahead, so it is ignored); ?4 and ?5: the fields `seconds` and `max_seconds` of `FailureCost`.
+# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key. A stored time after ?3 was
+# stored while the clock was ahead, and is ignored. ?4 and ?5: the fields `seconds` and `max_seconds` of `FailureCost`.
 _ADD_FAILURE = """
 INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
     ON CONFLICT (key) DO UPDATE SET until = min(iif(until <= ?3, max(until, ?2), ?2) + ?4, ?2 + ?5)"""
 
 
-def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost]) -> None:
-    """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure. Deletes
-    all throttling keys whose time has passed. After the clock was set back, some times may be years in the future. Sets
-    them to the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
+def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCost]) -> None:
+    """Stores a failed login. `costs` maps each throttling key of the login to the cost of the failure under this key.
+
+    Deletes all throttling keys whose time has passed. Corrects the times of all keys after the clock was set back: a
+    time that is too late becomes the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
     _delete_passed_keys(db, now)
-    latest = now + LONGEST_THROTTLING_SECONDS
-    db.execute("UPDATE login_pace SET until = ? WHERE until > ?", (latest, latest + CLOCK_MARGIN_SECONDS))
+    latest_possible = now + LONGEST_THROTTLING_SECONDS
+    db.execute(
+        "UPDATE login_pace SET until = ? WHERE until > ?", (latest_possible, latest_possible + CLOCK_MARGIN_SECONDS)
+    )
     db.executemany(
         _ADD_FAILURE,
-        ((key, now, cost.latest_plausible_time(now), cost.seconds, cost.max_seconds) for key, cost in keys.items()),
+        ((key, now, cost.latest_plausible_time(now), cost.seconds, cost.max_seconds) for key, cost in costs.items()),
     )
 
 
 def mark_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
-    """Gives the throttling key `key` the time `now + seconds`, and returns True. If the key has a time that has not
-    passed, changes nothing and returns False. So after a call has returned True, calls with the same key return False
-    for `seconds` seconds. Some keys are used only in this way: for example, a key stands for one login at the OpenID
-    provider, which can be completed only once. Deletes all throttling keys whose time has passed."""
+    """Records something that must not happen again for `seconds` seconds, such as the completion of one login at the
+    OpenID provider. The throttling key `key` stands for it. If the key has no time, or a time that has passed, gives
+    it the time `now + seconds` and returns True. Otherwise returns False and does not change the key's time.
+
+    Deletes all throttling keys whose time has passed."""
     _delete_passed_keys(db, now)
     db.execute("INSERT INTO login_pace (key, until) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, now + seconds))
     return bool(db.changes())

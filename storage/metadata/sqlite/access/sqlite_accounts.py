@@ -2,12 +2,12 @@
 (`SqliteAccounts`).
 
 - The *data version* is a value that every commit to the database changes.
-- The *epoch* is a number in the database that increases with every change of rights. A process may use cached rights
-  only as long as the epoch stays the same.
+- The *epoch* is a number in the database that increases with every change of rights. The rights that a process has
+  cached are valid for one epoch only.
 - `by` is the actor (an account or a command) that the audit log names.
-- The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
+- The *reserve* is disk space that is kept for changes that must succeed on a full disk (`ReserveUse`).
 
-A change survives a power cut once the method has returned, unless the method passes `durable=False`.
+Once a method has returned, its change survives a power cut, unless the method passes `durable=False`.
 """
 
 from __future__ import annotations
@@ -50,73 +50,73 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.patterns import NamePattern
 
 AUDIT_LINES_PER_PRUNE = 5000
-"""Largest number of lines of the audit log that one transaction deletes. The number is limited because other changes
-wait until the transaction has ended."""
+"""Largest number of lines of the audit log that one transaction deletes. The limit exists because other changes wait
+until the transaction has ended."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class SqliteAccounts:
-    """Implements `storage.accounts.Accounts`, which describes the methods and what each raises. Used from one event
-    loop."""
+    """Implements `storage.accounts.Accounts`, which documents the methods and the errors that they raise. Only one
+    event loop may use an instance."""
 
     def __init__(
         self,
         db: apsw.Connection,
         writer: CommitThread | ImmutableDatabase,
         clock: Callable[[], float],
-        version: Callable[[], object],
+        data_version: Callable[[], object],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """`db` is the connection for short lookups, which run on the event loop. `scans` runs long lookups in a thread,
-        `writer` runs changes. `version` returns the data version, `clock` the time in seconds since 1970."""
+        """`db` is the connection for short lookups, which run on the event loop. `writer` runs changes. `clock` returns
+        the time in seconds since 1970. `data_version` returns the data version. `scans` runs long lookups."""
         self._db = db
         self._scans = scans
-        self._data_version = version
+        self._data_version = data_version
         self._epoch_data_version: object = None
-        """Data version at which the three following attributes were last known to be current."""
+        """Last data version at which `_epoch`, `_grants_version` and `_has_had_account` were known to be current."""
         self._epoch, self._grants_version, self._has_had_account = 0, 0, False
         self._writer = writer
         self._clock = clock
 
-    def _run_restricting(
+    def _run_with_full_reserve(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that takes rights away or replaces a secret: calls `change` with the connection, `by`, the
-        time and the other arguments. On a full disk the change may use all of the reserve."""
+        """Calls `change` in a transaction, with the connection, `by`, the time and the other arguments. On a full disk,
+        the change may use all of the reserve. Used for changes that take rights away, or make or replace a secret."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.ALL)
 
-    def _run_adding(
+    def _run_with_half_reserve(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
-        """Makes a change that adds something: calls `change` with the connection, `by`, the time and the other
-        arguments. On a full disk the change may use half of the reserve."""
+        """Calls `change` in a transaction, with the connection, `by`, the time and the other arguments. On a full disk,
+        the change may use half of the reserve. Used for changes that add something."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.HALF)
 
     def epoch(self) -> int:
-        """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
-        since the last call, or if this process made the only commit and it changed no rights."""
+        """Returns the epoch after the last commit of any process. Reads the database only if a commit since the last
+        call may have changed rights (`CommitThread.has_same_rights`)."""
         self._refresh_epoch()
         return self._epoch
 
     def grants_version(self) -> int:
-        """Returns the version of the grants after the last commit of any process: a number that increases with every
-        change of a grant, but not with other changes of rights. Reads the database as seldom as `epoch` does."""
+        """Returns the version of the grants after the last commit of any process. This number increases with every
+        change of a grant, but not with other changes of rights. Reads the database only when `epoch` would do so."""
         self._refresh_epoch()
         return self._grants_version
 
     def has_had_account(self) -> bool:
-        """Returns whether there ever was an account. Until the first account is added, every client may do
+        """Returns whether the database ever had an account. Until the first account is added, every client may do
         everything."""
         self._refresh_epoch()
         return self._has_had_account
@@ -158,18 +158,18 @@ class SqliteAccounts:
         refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
-        return await self._run_adding(
+        return await self._run_with_half_reserve(
             account_table.add, by, name, kind, password_hash, admin, note, refuse_name_with_rights
         )
 
     async def set_password(
         self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        await self._run_restricting(account_table.set_password, by, name, password_hash, expected_version)
+        await self._run_with_full_reserve(account_table.set_password, by, name, password_hash, expected_version)
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
         """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
-        account's hash is not `old` any more."""
+        account's hash is no longer `old`."""
         await self._writer.run(lambda db: account_table.replace_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
@@ -188,11 +188,11 @@ class SqliteAccounts:
         by: Actor,
     ) -> None:
         takes_rights_away = admin is False or enabled is False
-        run = self._run_restricting if takes_rights_away else self._run_adding
-        await run(account_table.change, by, name, admin, enabled, keep_admin)
+        run = self._run_with_full_reserve if takes_rights_away else self._run_with_half_reserve
+        await run(account_table.set_flags, by, name, admin, enabled, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        await self._run_restricting(account_table.remove, by, name, keep_admin)
+        await self._run_with_full_reserve(account_table.remove, by, name, keep_admin)
 
     # Groups
 
@@ -209,22 +209,22 @@ class SqliteAccounts:
         return group_table.groups_of(self._db, member)
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._run_adding(group_table.add, by, name)
+        await self._run_with_half_reserve(group_table.add, by, name)
 
     async def remove_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._run_restricting(group_table.remove, by, name)
+        await self._run_with_full_reserve(group_table.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         await self.add_members(group, [member], by=by)
 
     async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
-        await self._run_adding(group_table.add_members, by, group, members)
+        await self._run_with_half_reserve(group_table.add_members, by, group, members)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         await self.remove_members(group, [member], by=by)
 
     async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
-        await self._run_restricting(group_table.remove_members, by, group, members)
+        await self._run_with_full_reserve(group_table.remove_members, by, group, members)
 
     # Rights
 
@@ -235,18 +235,18 @@ class SqliteAccounts:
         return grant_table.page(self._db, subjects, after, limit)
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all the subjects, by actions: maps a set of actions to the patterns for which one of
-        the subjects has a grant of exactly these actions."""
+        """Returns the grants of all the subjects, by actions: maps each set of actions to the patterns for which at
+        least one of the subjects has a grant of exactly these actions."""
         return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
         await self.put_grants([grant], by=by)
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        await self._run_adding(grant_table.put_all, by, grants)
+        await self._run_with_half_reserve(grant_table.put_all, by, grants)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        await self._run_restricting(grant_table.remove, by, subject, pattern)
+        await self._run_with_full_reserve(grant_table.remove, by, subject, pattern)
 
     # API tokens
 
@@ -261,10 +261,10 @@ class SqliteAccounts:
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        await self._run_adding(api_token_table.add, by, token, secret_hash, expected_version)
+        await self._run_with_half_reserve(api_token_table.add, by, token, secret_hash, expected_version)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        await self._run_restricting(api_token_table.revoke, by, token_id)
+        await self._run_with_full_reserve(api_token_table.revoke, by, token_id)
 
     async def save_token_use(self, token_id: str, at: float) -> None:
         """Stores that the token was used at the time `at` (seconds since 1970)."""
@@ -279,13 +279,13 @@ class SqliteAccounts:
         return login_session_table.sessions(self._db, self._clock(), account)
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        await self._run_adding(login_session_table.add, by, session, secret_hash)
+        await self._run_with_half_reserve(login_session_table.add, by, session, secret_hash)
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
-        await self._run_restricting(login_session_table.end, by, session_id)
+        await self._run_with_full_reserve(login_session_table.end, by, session_id)
 
     async def end_login_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
-        return await self._run_restricting(login_session_table.end_all, by, account, except_id)
+        return await self._run_with_full_reserve(login_session_table.end_all, by, account, except_id)
 
     async def save_session_use(self, session_id: str, at: float) -> None:
         """Stores that a request with the session came at the time `at` (seconds since 1970)."""
@@ -301,31 +301,32 @@ class SqliteAccounts:
         keys = self.signing_keys()
         if keys and keys[0].retired is None:  # the key that signs comes first
             return keys[0]
-        return await self._run_restricting(login_tables.ensure_key, by, make_key)
+        return await self._run_with_full_reserve(login_tables.ensure_key, by, make_key)
 
     async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
         """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep_seconds`
         more."""
-        await self._run_restricting(login_tables.rotate_key, by, key, keep_seconds)
+        await self._run_with_full_reserve(login_tables.rotate_key, by, key, keep_seconds)
 
-    # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. Each failed
-    # login under the key moves the time further into the future. While this time is too far ahead, the caller refuses
-    # logins.
+    # Throttling of logins. A *throttling key* is a text that names an account, a client's network, or both. Each key
+    # has a time. Each failed login under a key moves the key's time further into the future. While the time lies too
+    # far in the future, the caller refuses logins under the key.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
+        """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the key has no time or the time
+        has passed."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
-    async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
-        """Stores a failed login under each throttling key in `keys`. The cost is what the failure adds to the time."""
+    async def add_failures(self, costs: Mapping[str, FailureCost]) -> None:
+        """Stores a failed login. `costs` maps each throttling key of the login to what the failure adds to its time."""
         now = self._clock()
         await self._writer.run(
-            lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
+            lambda db: login_tables.add_failures(db, now, costs), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """Stores a throttling key whose time is `seconds` from now. Stores nothing if the key already has a time in the
-        future. Returns whether it stored the key."""
+        """If the throttling key has no time in the future, gives it the time `seconds` seconds from now and returns
+        True. Otherwise changes nothing and returns False."""
         now = self._clock()
         return await self._writer.run(
             lambda db: login_tables.mark_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
@@ -347,12 +348,12 @@ class SqliteAccounts:
         return audit_table.page(self._db, query, limit)
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns the same as `audit`, but reads in the thread for long lookups, because there may be many lines."""
+        """Returns the same as `audit`, but `scans` reads the lines, because there may be many."""
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes all lines that are older than `before` (seconds since 1970). Keeps the lines about changes of tags,
-        because they are the history of the tags. Returns the number of deleted lines."""
+        """Deletes all lines that are older than the time `before` (seconds since 1970), except the lines of the tag
+        history. Returns the number of deleted lines."""
         deleted = 0
         while True:
             count = await self._writer.run(

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from storage.access import AccountInvalid
-from storage.metadata.sqlite.access.grant_table import MOST_GRANTS
+from storage.metadata.sqlite.access.grant_table import MAX_GRANTS_PER_SUBJECT
 from storage.metadata.sqlite.database import connect
 from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.asgi_client import AsgiAnswer
@@ -168,9 +168,11 @@ async def test_the_largest_number_of_grants_does_not_block_the_event_loop(servic
     login = await service.token("alice", None)
     limits = [limit(f"**{number}" + "*a*p" * 60, "pull") for number in range(50)]
     limited = await service.token("alice", limits)
-    put_grants(service, "user", "alice", (f"team{n}/x*y{n}" if n % 2 else f"**/{n}" for n in range(MOST_GRANTS)))
-    put_grants(service, "authenticated", "", (f"team{n}/*" for n in range(MOST_GRANTS)))
-    put_grants(service, "everyone", "", (f"public{n}/**" for n in range(MOST_GRANTS)))
+    put_grants(
+        service, "user", "alice", (f"team{n}/x*y{n}" if n % 2 else f"**/{n}" for n in range(MAX_GRANTS_PER_SUBJECT))
+    )
+    put_grants(service, "authenticated", "", (f"team{n}/*" for n in range(MAX_GRANTS_PER_SUBJECT)))
+    put_grants(service, "everyone", "", (f"public{n}/**" for n in range(MAX_GRANTS_PER_SUBJECT)))
     with closing(connect(service.data / "entrepot.db")) as db, db:
         groups = [f"group{number}" for number in range(300)]
         db.executemany("INSERT INTO account_group (name, created) VALUES (?, 0)", ((name,) for name in groups))
@@ -269,7 +271,7 @@ async def test_an_account_sees_only_the_grants_that_it_may_give(service: AppInPr
 async def test_the_grants_of_a_subject_are_limited(service: AppInProcess) -> None:
     """A subject (an account, all accounts, or everyone) can have a largest number of grants, and a largest total length
     of complex patterns. A grant above these limits is refused, and the existing grants stay."""
-    put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MOST_GRANTS)))
+    put_grants(service, "user", "alice", (f"team{number}/**" for number in range(MAX_GRANTS_PER_SUBJECT)))
     put_grants(service, "everyone", "", (f"**{number}" + "*a" * 120 for number in range(270)))
     with pytest.raises(AccountInvalid, match="no subject can have more"):
         await add_grant(service.accounts, "user:alice", "other/**", "pull")

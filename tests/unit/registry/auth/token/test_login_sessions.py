@@ -14,7 +14,7 @@ from registry.auth.token.login_sessions import SESSION_SECONDS, USE_RECORD_SECON
 from registry.auth.token.signing_keys import make_key
 from storage.access import AccountName, AccountUnknown
 from storage.errors import StorageFull, Unauthorized
-from storage.metadata.sqlite.access.login_session_table import MOST_SESSIONS
+from storage.metadata.sqlite.access.login_session_table import MAX_SESSIONS_PER_ACCOUNT
 from tests.fakes.auth_worker import ADMIN, ALICE, BOB, KNOWN_ADDRESS, OTHER_ADDRESS, AuthClock, AuthWorker, auth_worker
 
 
@@ -130,7 +130,7 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
     """If an account has the largest number of sessions, a further login ends the session that was used least
     recently."""
     texts = []
-    for _ in range(MOST_SESSIONS):
+    for _ in range(MAX_SESSIONS_PER_ACCOUNT):
         texts.append(await start_session(worker))
         worker.clock.now += 1
     worker.clock.now += USE_RECORD_SECONDS
@@ -138,7 +138,7 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
     await start_session(worker)
     assert worker.access.login_sessions.verify(texts[0])
     check_refused(worker, texts[1])
-    assert len(worker.accounts.login_sessions(ALICE)) == MOST_SESSIONS
+    assert len(worker.accounts.login_sessions(ALICE)) == MAX_SESSIONS_PER_ACCOUNT
 
 
 async def test_sessions_of_the_future_do_not_end_new_ones(worker: AuthWorker) -> None:
@@ -146,7 +146,7 @@ async def test_sessions_of_the_future_do_not_end_new_ones(worker: AuthWorker) ->
     last requests with these sessions are in the future. A new login ends one of these sessions, and not its own, which
     seems to be the least recently used one. The time of a later request with an older session is recorded."""
     worker.clock.now += 86400
-    older_texts = [await start_session(worker) for _ in range(MOST_SESSIONS)]
+    older_texts = [await start_session(worker) for _ in range(MAX_SESSIONS_PER_ACCOUNT)]
     worker.clock.now -= 86400
     for text in older_texts[:2]:
         await use_session(worker, text)
