@@ -174,7 +174,7 @@ class Partials(Protocol):
         (`size` is negative). If the call is cancelled, it leaves no handle open and makes no handle the owner."""
         ...
 
-    async def downloading(self) -> set[Digest]:
+    async def list_downloads(self) -> set[Digest]:
         """Returns the digests of the blobs that a process is downloading now. Includes partial blobs whose state
         cannot be read from the disk, because a process may be downloading them. Raises StorageFailed."""
         ...

@@ -69,7 +69,7 @@ def upkeep_components(
         store.collector,
         store.leases,
         cache_limits(settings, _cooldowns(settings, store, clock)),
-        list_downloads=store.partials.downloading,
+        list_downloads=store.partials.list_downloads,
         free_bytes=store.free_bytes,
         clock=clock,
         on_eviction_end=on_eviction_end,

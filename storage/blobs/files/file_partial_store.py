@@ -3,7 +3,7 @@ blobs. Implements the Protocol `Partials`.
 
 A *partial blob* is a blob that is still being downloaded from an upstream registry, into a file that all processes see.
 A *user* of a partial blob is an object that reads or writes it through a `PartialHandle`. The *owner* is the one user,
-among all processes, that downloads the bytes. The other users wait for them.
+among all processes, that downloads the bytes. The other users wait for the bytes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from storage.names import Digest, RepositoryName
 from storage.partials import ExpiredPartial
 
 DIGEST_THREADS = 4
-"""Number of threads that compute digests while the bytes arrive."""
+"""Number of threads that compute the digests of partial blobs while their bytes arrive."""
 FIRST_PAUSE_SECONDS = 0.001
+"""Pause after the first attempt to open a partial blob whose files another process is creating or deleting."""
 LONGEST_PAUSE_SECONDS = 0.02
-"""First and longest pause between attempts to open a partial blob while another process is creating or deleting its
-files."""
+"""Longest pause between two of these attempts. Each pause is twice as long as the previous one, up to this length."""
 
 
 class PartialHandle:
     """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
-    partial blob share one `ProcessPartial`, which has the open files (`shared`).
+    partial blob share one `ProcessPartial` (`shared`), which has the open files.
 
-    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`, which raises
-    PartialBlobLost if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until
-    the work has ended."""
+    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`. If the handle is not
+    the owner, `owner_step` raises PartialBlobLost. If it is, it stays the owner and the files stay open until the work
+    has ended."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -71,7 +71,7 @@ class PartialHandle:
 
     def take_ownership(self) -> bool:
         """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Always returns
-        False after the partial blob was committed or deleted. Then the caller has to call `FilePartialStore.claim`
+        False after the partial blob was committed or deleted; the caller then has to call `FilePartialStore.claim`
         again. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             return not self._closed and self._shared.take_ownership(self)
@@ -93,8 +93,8 @@ class PartialHandle:
         return await self._shared.wait(offset)
 
     def add_waiter(self) -> None:
-        """Registers this handle as a waiter until `close`. `has_waiters` of the owner's handle is then True, even if
-        the owner is in another process. Raises StorageFailed."""
+        """Registers this handle as a *waiter*, a handle through which a client waits for the blob, until `close`.
+        `has_waiters` of the owner's handle is then True, in any process. Raises StorageFailed."""
         if not self._closed:
             self._shared.flags.add_waiter(self)
 
@@ -104,8 +104,8 @@ class PartialHandle:
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
     def mark_upstream_request(self, repo: RepositoryName) -> None:
-        """Tells all processes that this handle, which is the owner, has started to request bytes from the repository
-        `repo` of the upstream. Does nothing if this handle is not the owner. Raises StorageFailed."""
+        """If this handle is the owner, tells all processes that it has started to request bytes from the repository
+        `repo` of the upstream. Otherwise does nothing. Raises StorageFailed."""
         if self.is_owner:
             self._shared.flags.mark_upstream_request(repo)
 
@@ -120,19 +120,19 @@ class PartialHandle:
         return not self._closed and self._shared.flags.has_upstream_request_to(repo)
 
     def mark_response(self) -> None:
-        """Tells all processes that the upstream has started to send bytes to this handle, which is the owner. Does
-        nothing if this handle is not the owner. Raises StorageFailed."""
+        """If this handle is the owner, tells all processes that the upstream has started to send bytes to it. Otherwise
+        does nothing. Raises StorageFailed."""
         if self.is_owner:
             self._shared.flags.mark_response()
 
     @property
     def has_response(self) -> bool:
-        """Whether the present owner has called `mark_response`, in this or another process. Raises StorageFailed."""
+        """Whether the owner, in any process, has called `mark_response`. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_response()
 
     async def report_failure(self, reason: str) -> None:
-        """Tells the other processes that the download by this handle, which is the owner, has failed, and why. Raises
-        nothing."""
+        """If this handle is the owner, tells the other processes that its download has failed, and why. Otherwise does
+        nothing. Raises nothing."""
         with suppress(StorageFull, StorageFailed, PartialBlobLost), self._shared.owner_step(self):
             await self._store.run(lambda: self._shared.report_failure(reason))
 
@@ -142,8 +142,8 @@ class PartialHandle:
         return PartialFailures() if self._closed else self._shared.owner_failures
 
     async def commit(self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
-        """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `on_corrupt`: called if
-        the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
+        """Verifies the digest, makes the bytes a blob of `repo`, and returns the blob's descriptor. `on_corrupt`:
+        called if the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
         PartialBlobLost, StorageFull, StorageFailed, QuotaExceeded. The commit runs to its end even if this call is
         cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
@@ -164,8 +164,8 @@ class PartialHandle:
 
 
 class DownloadedContent:
-    """The synced data file of a complete partial blob, whose digest was verified. Implements the Protocol
-    `VerifiedContent`. `place`: the path that the blob's file will have, relative to the data directory."""
+    """The data file of a complete partial blob, after its digest was verified and the file was synced. Implements the
+    Protocol `VerifiedContent`. `place`: the path that the blob's file will have, relative to the data directory."""
 
     def __init__(self, disk: Disk, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -195,14 +195,14 @@ class FilePartialStore:
         self.run = disk.run
         """Runs a blocking call in a thread (`Disk.run`)."""
         self._disk = disk
-        self._boot = boot[:40]  # a state file has 40 bytes for it
+        self._boot = boot[:40]  # a state file has 40 bytes for the boot id
         self._add_blob = add_blob
         self._digest_threads = ThreadPool(DIGEST_THREADS, thread_name_prefix="partials")
         self._waiters = PartialWaiters()
         """The tasks of this process that wait for bytes of a partial blob."""
         self._claim_locks = KeyedLocks[str]()
         """For each name of a partial blob, a lock that only one call of `claim` holds at a time."""
-        self._shared: dict[str, ProcessPartial] = {}
+        self._open_partials: dict[str, ProcessPartial] = {}
         """The partial blobs that this process has open, by name (`Layout.partial_name`)."""
         self._commits: set[asyncio.Task[Descriptor]] = set()
         """The commits that are running."""
@@ -234,7 +234,7 @@ class FilePartialStore:
     def _open_shared(self, name: str) -> PartialHandle | None:
         """Returns a handle for a partial blob that this process has open. Returns None if this process does not have it
         open, or if the partial blob was just committed or deleted."""
-        shared = self._shared.get(name)
+        shared = self._open_partials.get(name)
         if shared is None or not shared.retain():
             return None
         try:
@@ -251,7 +251,7 @@ class FilePartialStore:
 
     async def _open_files(self, name: str, digest: Digest, size: int) -> PartialHandle | None:
         """Opens or creates the files of a partial blob and returns a handle. Returns None if another process is
-        creating or deleting the files at this moment, or if files with unusable bytes were just deleted."""
+        creating or deleting the files at this moment, or if this call has deleted files with unusable bytes."""
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
 
@@ -279,21 +279,21 @@ class FilePartialStore:
         return handle
 
     def _remember_open(self, name: str, shared: ProcessPartial) -> None:
-        """Adds a partial blob to `_shared`, and removes partial blobs that have been closed."""
-        for closed_name in [other_name for other_name, other in self._shared.items() if not other.is_open]:
-            del self._shared[closed_name]
-        self._shared[name] = shared
+        """Adds a partial blob to `_open_partials`, and removes partial blobs that have been closed."""
+        for closed_name in [other_name for other_name, other in self._open_partials.items() if not other.is_open]:
+            del self._open_partials[closed_name]
+        self._open_partials[name] = shared
 
-    async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that any process is downloading now, or may be downloading
-        (`list_downloads`). Raises StorageFailed."""
+    async def list_downloads(self) -> set[Digest]:
+        """Returns the digests of the blobs that any process is downloading now. Includes partial blobs whose state file
+        cannot be read, because a process may be downloading them. Raises StorageFailed."""
         return await self._disk.run(lambda: list_downloads(self._disk.layout, self._boot))
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes the *idle* partial blobs: those that are old and have no owner. Returns them. A partial blob is old
         if it was last written before the time `before` (seconds since 1970), or during an earlier boot of the machine.
-        Skips those with a file that is damaged or that this process may not read, and logs a warning. `dry_run`:
-        returns them without deleting them. Raises StorageFull, StorageFailed."""
+        If a file of a partial blob is damaged, or this process may not read it, skips the partial blob and logs a
+        warning. `dry_run`: returns the idle partial blobs without deleting them. Raises StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:

@@ -37,40 +37,40 @@ same moment."""
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
     boot. Leaves out partial blobs from an earlier boot: their bytes were not synced to the disk, so they cannot be
-    used. Also leaves out those whose state file the disk cannot read (`skip_unreadable`). Takes no locks and changes
-    nothing. Raises OSError."""
+    used. Also leaves out partial blobs whose state file cannot be read, and logs a warning (`skip_unreadable`). Takes
+    no locks and changes nothing. Raises OSError."""
     return [summary for _, summary in _read_partials(layout, boot) if summary is not None]
 
 
 def list_downloads(layout: Layout, boot: str) -> set[Digest]:
-    """Returns the digests of the blobs that any process is downloading now. Includes those whose state file the disk
-    cannot read, because their download may be running. Takes no locks and changes nothing. Raises OSError."""
+    """Returns the digests of the blobs that any process is downloading now. Includes partial blobs whose state file
+    cannot be read, because their download may be running. Takes no locks and changes nothing. Raises OSError."""
     return {digest for digest, summary in _read_partials(layout, boot) if summary is None or summary.is_owned}
 
 
 def _read_partials(layout: Layout, boot: str) -> list[tuple[Digest, PartialSummary | None]]:
-    """Returns the digest and the summary of each partial blob whose download is running or can be continued. The
-    summary is None if the disk cannot read the state file, so that nothing else is known. Raises OSError."""
+    """Returns the digest and the summary of each partial blob whose download is running or can be continued. Also
+    returns each partial blob whose state file cannot be read, with None as its summary. Raises OSError."""
     partials: list[tuple[Digest, PartialSummary | None]] = []
     for name, digest in list_partial_names(layout):
         path = layout.partial_state(name)
         with skip_unreadable(path):
-            if (summary := _summary(path, digest, boot)) is not None:
+            if (summary := _read_summary(path, digest, boot)) is not None:
                 partials.append((digest, summary))
             continue
         partials.append((digest, None))  # reached only if the state file cannot be read
     return partials
 
 
-def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
-    """Returns the summary of the partial blob whose state file is at `path`; None if its download has just ended or
-    cannot be continued. Raises OSError."""
+def _read_summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
+    """Returns the summary of the partial blob whose state file is at `path`. Returns None if its download has just
+    ended or cannot be continued. Raises OSError."""
     try:
         state_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        progress = _read_progress(state_fd)
+        progress = _read_progress_with_retries(state_fd)
         if progress is None or progress.status is not PartialStatus.INCOMPLETE or progress.boot != boot:
             return None
         received = sum(stop - start for start, stop in progress.extents)
@@ -80,8 +80,8 @@ def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
         os.close(state_fd)
 
 
-def _read_progress(state_fd: int) -> PartialProgress | None:
-    """Reads the state file, several times if necessary. Returns None if no attempt gives a valid record."""
+def _read_progress_with_retries(state_fd: int) -> PartialProgress | None:
+    """Reads the progress from the state file, in up to `READ_ATTEMPTS` attempts. Returns None if all attempts fail."""
     for _ in range(READ_ATTEMPTS):
         if (progress := read_progress(state_fd)) is not None:
             return progress

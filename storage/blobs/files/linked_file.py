@@ -1,15 +1,15 @@
-"""A file of another program that becomes a blob by a hard link, without a copy of its bytes (`LinkedFile`).
+"""Makes a file of another program a blob by a hard link, without copying its bytes (`LinkedFile`).
 
-A blob's file must never change. A hard link shares the bytes with the other name of the file. So the link is made only
-if root and the user of this process are the only users who may write to the file. The caller must be sure that the
-other program never writes to such a file again. The other program may delete its own name of the file: the link keeps
-the bytes.
+A blob's file must never change, but a program that writes to the file under its other name also changes the blob.
+Therefore the link is made only if no user except root and the user of this process may write to the file. The caller
+must be sure that the other program never writes to the file again. The other program may delete its own name of the
+file: the link keeps the bytes.
 
     uploads/UUID/1      the link, until it is moved to the place of the blob
 
-The link is first made in the directory of an upload session, and then moved. This is because link(2) cannot replace a
-file that is already at the blob's place, whereas rename(2) can. If the process dies before the move, garbage collection
-deletes the link like any other upload without a session.
+The link is made in a new upload directory and then moved, because link(2) cannot replace a file that is already at the
+blob's place, whereas rename(2) can. If the process dies before the move, garbage collection deletes the directory,
+because no upload session has this UUID.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from storage.names import Digest, UploadID
 
 
 class LinkedFile:
-    """Implements `VerifiedContent` (verified bytes that can become a blob) for a file of another program, whose digest
-    the caller has verified. `size`: in bytes. `place`: the path that the link will have, relative to the data
-    directory."""
+    """A file of another program that can become a blob. Implements the Protocol `VerifiedContent`. The caller must
+    verify the digest of the file before it calls `publish`. `size`: size of the file in bytes. `place`: the path that
+    the link will have, relative to the data directory."""
 
     def __init__(self, disk: Disk, fd: int, digest: Digest, size: int) -> None:
         """`fd`: the open file; the caller closes it. Raises LinkRefused if the file must not be linked."""
@@ -38,17 +38,17 @@ class LinkedFile:
         self.place = disk.layout.blob_place(digest)
         self._disk = disk
         self._fd = fd
-        _check_private(fd, disk.layout.uploads)
+        _check_linkable(fd, disk.layout.uploads)
 
     async def publish(self) -> None:
         """Makes the link durably at `place`. Raises LinkRefused, StorageFull, StorageFailed."""
-        # The errors of link(2) are passed as a value, because `Disk.run` makes StorageFailed of an OSError.
+        # `_publish` returns the error of link(2) as a text, because `Disk.run` turns an OSError into StorageFailed.
         refusal = await self._disk.run(self._publish)
         if refusal is not None:
             raise LinkRefused(refusal)
 
     def _publish(self) -> str | None:
-        """Makes the link. Returns why it cannot be made; None if it was made. Raises OSError."""
+        """Makes the link and returns None. If link(2) refuses it, returns the reason. Raises OSError."""
         system, layout = self._disk.system, self._disk.layout
         self._disk.reserve.require_free_space()
         system.sync(self._fd)  # the other program may not have synced its file
@@ -75,7 +75,7 @@ class LinkedFile:
                 system.rmdir(directory)
 
 
-def _check_private(fd: int, uploads: Path) -> None:
+def _check_linkable(fd: int, uploads: Path) -> None:
     """Raises LinkRefused if the open file is not a regular file, or is on another file system than `uploads`. Also
     raises it if users other than root and the user of this process can change the file."""
     status = os.fstat(fd)

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialProgress, PartialStatus, read_progress
+from storage.blobs.files.partial_state_format import PROGRESS_RECORD_SIZE, PartialProgress, PartialStatus, read_progress
 from storage.blobs.files.unreadable_files import has_unreadable_inode, skip_unreadable
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
@@ -272,7 +272,7 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
             system.unlink(paths.data)
         data_fd = system.open(paths.data, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         system.truncate(data_fd, size)
-        write_fully(system, state_fd, memoryview(bytes(RECORD_SIZE)), 0)
+        write_fully(system, state_fd, memoryview(bytes(PROGRESS_RECORD_SIZE)), 0)
         progress = PartialProgress(boot, size)
         write_progress(system, state_fd, progress)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Wakes the tasks of this process that wait for bytes of partial blobs (`PartialWaiters`).
+"""Wakes the *waiters*: the tasks of this process that wait for bytes of partial blobs (`PartialWaiters`).
 
 A *partial blob* is a blob that is still being downloaded into a file; its *owner* is the process that downloads it. If
 the owner is this process, the threads that write the bytes call `notify`. If the owner is another process, a timer
@@ -17,20 +17,21 @@ POLL_SECONDS = 0.003
 """Time between two polls of a partial blob that another process downloads."""
 MIN_WAKE_SECONDS = 0.006
 """Shortest time between two wake-ups for one partial blob that this process downloads. Without this limit, a fast
-download would wake its readers very often, for a few bytes each time."""
+download would wake its waiters very often, for a few bytes each time."""
 
 
 class GrowingFile(Protocol):
-    """The part of a partial blob that `PartialWaiters` uses: a file whose bytes arrive over time."""
+    """A file whose bytes arrive over time: the attributes and methods of a partial blob that `PartialWaiters` uses."""
 
     is_notified: bool
-    """Whether the waiters have to be checked, because `notify` was called. Only `PartialWaiters` sets it."""
+    """Whether `notify` was called after the last check of the file's waiters. Only `PartialWaiters` sets it."""
     checked_at: float
-    """When the waiters were last checked, in seconds of the event loop's clock. Only `PartialWaiters` sets it."""
+    """When the file's waiters were last checked, in seconds of the event loop's clock. Only `PartialWaiters` sets
+    it."""
 
     @property
     def is_owned_here(self) -> bool:
-        """Whether this process is the owner, so that `notify` is called after each write."""
+        """Whether this process is the owner. If it is, its threads call `notify` after each write."""
         ...
 
     def refresh(self) -> None:
@@ -74,8 +75,8 @@ class PartialWaiters:
                 future.exception()  # marks the exception as retrieved, because a cancelled task does not get it
 
     def notify(self, file: GrowingFile) -> None:
-        """Makes the event loop wake the waiters of `file` that can continue. Call it after each change of the file, in
-        any thread. Takes almost no time while no task waits for the file."""
+        """Makes the event loop wake those waiters of `file` that can continue. Call it after each change of the file,
+        in any thread. Takes almost no time while no task waits for the file."""
         if file in self._waiting and not file.is_notified:
             file.is_notified = True
             with suppress(RuntimeError):  # the event loop is closed
@@ -87,9 +88,9 @@ class PartialWaiters:
         if delay > 0:
             self._loop.call_later(delay, self._on_notify, file)
         else:
-            self._wake_ready(file)
+            self._wake_ready_waiters(file)
 
-    def _wake_ready(self, file: GrowingFile) -> None:
+    def _wake_ready_waiters(self, file: GrowingFile) -> None:
         """Refreshes `file`, and wakes the waiters whose byte is stored or whose wait has failed. Sets the poll timer if
         a task still waits and another process downloads the bytes."""
         file.is_notified, file.checked_at = False, self._loop.time()
@@ -123,7 +124,7 @@ class PartialWaiters:
         """Checks the files that other processes write."""
         self._poll_timer = None
         for file in [file for file in self._waiting if not file.is_owned_here]:
-            self._wake_ready(file)
+            self._wake_ready_waiters(file)
 
     def close(self) -> None:
         """Stops the poll timer."""

@@ -19,7 +19,7 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PIECE_BYTES = 1024 * 1024
-"""Number of bytes that are read and hashed at a time."""
+"""Number of bytes that are read and hashed at a time (a *piece*)."""
 PIECES_PER_STEP = 64
 """Largest number of pieces that one step hashes. The next step then queues for a thread, so that the steps of other
 files also get a thread."""
@@ -35,11 +35,11 @@ class PrefixDigest:
         fd: int,
         size: int,
         algorithm: str,
-        prefix_bytes: Callable[[], int],
+        prefix_length: Callable[[], int],
         run_while_open: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`fd`, `size`: the open file and the number of bytes that it will have. `algorithm`: the digest algorithm,
-        such as `sha256`. `prefix_bytes`: returns the present length of the prefix. `threads`: runs the steps.
+        """`fd`, `size`: the open file, and its number of bytes when it is complete. `algorithm`: the digest algorithm,
+        such as `sha256`. `prefix_length`: returns the present length of the prefix. `threads`: runs the steps.
         `run_while_open`: calls the given function and keeps the file open during the call; does not call it if the file
         is already closed."""
         self._system = system
@@ -47,7 +47,7 @@ class PrefixDigest:
         self._fd = fd
         self._size = size
         self._running_digest = start_digest(algorithm)
-        self._prefix_bytes = prefix_bytes
+        self._prefix_length = prefix_length
         self._run_while_open = run_while_open
         self._hashed_bytes = 0
         """Number of bytes, from the start of the file, that have been hashed."""
@@ -84,9 +84,9 @@ class PrefixDigest:
     def _next_length(self) -> int:
         """Returns the number of bytes to hash next: a whole piece, or the rest of the file if that is smaller. Returns
         0 if the prefix does not have that many unhashed bytes yet."""
-        prefix_bytes = self._prefix_bytes()
-        new_bytes = min(PIECE_BYTES, prefix_bytes - self._hashed_bytes)
-        return new_bytes if new_bytes == PIECE_BYTES or prefix_bytes == self._size else 0
+        prefix_length = self._prefix_length()
+        new_bytes = min(PIECE_BYTES, prefix_length - self._hashed_bytes)
+        return new_bytes if new_bytes == PIECE_BYTES or prefix_length == self._size else 0
 
     def _run_step(self) -> None:
         """Hashes the pieces of one step. After `PIECES_PER_STEP` pieces, submits another step, which continues."""

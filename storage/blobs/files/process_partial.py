@@ -27,7 +27,7 @@ from storage.blobs.files.partial_file_pairs import (
     write_progress,
 )
 from storage.blobs.files.partial_state_format import (
-    RECORD_SIZE,
+    PROGRESS_RECORD_SIZE,
     PartialProgress,
     PartialStatus,
     encode_failures,
@@ -50,7 +50,7 @@ class ProcessPartial:
     """A partial blob in this process. Each user calls `retain` when it starts to use the files and `release` when it
     stops. The last `release` closes the files.
 
-    If the owner is in this process, the record of stored bytes in memory is up to date. Otherwise it is the record that
+    If the owner is in this process, the stored ranges in `_extents` are up to date. Otherwise they are the ranges that
     `refresh` last read from the state file.
 
     There are two thread locks. `_lock` guards the attributes and is never held during a system call that may wait for
@@ -84,7 +84,7 @@ class ProcessPartial:
         self._paths = paths
         self._state_fd = files.state_fd
         """Descriptor of the state file; -1 after the files were closed."""
-        self._boot = files.progress.boot  # the id of the machine's boot during which the bytes are written
+        self._boot = files.progress.boot  # id of the machine's boot during which the bytes are written
         self._status = files.progress.status
         self._extents = Extents(files.progress.extents)
         """The ranges of bytes that are stored."""
@@ -93,10 +93,10 @@ class ProcessPartial:
         self._owner: object | None = None
         """The owner, if it is a user of this process; otherwise None."""
         self._owner_is_leaving = False
-        """Whether the owner has given up ownership and only finishes its running steps (`owner_step`)."""
+        """Whether the owner has called `give_up_ownership`, but some of its steps (`owner_step`) are still running."""
         self._running_steps = 0
         """Number of steps of the owner that are running."""
-        self._users = 0
+        self._user_count = 0
         """Number of `retain` calls without a `release` so far, plus the number of running steps."""
         self._has_no_owner = False
         """Whether the partial blob has no owner in any process. `refresh` updates this value. It also changes when a
@@ -117,7 +117,7 @@ class ProcessPartial:
             self.data_fd,
             self.size,
             self.digest.algorithm,
-            self._prefix_bytes,
+            self._prefix_length,
             self._run_while_open,
         )
 
@@ -134,14 +134,14 @@ class ProcessPartial:
         with self._lock:
             if self._state_fd < 0:
                 return False
-            self._users += 1
+            self._user_count += 1
             return True
 
     def release(self) -> None:
         """Removes a user. Closes the files if it was the last one."""
         with self._lock:
-            self._users -= 1
-            if self._users:
+            self._user_count -= 1
+            if self._user_count:
                 return
             state_fd, self._state_fd = self._state_fd, -1
         os.close(state_fd)
@@ -180,8 +180,8 @@ class ProcessPartial:
             if not has_file_lock and not (try_lock_byte(self._state_fd) and self._load_progress()):
                 return False
             self._owner, self._has_no_owner = user, False
-            # Hashes from the first byte again. If this process hashed bytes before, but did not record them in the
-            # state file, another process has possibly written other bytes in their place since then.
+            # Hashes from the first byte again: this process may have hashed bytes that it did not record in the state
+            # file, and a later owner may have written other bytes in their place.
             self._prefix_digest = self._start_digest()
         self._prefix_digest.start_hashing_if_ready()
         return True
@@ -227,7 +227,7 @@ class ProcessPartial:
             if not self.is_owner(user):
                 raise PartialBlobLost("this process does not own the partial blob any more")
             self._running_steps += 1
-            self._users += 1
+            self._user_count += 1
         try:
             yield
         finally:
@@ -245,8 +245,8 @@ class ProcessPartial:
         if self._owner is not None:
             return
         with as_storage_errors():
-            # Looks for an owner before it reads the progress. So if there is no owner, this progress is the last one
-            # that any owner has stored.
+            # Looks for an owner before it reads the progress. In the other order, an owner could store progress and
+            # leave between the two calls, and `stored_until` would raise PartialBlobLost for bytes that are stored.
             has_no_owner = not is_byte_locked(self._state_fd)
             progress = read_progress(self._state_fd)
         with self._lock:
@@ -298,7 +298,7 @@ class ProcessPartial:
         with self._lock:
             return [] if self._status is PartialStatus.COMMITTED else self._extents.gaps(0, self.size)
 
-    def _prefix_bytes(self) -> int:
+    def _prefix_length(self) -> int:
         """Returns the number of stored bytes before the first gap; 0 if the owner is not in this process."""
         with self._lock:
             return 0 if self._owner is None else self._extents.covered_until(0)
@@ -306,8 +306,8 @@ class ProcessPartial:
     # Steps of the owner. They block; call them inside `owner_step`.
 
     def write_at(self, offset: int, data: memoryview) -> None:
-        """Writes `data` at `offset`, except for bytes that are already stored or that another thread is writing: stored
-        bytes must never change, because a reader may have got them. Raises SizeInvalid and StorageFailed. On a full
+        """Writes `data` at `offset`. Skips bytes that are already stored or that another thread is writing: stored
+        bytes must never change, because a user may have read them. Raises SizeInvalid and StorageFailed. On a full
         disk, deletes the partial blob and raises StorageFull."""
         stop = offset + len(data)
         if offset < 0 or stop > self.size:
@@ -361,7 +361,7 @@ class ProcessPartial:
     def report_failure(self, reason: str) -> None:
         """Stores in the state file that a download of this partial blob has failed, and why. Raises OSError."""
         failures = PartialFailures(read_failures(self._state_fd).times + 1, reason)
-        write_fully(self._system, self._state_fd, memoryview(encode_failures(failures)), RECORD_SIZE)
+        write_fully(self._system, self._state_fd, memoryview(encode_failures(failures)), PROGRESS_RECORD_SIZE)
 
     def finish_digest(self) -> Digest:
         """Returns the digest of the whole data file. Call it when no byte is missing. Raises OSError, also if the file

@@ -5,8 +5,8 @@ A request that takes the session over renames the file to the next generation nu
 find the file under the old name any more, and stops.
 
 Each write and each rename holds the file's lock, and first checks that the file has not been renamed. So the previous
-owner cannot change a byte after the new owner has read the length of the file. The new owner does not wait for the
-previous owner, which may be waiting for a dead connection.
+owner cannot change a byte after the rename. The new owner does not wait until the previous owner stops, because the
+previous owner may be waiting for a dead connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.data_dir.system import System
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown
 
 PIECE_BYTES = 1024 * 1024
-"""Number of bytes that `pieces` reads at a time."""
+"""Number of bytes that `read_pieces` reads at a time."""
 
 
 class UploadFile:
@@ -39,10 +39,9 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the directory and the first file of a session. Called when its first bytes are to be written; until
-        then, a new session has no directory and no file. Raises BlobUploadInvalid if the directory exists already:
-        since the session began, another request has taken it over, and `take_over` has created the directory and the
-        file."""
+        """Creates the directory and the first file of a session. Called when the session's first bytes are to be
+        written; until then, a new session has no directory and no file. If the directory exists already, another
+        request has taken the session over (`take_over`): raises BlobUploadInvalid."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -52,8 +51,8 @@ class UploadFile:
 
     @classmethod
     def take_over(cls, system: System, directory: Path) -> UploadFile:
-        """Takes the session in `directory` over from its owner, or creates an empty session if there is none. Raises
-        BlobUploadUnknown if another request commits or deletes the session at the same time."""
+        """Takes the session in `directory` over from its owner. If the session has no file, creates an empty file.
+        Raises BlobUploadUnknown if another request commits or deletes the session at the same time."""
         with suppress(FileExistsError):
             system.mkdir(directory)
         while True:
@@ -121,10 +120,9 @@ class UploadFile:
         with self._locked_as_owner():
             return os.pread(self._fd, length, offset)
 
-    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yields the bytes from `start` up to, but without, `stop`, in pieces. Yields fewer bytes if the file ends
-        before `stop`. Does not hold the file's lock, but checks before each piece that this owner still has the
-        session."""
+    def read_pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yields the bytes from `start` up to, but without, `stop`, in pieces. Stops earlier if the file ends earlier.
+        Does not hold the file's lock, but checks before each piece that this owner still has the session."""
         while start < stop:
             self._check_owner()
             piece = os.pread(self._fd, min(PIECE_BYTES, stop - start), start)
@@ -139,7 +137,7 @@ class UploadFile:
 
     def publish(self, target: Path) -> None:
         """Moves the synced file durably to `target`, the path of the blob's file, and deletes the session's directory.
-        If there is a file at `target` already, replaces it."""
+        Replaces a file that is already at `target`."""
         with self._locked_as_owner():
             self._system.rename(self.path, target)
             self._published = True
@@ -188,8 +186,8 @@ def _last_generation(directory: Path) -> int | None:
 
 
 def upload_size(directory: Path) -> int:
-    """Returns the number of bytes of the session in `directory`, without taking the session over. Returns 0 if there is
-    no such session."""
+    """Returns the number of bytes of the session in `directory`, without taking the session over. Returns 0 if the
+    session has no file."""
     while True:
         try:
             generation = _last_generation(directory)

@@ -47,5 +47,5 @@ class UploadHasher:
 
 def _hash(running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
     """Adds the bytes of one step to the digest. Blocks. Raises OSError, BlobUploadInvalid."""
-    for piece in file.pieces(start, stop):
+    for piece in file.read_pieces(start, stop):
         running_digest.update(piece)

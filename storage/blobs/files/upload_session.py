@@ -21,26 +21,26 @@ from storage.names import Digest, UploadID
 from storage.running_digest import RunningDigest, can_save_digests, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
-"""Size of a batch. A larger batch costs memory. A smaller one costs time: passing a call to a thread and the result
-back takes about a tenth as long as writing and hashing 1 MiB."""
+"""Size of a batch. Larger batches take more memory. Smaller batches take more time: each batch is one call in a thread,
+and passing the call and its result takes about a tenth of the time for writing and hashing 1 MiB."""
 BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
 """If all uploads of the process together hold more bytes than this in memory, each upload uses batches of
 `SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
 """Size of a batch while the uploads hold too many bytes in memory."""
 SMALL_PIECE_BYTES = 4 * 1024
-"""Smaller pieces of data are copied and joined. A memory view takes about 200 bytes even if its data is one byte, and
-keeps its whole receive buffer in memory."""
+"""Pieces of data with fewer bytes than this are copied and joined, to save memory: a memory view takes about 200 bytes
+even if its data is one byte, and keeps its whole receive buffer in memory."""
 PIECE_OVERHEAD_BYTES = 200
-"""Memory that counts for each element of a batch, in addition to its data."""
+"""Memory in bytes that is counted for each element of a batch, in addition to the element's data."""
 CLOSE_INLINE_BYTES = 64 * 1024
-"""Size up to which a session's file is closed on the event loop. Closing a larger file may block for long."""
+"""Size of the largest file that is closed on the event loop. Closing a larger file may block for long."""
 
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """Counts the memory, in bytes, that the batches of all uploads of the process take (`size`). The uploads share one
-    object."""
+    """The memory that the batches of all uploads in this process take together. The uploads share one object. `size`:
+    number of bytes."""
 
     size: int = 0
 
@@ -61,8 +61,9 @@ class FileUploadSession:
         offset: int = 0,
     ) -> None:
         """`boot`: id of the machine's present boot. Each checkpoint contains it, because a reboot may lose bytes that
-        were not synced. `file`: the session's file, with `offset` bytes; None: the first write creates it.
-        `running_digest`: the digest of the bytes in the file; None: they are hashed when the session is complete."""
+        were not synced. `file`: the session's file, which has `offset` bytes; None if the session has no file yet.
+        `running_digest`: the digest of the bytes in the file. If it is None, the bytes are hashed when the session is
+        complete."""
         self._disk = disk
         self._buffers = buffers
         self._hasher = hasher
@@ -70,7 +71,7 @@ class FileUploadSession:
         self._upload = upload
         self._running_digest = running_digest
         self._opening: asyncio.Future[UploadFile] | None = None
-        """The call that creates the file, or a finished future with the file; None before the first write."""
+        """The future of the session's open file. None if the session has no file and `_open_file` was not called."""
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
@@ -84,7 +85,7 @@ class FileUploadSession:
         self._written = offset
         """Number of bytes that are in the file or that `_writing` is writing."""
         self._writing: asyncio.Future[Digest | None] | None = None
-        """The last write that was started; None after it has succeeded and `_finish_write` has returned."""
+        """The last write that was started. `_finish_write` sets this to None after the write has succeeded."""
 
     @property
     def offset(self) -> int:
@@ -92,8 +93,8 @@ class FileUploadSession:
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
-        """Adds `data` to the batch, and starts writing the batch if it is full. Before that, waits until the file is
-        created and the previous batch is written. If the uploads hold too many bytes in memory, also waits until this
+        """Adds `data` to the batch. If the batch is then full, waits until the previous batch is written and the file
+        is created, and starts writing this batch. If the uploads hold too many bytes in memory, also waits until this
         batch is written. The caller must never change the memory of `data` afterwards."""
         self._add_to_batch(data)
         is_over_limit = self._buffers.size > BUFFERED_BYTES_LIMIT
@@ -134,8 +135,8 @@ class FileUploadSession:
         return Checkpoint(self._written, state, self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
-        """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns the object
-        that can make it a blob. Otherwise raises DigestInvalid. Does not delete anything."""
+        """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns an object
+        that can make the file a blob. Otherwise raises DigestInvalid. Does not delete anything."""
         await self._finish_write()
         file = await self._open_file()
         running_digest = self._running_digest
@@ -222,8 +223,8 @@ class FileUploadSession:
         self._writing.add_done_callback(lambda _: self._free_buffers(memory))
 
     async def _hash_stored(self, expected: Digest) -> Digest:
-        """Writes all appended bytes to the file and hashes them with the algorithm of `expected`. Syncs the file if
-        this is their digest. Returns their digest."""
+        """Writes all appended bytes to the file. Computes their digest with the algorithm of `expected`, and returns
+        it. If it is equal to `expected`, syncs the file."""
         file = await self._write_out()
         running_digest = start_digest(expected.algorithm)
         await self._hasher.hash_into(running_digest, file, 0, self._written)
@@ -238,7 +239,7 @@ class FileUploadSession:
 
     async def _finish_write(self) -> Digest | None:
         """Waits for the running write, if there is one. Returns the digest that the write has computed; None if the
-        written batch was not the last one. If a write has failed, this and every later call raises its error."""
+        written batch was not the last one. If a write has failed, this call and every later call raise its error."""
         writing = self._writing
         if writing is None:
             return None
@@ -310,8 +311,8 @@ class ClaimedUploadFile:
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the digest of the file's `size` bytes. Restores the state of the checkpoint, and hashes only the
         bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
-        bytes and this process cannot save the state of a digest: the bytes are then hashed only once, when the session
-        is complete, and not again in each request of an upload in chunks."""
+        bytes and this process cannot save the state of a digest: otherwise, each request of an upload in chunks would
+        hash all bytes again. After None, the bytes are hashed when the session is complete."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None
@@ -336,8 +337,8 @@ class ClaimedUploadFile:
 
 
 class UploadedContent:
-    """The synced file of an upload session, whose digest was verified. Implements the Protocol `VerifiedContent`.
-    `place`: the path that the blob's file will have, relative to the data directory."""
+    """The file of an upload session, after its digest was verified and the file was synced. Implements the Protocol
+    `VerifiedContent`. `place`: the path that the blob's file will have, relative to the data directory."""
 
     def __init__(self, disk: Disk, file: UploadFile, digest: Digest, size: int) -> None:
         self.digest = digest
@@ -353,9 +354,9 @@ class UploadedContent:
 
 
 def close_without_waiting(disk: Disk, file: UploadFile, size: int) -> None:
-    """Closes a session's file of `size` bytes without blocking the event loop for long. Closes a file of up to
-    `CLOSE_INLINE_BYTES` itself, and lets a thread close a larger one: closing may block while the file system writes
-    data or frees blocks (50 to 160 ms for 256 MiB)."""
+    """Closes a session's file of `size` bytes without blocking the event loop for long. If the file is larger than
+    `CLOSE_INLINE_BYTES`, a thread closes it, because closing may block while the file system writes data or frees
+    blocks (50 to 160 ms for 256 MiB)."""
     fd = file.detach()
     if fd < 0:
         return

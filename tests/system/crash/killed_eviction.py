@@ -23,7 +23,7 @@ NO_BYTES = Budget("cache hub", ("hub",), 0)
 
 def evictor_of(store: StoredRegistry, now: float) -> Evictor:
     async def list_downloads() -> Set[Digest]:
-        return await store.partials.downloading()
+        return await store.partials.list_downloads()
 
     return Evictor(
         store.cached_images,

@@ -58,6 +58,6 @@ async def test_blob_of_an_upstream_with_a_long_name_can_be_downloaded(tmp_path: 
         with closing(await store.partials.claim(SHA512, 1_000_000, LONG_SOURCE)) as partial:
             assert partial.is_owner
             assert [path.name[0] for path in (tmp_path / "partials").iterdir()] == ["@", "@"]
-            assert await store.partials.downloading() == {SHA512}
+            assert await store.partials.list_downloads() == {SHA512}
         assert [expired.digest for expired in await store.partials.expire(float("inf"))] == [SHA512]
     assert list((tmp_path / "partials").iterdir()) == []

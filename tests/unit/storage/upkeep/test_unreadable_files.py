@@ -337,10 +337,10 @@ async def test_a_download_with_an_unreadable_state_counts_as_running(
     layout = layout_behind(store)
     running = await store.partials.claim(digest_of(b"y"), 1)
     idle = await partial_state(store, layout)
-    assert await store.partials.downloading() == {digest_of(b"y")}
+    assert await store.partials.list_downloads() == {digest_of(b"y")}
     unreadable.paths.add(layout.partial_state(layout.partial_name(digest_of(b"y"), 1)))
-    assert await store.partials.downloading() == {digest_of(b"y")}
+    assert await store.partials.list_downloads() == {digest_of(b"y")}
     unreadable.paths.add(idle)
-    assert await store.partials.downloading() == {digest_of(b"y"), digest_of(b"x" * 5000)}
+    assert await store.partials.list_downloads() == {digest_of(b"y"), digest_of(b"x" * 5000)}
     assert list_partials(layout, boot_id()) == []
     running.close()
