@@ -14,9 +14,10 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from registry.admin import models
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
 from registry.admin.caller import AdminCaller, Caller
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from registry.upkeep.backup_work import backup_arguments
 from storage.backups import BackupTargetUnknown

@@ -4,74 +4,21 @@ document."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from registry.admin import models
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
+from registry.admin.cache_models import CachePartResponse, QuotaResponse, is_quota
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from registry.http.query import MAX_NUMBER
-from registry.upkeep.eviction import EVICTION_KIND, CachePart, check_upstream, eviction_arguments
+from registry.upkeep.eviction import EVICTION_KIND, check_upstream, eviction_arguments
 from registry.upkeep.eviction import read_cache_status as read_parts
-from storage.usage import ScopeUse
 
 router = management_router()
-
-
-class CachePartResponse(BaseModel):
-    """The cached content of an upstream, or of all upstreams together (`upstream` is null). Sizes are in bytes."""
-
-    upstream: str | None
-    size: int = Field(description="Size of the blobs, each counted once")
-    max_size: int | None = Field(description="The budget in the settings; null: no limit")
-    blobs: int
-    tags: int
-    images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="Time of the last pull of the least recently pulled image")
-    complete: bool = Field(description="False while the content is still being counted")
-
-    @classmethod
-    def from_part(cls, part: CachePart) -> Self:
-        """Converts a part of the cache."""
-        return cls(
-            upstream=part.upstream,
-            size=part.size,
-            max_size=part.max_size,
-            blobs=part.blobs,
-            tags=part.tags,
-            images=part.images,
-            oldest_pull=models.to_datetime_or_none(part.oldest_pull),
-            complete=part.is_complete,
-        )
-
-
-class QuotaResponse(BaseModel):
-    """A quota, and how much of it is used. Sizes are in bytes; null: no limit."""
-
-    prefix: str
-    size: int
-    max_size: int | None
-    tags: int
-    max_tags: int | None
-    blobs: int
-    complete: bool = Field(description="False while the content is still being counted; the quota has no effect then")
-
-    @classmethod
-    def from_use(cls, use: ScopeUse) -> Self:
-        """Converts the use of the repositories to which a quota applies."""
-        return cls(
-            prefix=use.definition.prefixes[0],
-            size=use.bytes,
-            max_size=use.definition.max_bytes,
-            tags=use.tags,
-            max_tags=use.definition.max_tags,
-            blobs=use.blobs,
-            complete=use.is_complete,
-        )
 
 
 class EvictionRequest(BodyModel):
@@ -110,8 +57,3 @@ async def evict_from_cache(caller: AdminCaller, request: EvictionRequest) -> Job
 async def list_quotas(caller: AdminCaller) -> list[QuotaResponse]:
     """Lists the quotas in the settings, and how much of each is used."""
     return [QuotaResponse.from_use(use) for use in await caller.upkeep.store.usage.scopes() if is_quota(use)]
-
-
-def is_quota(use: ScopeUse) -> bool:
-    """Returns whether a scope belongs to a quota. A scope is a set of repositories whose use is counted."""
-    return use.definition.max_bytes is not None or use.definition.max_tags is not None

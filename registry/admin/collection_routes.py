@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from registry.upkeep.fsck import FSCK
 from storage.upkeep.collection_job import GC

@@ -4,19 +4,20 @@ not delivered to webhooks yet. The docstrings of the routes are the descriptions
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final
 
 from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 
 from registry.admin import models
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
-from registry.admin.event_stream import EVENT_STREAM_TYPE, PAGE_EVENTS, EventStream, EventStreamResponse
+from registry.admin.event_models import DeliveryResponse, EventResponse
+from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream, EventStreamResponse
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.config.event_settings import MAX_NAME_LENGTH
+from registry.events.event_feed import PAGE_EVENTS
 from registry.http.query import MAX_NUMBER, parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
@@ -41,73 +42,6 @@ than `CURSOR_STEP`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
-
-
-class EventResponse(BaseModel):
-    """An event. `address`, `request` and `user_agent` are null for a caller who may not push."""
-
-    number: int = Field(description="Later events have higher numbers")
-    id: str = Field(description="A UUID, the same one that webhooks get")
-    time: datetime
-    action: str
-    repository: str
-    tag: str | None
-    digest: str | None
-    previous: str | None = Field(description="What the tag pointed at before it moved")
-    media_type: str
-    size: int
-    actor: str
-    address: str | None
-    request: str | None
-    user_agent: str | None
-    reason: str
-
-    @classmethod
-    def from_stored(cls, event: Event, *, with_client: bool = True) -> Self:
-        """Converts a stored event. `with_client`: whether to include `address`, `request` and `user_agent`."""
-        content, by = event.content, event.content.by
-        return cls(
-            number=event.number,
-            id=event.id,
-            time=models.to_datetime(content.at),
-            action=content.action,
-            repository=content.repository,
-            tag=content.tag,
-            digest=content.digest,
-            previous=content.previous,
-            media_type=content.media_type,
-            size=content.size,
-            actor=by.name,
-            address=by.address if with_client else None,
-            request=by.request_id if with_client else None,
-            user_agent=by.user_agent if with_client else None,
-            reason=content.reason,
-        )
-
-
-class DeliveryResponse(BaseModel):
-    """An event that is not delivered to a webhook yet, or that the server no longer tries to deliver (a dead
-    letter)."""
-
-    webhook: str
-    event: EventResponse
-    attempts: int = Field(description="How often the endpoint refused it")
-    error: str = Field(description="Why the last attempt failed")
-    next_attempt: datetime | None = Field(description="Null: it waits for its turn, or is not tried any more")
-    dead_since: datetime | None = Field(description="When it was given up; null: it is still tried")
-
-    @classmethod
-    def from_stored(cls, delivery: Delivery) -> Self:
-        """Converts a stored delivery."""
-        is_scheduled = delivery.dead is None and delivery.next_at > 0
-        return cls(
-            webhook=delivery.webhook,
-            event=EventResponse.from_stored(delivery.event),
-            attempts=delivery.attempts,
-            error=delivery.error,
-            next_attempt=models.to_datetime(delivery.next_at) if is_scheduled else None,
-            dead_since=models.to_datetime_or_none(delivery.dead),
-        )
 
 
 class RetryBody(BodyModel):

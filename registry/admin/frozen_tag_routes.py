@@ -5,17 +5,17 @@ sends the request."""
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from registry.admin import models
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
 from registry.admin.caller import Caller, LoggedInCaller
 from registry.admin.management_route import LimitQuery
 from registry.admin.management_router import management_router
+from registry.admin.tag_models import FrozenTagResponse
 from registry.upkeep.frozen_tags import freeze_tag, parse_tag_reference, unfreeze_tag
 from storage.access import Action
 from storage.content import Page
@@ -34,27 +34,6 @@ ReferenceQuery = Annotated[
 ]
 
 router = management_router()
-
-
-class FrozenTagResponse(BaseModel):
-    """A frozen tag. `repository` is the name in the store, which begins with the name of the upstream."""
-
-    repository: str = Field(examples=["docker.io/library/ubuntu"])
-    tag: str = Field(examples=["24.04"])
-    digest: str
-    since: datetime
-    frozen_by: str = Field(description="The account or command that froze it")
-
-    @classmethod
-    def from_stored(cls, frozen: FrozenTag) -> Self:
-        """Converts a stored frozen tag."""
-        return cls(
-            repository=frozen.repository,
-            tag=frozen.tag,
-            digest=frozen.digest,
-            since=models.to_datetime(frozen.at),
-            frozen_by=frozen.actor,
-        )
 
 
 class TagToFreeze(BodyModel):

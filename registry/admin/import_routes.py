@@ -9,9 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from registry.admin.body_limits import BodyModel, FailFastList
+from registry.admin.body_model import BodyModel, FailFastList
 from registry.admin.caller import AdminCaller
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from storage.imports import ImportInvalid
 

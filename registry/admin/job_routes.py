@@ -4,63 +4,21 @@ the routes are the descriptions in the OpenAPI document."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 from fastapi import Path, Query
-from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller
+from registry.admin.job_models import JobResponse
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.http.query import MAX_NUMBER, parse_number
-from storage.jobs import JSON, Job
+from storage.jobs import JSON
 
 router = management_router()
 PathJob = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
 """The id of a job in the path."""
-
-
-class JobResponse(BaseModel):
-    """A job. `state`: queued, running, done, failed or stopped. `done` of `total` units are done."""
-
-    id: int
-    kind: str
-    arguments: dict[str, Any]
-    state: str
-    stopping: bool = Field(description="Somebody asked to stop it, and it has not ended yet")
-    started_by: str = Field(description="The account or command that started it")
-    holder: str = Field(description="The process that runs it; empty if none does yet")
-    created: datetime
-    updated: datetime
-    ended: datetime | None
-    done: int
-    total: int | None
-    unit: str = Field(description="What `done` and `total` count, such as `blobs`")
-    message: str = Field(description="What it does now, or why it ended")
-    result: Any
-
-    @classmethod
-    def from_stored(cls, job: Job) -> Self:
-        """Converts a stored job."""
-        return cls(
-            id=job.id,
-            kind=job.kind,
-            arguments=dict(job.arguments),
-            state=job.state,
-            stopping=job.is_stopping and job.ended is None,
-            started_by=job.actor,
-            holder=job.holder,
-            created=models.to_datetime(job.created),
-            updated=models.to_datetime(job.updated),
-            ended=models.to_datetime_or_none(job.ended),
-            done=job.progress.done,
-            total=job.progress.total,
-            unit=job.progress.unit,
-            message=job.progress.message,
-            result=job.result,
-        )
 
 
 async def queue_job(caller: Caller, kind: str, arguments: Mapping[str, JSON]) -> JobResponse:

@@ -12,7 +12,6 @@ from starlette.routing import BaseRoute
 
 from registry.admin import (
     account_routes,
-    activity_routes,
     audit_routes,
     backup_routes,
     cache_routes,
@@ -97,7 +96,6 @@ _ROUTE_MODULES: Final = (
     import_routes,
     event_routes,
     status_routes,
-    activity_routes,
     search_routes,
 )
 """The modules with the routes below `/api/v1`."""

@@ -14,13 +14,14 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
-from registry.admin.body_limits import BodyModel, FailFastList
-from registry.admin.cache_routes import CachePartResponse
+from registry.admin.body_model import BodyModel, FailFastList
+from registry.admin.cache_models import CachePartResponse
 from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.frozen_tag_routes import MAX_REFERENCE_CHARACTERS, check_may_manage
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
-from registry.admin.status_routes import FillStatus, UpstreamStatus, read_fills, read_upstreams
+from registry.admin.server_status import FillStatus, UpstreamStatus, read_fills, read_upstreams
 from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
 from registry.upkeep.eviction import check_upstream, read_cache_status
 from registry.upkeep.warm_work import MAX_WARMED_IMAGES, WARM_KIND, warm_arguments

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
-from registry.admin.body_limits import BodyModel, FailFastList
+from registry.admin.body_model import BodyModel, FailFastList
 from registry.auth.administration import parse_actions, parse_pattern
 from registry.browse.models import utc_time
 from registry.config import parse_duration

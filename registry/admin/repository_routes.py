@@ -18,7 +18,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from pydantic import Field
 
 from registry.admin.archive_response import ArchiveResponse, InMemoryResponse
-from registry.admin.body_limits import BodyModel, FailFastList, max_entries
+from registry.admin.body_model import BodyModel, FailFastList, max_entries
 from registry.admin.caller import AnyCaller
 from registry.admin.management_router import management_router
 from registry.admin.repository_body_routes import DeleteRoute, LargeDeleteRoute, LargePushRoute

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, LoggedInCaller
-from registry.admin.job_routes import JobResponse, queue_job
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import queue_job
 from registry.admin.management_router import management_router
 from registry.upkeep.retention import retention_work
 from registry.upkeep.retention.preview import PreviewLine, PreviewSummary, RepositoryPreview

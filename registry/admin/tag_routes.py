@@ -7,24 +7,23 @@ the end of the path: `/tags/TAG/history`, `/tag-history`, `/tags/TAG/restore` or
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
 from fastapi import Depends, Path
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from registry.admin import models
-from registry.admin.body_limits import BodyModel
+from registry.admin.body_model import BodyModel
 from registry.admin.caller import AnyCaller, Caller
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.admin.repository_body_routes import PushRoute
 from registry.admin.repository_rights import require_pushable, require_readable
+from registry.admin.tag_models import TagChangeResponse, TagMoveResponse
 from registry.http.query import parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
 from storage.names import Digest, RepositoryName, Tag, as_reference
-from storage.tag_history import TagChange, TagMove
 from storage.upkeep.tag_changes import TagChanges
 
 router = management_router()
@@ -44,59 +43,6 @@ async def path_tag(tag: Annotated[str, Path(examples=["v1"])]) -> Tag:
 
 PathRepository = Annotated[RepositoryName, Depends(path_repository)]
 PathTag = Annotated[Tag, Depends(path_tag)]
-
-
-class TagChangeResponse(BaseModel):
-    """A change of a tag. `address`, `request` and `user_agent` are null for a caller who may not push."""
-
-    id: str
-    tag: str
-    at: datetime
-    digest: str | None = Field(description="What the tag points at since then; null: the tag was deleted")
-    previous: str | None = Field(description="What the tag pointed at before; null: there was no such tag")
-    availability: Literal["stored", "deleted", "gone"] | None = Field(
-        description="Whether the manifest `digest` is `stored`, or `deleted` but can be put back, or `gone`. Null if "
-        "`digest` is null"
-    )
-    actor: str
-    address: str | None
-    request: str | None
-    user_agent: str | None
-
-    @classmethod
-    def from_stored(cls, change: TagChange, *, with_client: bool = True) -> Self:
-        """Converts an entry of the history. `with_client`: whether to include the client's address, its program and the
-        id of its request."""
-        return cls(
-            id=str(change.id),
-            tag=change.tag,
-            at=models.to_datetime(change.at),
-            digest=change.digest,
-            previous=change.previous,
-            availability=None if change.availability is None else change.availability.value,
-            actor=change.by.name,
-            address=change.by.address if with_client else None,
-            request=change.by.request_id if with_client else None,
-            user_agent=change.by.user_agent if with_client else None,
-        )
-
-
-class TagMoveResponse(BaseModel):
-    """A tag after a change. `previous`: what it pointed at before; null: there was no such tag. `restored`: digests of
-    the deleted manifests that were put back for it."""
-
-    repository: str
-    tag: str
-    digest: str
-    previous: str | None
-    restored: list[str]
-
-    @classmethod
-    def from_stored(cls, repo: RepositoryName, move: TagMove) -> Self:
-        """Converts the result of a change."""
-        return cls(
-            repository=repo, tag=move.tag, digest=move.digest, previous=move.previous, restored=list(move.restored)
-        )
 
 
 class TagMoveRequest(BodyModel):

@@ -59,7 +59,7 @@ def tail(
     _check_action(action)
 
     async def print_events(upkeep: UpkeepComponents) -> None:
-        from registry.admin.event_stream import follow
+        from registry.events.event_feed import follow
         from storage.outbox import EventAction
 
         if not upkeep.settings.events.keep:
@@ -104,7 +104,7 @@ def list_events(
             fail("--dead, --pending and --webhook cannot be combined with --action or --repository", USAGE_ERROR)
         _list_deliveries(config, data, webhook, limit, only_dead=dead, only_pending=pending, as_json=as_json)
         return
-    from registry.admin.event_routes import EventResponse
+    from registry.admin.event_models import EventResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.outbox import EventAction
 
@@ -141,7 +141,7 @@ def _list_deliveries(
 ) -> None:
     """Prints the pending deliveries and the dead letters, or only one kind of them (`only_pending`, `only_dead`).
     `webhook`: the name of the webhook; None: all. `limit`: the largest number of lines."""
-    from registry.admin.event_routes import DeliveryResponse
+    from registry.admin.event_models import DeliveryResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[Delivery]:
@@ -200,7 +200,7 @@ def _check_action(action: str | None) -> None:
 
 def _print_event(event: Event, *, as_json: bool) -> None:
     """Prints one line: columns of a fixed width, or JSON."""
-    from registry.admin.event_routes import EventResponse
+    from registry.admin.event_models import EventResponse
 
     if as_json:
         print_json_document(EventResponse.from_stored(event).model_dump_json())

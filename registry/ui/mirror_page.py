@@ -21,7 +21,8 @@ from registry.admin.frozen_tag_routes import (
     list_frozen_tags,
     unfreeze,
 )
-from registry.admin.job_routes import JobResponse, list_jobs
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import list_jobs
 from registry.admin.mirror_routes import (
     MAX_IMAGE_TEXT_CHARACTERS,
     ContentToPurge,

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.activity_routes import ActivityPeriod, read_activity_for
 from registry.admin.caller import Caller
-from registry.admin.event_routes import EventResponse, recent_events
+from registry.admin.event_models import EventResponse
+from registry.admin.event_routes import recent_events
 from registry.admin.models import AuditEntryResponse
-from registry.admin.status_routes import ServerStatus, read_server_status
+from registry.admin.server_status import ServerStatus, read_server_status
+from registry.admin.status_routes import ActivityPeriod, read_activity_for
 from registry.ui.charts import Chart
 from registry.ui.languages import translatable
 from registry.ui.page_route import (

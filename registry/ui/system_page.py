@@ -6,7 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.status_routes import read_server_status
+from registry.admin.server_status import read_server_status
 from registry.ui.languages import translatable
 from registry.ui.page_route import PageRoute, admin_of, page_response
 

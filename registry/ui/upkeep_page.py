@@ -13,7 +13,8 @@ from registry.admin.backup_routes import BackupResponse, NewBackup, list_backups
 from registry.admin.cache_routes import EvictionRequest, evict_from_cache, list_quotas, read_cache
 from registry.admin.caller import Caller
 from registry.admin.collection_routes import CheckRequest, CollectionRequest, check_store, collect_garbage
-from registry.admin.job_routes import JobResponse, list_jobs
+from registry.admin.job_models import JobResponse
+from registry.admin.job_routes import list_jobs
 from registry.admin.retention_routes import apply_retention, preview_repositories, preview_retention
 from registry.admin.scrub_routes import list_damaged, show_scrub, start_scrub
 from registry.config import format_duration

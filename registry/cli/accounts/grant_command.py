@@ -174,7 +174,7 @@ def explain(
 
     explanation = administer(config, data, work)
     if as_json:
-        from registry.admin.rights_routes import RightsResponse
+        from registry.admin.rights_models import RightsResponse
 
         print_json(RightsResponse.from_explanation(explanation))
         return

@@ -95,7 +95,7 @@ def list_frozen(
     with one_line_errors():
         frozen_tags = run_on_mirrors(settings, read, create_data_directory=False)
     if as_json:
-        from registry.admin.frozen_tag_routes import FrozenTagResponse
+        from registry.admin.tag_models import FrozenTagResponse
 
         print_json([FrozenTagResponse.from_stored(frozen) for frozen in frozen_tags])
     else:
@@ -153,7 +153,7 @@ def _run_for_each(
 def _print_result(event: str, name: str, frozen: FrozenTag, message: str, *, as_json: bool) -> None:
     """Prints the result for one tag as a line."""
     if as_json:
-        from registry.admin.frozen_tag_routes import FrozenTagResponse
+        from registry.admin.tag_models import FrozenTagResponse
 
         fields = FrozenTagResponse.from_stored(frozen).model_dump(mode="json")
         print_json_line({"event": event, **fields, "message": message})

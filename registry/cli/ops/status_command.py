@@ -21,7 +21,7 @@ from registry.cli.options import (
 from registry.cli.output import plain_console, print_json, print_json_document, print_line
 
 if TYPE_CHECKING:
-    from registry.admin.status_routes import ServerStatus
+    from registry.admin.server_status import ServerStatus
     from registry.config import Settings
     from registry.upkeep.components import UpkeepComponents
 
@@ -64,7 +64,7 @@ def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[Ser
     """Opens the data directory, runs `work`, and returns its result. If the store cannot be opened, for example because
     the disk is full, builds the status from the files in which the server's workers report their state. Raises the
     store's error if these reports show no running server or cannot be read."""
-    from registry.admin.status_routes import status_without_store
+    from registry.admin.server_status import status_without_store
     from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError
@@ -84,7 +84,7 @@ def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[Ser
 
 
 async def _read(upkeep: UpkeepComponents) -> ServerStatus:
-    from registry.admin.status_routes import read_server_status
+    from registry.admin.server_status import read_server_status
 
     return await read_server_status(upkeep)
 

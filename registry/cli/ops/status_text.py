@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from registry.admin.status_routes import EndpointStatus, ServerStatus, UploadStatus, UpstreamStatus
+from registry.admin.server_status import EndpointStatus, ServerStatus, UploadStatus, UpstreamStatus
 from registry.cli.output import human_size, new_table, plural
 
 _MAX_ROWS = 10

@@ -30,7 +30,7 @@ JsonLines = Annotated[
 )
 def show_status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the cached content of each upstream, then that of all upstreams together, as a table or as JSON."""
-    from registry.admin.cache_routes import CachePartResponse
+    from registry.admin.cache_models import CachePartResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from registry.upkeep.eviction import read_cache_status
 

@@ -35,7 +35,7 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """Prints the newest jobs, as a table or as JSON."""
-    from registry.admin.job_routes import JobResponse
+    from registry.admin.job_models import JobResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[Job]:
@@ -57,7 +57,7 @@ def show_job(
     job: JobArgument, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False
 ) -> None:
     """Prints a job as JSON, or as a table of its fields."""
-    from registry.admin.job_routes import JobResponse
+    from registry.admin.job_models import JobResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> Job:

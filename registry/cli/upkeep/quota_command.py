@@ -24,7 +24,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 )
 def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the quotas, as a table or as JSON."""
-    from registry.admin.cache_routes import QuotaResponse, is_quota
+    from registry.admin.cache_models import QuotaResponse, is_quota
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[ScopeUse]:

@@ -15,7 +15,7 @@ from registry.cli.output import human_size, local_time, print_json, print_line, 
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 if TYPE_CHECKING:
-    from registry.admin.scrub_routes import DamagedBlobResponse, QuarantinedResponse, ScrubStatus
+    from registry.admin.scrub_status import DamagedBlobResponse, QuarantinedResponse, ScrubStatus
     from registry.upkeep.components import UpkeepComponents
     from storage.upkeep.job_runner import Work
 
@@ -129,7 +129,7 @@ def _count(number: int, noun: str) -> str:
 )
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the rounds and the damaged content, as tables or as JSON."""
-    from registry.admin.scrub_routes import DamagedBlobResponse, ScrubStatus, scrub_status
+    from registry.admin.scrub_status import DamagedBlobResponse, ScrubStatus, scrub_status
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     class FullStatus(ScrubStatus):
@@ -184,7 +184,7 @@ def _print_damaged(scrub_status: ScrubStatus, blobs: list[DamagedBlobResponse]) 
 )
 def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the entries of the quarantine, as a table or as JSON."""
-    from registry.admin.scrub_routes import quarantined
+    from registry.admin.scrub_status import quarantined
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[QuarantinedResponse]:
@@ -218,7 +218,7 @@ def delete_quarantine(
     data: DataOption = None,
 ) -> None:
     """Deletes one entry of the quarantine."""
-    from registry.admin.scrub_routes import delete_quarantined
+    from registry.admin.scrub_status import delete_quarantined
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def delete(upkeep: UpkeepComponents) -> None:

@@ -46,7 +46,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Prints the history as a table or as JSON."""
-    from registry.admin.tag_routes import TagChangeResponse
+    from registry.admin.tag_models import TagChangeResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     repo, tag = _parse_or_fail(reference)
@@ -197,7 +197,7 @@ def delete(
 
 def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
     """Prints what a tag points at after a change."""
-    from registry.admin.tag_routes import TagMoveResponse
+    from registry.admin.tag_models import TagMoveResponse
     from registry.cli.upkeep.upkeep_run import print_json_line
 
     if as_json:

@@ -13,7 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from registry.admin.body_limits import MAX_LARGE_BODY_BYTES, MAX_UNKNOWN_FIELDS, BodyModel, BoundedRequest
+from registry.admin.body_limits import MAX_LARGE_BODY_BYTES, BoundedRequest
+from registry.admin.body_model import MAX_UNKNOWN_FIELDS, BodyModel
 from registry.admin.management_api import management_routes
 from registry.admin.middleware import MAX_LISTED_ERRORS, add_error_handlers
 from registry.admin.repository_routes import ExpectedTagsToRemove

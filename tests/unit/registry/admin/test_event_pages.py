@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from registry.admin.event_routes import CURSOR_STEP
-from registry.admin.event_stream import PAGE_EVENTS
 from registry.auth.rights.principal import Principal
+from registry.events.event_feed import PAGE_EVENTS
 from storage.access import Action
 from storage.composition import open_registry
 from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, EventAction, EventReader, NewEvent

@@ -18,12 +18,11 @@ from registry.admin.event_stream import (
     EVENT_STREAM_TYPE,
     KEEP_ALIVE_SECONDS,
     MAX_STREAMS_PER_VISITOR,
-    PAGE_EVENTS,
     AsJSON,
     EventStream,
-    follow,
 )
 from registry.asgi import Message
+from registry.events.event_feed import PAGE_EVENTS, follow
 from registry.server.connection.flow_control import ClientDisconnected
 from storage.access import AccountName, Action, Grantee
 from storage.composition import open_registry, prepare_data_dir

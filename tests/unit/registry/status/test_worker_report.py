@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.admin.status_routes import read_server_status
+from registry.admin.server_status import read_server_status
 from registry.asgi import ServerCounts
 from registry.backend import open_backend
 from registry.config import Settings

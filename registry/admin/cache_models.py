@@ -1,0 +1,70 @@
+"""The use of the cache and of quotas, as the management API and the commands `cache`, `quota` and `status` show them.
+The docstrings of the models and the descriptions of their fields appear in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.upkeep.eviction import CachePart
+from storage.usage import ScopeUse
+
+
+class CachePartResponse(BaseModel):
+    """The cached content of an upstream, or of all upstreams together (`upstream` is null). Sizes are in bytes."""
+
+    upstream: str | None
+    size: int = Field(description="Size of the blobs, each counted once")
+    max_size: int | None = Field(description="The budget in the settings; null: no limit")
+    blobs: int
+    tags: int
+    images: int = Field(description="Number of images. The manifests of an index count as one image")
+    oldest_pull: datetime | None = Field(description="Time of the last pull of the least recently pulled image")
+    complete: bool = Field(description="False while the content is still being counted")
+
+    @classmethod
+    def from_part(cls, part: CachePart) -> Self:
+        """Converts a part of the cache."""
+        return cls(
+            upstream=part.upstream,
+            size=part.size,
+            max_size=part.max_size,
+            blobs=part.blobs,
+            tags=part.tags,
+            images=part.images,
+            oldest_pull=models.to_datetime_or_none(part.oldest_pull),
+            complete=part.is_complete,
+        )
+
+
+class QuotaResponse(BaseModel):
+    """A quota, and how much of it is used. Sizes are in bytes; null: no limit."""
+
+    prefix: str
+    size: int
+    max_size: int | None
+    tags: int
+    max_tags: int | None
+    blobs: int
+    complete: bool = Field(description="False while the content is still being counted; the quota has no effect then")
+
+    @classmethod
+    def from_use(cls, use: ScopeUse) -> Self:
+        """Converts the use of the repositories to which a quota applies."""
+        return cls(
+            prefix=use.definition.prefixes[0],
+            size=use.bytes,
+            max_size=use.definition.max_bytes,
+            tags=use.tags,
+            max_tags=use.definition.max_tags,
+            blobs=use.blobs,
+            complete=use.is_complete,
+        )
+
+
+def is_quota(use: ScopeUse) -> bool:
+    """Returns whether a scope belongs to a quota. A scope is a set of repositories whose use is counted."""
+    return use.definition.max_bytes is not None or use.definition.max_tags is not None

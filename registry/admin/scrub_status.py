@@ -1,0 +1,154 @@
+"""Scrub, damaged content and the quarantine, as the management API and `entrepot scrub` show them. The docstrings of
+the models and the descriptions of their fields appear in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from registry.admin import models
+from registry.admin.job_models import JobResponse
+from storage.blobs.blob_store import QuarantinedBytes
+from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
+from storage.errors import BlobUnknown
+from storage.names import Digest
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.scrubber import KIND
+
+# The largest number of entries of each kind in a response.
+SHOWN_ROUNDS = 20
+MAX_DAMAGED_MANIFESTS = 1000
+MAX_QUARANTINED = 1000
+
+
+class RoundResponse(BaseModel):
+    """A round of scrub. `ended` is null until the round is complete. `blobs`, `manifests` and `bytes`: what the round
+    has read so far. `total_bytes`: the bytes of all blobs that it reads."""
+
+    id: int
+    started: datetime
+    updated: datetime
+    ended: datetime | None
+    blobs: int
+    manifests: int
+    bytes: int
+    total_bytes: int
+    damaged: int = Field(description="How many blobs and manifests were found damaged")
+
+    @classmethod
+    def from_stored(cls, stored: ScrubRound) -> Self:
+        """Converts a stored round."""
+        return cls(
+            id=stored.id,
+            started=models.to_datetime(stored.started),
+            updated=models.to_datetime(stored.updated),
+            ended=models.to_datetime_or_none(stored.ended),
+            blobs=stored.blobs,
+            manifests=stored.manifests,
+            bytes=stored.checked_bytes,
+            total_bytes=stored.total_bytes,
+            damaged=stored.damaged,
+        )
+
+
+class DamagedBlobResponse(BaseModel):
+    """A damaged blob, which is not served until it is stored again."""
+
+    digest: str
+    size: int
+    found: datetime
+    reason: str
+    repositories: list[str] = Field(description="Some of the repositories that have the blob, at most twenty")
+
+    @classmethod
+    def from_stored(cls, stored: DamagedBlob) -> Self:
+        """Converts a stored record."""
+        return cls(
+            digest=stored.digest,
+            size=stored.size,
+            found=models.to_datetime(stored.found),
+            reason=stored.reason,
+            repositories=list(stored.repositories),
+        )
+
+
+class DamagedManifestResponse(BaseModel):
+    """A damaged manifest, which is not served until it is pushed again."""
+
+    repository: str
+    digest: str
+    found: datetime
+    reason: str
+
+    @classmethod
+    def from_stored(cls, stored: DamagedManifest) -> Self:
+        """Converts a stored record."""
+        return cls(
+            repository=stored.repository,
+            digest=stored.digest,
+            found=models.to_datetime(stored.found),
+            reason=stored.reason,
+        )
+
+
+class ScrubStatus(BaseModel):
+    """The rounds of scrub, the newest first; the scrub job that is running or queued; and the damaged manifests."""
+
+    rounds: list[RoundResponse]
+    job: JobResponse | None
+    damaged_manifests: list[DamagedManifestResponse]
+
+
+class QuarantinedResponse(BaseModel):
+    """Damaged bytes that the registry keeps for inspection. `damaged`: whether the blob is still damaged."""
+
+    digest: str
+    place: str = Field(description="Where the bytes are: a path in the data directory, if blobs are stored as files")
+    size: int
+    since: datetime
+    damaged: bool
+
+    @classmethod
+    def from_stored(cls, stored: QuarantinedBytes, *, damaged: bool) -> Self:
+        """Converts an entry of the quarantine."""
+        return cls(
+            digest=stored.digest,
+            place=stored.place,
+            size=stored.size,
+            since=models.to_datetime(stored.since),
+            damaged=damaged,
+        )
+
+
+async def scrub_status(store: StoredRegistry) -> ScrubStatus:
+    """Returns the status that `GET /scrub` and `entrepot scrub status` show."""
+    active = await store.jobs.active(KIND)
+    return ScrubStatus(
+        rounds=[RoundResponse.from_stored(each) for each in await store.damage.rounds(SHOWN_ROUNDS)],
+        job=JobResponse.from_stored(active[0]) if active else None,
+        damaged_manifests=[
+            DamagedManifestResponse.from_stored(each)
+            for each in await store.damage.damaged_manifests(MAX_DAMAGED_MANIFESTS)
+        ],
+    )
+
+
+async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
+    """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
+    # `damage.place_of` returns where the right bytes of a blob are: "" while the blob is damaged.
+    # `QuarantinedResponse.place` is where the damaged bytes are.
+    return [
+        QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
+        for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
+    ]
+
+
+async def delete_quarantined(store: StoredRegistry, text: str) -> None:
+    """Deletes the entry of the quarantine with the digest `text`. Raises DigestInvalid, and BlobUnknown if there is no
+    such entry."""
+    digest = Digest(text)
+    async with store.locks.hold(digest):
+        if not await store.blobs.delete_quarantined(digest):
+            raise BlobUnknown(f"the quarantine has no bytes of {digest}")
