@@ -47,7 +47,7 @@ class Backend(NamedTuple):
     - `router`: passes each call to the store or to a mirror.
     - `upkeep`: the objects for the upkeep of the store and the mirrors.
     - `pulls`: records the pulls that this process serves.
-    - `pull_events`: makes an event of each pull; None: the settings ask for no such events.
+    - `pull_events`: makes an event of each pull; None: the settings ask for no events of pulls.
     - `work`: the background work of a server.
     - `mirrors`: the mirrors, by the names of their upstreams.
     - `upstream_search`: sends searches to the first upstream with the setting `search`; None: no upstream has it."""
@@ -72,7 +72,7 @@ def make_mirror(
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Does not connect to the
     upstream. The caller must close the mirror with `aclose`, which also closes the mirror's HTTP client. `clock`
     returns seconds since 1970. `observer` counts the mirror's work; None: the work is not counted.
-    `pass_through_memory`: see `Mirror`."""
+    `pass_through_memory`: the budget for blobs that are sent without being stored; None: the mirror makes its own."""
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
@@ -89,7 +89,7 @@ def make_mirror(
 
 def _pass_through_memory(settings: Settings) -> MemoryBudget | None:
     """Returns the memory budget for blobs that mirrors send without storing them, because the disk is full. All mirrors
-    of this process share it. None: the settings have no upstream."""
+    of this process share the budget. Returns None if the settings have no upstream."""
     if not settings.upstream:
         return None
     from registry.mirror.pass_through import new_pass_through_memory
@@ -106,7 +106,7 @@ def immutable_tags(settings: Settings) -> ImmutableTags:
     return ImmutableTags(rules, mirrored=(upstream.name for upstream in settings.upstream))
 
 
-def preload_mirrors(settings: Settings) -> None:
+def preload_optional_modules(settings: Settings) -> None:
     """Imports the modules of mirrors if the settings have an upstream, and the modules of webhooks if the settings have
     a webhook. The server calls this before it forks the workers, so that they share the memory of these modules."""
     if settings.webhook:
@@ -120,8 +120,8 @@ def preload_mirrors(settings: Settings) -> None:
 
 
 def _open_search(settings: Settings) -> UpstreamSearch | None:
-    """Returns the object that sends searches to the first upstream with the setting `search`; None: no upstream has
-    this setting."""
+    """Returns the object that sends searches to the first upstream with the setting `search`. Returns None if no
+    upstream has this setting."""
     upstream = next((upstream for upstream in settings.upstream if upstream.search is not None), None)
     if upstream is None:
         return None
@@ -147,12 +147,12 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `is_server`: whether the process is a server. A server logs when the disk becomes full, and does the work in the
-      background that `BackgroundWork` describes.
+    - `is_server`: whether the process is a server. A server logs when the disk becomes full, and does the work that
+      `BackgroundWork` describes.
     - `starts_background_work`: whether a server starts its background work now. False: the caller starts it later with
       `Backend.work`.
-    - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
-      only for reading. False: raises StorageFull.
+    - `may_open_read_only`: whether to open the database only for reading if the disk is too full to open it for
+      writing. False: raises StorageFull in this case.
     - `clock`: returns seconds since 1970.
     - `telemetry`: counts the work of the store and the mirrors; None: this work is not counted."""
     async with AsyncExitStack() as stack:
@@ -162,7 +162,7 @@ async def open_backend(
                 grace=settings.gc.grace,
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
-                starts_rounds=not is_server,  # a server starts them with its other work
+                starts_rounds=not is_server,  # a server starts the rounds with `BackgroundWork`
                 watch_disk_space=is_server,
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
@@ -186,7 +186,7 @@ async def open_backend(
             store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
-            is_confirmed=store.records.is_confirmed,  # whether a private upstream has confirmed that it has a blob
+            is_confirmed=store.records.is_confirmed,  # whether it is recorded that the upstream's repository has a blob
         )
         upstream_search = _open_search(settings)
         if upstream_search is not None:

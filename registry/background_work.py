@@ -7,14 +7,14 @@ This work is:
 - to count the space that repositories and caches use;
 - to update the search index;
 - to evict cached images, and to fetch images before clients request them;
-- to ask the upstreams about mirrored tags within their cooldown;
+- to ask the upstreams about mirrored tags that are within their cooldown;
 - to send events to webhooks;
 - to collect garbage.
 
-The *cooldown* of a tag is a time after the tag has moved at the upstream. During this time, the mirror still serves the
-older digest.
+The *cooldown* of a tag is a period after the tag has moved to another digest at the upstream. During this period, the
+mirror still serves the older digest.
 
-For most of this work, a lease (a lock across processes) lets only one process at a time do it.
+Only one process at a time does most of this work: the process that holds the work's lease (a lock across processes).
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ log = logging.getLogger("registry")
 
 
 class BackgroundWork:
-    """The work of one process in the background, with one set of settings. It is started at most once. When another
-    application or process takes over, call `hand_over`, then `finish`, which waits for running jobs and downloads, and
-    then `aclose`. When the process must end soon, call only `aclose`."""
+    """The work of one process in the background, with one set of settings. It is started at most once.
+
+    - When another application or process takes over the work, call `hand_over`, then `finish`, then `aclose`. `finish`
+      waits for running jobs and downloads.
+    - When the process must end soon, call only `aclose`."""
 
     def __init__(
         self,
@@ -72,9 +74,10 @@ class BackgroundWork:
         activity: ActivityCounts | None = None,
         on_job_ended: OnJobEnded = ignore_job_end,
     ) -> None:
-        """`pull_events`: makes an event of each pull; None: the settings ask for no such events. `delivery_observer`
-        counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of pulls, pushes and
-        mirrored requests; None: they are not counted. `on_job_ended` is called at the end of each job."""
+        """`pull_events`: makes an event of each pull; None: the settings ask for no events of pulls.
+        `delivery_observer`: counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of
+        pulls, pushes and mirrored requests; None: they are not counted. `on_job_ended` is called at the end of each
+        job."""
         self._settings = settings
         self._store = store
         self._router = router
@@ -93,7 +96,7 @@ class BackgroundWork:
 
     async def start(self) -> None:
         """Starts the work, unless it was started already. Does nothing if the store was opened read-only: the work
-        could store nothing, and it would hold the leases of the work that starts when the store is writable again."""
+        could store nothing, and would hold leases that other work needs when the store is writable again."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -121,8 +124,9 @@ class BackgroundWork:
         self._schedules = [asyncio.create_task(work) for work in schedules]
 
     async def hand_over(self) -> None:
-        """Stops the schedules, and starts no further job: the application with the new settings, or another process,
-        now does this work. Running jobs and downloads continue. May be called repeatedly."""
+        """Stops the tasks that depend on the settings, and starts no further job. The application with the new
+        settings, or another process, now does this work. Running jobs and downloads continue. May be called
+        repeatedly."""
         self._runner.stop_starting_jobs()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
@@ -138,18 +142,18 @@ class BackgroundWork:
 
     async def aclose(self) -> None:
         """Ends all of the work. Another process continues the jobs that can be resumed. Stores the pulls of the last
-        seconds, even if the work was never started: the application answers requests before it starts the work. Stores
-        the last activity only if the work was started."""
+        seconds, even if the work was never started, because the application answers requests before it starts the work.
+        If the work was started, also stores the last numbers of pulls, pushes and mirrored requests."""
         if self._is_started:
             await self.hand_over()
             tasks, self._tasks = self._tasks, []
             await cancel_all(tasks)
-        for recorder, content in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
+        for recorder, recorded in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
             if recorder is not None:
                 try:
                     await recorder.store()
-                except Exception as error:  # the next recorder and the activity must still be stored
-                    log.warning("the %s of the last seconds are lost: %s", content, error)
+                except Exception as error:  # the following records must still be stored
+                    log.warning("the %s of the last seconds are lost: %s", recorded, error)
         if self._activity is not None and self._is_started:
             await self._activity.store_last()
 
@@ -180,9 +184,9 @@ class BackgroundWork:
 
 def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
     """Returns the object that keeps the search index up to date. The index gets the labels in the image configs of the
-    repositories. A *private* upstream may have repositories that only some clients may read. For its repositories, the
-    index gets the labels of a config only after the upstream has confirmed that the repository has the config. Before
-    that, clients cannot pull the config, and must not find its labels."""
+    repositories. A *private* upstream may have repositories that only some clients may read. From a private upstream's
+    repository, the index gets the labels of a config only after the upstream has confirmed that the repository has the
+    config. Clients cannot pull the config earlier, and must not find its labels earlier."""
     private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:

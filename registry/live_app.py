@@ -19,7 +19,7 @@ from typing import Any
 
 from registry.app import Entrepot
 from registry.asgi import Receive, Scope, Send
-from registry.backend import preload_mirrors
+from registry.backend import preload_optional_modules
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.log_output import set_log_level
@@ -87,7 +87,7 @@ class LiveApp:
         """
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # safe, because it comes from the parent process
-        await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
+        await asyncio.to_thread(preload_optional_modules, settings)  # imports take a while
         prepared = _Application(self._make_app(settings, False))
         prepared.lifespan.state.update(self._server_state)
         starting = asyncio.create_task(prepared.lifespan.start(), name="start the application with the new settings")

@@ -55,7 +55,7 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
         try:
             query = Query(request.scope.get("query_string", b""))
             token_request = TokenRequest(
-                login=parse_authorization(_authorization(request)),
+                credential=parse_authorization(_authorization(request)),
                 requested=scopes.parse_scopes(query.all("scope")),
                 service=_first_value(query, "service"),
                 offline=_first_value(query, "offline_token") == "true",
@@ -96,18 +96,18 @@ async def read_form(request: Request) -> Query:
 def _token_request_from_form(form: Query) -> TokenRequest:
     """Returns the token request that a form contains. Raises FormInvalid for a missing or unknown `grant_type`, and
     RequestInvalid for a repeated field or an invalid scope."""
-    login: Basic | RefreshToken
+    credential: Basic | RefreshToken
     match form.one("grant_type"):
         case "password":
-            login = Basic(form.one("username") or "", form.one("password") or "")
+            credential = Basic(form.one("username") or "", form.one("password") or "")
         case "refresh_token":
-            login = RefreshToken(form.one("refresh_token") or "")
+            credential = RefreshToken(form.one("refresh_token") or "")
         case None:
             raise FormInvalid("the form has no grant_type")
         case _:
             raise FormInvalid("grant_type is password or refresh_token here", oauth_code="unsupported_grant_type")
     return TokenRequest(
-        login=login,
+        credential=credential,
         requested=scopes.parse_scopes(form.all("scope")),
         service=form.one("service") or None,
         offline=form.one("access_type") == "offline",

@@ -1,11 +1,11 @@
 """Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
-packages in an image) or an attestation. The *marks* of a manifest say whether it has a signature, an SBOM and an
-attestation. This module verifies nothing.
+packages in an image) or an attestation. A *referrer* is an artifact that refers to a manifest, such as the manifest of
+an image. This module verifies no signatures.
 
-A *referrer* is an artifact that refers to a manifest, such as an image. An *attestation* is a claim about an image,
-such as how it was built; its *predicate type* names the kind of claim. A *Sigstore bundle* is a file that contains a
-signature or a signed attestation. The manifest of a bundle can state the predicate type in an annotation
-(`storage.tag_listing.BUNDLE_PREDICATE`)."""
+An *attestation* is a claim about an image, such as how it was built; its *predicate type* names the kind of claim. A
+*Sigstore bundle* is a file that contains a signature or a signed attestation. The manifest of a bundle can state the
+predicate type in an annotation (`storage.tag_listing.BUNDLE_PREDICATE`). The *marks* of a manifest say whether it has a
+signature, an SBOM and an attestation."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )
-"""The purpose of a referrer tag by its suffix. Older versions of cosign write such tags: the digest of the image, and
-this suffix."""
-_SBOM_PREDICATES: Final = ("https://spdx.dev/", "https://cyclonedx.org/")
-"""Predicate types of attestations that contain an SBOM begin with one of these."""
-SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
-"""The predicate type of the statement in a Sigstore bundle if the bundle is a signature by cosign."""
+"""The purpose of a referrer tag by its suffix. A *referrer tag* is the digest of an image and a suffix. Older versions
+of cosign write these tags."""
+_SBOM_PREDICATE_PREFIXES: Final = ("https://spdx.dev/", "https://cyclonedx.org/")
+"""The predicate type of an attestation that contains an SBOM begins with one of these texts."""
+_SIGNATURE_PREDICATE_PREFIX: Final = "https://sigstore.dev/cosign/sign/"
+"""The predicate type of a Sigstore bundle that is a signature by cosign begins with this text."""
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
@@ -75,11 +75,11 @@ def purpose_of_tag(suffix: str) -> Purpose:
 
 def purpose_of_predicate(predicate: str) -> Purpose:
     """Returns the purpose of a referrer with this predicate type. If `predicate` is empty, the referrer is a Sigstore
-    bundle whose manifest does not state the type. The result is then `SIGNATURE`, because cosign has written such
-    bundles only for signatures."""
-    if not predicate or predicate.startswith(SIGNATURE_PREDICATE):
+    bundle whose manifest states no predicate type. The result is then `SIGNATURE`, because cosign has written bundles
+    of this kind only for signatures."""
+    if not predicate or predicate.startswith(_SIGNATURE_PREDICATE_PREFIX):
         return Purpose.SIGNATURE
-    return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION
+    return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATE_PREFIXES) else Purpose.ATTESTATION
 
 
 def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
@@ -89,7 +89,7 @@ def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool)
     - `predicates`: the known predicate types of the attestations that the manifest itself lists, as an index from
       BuildKit does.
     - `is_attested`: whether the manifest itself lists attestations."""
-    types = (kind for kind in facts.referrer_types if not kind.startswith(BUNDLE_TYPE_PREFIX))
+    types = (name for name in facts.referrer_types if not name.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),
         *map(purpose_of_tag, facts.referrer_tags),  # `referrer_tags` has only the suffixes, such as `.sig`

@@ -39,12 +39,12 @@ MAX_PREDICATES: Final = 20
 such as how an image was built."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
-the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
+as much again. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
 _OBJECT_BYTES: Final = 256
 """Roughly how many bytes of memory an object in the cache takes, such as a summary or an entry of an index. Its texts
 are counted separately."""
 _ATTESTATION: Final = "attestation-manifest"
-"""The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
+"""The value of the annotation `vnd.docker.reference.type` in the index entries that BuildKit adds for attestations."""
 # The keys of annotations: the predicate type of an attestation, and the time of creation.
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _CREATED: Final = "org.opencontainers.image.created"
@@ -62,10 +62,13 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """What a list shows of a manifest. `size`: bytes of config and layers; None for an index. `config`: the config of
-    an image; None for other manifests. `entries` and `more_entries`: the first entries of an index, and the number of
-    further entries. `predicates`: the predicate types of the attestations in the manifest. `created`: the annotation
-    with the time of creation; empty: there is none."""
+    """What a list shows of a manifest.
+
+    - `size`: bytes of config and layers. None for an index.
+    - `config`: the config of an image. None for other manifests.
+    - `entries`, `more_entries`: the first entries of an index, and the number of further entries.
+    - `predicates`: the predicate types of the attestations in the manifest.
+    - `created`: the annotation with the time of creation. Empty if there is none."""
 
     kind: Kind
     size: int | None = None
@@ -97,7 +100,7 @@ class ContentReader:
         self._registry = registry
         self._manifests = ByteLimitedCache[ManifestSummary](_MAX_CACHED_BYTES, _bytes_of_summary)
         self._configs = ByteLimitedCache[ConfigSummary](
-            _MAX_CACHED_BYTES, lambda each: _bytes_of((each.platform, each.created))
+            _MAX_CACHED_BYTES, lambda summary: _bytes_of((summary.platform, summary.created))
         )
         self._thread_lock = asyncio.Lock()
         """Held while a thread parses a large document."""
@@ -122,28 +125,31 @@ class ContentReader:
     async def summary_of(self, manifest: Manifest) -> ManifestSummary:
         """Returns the summary of a manifest of any size. Parses the manifest, so that its properties need no parsing
         later. The summary of a large manifest is not cached."""
-        summary = await self.in_thread_if_large(len(manifest.body), lambda: parse_summary(manifest))
+        summary = await self.run_in_thread_if_large(len(manifest.body), lambda: parse_summary(manifest))
         return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 
-    async def config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
-        """Returns a summary of a config. The summary is empty if the repository does not have the config, if the config
-        is too large for a list, or if it is no config of an image."""
+    async def read_config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
+        """Reads a config and returns its summary. The summary is empty if the repository does not have the config, if
+        the config is too large for a list, or if it is no config of an image."""
         key = (repo, config.digest)  # by repository, because a repository may serve only its own blobs
         cached = self._configs.get(key)
         if cached is not None:
             return cached
-        summary = await self.parsed(repo, config.digest, MAX_ROW_BYTES, partial(_parse_config_summary, config.digest))
+        summary = await self.read_parsed(
+            repo, config.digest, MAX_ROW_BYTES, partial(_parse_config_summary, config.digest)
+        )
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
-    async def config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
+    async def read_config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
         """Returns the config of an image. Returns None if the repository does not have it, if it has more than
         `MAX_IMAGE_CONFIG_BYTES`, or if it is no config of an image."""
-        return await self.parsed(
+        return await self.read_parsed(
             repo, config.digest, MAX_IMAGE_CONFIG_BYTES, lambda data: parse_config(config.digest, data)
         )
 
-    async def blob(self, repo: RepositoryName, digest: Digest, max_bytes: int) -> bytes | None:
-        """Returns a blob; None if the repository does not have it, or it is larger than `max_bytes`."""
+    async def read_blob(self, repo: RepositoryName, digest: Digest, max_bytes: int) -> bytes | None:
+        """Returns the bytes of a blob. Returns None if the repository does not have the blob, or if the blob is larger
+        than `max_bytes`."""
         try:
             reader = await self._registry.open_blob(repo, digest)
         except BlobUnknown:
@@ -151,7 +157,7 @@ class ContentReader:
         async with aclosing(reader):
             return None if reader.descriptor.size > max_bytes else await _read(reader)
 
-    async def parsed(
+    async def read_parsed(
         self,
         repo: RepositoryName,
         digest: Digest,
@@ -160,9 +166,9 @@ class ContentReader:
         *,
         max_on_loop_bytes: int = _MAX_ON_LOOP_BYTES,
     ) -> T | None:
-        """Reads a blob and returns the result of `parse`; None if the repository does not have the blob, or it is
-        larger than `max_bytes`. Parses a blob that is larger than `max_on_loop_bytes` in a thread. Such a blob is read
-        only when the thread is free, so that waiting blobs take no memory."""
+        """Reads a blob and returns the result of `parse`. Returns None if the repository does not have the blob, or if
+        the blob is larger than `max_bytes`. A blob that is larger than `max_on_loop_bytes` is parsed in a thread, and
+        is read only when the thread is free, so that waiting blobs take no memory."""
         try:
             reader = await self._registry.open_blob(repo, digest)
         except BlobUnknown:
@@ -176,7 +182,7 @@ class ContentReader:
             async with self._thread_lock:
                 return await finish_in_thread(partial(parse, await _read(reader)))
 
-    async def in_thread_if_large(self, size: int, parse: Callable[[], T]) -> T:
+    async def run_in_thread_if_large(self, size: int, parse: Callable[[], T]) -> T:
         """Calls `parse`, which parses a document of `size` bytes, and returns the result. Calls it in a thread if the
         document is large (`_MAX_ON_LOOP_BYTES`), otherwise on the event loop."""
         if size <= _MAX_ON_LOOP_BYTES:
@@ -222,7 +228,7 @@ def parse_summary(manifest: Manifest) -> ManifestSummary:
 
 
 def _parse_config_summary(digest: Digest, data: bytes) -> ConfigSummary:
-    """Returns the summary of a config; an empty one if it is no config of an image."""
+    """Returns the summary of a config. The summary is empty if `data` is no config of an image."""
     parsed = parse_config(digest, data)
     if parsed is None:
         return ConfigSummary()
@@ -255,14 +261,13 @@ def index_entry(entry: Descriptor) -> IndexEntry:
 
 
 def _bytes_of_summary(summary: ManifestSummary) -> int:
-    """Returns about how much memory a summary takes."""
+    """Returns about how many bytes of memory a summary takes."""
     entries = (text for entry in summary.entries for text in (entry.digest, entry.media_type, entry.platform))
     texts = (summary.created, summary.artifact_type or "", *summary.predicates, *entries)
     return _bytes_of(texts) + _OBJECT_BYTES * len(summary.entries)
 
 
 def _bytes_of(texts: Iterable[str]) -> int:
-    """Returns about how much memory a summary with these texts takes. Counts three objects besides the texts: the
-    summary, and the digest and media type of an image's config. Summaries without such a config count the same,
-    because this is only an estimate."""
+    """Returns about how much memory a summary with these texts takes. Besides the texts, counts three objects for every
+    summary: the summary itself, and the digest and media type of an image's config."""
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))

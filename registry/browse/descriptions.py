@@ -19,7 +19,7 @@ from storage.names import RepositoryName
 if TYPE_CHECKING:
     from registry.browse.markdown_rendering import RenderedText
 
-_RENDERINGS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
+_RENDERING_LIMITS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
 """How many descriptions a process renders at a time, and how many may wait. A *slot* is the permit to render. A
 rendering keeps a processor busy for up to 0.5 seconds."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
@@ -32,16 +32,15 @@ _OBJECT_BYTES: Final = 256
 class DescriptionPages:
     """Reads and changes descriptions. The caller has checked that the visitor may do so.
 
-    A process renders one description at a time, in a thread. `visitor` is the text that identifies the visitor for whom
-    a method renders. The methods that render raise TooManyRequests if too many descriptions wait."""
+    A process renders one description at a time, in a thread. `visitor` is a text that identifies the visitor who gets
+    the result. The methods that render raise TooManyRequests if too many descriptions wait to be rendered."""
 
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
         self._rendered = ByteLimitedCache["RenderedText"](
             _MAX_CACHED_BYTES, lambda rendered: sys.getsizeof(rendered.html) + _OBJECT_BYTES
         )
-        self.renderings = VisitorLimits(_RENDERINGS, "descriptions")
-        """Limits the renderings."""
+        self.rendering_limits = VisitorLimits(_RENDERING_LIMITS, "descriptions")
 
     async def read(self, repo: RepositoryName) -> Description | None:
         """Returns the description of a repository; None if nobody has written one. Renders nothing."""
@@ -57,7 +56,7 @@ class DescriptionPages:
         key = repo, description.revision, top_heading
         rendered = self._rendered.get(key)
         if rendered is None:
-            async with self.renderings.slot(visitor):
+            async with self.rendering_limits.slot(visitor):
                 rendered = self._rendered.get(key)  # it may have been rendered during the wait
                 if rendered is None:
                     rendered = self._rendered.keep(key, await _render(description.text, top_heading))
@@ -70,21 +69,21 @@ class DescriptionPages:
         still have; None: not checked. `top_heading`: the level of the highest headings in the HTML. The HTML is cached
         for calls of `view` with the same level, so choose the level that the next visitors are likely to need. Raises
         RequestInvalid if the text is too long or is not UTF-8, and PreconditionFailed if the revision differs."""
-        _check(text)
+        _check_text(text)
         # The text is rendered first, so that the stored description does not change if the rendering is refused.
-        async with self.renderings.slot(visitor):
+        async with self.rendering_limits.slot(visitor):
             rendered = await _render(text, top_heading)
         description = await self._descriptions.put_description(repo, text, by=by, revision=revision)
         return _view(description, self._rendered.keep((repo, description.revision, top_heading), rendered))
 
     async def preview(self, text: str, visitor: str, top_heading: int = 1) -> RenderedText:
         """Renders a text as `view` renders a description. Raises RequestInvalid in the same cases as `put`."""
-        _check(text)
-        async with self.renderings.slot(visitor):
+        _check_text(text)
+        async with self.rendering_limits.slot(visitor):
             return await _render(text, top_heading)
 
 
-def _check(text: str) -> None:
+def _check_text(text: str) -> None:
     """Raises RequestInvalid if a description cannot have this text."""
     try:
         size = len(text.encode("utf-8"))
@@ -95,8 +94,8 @@ def _check(text: str) -> None:
 
 
 async def _render(text: str, top_heading: int = 1) -> RenderedText:
-    """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished, because a
-    thread cannot be stopped and must keep its slot."""
+    """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished. A thread
+    cannot be stopped, and the caller's slot must not become free while the thread runs."""
     return await finish_in_thread(partial(_render_now, text, top_heading))
 
 

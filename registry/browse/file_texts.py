@@ -1,4 +1,4 @@
-"""Converts a file of an artifact, such as an SBOM or a signature, to text that a page can show (`read_file`).
+"""Converts a file of an artifact, such as an SBOM or a signature, to text that a page can show (`file_text_of`).
 
 A *DSSE envelope* is JSON that contains signatures and a signed `payload` in base64. A *Sigstore bundle* is JSON that
 can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that makes a claim about an
@@ -19,18 +19,21 @@ from registry.browse.image_config import parse_object
 MAX_FILE_BYTES: Final = 64 * 1024
 """The size of the largest file whose text is shown, in bytes."""
 MAX_STATEMENT_CHARACTERS: Final = 128 * 1024
-"""The length of the longest statement that is shown, with its indentation."""
+"""The length of the longest statement that is shown, in characters. The indentation counts."""
 MAX_STATEMENT_DEPTH: Final = 32
-"""How many levels of nested objects and arrays a statement may have; a deeper one is not shown. Each level indents its
-content, so a deeply nested file of 64 KiB would become megabytes."""
+"""How many levels of nested objects and arrays a statement may have. A deeper statement is not shown: each level
+indents its content, so a deeply nested file of 64 KiB would become megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileText:
-    """What is shown of a file. `format`: "json" for a JSON object, "text" for other text, "binary" for anything else.
-    `text`: the whole file as text; None if it is not text. `statement`: the statement in the file, as indented JSON;
-    None: the file has no statement, or the statement is too long or too deeply nested to show. `predicate_type`: the
-    `predicateType` of the statement; empty if there is none."""
+    """What is shown of a file.
+
+    - `format`: "json" for a JSON object, "text" for other text, "binary" for anything else.
+    - `text`: the whole file as text. None if the file is not text.
+    - `statement`: the statement in the file, as indented JSON. None if the file has no statement, or if the statement
+      is too long or too deeply nested to show.
+    - `predicate_type`: the `predicateType` of the statement. Empty if there is none."""
 
     format: Literal["json", "text", "binary"]
     text: str | None = None
@@ -38,10 +41,10 @@ class FileText:
     predicate_type: str = ""
 
 
-def read_file(data: bytes) -> FileText:
-    """Returns the texts to show for `data`, a whole file of at most `MAX_FILE_BYTES`. Has to run in a thread, because
-    it takes too long for the event loop."""
-    text = _text(data)
+def file_text_of(data: bytes) -> FileText:
+    """Returns the texts to show for `data`, a whole file of at most `MAX_FILE_BYTES`. Call this in a thread, because it
+    takes too long for the event loop."""
+    text = _decode_text(data)
     if text is None:
         return FileText("binary")
     document = parse_object(data)
@@ -55,8 +58,8 @@ def read_file(data: bytes) -> FileText:
 
 
 def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statement in `document`, which may be a DSSE envelope or a Sigstore bundle with an envelope; None if
-    it has none. Accepts any JSON object as a statement, and does not verify signatures."""
+    """Returns the statement in `document`, which may be a DSSE envelope or a Sigstore bundle with an envelope. Returns
+    None if `document` has no statement. Accepts any JSON object as a statement, and does not verify signatures."""
     envelope = document.get("dsseEnvelope", document)
     payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
     if not isinstance(payload, str):
@@ -68,8 +71,8 @@ def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return parse_object(data)
 
 
-def _text(data: bytes) -> str | None:
-    """Returns `data` as text; None if it is not UTF-8 or contains a null character."""
+def _decode_text(data: bytes) -> str | None:
+    """Returns `data` as text. Returns None if `data` is not UTF-8 or contains a null character."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -78,7 +81,7 @@ def _text(data: bytes) -> str | None:
 
 
 def _indented(statement: dict[str, Any]) -> str | None:
-    """Returns a statement as indented JSON; None if it is nested too deeply, or too long."""
+    """Returns a statement as indented JSON. Returns None if the statement is too deeply nested or too long."""
     if _is_too_deep(statement):
         return None
     parts, size = [], 0

@@ -112,12 +112,12 @@ async def open_archive(
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
-        entry = await reader.in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
+        entry = await reader.run_in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
         # Parses the manifest, in a thread if it is large. `manifest` keeps the result.
         await reader.summary_of(manifest)
-    blobs = await reader.in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
+    blobs = await reader.run_in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
     await _check_sizes(registry, repo, blobs)

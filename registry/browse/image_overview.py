@@ -138,7 +138,7 @@ class OverviewReader:
         image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:
-            config = await self._reader.config_summary(repo, image.config)
+            config = await self._reader.read_config_summary(repo, image.config)
         if summary.kind == "image":
             platforms = [
                 PlatformView(

@@ -121,7 +121,7 @@ class ManifestDetails:
         platform in the config is used. Call `ContentReader.summary_of` with `manifest` first: it parses a large
         manifest in a thread, so that this method does not parse it on the event loop."""
         assert manifest.config is not None
-        config = await self._reader.config(repo, manifest.config)
+        config = await self._reader.read_config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
         present_blobs = await self._listing.stored_sizes(repo, (), {layer.digest for layer in layers}) if layers else {}
         history = config.history if config else ()

@@ -16,7 +16,7 @@ from typing import Final
 from registry.browse.artifact_types import Purpose, purpose_of_predicate, purpose_of_tag, purpose_of_type
 from registry.browse.bounded_text import TextBudget
 from registry.browse.content_reader import MAX_ROW_BYTES, ContentReader
-from registry.browse.file_texts import MAX_FILE_BYTES, FileText, read_file
+from registry.browse.file_texts import MAX_FILE_BYTES, FileText, file_text_of
 from registry.browse.models import AttachedFile, FileContent, FileContents, ReferrerGroup, ReferrersView, ReferrerView
 from storage.content import Descriptor, Manifest
 from storage.errors import RegistryError
@@ -88,7 +88,7 @@ class ReferrerGroups:
         summary = await self._reader.summary_of(index)
         if summary.kind != "index":
             return
-        entries = await self._reader.in_thread_if_large(len(index.body), lambda: _attestations(index))
+        entries = await self._reader.run_in_thread_if_large(len(index.body), lambda: _attestations(index))
         sizes = await self._listing.stored_sizes(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
@@ -152,7 +152,7 @@ class ReferrerGroups:
 
     async def _text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
         """Returns the texts to show for a file; None if the file has been deleted in the meantime."""
-        return await self._reader.parsed(repo, digest, MAX_FILE_BYTES, read_file, max_on_loop_bytes=0)
+        return await self._reader.read_parsed(repo, digest, MAX_FILE_BYTES, file_text_of, max_on_loop_bytes=0)
 
 
 def _attestations(index: Manifest) -> list[Descriptor]:

@@ -158,7 +158,7 @@ class RepositoryBrowser:
             # Parses the manifest, in a thread if it is large. The properties below then do not have to parse it.
             await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
-            data = None if config is None else await self._reader.blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
+            data = None if config is None else await self._reader.read_blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
             if data is None:
                 raise BlobUnknown(f"{repo} has no config of {reference} that can be shown")
             return data

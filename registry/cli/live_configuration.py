@@ -64,14 +64,14 @@ class LiveConfiguration:
     def accept(self, proposal: Proposal) -> None:
         """Makes the settings of the last proposal take effect, in this process and in workers that it forks later.
         Raises ValueError if `proposal` is not the last one."""
-        from registry.backend import preload_mirrors
+        from registry.backend import preload_optional_modules
         from registry.log_output import set_log_level
 
         if self._proposed is None or self._proposed[0] is not proposal:
             raise ValueError("only the last proposal can be accepted")
         settings = self._proposed[1]
         self._proposed = None
-        preload_mirrors(settings)
+        preload_optional_modules(settings)
         set_log_level(settings.log_level)
         self.settings = settings
 

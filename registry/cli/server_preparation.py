@@ -35,7 +35,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
-    from registry.backend import preload_mirrors
+    from registry.backend import preload_optional_modules
     from registry.cli.data_owner import become_owner
     from registry.server.gate.certificates import CertificateError
     from storage.composition import check_version, prepare_data_dir
@@ -43,7 +43,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
 
     try:
         options = build_listener_options(settings)
-        preload_mirrors(settings)  # before the fork, so that the workers share the memory of the imported modules
+        preload_optional_modules(settings)  # before the fork, so that the workers share the modules' memory
         become_owner(settings.data)
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)

@@ -78,7 +78,7 @@ def find(accounts: Accounts, text: str) -> ApiToken:
         raise Unauthorized("this is not an API token")
     try:
         token, secret_hash = accounts.token(parts[1])
-    except AccountUnknown:  # also for a revoked or expired token
+    except AccountUnknown:  # the token does not exist, was revoked or has expired
         raise Unauthorized("there is no such API token") from None
     if not has_hash(parts[2], secret_hash):
         raise Unauthorized("the secret of the API token is wrong")
@@ -87,14 +87,14 @@ def find(accounts: Accounts, text: str) -> ApiToken:
 
 def should_record_use(token: ApiToken, now: float) -> bool:
     """Returns whether the store should record a use of the token at the time `now`, in seconds since 1970. If the last
-    recorded use is less than an hour ago, it should not. A recorded use in the future does not count, because the clock
-    was set back."""
+    recorded use is less than an hour ago, it should not. If the last recorded use is in the future, the clock was set
+    back, and the store should record the use."""
     return token.used is None or not -CLOCK_MARGIN_SECONDS <= now - token.used < _USE_RECORD_SECONDS
 
 
 def _encode(random_bytes: bytes, length: int) -> str:
-    """Reads `random_bytes` as a number, and returns the lowest `length` digits of that number in base 62, the lowest
-    first."""
+    """Writes `random_bytes` as a number in base 62, and returns its `length` least significant digits, the least
+    significant first."""
     number, digits = int.from_bytes(random_bytes, "big"), []
     for _ in range(length):
         number, value = divmod(number, len(_BASE62_DIGITS))

@@ -1,7 +1,7 @@
 """Bearer tokens: the tokens that the endpoint `/token` issues for requests to the distribution API.
 
-A bearer token is a JWT (RFC 7519), signed with HMAC-SHA-256 and a key of this registry, so no other registry accepts
-it. Its claim `access` lists the repositories and actions that it grants, in the format of Distribution's "Docker
+A bearer token is a JWT (RFC 7519), signed with HMAC-SHA-256 and a key of this registry. No other registry accepts the
+token. Its claim `access` lists the repositories and actions that it grants, in the format of Distribution's "Docker
 Registry v2 Bearer token specification".
 """
 
@@ -78,10 +78,10 @@ class BearerTokens:
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
         """Returns a token for `identity` that grants `access`: actions by repository name.
 
-        The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with it,
-        but is valid for at least `MIN_LIFETIME_SECONDS`. If the store has no signing key, creates one, and raises
-        StorageFull or StorageFailed if that fails. Raises RequestInvalid if the token would have more than
-        `MAX_TOKEN_CHARACTERS` characters, because the names in `access` and the groups of `identity` together are long.
+        The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with the
+        credential or after `MIN_LIFETIME_SECONDS`, whichever is later. If the store has no signing key, creates one,
+        and raises StorageFull or StorageFailed if the creation fails. Raises RequestInvalid if the names in `access`
+        and the groups of `identity` would make the token longer than `MAX_TOKEN_CHARACTERS`.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)
@@ -145,8 +145,8 @@ def _parse_access(claim: object) -> dict[str, Action]:
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
     """Returns the claims for those fields of an identity that have no standard claim. `Identity` describes the fields.
-    There is no claim for the limits of an API token, because `registry.auth.revocation` reads them from the store. The
-    id of the signing key is in the token's header."""
+    No claim has the limits of an API token, because `registry.auth.revocation` reads them from the store. No claim has
+    the id of the signing key, because the token's header has this id."""
     return {
         "robot": identity.robot,
         "version": identity.version,

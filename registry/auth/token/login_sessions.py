@@ -2,12 +2,12 @@
 
 The browser keeps the text of a session, `ID.SECRET`, in a cookie. `ID` is the key of the session's row in the store,
 which has the account and the method of the login. The store keeps only the hash of `SECRET` (`stored_secrets`). Each
-login creates a new id and a new secret. So a text that an attacker has put into the browser's cookie never becomes a
-valid session.
+login creates a new id and a new secret. This prevents session fixation: if an attacker puts a text into the browser's
+cookie before the login, the login does not make this text a valid session.
 
-Each request with a session reads the row. So a session that was ended is refused from the next request on, by all
-workers. A session is also refused when the account is removed or disabled, when its password or its admin right
-changes, or when the settings of the OpenID provider change (`registry.auth.revocation`).
+A worker reads the row for each request with the session, so all workers refuse requests after the session was ended. A
+session is also refused when the account is removed or disabled, when the account's password or admin right changes, or
+when the settings of the OpenID provider change (`registry.auth.revocation`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SESSION_SECONDS: Final = 8 * 3600.0
 USE_RECORD_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""If this worker could not record the time of a session's last request, it does not try again for this many seconds,
-because the disk may be full."""
+"""If this worker could not record the time of a request, it records no such times for this many seconds, because the
+disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
@@ -60,10 +60,10 @@ class LoginSessions:
         self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
-        """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
-        browser. Raises Unauthorized if the account has changed since the login, for example its password. Raises
-        StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may stay in the store
-        until it expires."""
+        """Stores a new session for a person who has logged in, and returns the text of the session, for the cookie.
+        `by` describes the browser. Raises Unauthorized if the account has changed since the login, for example because
+        of a new password. Raises StorageFull, StorageFailed. If the caller is cancelled, the store may keep a session
+        that no browser received, until the session expires."""
         assert identity.name is not None
         now = self._clock()
         session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()
@@ -89,7 +89,7 @@ class LoginSessions:
         the session may be invalid, such as a new password; `registry.auth.revocation` does."""
         session = self._find(text)
         now = self._clock()
-        # If the recorded time is in the future, the clock was set back. Then the time is recorded again.
+        # A recorded time in the future means that the clock was set back. The time is then recorded again.
         is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < USE_RECORD_SECONDS
         if not is_recorded and time.monotonic() >= self._no_writes_until:
             self._use_writes.start(session.id, partial(self._write_use, session.id, now))

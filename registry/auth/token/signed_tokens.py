@@ -3,7 +3,7 @@
 `SignedTokens` signs and verifies the bearer tokens of this registry. The modules that verify tokens signed by others
 (trusted issuers, the OpenID provider) use the functions `parse_token`, `verify_signature` and `check_claims`.
 
-joserfc parses tokens and checks signatures and claims.
+The library joserfc parses tokens and checks signatures and claims.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ALGORITHM: Final = "HS256"
 """The signature algorithm of this registry's tokens. A token that names another algorithm is refused (RFC 8725,
 3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""How far in the future a token's time of issue may be, because the clock of this machine may have been set back after
-the token was issued."""
+"""How many seconds in the future the times `iat` and `nbf` of this registry's tokens may be. They are in the future if
+the clock of this machine was set back after the token was issued."""
 _MAX_PART_CHARACTERS: Final = 128 * 1024
 """The longest part of a token (header, payload or signature) that joserfc accepts. joserfc's own limits would refuse
-tokens with a long header, such as one with a certificate. This limit is so high that it never applies: `parse_token`
-refuses longer tokens first, because the `max_characters` of all callers are smaller."""
+tokens with a long header, such as one with a certificate. This limit never applies, because `parse_token` first refuses
+tokens that are longer than `max_characters`, which is smaller than this limit in all calls."""
 
 
 class TokenInvalid(Exception):
@@ -39,9 +39,9 @@ class TokenInvalid(Exception):
 
 class _AcceptedAlgorithms(JWSRegistry):
     """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
-    except unknown extensions. joserfc calls such an object a registry.
+    except unknown extensions. joserfc calls an object of this kind a registry.
 
-    joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names. This class does not warn,
+    joserfc's own class warns about the algorithm name EdDSA, because RFC 9864 has new names. This class does not warn,
     because few issuers use the new names yet."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
@@ -64,8 +64,8 @@ class SignedTokens:
     - `required`: the names of the claims that a token must have.
     - `max_characters`: a longer token is refused without verification.
 
-    The claim `iss`, which names the issuer, is the random id of the registry's store. So tokens of another store are
-    refused, even if that store has the same signing key.
+    The claim `iss`, which names the issuer, is the random id of the registry's store. A token of another store is
+    refused even if both stores have the same signing key, because their ids differ.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SignedTokens:
         if key is None:
             raise TokenInvalid("names a signing key that does not exist or is not accepted any more")
         claims = verify_signature(token, self._hmac_key(key.id, key.secret), ALGORITHM)
-        # The library also accepts a list that contains the audience. Tokens of this registry have no list.
+        # joserfc would also accept an `aud` that is a list with the audience. This registry issues no such tokens.
         if claims.get("aud") != self._audience or claims.get("iss") != self._accounts.instance_id():
             raise TokenInvalid("belongs to another registry or service")
         check_claims(claims, self._claims, now, LEEWAY_SECONDS)
@@ -145,7 +145,7 @@ def parse_token(text: str, max_characters: int) -> CompactSignature:
 
 
 def unverified_claims(token: CompactSignature) -> dict[str, Any]:
-    """Returns the claims of a token, whose signature is not checked. Raises TokenInvalid if they are not a JSON
+    """Returns the claims of a token. Does not check the signature. Raises TokenInvalid if the claims are not a JSON
     object."""
     try:
         claims = json.loads(token.payload)
@@ -181,12 +181,12 @@ def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[
 
 
 def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], now: float, leeway: float) -> None:
-    """Checks the claims of a token, whose signature was checked. Raises TokenInvalid.
+    """Checks the claims of a token. The caller has checked the signature. Raises TokenInvalid if a claim is wrong.
 
     - `options`: the claims that the token must have, and their required values.
     - `now`: seconds since 1970. At this time, the token must not have expired (`exp`), must have been issued (`iat`),
-      and must be valid already (`nbf`). A claim that the token does not have is not checked. The values of these claims
-      must be finite numbers.
+      and must be valid already (`nbf`). These three claims must be finite numbers. A token may lack them, unless
+      `options` requires them.
     - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
     """
     validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # takes floats too
@@ -197,7 +197,7 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
 
 
 def claim_fault(error: JoseError) -> str:
-    """Returns the problem of a token's claims, as the end of the sentence "the token …". The text repeats no value of a
+    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". The text has no value of a
     claim."""
     if isinstance(error, ExpiredTokenError):
         return "has expired"

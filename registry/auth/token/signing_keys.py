@@ -20,7 +20,7 @@ SECRET_BYTES: Final = 64
 MAX_BEARER_TOKEN_SECONDS: Final = 3600.0
 """The longest lifetime of a bearer token."""
 RETIRED_KEY_SECONDS: Final = MAX_BEARER_TOKEN_SECONDS + 60.0
-"""How long a key is accepted after it was replaced. All bearer tokens that it signed expire earlier."""
+"""How many seconds a key is accepted after it was replaced. All bearer tokens that the key signed expire earlier."""
 
 
 def make_key(now: float, random: Callable[[int], bytes] = os.urandom) -> SigningKey:
@@ -30,11 +30,11 @@ def make_key(now: float, random: Callable[[int], bytes] = os.urandom) -> Signing
 
 
 async def rotate(accounts: Accounts, now: float, by: Actor, *, keep_seconds: float = RETIRED_KEY_SECONDS) -> SigningKey:
-    """Stores a new key, which signs all tokens from now on, and returns it. `now` is in seconds since 1970. `by` is the
+    """Stores a new key and returns it. The new key signs all later tokens. `now` is in seconds since 1970. `by` is the
     actor that the audit log names.
 
-    Tokens that older keys signed are accepted for at most `keep_seconds` more. With 0.0, they are refused from now on.
-    Raises StorageFull, StorageFailed.
+    Tokens that older keys signed are accepted for at most `keep_seconds` more. If `keep_seconds` is 0.0, they are
+    refused immediately. Raises StorageFull, StorageFailed.
     """
     key = make_key(now)
     await accounts.rotate_key(key, keep_seconds=keep_seconds, by=by)
@@ -55,16 +55,16 @@ class SigningKeys:
         self._cached: dict[str, SigningKey] = {}
 
     def find(self, key_id: str) -> SigningKey | None:
-        """Returns the key with this id. Returns None if there is no such key, or if the key was replaced so long ago
-        that it is not accepted any more."""
+        """Returns the key with this id. Returns None if there is no such key, or if the key was replaced and is not
+        accepted any more."""
         key = self._keys().get(key_id)
         if key is not None and key.until is not None and key.until <= self._clock():
             return None
         return key
 
     async def current(self) -> SigningKey:
-        """Returns the key that signs new tokens. If the store has no such key, creates it, and raises StorageFull or
-        StorageFailed if that fails."""
+        """Returns the key that signs new tokens. If the store has no such key, creates one, and raises StorageFull or
+        StorageFailed if the creation fails."""
         for key in self._keys().values():
             if key.retired is None:  # no newer key has replaced it
                 return key
@@ -72,7 +72,7 @@ class SigningKeys:
 
     async def secrets(self) -> list[bytes]:
         """Returns the secrets of all keys. The first one is the secret of the key that signs new tokens. If the store
-        has no such key, creates it, and raises StorageFull or StorageFailed if that fails."""
+        has no such key, creates one, and raises StorageFull or StorageFailed if the creation fails."""
         current_key = await self.current()
         return [current_key.secret, *(key.secret for key in self._keys().values() if key.id != current_key.id)]
 

@@ -4,9 +4,9 @@
 A token grants only those of the requested actions that the account may do when the token is issued. A client without a
 credential gets an *anonymous* token, which grants what everyone may do.
 
-Wrong credentials, and logins after too many failures, are refused, with one exception: if the client only requests to
-pull what everyone may pull, it gets an anonymous token. The reason is that docker sends its Docker Hub login to every
-mirror of Docker Hub, and this registry does not know that login.
+The token service refuses wrong credentials, and logins after too many failures. But if the client requests nothing
+except to pull from repositories from which everyone may pull, it gets an anonymous token instead. Docker needs this
+exception: it sends its login for Docker Hub to every mirror of Docker Hub, and this registry does not know this login.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 (OAuth 2.0).
 """
@@ -58,14 +58,14 @@ class RefreshToken:
 class TokenRequest:
     """A client's request for a token.
 
-    - `login`: the client's credential. None: the client sent none.
+    - `credential`: the client's credential. None: the client sent none.
     - `requested`: the access that the client requests.
     - `service`: the name of the service that the token is for. None: the client names none.
     - `offline`: whether the client requests a refresh token in addition to the bearer token.
     - `client`: the name that the client gives itself; empty if it gives none.
     """
 
-    login: Basic | Bearer | RefreshToken | None
+    credential: Basic | Bearer | RefreshToken | None
     requested: RequestedAccess
     service: str | None = None
     offline: bool = False
@@ -78,8 +78,8 @@ class TokenResponse:
 
     - `token`: the bearer token.
     - `granted`: the access that the bearer token grants: actions by repository name.
-    - `refresh`: the text of a new refresh token. None: the client requested none, or this kind of login does not allow
-      one.
+    - `refresh`: the text of a new refresh token. None: the client requested none, or the service issued none, for
+      example because the client logged in with an API token.
     """
 
     token: IssuedToken
@@ -117,14 +117,15 @@ class TokenService:
     async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
         """Returns the response to a request for a token. `by` describes the client, for the audit log.
 
-        Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many
-        logins wait until their passwords are hashed, RequestInvalid for a token for another service, StorageFull,
-        StorageFailed. If the caller is cancelled, the store can contain a refresh token that no client has received.
+        Raises Unauthorized if the credential is wrong. Raises TooManyRequests if too many logins have failed, or if too
+        many passwords wait to be hashed. Raises RequestInvalid if the token is for another service or would be too
+        long. Raises StorageFull, StorageFailed. If the caller is cancelled, the store can contain a refresh token that
+        no client has received.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
         try:
-            identity = await self._verify(request.login, by)
+            identity = await self._verify(request.credential, by)
         except (Unauthorized, TooManyRequests, StorageFull, StorageFailed):
             # StorageFull, StorageFailed: the failed login could not be counted.
             if not await self._everyone_may_pull(request.requested):
@@ -135,10 +136,10 @@ class TokenService:
         refresh = await self._make_refresh_token(identity, request, by) if request.offline else None
         return TokenResponse(token, granted, refresh)
 
-    async def _verify(self, login: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
+    async def _verify(self, credential: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
         """Returns the identity that a credential proves. Raises Unauthorized, TooManyRequests, StorageFull,
         StorageFailed."""
-        match login:
+        match credential:
             case None:
                 return ANONYMOUS
             case Basic(user, secret):
@@ -149,13 +150,14 @@ class TokenService:
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
                     # `access` is set only for a bearer token that this service issued, and not for a token of a trusted
-                    # *issuer*: another server whose tokens this registry accepts. If a client could exchange a token of
-                    # this service for a new one, the client could do so again and again, and stay logged in for ever.
+                    # *issuer*: another server whose tokens this registry accepts. A client that could exchange a token
+                    # of this service for a new one could repeat the exchange, and stay logged in for ever.
                     raise Unauthorized(REFUSED)
                 return identity
 
     async def _everyone_may_pull(self, requested: RequestedAccess) -> bool:
-        """Returns whether the client only requests to pull, and everyone may pull from all requested repositories."""
+        """Returns whether the client requests nothing except to pull, and everyone may pull from all requested
+        repositories."""
         if not requested.is_pull_only:
             return False
         allowed_by_name = await self._rights.allowed_actions(ANONYMOUS, requested.actions)
@@ -179,13 +181,13 @@ class TokenService:
 
         Returns None in two cases:
 
-        - The login was not made with the password of an account in the store. For example, a login with an API token
+        - The client did not send the password of an account in the store. For example, a client that sends an API token
           gets no refresh token, because the refresh token would still be valid after the API token was revoked.
         - The disk is full, or the data directory was replaced. The client can still log in and pull without a refresh
           token.
 
-        Raises Unauthorized if the account has changed since its password was verified, because a new password ends all
-        logins with the old one. Raises StorageFailed."""
+        Raises Unauthorized if the account has changed since its password was verified, for example because of a new
+        password. Raises StorageFailed."""
         if identity.name is None:  # the client has no account
             return None
         if identity.version is None:  # the account is in the htpasswd file

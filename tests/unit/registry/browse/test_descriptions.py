@@ -292,7 +292,7 @@ async def test_waiting_for_a_description_keeps_nobody_from_reading(site: Site) -
     assert site.app.app.service.access is not None
     management = site.app.app.service.access.management
     await management.upkeep.store.descriptions.put_description(APP, "# Hello", by=BY)
-    renderings = management.repository_browser._descriptions.renderings
+    renderings = management.repository_browser._descriptions.rendering_limits
     async with asyncio.TaskGroup() as tasks, renderings.slot("somebody"):
         waiting = [tasks.create_task(site.get(PATH, account)) for account in ("puller", "root") * 2]
         await until(lambda: renderings.pending > len(waiting))

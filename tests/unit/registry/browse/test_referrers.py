@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.browse import bounded_text
-from registry.browse.file_texts import MAX_FILE_BYTES, MAX_STATEMENT_CHARACTERS, MAX_STATEMENT_DEPTH, read_file
+from registry.browse.file_texts import MAX_FILE_BYTES, MAX_STATEMENT_CHARACTERS, MAX_STATEMENT_DEPTH, file_text_of
 from storage.content import Descriptor, Manifest
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob
@@ -167,7 +167,7 @@ def nested_object(depth: int) -> str:
 def test_statements_that_are_too_large_are_not_shown() -> None:
     """A statement is not shown if it would be too long with its indentation, for example because it is nested deeply.
     The file itself is shown without changes."""
-    assert read_file(envelope(nested_object(MAX_STATEMENT_DEPTH))).statement is not None
+    assert file_text_of(envelope(nested_object(MAX_STATEMENT_DEPTH))).statement is not None
     long_when_indented = "[" * 25 + ",".join("1" * 5000) + "]" * 25
     for statement in (
         nested_object(MAX_STATEMENT_DEPTH + 1),
@@ -176,10 +176,10 @@ def test_statements_that_are_too_large_are_not_shown() -> None:
     ):
         data = envelope(statement)
         assert len(data) < MAX_FILE_BYTES
-        file_view = read_file(data)
+        file_view = file_text_of(data)
         assert (file_view.text, file_view.statement) == (data.decode(), None)
     assert file_view.predicate_type == SPDX
-    longest = read_file(envelope('{"a": ["' + '","'.join("x" * 9000) + '"]}')).statement
+    longest = file_text_of(envelope('{"a": ["' + '","'.join("x" * 9000) + '"]}')).statement
     assert longest is not None
     assert len(longest) <= MAX_STATEMENT_CHARACTERS
 
@@ -187,7 +187,7 @@ def test_statements_that_are_too_large_are_not_shown() -> None:
 def test_deeply_nested_json_causes_no_error() -> None:
     """A file with very deeply nested JSON is shown as text. No error of the parser reaches the caller."""
     for data in (b"[" * MAX_FILE_BYTES, nested_object(MAX_FILE_BYTES // 6).encode()):
-        file_view = read_file(data)
+        file_view = file_text_of(data)
         assert (file_view.text, file_view.statement) == (data.decode(), None)
 
 

@@ -323,7 +323,7 @@ async def test_a_saved_description_is_rendered_once(tmp_path: Path) -> None:
     async with site(tmp_path) as server:
         await push_image(server.store, APP, "app", "v1")
         assert server.app.app.service.access is not None
-        renderings = server.app.app.service.access.management.repository_browser._descriptions.renderings
+        renderings = server.app.app.service.access.management.repository_browser._descriptions.rendering_limits
         async with logged_in(server, "alice", "pull,push") as browser:
             saved = await post(browser, DESCRIPTION, action="save", text="# Hello", revision="0")
             assert saved.status_code == 303

@@ -230,7 +230,7 @@ async def test_waiting_for_a_description_keeps_nobody_from_pages(tmp_path: Path)
         await server.store.descriptions.put_description(RepositoryName("team/app"), "# Our app", by=BY)
         access = server.app.app.service.access
         assert access is not None
-        renderings = access.management.repository_browser._descriptions.renderings
+        renderings = access.management.repository_browser._descriptions.rendering_limits
         async with asyncio.TaskGroup() as tasks, renderings.slot("somebody"):
             page = "/ui/repositories/team/app"
             waiting = [tasks.create_task(browser.get(page)) for _ in range(MAX_RENDERED_PAGES)]
