@@ -1,5 +1,5 @@
-"""Serves manifests of an upstream registry (`MirroredManifests`): from the local registry while they are fresh,
-otherwise after asking the upstream.
+"""Serves manifests of an upstream registry from the copies that are cached in the local registry, and asks the upstream
+if a copy is missing or may be out of date (`MirroredManifests`).
 
 Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
 After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
@@ -46,7 +46,7 @@ log = logging.getLogger("registry.mirror")
 STALE_WAIT_SECONDS: Final = 3.0
 """Longest time that a client waits for the upstream if the manifest is cached. After this time, the cached copy is
 served."""
-_NO_USABLE_ANSWER: Final = (
+_FALLBACK_ERRORS: Final = (
     *(UnconfirmedManifestUnknown, Denied, UpstreamUnavailable, TooManyRequests),
     *(StorageFull, StorageFailed),
 )
@@ -116,7 +116,7 @@ class MirroredManifests:
         set_cache_state("miss", self._name)
         try:
             notice = await self._ask(repo, reference)
-        except _NO_USABLE_ANSWER as error:
+        except _FALLBACK_ERRORS as error:
             if isinstance(reference, Digest) or not self._served_tags.cooldown(repo, reference):
                 raise
             # The tag is not cached, but the manifest that the cooldown allows for it may be cached.
@@ -127,7 +127,7 @@ class MirroredManifests:
         try:
             return await self._look_up(look_up, repo, reference, notice)
         except ManifestUnknown:
-            # Possibly the cached copy was evicted while the upstream was asked. Then it is fetched again.
+            # The cached copy may have been evicted while the upstream was asked. If so, fetches the manifest again.
             if await self._find_cached(repo, reference) is None:
                 notice = await self._ask(repo, reference)
         return await self._look_up(look_up, repo, reference, notice)
@@ -136,8 +136,8 @@ class MirroredManifests:
         self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference, notice: str | None = None
     ) -> T:
         """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest that is
-        served for the tag. Sets `notice` as the notice for the client and, if the cooldown holds the tag back, adds a
-        sentence about that. Raises the errors of `read`."""
+        served for the tag. Sets the notice for the client: `notice` and, if the cooldown holds the tag back, a sentence
+        about the cooldown. Raises the errors of `read`."""
         # `choice.candidates` are the digests that the cooldown lets the mirror serve, the newest first. `choice` is
         # None if the tag has no cooldown, or if the mirror has no record of the tag.
         if isinstance(reference, Digest):
@@ -160,8 +160,9 @@ class MirroredManifests:
         self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
     ) -> tuple[T, str | None]:
         """Returns the result of `look_up` for the first of the digests. If the manifest of this digest is not cached,
-        fetches it. If that fails, returns the result for the next digest that is cached. If no other digest is cached,
-        raises the error of the first digest. The second value is a notice that the first digest has failed, or None."""
+        fetches it. If the fetch fails, returns the result for the next digest that is cached, and a notice that the
+        first digest cannot be fetched; otherwise the second value is None. If no other digest is cached, raises the
+        error of the first digest."""
         try:
             return await self.read(look_up, repo, digests[0]), None
         except RegistryError as error:
@@ -180,8 +181,8 @@ class MirroredManifests:
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
-        # A flight that was started without `force` possibly does not ask the upstream. So a call with `force` must not
-        # join it: the flights have different keys.
+        # `force` is part of the key, so that a call with `force` does not join a flight without it: such a flight may
+        # end without asking the upstream.
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
@@ -189,11 +190,12 @@ class MirroredManifests:
         names. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
         ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
 
-        While the upstream is nearly exhausted, this method stores no manifest. It then asks with a HEAD request even if
-        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. But if the response to
-        HEAD is, for example, a 404, the upstream client also sends a GET request, which counts. So this method sends no
-        request at all if a 404 is likely: the tag is not cached, and the upstream did not have it at its last answer.
-        """
+        While the upstream is nearly exhausted:
+
+        - Stores no manifest. Asks with a HEAD request, which Docker Hub does not count against its rate limit.
+        - Sends no request if the tag is not cached and the upstream's last answer was that it does not have the tag.
+          The response to HEAD would probably be a 404, and the upstream client would then send a GET request, which
+          counts."""
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
@@ -211,10 +213,10 @@ class MirroredManifests:
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
-        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached; the flight
-        continues after that time. Returns a notice for the client if the cached copy may be out of date, otherwise
-        None. Sets the cache state (`set_cache_state`), which the log and the metrics show. Raises the error of the
-        flight."""
+        """Joins or starts a flight and waits until it ends. If the manifest is cached, stops waiting after `stale_wait`
+        seconds; the flight then continues. Returns a notice for the client if the cached copy may be out of date,
+        otherwise None. Sets the cache state (`set_cache_state`), which the log and the metrics show. Raises the error
+        of the flight."""
         flight = self._flights.join((repo, reference), lambda: self._ask_under_lease(repo, reference))
         try:
             cached = await self._find_cached(repo, reference)
@@ -250,8 +252,8 @@ class MirroredManifests:
         or None if the cached copy is current afterwards.
 
         A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
-        nothing is cached afterwards and the wait took longer than `stale_wait`, raises UpstreamTimeout and sends no
-        further request: the clients of this process have already waited for the request of the other process. `force`:
+        the wait took longer than `stale_wait` and the manifest is still not cached, raises UpstreamTimeout and sends no
+        request: the clients of this process have already waited for the request of the other process. With `force`,
         asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
@@ -284,8 +286,8 @@ class MirroredManifests:
             if cached is None:
                 check = await self._records.last_check(repo, tag)
                 if check is not None and not check.found:
-                    # The upstream had no such tag at its last answer. Only a GET request can confirm this, and such a
-                    # request counts against the rate limit.
+                    # The upstream did not have the tag at its last answer. Only a GET request, which counts against
+                    # the rate limit, can confirm this.
                     return
             try:
                 await self._ask_about_tag(repo, tag, cached, may_fetch=may_fetch)
@@ -318,7 +320,7 @@ class MirroredManifests:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
             await self._ask_about_tag(repo, tag, cached)
-        except _NO_USABLE_ANSWER as error:
+        except _FALLBACK_ERRORS as error:
             notice = self._outdated_notice(repo, tag, check, f"asking {self._name} failed: {error.message}")
             log.warning("%s", notice)
             return notice
@@ -343,8 +345,8 @@ class MirroredManifests:
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
-        upstream. If the tag has moved once more, returns the manifest that it names now. `memory`: until this scope
-        ends, the memory of a manifest from the upstream stays reserved (`UpstreamClient.get_manifest`)."""
+        upstream. If the tag has moved once more, returns the manifest that the tag names now. `memory`: keeps the
+        memory of a manifest from the upstream reserved until this scope ends (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:

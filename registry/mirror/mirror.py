@@ -1,9 +1,9 @@
 """A pull-through cache of one upstream registry, with the interface of a registry (`Mirror`).
 
-A *fill* is the download of one blob. All clients that request the blob share it. *Prefetching* starts fills for blobs
-that a client will probably request next. A *notice* is a text for the client in the response, for example that cached
-content may be out of date. A *frozen* tag always names the same digest. A tag *moves* when the upstream makes it name
-another digest. A *cooldown* delays such moves: for some time after a move, the mirror serves the tag at its older
+A *fill* is the download of one blob. All clients that request the blob share the fill. *Prefetching* starts fills for
+blobs that a client will probably request next. A *notice* is a text for the client in the response, for example that
+cached content may be out of date. A *frozen* tag always names the same digest. A tag *moves* when the upstream makes it
+name another digest. A *cooldown* delays such moves: for some time after a move, the mirror serves the tag at its older
 digest.
 
 The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
@@ -78,8 +78,8 @@ MAX_REFUSED_REPOSITORIES: Final = 50
 probably mean that the configured login is wrong, and an upstream may lock an account after many failed logins. The
 number is large, because the upstream also refuses requests for repositories that were deleted there."""
 _UNUSABLE_ANSWERS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
-"""Errors after an answer of the upstream: a refusal, or a manifest that is not valid. They concern one repository or
-tag only, and count for `MAX_REFUSED_REPOSITORIES`."""
+"""Errors that say that the upstream has answered, but has refused the request or sent a manifest that is not valid.
+They concern one repository or tag only, and count for `MAX_REFUSED_REPOSITORIES`."""
 _STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
 """Errors of this registry's store."""
 
@@ -110,12 +110,12 @@ class Mirror(RefusingRegistry):
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
         manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
-        processes. `observer`: counts the fills. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a
-        monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is one, although
-        the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of a blob.
-        `stall_timeout`: seconds without new bytes after which the download of a blob fails. `pass_through_memory`: the
-        worker's budget for blobs that are sent to clients without being stored; None: a budget for this mirror
-        alone. `random_number`: returns a random number from 0 to 1."""
+        processes. `observer`: receives reports about the fills. `clock`: returns seconds since 1970. `monotonic`:
+        returns seconds of a monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if
+        there is one, although the upstream has not answered. `start_timeout`: seconds that a client waits for the first
+        byte of a blob. `stall_timeout`: seconds without new bytes after which the download of a blob fails.
+        `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored; None: a
+        budget for this mirror alone. `random_number`: returns a random number from 0 to 1."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -147,7 +147,7 @@ class Mirror(RefusingRegistry):
             *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)
-        # With a lambda, because `_blobs` needs the queue and is created after it.
+        # A lambda, because `_blobs` needs the queue and so is created after it.
         queue = PrefetchQueue(
             lambda repo, blob: self._blobs.should_prefetch(repo, blob),
             slots.wait_for_prefetch_slot,
@@ -175,19 +175,19 @@ class Mirror(RefusingRegistry):
         return await self._manifests.revalidate(repo, tag, force=force)
 
     async def recheck_young_tags(self) -> None:
-        """Asks the upstream about each tag that has moved within its cooldown, even if the tag is fresh. Otherwise the
-        mirror would ask only when a client pulls the tag. If nobody pulled it, the mirror would not notice that the
-        upstream has moved the tag away from a bad digest, and would serve the bad digest after the cooldown.
+        """Asks the upstream about each *young* tag, which has moved within its cooldown, even if the tag is fresh. If
+        the mirror asked only when a client pulls the tag, it could miss that the upstream has moved the tag away from a
+        bad digest, and would serve the bad digest after the cooldown.
 
-        While the upstream's rate limit leaves only few requests, does not fetch moved manifests. Continues after a tag
-        that fails. If the upstream denies access to a tag, skips the other tags of the repository, because each
-        request can be a failed login. Ends early, and raises the last error, if `MAX_UNANSWERED_REPOSITORIES` in a row
-        get no answer, or `MAX_REFUSED_REPOSITORIES` in a row are refused.
+        - While the upstream is nearly exhausted, does not fetch moved manifests.
+        - If a tag fails, continues with the next one. But if the upstream denies access to a tag, skips the other tags
+          of the repository, because each request can be a failed login.
+        - Ends early, and raises the last error, if `MAX_UNANSWERED_REPOSITORIES` in a row get no answer, or
+          `MAX_REFUSED_REPOSITORIES` in a row are refused.
 
         If the last call ended early, continues after the tag at which it ended, so that failing repositories do not
-        keep the mirror from asking about the others. Otherwise, as in a new process, starts with a random tag. If a
-        server is often reloaded, each of its processes makes only few calls. Without the random start, all of them
-        would ask about the same failing repositories first."""
+        keep the mirror from asking about the others. Otherwise, starts with a random tag. Without the random start,
+        the new processes of a server that is often reloaded would all begin with the same failing repositories."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()
@@ -220,8 +220,8 @@ class Mirror(RefusingRegistry):
         self._last_rechecked = None
 
     async def _recheck(self, repo: RepositoryName, tag: Tag) -> RegistryError | None:
-        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer, or if the store
-        fails."""
+        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer or the store fails,
+        otherwise None."""
         try:
             await self._manifests.recheck(repo, tag)
         except RegistryError as error:

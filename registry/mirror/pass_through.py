@@ -1,17 +1,18 @@
-"""Sends a blob from the upstream to one client without storing the blob (`PassThroughReader`). The mirror does so if
+"""Sends a blob from the upstream to one client without storing the blob (`PassThroughReader`). The mirror does this if
 the disk is too full for the blob.
 
 The bytes arrive in a thread, which waits while the client is slower than the upstream. If the upstream closes the
-connection meanwhile, the response ends early. The client can then request the remaining bytes with a `Range` header. As
-with a blob that is being stored, the client gets the last byte only after the digest is verified. So a request for the
-last byte downloads the whole blob. A request for other bytes downloads only these, unverified.
+connection meanwhile, the response ends early. The client can then request the remaining bytes with a `Range` header.
+
+The client gets the last byte of the blob only after the blob's digest is verified. So a request for the last byte
+downloads the whole blob. A request for other bytes downloads only these bytes, and does not verify them.
 
 A download holds one of the upstream's connection slots (`registry.mirror.fill.slots`), and waits for its client if the
 blob is larger than the buffer. While another request waits for a slot, a reader whose client is slow is cut off
-(`registry.mirror.fill.slot_holders`). A client counts as slow only while the reader waits for it, not for the upstream.
+(`registry.mirror.fill.slot_holders`). While the reader waits for the upstream, its client does not count as slow.
 
-The bytes that have arrived, and that the client has not received yet, are in memory. So each reader has a share of a
-budget of its worker (`new_pass_through_memory`), from the start of the download until the reader is closed.
+The bytes that the client has not received yet are in memory. So each reader has a share of the memory budget of its
+worker process (`new_pass_through_memory`), from the start of the download until the reader is closed.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from storage.running_digest import start_digest
 CHUNK_BYTES: Final = 256 * 1024
 """Largest number of bytes that a reader yields at once."""
 MAX_BUFFERED_BYTES: Final = 512 * 1024
-"""Largest number of bytes of one blob that are buffered. If a chunk would exceed it, the thread waits for the
+"""Largest number of bytes of one blob that are buffered. If a chunk would exceed this limit, the thread waits for the
 client."""
 SMALL_CHUNK_BYTES: Final = 4 * 1024
-"""The buffer counts a chunk smaller than this with `_CHUNK_OVERHEAD_BYTES` more than its size. So many tiny chunks do
-not take much more memory than `MAX_BUFFERED_BYTES`."""
+"""The buffer counts a chunk smaller than this with `_CHUNK_OVERHEAD_BYTES` more than its size. Otherwise, thousands of
+tiny chunks would take much more memory than `MAX_BUFFERED_BYTES`."""
 _CHUNK_OVERHEAD_BYTES: Final = 64
 """Memory of a chunk in addition to its bytes."""
 READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
@@ -57,7 +58,7 @@ READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
 of this chunk in the buffer of the client's connection."""
 BUDGET_BYTES: Final = 48 * MIB
 """Size of the budget of a worker. Large shares may use three quarters of it (`registry.memory_budget`). So 36 readers
-can have `READER_BYTES` each, which is more than an upstream has connections by default."""
+can have `READER_BYTES` each. An upstream has fewer connections by default."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
 _TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
@@ -69,7 +70,7 @@ def new_pass_through_memory() -> MemoryBudget:
 
 
 class ReaderClosed(Exception):
-    """The reader was closed, or its client was cut off, so the thread stops."""
+    """Stops the thread, because the reader was closed or its client was cut off."""
 
 
 def _memory_of(chunk: bytes) -> int:
@@ -87,8 +88,8 @@ class _Buffer:
         self.endpoint: str | None = None
         """The endpoint that has started to send; None: none has."""
         self.expected = (0, size)
-        """The bytes that are requested: the offset of the first byte and of the byte after the last one. It must not be
-        changed after `begin`."""
+        """The requested range: the offsets of its first byte and of the byte after its last one. Do not change it after
+        `begin`."""
         self._notify = notify
         self._size = size
         self._untrusted = avoided.untrusted
@@ -148,7 +149,7 @@ class _Buffer:
         return self.expected == (0, self._size)
 
     @property
-    def received(self) -> int:
+    def received_bytes(self) -> int:
         """Number of bytes that have arrived."""
         return max(self._next_offset - self.expected[0], 0)
 
@@ -235,7 +236,7 @@ class PassThroughReader:
         if not self._size:
             await self._verify()
 
-    def slow_seconds(self) -> float:
+    def slowness(self) -> float:
         """Returns the seconds that the client needs for `CHUNK_BYTES`. Returns 0 if the upstream is slower than the
         client."""
         return max(self._chunk_seconds, asyncio.get_running_loop().time() - self._share.held_since)
@@ -257,8 +258,8 @@ class PassThroughReader:
 
     @contextmanager
     def _waiting_for_upstream(self) -> Iterator[None]:
-        """Says that the reader waits for the upstream inside the `with` block. The client has received everything, so
-        it does not count as slow inside the block. What was measured before the block no longer counts."""
+        """Says that the reader waits for the upstream inside the `with` block. The client does not count as slow inside
+        the block, because it has received all bytes that have arrived. Discards the measurements made before."""
         self._measured_bytes, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
         try:
             yield
@@ -280,7 +281,7 @@ class PassThroughReader:
     async def _download(self, span: tuple[int, int]) -> None:
         """Waits for a connection slot, and downloads the bytes of `span` into the buffer."""
         self._buffer.expected = start, stop = span
-        async with self._slots.pass_through(
+        async with self._slots.pass_through_slot(
             self, waits_for_client=stop - start > MAX_BUFFERED_BYTES, blob_size=self._size
         ):
             requested = Span(0) if self._buffer.is_whole else Span(start, stop)
@@ -292,7 +293,7 @@ class PassThroughReader:
                     expected_size=self._size,
                 )
             finally:
-                self._report_fetched(self._buffer.received)
+                self._report_fetched(self._buffer.received_bytes)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the bytes of the span. Raises the error of the upstream client. If the digest is wrong, raises

@@ -211,9 +211,11 @@ class Download:
         is_new_connection = True
         while self._should_send_request(is_first):
             slot = (
-                self._slots.primary(self._demand, is_new_connection=is_new_connection, blob_size=self._partial.size)
+                self._slots.first_connection_slot(
+                    self._demand, is_new_connection=is_new_connection, blob_size=self._partial.size
+                )
                 if is_first
-                else self._slots.additional(self._demand)
+                else self._slots.further_connection_slot(self._demand)
             )
             async with slot as has_slot:
                 if not has_slot:
@@ -333,7 +335,7 @@ class Download:
             self._repos.on_refusal(repo)
         is_final = isinstance(error, _FINAL_ERRORS)
         if isinstance(error, Denied):
-            is_final = not (self._has_response and self._repos.has_usable)
+            is_final = not (self._has_response and self._repos.has_usable_repo)
         if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
             self._fail(repo, error)
         elif isinstance(error, RangesUnsupported) and not self._ranges_work:

@@ -1,9 +1,9 @@
 """Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), which repository of the upstream
 to ask (`RepositoryChoice`), and which endpoints to avoid because they sent corrupt bytes (`BadSenders`).
 
-An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the work of one process to get one blob. Only
-one fill of a blob downloads; its *followers*, the fills of the same blob in other processes, wait for its bytes.
-`encode_failure` and `decode_failure` pass the error of a fill to its followers.
+An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the work of one process to get one blob. If
+several processes have a fill for the same blob, one fill downloads the blob. The fills of the other processes are its
+*followers*, which wait for the bytes. `encode_failure` and `decode_failure` pass the error of a fill to its followers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
 """Time without progress after which a download fails, if the upstream has already begun to send the blob. (Otherwise,
-`MAX_ATTEMPTS_BEFORE_FIRST_BYTE` applies.) It is longer than an upstream takes to restart. It is also longer than the
-first pauses of the circuit breaker, during which the upstream client sends no requests to a failing endpoint."""
+`MAX_ATTEMPTS_BEFORE_FIRST_BYTE` applies.) The timeout is longer than an upstream takes to restart, and longer than the
+first pauses of the circuit breaker, in which the upstream client sends no requests to a failing endpoint."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
 """Smallest number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
@@ -40,8 +40,8 @@ LONGEST_RETRY_SECONDS: Final = 2.0
 """First and longest pause before a retry. Each pause is twice as long as the one before. A TooManyRequests error can
 ask for a longer pause."""
 MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
-"""Largest number of attempts if no byte has arrived. It is small, because a client that has got no byte can still try
-another registry, and so should get the error soon."""
+"""Largest number of attempts if no byte has arrived. The number is small, so that the client gets the error soon: a
+client that has got no byte can still try another registry."""
 
 
 class RetryPolicy:
@@ -68,7 +68,7 @@ class RetryPolicy:
         if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_at_last_failure = received_bytes
-        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)  # after 10 failures, it exceeds every limit
+        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)  # at most 102.4 s, more than each limit below
         self._failures_in_row += 1
         if has_response:
             # A short stall timeout makes the longest pause shorter, so that there is time for several attempts.
@@ -88,22 +88,25 @@ class RetryPolicy:
         return self._failures_in_row
 
     def resume_soon(self, now: float) -> None:
-        """Allows another attempt after the shortest pause. Call it if that attempt differs from the failed one, such as
-        a request without a byte range."""
+        """Allows another attempt after the shortest pause. Call this method if the next attempt differs from the failed
+        one, for example because it requests no byte range."""
         self.resume_at = now + FIRST_RETRY_SECONDS
 
 
 FAILURES_TO_LEAVE_REPOSITORY: Final = 2
-"""Number of failures in a row after which a download is continued with another repository. After the first one, the
-same repository is asked again, because a connection can break by chance."""
+"""Number of failures in a row after which a download is continued with another repository. After one failure, the same
+repository is asked again, because a connection can break by chance."""
 
 
 class RepositoryChoice:
-    """Chooses from which repository of the upstream one download requests the missing bytes of a blob after an
-    interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob. Another repository may
-    lack it, even if one of its manifests names it. So if requests from another repository fail, the next requests go
-    back to the repository that has sent bytes. After the upstream has refused to send the blob for a repository, this
-    repository is not asked again, unless no other one is left."""
+    """Chooses the repository of the upstream from which a download requests the missing bytes of a blob after an
+    interruption (`next_repo`).
+
+    - If requests from the repository that has sent bytes fail, another repository is asked. It may lack the blob, even
+      if one of its manifests names the blob.
+    - If requests from the other repository fail, the repository that has sent bytes is asked again.
+    - If the upstream refuses to send the blob for a repository, this repository is asked again only if there is no
+      other one to ask."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -112,18 +115,18 @@ class RepositoryChoice:
         self._list_repos = list_repos
         self._sender = first
         """The repository that has sent bytes most recently; `first` if none has."""
-        self._last_other = first
-        """The last repository that `_choose_another` has chosen in place of `_sender`; `first` if there is none. The
-        next time, it chooses the repository that comes after this one in alphabetical order, so that each gets its
-        turn."""
+        self._last_substitute = first
+        """The repository that `_choose_another` last chose in place of `_sender`; `first` if it has chosen none. Its
+        next choice is the repository after this one in alphabetical order, so that each gets its turn."""
         self._refusing: set[RepositoryName] = set()
+        """The repositories for which the upstream has refused to send the blob."""
         self._failures_in_row = 0
         """Number of failures in a row of requests from `next_repo`."""
 
     @property
-    def has_usable(self) -> bool:
-        """Whether any repository can still be asked: one that has not refused to send the blob."""
-        return bool(self._usable())
+    def has_usable_repo(self) -> bool:
+        """Whether there is a repository for which the upstream has not refused to send the blob."""
+        return bool(self._usable_repos())
 
     def on_bytes(self, repo: RepositoryName) -> None:
         """Records that a request from `repo` has got bytes."""
@@ -145,28 +148,28 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Sets `next_repo` to `_sender`. If `next_repo` is `_sender` already, or `_sender` has refused, sets it to the
-        next other repository in alphabetical order, if there is one that has not refused."""
+        """Changes `next_repo` to `_sender`. If `_sender` is `next_repo` already, or is refusing, changes `next_repo` to
+        the usable repository that follows `_last_substitute` in alphabetical order, if there is one."""
         self._failures_in_row = 0
-        others = [repo for repo in self._usable() if repo != self.next_repo]
+        others = [repo for repo in self._usable_repos() if repo != self.next_repo]
         if self._sender in others or not others:
             self.next_repo = self._sender
         else:
-            self.next_repo = next((repo for repo in others if repo > self._last_other), others[0])
-            self._last_other = self.next_repo
+            self.next_repo = next((repo for repo in others if repo > self._last_substitute), others[0])
+            self._last_substitute = self.next_repo
 
-    def _usable(self) -> list[RepositoryName]:
-        """Returns the repositories that have not refused to send the blob."""
+    def _usable_repos(self) -> list[RepositoryName]:
+        """Returns the repositories for which the upstream has not refused to send the blob."""
         return [repo for repo in self._list_repos() if repo not in self._refusing]
 
 
 _TIMEOUT_KIND: Final = "late"
-"""The kind of an UpstreamTimeout in the text of `encode_failure`. The kind of another error is its `code`."""
+"""The `kind` of an UpstreamTimeout in the text of `encode_failure`. For other errors, `kind` is the `code`."""
 
 
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
     """Returns the error of a fill as text, for its followers. `repo`: the repository from which the fill has requested
-    the blob. Returns None if a follower might succeed, and so should try the download itself."""
+    the blob. Returns None if a follower should try the download itself, because it might succeed."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
     kind = _TIMEOUT_KIND if isinstance(error, UpstreamTimeout) else error.code
@@ -209,10 +212,10 @@ def sender_pause(times: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class AvoidedEndpoints:
-    """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
-    other endpoint has the blob. `untrusted`: endpoints whose bytes are not accepted in this download, with the error to
-    raise for each. They are asked after all others, only to find out whether they have the blob. If one has it, its
-    error says more than the "not found" of the others."""
+    """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no other
+    endpoint has the blob. `untrusted`: maps each endpoint whose bytes are not accepted in this download to the error to
+    raise. Untrusted endpoints are asked after all others, only to find out whether they have the blob. If one has it,
+    its error is raised instead of the "not found" of the others."""
 
     ask_last: frozenset[str] = frozenset()
     untrusted: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
@@ -220,7 +223,7 @@ class AvoidedEndpoints:
 
 class BadSenders:
     """Records, for all processes, which endpoints of one upstream sent *corrupt bytes* for a blob: bytes that do not
-    have the blob's digest. On a full disk, a record may be impossible to store. Then only this process remembers it."""
+    have the blob's digest. If a record cannot be stored, for example on a full disk, only this process remembers it."""
 
     def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds since 1970."""
@@ -231,10 +234,10 @@ class BadSenders:
         """Records that could not be stored, by blob: the time, and the endpoints that sent corrupt bytes."""
 
     async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
-        """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
-        asked last, and so is an endpoint whose record could not be stored. An endpoint whose pause (`sender_pause`) has
-        not ended is untrusted. If all endpoints are untrusted, raises UpstreamUnavailable, with the number of seconds
-        until the first pause ends."""
+        """Returns which endpoints to avoid for a blob. An endpoint is untrusted if its pause (`sender_pause`) has not
+        ended. An endpoint is asked last if it sent corrupt bytes more often than an endpoint that is not untrusted, or
+        if its record could not be stored. Raises UpstreamUnavailable if all endpoints are untrusted, with the number of
+        seconds until the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         unsaved = self._unsaved_endpoints(digest)
         if not bad_senders:
@@ -264,7 +267,8 @@ class BadSenders:
         return min(bad_sender.at + pause - self._clock(), pause)
 
     def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
-        """Returns the error for `endpoints`, which may be asked for the blob again in `wait` seconds."""
+        """Returns the error for untrusted endpoints, which are asked for the blob again in `wait` seconds.
+        `endpoints`: their URLs, separated by commas."""
         return UpstreamUnavailable(
             f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
             f"{ceil(wait)} s, or immediately after the command: entrepot mirror refresh {repo}@{digest}",
@@ -274,9 +278,9 @@ class BadSenders:
 
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
         """Records that `endpoints` sent corrupt bytes for a blob. Call this method once for each download with a wrong
-        digest, in the process that has found the wrong digest. `endpoints` is empty if other processes have downloaded
-        all bytes. If the record cannot be stored, logs the failure. This process then asks the endpoints last, but
-        without a pause."""
+        digest, in the process that has verified the digest. `endpoints` is empty if other processes have downloaded all
+        bytes. If the record cannot be stored, logs the failure. This process then asks the endpoints last, but without
+        a pause."""
         log.error(
             "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,
@@ -290,8 +294,8 @@ class BadSenders:
             self._remember_unsaved(digest, endpoints)
 
     def _remember_unsaved(self, digest: Digest, endpoints: Collection[str]) -> None:
-        """Remembers in memory that `endpoints` sent corrupt bytes for a blob. Forgets the oldest records if there are
-        more than `MAX_UNSAVED_BLOBS`."""
+        """Remembers in memory that `endpoints` sent corrupt bytes for a blob. Forgets the oldest record if there
+        are more than `MAX_UNSAVED_BLOBS`."""
         known_endpoints = self._unsaved_endpoints(digest)
         self._unsaved[digest] = self._clock(), known_endpoints.union(endpoints)
         self._unsaved.move_to_end(digest)
@@ -299,7 +303,7 @@ class BadSenders:
             self._unsaved.popitem(last=False)
 
     def _unsaved_endpoints(self, digest: Digest) -> frozenset[str]:
-        """Returns the endpoints of the blob's record that could not be stored, if the record is not too old."""
+        """Returns the endpoints of the blob's record in memory; none if there is no record, or if it is too old."""
         at, endpoints = self._unsaved.get(digest, (0.0, frozenset[str]()))
         age = self._clock() - at  # negative if the clock was set back
         return endpoints if -CLOCK_TOLERANCE_SECONDS <= age < FORGET_SENDER_SECONDS else frozenset()

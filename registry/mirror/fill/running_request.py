@@ -41,7 +41,7 @@ class RunningRequest:
         self._demand = demand
         self._sent_at = asyncio.get_running_loop().time()
 
-    def slow_seconds(self) -> float:
+    def slowness(self) -> float:
         """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR` if no client waits
         for the blob. If a client waits, returns 0 in three cases, so that the request is not cut off: it has a share,
         it is not slower than `SLOW_SLOT_SECONDS`, or all of its bytes would have to be requested again."""

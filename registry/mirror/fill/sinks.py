@@ -17,8 +17,8 @@ from storage.errors import UpstreamUnavailable
 from storage.partials import Partial
 
 UntrustedEndpoints = Mapping[str, UpstreamUnavailable]
-"""The endpoints whose bytes are not accepted, because they sent corrupt bytes before, with the error to raise for
-each."""
+"""Maps each endpoint whose bytes are not accepted, because it sent bytes with a wrong digest before, to the error to
+raise."""
 
 
 class PieceSink:
@@ -45,9 +45,9 @@ class PieceSink:
         return self.piece.next_offset - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Checks the start of the response, which has the bytes from `start` up to, but without, `stop` of a blob of
-        `size` bytes. Raises RangesUnsupported if the response has another range than the piece, UpstreamUnavailable if
-        the endpoint is untrusted, and BlobSizeWrong if it states another size of the blob."""
+        """Checks the start of the response, which has the bytes from offset `start` up to, but without, `stop`. `size`:
+        size of the whole blob. Raises UpstreamUnavailable if the endpoint is untrusted, BlobSizeWrong if `size` is not
+        the expected size, and RangesUnsupported if the response has another range than the piece."""
         check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
@@ -75,7 +75,7 @@ class WholeSink:
         on_response: Callable[[], None],
         untrusted: UntrustedEndpoints,
     ) -> None:
-        """`gaps`: the missing byte ranges: for each, the offsets of the first byte and of the byte after the last one.
+        """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one.
         `on_response`: called, in the thread that reads the response, when the response starts. `untrusted`: the
         endpoints whose bytes are not accepted."""
         self._partial = partial
@@ -90,8 +90,9 @@ class WholeSink:
         """Offset of the next byte of the response."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Checks the start of the response. Raises UpstreamUnavailable if the response has only a part of the blob, or
-        if the endpoint is untrusted, and BlobSizeWrong if it states another size of the blob."""
+        """Checks the start of the response. `size`: size of the whole blob. Raises UpstreamUnavailable if the endpoint
+        is untrusted or the response has only a part of the blob, and BlobSizeWrong if `size` is not the expected
+        size."""
         check_response(endpoint, self._untrusted, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")

@@ -4,11 +4,13 @@
 A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
 because a client will probably request the blob soon, and no client has requested it yet. An *unattended* fill is one
-whose clients have all left. Fills for which a client waits get slots first: prefetch fills leave some slots free for
-them, and unattended fills leave one more free, for prefetch fills. Among the fills for which a client waits, those of
-small blobs, such as configs, get slots before those of larger blobs: a client needs the whole config before it goes on.
+whose clients have all left. A *pass-through* sends a blob to one client without storing it, because the disk is too
+full. It takes a slot as well. Fills for which a client waits get slots first:
 
-A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
+- Prefetch fills leave some slots free for fills for which a client waits.
+- Unattended fills leave one more slot free, for prefetch fills.
+- Among the fills for which a client waits, those of small blobs, such as configs, get slots first: a client needs the
+  whole config before it goes on.
 """
 
 from __future__ import annotations
@@ -34,25 +36,25 @@ from storage.names import RepositoryName
 SMALL_BLOB_BYTES: Final = 64 * 1024
 """Largest size of a blob that gets a slot before larger ones."""
 GIVE_WAY_SECONDS: Final = 10.0
-"""Time for which a request for a larger blob lets requests for small blobs have the free slots. After that it waits on
-equal terms with them, so that a steady stream of small blobs cannot keep it waiting."""
-SPARE_CONNECTIONS: Final = 2
-"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
-that all other requests can use them. Unattended fills leave one slot more free, for prefetch fills."""
+"""Time for which a request for a larger blob lets requests for small blobs have the free slots. After this time, it
+waits on equal terms with them, so that a steady stream of small blobs cannot keep it waiting forever."""
+MAX_SPARE_SLOTS: Final = 2
+"""Largest number of *spare* slots. Prefetch fills leave the spare slots free for other fills. Pass-throughs of
+large blobs never take them. Unattended fills leave one more slot free, for prefetch fills."""
 MAX_UNATTENDED: Final = 64
 """Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
-timer. If there are more, one is given up: the oldest of those that have had no slot. If all have had one, the oldest
-is given up."""
+timer. If more wait, one is given up: the one that has waited longest without ever having had a slot. If all have had
+one, the one that has waited longest is given up."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 PREFETCH_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks. A *mark* is a slot with another name, which permits no connection. A request takes a mark while it
-waits for a connection slot. So all processes can see that a request waits. One taken mark is enough, so while all marks
-are taken, further requests wait without one. The number is small, because a look for marks makes one system call for
-each of them."""
+"""Number of marks. A request takes a *mark* while it waits for a connection slot, so that all processes can see that a
+request waits. A mark is a slot with another name, which permits no connection. While all marks are taken, further
+requests wait without a mark: they need none. The number is small, because a check whether any mark is taken makes one
+system call for each mark."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""
@@ -80,26 +82,28 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills leave free and pass-throughs of large blobs never take. It is always
-        smaller than `max_connections`, so that a prefetch fill or a pass-through can take at least one slot."""
-        return min(SPARE_CONNECTIONS, self.max_connections - 1)
+        """Number of spare slots (`MAX_SPARE_SLOTS`). It is always smaller than `max_connections`, so that a prefetch
+        fill or a pass-through can take at least one slot."""
+        return min(MAX_SPARE_SLOTS, self.max_connections - 1)
 
     async def wait_for_prefetch_slot(self) -> None:
-        """Waits until so many slots are free that a prefetch fill may take one. Does not keep a slot. The calls in one
-        process return in the order in which they were made."""
+        """Waits until a prefetch fill may take a slot and leave the spare slots free. Does not keep a slot. The calls
+        in one process return in the order in which they were made."""
         async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
     @asynccontextmanager
-    async def primary(self, demand: Demand, *, is_new_connection: bool, blob_size: int) -> AsyncIterator[bool]:
+    async def first_connection_slot(
+        self, demand: Demand, *, is_new_connection: bool, blob_size: int
+    ) -> AsyncIterator[bool]:
         """Waits for a slot for one request on a fill's first connection, and holds it inside the `async with` block. If
-        no client waits for the blob, takes a slot only if some others are free. Yields True if the block holds a slot,
-        or False if nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in
-        bytes; small blobs get slots first.
+        no client waits for the blob, takes a slot only if some others are free. Yields True if the block holds a slot.
+        Yields False if nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`:
+        in bytes; small blobs get slots first.
 
-        `is_new_connection`: whether this is the first request on the connection. A later request for which a client
-        waits takes a slot at once if at least two are free. Otherwise it pauses for `YIELD_SECONDS` before it enters
-        the queue, so that the requests that are in the queue already get a slot first."""
+        `is_new_connection`: whether this is the first request on the connection. While a client waits for the blob, a
+        later request takes a slot at once if at least two are free. Otherwise, it pauses for `YIELD_SECONDS` before it
+        enters the queue, so that the requests that are in the queue already get a slot first."""
         async with AsyncExitStack() as held:
             has_slot = False
             while not has_slot and demand.needs_blob():
@@ -119,7 +123,8 @@ class ConnectionSlots:
             yield has_slot
 
     async def _try_slot(self, held: AsyncExitStack, keep_free: int) -> bool:
-        """Takes a slot until `held` ends if more than `keep_free` slots are free, and returns whether it took one."""
+        """If more than `keep_free` slots are free and no urgent request waits, takes a slot and holds it until `held`
+        is closed. Returns whether it took a slot."""
         async with AsyncExitStack() as attempt:
             slot = self._leases.try_slot(self._name, self.max_connections, keep_free=keep_free)
             if has_slot := await attempt.enter_async_context(slot):
@@ -129,8 +134,8 @@ class ConnectionSlots:
     async def _wait_in_queue(
         self, held: AsyncExitStack, demand: Demand, is_new_connection: bool, blob_size: int
     ) -> bool:
-        """Waits in the queue, as long as a client waits for the blob, and takes a slot until `held` ends. Returns
-        whether it took one."""
+        """Waits in the queue for a slot, and holds it until `held` is closed. Stops waiting when no client waits for
+        the blob any more. Returns whether it took a slot."""
         if not is_new_connection:
             await asyncio.sleep(YIELD_SECONDS)
             if not demand.has_clients:
@@ -143,13 +148,13 @@ class ConnectionSlots:
         return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
-        """Takes a slot until `held` ends, and returns whether it took one. First waits until more slots are free than
-        an unattended fill has to leave for others. Stops waiting when the fill with this `demand` is no longer
-        unattended. If too many unattended fills wait, gives one up."""
+        """Waits until more slots are free than an unattended fill leaves for others. Then takes a slot, and holds it
+        until `held` is closed. Stops waiting when the fill with this `demand` is no longer unattended. If more than
+        `MAX_UNATTENDED` fills wait, first gives one up. Returns whether it took a slot."""
         self._unattended[demand] = None
         if len(self._unattended) > MAX_UNATTENDED:
             oldest = next(iter(self._unattended))
-            given_up = next((each for each in self._unattended if not each.had_slot), oldest)
+            given_up = next((waiting for waiting in self._unattended if not waiting.had_slot), oldest)
             del self._unattended[given_up]
             given_up.give_up()
             if given_up is demand:
@@ -166,16 +171,18 @@ class ConnectionSlots:
             self._unattended.pop(demand, None)
 
     @asynccontextmanager
-    async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int) -> AsyncIterator[None]:
+    async def pass_through_slot(
+        self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int
+    ) -> AsyncIterator[None]:
         """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: the pass-through;
         it is cut off when its client is slow and other requests wait for a slot. `blob_size`: in bytes.
 
         `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
         such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
-        of them."""
-        # A pass-through that may wait for its client also takes a slot of a second, smaller group. `keep_free` could
-        # limit these pass-throughs as well, but a wait with it would end only when several connection slots are free at
-        # the same moment. While a fill runs, that does not happen: the fill takes each free slot within milliseconds.
+        slots."""
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. A wait for a slot
+        # with `keep_free` would end only when several slots are free at the same moment. While a fill runs, this does
+        # not happen: the fill takes each free slot within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
@@ -191,15 +198,15 @@ class ConnectionSlots:
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
-        """Returns a context manager. Inside its `with` block, `holder` (a pass-through, or a request of a fill) holds a
-        slot, and is cut off when it is slow and other requests wait for a slot."""
+        """Registers `holder` (a pass-through, or a request of a fill) as the holder of a slot inside the `with` block.
+        It is cut off if it is slow while other requests wait for a slot."""
         return self._holders.holding(holder)
 
     @asynccontextmanager
     async def _queued_slots(self, *groups: tuple[str, int], blob_size: int) -> AsyncIterator[None]:
         """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
-        While it waits, it takes the marks that the holders of slots look for. `groups`: name and number of the
-        slots."""
+        Marks that a request waits (`_mark_wait`) until it has the slots. `groups`: for each, the name of its slots and
+        their number."""
         urgent_after = 0.0 if blob_size <= SMALL_BLOB_BYTES else GIVE_WAY_SECONDS
         marking = asyncio.create_task(self._mark_wait())
         try:
@@ -212,8 +219,8 @@ class ConnectionSlots:
             await cancel_and_wait([marking])
 
     async def _mark_wait(self) -> None:
-        """Marks, until it is cancelled, that a request waits for a slot, and after `LONG_WAIT_SECONDS` also that it
-        has waited for long."""
+        """Takes a mark after `MARK_SECONDS`. After `LONG_WAIT_SECONDS`, also takes a mark of a second kind, which says
+        that a request has waited for long. Holds the marks until it is cancelled."""
         clock = asyncio.get_running_loop().time
         long_after = clock() + LONG_WAIT_SECONDS
         await asyncio.sleep(MARK_SECONDS)
@@ -231,14 +238,14 @@ class ConnectionSlots:
         return self._leases.are_slots_held(self._long_waiting_name, WAITING_MARKS)
 
     @asynccontextmanager
-    async def additional(self, demand: Demand) -> AsyncIterator[bool]:
+    async def further_connection_slot(self, demand: Demand) -> AsyncIterator[bool]:
         """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not wait in
         the queue. Takes the last free slot only if a client waits for the blob and the slot is still free after
         `YIELD_SECONDS`. Yields whether the block holds a slot."""
         has_clients = demand.has_clients
         # Leaves one slot for the first connection of another fill. If no client waits for the blob, leaves the spare
         # slots as well. If the upstream has too few slots for this, takes a slot only while all others are free.
-        slots_to_leave = min(1 if has_clients else SPARE_CONNECTIONS + 1, self.max_connections - 1)
+        slots_to_leave = min(1 if has_clients else MAX_SPARE_SLOTS + 1, self.max_connections - 1)
         async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:
                 yield True

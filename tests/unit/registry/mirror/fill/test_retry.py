@@ -103,9 +103,9 @@ def test_repository_that_refuses_the_blob_is_not_asked_again() -> None:
     for _ in range(4):
         choice.on_failure(B, has_progress=False)
         assert choice.next_repo == B
-    assert choice.has_usable
+    assert choice.has_usable_repo
     choice.on_refusal(B)
-    assert not choice.has_usable
+    assert not choice.has_usable_repo
     assert choice.next_repo == B
 
 

@@ -62,7 +62,7 @@ class PassThrough:
         self.has_slot = asyncio.Event()
         self.is_cut_off = asyncio.Event()
 
-    def slow_seconds(self) -> float:
+    def slowness(self) -> float:
         return self.seconds
 
     def cut_off(self) -> None:
@@ -70,7 +70,7 @@ class PassThrough:
 
     async def run(self) -> None:
         """Waits for a slot, and holds it until the client is cut off."""
-        async with self._slots.pass_through(self, waits_for_client=True, blob_size=MIB):
+        async with self._slots.pass_through_slot(self, waits_for_client=True, blob_size=MIB):
             self.has_slot.set()
             await self.is_cut_off.wait()
 
@@ -129,7 +129,7 @@ async def test_the_limit_begins_to_fall_when_there_is_a_download_that_may_be_cut
     checks = 0
 
     class Attended:
-        def slow_seconds(self) -> float:
+        def slowness(self) -> float:
             nonlocal checks
             checks += 1
             return 0.0
@@ -152,7 +152,7 @@ async def test_the_limit_begins_to_fall_again_after_the_last_download_was_cut_of
     is_cut_off = asyncio.Event()
 
     class Slow:
-        def slow_seconds(self) -> float:
+        def slowness(self) -> float:
             return 1000.0
 
         def cut_off(self) -> None:
@@ -224,5 +224,5 @@ async def test_a_cancelled_wait_for_a_slot_leaves_nothing(worker: Worker, change
 
 async def hold_slot(worker: Worker, demand: Demand) -> None:
     """Takes a slot as a fill with this `demand`, and holds it until it is cancelled."""
-    async with worker.slots.primary(demand, is_new_connection=True, blob_size=1):
+    async with worker.slots.first_connection_slot(demand, is_new_connection=True, blob_size=1):
         await asyncio.Event().wait()
