@@ -8,8 +8,8 @@ begins with the upstream's name: `docker.io/library/ubuntu`.
 - A name that begins with an upstream's name, such as `ghcr.io/org/app`, belongs to that upstream.
 - If the settings name a default upstream, `library/*` belongs to that upstream.
 - With a default upstream, any other name without a host, such as `team/app`, can mean a hosted repository or a
-  repository of that upstream. `registry.router` decides: the name is hosted from its first push on. A name that matches
-  a pattern in the setting `[hosted] prefixes` is always hosted.
+  repository of that upstream. `registry.router` decides: after the first push to the name, the name is hosted. If the
+  name matches a pattern in the setting `[hosted] prefixes`, it is always hosted.
 - Every other name is hosted, even if it begins with the host of a registry that is not mirrored.
 
 The rules use only names and settings. They do not depend on what the store contains.
@@ -28,8 +28,8 @@ from storage.patterns import NamePattern
 class NamingRules:
     """The rules for a list of upstreams.
 
-    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream, to which a
-    repository name without a host can belong; None: all names without a host are hosted."""
+    `upstreams`: the names of the upstreams, in the order of the settings. `default`: the name of the default upstream,
+    to which a repository name without a host can belong; None: all names without a host are hosted."""
 
     def __init__(
         self, upstreams: Iterable[str] = (), *, default: str | None = None, always_hosted: Iterable[str] = ()
@@ -50,17 +50,17 @@ class NamingRules:
         return cls(upstreams, default=settings.default_upstream, always_hosted=settings.hosted.prefixes)
 
     def upstream_of(self, name: str) -> str | None:
-        """Returns the name of the upstream that the repository name `name` belongs to. Returns None if `name` is hosted
-        or can be hosted. Does not check whether `name` is valid."""
+        """Returns the name of the upstream that the repository name `name` certainly belongs to. Returns None if `name`
+        is hosted or can be hosted. Does not check whether `name` is valid."""
         first_part, slash, _ = name.partition("/")
         if first_part in self._upstream_names:
             return first_part
         return self.default if first_part == HUB_LIBRARY and slash else None
 
     def mirrored_name(self, repo: RepositoryName, upstream: str) -> RepositoryName:
-        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` can be given with or
-        without the upstream's name. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the
-        stored name would be too long."""
+        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` may begin with the
+        upstream's name. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the stored name
+        would be too long."""
         first_part, slash, rest_of_name = repo.partition("/")
         if first_part != upstream:
             rest_of_name = repo
@@ -70,12 +70,13 @@ class NamingRules:
             rest_of_name = f"{HUB_LIBRARY}/{rest_of_name}"
         return RepositoryName(f"{upstream}/{rest_of_name}")
 
-    def default_name(self, repo: RepositoryName) -> RepositoryName | None:
-        """Returns the stored name of the repository that `repo` can mean at the default upstream.
+    def name_at_default_upstream(self, repo: RepositoryName) -> RepositoryName | None:
+        """Returns the stored name of the repository that `repo` can mean at the default upstream. Returns None in these
+        cases:
 
-        Returns None if `repo` cannot mean such a repository. That is so if there is no default upstream, or if the
-        stored name could be too long. It is also so if `repo` belongs to an upstream, is always hosted, or begins with
-        the host of another registry."""
+        - There is no default upstream.
+        - `repo` belongs to an upstream, is always hosted, or begins with the host of another registry.
+        - The stored name could be too long."""
         first_part, slash, _ = repo.partition("/")
         if self.default is None or (slash and ("." in first_part or first_part == "localhost")):
             return None
@@ -87,24 +88,22 @@ class NamingRules:
         return self.mirrored_name(self.with_upstream(self.default, repo), self.default)
 
     def candidates(self, repo: RepositoryName) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a read of `repo` can mean: one name, or two, the hosted name first and then the
-        name at the default upstream. If `repo` is only the name of an upstream, which is no repository, returns only
-        `repo`."""
+        """Returns the stored names that a read of `repo` can mean: either one name, or first the hosted name and then
+        the name at the default upstream. If `repo` is only the name of an upstream, returns only `repo`."""
         upstream = self.upstream_of(repo)
         if upstream is not None:
             return (repo if repo == upstream else self.mirrored_name(repo, upstream),)
-        default = self.default_name(repo)
-        return (repo,) if default is None else (repo, default)
+        mirrored = self.name_at_default_upstream(repo)
+        return (repo,) if mirrored is None else (repo, mirrored)
 
     def with_upstream(self, upstream: str, repo: RepositoryName) -> RepositoryName:
         """Returns `repo` with the upstream's name in front: `ghcr.io/org/app` for `org/app`. Returns `repo` unchanged
-        if its first part is the upstream's name already. Raises NameInvalid if the result is too long."""
+        if it already begins with the upstream's name and a slash. Raises NameInvalid if the result is too long."""
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
-    def possible_names(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names of the mirrored repositories that a request for `name` can mean, one for each
-        upstream. A request can mean any upstream, because it can name the upstream outside the path, by the Host header
-        or by the query parameter `ns`. Leaves out stored names that would be too long."""
+    def names_at_all_upstreams(self, name: str) -> tuple[RepositoryName, ...]:
+        """Returns the stored names that a request for `name` can mean, one for each upstream: the Host header or the
+        query parameter `ns` of the request can name any upstream. Leaves out stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

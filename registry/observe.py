@@ -1,10 +1,10 @@
-"""`Observed`: a wrapper around a registry, which measures each call on the registry, and writes one DEBUG line about it
-to the log.
+"""`Observed`: a wrapper around a registry. It measures each call on the registry, and logs each call in one line at the
+level DEBUG.
 
-A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
+The line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
 call took, the actor's name and address, and the request's id. The *actor* is who makes the call: the client of the
-request, or a command or the server itself. The outcome is `OK`, the code of a RegistryError, or the class name of
-another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs that.
+request, a command, or the server itself. The outcome is `OK`, the code of a RegistryError, or the class name of
+another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs the reason.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger("registry.calls")
 T = TypeVar("T")
 A = TypeVar("A")
 OnCall = Callable[[str, float], None]
-"""Called after each call on the registry, with its operation and the seconds that it took. Returns immediately and
-raises nothing."""
+"""Called after each call on the registry, with the call's operation and its duration in seconds. Must return
+immediately and raise nothing."""
 TraceCall = Callable[[str, str], AbstractContextManager[object]]
-"""Returns a context manager around a call, from its operation and its repository."""
+"""Returns a context manager around a call. The arguments are the call's operation and its repository."""
 _WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
 """The operations that return an upload session."""
 
@@ -43,8 +43,8 @@ async def log_call(
     reference: str,
     by: Actor | None = None,
 ) -> T:
-    """Awaits `make_call(argument)` and returns its result. Writes the log line of the call, even if the call raised an
-    error. Writes nothing unless the log level is DEBUG.
+    """Awaits `make_call(argument)` and returns its result. If the log level is DEBUG, writes the log line of the call,
+    even if the call raised an error.
 
     `by`: the actor of the call; None: the client of the current request."""
     if not log.isEnabledFor(logging.DEBUG):
@@ -78,7 +78,7 @@ class _ObservedWriter:
     """Wraps the upload session `inner`, and writes a log line when the session is committed or cancelled.
 
     `write`, `read_at` and `aclose` are the methods of `inner` itself, because a wrapper around `write` would cost time
-    for every piece of a request body."""
+    for every chunk of a request body."""
 
     def __init__(self, inner: BlobWriter, repo: RepositoryName) -> None:
         self._inner = inner
@@ -118,7 +118,8 @@ class Observed(ForwardingRegistry):
         return self._forward_and_log(call)
 
     async def _measure(self, call: Call[T], on_call: OnCall) -> T:
-        """Makes the call on `inner`, and then calls `on_call`."""
+        """Makes the call on `inner`, inside the context manager of `trace_call` if there is one. Then calls `on_call`,
+        even if the call raised an error."""
         started = time.perf_counter()
         try:
             if self._trace_call is None:
@@ -134,9 +135,9 @@ class Observed(ForwardingRegistry):
             return self._open_writer(call)
         if not log.isEnabledFor(logging.DEBUG):
             return self.forward(call)
-        return log_call(self.forward, call, call.operation, call.repo, call.item, call.actor)
+        return log_call(self.forward, call, call.operation, call.repo, call.log_reference, call.actor)
 
     async def _open_writer(self, call: Call[T]) -> T:
         repo = call.repo
-        opened: Any = await log_call(self.forward, call, call.operation, repo, call.item, call.actor)
+        opened: Any = await log_call(self.forward, call, call.operation, repo, call.log_reference, call.actor)
         return cast(T, _ObservedWriter(opened, repo))

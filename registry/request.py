@@ -53,13 +53,13 @@ class ActingPrincipal(Protocol):
     def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
         """Returns whether the principal may do `action` on a repository. `stored_name`: the repository's name in the
         store, such as `docker.io/library/ubuntu`. `requested_name`: the name that the client used, such as `ubuntu`;
-        None: the client used the stored name. A bearer token may contain either name."""
+        None: the client used the stored name. Both names count, because a bearer token may contain either."""
         ...
 
 
 @final
 class _WithoutAccount:
-    """A principal that is not an account, and has all rights (`is_admitted`) or none."""
+    """A principal that is not an account. It has all rights if `is_admitted` is True, otherwise none."""
 
     __slots__ = ("is_admitted", "is_anonymous", "name")
 
@@ -79,8 +79,8 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 
 
 class AnnouncedBlob(NamedTuple):
-    """What a request states about the blob, or the part of a blob, that it sends. `size`: number of bytes of the
-    request's body; None: not known. `digest`: the digest of the whole blob; None: not known."""
+    """What a request that sends a blob, or a part of a blob, states about it. `size`: number of bytes of the request's
+    body; None: unknown. `digest`: the digest of the whole blob; None: unknown."""
 
     size: int | None
     digest: Digest | None
@@ -96,8 +96,8 @@ class RequestContext:
     - `notice`: a warning to send with the response; None: no warning.
     - `announced_blob`: the blob that the request sends; None: it sends no blob.
     - `cache_state`: where a mirror found the answer: `hit`, `miss`, `stale` or `revalidated` (see `set_cache_state`);
-      empty: the answer is not from a mirror. `upstream`: the name of the mirrored upstream; empty: the answer is not
-      from a mirror."""
+      empty: the answer is not from a mirror.
+    - `upstream`: the name of the mirrored upstream; empty: the answer is not from a mirror."""
 
     __slots__ = (
         "address",
@@ -128,7 +128,7 @@ class RequestContext:
 
     def headers(self, name: bytes) -> list[bytes]:
         """Returns the values of a request header, in the order in which they were sent. `name` is in lower case. This
-        class returns an empty list; the subclass for HTTP requests overrides the method."""
+        implementation returns an empty list; the subclass for HTTP requests overrides it."""
         return []
 
     @property
@@ -163,7 +163,7 @@ class _NoRequest(RequestContext):
 
 
 NO_REQUEST: Final = _NoRequest()
-"""The context that is current in code which serves no request, such as background work."""
+"""The current context of code that serves no request, such as background work."""
 _CURRENT: Final[ContextVar[RequestContext]] = ContextVar("request", default=NO_REQUEST)
 
 # These are methods of the context variable itself, because a wrapper function would cost time in every request.
@@ -172,7 +172,8 @@ current_request: Final = _CURRENT.get
 enter_request: Final = _CURRENT.set
 """Makes a `RequestContext` the current one in this task. Returns a token for `leave_request`."""
 leave_request: Final = _CURRENT.reset
-"""Takes the token that a call of `enter_request` returned, and makes the context before that call current again."""
+"""Takes the token that `enter_request` returned. Makes the context that was current before `enter_request` current
+again."""
 
 
 def set_cache_state(state: str, upstream: str) -> None:
@@ -196,9 +197,9 @@ def set_notice(text: str) -> None:
 
 
 def detached_context() -> Context:
-    """Returns a copy of the current context variables in which `NO_REQUEST` is the current context, for
-    `asyncio.create_task(…, context=…)`. A task that outlives its request, or that works for several requests, must
-    neither act with the rights of one request nor keep that request in memory."""
+    """Returns a copy of the current context variables with `NO_REQUEST` as the current request, for
+    `asyncio.create_task(…, context=…)`. A task that outlives its request, or that works for several requests, needs
+    it: the task must neither act with the rights of one request nor keep that request in memory."""
     context = copy_context()
     context.run(enter_request, NO_REQUEST)
     return context

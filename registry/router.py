@@ -118,7 +118,7 @@ class Router(RefusingRegistry):
         if upstream is not None:
             return Destination(self.mirrors[upstream], self.naming.mirrored_name(repo, upstream), upstream)
         # None: `repo` cannot mean a repository of the default upstream.
-        name_at_default = self.naming.default_name(repo)
+        name_at_default = self.naming.name_at_default_upstream(repo)
         if name_at_default is None or await self._is_used(repo):
             return Destination(self.hosted, repo)
         return self._default_destination(name_at_default)
@@ -155,7 +155,7 @@ class Router(RefusingRegistry):
         store, so the result can be False even if the name is hosted."""
         if self.naming.upstream_of(repo) is not None:
             return False
-        return self.naming.default_name(repo) is None or repo in self._used_names
+        return self.naming.name_at_default_upstream(repo) is None or repo in self._used_names
 
     async def _is_used(self, repo: RepositoryName) -> bool:
         """Returns whether the store ever had content of the repository with the stored name `repo`: content that was
@@ -265,7 +265,7 @@ class Router(RefusingRegistry):
 
         If something was pushed to `repo` already, the result has the hosted registry instead of the mirror. The hosted
         registry reads the mirrored content in the shared store, and never asks the upstream."""
-        name_at_default = self.naming.default_name(repo)
+        name_at_default = self.naming.name_at_default_upstream(repo)
         if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
         if not await self._is_used(name_at_default):

@@ -27,9 +27,9 @@ _OPERATIONS: Final = frozenset(
     name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
 )
 """Names of all methods of `Registry`."""
-_OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Names of the methods whose calls have no `Call.item`: the first of their `Call.args` is `after`, which only says
-where a page begins."""
+_OPERATIONS_WITHOUT_REFERENCE: Final = frozenset({"repositories", "tags"})
+"""Names of the methods whose calls have no `Call.log_reference`: the first of their `Call.args` is `after`, which only
+says where a page begins."""
 
 
 class Call(Generic[T]):
@@ -70,12 +70,12 @@ class Call(Generic[T]):
         return self.options.get("by")
 
     @property
-    def item(self) -> str:
+    def log_reference(self) -> str:
         """Text for logs about what the call acts on: a digest, tag or upload id; for `put_manifest`, the manifest's
         digest and tags; for `start_upload`, the digest algorithm. Empty for `repositories` and `tags`."""
         if self.operation == "put_manifest":
             return ",".join((self.args[0].digest, *self.args[1]))
-        return "" if self.operation in _OPERATIONS_WITHOUT_ITEM else self.args[0]
+        return "" if self.operation in _OPERATIONS_WITHOUT_REFERENCE else self.args[0]
 
 
 class Forward(Protocol):

@@ -38,12 +38,12 @@ class TagChoice:
     - `candidates`: the digests that may be served, newest first; empty if no digest may be served yet. The first one is
       served. The others are served only if the first one cannot be fetched.
     - `newest`: the digest that the upstream's tag points at, as far as the mirror knows.
-    - `newest_matures_at`: time at which `newest` becomes mature if the tag does not move again. None if `newest` is the
-      first candidate."""
+    - `newest_held_back_until`: time at which `newest` becomes mature if the tag does not move again. None if `newest`
+      is the first candidate."""
 
     candidates: tuple[Digest, ...]
     newest: Digest
-    newest_matures_at: float | None
+    newest_held_back_until: float | None
 
 
 def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *, serves_new: bool) -> TagChoice:

@@ -193,7 +193,7 @@ class Mirror(RefusingRegistry):
         skipped: set[RepositoryName] = set()
         logged: set[RepositoryName] = set()
         start = self._last_rechecked or await self.served_tags.random_move()
-        async with aclosing(self.served_tags.young_tags(start)) as moves:
+        async with aclosing(self.served_tags.moves_of_young_tags(start)) as moves:
             async for move in moves:
                 self._last_rechecked = move
                 if move.repository in skipped:

@@ -39,10 +39,13 @@ PrefetchMode = Literal["off", "config", "layers"]
 
 
 class _PulledImage:
-    """An image that a client is pulling. `pull`: the pull of the image, which is *active* as long as the client keeps
-    requesting parts of the image. `config`: descriptor of the image's config. `blobs`: descriptors of the config and
-    the layers, without foreign layers, which registries do not serve. `digests`: the digests of `blobs`.
-    `config_queued`, `layers_queued`: whether the config and the layers have been queued."""
+    """An image that a client is pulling.
+
+    - `pull`: the pull of the image. It is *active* while the client keeps requesting parts of the image.
+    - `config`: descriptor of the image's config; None: the image has no config.
+    - `blobs`: descriptors of the config and the layers. Foreign layers are left out: registries do not serve them.
+    - `digests`: the digests of `blobs`.
+    - `config_queued`, `layers_queued`: whether the config and the layers have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
@@ -99,7 +102,7 @@ class Prefetcher:
             return
         if len(manifest.body) > MAX_PREFETCH_MANIFEST_BYTES:
             return
-        # A remembered manifest is readable. So it is not parsed again, which would take much of the request's CPU time.
+        # `is_readable` parses the manifest, which takes much CPU time. A remembered manifest is known to be readable.
         if (repo, manifest.digest) not in self._images and not manifest.is_readable:
             return
         image = self._remember_image(repo, manifest)
@@ -109,18 +112,20 @@ class Prefetcher:
 
     def on_missing_blob(self, repo: RepositoryName, digest: Digest, manifests: Sequence[Manifest]) -> None:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
-        blob, newest first. If some of these manifests are in `_images`, queues the other layers of their images.
-        Otherwise queues only the other layers of the newest image, because many images may share the blob as their base
-        layer."""
+        blob, newest first.
+
+        - If the images of some of these manifests are remembered, queues the other layers of these images.
+        - If none is remembered, queues the other layers of the newest image only: the blob may be the base layer of
+          many images."""
         if self._mode != "layers" or not self._has_requests_left():
             return
-        remembered = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
-        for manifest in remembered or manifests[:1]:
+        remembered_manifests = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
+        for manifest in remembered_manifests or manifests[:1]:
             self._queue_layers(repo, manifest.digest, self._remember_image(repo, manifest), digest)
 
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Called when a client has requested a blob that is stored. Queues the other layers of the images that contain
-        the blob and that clients are pulling."""
+        """Called when a client has requested a blob that is stored. Looks for remembered images that have the blob as a
+        layer and whose pull is active, and queues their other layers."""
         if self._mode != "layers" or repo not in self._images_with_unqueued_layers or not self._has_requests_left():
             return
         for manifest_digest, image in list(self._images_with_unqueued_layers[repo].items()):
@@ -128,13 +133,12 @@ class Prefetcher:
                 self._queue_layers(repo, manifest_digest, image, digest)
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
-        """Returns the pulls of the remembered images that contain the blob, active or not."""
+        """Returns the pulls of the remembered images that contain the blob, including pulls that are not active."""
         return [image.pull for image in self._images.values() if digest in image.digests]
 
     @property
     def is_busy(self) -> bool:
-        """Whether blobs are queued, or a fill that was started for prefetching is running and no client has requested
-        its blob."""
+        """Whether the queue is busy: see `PrefetchQueue.is_busy`."""
         return self._queue.is_busy
 
     async def aclose(self) -> None:
@@ -144,8 +148,8 @@ class Prefetcher:
     def _queue_layers(
         self, repo: RepositoryName, manifest_digest: Digest, image: _PulledImage, requested: Digest
     ) -> None:
-        """Queues the config and the layers of `image`, except the layer `requested`, which the client gets without the
-        queue. Does nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
+        """Queues the config and the layers of `image`, except `requested`, the layer that the client has requested.
+        Does nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
         if image.layers_queued or not image.has_layer(requested):
             return
         image.layers_queued = True
@@ -153,12 +157,11 @@ class Prefetcher:
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
-        """Returns the remembered image with this manifest, and marks its pull as active. If the image is new, or if its
-        pull is no longer active, remembers a new object for it."""
+        """Returns the remembered image with this manifest, and marks its pull as active. If the image is not
+        remembered, or if its pull is no longer active, remembers a new object for it."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        # If the last pull is over, its blobs may have been deleted since. With a new object, the blobs are queued
-        # again.
+        # After the end of a pull, the image's blobs may have been deleted. For a new object, they are queued again.
         if image is None or not image.pull.is_active():
             self._blob_count -= len(image.blobs) if image else 0
             image = self._images[key] = _PulledImage(manifest, self._clock)
@@ -184,7 +187,7 @@ class Prefetcher:
 log = logging.getLogger("registry.mirror")
 
 MAX_QUEUED_BLOBS: Final = 1024
-"""Largest length of the queue. Further blobs are not prefetched."""
+"""Largest length of the queue. While the queue is full, no other blobs are added."""
 MAX_RUNNING_FILLS: Final = 4
 """Largest number of fills that one process runs for blobs which no client has requested yet."""
 
@@ -213,15 +216,15 @@ class PrefetchQueue:
         self._start_fill = start_fill
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
-        """Tasks that start the fills. Each waits until its fill has ended, or a client has requested the blob, before
-        it starts another fill."""
+        """The tasks that run `_start_fills`, at most `MAX_RUNNING_FILLS`."""
         self._closed = False
 
     def add(
         self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, at_front: bool = False
     ) -> None:
-        """Adds blobs of `repo` to the end of the queue, or, with `at_front`, to its start. If a blob is already queued,
-        replaces its pull by the new `pull`. A queued blob is skipped later if its pull is then no longer active."""
+        """Adds blobs of `repo` to the end of the queue. With `at_front`, adds or moves them to the start of the queue.
+        A blob that was already queued gets the new `pull`. When the turn of a blob comes, the queue skips the blob if
+        its pull is no longer active."""
         for blob in blobs:
             key = (repo, blob.digest)
             if key in self._queued or len(self._queued) < MAX_QUEUED_BLOBS:
@@ -231,14 +234,14 @@ class PrefetchQueue:
         if self._closed:
             return
         for _ in range(min(MAX_RUNNING_FILLS - len(self._runners), len(self._queued))):
-            runner = start_detached(self._run())
+            runner = start_detached(self._start_fills())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 
     @property
     def is_busy(self) -> bool:
-        """Whether the queue has work: blobs that wait for their fill, or running fills that the queue has started and
-        whose blobs no client has requested."""
+        """Whether blobs are queued, or a fill that the queue has started is running for a blob that no client has
+        requested."""
         return bool(self._runners)
 
     async def aclose(self) -> None:
@@ -247,7 +250,7 @@ class PrefetchQueue:
         self._queued.clear()
         await cancel_and_wait(self._runners)
 
-    async def _run(self) -> None:
+    async def _start_fills(self) -> None:
         """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
         the fill ends. So each task in `_runners` has at most one running fill whose blob no client has requested."""
         while self._queued:

@@ -1,9 +1,10 @@
 """Decides which digest is served for a mirrored tag (`ServedTags`).
 
-A tag can be *frozen* at one digest. A *cooldown* can delay moves of a tag (`registry.mirror.cooldown`).
+A tag *moves* when the upstream makes it point at another digest. A *frozen* tag stays at one digest, even if it moves.
+A *cooldown* delays the moves of a tag (`registry.mirror.cooldown`).
 
-A `TagChoice` lists the digests that may be served, the preferred one first. Its `newest_matures_at` says until when the
-newest digest is held back; None: it is not held back.
+A `TagChoice` lists the digests that may be served, the preferred one first. `TagChoice.newest_held_back_until` is the
+time until which the cooldown holds back the newest digest; None: the newest digest is not held back.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ log = logging.getLogger("registry.mirror")
 
 _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[a-zA-Z0-9._-]+)?")
 """Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
-tag has content that belongs to the digest, such as signatures."""
+tag points at content about the manifest with this digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. This takes about a millisecond. Moves of other upstreams
-and of exempt tags are skipped without an `await`, so many such moves would block the event loop. Therefore other tasks
-run after each read."""
+"""Number of tag moves that are read from the store at a time. One read takes about a millisecond. Other tasks run after
+each read. Otherwise many moves that are skipped (those of other upstreams and of exempt tags) would block the event
+loop."""
 
 
 class ServedTags:
@@ -53,14 +54,14 @@ class ServedTags:
         self._settings = settings
         self._clock = clock
         self._random_number = random_number
-        # Whether the first digest ever seen of a tag may be served at once.
+        # Whether the first digest that the mirror saw for a tag may be served at once.
         self._serves_new = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
 
     def cooldown(self, repo: RepositoryName, tag: Tag) -> float:
-        """Returns the cooldown of a tag in seconds; 0.0: none. Tags that are named after a digest have none: a
-        signature must be available as soon as its manifest."""
+        """Returns the cooldown of a tag in seconds; 0.0: the tag has no cooldown. A tag that is named after a digest
+        has no cooldown, because a signature must be available as soon as the signed manifest."""
         settings = self._settings
         if (
             not settings.cooldown
@@ -78,7 +79,7 @@ class ServedTags:
         return settings.cooldown
 
     async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        """Returns at which digest the tag is frozen."""
+        """Returns the frozen tag, with its digest; None: the tag is not frozen."""
         return await self._tags.frozen(repo, tag)
 
     async def check_not_frozen(self, repo: RepositoryName, reference: Reference) -> None:
@@ -100,15 +101,16 @@ class ServedTags:
         tag: Tag,
         find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
-        """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or is
-        unknown. `find_cached` returns the manifest of the cached tag, or None."""
+        """Returns which digests may be served for a tag that is not frozen. Returns None if the tag has no cooldown, or
+        if the mirror has no sighting of it and does not find it with `find_cached`. `find_cached`: returns the
+        descriptor of the manifest of a cached tag; None: the tag is not cached."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
         now = self._clock()
         sightings = await self._tags.sightings(repo, tag)
         if not sightings:
-            # The sighting could not be recorded, because the disk was full.
+            # A cached tag has no sighting if the sighting could not be recorded, for example because the disk was full.
             cached = await find_cached(repo, tag) if find_cached else None
             if cached is None:
                 return None
@@ -122,18 +124,18 @@ class ServedTags:
         if not cooldown or not sightings:
             return None
         choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
-        return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
+        return None if choice.newest_held_back_until is None else next(iter(choice.candidates), None)
 
-    async def young_tags(self, after: UpstreamTagMove | None = None) -> AsyncGenerator[UpstreamTagMove, None]:
+    async def moves_of_young_tags(self, after: UpstreamTagMove | None = None) -> AsyncGenerator[UpstreamTagMove, None]:
         """Yields the last move of each *young* tag of this upstream, oldest move first. A tag is young if it has
-        pointed at its newest digest for less than its cooldown. With `after`, first yields the moves after this one,
-        and then the others."""
+        pointed at its newest digest for less than its cooldown. With `after`, first yields the moves that are newer
+        than `after`, and then the rest, from the oldest move to `after`."""
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # Each pass reads the moves between two bounds. With `start`, a second pass reads the moves up to `start`. The
-        # bound `(now,)` leaves out moves that are recorded during this call: tuples are compared by their first items,
-        # and the first item of an `UpstreamTagMove` is its time.
+        # Each pass has a position and an end: it reads the moves after the position, up to the end. The end `(now,)`
+        # leaves out moves that are recorded during this call: it is compared with the first field of each move, the
+        # time. With `start`, a second pass reads the moves from the oldest one to `start`.
         passes: list[tuple[UpstreamTagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
@@ -141,7 +143,7 @@ class ServedTags:
             while moves := [move for move in await self._tags.moves(oldest, position, _MOVES_PER_READ) if move <= end]:
                 position = moves[-1]
                 for move in moves:
-                    if await self._is_young(move):
+                    if await self._is_last_move_of_tag_with_cooldown(move):
                         yield move
                 await asyncio.sleep(0)
 
@@ -160,9 +162,9 @@ class ServedTags:
             await asyncio.sleep(0)
         return chosen
 
-    async def _is_young(self, move: UpstreamTagMove) -> bool:
-        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. The caller has
-        checked the age of the move."""
+    async def _is_last_move_of_tag_with_cooldown(self, move: UpstreamTagMove) -> bool:
+        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. Does not check
+        the age of the move."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False
@@ -170,15 +172,15 @@ class ServedTags:
         return bool(sightings) and sightings[-1].since == since
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
-        """Records that the upstream's tag points at `digest` now. A cooldown may be set later, so tags without one are
-        recorded as well. If the sighting cannot be stored, this is only logged, and the next answer of the upstream is
-        recorded instead. `cached`: the manifest of the cached tag; None: the tag is not cached. The caller holds the
-        lease (a lock across all processes) of the tag."""
+        """Records that the upstream's tag points at `digest` now. Also records tags without a cooldown, because a
+        cooldown may be set later. If the sighting cannot be stored, only logs the error; the next answer of the
+        upstream is recorded instead. `cached`: descriptor of the manifest of the cached tag; None: the tag is not
+        cached. The caller holds the lease (a lock across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:
-            # Without a sighting of the cached digest, `digest` would count as the first digest of the tag, and be
-            # served at once.
+            # Without a sighting of the cached digest, `digest` would count as the first digest of the tag. The first
+            # digest may be served at once (`_serves_new`).
             sightings = [Sighting(now, cached.digest)]
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
         if updated is sightings:
@@ -189,25 +191,25 @@ class ServedTags:
             log.warning("cannot record what %s:%s points at: %s", repo, tag, error.message)
             return
         choice = choose_digest(updated, cooldown, now, serves_new=self._serves_new)
-        if choice.newest_matures_at is not None:
+        if choice.newest_held_back_until is not None:
             log.info("%s", self.notice(repo, tag, choice))
 
     def refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
-        """Returns the error for a tag of which no digest may be served yet."""
-        assert choice.newest_matures_at is not None
+        """Returns the error for a pull of a tag for which no digest may be served yet."""
+        assert choice.newest_held_back_until is not None
         return Denied(
             f"{repo}:{tag} is new here, and the cooldown of {self._duration} holds it back: {choice.newest} is served "
-            f"from {time_text(choice.newest_matures_at)} on; until then, pull it by digest",
-            {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_matures_at)},
+            f"from {time_text(choice.newest_held_back_until)} on; until then, pull it by digest",
+            {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_held_back_until)},
         )
 
     def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
         """Returns a text for the client about a tag whose newest digest is held back; otherwise None."""
-        if choice.newest_matures_at is None:
+        if choice.newest_held_back_until is None:
             return None
         return (
             f"{repo}:{tag} points at {choice.newest} at {self._settings.name}, which the cooldown of {self._duration} "
-            f"holds back until {time_text(choice.newest_matures_at)}"
+            f"holds back until {time_text(choice.newest_held_back_until)}"
         )
 
     @property
@@ -221,5 +223,6 @@ def frozen_notice(frozen: FrozenTag) -> str:
 
 
 def time_text(unix_seconds: float) -> str:
-    """Returns a time as text in UTC. Rounds up, so that a digest is served at the time that the text says."""
+    """Returns a time as text in UTC. Rounds up to a whole second, so that no digest is still held back at the time in
+    the text."""
     return utc_text(math.ceil(unix_seconds))

@@ -18,51 +18,53 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 
 
 class RangesUnsupported(RegistryError):
-    """The upstream ignores or refuses byte ranges: it sends only whole blobs. The `BlobSink` of the request got no
-    bytes."""
+    """The upstream ignores or refuses byte ranges: it sends only whole blobs. The `BlobSink` has got no bytes."""
 
     default = "the upstream registry sends only whole blobs"
 
 
 class UpstreamContentInvalid(UpstreamUnavailable):
-    """The upstream sent a manifest that is not valid, or of a type that is not accepted. A retry does not help."""
+    """The upstream sent a manifest that is not valid, or whose media type is not accepted. A retry does not help."""
 
     default = "the upstream registry sends a manifest that is not valid"
 
 
 class BlobSizeWrong(UpstreamUnavailable):
-    """The upstream sends a blob whose size differs from the size in the manifests of the repository, or sends something
-    else than the blob, such as an error page."""
+    """The upstream sends a blob whose size differs from the size in the manifests of the repository. Possibly it sends
+    something else than the blob, such as an error page."""
 
 
 class BlobLengthWrong(BlobSizeWrong):
-    """The upstream did not state the size of a blob, and its response ended before the expected size, or went on after
-    it. The `BlobSink` has got bytes, which are possibly those of an error page."""
+    """The upstream did not state the size of a blob, and its response was shorter or longer than the expected size. The
+    `BlobSink` has got bytes, possibly the bytes of an error page."""
 
 
 class BlobSizeUnknown(UpstreamUnavailable):
-    """The upstream has the blob, since its response names the blob's digest, but it does not state the size."""
+    """The upstream has the blob, because its response names the blob's digest. But the response does not state the
+    size."""
 
 
 class Unconfirmed:
     """Base class of the three errors for a response "not found" that may be wrong: the content may exist."""
 
     is_refusal = False
-    """True: the upstream or its token service has refused a request without a login, or the settings require a login
-    that docker's `config.json` lacks. A retry does not help then. False: the response is possibly that of a firewall or
-    proxy, and a retry may get another one."""
+    """Whether the cause is a missing login, so that a retry does not help.
+
+    - True: the upstream or its token service has refused a request without a login, or the settings require a login
+      that docker's `config.json` lacks.
+    - False: the response possibly comes from a proxy or firewall. A retry may get another response."""
 
 
 class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):
-    """The response says that the manifest does not exist, but a firewall, or a proxy in front of an upstream that is
-    restarting, possibly sent it. So the mirror does not delete its cached manifest and does not cache the response."""
+    """The response says that the manifest does not exist, but a proxy or firewall in front of the upstream possibly
+    sent this response. So the mirror neither deletes its cached manifest nor caches the response."""
 
     default = "the upstream registry does not have the manifest, or refuses to send it"
 
 
 class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
     """The response to the request for a list, such as that of the tags of a repository, says that the repository does
-    not exist. But a proxy or firewall in front of the upstream possibly sent this response. So the mirror responds with
+    not exist, but a proxy or firewall in front of the upstream possibly sent this response. So the mirror responds with
     the list of its cached content."""
 
     default = "the upstream registry does not have the list, or refuses to send it"
@@ -70,7 +72,7 @@ class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
 
 class UnconfirmedBlobUnknown(Unconfirmed, BlobUnknown):
     """The response says that the blob does not exist, but a proxy or firewall in front of the upstream possibly sent
-    it. So the mirror does not cache the response."""
+    this response. So the mirror does not cache the response."""
 
     default = "the upstream registry does not have the blob, or refuses to send it"
 
@@ -99,13 +101,14 @@ class BlobSink(Protocol):
     another. If a method raises an exception, `fetch_blob` raises the same exception."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Called once, before the first `take`, when the response has started. `endpoint`: the endpoint that sends it.
-        The response has the bytes from offset `start` up to, but without, `stop`. `size`: size of the whole blob."""
+        """Called once, before the first `take`, when the response has started. `endpoint`: base URL of the endpoint
+        that sends the response. `start`, `stop`: offsets of the first byte in the response, and of the byte after the
+        last one. `size`: size of the whole blob in bytes."""
         ...
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Called with the next bytes of the blob, which start at `offset`. The memory of `data` is reused after this
-        call has returned, so the sink must copy the bytes that it needs later."""
+        """Called with the next bytes of the blob. `offset`: offset of the first of these bytes. The memory of `data` is
+        reused after this call has returned, so the sink must copy the bytes that it needs later."""
         ...
 
 
@@ -115,10 +118,12 @@ class UpstreamClient(Protocol):
 
     All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
-    an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
-    private and for missing repositories. The error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
-    UnconfirmedNameUnknown if a proxy or firewall in front of the upstream possibly sent such a response, or if the
-    login that the settings ask for, or a token, could not be obtained."""
+    a request without a login, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same
+    way for private and for missing repositories. Instead of these three errors, they raise UnconfirmedManifestUnknown,
+    UnconfirmedBlobUnknown or UnconfirmedNameUnknown in two cases:
+
+    - A proxy or firewall in front of the upstream possibly sent the response.
+    - The login that the settings require is missing, or the client got no token from the token service."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""
@@ -128,17 +133,17 @@ class UpstreamClient(Protocol):
     """Largest number of simultaneous connections for downloads of blobs, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub. If
-        the response has no digest, or was possibly sent by a proxy or firewall in front of the upstream, also sends a
-        GET request. Raises ManifestUnknown."""
+        """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub.
+        Then sends a GET request if the response to HEAD does not state the type, the digest and the size, or if a proxy
+        or firewall in front of the upstream possibly sent it. Raises ManifestUnknown."""
         ...
 
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest. `memory`: the memory of a large manifest is reserved in the process's memory budget until
-        the `with` block of this scope ends. Raises ManifestUnknown. Raises UpstreamUnavailable also if the bytes do not
-        match the digest."""
+        """Returns a manifest. Raises ManifestUnknown. Raises UpstreamUnavailable also if the bytes do not match the
+        digest. `memory`: a large manifest counts in this client's memory budget until the `with` block of this scope
+        ends; None: only until the response is received."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
@@ -155,18 +160,18 @@ class UpstreamClient(Protocol):
         untrusted: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
-        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks no further
-        endpoint after the first call of the sink.
+        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. If an endpoint fails,
+        asks the next one, but only before the first call of the sink.
 
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
         - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
           `sink.begin` raises an error.
-        - `expected_size`: the size of the whole blob. It is used if the response does not state the size. None: a
-          response that does not state the size is refused.
+        - `expected_size`: the size of the whole blob, used if the response does not state the size; None: such a
+          response is refused.
 
         Raises BlobUnknown, RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs),
         BlobLengthWrong (the upstream did not state the size, and `expected_size` is wrong), and the exceptions of the
-        sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, also after the sink has got
+        sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, even after the sink has got
         some bytes. If this call is cancelled, closes the connection. The sink is not called after this call has ended
         or was cancelled."""
         ...

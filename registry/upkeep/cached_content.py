@@ -142,12 +142,12 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
     # `choose` returns None if the tag has no cooldown, or if the mirror has no record of it. Otherwise `candidates` are
     # the digests that may be served now, if any; pulls get the first one. The cooldown holds back the tag's newest
-    # digest until `newest_matures_at`; None: the newest digest is not held back.
+    # digest until `newest_held_back_until`; None: the newest digest is not held back.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
-    if choice is None or choice.newest_matures_at is None:
+    if choice is None or choice.newest_held_back_until is None:
         return result
     served = choice.candidates[0] if choice.candidates else None
-    return replace(result, held_back_until=choice.newest_matures_at, served=served)
+    return replace(result, held_back_until=choice.newest_held_back_until, served=served)
 
 
 async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, image: ImageReference) -> int:

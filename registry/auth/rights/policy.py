@@ -247,10 +247,10 @@ class Policy:
 
     async def _allowed_on_mirrored(self, principal: Principal, name: str) -> Action:
         """Returns the actions that are allowed on any of the mirrored repositories to which a request for `name` can
-        lead. A request can name any upstream, in its Host header or query. `possible_names` returns a stored name for
-        each upstream."""
+        lead. A request can name any upstream, in its Host header or query. `names_at_all_upstreams` returns a stored
+        name for each upstream."""
         allowed_bits = 0
-        for stored_name in self.naming.possible_names(name):
+        for stored_name in self.naming.names_at_all_upstreams(name):
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
             allowed_bits |= principal.actions(stored_name, name)

@@ -92,11 +92,16 @@ async def _held_back_tags(
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []
     for repo, tag in inventory.tags_below(upstream.name):
         choice = await served_tags.choose(repo, tag)
-        if choice is not None and choice.newest_matures_at is not None and f"{repo}:{tag}" not in ignored:
+        if choice is not None and choice.newest_held_back_until is not None and f"{repo}:{tag}" not in ignored:
             # The candidates are the digests that may be served. A pull gets the first one, if it can be fetched.
             served = choice.candidates[0] if choice.candidates else None
             held_back.append(
-                {"tag": f"{repo}:{tag}", "served": served, "newest": choice.newest, "from": choice.newest_matures_at}
+                {
+                    "tag": f"{repo}:{tag}",
+                    "served": served,
+                    "newest": choice.newest,
+                    "from": choice.newest_held_back_until,
+                }
             )
     return held_back
 

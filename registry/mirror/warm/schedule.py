@@ -1,7 +1,7 @@
 """Scheduled warming: one server process repeatedly fetches the images that the settings name into the mirror's cache,
 before clients request them. One run through all images of an upstream is a *round*; the settings say how long to wait
-between two rounds. The rounds of an upstream do not wait for those of other upstreams: one that is slow or does not
-answer delays only its own images."""
+between two rounds. The rounds of an upstream do not wait for those of other upstreams: an upstream that is slow or does
+not answer delays only its own images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
-"""Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""
+"""Name of the *slot*, a permit that only one process at a time can hold. The process that holds it warms."""
 FIRST_ROUND_DELAY_SECONDS = 60.0
-"""Time from the start of the server to the first round; shorter only if the interval between rounds is shorter. The
-delay keeps the server from sending requests to an upstream as soon as it starts."""
+"""Time from the start of the server to the first round, which keeps the server from sending requests to an upstream as
+soon as it starts. If the interval between rounds is shorter, the first round starts after that interval."""
 TAKEOVER_POLL_SECONDS = 15.0
-"""Longest time between two attempts of a process to become the warming process."""
+"""Longest time between two attempts of a process to get the slot."""
 log = logging.getLogger("registry.mirror.warm")
 
 
@@ -57,8 +57,8 @@ async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
 ) -> AsyncIterator[None]:
     """Runs rounds in the background while the `async with` block runs. Every server process calls this, but only one
-    process at a time warms. When that process ends, another one takes over. `locate`: finds the mirror that serves a
-    repository. `find_stored`: returns which of the given blobs are completely stored."""
+    process at a time warms. When the warming process ends, another one takes over. `locate`: finds the mirror that
+    serves a repository. `find_stored`: returns which of the given blobs are completely stored."""
     if not settings.references and settings.file is None:
         yield
         return
@@ -70,8 +70,8 @@ async def warm_on_schedule(
 
 
 async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
-    """Waits until this process can become the warming process, and then runs the rounds of all upstreams. Ends only
-    when it is cancelled."""
+    """Waits until this process gets the slot, and then runs the rounds of all upstreams. Ends only when it is
+    cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_DELAY_SECONDS, settings.interval))
     await run_in_one_process(
         leases,
@@ -84,18 +84,19 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
 
 
 async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
-    """Starts a round of each upstream `interval` seconds after the end of its last one. Ends only when it is
-    cancelled, and then ends the running rounds."""
+    """Starts a round of each upstream, and the next one `interval` seconds after the last one has ended. Ends only when
+    it is cancelled, and then ends the running rounds."""
     rounds: dict[str | None, asyncio.Task[None]] = {}
-    """By upstream: the task of a round that is running, or that ended less than `interval` seconds ago."""
+    """The tasks that run `_run_round_and_pause`, by upstream."""
     try:
         while True:
             rounds = {upstream: task for upstream, task in rounds.items() if not task.done()}
             for upstream, images in (await _images_by_upstream(settings, locate)).items():
                 if upstream not in rounds:
-                    rounds[upstream] = asyncio.create_task(_run_round(settings, locate, find_stored, images))
+                    rounds[upstream] = asyncio.create_task(_run_round_and_pause(settings, locate, find_stored, images))
             if rounds:
-                # After the timeout, the loop looks for upstreams that are new in the file, or whose look-up failed.
+                # After the timeout, the loop looks up the upstreams again: the file may have changed, or a look-up may
+                # have failed.
                 await asyncio.wait(rounds.values(), timeout=settings.interval, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(settings.interval)
@@ -104,9 +105,9 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
 
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
-    """Returns the images to warm, grouped by the name of their upstream, or under None if `_find_upstream` finds none.
-    If the list of images cannot be read or is not valid, or after an unexpected error, logs the error and returns an
-    empty dict. The caller then starts no round, and the running rounds continue."""
+    """Returns the images to warm, by the name of their upstream. The key None has the images for which `_find_upstream`
+    returns None. If the list of images cannot be read or is not valid, or after an unexpected error, logs the error and
+    returns an empty dict. The caller then starts no round, and the running rounds continue."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
@@ -121,8 +122,9 @@ async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[st
 
 
 async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
-    """Returns the name of the image's upstream; None if it has none or the look-up fails. The images with None have a
-    round of their own, which looks the upstream up again, and logs why an image cannot be warmed."""
+    """Returns the name of the image's upstream; None: the image has no upstream, or the look-up failed. The images with
+    None have a round of their own. This round looks their upstreams up again, and logs why an image cannot be
+    warmed."""
     try:
         _, _, upstream = await locate(image.repository)
     except RegistryError:
@@ -130,10 +132,10 @@ async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
     return upstream
 
 
-async def _run_round(
+async def _run_round_and_pause(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, images: Sequence[ImageReference]
 ) -> None:
-    """Warms each image of an upstream once, and then waits for the time between two rounds. Logs errors. Raises only
+    """Warms each image of an upstream once, and then waits `settings.interval` seconds. Logs errors. Raises only
     CancelledError."""
     try:
         await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
@@ -143,8 +145,7 @@ async def _run_round(
 
 
 def _log_unexpected_error() -> None:
-    """Logs the error that an `except` clause handles now, with a traceback. The error does not end the rounds, because
-    the next round may succeed. If this task is being cancelled, raises CancelledError instead, because the error may
-    have replaced the CancelledError of the cancellation."""
+    """Logs the error that the caller's `except` clause handles, with a traceback. If this task is being cancelled,
+    raises CancelledError instead, because the error may have replaced the CancelledError of the cancellation."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

@@ -1,8 +1,8 @@
 """Finds out which images to *warm*, that is, to fetch into the mirror's cache before a client requests them: parses
 image references and platforms, and chooses the manifests of an index.
 
-The references come from the command line, the settings, or a file with one reference per line, in which `#` starts a
-comment. Each entry of an index states its platform in the property `platform` (OCI image spec, "Image Index").
+The references come from the command line, the settings or a file. The file has one reference per line; `#` starts a
+comment. An entry of an index states its platform in the property `platform` (OCI image spec, "Image Index").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ same name in the kernel and in Go."""
 _PLATFORM_PATTERN = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
 """Operating system, architecture, and optionally the variant of the architecture."""
 _USUAL_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
-"""For each architecture, the variant that a platform without a variant stands for."""
+"""The variant that a platform without a variant usually means, by architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Platform:
         return properties.get("os") == self.os and properties.get("architecture") == self.architecture
 
     def matches_variant(self, entry: Descriptor) -> bool:
-        """Returns whether this platform and an index entry of the same architecture have the same variant. A platform
-        or entry without a variant counts as one with the usual variant of the architecture."""
+        """Returns whether this platform and an index entry of the same architecture have the same variant. If the
+        platform or the entry states no variant, uses the usual variant of the architecture."""
         usual = _USUAL_VARIANTS.get(self.architecture, "")
         return ((entry.platform or {}).get("variant") or usual) == (self.variant or usual)
 
@@ -83,7 +83,8 @@ def parse_platforms(texts: Sequence[str]) -> list[Platform] | None:
 
 
 def platform_name(entry: Descriptor) -> str:
-    """Returns the platform of an index entry as text, such as `linux/arm/v7`; empty if the entry states no platform."""
+    """Returns the platform of an index entry as text, such as `linux/arm/v7`; empty if the entry states no platform.
+    Leaves out the value `unknown`, so the text for `unknown/unknown` is empty."""
     properties = entry.platform or {}
     parts = [properties.get(key) for key in ("os", "architecture", "variant")]
     return "/".join(part for part in parts if isinstance(part, str) and part not in ("", "unknown"))
@@ -92,9 +93,9 @@ def platform_name(entry: Descriptor) -> str:
 def choose_manifests(
     entries: Sequence[Descriptor], platforms: Sequence[Platform]
 ) -> tuple[list[Descriptor], list[Platform]]:
-    """Returns the entries of an index that are for one of `platforms`, in the order of the index, and the platforms for
-    which the index has no entry. A platform without a variant stands for the usual variant. If the index has no entry
-    with the usual variant, a platform without a variant stands for all variants."""
+    """Returns two lists: the entries of an index that are for one of `platforms`, in the order of the index, and the
+    platforms for which the index has no entry. For a platform without a variant, chooses the entry with the usual
+    variant, or the entries with all variants if the index has no entry with the usual one."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
     for requested in platforms:
@@ -129,8 +130,8 @@ def read_references(file: Path) -> list[str]:
 
 
 def parse_references(texts: Iterable[str]) -> list[ImageReference]:
-    """Parses image references. Returns them in their order, without duplicates. Raises ReferencesError, whose message
-    names the invalid reference."""
+    """Parses image references. Returns them in their order, without duplicates. Raises ReferencesError for an invalid
+    reference. The message names this reference."""
     references: dict[ImageReference, None] = {}
     for text in texts:
         try:

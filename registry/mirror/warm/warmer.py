@@ -1,7 +1,7 @@
 """Warms the mirror: fetches images into its cache before a client requests them (`Warmer`).
 
-The warmer requests each manifest and each blob of an image from the mirror, as a client would, and waits until the blob
-is stored. The mirror downloads each blob once, even if a client requests it at the same time.
+The warmer requests each manifest and each blob of an image from the mirror, as a client would, and waits until the
+mirror has stored them. The mirror downloads each blob once, even if a client requests it at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ push to it."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8
-"""Largest number of image references and of blobs that are fetched at a time. The mirror itself limits the connections
+"""Largest numbers of image references and of blobs that are fetched at a time. The mirror itself limits the connections
 to the upstream."""
 MAX_INDEX_DEPTH = 4
 """Largest number of levels of manifests that are fetched below an image's index. The manifests that the index lists are
@@ -45,7 +45,7 @@ class WarmObserver(Protocol):
         ...
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Called repeatedly while a blob is fetched. `count`: number of its bytes that are stored."""
+        """Called repeatedly while a blob is fetched. `count`: number of the blob's bytes that are stored by now."""
         ...
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
@@ -55,10 +55,13 @@ class WarmObserver(Protocol):
 
 @dataclass(slots=True)
 class WarmResult:
-    """The result for one image reference. `manifests`, `blobs`: numbers of manifests and blobs of the image that are
-    cached. `fetched`: size in bytes of the blobs that were fetched. `already_stored`: size in bytes of the blobs that
-    were cached before. `error`: one line for the user that says why a part of the image is not cached, or why the
-    cached tag may be out of date; None if there was no error."""
+    """The result for one image reference.
+
+    - `manifests`, `blobs`: numbers of the image's manifests and blobs that are cached.
+    - `fetched`: total size in bytes of the blobs that were fetched.
+    - `already_stored`: total size in bytes of the blobs that were cached before.
+    - `error`: one line for the user that says why a part of the image is not cached, or why the cached tag may be out
+      of date; None: there was no error."""
 
     manifests: int = 0
     blobs: int = 0
@@ -86,7 +89,7 @@ class Warmer:
         observer: WarmObserver,
     ) -> None:
         """`locate`: finds the mirror that serves a repository. `find_stored`: says which blobs are stored. `platforms`:
-        the platforms for which manifests of an index are fetched; None: all platforms."""
+        the platforms for which the manifests that an index lists are fetched; None: all platforms."""
         self._locate = locate
         self._find_stored = find_stored
         self._platforms = platforms
@@ -98,14 +101,14 @@ class Warmer:
 
     async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
         """Fetches the images and returns their results in the same order. If one image fails, still fetches the others.
-        An error that is no RegistryError ends the call; no image is fetched after that. If this call is cancelled, the
-        mirror keeps the bytes that it has fetched, also those of incomplete blobs."""
+        Raises an error that is no RegistryError, and then fetches no other images. If this call is cancelled, the
+        mirror keeps the bytes that it has fetched, including the bytes of incomplete blobs."""
         image_tasks = [asyncio.ensure_future(self._warm_image(image)) for image in images]
         try:
             return await asyncio.gather(*image_tasks)
         finally:
             try:
-                await cancel_and_wait(image_tasks)  # first, because an image starts tasks for its blobs
+                await cancel_and_wait(image_tasks)  # first, because these tasks start the tasks for blobs
             finally:
                 await cancel_and_wait(self._blob_tasks.values())
 
@@ -121,8 +124,8 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. After one of the following errors, still fetches the
-        rest of the image, and then raises one of the errors:
+        """Fetches one image, and adds its numbers to `result`. After the following errors, still fetches the rest of
+        the image, and then raises one of these errors:
 
         - The cached tag may be out of date.
         - An index has no entry for a platform.
@@ -198,8 +201,8 @@ class Warmer:
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
         """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which
-        blobs are stored before any of them is requested. So blobs that the mirror prefetches later count as fetched,
-        not as already stored."""
+        blobs are stored. Call this before any blob of the image is requested: the mirror then begins to prefetch the
+        other blobs, which must count as fetched, not as already stored."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
@@ -207,7 +210,7 @@ class Warmer:
 
     def _choose_entries(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
         """Returns the entries of an index for the platforms that are warmed, or all entries if the index states no
-        platforms. Also returns an error if the index has no entry for one of the platforms, otherwise None."""
+        platforms. The second result is an error if the index has no entry for one of the platforms, otherwise None."""
         entries = index.manifests  # all entries, including those that are blobs
         offered = sorted({platform_name(entry) for entry in entries} - {""})
         if self._platforms is None or not offered:
@@ -221,8 +224,8 @@ class Warmer:
     def _find_or_start_fetch(
         self, registry: Reader, repo: RepositoryName, image: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
-        """Returns the task that fetches a blob of a repository. Starts a task only if there is none: another image may
-        have the same blob."""
+        """Returns the task that fetches a blob of a repository. Starts the task if an earlier image with the same blob
+        has not started it."""
         key = (repo, blob.digest)
         if key not in self._blob_tasks:
             self._observer.on_blob_wanted(image, blob)
@@ -230,7 +233,7 @@ class Warmer:
         return self._blob_tasks[key]
 
     async def _fetch_blob(self, registry: Reader, repo: RepositoryName, blob: Descriptor) -> None:
-        """Fetches a blob, and returns when its digest is verified and it is stored."""
+        """Fetches a blob, and returns when its digest is verified and the blob is stored."""
         async with self._blob_limit:
             try:
                 await self._wait_until_stored(registry, repo, blob.digest)

@@ -55,7 +55,7 @@ def test_without_a_default_upstream() -> None:
 def test_without_upstreams() -> None:
     """Without upstreams, each name means the stored name with the same text."""
     assert candidates("docker.io/ubuntu", NamingRules()) == ["docker.io/ubuntu"]
-    assert NamingRules().possible_names("ubuntu") == ()
+    assert NamingRules().names_at_all_upstreams("ubuntu") == ()
 
 
 def test_the_name_of_an_upstream_is_no_repository() -> None:
@@ -81,9 +81,9 @@ NAMES = st.lists(NAME_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
 @pytest.mark.slow
-def test_possible_names_include_all_candidates(name: str, asked_upstream: str | None, default: str | None) -> None:
-    """A token grants rights to the requested name and to the names of `possible_names`. A request may also name an
-    upstream (`asked_upstream`). Every stored name for which its rights are then checked is among these names."""
+def test_upstream_names_include_all_candidates(name: str, asked_upstream: str | None, default: str | None) -> None:
+    """A token grants rights to the requested name and to the names of `names_at_all_upstreams`. A request may also name
+    an upstream (`asked_upstream`). Every stored name for which its rights are then checked is among these names."""
     rules = NamingRules(UPSTREAMS, default=default)
     requested = RepositoryName(name)
     try:
@@ -91,4 +91,4 @@ def test_possible_names_include_all_candidates(name: str, asked_upstream: str | 
         stored = rules.candidates(full_name)
     except (NameInvalid, NameUnknown):
         return
-    assert set(stored) <= {name, *rules.possible_names(name), *((full_name,) if full_name in UPSTREAMS else ())}
+    assert set(stored) <= {name, *rules.names_at_all_upstreams(name), *((full_name,) if full_name in UPSTREAMS else ())}

@@ -51,9 +51,9 @@ def test_a_move_takes_effect_after_the_cooldown() -> None:
     sightings = history((0, A), (10 * DAY, B))
     assert digest_served_at(sightings, 10 * DAY) == A
     assert digest_served_at(sightings, 13 * DAY - 1) == A
-    assert choice(sightings, 12 * DAY).newest_matures_at == START + 13 * DAY
+    assert choice(sightings, 12 * DAY).newest_held_back_until == START + 13 * DAY
     assert digest_served_at(sightings, 13 * DAY) == B
-    assert choice(sightings, 13 * DAY).newest_matures_at is None
+    assert choice(sightings, 13 * DAY).newest_held_back_until is None
 
 
 def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
@@ -69,7 +69,7 @@ def test_a_move_back_takes_effect_at_once() -> None:
     sightings = history((0, A), (10 * DAY, B), (20 * DAY, A))
     assert digest_served_at(sightings, 19 * DAY) == B
     assert digest_served_at(sightings, 20 * DAY) == A
-    assert choice(sightings, 20 * DAY).newest_matures_at is None
+    assert choice(sightings, 20 * DAY).newest_held_back_until is None
 
 
 def test_a_new_tag() -> None:
@@ -82,7 +82,7 @@ def test_a_new_tag() -> None:
     assert digest_served_at(sightings[:1], 2 * DAY, serves_new=False) is None
     assert digest_served_at(sightings[:1], 3 * DAY, serves_new=False) == A
     assert digest_served_at(sightings, 3 * DAY, serves_new=False) is None
-    assert choice(sightings, 3 * DAY, serves_new=False).newest_matures_at == START + 4 * DAY
+    assert choice(sightings, 3 * DAY, serves_new=False).newest_held_back_until == START + 4 * DAY
     assert digest_served_at(sightings, 4 * DAY, serves_new=False) == B
 
 
@@ -135,7 +135,7 @@ def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: 
             expected = choose_digest(all_sightings, COOLDOWN, now + later, serves_new=serves_new)
             actual = choose_digest(kept_sightings, COOLDOWN, now + later, serves_new=serves_new)
             assert actual.candidates[:1] == expected.candidates[:1]
-            assert (actual.newest, actual.newest_matures_at) == (expected.newest, expected.newest_matures_at)
+            assert (actual.newest, actual.newest_held_back_until) == (expected.newest, expected.newest_held_back_until)
 
 
 @pytest.mark.parametrize("serves_new", [True, False])

@@ -250,7 +250,7 @@ async def test_other_tasks_run_while_moves_are_read(site: MirrorSite, worker: Mi
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count_turns())
-    assert [move async for move in worker.mirror.served_tags.young_tags()] == []
+    assert [move async for move in worker.mirror.served_tags.moves_of_young_tags()] == []
     counting.cancel()
     assert turns >= 4
 
