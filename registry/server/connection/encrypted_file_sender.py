@@ -144,7 +144,7 @@ class EncryptedFileSender:
             self._part_read = self._context.worker.loop.create_future()
             if self._read_ahead is None:
                 self._read_ahead = ReadAhead(self._context.worker.loop, self._file, end_offset, self._on_part_read)
-            self._read_ahead.read(offset)
+            self._read_ahead.start_reading(offset)
             await self._part_read
             self._part_read = None
             self._just_read_up_to = self._read_ahead.read_up_to

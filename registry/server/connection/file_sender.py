@@ -218,7 +218,7 @@ class FileSender:
     def _start_read_ahead(self) -> None:
         if self._read_ahead is None:
             self._read_ahead = ReadAhead(self._loop, self._file, self._end_offset, self._on_part_read)
-        self._read_ahead.read(self._next_offset)
+        self._read_ahead.start_reading(self._next_offset)
 
     def _on_part_read(self, error: BaseException | None) -> None:
         """Called after a thread has read a part of the file. `error`: why it could not; None: it has read the part."""

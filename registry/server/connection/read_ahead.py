@@ -1,4 +1,5 @@
-"""Reads files into the kernel's page cache in advance (`ReadAhead`)."""
+"""Reads files into the kernel's page cache before they are sent, so that sending does not wait for the disk
+(`ReadAhead`)."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ from collections.abc import Callable
 from functools import partial
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Size of a *piece*: the bytes of one file that a thread reads before it can read another file. All senders of a
-worker share the threads."""
+"""Size of a *piece*: the part of a file that a thread reads before it can read another file. All senders of a worker
+share the threads."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""A piece begins at most this many bytes after the next byte to send."""
+"""The next piece is read when it begins less than this many bytes after the next byte to send."""
 _READ_BUFFER_BYTES = 64 * 1024
-"""Size of the buffer into which a file is read. Only the page cache matters; the content of the buffer is not used."""
+"""Size of the buffer into which a file is read. The content of the buffer is not used."""
 
 
 class ReadAhead:
-    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. Each piece
-    is read by a thread of the event loop's default executor, and only one piece at a time."""
+    """Reads a file into the page cache, in pieces, a limited distance ahead of the code that sends the file. A thread
+    of the event loop's default executor reads one piece at a time."""
 
     def __init__(
         self,
@@ -27,37 +28,38 @@ class ReadAhead:
         end_offset: int,
         on_piece_read: Callable[[BaseException | None], None],
     ) -> None:
-        """`file` is a file descriptor, which stays open. The file is read up to the offset `end_offset`.
-        `on_piece_read` is called in the event loop after each piece: with the error if the piece could not be read,
-        otherwise with None."""
+        """`file` is a file descriptor, which this object does not close. The file is read up to the offset
+        `end_offset`. `on_piece_read` is called in the event loop after each piece: with the error if the piece could
+        not be read, otherwise with None."""
         self._loop = loop
-        self._file = _reopen(file)  # `close` closes it
+        self._file = _reopen(file)  # another descriptor, which `close` closes
         self._end_offset = end_offset
         self._on_piece_read = on_piece_read
         self._is_reading = False
         self._closed = False
         self.read_up_to = 0
-        """Offset in the file after the last piece, even if reading that piece failed; 0 if none was read yet."""
+        """Offset in the file at which the last piece ends, even if reading this piece failed. It is 0 before the first
+        piece."""
 
-    def read(self, offset: int) -> None:
+    def start_reading(self, offset: int) -> None:
         """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""
         if not self._is_reading:
-            self._start(offset)
+            self._start_piece(offset)
 
     def keep_ahead_of(self, sender_offset: int) -> None:
         """Starts to read the next piece if it begins less than `READ_AHEAD_BYTES` after `sender_offset`, the offset of
-        the next byte to send. Does nothing if a thread is reading a piece already, or if all was read."""
+        the next byte to send. Does nothing if a thread is reading a piece already, or after the last piece."""
         if not self._is_reading and self.read_up_to < min(self._end_offset, sender_offset + READ_AHEAD_BYTES):
-            self._start(self.read_up_to)
+            self._start_piece(self.read_up_to)
 
     def close(self) -> None:
-        """Stops reading after the piece that a thread is reading now. `on_piece_read` is not called afterwards. Call
-        this method once."""
+        """Stops reading after the piece that a thread is reading now. From this call on, `on_piece_read` is not called.
+        Call this method once."""
         self._closed = True
         if not self._is_reading:
             os.close(self._file)
 
-    def _start(self, offset: int) -> None:
+    def _start_piece(self, offset: int) -> None:
         end_offset = min(offset + READ_PIECE_BYTES, self._end_offset)
         future = self._loop.run_in_executor(None, _read_into_cache, self._file, offset, end_offset)
         self._is_reading = True
@@ -74,10 +76,9 @@ class ReadAhead:
 
 
 def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
-    """Reads the file from `offset` to `end_offset` and discards the bytes. Afterwards they are in the page cache."""
+    """Reads the file from `offset` to `end_offset`, so that the kernel keeps these bytes in the page cache."""
     buffer = bytearray(min(_READ_BUFFER_BYTES, end_offset - offset))
-    # The list contains the same buffer as often as the piece needs. So one system call can read the whole piece with
-    # little memory.
+    # All entries of the list are the same small buffer, so one system call can read the whole piece with little memory.
     buffers = [buffer] * -(-(end_offset - offset) // len(buffer))
     while offset < end_offset and (count := os.preadv(file, buffers, offset)):
         offset += count
@@ -87,8 +88,8 @@ def _reopen(file: int) -> int:
     """Opens the same file again, and returns the new descriptor. If the file cannot be opened again, returns a
     duplicate of the descriptor.
 
-    The kernel adapts its own read-ahead to the reads through each open file description (open(2)). With a description
-    of its own, this module does not change the kernel's read-ahead for the sender."""
+    The kernel adapts its own read-ahead to the reads on each open file description (open(2)). The sender reads on the
+    description of `file`, so reads on a second description do not change the kernel's read-ahead for the sender."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

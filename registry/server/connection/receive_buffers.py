@@ -1,10 +1,11 @@
 """Memory into which the transport receives request bodies. The kernel writes the bytes of a body to this memory, and
 the application gets them from there without another copy. Only tiny chunks are copied, to join them.
 
-A body has buffers of its own. Each buffer is written once and never reused. The application gets memory views of its
-parts, and a buffer is freed when the last of these views is freed. So the application does not have to return buffers.
-An idle connection has no buffer: all connections of a worker receive the heads of requests into one shared buffer,
-which is parsed after each read.
+A body has buffers of its own. Each buffer is written once and never reused. The application gets memory views of parts
+of a buffer, and the buffer is freed when the last view is freed. So the application does not have to return buffers.
+
+Heads of requests need no such buffers: all connections of a worker receive heads into one shared buffer, which is
+parsed after each read. So an idle connection has no buffer.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from registry.server.http1.body_framing import Framing
 from registry.server.kernel import uninitialized_bytearray
 
 BODY_EXTENSION = "entrepot.body"
-"""Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions. `receive` waits for
-the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it.
-`is_disconnected` returns whether the client has disconnected."""
+"""Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions:
+
+- `receive` waits for the next part of the body, and returns it without copying it.
+- `take_whole` returns the whole body without copying it, if the whole body was received already.
+- `is_disconnected` returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 16 * 1024
-"""Size of the buffer for the heads of requests. It is small because a read can contain several requests (pipelining):
-the bytes after the first request are kept until it is answered."""
+"""Size of the buffer for the heads of requests. A read can contain several requests (pipelining), and the server keeps
+the bytes after the first request until it has answered the first request. A small buffer limits this memory."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
-"""Size of a body's first buffer, and the maximum for its other buffers. Each new buffer of a body is twice as large as
-the one before, up to this maximum. But new buffers have `MIN_BUFFER_BYTES` while the body comes in tiny chunks, or
-while the worker receives more than `MAX_LARGE_BODIES` bodies. If the length of a body is declared, no buffer is larger
-than the rest of the body."""
+"""Size of a body's first buffer, and the maximum for its other buffers.
+
+- Each new buffer of a body is usually twice as large as the previous buffer, up to the maximum.
+- While the body comes in tiny chunks, or the worker receives more than `MAX_LARGE_BODIES` bodies, new buffers have
+  `MIN_BUFFER_BYTES`.
+- If the length of a body is declared, no buffer is larger than the rest of the body."""
 MAX_LARGE_BODIES = 16
-"""While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`. Otherwise clients that send many
-bodies slowly would keep too much memory in use."""
+"""While a worker receives more bodies than this, new buffers have `MIN_BUFFER_BYTES`, so that clients that send many
+bodies slowly do not keep too much memory in use."""
 _SMALL_CHUNK_BYTES = 1024
 """A body is fragmented if its chunks are smaller than this on average."""
 
@@ -41,21 +46,21 @@ class IncomingBodies:
 
     @property
     def requires_small_buffers(self) -> bool:
-        """Whether there are so many bodies that each may only take about `MIN_BUFFER_BYTES` of memory."""
+        """Whether the worker receives so many bodies that each body may take only about `MIN_BUFFER_BYTES`."""
         return self.count > MAX_LARGE_BODIES
 
 
 class BodyBuffer:
     """The memory into which the body of one request is received: one buffer after the other. Separates the body from
-    its *framing*, such as the sizes of chunks, and from the bytes after its end.
+    its *framing*, such as the sizes of chunks, and from the bytes after the body's end.
 
-    A read that has many tiny chunks is parsed in several steps, so that other connections get their turn between them.
-    The bytes that wait for the next step are the *unparsed* bytes.
+    If a read contains many tiny chunks, they are parsed in several steps, so that other connections get their turn
+    between two steps. The bytes that wait for the next step are the *unparsed* bytes.
     """
 
     def __init__(self, framing: Framing, incoming: IncomingBodies | None = None) -> None:
-        """`framing` is the parser of the framing. `incoming` is the worker's count of bodies. It includes this body
-        until the body is complete, or until nothing refers to this object any more. None: the body is not counted."""
+        """`framing` parses the framing of the body. `incoming` is the worker's count of bodies; if it is None, the body
+        is not counted. The count includes this body until the body is complete or this object is freed."""
         self._framing = framing
         self._incoming = incoming or IncomingBodies()
         self._incoming.count += 1
@@ -65,8 +70,8 @@ class BodyBuffer:
         self._filled_bytes = 0  # how many bytes of `_buffer` were received
         self._unparsed: deque[memoryview] = deque()
         self.is_fragmented = False
-        """Whether the bytes parsed last had tiny chunks. Tiny chunks take much time to parse, so reads are small while
-        this is True."""
+        """Whether the bytes parsed last contained tiny chunks. Tiny chunks take much time to parse, so the next reads
+        are small while this is True."""
 
     @property
     def is_complete(self) -> bool:
@@ -75,13 +80,13 @@ class BodyBuffer:
 
     @property
     def has_unparsed(self) -> bool:
-        """Whether there are unparsed bytes. Call `parse_received` with 0, or `parse_unparsed`, in a later iteration of
-        the event loop to parse them."""
+        """Whether there are unparsed bytes. To parse them, call `parse_unparsed`, or `parse_received` with 0, in a
+        later iteration of the event loop."""
         return bool(self._unparsed)
 
     def get_memory(self) -> memoryview:
-        """Returns the memory into which the next bytes are to be received: the free part of the current buffer, or of a
-        new one if the current buffer is full."""
+        """Returns the memory into which the next bytes are to be received. It is a part of the current buffer, or of a
+        new buffer if the current one is full."""
         if self._filled_bytes == len(self._buffer):
             self._buffer = memoryview(uninitialized_bytearray(self._framing.bytes_to_receive(self._next_buffer_bytes)))
             self._filled_bytes = 0
@@ -101,10 +106,10 @@ class BodyBuffer:
 
     def parse_received(self, count: int) -> tuple[list[memoryview], memoryview]:
         """Parses `count` bytes that were received into the memory that `get_memory` returned. If `count` is 0, parses
-        some of the unparsed bytes, which must exist.
+        some of the unparsed bytes; call it with 0 only if there are any.
 
-        Returns two things: the parts of the body in these bytes, and the bytes after the body's end. The second is
-        empty if the body is not complete. Raises RefusedRequest if the framing is malformed.
+        Returns the parts of the body in the parsed bytes, and the bytes after the body's end. If the body is not
+        complete, there are no bytes after its end. Raises RefusedRequest if the framing is malformed.
         """
         if not count:
             return self.parse_unparsed()
@@ -119,7 +124,8 @@ class BodyBuffer:
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 
     def parse_unparsed(self) -> tuple[list[memoryview], memoryview]:
-        """Parses some of the unparsed bytes, which must exist. Returns and raises the same as `parse_received`."""
+        """Parses some of the unparsed bytes; call it only if there are any. Returns and raises the same as
+        `parse_received`."""
         pieces: list[memoryview] = []
         data = self._unparsed.popleft()
         parsed_bytes = self._framing.parse(data, pieces)

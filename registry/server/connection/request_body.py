@@ -12,8 +12,8 @@ from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuf
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""If more pieces than this are waiting for the application, they are joined into one. Each piece is a memory view,
-which takes a hundred bytes of memory even if the piece is one byte."""
+"""If more pieces than this are waiting for the application, they are joined into one piece. Each piece is a memory
+view, which takes about a hundred bytes of memory even if the piece has only one byte."""
 
 
 class RequestBody:
@@ -40,14 +40,15 @@ class RequestBody:
     )
 
     def __init__(self, context: ConnectionContext, length: int | None, *, expects_continue: bool) -> None:
-        """`length` is in bytes; None for a chunked body. `expects_continue` says that the client waits for a 100
-        (Continue) response before it sends the body."""
+        """`length` is the size of the body in bytes; None for a chunked body. `expects_continue` says that the client
+        waits for a 100 (Continue) response before it sends the body."""
         self._context = context
         self._is_changed = length == 0
-        """True if `receive` has something new to return: pieces, the body's end, or that the body was closed."""
+        """Whether `receive` can return without waiting: pieces or the body's end were received, or the body was
+        closed."""
         self._change_event: asyncio.Event | None = None
-        """Set while `_is_changed` is True. Created when `receive` waits for a change for the first time: most requests
-        have no body."""
+        """Set while `_is_changed` is True. None until `receive` has to wait for the first time, so most requests create
+        no event."""
         self.is_closed = False
         """Whether the application receives nothing more, because the response is complete or the client has
         disconnected."""
@@ -61,8 +62,8 @@ class RequestBody:
             framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
-        """Whether the client still waits for a 100 (Continue) response. Becomes False when the response is sent or no
-        longer needed."""
+        """Whether the client still waits for a 100 (Continue) response. Becomes False when the 100 response is sent or
+        no longer needed."""
         self.held_bytes = 0
         """Size, in bytes, of the pieces that the application has not got yet."""
         self.is_awaited = False
@@ -72,23 +73,26 @@ class RequestBody:
         self.has_more = length != 0
         """Whether a part of the body was not received yet."""
         self.received_bytes = 0
-        """Number of bytes received so far. Bytes that are received after the end of the response do not count."""
+        """Number of bytes received before the body was closed."""
         self.remaining_bytes = length
         """Number of bytes that were not received yet; None for a chunked body, whose length is unknown."""
 
     @property
     def is_remainder_short(self) -> bool:
-        """Whether so few bytes of the body are missing that the server can receive and discard them, and then use the
-        connection for the next request. False if the number of missing bytes is unknown. False if the client still
-        waits for a 100 response: if it does not get this response, it may send the body or leave it out. So the next
-        bytes could be either the body or the next request."""
+        """Whether the server can receive and discard the rest of the body, and then use the connection for the next
+        request. False in these cases:
+
+        - More than `drain_bytes` of the body are missing, or the number of missing bytes is unknown.
+        - The client still waits for a 100 response. Without this response, the client may send the body or leave it
+          out, so the server cannot tell whether the next bytes are the body or the next request.
+        """
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
         return not self.expects_continue and remaining is not None and remaining <= max_bytes
 
     def add_pieces(self, pieces: list[memoryview]) -> None:
-        """Adds received pieces of the body. Discards them if the body is closed. Pauses reading from the client if too
-        many bytes are waiting for the application."""
+        """Adds received pieces of the body, or discards them if the body is closed. Pauses reading from the client if
+        too many bytes are waiting for the application."""
         size = sum(map(len, pieces))
         if self.remaining_bytes is not None:
             self.remaining_bytes -= size
@@ -107,7 +111,7 @@ class RequestBody:
         self._set_changed()
 
     def finish(self) -> None:
-        """Called when all of the body was received. Resumes reading from the socket, because the server notices a
+        """Called when the whole body was received. Resumes reading from the socket, because the server notices a
         disconnect only while it reads."""
         self.has_more = False
         self.remaining_bytes = 0
@@ -130,8 +134,8 @@ class RequestBody:
         self.close()
 
     def extension(self) -> dict[str, Any]:
-        """Returns the functions that the scope of the request has under the key `BODY_EXTENSION`. With these functions
-        the application receives the body without copying it."""
+        """Returns the value of the key `BODY_EXTENSION` in the scope's extensions: functions with which the application
+        receives the body without copying it."""
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
@@ -147,16 +151,16 @@ class RequestBody:
         return {"type": "http.request", "body": b"".join(received[0]), "more_body": received[1]}
 
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """Waits for the next part of the body. Returns a list of its pieces, which are not copied, and whether another
-        part follows. Returns None if the client has disconnected or the response is complete.
+        """Waits for the next part of the body. Returns the pieces of this part, which are not copied, and whether
+        another part follows. Returns None if the client has disconnected or the response is complete.
 
-        The application can call this through `extension`. It may keep the pieces, because their memory is never written
-        again.
+        The application can call this method through `extension`, and may keep the pieces, because their memory is never
+        written again.
         """
         if self.expects_continue:
             self.expects_continue = False
             transport = self._context.transport
-            # If bytes of the body have arrived, the client does not wait for this response.
+            # If bytes of the body have arrived, the client does not wait for a 100 response.
             if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
@@ -175,9 +179,9 @@ class RequestBody:
         return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
-        """Returns the pieces of the whole body if all of it was received. If not, or if the application has got the
-        body already, returns None and changes nothing. Never waits. Call it before `receive`: pieces that `receive` has
-        returned are missing here."""
+        """Returns the pieces of the whole body without waiting. Returns None and changes nothing if the body is not
+        complete yet, if the application has got the body already, or if the body is closed. Do not call this method
+        after `receive`: it does not return the pieces that `receive` has returned."""
         if self.has_more or self.is_closed or not self._is_changed:
             return None
         self.expects_continue = False
@@ -185,12 +189,12 @@ class RequestBody:
         return self._take_pieces()
 
     async def discard_short_remainder(self) -> bool:
-        """Called before a response starts. If only a small part of the body is missing (`is_remainder_short`), receives
-        and discards this part. Returns False if the client sends it too slowly; otherwise True. If
-        `is_remainder_short` is False, does nothing and returns True. Raises ClientDisconnected.
+        """Called before a response starts. If `is_remainder_short` is False, does nothing and returns True. Otherwise
+        receives and discards the rest of the body, and returns whether it arrived within `linger_seconds`. Raises
+        ClientDisconnected.
 
-        Servers written in Go do the same. The client containerd 1.6 relies on this: it hangs if it gets a response
-        before it has sent a whole manifest.
+        Servers written in Go do the same, and the client containerd 1.6 relies on it: containerd hangs if it gets a
+        response before it has sent a whole manifest.
         """
         if not self.is_remainder_short:
             return True

@@ -5,17 +5,17 @@ An application can have an attribute `request_recorder`, an object with these me
 - `on_cached_answer(scope, answer, request_id)` is called for each cached response that the server got from the
   application's method `answer_at_once` (`cached_answers`).
 - `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
-  the application. The scope then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
-  `headers` and `client`.
+  the application. The scope then has only `type`, `method`, `path`, `raw_path`, `headers` and `client`. The method, the
+  paths and the headers are empty if the server does not know them.
 - `on_connection(change)` is called with 1 for each new connection, and with -1 when the connection has ended.
 
-The server calls the first three just before it passes the last bytes of the response to the transport, or when the
-request was cut off. If the body is sent from a file, it calls them when the kernel has the last byte. All methods must
-return at once and raise nothing.
+The server calls the first three methods just before it passes the last bytes of the response to the transport. If the
+body is sent from a file, the server calls them when the kernel has the last byte. If the request is cut off, the server
+calls them at this moment. All methods must return at once and raise nothing.
 
-The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
-the request. The server empties the dictionary after the report. Otherwise a note in the dictionary might refer to the
-scope, which refers to the dictionary. Such a cycle would stay in memory until a garbage collection.
+The server adds an empty dictionary to the scope's extensions (`REQUEST_NOTES_EXTENSION`). The application can note in
+this dictionary what it knows about the request. The server empties the dictionary after the report, because a note that
+refers to the scope would form a reference cycle, which stays in memory until a garbage collection.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 class RequestEnd(NamedTuple):
     """How a request ended.
 
-    - `status`: the status of the response; 0: no response was begun.
-    - `received_bytes`, `sent_bytes`: sizes of the two bodies, as far as they were received and sent.
+    - `status`: the status of the response; 0 if no response was begun.
+    - `received_bytes`: how many bytes of the request's body were received.
+    - `sent_bytes`: how many bytes of the response's body were sent.
     - `seconds`: time since the head of the request was received.
     - `is_complete`: whether the whole response was sent.
     - `reason`: why the server itself has refused the request, in one line; empty if the server has not refused it."""
@@ -50,13 +51,13 @@ class RequestEnd(NamedTuple):
 def partial_scope(
     client: tuple[str, int] | None, method: str = "", path: bytes = b"", headers: list[Header] | None = None
 ) -> Scope:
-    """Returns the scope of a request of which no complete head was received, for `on_refused`. `path`:
+    """Returns the scope that `on_refused` gets for a request whose head was not received completely. `path` is
     percent-encoded."""
-    text = path.decode("latin-1")
+    path_text = path.decode("latin-1")
     return {
         "type": "http",
         "method": method,
-        "path": text,
+        "path": path_text,
         "raw_path": path,
         "headers": headers or [],
         "client": client,
@@ -80,7 +81,7 @@ class RequestReports:
         self._on_connection: Callable[[int], None] | None = getattr(recorder, "on_connection", None)
 
     def report_connection(self, change: int) -> None:
-        """Reports a new connection (1), or the end of one (-1)."""
+        """Reports a new connection (`change` is 1) or the end of a connection (-1)."""
         if self._on_connection is not None:
             self._on_connection(change)
 
@@ -90,9 +91,8 @@ class RequestReports:
             extensions[REQUEST_NOTES_EXTENSION] = {}
 
     def report(self, scope: Scope, end: RequestEnd) -> None:
-        """Reports a request that the application has answered, or that was cut off. Logs an exception of
-        `on_request_end` and does not raise it, because a client must get its response even if the request cannot be
-        counted."""
+        """Reports a request that the application has answered, or that was cut off. If `on_request_end` raises an
+        exception, only logs it, because a client must get its response even if the report fails."""
         if self._on_end is not None:
             try:
                 self._on_end(scope, end)
@@ -101,20 +101,21 @@ class RequestReports:
             scope["extensions"][REQUEST_NOTES_EXTENSION].clear()
 
     def report_refused(self, scope: Scope, status: int, reason: str, sent_bytes: int = 0) -> None:
-        """Reports a request or a connection that the server has refused without calling the application. `scope`: the
-        known facts about the request. `status`: 0 if the client got no response. `reason`: one line for people."""
+        """Reports a request or a connection that the server has refused without calling the application. `scope` is
+        from `partial_scope`. `status` is 0 if the client got no response. `reason` is one line for people."""
         if self._on_refused is not None:
             self._on_refused(scope, RequestEnd(status, 0, sent_bytes, 0.0, is_complete=status != 0, reason=reason))
 
     def report_refused_connection(
         self, client: tuple[str, int] | None, received: bytes, status: int, reason: str
     ) -> None:
-        """Reports a connection that is closed without being parsed. `received`: the bytes that the client has sent."""
+        """Reports a connection that the server closes without parsing a request. `received` contains the bytes that the
+        client has sent."""
         line = _REQUEST_LINE.match(received)
         scope = partial_scope(client) if line is None else partial_scope(client, line[1].decode(), line[2])
         self.report_refused(scope, status, reason)
 
     def report_cached(self, scope: Scope, answer: object, request_id: str) -> None:
-        """Reports a request that a cached response has answered."""
+        """Reports a request that the server has answered with a cached response."""
         if self._on_cached_answer is not None:
             self._on_cached_answer(scope, answer, request_id)

@@ -3,8 +3,8 @@
 asyncio's transport keeps written bytes in memory until the kernel accepts them, and the kernel accepts them only as
 fast as the client receives. The budget limits this memory for response bodies of more than 64 KiB that the application
 sends in one message. Bodies that it sends in several messages are not counted: after each message the application has
-to wait until the client has received most of the bytes written so far. Files that are sent over TLS are counted by
-another budget (`new_piece_memory`).
+to wait until the client has received most of the bytes written so far. Another budget counts files that are sent over
+TLS (`new_piece_memory`).
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from registry.server.gate.connection_limit import MAX_CONNECTIONS, MAX_EVICTIONS
 from registry.server.kernel import tcp_progress
 
 RESPONSE_SLICE_BYTES = 256 * 1024
-"""Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
-because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
+"""Size of the slices in which a large body is written, one in each iteration of the event loop. The size is limited
+because the transport keeps a slice in memory. Over TLS it also encrypts the slice, while the other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. It is enough for 288 clients at the same
-time. While a client receives a piece, it uses 128 KiB (`encrypted_file_sender.RESERVED_BYTES`). A quarter of each
-`MemoryBudget` is kept for shares of at most 64 KiB, so 36 MiB remain for these clients: 36 MiB / 128 KiB = 288."""
+time: each piece reserves 128 KiB (`encrypted_file_sender.RESERVED_BYTES`), and such large reservations may use three
+quarters of a `MemoryBudget`, which are 36 MiB."""
 _CHECK_INTERVAL_SECONDS = 0.25
 """While a response waits for memory, the budget checks at this interval whether reserved bytes have been sent
 (`_make_room_for_waiting`)."""
 _WAITING_FACTOR = 2
-"""The bodies of all responses that wait for memory may together have this many times the size of the budget. A further
-response is refused at once."""
+"""The bodies of all responses that wait for memory may together have this many times the size of the budget. If a
+further response would exceed this limit, it is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
-"""While another client waits for memory, a client that takes longer than this for one piece is cut off."""
+"""While another client waits for memory to receive a file over TLS, a client that takes longer than this to receive one
+piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
-"""Longest time that a client waits for memory. The time may be long because the queue keeps moving: slow clients lose
-their memory after `_SLOW_CLIENT_SECONDS`."""
+"""Longest time that a client waits for memory to receive a file over TLS. The time may be long because slow clients
+lose their memory after `_SLOW_CLIENT_SECONDS`, so the queue keeps moving."""
 
 
 def new_piece_memory() -> MemoryBudget:
@@ -50,31 +51,31 @@ def new_piece_memory() -> MemoryBudget:
 
 
 class UnsentBudget:
-    """The budget of one worker process: at most `limit_bytes` over all its connections. The part of the budget that one
-    connection has reserved is its *share* (`UnsentShare`). A reservation of more than `limit_bytes` is granted only
-    when all other reserved bytes are sent.
+    """The budget of one worker process: all its connections together may reserve at most `limit_bytes`. The part of the
+    budget that one connection has reserved is its *share* (`UnsentShare`). A reservation of more than `limit_bytes` is
+    granted only when no other bytes are reserved.
 
     A response that is written in slices reserves the bytes of one slice, and keeps them at least until its last slice
-    is written. It keeps them even while all slices written so far are sent. That is so at the start of every response,
-    because the kernel accepts the first slices at once. If a response released its bytes then, too many responses could
-    begin at once, and their next slices together would exceed the limit.
+    is written, even if all slices written so far are sent. The kernel accepts the first slices of every response at
+    once. If a response released its bytes after these slices, too many responses could begin, and their next slices
+    together would exceed the limit.
 
-    A response that does not fit waits, in the order of arrival, for at most `wait_seconds`. Its body is in memory
-    meanwhile. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times `limit_bytes`.
+    Responses that do not fit wait in a queue, each for at most `wait_seconds`. The body of a response stays in memory
+    while the response waits. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times
+    `limit_bytes`.
 
     The transport does not report that the last bytes of a response were sent, so the budget has to look at the shares.
-    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. So the time
-    for a reservation usually does not depend on the number of connections. It takes longest if no client receives,
-    because the budget then looks at all shares with reserved bytes. Each of these has reserved more than 64 KiB, so
-    with `limit_bytes` of 32 MiB there are fewer than 512."""
+    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. In the worst
+    case no client receives, and the budget looks at all shares with reserved bytes. Each of these has reserved more
+    than 64 KiB, so with `limit_bytes` of 32 MiB there are fewer than 512."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
-        """`clock` is the event loop's, in seconds."""
+        """`clock` is the event loop's clock, in seconds."""
         self._limit_bytes = limit_bytes
         self._wait_seconds = wait_seconds
         self._clock = clock
         self._shares: OrderedDict[UnsentShare, None] = OrderedDict()
-        """The shares that have reserved bytes. Those that the budget has not looked at for the longest time come
+        """The shares that have reserved bytes. The share that the budget has not looked at for the longest time comes
         first."""
         self._reserved_bytes = 0
         """The sum of the bytes that the shares have reserved. Some of these bytes may have been sent already."""
@@ -84,10 +85,11 @@ class UnsentBudget:
 
     async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
         """Waits until `size` more bytes fit into the budget, sets `share.reserved_bytes` to `size`, and returns True.
-        Returns False if the bytes do not fit in time, if too many shares wait, or if the connection is lost. During the
-        wait, bytes that `share` reserved earlier take room in the budget too, as long as they are not sent.
-        `body_bytes`: the memory that the response takes while it waits. If the call is cancelled, the share may have
-        reserved the bytes, so the caller must call `release`. A share may wait only once at a time."""
+        Returns False if the bytes do not fit in time, if too many responses wait, or if the connection is lost.
+
+        `body_bytes` is the memory that the response takes while it waits. Bytes that `share` reserved earlier count
+        against the budget until they are sent. If the call is cancelled, the share may have reserved the bytes, so the
+        caller must call `release`. Do not call this method while an earlier call for `share` waits."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
@@ -107,16 +109,16 @@ class UnsentBudget:
         finally:
             if share in self._waiting:
                 self._stop_waiting(share)
-                self._grant_to_waiting()  # the next share may fit now, if it needs less than this one
+                self._grant_to_waiting()  # the next share in the queue may need less than `share`, and fit now
 
     def release(self, share: UnsentShare) -> None:
-        """Sets the number of reserved bytes of `share` to 0, and gives them to the shares that wait. May be called
-        repeatedly."""
+        """Gives the reserved bytes of `share` back to the budget, and grants the reservations that fit now. May be
+        called repeatedly."""
         self._remove(share)
         self._grant_to_waiting()
 
     def close(self, share: UnsentShare) -> None:
-        """Releases the bytes of `share`. If `share` waits in `reserve`, that call returns False. May be called
+        """Releases the bytes of `share`. If a call of `reserve` waits for `share`, it returns False. May be called
         repeatedly."""
         if share in self._waiting:
             reservation = self._stop_waiting(share)
@@ -142,10 +144,10 @@ class UnsentBudget:
         return reservation
 
     def _grant_to_waiting(self) -> None:
-        """Reserves the bytes of the shares that wait, in the order of arrival, as long as they fit."""
+        """Grants the waiting reservations in the order of arrival. Stops at the first one that does not fit."""
         while self._waiting:
             share, reservation = next(iter(self._waiting.items()))
-            # If `granted` is done here, the wait was cancelled or timed out, and its task has not run since.
+            # If `granted` is done already, the wait was cancelled or timed out, and `reserve` has not continued yet.
             if not reservation.granted.done():
                 if self._reserved_bytes > self._max_reserved_bytes(reservation.size):
                     return
@@ -154,8 +156,8 @@ class UnsentBudget:
             self._stop_waiting(share)
 
     def _make_room_for_waiting(self) -> None:
-        """Makes room for the shares that wait (`_make_room`), and reserves the bytes of those that fit. Is called again
-        every `_CHECK_INTERVAL_SECONDS` while a share waits."""
+        """Makes room for the shares that wait (`_make_room`), and grants the reservations that fit. Repeats this every
+        `_CHECK_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         if self._waiting:
             self._make_room(sum(reservation.size for reservation in self._waiting.values()))
@@ -178,8 +180,8 @@ class UnsentBudget:
         return self._release_sent(max_reserved_bytes)
 
     def _release_sent(self, max_reserved_bytes: int) -> bool:
-        """Looks at one share after another, at each at most once, and releases it if its bytes were sent. Stops when
-        at most `max_reserved_bytes` are still reserved. Returns whether that was achieved."""
+        """Releases shares whose bytes were sent, until at most `max_reserved_bytes` are reserved. Looks at each share
+        at most once. Returns whether at most `max_reserved_bytes` are reserved now."""
         for _ in range(len(self._shares)):
             if self._reserved_bytes <= max_reserved_bytes:
                 break
@@ -191,8 +193,8 @@ class UnsentBudget:
         return self._reserved_bytes <= max_reserved_bytes
 
     def _evict_stalled(self) -> None:
-        """Closes connections whose clients have received nothing for a while, at most `MAX_EVICTIONS`. All shares have
-        unsent bytes when this is called."""
+        """Closes up to `MAX_EVICTIONS` connections whose clients have received nothing for a while. Call it when all
+        shares have unsent bytes."""
         now, count = self._clock(), 0
         for share in list(self._shares):
             count += share.evict_if_stalled(now)
@@ -202,8 +204,8 @@ class UnsentBudget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PendingReservation:
-    """A reservation of `size` bytes for which a share waits. `body_bytes`: size of the response's body. The result of
-    `granted` says whether the share has reserved the bytes."""
+    """A reservation of `size` bytes for which a share waits. `body_bytes` is the size of the response's body. The
+    result of `granted` is True when the bytes are reserved, and False if the connection is lost."""
 
     size: int
     body_bytes: int
@@ -225,26 +227,26 @@ class UnsentShare:
         self._transport = transport
         self._is_tls = is_tls
         self.may_write_more = False
-        """Whether the application may write more bytes of the response to the transport. The budget sets this to True
-        when it reserves bytes."""
+        """Whether more bytes of the response may be written to the transport. The budget sets it to True when it
+        reserves bytes."""
         self.reserved_bytes = 0
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 
     async def reserve(self, size: int, body_bytes: int) -> bool:
-        """Waits until `size` more bytes fit into the budget, sets the number of reserved bytes to `size` and returns
-        True. Returns False, and leaves the number unchanged, if they do not fit in time, if too many other responses
-        wait, or if the connection is lost. The bytes that this connection has reserved for an earlier response also
-        take room in the budget, as long as they are not sent.
+        """Waits until `size` more bytes fit into the budget, sets `reserved_bytes` to `size`, and returns True. Returns
+        False and reserves nothing if the bytes do not fit in time, if too many other responses wait, or if the
+        connection is lost. Bytes that this connection has reserved for an earlier response count against the budget
+        until they are sent.
 
-        The bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes may be
-        reserved, so the caller must call one of the two."""
+        The reserved bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes
+        may be reserved, so the caller must call `finish` or `release`."""
         return await self._budget.reserve(self, size, body_bytes)
 
     def finish(self) -> None:
-        """Called when nothing more of the response will be written: from now on its bytes count only until they are
-        sent. May be called repeatedly."""
+        """Called when nothing more of the response will be written to the transport. From now on the reserved bytes
+        count only until they are sent. May be called repeatedly."""
         self.may_write_more = False
-        # Over TLS, the bytes may have left the write buffer only for the transport's second buffer, so the budget finds
+        # Over TLS, bytes that have left the write buffer may be in the transport's second buffer. So the budget finds
         # out later whether they were sent (`has_unsent_bytes`).
         if not self._is_tls:
             self.release_if_sent()
@@ -260,27 +262,26 @@ class UnsentShare:
 
     def close(self) -> None:
         """Called when the connection is lost: gives the reserved bytes back to the budget, makes a waiting `reserve`
-        return False, and removes the reference to the connection, so that its memory can be freed."""
+        return False, and removes the reference to the connection, so that the connection's memory can be freed."""
         self._budget.close(self)
         self._connection = None
 
     def has_unsent_bytes(self) -> bool:
         """Returns whether the response is still being written, or the transport may still hold some of its bytes in
-        memory. Without TLS, these are the bytes in the transport's write buffer. With TLS, the transport has a second
-        buffer, of unknown size. So with TLS the result is False only when the client's kernel has acknowledged all
-        bytes."""
+        memory. Over TLS, the transport has a second buffer besides the write buffer. The size of the second buffer is
+        unknown, so over TLS the method returns True until the client's kernel has acknowledged all bytes."""
         if self.may_write_more or self._transport.get_write_buffer_size():
             return True
-        return self._is_tls and bool(self._unacknowledged())
+        return self._is_tls and bool(self._unacknowledged_bytes())
 
     def evict_if_stalled(self, now: float) -> bool:
-        """Closes the connection if its client has received nothing for a while. Returns whether it did. `now` is in
-        seconds of the event loop's clock."""
+        """Closes the connection if its client has received nothing for a while. Returns whether it has closed the
+        connection. `now` is in seconds of the event loop's clock."""
         candidate = None if self._connection is None else self._connection.eviction_candidate(now)
         if self._connection is None or candidate is None or candidate.kind != "stalled":
             return False
         self._connection.evict()
         return True
 
-    def _unacknowledged(self) -> int:
+    def _unacknowledged_bytes(self) -> int:
         return tcp_progress(self._transport.get_extra_info("socket"))[1]

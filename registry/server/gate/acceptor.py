@@ -1,12 +1,14 @@
 """Accepts connections from the listening socket that all workers share.
 
-Each iteration of the event loop accepts one connection. asyncio and libuv would accept all waiting connections at once.
-Then one worker would get a whole burst, and the other cores would have nothing to do. A busy worker has longer
-iterations, so it accepts fewer connections. Connections wait in the kernel until a worker accepts them. Every worker
-has the listening socket open, so waiting connections are not lost if a worker dies.
+Connections wait in the kernel until a worker accepts them. Every worker has the listening socket open, so waiting
+connections are not lost if a worker dies.
+
+Each iteration of the event loop accepts one connection. A busy worker has longer iterations, so it accepts fewer
+connections. asyncio and libuv would accept all waiting connections at once: one worker would get a whole burst, and the
+other cores would have nothing to do.
 
 Each iteration starts at most one TLS handshake. The first step of a handshake takes one or two milliseconds, so
-hundreds of them in one iteration would block the event loop."""
+hundreds of handshakes in one iteration would block the event loop."""
 
 from __future__ import annotations
 
@@ -29,35 +31,36 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called when a client sends plain HTTP to a TLS port, or when its address has too many connections. In the second case
-most calls are left out, so that the log does not fill up. The first two arguments are the client's address and port,
-and the bytes that the client has sent. The other two are the status of the response (0: no response) and the reason in
-one line."""
+"""Called when a client sends plain HTTP to a TLS port. Also called for some of the connections that are closed because
+the client's address has too many: a call for each of them would fill the log. The arguments are the client's address
+and port, the bytes that the client has sent, the status of the response (0: no response), and the reason in one
+line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
-"""Returns the protocol object of a new connection. The argument is called when the connection is lost; None:
-nothing is called."""
+"""Creates the protocol object of a new connection. If the argument is not None, the object calls it when the connection
+is lost."""
 
 _ERROR_PAUSE_SECONDS = 0.5
 """How long the worker accepts no connections after an error other than `_CONNECTION_ERRORS`."""
 _EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """The system has no file descriptors or memory left."""
 _EXHAUSTED_EVICTIONS = 16
-"""Largest number of connections that the worker closes after one of `_EXHAUSTED_ERRORS`. It closes only silent ones:
-those without a request, and those whose request makes no progress."""
+"""Largest number of connections that the worker closes after one of `_EXHAUSTED_ERRORS`. It closes only silent
+connections: those without a request, and those whose request makes no progress."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines about errors."""
 _CONNECTION_ERRORS = (
     *(errno.EAGAIN, errno.EINTR, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 )
-"""Errors of one connection only (accept(2), "Error handling"). EAGAIN: another worker accepted the connection first."""
+"""Errors that concern only one connection (accept(2), "Error handling"). EAGAIN means that another worker has accepted
+the connection."""
 _TLS_SHUTDOWN_SECONDS = 600.0
-"""The event loop's timeout for closing a TLS connection. It has no effect, because the timeouts in
+"""The event loop's timeout for closing a TLS connection. It never passes, because the timeouts in
 `registry.server.connection.timeouts` are shorter."""
 _TLS_FIRST_BYTE = b"\x16"
 """First byte of a TLS handshake record (RFC 8446, 5.1)."""
 _TLS_EXPECTED = "this port speaks TLS: use https://"
-_TOO_MANY = "the client's address has too many connections"
+_TOO_MANY_CONNECTIONS = "the client's address has too many connections"
 
 
 class PendingConnection:
@@ -71,11 +74,13 @@ class PendingConnection:
         """The task that sets up the connection. The acceptor assigns it right after creating this object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns this connection as a candidate: a connection that may be closed to make room for another one. Returns
-        None if the connection is being closed already. `now` is not used.
+        """Describes this connection as a candidate for eviction: a connection that the worker may close to make room
+        for another one. `now` is not used. Returns None in two cases:
 
-        Also returns None without TLS. Such a connection soon gets its protocol object, which is a candidate itself. If
-        `task` were cancelled before that, uvloop would close the transport without calling `connection_lost`."""
+        - The connection is being closed already.
+        - The connection does not use TLS. It soon gets its protocol object, which is a candidate itself. If `task` were
+          cancelled meanwhile, uvloop would close the transport without calling `connection_lost`.
+        """
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:
@@ -98,8 +103,8 @@ class Acceptor:
         pending: set[PendingConnection],
         on_refused: OnRefused = lambda *_: None,
     ) -> None:
-        """`sock` must be listening; `close` closes it. `pending` is the worker's set of connections without a protocol
-        object. The acceptor updates the set, and `connection_limit` counts its members."""
+        """`sock` must be listening; the method `close` closes it. `pending` is the worker's set of connections without
+        a protocol object. The acceptor updates the set, and `connection_limit` counts its members."""
         self._loop = loop
         self._sock = sock
         self._make_protocol = make_protocol
@@ -108,7 +113,7 @@ class Acceptor:
         self._connection_limit = connection_limit
         self._pending = pending
         self._on_refused = on_refused
-        self._handshake_start = asyncio.Lock()
+        self._handshake_start_lock = asyncio.Lock()
         self._logged_at = -_LOG_INTERVAL_SECONDS
         self._resume_timer: asyncio.TimerHandle | None = None
         self._resume()
@@ -148,7 +153,7 @@ class Acceptor:
         except TooManyConnections as refusal:
             sock.close()
             if refusal.is_logged:
-                self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY)
+                self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY_CONNECTIONS)
             return
         sock.setblocking(False)
         connection = PendingConnection(
@@ -167,8 +172,8 @@ class Acceptor:
         admission: AdmittedConnection | None,
         task: asyncio.Task[None],
     ) -> None:
-        """If the task was cancelled, closes the socket and stops counting the connection. The task cannot do so itself
-        if it is cancelled before its first step."""
+        """If the task was cancelled, closes the socket and stops counting the connection. The task does not do this
+        itself, because a task that is cancelled before its first step runs no code."""
         self._pending.discard(connection)
         if task.cancelled():
             sock.close()
@@ -176,8 +181,8 @@ class Acceptor:
                 admission.release()
 
     def _on_error(self, error: OSError) -> None:
-        """Handles an error of accept(2). An error of one connection changes nothing. After any other error, accepts no
-        connections for a while. If no descriptors or memory are left, also closes silent connections."""
+        """Handles an error of accept(2). Ignores an error that concerns only one connection. After any other error,
+        accepts no connections for a while. If no descriptors or memory are left, also closes silent connections."""
         if error.errno in _CONNECTION_ERRORS:
             return
         if error.errno in _EXHAUSTED_ERRORS:
@@ -191,9 +196,9 @@ class Acceptor:
         self._pause(_ERROR_PAUSE_SECONDS)
 
     async def _set_up(self, sock: socket.socket, admission: AdmittedConnection | None) -> None:
-        """Creates the protocol object of an accepted connection; with TLS, after the handshake. After an error, closes
-        the socket and stops counting the connection. After a cancellation, `_on_set_up_done` does this. `admission` is
-        None if the connection does not count against the limit of its client's address."""
+        """Creates the protocol object of an accepted connection. On a TLS port, first performs the handshake. After an
+        error, closes the socket and stops counting the connection. After a cancellation, `_on_set_up_done` does both.
+        `admission` is None if the connection does not count against the limit of its client's address."""
         on_lost = None if admission is None else admission.release
         try:
             if self._listener_options.certificates is None:
@@ -212,15 +217,16 @@ class Acceptor:
             raise
 
     async def _set_up_tls(self, sock: socket.socket, on_lost: OnLost | None, certificates: Certificates) -> None:
-        """Performs the TLS handshake. Raises OSError if it fails or times out, or if the client does not speak TLS."""
+        """Performs the TLS handshake and creates the protocol object. Raises OSError if the handshake fails or times
+        out, or if the client does not speak TLS."""
         timeout_seconds = self._limits.handshake_seconds
         async with asyncio.timeout(timeout_seconds):
-            first_byte = await self._first_byte(sock)
+            first_byte = await self._wait_for_first_byte(sock)
         if first_byte != _TLS_FIRST_BYTE:
             self._answer_plain_http(sock, first_byte)
             raise ConnectionAbortedError("the client did not start a TLS handshake")
-        # Each task holds the lock until the next iteration, so only one handshake starts in each iteration.
-        async with self._handshake_start:
+        # A task holds the lock until the event loop's next iteration, so only one handshake starts in each iteration.
+        async with self._handshake_start_lock:
             await asyncio.sleep(0)
         transport, _ = await self._loop.connect_accepted_socket(
             lambda: self._make_protocol(on_lost),
@@ -230,11 +236,11 @@ class Acceptor:
             ssl_shutdown_timeout=_TLS_SHUTDOWN_SECONDS,
         )
         if transport.is_closing() and on_lost is not None:
-            # The client disconnected during the handshake. Then asyncio may not call `connection_lost`, which calls
-            # `on_lost`. A second call does no harm.
+            # The client disconnected during the handshake. In this case asyncio may leave out `connection_lost`, which
+            # calls `on_lost`. Calling `on_lost` twice does no harm.
             on_lost()
 
-    async def _first_byte(self, sock: socket.socket) -> bytes:
+    async def _wait_for_first_byte(self, sock: socket.socket) -> bytes:
         """Waits for the client's first byte, and leaves it in the socket. Returns b"" if the client closes the
         connection first."""
         while True:
@@ -249,12 +255,12 @@ class Acceptor:
                     self._loop.remove_reader(sock)
 
     def _answer_plain_http(self, sock: socket.socket, first_byte: bytes) -> None:
-        """Sends an error response if the first byte is a letter, as in every HTTP request. Raises OSError if the
-        connection fails."""
+        """Sends an error response if the first byte is a letter: every HTTP request begins with a letter. Raises
+        OSError if the connection fails."""
         if first_byte.isalpha():
             peer = sock.getpeername()
-            # If a socket with unread data is closed, the kernel resets the connection. The client could then lose the
-            # response. So the request is read.
+            # Reads the request, because if a socket with unread data is closed, the kernel resets the connection, and
+            # the client could lose the response.
             received = sock.recv(64 * 1024)
             sock.send(error_response(RefusedRequest(HTTPStatus.BAD_REQUEST, _TLS_EXPECTED), []))
             self._on_refused((plain_address(peer[0]), peer[1]), received, HTTPStatus.BAD_REQUEST, _TLS_EXPECTED)

@@ -4,8 +4,8 @@ The files are loaded into a new TLS context (`ssl.SSLContext`), which replaces t
 is valid. An open connection keeps the context with which it was opened.
 
 `Certificates.refresh` notices a change by the files' states (`FileState`): times, inode numbers and sizes. Programs
-that renew certificates write one file after the other. So a change is loaded only when two checks in a row have found
-the same states, or when the caller knows that the files are complete.
+that renew certificates write one file after the other. So changed files are loaded only when two checks in a row have
+found the same states, or when the caller knows that the files are complete.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from registry.small_files import read_small_file
 
 ClientAuth = Literal["off", "optional", "required"]
 FileState = tuple[int, int, int, int] | None
-"""The times in nanoseconds at which the content of a file and its status (owner, permissions) were last changed, its
-inode number and its size in bytes; None if the file cannot be read."""
+"""Four numbers that tell whether a file has changed: the time of the last change of its content and of its status
+(owner, permissions), both in nanoseconds, its inode number and its size in bytes. None if stat(2) fails for the
+file."""
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers of
-TLS 1.3 have both."""
+"""Ciphers for TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers
+of TLS 1.3 have both properties."""
 _VERIFY_MODES = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -49,12 +50,13 @@ class CertificateFiles:
     certificate: Path
     """The server's certificate, followed by its chain."""
     key: Path | None = None
-    """The certificate's private key; None: the key is in the certificate's file."""
+    """The certificate's private key. None if the key is in the certificate's file."""
     client_ca: Path | None = None
-    """The authorities that sign the certificates of clients; None: the server does not ask for client certificates."""
+    """The certificates of the authorities that sign client certificates. If None, the server does not ask for client
+    certificates."""
     client_auth: ClientAuth = "off"
     """Whether clients may (`optional`) or must (`required`) present a certificate signed by `client_ca`. With `off`,
-    the server does not ask for one."""
+    the server does not ask for a client certificate."""
 
     @property
     def paths(self) -> list[Path]:
@@ -70,35 +72,36 @@ class Certificates:
         """`clock` returns seconds since 1970. Raises CertificateError if the files cannot be used."""
         self.files = files
         self._clock = clock
-        self._last_states = self._file_states()  # the files' states at the last check
-        self._tried_states = self._last_states  # their states at the last attempt to load them
-        self._has_failed = False  # whether that attempt failed
+        self._last_checked_states = self._file_states()  # the files' states at the last check
+        self._last_load_states = self._last_checked_states  # the files' states at the last attempt to load them
+        self._last_load_failed = False  # whether the last attempt to load the files failed
         self.context = make_context(files, clock())
 
     def refresh(self, *, are_files_complete: bool = False) -> None:
-        """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
-        logs why and keeps the old context.
+        """Reloads the files if they have changed since the last attempt to load them. If the server cannot use the
+        files, logs why and keeps the old context.
 
-        If the states of the files differ from those at the previous call, perhaps a program is still writing them. Then
-        this call loads nothing. The next call loads the files, if it finds the same states. `are_files_complete`:
-        whether the files are known to be complete, so that this call can load them. This function blocks, but only for
-        microseconds if nothing has changed.
+        - If the states of the files differ from those at the previous call, a program may still be writing the files,
+          so this call loads nothing. The next call loads the files if it finds the same states as this call.
+        - `are_files_complete` says that no program is still writing the files, so this call loads changed files.
+
+        This function blocks. If nothing has changed, it takes only microseconds.
         """
         states = self._file_states()
-        may_be_incomplete = states != self._last_states and not are_files_complete
-        self._last_states = states
-        # With `are_files_complete`, a failed attempt is repeated even if the files have not changed, because its cause
-        # may lie outside them (too many open files).
-        may_succeed_now = self._has_failed and are_files_complete
-        if may_be_incomplete or (states == self._tried_states and not may_succeed_now):
+        may_be_incomplete = states != self._last_checked_states and not are_files_complete
+        self._last_checked_states = states
+        # With `are_files_complete`, a failed attempt is repeated even if the files have not changed: it may have failed
+        # for another reason, such as too many open files.
+        may_succeed_now = self._last_load_failed and are_files_complete
+        if may_be_incomplete or (states == self._last_load_states and not may_succeed_now):
             return
-        self._tried_states, self._has_failed = states, True
+        self._last_load_states, self._last_load_failed = states, True
         try:
             self.context = make_context(self.files, self._clock())
         except CertificateError as error:
             log.warning("new connections still use the old certificate: %s", error.message)
         else:
-            self._has_failed = False
+            self._last_load_failed = False
             log.info("reloaded the certificate %s: new connections use it", self.files.certificate)
 
     def _file_states(self) -> list[FileState]:
@@ -116,25 +119,26 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
-        what = "certificates of the authorities for clients"
-        # Called only for its error, which names the file. The error of `load_verify_locations` does not name it.
-        _read(files.client_ca, what)
+        description = "certificates of the authorities for clients"
+        # Reads the file only for the error message, which names the file. `load_verify_locations` does not name it.
+        _read(files.client_ca, description)
         try:
             context.load_verify_locations(files.client_ca)
         except ssl.SSLError:
             raise CertificateError(f"{files.client_ca} holds no certificate in PEM form") from None
         except OSError as error:  # the file was removed after it was read above
-            raise _unreadable(files.client_ca, what, error) from None
+            raise _unreadable_file_error(files.client_ca, description, error) from None
         context.verify_mode = _VERIFY_MODES[files.client_auth]
     return context
 
 
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
-    """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
+    """Loads the certificate, its chain and its key into `context`. Raises CertificateError if the server cannot use
+    them."""
     key_path = files.key or files.certificate
-    what = "key of the certificate"
-    # Called only for its error, which names the file. The error of `load_cert_chain` does not name it.
-    _read(key_path, what)
+    description = "key of the certificate"
+    # Reads the file only for the error message, which names the file. `load_cert_chain` does not name it.
+    _read(key_path, description)
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key_path} is protected by a password; write it without one")
@@ -151,10 +155,10 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
             f"the certificate in {files.certificate} and the key in {key_path} cannot be used{reason_text}"
         ) from None
     except OSError as error:
-        # A program that renews the certificate has removed one of the files since they were read above. The error does
-        # not say which one.
+        # A program that renews the certificate has removed one of the two files since they were read above. `error`
+        # does not say which file, so the next line reads the certificate again.
         _read(files.certificate, "certificate")
-        raise _unreadable(key_path, what, error) from None
+        raise _unreadable_file_error(key_path, description, error) from None
 
 
 def expiry_of(path: Path) -> datetime:
@@ -172,24 +176,25 @@ def expiry_of(path: Path) -> datetime:
 
 
 def _check_expiry(path: Path, now: float) -> None:
-    """Raises CertificateError if the first certificate in the file has expired at `now`, or if the file has none."""
+    """Raises CertificateError if the first certificate in the file has expired at `now` (seconds since 1970), if the
+    file cannot be read, or if it has no certificate."""
     expires_at = expiry_of(path)
     if expires_at < datetime.fromtimestamp(now, UTC):
         raise CertificateError(f"the certificate in {path} expired on {expires_at:%Y-%m-%d %H:%M} UTC")
 
 
-def _read(path: Path, what: str) -> bytes:
-    """Returns the content of the file. Raises CertificateError if it cannot be read. `what` is what the file
-    contains, for the text of the error."""
+def _read(path: Path, description: str) -> bytes:
+    """Returns the content of the file. Raises CertificateError if the file cannot be read. `description` says what the
+    file contains, for the text of the error."""
     try:
         return read_small_file(path)
     except OSError as error:
-        raise _unreadable(path, what, error) from None
+        raise _unreadable_file_error(path, description, error) from None
 
 
-def _unreadable(path: Path, what: str, error: OSError) -> CertificateError:
-    """Returns the error for a file that cannot be read. `what` is what the file contains."""
-    return CertificateError(f"cannot read the {what} {path}: {(error.strerror or str(error)).lower()}")
+def _unreadable_file_error(path: Path, description: str, error: OSError) -> CertificateError:
+    """Returns the error for a file that cannot be read. `description` says what the file contains."""
+    return CertificateError(f"cannot read the {description} {path}: {(error.strerror or str(error)).lower()}")
 
 
 def _file_state(path: Path) -> FileState:

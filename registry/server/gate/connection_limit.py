@@ -1,8 +1,8 @@
-"""Limits how many connections one worker process has open, because each takes a file descriptor.
+"""Limits how many connections one worker process has open, because each connection takes a file descriptor.
 
 The worker keeps a reserve of descriptors for other files and for connections to upstream registries. When no descriptor
-is left for a new connection, the worker *evicts* silent connections (`EvictionKind`): it closes them. It never evicts
-others.
+is left for a new connection, the worker *evicts* connections: it closes them to make room. It evicts only *silent*
+connections: those without a request, and those whose request makes no progress (`EvictionKind`).
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from registry.server.kernel import count_open_files, file_limit
 from registry.server.server_log import log
 
 FILES_PER_REQUEST = 3
-"""Descriptors that a request takes besides that of its connection. Two are for the file that it sends, and one is for a
+"""Descriptors that a request takes in addition to the connection's own: two for the file that is sent, and one for a
 duplicate of the connection's socket."""
 MAX_CONNECTIONS = 16384
-"""Upper bound of a worker's connections, because each takes memory."""
+"""Largest number of connections of a worker, because each connection takes memory."""
 FAIR_SHARE = 16
-"""How many silent connections a client address may have before its oldest ones are evicted first."""
+"""If a client address has more silent connections than this, its oldest silent connections are evicted first."""
 STALLED_SECONDS = 10.0
-"""A request in progress is stalled if no byte was sent or received for this long."""
+"""A request in progress is stalled if no byte was sent or received for this many seconds."""
 MAX_EXAMINED = 2000
-"""Largest number of connections that one search examines. Examining one takes up to ten microseconds."""
+"""Largest number of connections that one search examines. Examining a connection takes up to ten microseconds."""
 MAX_EVICTIONS = 100
-"""Largest number of connections that one call evicts. Closing one takes up to 80 microseconds."""
+"""Largest number of connections that one call evicts. Closing one connection takes up to 80 microseconds."""
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve."""
 _MAX_FILES_TO_COUNT = 8192
-"""A process counts its open files only if its limit is at most this. With a higher limit, counting could take too long,
+"""If the process may have more open files than this, `update_budget` does not count them: counting could take too long,
 and the reserve is large enough for other files."""
 _MIN_BUDGET = 8
-"""Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
+"""Connections and their requests may always use this many descriptors, even if this uses up the reserve."""
 _LOW_CAPACITY = 256
 """Below this capacity, a worker logs a warning."""
 _MIN_SELECTED = 32
-"""Smallest number of connections that one search selects, if it finds so many."""
+"""One search selects at least this many silent connections, or all if it finds fewer."""
 _ACCEPTS_PER_PAUSE = 32
-"""How many new connections a full worker accepts between two pauses. In a pause, other workers can accept them."""
+"""How many new connections a full worker accepts between two pauses, in which other workers can accept connections."""
 _PAUSE_SECONDS = 0.01
 _NOTHING_FOUND_SECONDS = 0.25
-"""Pause after a search that found no silent connection."""
+"""Shortest time between a search that found no silent connection and the next search."""
 _BUSY_SECONDS = 0.1
-"""How long a full worker without silent connections accepts no new connection."""
+"""If a full worker has no silent connections, it accepts no new connection for this long."""
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines with the same text."""
 
 EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 """Why a connection is silent:
 
-- `lingering`: its last response was sent, and the server waits for the client to close it.
+- `lingering`: the last response was sent, and the server waits for the client to close the connection.
 - `new`: the client has not sent a complete request yet.
-- `idle`: it is between two requests.
-- `stalled`: its request is in progress, but no byte was sent or received for `STALLED_SECONDS`.
+- `idle`: the connection is between two requests.
+- `stalled`: a request is in progress, but no byte was sent or received for `STALLED_SECONDS`.
 """
 
 
@@ -66,19 +66,19 @@ class EvictionCandidate:
 
     kind: EvictionKind
     since: float
-    """When the connection became silent; for the kind `new`, when it was opened. In seconds of the event loop's
-    clock."""
+    """When the connection became silent, in seconds of the event loop's clock. For the kind `new`, when the connection
+    was opened."""
     address: str | None
-    """The client's IPv4 address, or the /64 network of its IPv6 address. None: a trusted proxy, whose connections serve
-    many clients."""
+    """The client's IPv4 address, or the /64 network of its IPv6 address. None for a trusted proxy, whose connections
+    serve many clients."""
 
 
 class EvictableConnection(Protocol):
-    """A connection as `ConnectionLimit` uses it."""
+    """A connection that `ConnectionLimit` can examine and close."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Describes why the connection is silent; None: it is not silent, or is closing already. `now` is in seconds of
-        the event loop's clock."""
+        """Describes why the connection is silent. Returns None if the connection is not silent, or is closing already.
+        `now` is in seconds of the event loop's clock."""
         ...
 
     def evict(self) -> None:
@@ -87,12 +87,12 @@ class EvictableConnection(Protocol):
 
 
 _Selected = tuple[EvictableConnection, EvictionCandidate]
-"""A silent connection, and what it reported."""
+"""A silent connection, and the result of its method `eviction_candidate`."""
 
 
 class ConnectionLimit:
-    """The connection limit of one worker. Create it after the application has started, because it counts the files that
-    are open then."""
+    """The connection limit of one worker. Create this object after the application has started, because the constructor
+    counts the open files."""
 
     def __init__(
         self,
@@ -101,23 +101,27 @@ class ConnectionLimit:
         requests: Sized,
         clock: Callable[[], float],
         *,
-        limit: int | None = None,
+        max_open_files: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """The worker keeps the three collections up to date. `pending`: accepted connections that are not ready for
-        requests yet, such as during the TLS handshake. `clock`: the event loop's, in seconds. `limit`: how many
-        descriptors the process may have open; None: the limit of the system."""
+        """The worker keeps the three collections up to date.
+
+        - `pending`: accepted connections that are not ready for requests yet, such as during the TLS handshake.
+        - `requests`: the requests in progress.
+        - `clock`: the event loop's clock, in seconds.
+        - `max_open_files`: how many descriptors the process may have open. None means the system's limit.
+        """
         self._connections = connections
         self._pending = pending
         self._requests = requests
         self._clock = clock
-        self._limit = file_limit() if limit is None else limit
+        self._max_open_files = file_limit() if max_open_files is None else max_open_files
         self._max_connections = max_connections
-        self._reserve = max(_MIN_RESERVE, self._limit // 8)
+        self._reserve = max(_MIN_RESERVE, self._max_open_files // 8)
         self._files_at_start = count_open_files()
-        self._budget = self._limit  # descriptors for connections and their requests
-        self._selected: list[_Selected] = []  # found by the last search; the last one is evicted first
-        self._evicted: set[EvictableConnection] = set()  # perhaps still in the worker's collections
+        self._budget = self._max_open_files  # descriptors for connections and their requests
+        self._selected: list[_Selected] = []  # by the last search, in reverse order of eviction
+        self._evicted: set[EvictableConnection] = set()  # may still be in the worker's collections
         self._search_offset = 0
         self._no_search_until = -_NOTHING_FOUND_SECONDS
         self._accepts_left = 0  # new connections to accept before the next pause
@@ -128,31 +132,31 @@ class ConnectionLimit:
 
     @property
     def capacity(self) -> int:
-        """How many connections the worker may have while no request is in progress."""
+        """How many connections the worker may have if no request is in progress."""
         return min(self._budget, self._max_connections)
 
     def warn_if_low(self) -> None:
-        """Logs a warning if a busy registry could reach the capacity."""
+        """Logs a warning if the capacity is so low that a busy registry could reach it."""
         if self.capacity < _LOW_CAPACITY:
             log.warning(
                 "at most %d open files leave room for %d connections in this process: see docs/en/network.md",
-                self._limit,
+                self._max_open_files,
                 self.capacity,
             )
 
     def make_room_for_connection(self) -> float:
         """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept the
-        connection now. Otherwise returns for how many seconds it must accept none.
+        connection now. Otherwise returns for how many seconds the worker must accept no connection.
 
-        If no descriptor is free, the first call returns a short pause, so that another worker can accept the
-        connection. The next `_ACCEPTS_PER_PAUSE` calls evict silent connections.
+        If there is no room, the first call returns a short pause, so that another worker can accept the connection. The
+        next `_ACCEPTS_PER_PAUSE` calls evict silent connections.
         """
-        if self._free_descriptors() > 0:
+        if self._remaining_connections() > 0:
             return 0.0
         if not self._accepts_left:
             self._accepts_left = _ACCEPTS_PER_PAUSE
             return _PAUSE_SECONDS
-        missing = 1 - self._free_descriptors()
+        missing = 1 - self._remaining_connections()
         if self.evict_connections(missing):
             self._accepts_left -= 1
             return 0.0
@@ -160,11 +164,11 @@ class ConnectionLimit:
         return _BUSY_SECONDS
 
     def make_room_for_request(self) -> None:
-        """Evicts silent connections if requests in progress could need their descriptors. Call it when a request
-        starts."""
-        free = self._free_descriptors()
-        if free < 0:
-            self.evict_connections(-free)
+        """Evicts silent connections if too few descriptors are left for the requests in progress. Call it when a
+        request starts."""
+        remaining = self._remaining_connections()
+        if remaining < 0:
+            self.evict_connections(-remaining)
 
     def evict_connections(self, max_count: int) -> bool:
         """Evicts up to `max_count` silent connections, but at most `MAX_EVICTIONS`. Returns whether it evicted any."""
@@ -179,19 +183,20 @@ class ConnectionLimit:
         return count > 0
 
     def update_budget(self) -> None:
-        """Sets how many descriptors connections may use, from the number of files that are open for other purposes. If
-        connections use more, evicts silent ones. Call it once a second."""
-        if self._limit <= _MAX_FILES_TO_COUNT:
+        """Counts the files that are open for other purposes, and sets how many descriptors are left for connections
+        and their requests. If these use more, evicts silent connections. Does nothing if the process may have more
+        than `_MAX_FILES_TO_COUNT` open files. Call it once a second."""
+        if self._max_open_files <= _MAX_FILES_TO_COUNT:
             own_files = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own_files))
-            if (free := self._free_descriptors()) < 0:
-                self.evict_connections(-free)
+            if (remaining := self._remaining_connections()) < 0:
+                self.evict_connections(-remaining)
 
     def _set_budget(self, other_files: int) -> None:
-        self._budget = max(self._limit - other_files - self._reserve, _MIN_BUDGET)
+        self._budget = max(self._max_open_files - other_files - self._reserve, _MIN_BUDGET)
 
-    def _free_descriptors(self) -> int:
-        """Returns how many descriptors are left for new connections; negative if too many are in use."""
+    def _remaining_connections(self) -> int:
+        """Returns how many more connections the worker may have now; negative if it has too many."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
             self._evicted = {
@@ -203,7 +208,8 @@ class ConnectionLimit:
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), self._max_connections - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to evict next. Skips connections that were active since the last search."""
+        """Returns the silent connection to evict next; None if none was found. Skips connections that were active since
+        the last search."""
         for must_search in (False, True):
             if must_search:
                 if now < self._no_search_until:
@@ -221,13 +227,13 @@ class ConnectionLimit:
         return None
 
     def _search(self, now: float) -> list[_Selected]:
-        """Selects silent connections of one kind: `_MIN_SELECTED`, or an eighth of those found if that is more. Returns
-        them in reverse order of eviction; an empty list if none was found. Examines up to `MAX_EXAMINED` connections,
-        from the position where the previous search ended.
+        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects silent
+        connections of one kind, and returns them in reverse order of eviction. Selects an eighth of the connections of
+        this kind that it finds, but at least `_MIN_SELECTED` if there are so many.
 
-        Selects lingering connections if there are any, and stalled ones only if there are no others. Of new and idle
-        connections, selects the more frequent kind. So a client that opens many connections of one kind does not cause
-        evictions of the other kind.
+        Selects lingering connections if there are any. Otherwise selects new or idle connections, whichever are more
+        frequent: so a client that opens many connections of one kind does not cause evictions of the other kind.
+        Selects stalled connections only if there are no others.
         """
         by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
         count = len(self._connections) + len(self._pending)
@@ -244,10 +250,11 @@ class ConnectionLimit:
         return _sorted_for_eviction(silent)[-max(_MIN_SELECTED, len(silent) // 8) :]
 
     def _limit_text(self) -> str:
-        """Says which limit the connections have."""
+        """Returns a text that says how many connections the worker may have, and why."""
         if self._max_connections < self._budget:
             return f"this process may have at most {self._max_connections} connections"
-        return f"with at most {self._limit} open files there is room for {self._budget} connections in this process"
+        room = f"there is room for {self._budget} connections in this process"
+        return f"with at most {self._max_open_files} open files {room}"
 
     def _log_evictions(self, count: int, now: float) -> None:
         self._unlogged_evictions += count
@@ -273,15 +280,15 @@ class ConnectionLimit:
 
 
 def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
-    """Returns the connections in reverse order of eviction: the one to evict first is the last.
+    """Returns the connections in reverse order of eviction: the last one in the list is evicted first.
 
-    Addresses with more than `FAIR_SHARE` silent connections lose their oldest ones first. After that, the connection
-    that has been silent for longest is evicted first.
+    First, addresses with more than `FAIR_SHARE` silent connections lose their oldest ones. After that, the connections
+    that have been silent for longest are evicted first.
     """
     silent.sort(key=lambda selected: -selected[1].since)  # newest first
     counts: Counter[str] = Counter()
-    # How far a connection is beyond the share of its address, by the connection's id. This is 0 for the newest
-    # `FAIR_SHARE` connections of the address, and 1, 2, 3, … for its older ones; the oldest one has the most.
+    # By the id of a connection: 0 for the newest `FAIR_SHARE` connections of an address, and 1, 2, 3, … for its older
+    # connections. The oldest connection of the address has the largest number.
     excess: dict[int, int] = {}
     for connection, candidate in silent:
         if candidate.address is not None:

@@ -24,9 +24,11 @@ _HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
 
 
 class ListenError(Exception):
-    """The server cannot listen on an address. `message` says in one line why, and what to do. `used_address`: the IP
-    address and port, if another socket uses them; None: the reason is another one. `forbidden_port`: the port, if this
-    process has no right to it; None: the reason is another one."""
+    """The server cannot listen on an address.
+
+    - `message` says in one line why, and what to do.
+    - `used_address` is the IP address and port if another socket uses them; otherwise None.
+    - `forbidden_port` is the port if this process has no permission to use it; otherwise None."""
 
     def __init__(self, message: str, *, used_address: str | None = None, forbidden_port: int | None = None) -> None:
         self.message = message
@@ -41,9 +43,9 @@ def bind(listen: str) -> socket.socket:
     Examples: `127.0.0.1:5000`; `[::1]:5000`; `:5000` for all IPv4 addresses. With port 0 the system chooses a free
     port.
 
-    The socket listens before the workers are forked, so that a port in use is noticed before the server starts. On
-    Linux the system call bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2) fails.
-    Clients that connect before the workers are ready wait in the kernel's queue.
+    Call this function before the workers are forked, so that the server notices a port in use before it starts. It
+    calls listen(2) too: on Linux, bind(2) allows several sockets with SO_REUSEADDR on one port, and only listen(2)
+    fails. Clients that connect before the workers are ready wait in the kernel's queue.
     """
     host, port = _split(listen)
     family, address = _look_up(host, port, listen)
@@ -51,7 +53,7 @@ def bind(listen: str) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # With this, a socket on `[::]` accepts IPv4 clients as well. The system's default can be different.
+            # With this option, a socket on `[::]` accepts IPv4 clients as well. The system's default can be different.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -72,10 +74,10 @@ def address_of(sock: socket.socket) -> str:
 
 
 def overlaps(listen: str, used: str) -> bool:
-    """Returns whether `listen` and `used` conflict, so that no socket can listen on `listen` while another one listens
-    on `used`. They conflict if they have the same port, and the same host or a host that stands for all addresses.
-    Compares only the texts and looks up no host names, so it does not find every conflict. Returns False if a text is
-    malformed, or if a port is 0."""
+    """Returns whether no socket can listen on `listen` while another socket listens on `used`. This is so if both have
+    the same port, and either the same host or one host that stands for all addresses. Compares only the texts and looks
+    up no host names, so this function does not find every conflict. Returns False if a text is malformed, or if a port
+    is 0."""
     try:
         (host, port), (used_host, used_port) = _split(listen), _split(used)
     except ListenError:
@@ -85,7 +87,7 @@ def overlaps(listen: str, used: str) -> bool:
     hosts = {host or "0.0.0.0", used_host or "0.0.0.0"}
     if len(hosts) == 1 or "::" in hosts:  # `bind` lets a socket on `[::]` accept IPv4 clients as well
         return True
-    return "0.0.0.0" in hosts and not any(":" in each for each in hosts)  # 0.0.0.0 stands for IPv4 addresses only
+    return "0.0.0.0" in hosts and not any(":" in text for text in hosts)  # 0.0.0.0 stands for IPv4 addresses only
 
 
 def _address_text(address: Sequence[object]) -> str:
@@ -143,8 +145,8 @@ class ListenerOptions:
     workers share the per-address limit."""
 
     certificates: Certificates | None = None
-    """The TLS certificate; None: the socket speaks plain HTTP."""
+    """The TLS certificate. If None, the socket speaks plain HTTP."""
     proxies: TrustedProxies | None = None
-    """The reverse proxies whose X-Forwarded headers the server uses; None: it ignores these headers."""
+    """The reverse proxies whose X-Forwarded headers the server uses. If None, the server ignores these headers."""
     per_address_limit: PerAddressLimit | None = None
-    """The limit of connections of each client address; None: there is no such limit."""
+    """The limit of connections for each client address. If None, there is no such limit."""

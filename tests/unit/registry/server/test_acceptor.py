@@ -38,7 +38,7 @@ async def test_an_evicted_connection_is_no_longer_counted() -> None:
         lambda _: pytest.fail("the connection was set up"),
         ListenerOptions(per_address_limit=per_address),
         ServerLimits(),
-        ConnectionLimit(set(), pending, set(), loop.time, limit=400),
+        ConnectionLimit(set(), pending, set(), loop.time, max_open_files=400),
         pending,
     )
     try:
@@ -80,7 +80,7 @@ def test_an_open_connection_is_not_evicted_as_a_new_one() -> None:
 async def _evict_while_a_connection_is_made() -> None:
     loop = asyncio.get_running_loop()
     pending: set[PendingConnection] = set()
-    limit = ConnectionLimit(set(), pending, set(), loop.time, limit=400)
+    limit = ConnectionLimit(set(), pending, set(), loop.time, max_open_files=400)
     opened = OpenConnection(limit)
     listening = bind("127.0.0.1:0")
     acceptor = Acceptor(loop, listening, lambda _: opened, ListenerOptions(), ServerLimits(), limit, pending)

@@ -66,7 +66,7 @@ class LimitedWorker:
         self.requests: set[object] = set()
         self.clock = StillClock()
         self.limit = ConnectionLimit(
-            self.open_connections, set(), self.requests, self.clock, limit=400, max_connections=max_connections
+            self.open_connections, set(), self.requests, self.clock, max_open_files=400, max_connections=max_connections
         )
 
     def add(
@@ -191,7 +191,7 @@ def test_one_eviction_examines_a_limited_number_of_connections() -> None:
     connections = [RecordedConnection(open_connections, None, 0.0, "a") for _ in range(15_999)]
     silent_connection = RecordedConnection(open_connections, "idle", 0.0, "a")
     clock = StillClock()
-    connection_limit = ConnectionLimit(open_connections, set(), set(), clock, limit=limit)
+    connection_limit = ConnectionLimit(open_connections, set(), set(), clock, max_open_files=limit)
     most_examined = 0
     for _ in range(20):
         examined.clear()

@@ -194,7 +194,7 @@ async def test_an_address_with_too_many_connections() -> None:
         lambda _: pytest.fail("the connection was set up"),
         ListenerOptions(per_address_limit=limit),
         ServerLimits(),
-        ConnectionLimit(set(), set(), set(), loop.time, limit=400),
+        ConnectionLimit(set(), set(), set(), loop.time, max_open_files=400),
         set(),
         RequestReports(app).report_refused_connection,
     )
