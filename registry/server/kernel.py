@@ -1,7 +1,7 @@
-"""Functions that call the kernel and the C library: calls that Python does not offer, the limit of open files, and the
-state of TCP connections.
+"""Functions that call the kernel and the C library. They tie a process to its parent, tune malloc, set the limit of
+open files, and read the state of TCP connections.
 
-On other systems than Linux, the functions that need Linux do nothing or return 0.
+On systems other than Linux, a function that needs Linux does nothing, or returns the value that means "unknown".
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
-"""malloc maps each block of at least this size separately, and returns it to the system when it is freed. The largest
-read from a socket is half as large, so malloc reuses the memory of all reads."""
+"""malloc maps each block of at least this size separately, and returns the block to the system when it is freed. The
+buffer of the largest read from a socket has half this size, so malloc keeps and reuses the memory of all reads."""
 _TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
 """If the free memory at the end of the heap exceeds this size, malloc returns it to the system."""
 _MAX_FILES = 1 << 20
@@ -39,12 +39,12 @@ _new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_s
 
 
 def die_with_parent(parent: int) -> bool:
-    """Asks the kernel to kill this process with SIGKILL when the thread that forked it ends. See prctl(2).
+    """Asks the kernel to kill this process with SIGKILL when the thread that forked this process ends. See prctl(2).
 
     Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
-    already: then the kernel will not kill this process, so the caller must exit. The signal is SIGKILL because it ends
-    even a worker whose event loop is blocked. No acknowledged write is lost, because the server acknowledges a write to
-    a client only when the data is on the disk.
+    already. The kernel will not kill this process then, so the caller must exit. The signal is SIGKILL because it
+    ends even a worker whose event loop is blocked. No acknowledged write is lost, because the server acknowledges a
+    write only when the data is on the disk.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -52,8 +52,9 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Makes malloc keep and reuse freed blocks up to the size of a read from a socket. By default malloc maps each
-    large block separately and unmaps it when it is freed, which costs time. See mallopt(3)."""
+    """Saves the time of mapping and unmapping memory: makes malloc keep and reuse freed blocks smaller than
+    `_MMAP_THRESHOLD_BYTES`. By default malloc maps each large block separately, and unmaps it when it is freed. See
+    mallopt(3)."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it
@@ -69,9 +70,9 @@ def uninitialized_bytearray(size: int) -> bytearray:
 
 
 def raise_file_limit() -> None:
-    """Raises the process's soft limit of open files to its hard limit, but not above a million. Some containers have a
-    hard limit of a billion, with which the kernel's table of open files could grow too large. Changes nothing if the
-    system refuses."""
+    """Raises the process's soft limit of open files to its hard limit, but not above a million. With the hard limit
+    of a billion that some containers have, the kernel's table of open files could grow too large. Changes nothing if
+    the system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     new_soft_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < new_soft_limit:
@@ -82,7 +83,7 @@ def raise_file_limit() -> None:
 
 
 def file_limit() -> int:
-    """Returns how many files this process may have open: its soft limit, but not more than a million."""
+    """Returns how many files this process may have open: its soft limit, or a million if the soft limit is higher."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
 
@@ -96,8 +97,8 @@ def count_open_files() -> int:
 
 
 def unacknowledged_bytes(sock: socket.socket) -> int:
-    """Returns how many of the bytes written to a TCP socket the peer's kernel has not acknowledged yet. See tcp(7),
-    SIOCOUTQ (the same number as TIOCOUTQ). Raises OSError if the socket is closed."""
+    """Returns how many bytes were written to a TCP socket but are not acknowledged yet by the peer's kernel. See
+    tcp(7), SIOCOUTQ (the same number as TIOCOUTQ). Raises OSError if the socket is closed."""
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
@@ -106,8 +107,8 @@ def unacknowledged_bytes(sock: socket.socket) -> int:
 
 def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
     """Returns how many bytes the peer's kernel has acknowledged since the connection was opened, and how many were
-    written to the socket but are not acknowledged yet. Returns (0, 0) if this is unknown: the connection is closed,
-    `sock` is None, the kernel is too old, or the system is not Linux. See tcp(7), TCP_INFO."""
+    written to the socket but are not acknowledged yet. Returns (0, 0) if these numbers are unknown: `sock` is closed or
+    None, the kernel is too old, or the system is not Linux. See tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return 0, 0
     try:
@@ -119,7 +120,8 @@ def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
 
 def is_tcp_ending(sock: socket.socket | None) -> bool:
     """Returns whether one end of a TCP connection has shut down its sending side, or has reset or closed the
-    connection. Returns False if this is unknown, for the same reasons as `tcp_progress`. See tcp(7), TCP_INFO."""
+    connection. Returns False if the state is unknown: `sock` is closed or None, the kernel is too old, or the system is
+    not Linux. See tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return False
     try:

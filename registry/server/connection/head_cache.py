@@ -22,7 +22,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 from registry.asgi import Header, Scope
-from registry.server.http1.request_head import unquoted
+from registry.server.http1.request_head import decode_path
 
 MAX_PARTS: Final = 256
 """The cache has at most this many request lines, and at most this many blocks. When it has that many, a new part
@@ -135,7 +135,7 @@ class HeadCache:
         fields = {
             "method": method,
             "http_version": "1.1",
-            "path": unquoted(path),
+            "path": decode_path(path),
             "raw_path": path,
             "query_string": query,
         }

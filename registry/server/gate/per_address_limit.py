@@ -1,8 +1,8 @@
 """Limits the connections of each client address, over all worker processes.
 
-Connections beyond the limit are accepted and immediately closed, without a response. To respond with 429 the server
-would have to read a request and, with TLS, perform a handshake; the limit exists to save this work. A log line reports
-how many connections were closed.
+The server accepts a connection beyond the limit and immediately closes it, without a response. To respond with 429, the
+server would have to read a request and, with TLS, perform a handshake first. The limit exists to save this work. A log
+line reports how many connections were closed.
 
 Each worker counts its connections in a *column*: its own part of a table of counters in shared memory. The count of an
 address is the sum over all columns. The parent process assigns a column to each worker, and clears the column when the
@@ -21,16 +21,16 @@ from registry.server.shared_counters import SharedCounters
 _LOG_INTERVAL_SECONDS = 10.0
 """Shortest time between two log lines about closed connections."""
 _COLUMNS_PER_WORKER = 4
-"""Columns in the table for each worker that the settings ask for. More than one is needed because a restart replaces
-the workers, and a replaced worker keeps its column until its last connection has ended."""
+"""The table has this many columns for each configured worker. One would not be enough: a restart replaces the workers,
+and a replaced worker keeps its column until its last connection has ended."""
 
 
 class TooManyConnections(Exception):
     """The client address already has the maximum number of connections."""
 
     def __init__(self, *, is_logged: bool) -> None:
-        """`is_logged`: whether the log has a line about this connection. Most connections have none, because a client
-        could fill the log otherwise."""
+        """`is_logged`: whether the log has a line about this connection. Most closed connections have no line, so that
+        a client cannot fill the log."""
         super().__init__()
         self.is_logged = is_logged
 
@@ -65,7 +65,7 @@ class PerAddressLimit:
         self._own_column: int | None = None  # the column in which this process counts
         self._clock = clock
         self._logged_at = -_LOG_INTERVAL_SECONDS
-        self._unlogged = 0  # connections closed since the last log line
+        self._closed_since_log = 0  # connections closed since the last log line
 
     # Called in the parent process
 
@@ -103,23 +103,22 @@ class PerAddressLimit:
         return AdmittedConnection(self, network)
 
     def remove(self, network: str) -> None:
-        """Stops counting one connection that `admit` has counted. `network` is the network of its client."""
+        """Stops counting one connection from `network` that `admit` has counted."""
         if self._own_column is not None:
             self._counts.remove(self._own_column, network)
 
     def _log_closed(self, network: str) -> bool:
-        """Counts a closed connection, and logs how many were closed since the last line. Logs at most one line in
-        `_LOG_INTERVAL_SECONDS`: with a line for each connection, a client could fill the log. Returns whether it has
-        logged a line."""
-        self._unlogged += 1
+        """Counts a connection that is about to be closed. Logs how many were closed since the last line, unless that
+        line is less than `_LOG_INTERVAL_SECONDS` old. Returns whether it has logged a line."""
+        self._closed_since_log += 1
         now = self._clock()
         if now - self._logged_at < _LOG_INTERVAL_SECONDS:
             return False
         log.warning(
             "closed %d connections beyond the limit of %d, the last from %s",
-            self._unlogged,
+            self._closed_since_log,
             self._max_connections,
             network,
         )
-        self._logged_at, self._unlogged = now, 0
+        self._logged_at, self._closed_since_log = now, 0
         return True

@@ -3,12 +3,13 @@
 Any client can send these headers, so the server uses them only on connections from trusted addresses, which the
 settings list.
 
-Each proxy appends the address of its peer to the end of X-Forwarded-For. So the server goes through the addresses from
-the last one back, and stops at an address that does not belong to a trusted proxy: this is the client's address. The
-addresses before it are ignored, because the client could have invented them.
+Each proxy appends the address of its peer to the end of X-Forwarded-For. The client's address is therefore the
+last address that does not belong to a trusted proxy. The server ignores all addresses before this one, because the
+client could have invented them.
 
-The header `Forwarded` (RFC 7239) is ignored. A proxy sets either `Forwarded` or the X-Forwarded headers, and passes on
-the other kind as the client sent it. So if the server read both kinds, clients could forge their address.
+The server ignores the header `Forwarded` (RFC 7239). A proxy sets either `Forwarded` or the X-Forwarded headers, and
+passes on headers of the other kind as the client sent them. If the server read both kinds, a client could forge its
+address in the kind that the proxy does not set.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from registry.server.http1.response_head import Headers
 IpNetwork = IPv4Network | IPv6Network
 
 MAX_FORWARDED_ADDRESSES = 50
-"""How many addresses of X-Forwarded-For are read, from the last one back. Each proxy between the client and this server
+"""Largest number of addresses that the server reads from the end of X-Forwarded-For. Each proxy in front of the server
 adds one. Parsing the thousands of addresses that fit into a request would block the event loop for 100 ms."""
 _MAX_CACHED_VALUES = 4096
-"""Largest number of values of X-Forwarded-For that are cached, each with its client's address. Parsing a value is
-slow."""
+"""Largest number of X-Forwarded-For values in the cache. The cache keeps the client's address for each value, because
+parsing a value is slow."""
 _MAX_CACHED_VALUE_BYTES = 200
-"""Longer values of X-Forwarded-For are not cached."""
+"""A longer value of X-Forwarded-For is not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
 """Valid values of X-Forwarded-Proto, and the ASGI scheme for each."""
 
@@ -54,13 +55,13 @@ class TrustedProxies:
         """Sets `client` and `scheme` in a request's ASGI `scope`, and the Host header in `headers`, to the values in
         the X-Forwarded headers. Call it only for requests from a trusted proxy.
 
-        A malformed value is ignored. If X-Forwarded-Proto or -Host has several values, the last one is used, because
-        the nearest proxy wrote it.
+        Ignores a malformed value. If X-Forwarded-Proto or -Host has several values, uses the last one, because the
+        nearest proxy wrote it.
         """
         forwarded = [(name, value) for name, value in headers if name.startswith(b"x-forwarded-")]
         if not forwarded:
             return
-        client = self._client(b",".join([value for name, value in forwarded if name == b"x-forwarded-for"]))
+        client = self._client_address(b",".join([value for name, value in forwarded if name == b"x-forwarded-for"]))
         if client is not None:
             scope["client"] = (client, 0)  # the port is unknown
         scheme = _SCHEMES.get(_last_value(forwarded, b"x-forwarded-proto").lower())
@@ -70,22 +71,25 @@ class TrustedProxies:
         if host and is_host(host):
             headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", host)]
 
-    def _client(self, addresses: bytes) -> str | None:
-        """Returns the same as `_find_client`, from the cache where possible."""
+    def _client_address(self, addresses: bytes) -> str | None:
+        """Returns the same as `_find_client_address`, from the cache where possible."""
         if len(addresses) > _MAX_CACHED_VALUE_BYTES:
-            return self._find_client(addresses)
+            return self._find_client_address(addresses)
         if addresses not in self._cached_clients:
             if len(self._cached_clients) >= _MAX_CACHED_VALUES:
                 self._cached_clients.clear()
-            self._cached_clients[addresses] = self._find_client(addresses)
+            self._cached_clients[addresses] = self._find_client_address(addresses)
         return self._cached_clients[addresses]
 
-    def _find_client(self, addresses: bytes) -> str | None:
-        """Returns the last address in a value of X-Forwarded-For that does not belong to a trusted proxy; if all belong
-        to trusted proxies, the first of the `MAX_FORWARDED_ADDRESSES` last addresses. Ignores a malformed address and
-        all addresses before it. Returns None if the last address is malformed or missing."""
+    def _find_client_address(self, addresses: bytes) -> str | None:
+        """Returns the client's address in a value of X-Forwarded-For; None if the last address in the value is
+        malformed or missing.
+
+        Reads only the last `MAX_FORWARDED_ADDRESSES` addresses, and of these only the addresses after the last
+        malformed one. Returns the last address that does not belong to a trusted proxy. If all belong to trusted
+        proxies, returns the first of them."""
         client_address = None
-        # `[-MAX_FORWARDED_ADDRESSES:]` leaves out the addresses that `rsplit` has not split.
+        # `rsplit` leaves the surplus addresses unsplit, in an additional first element. The slice drops this element.
         for text in reversed(addresses.rsplit(b",", MAX_FORWARDED_ADDRESSES)[-MAX_FORWARDED_ADDRESSES:]):
             address = _parse_address(text.strip())
             if address is None:

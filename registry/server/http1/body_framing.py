@@ -1,8 +1,8 @@
 """Separates the body of a request from its framing and from the bytes after its end (RFC 9112, 6.2 and 7.1).
 
-The *framing* tells where a body ends: a declared length, or the sizes of chunks between the parts of the body. The HTTP
-parser httptools gets only heads of requests, so the classes here parse the framing. The classes return the parts of a
-body as views of the buffer into which the body was received, and copy nothing.
+The *framing* tells where a body ends. It is either a declared length, or a size line before each chunk of the body. The
+HTTP parser httptools parses only the heads of requests, and the classes of this module parse the framing. They copy no
+bytes of a body: they return views of the buffer into which the server has received the body.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from registry.server.http1.error_responses import RefusedRequest
 MAX_CHUNK_BYTES = 2**63 - 1
 """Largest size that a chunk may declare, in bytes."""
 MAX_CHUNKS_PER_CALL = 1024
-"""Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses. Each takes a microsecond or two,
-even if it is small, and the event loop does nothing else in this time."""
+"""Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses. Even a small chunk takes a
+microsecond or two, and the call blocks the event loop."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
-"""The end of a chunk, followed by the size line of the next chunk. A size of 15 digits is always less than
-`MAX_CHUNK_BYTES`, so it is not checked. A size of 16 digits can be larger: `_parse_size_line` checks it."""
+"""The end of a chunk, followed by the size line of the next chunk. A size of up to 15 hexadecimal digits is always less
+than `MAX_CHUNK_BYTES`. A size of 16 digits can be larger, so this pattern does not match it, and `_parse_size_line`
+checks it."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 """The line before a chunk: its size, and perhaps extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""Any beginning of a valid size line. If the received part of an incomplete line does not match, the line cannot become
-valid."""
+"""Any beginning of a valid size line, without its LF. If the beginning of a line does not match, the whole line cannot
+be valid."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
@@ -43,11 +44,11 @@ class Framing(Protocol):
         ...
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
-        """Parses received bytes. Appends those that belong to the body to `pieces`, as views of `data`.
+        """Parses received bytes. Appends the bytes of the body to `pieces`, as views of `data`.
 
-        Returns how many bytes of `data` were parsed. If the body is complete, the other bytes of `data` come after the
-        body. If it is not complete and bytes are left, `data` has too many chunks for one call: pass the bytes that are
-        left to another call. Raises RefusedRequest if the framing is malformed.
+        Returns how many bytes of `data` were parsed. If the body is complete, the remaining bytes of `data` come after
+        the body. If the body is not complete but bytes remain, `data` has too many chunks for one call: pass the
+        remaining bytes to another call. Raises RefusedRequest if the framing is malformed.
         """
         ...
 
@@ -79,9 +80,10 @@ class ChunkedFraming:
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the maximum number of bytes of one line, of all chunk extensions together (RFC 9112, 7.1.1), and
-        of all trailers (headers after the last chunk) together. Extensions are limited because they are received into
-        the same buffers as the body, and these buffers stay in memory until the application has used their bytes."""
+        """`limit` is a number of bytes. It is the maximum for each of these: one line, all chunk extensions together
+        (RFC 9112, 7.1.1), and all trailers (headers after the last chunk) together. Extensions are limited because the
+        server receives them into the same buffers as the body. These buffers stay in memory until the application has
+        used the bytes of the body."""
         self._limit = limit
         self._extension_bytes = 0
         self._chunk_remaining_bytes = 0  # bytes of the current chunk that were not parsed yet
@@ -94,9 +96,9 @@ class ChunkedFraming:
         return free_bytes
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
-        offset, end, steps_left = 0, len(data), MAX_CHUNKS_PER_CALL
-        while offset < end and steps_left and not self.is_complete:
-            steps_left -= 1
+        offset, end, iterations_left = 0, len(data), MAX_CHUNKS_PER_CALL
+        while offset < end and iterations_left and not self.is_complete:
+            iterations_left -= 1
             if not self._chunk_remaining_bytes:
                 offset = self._receive_line(data, offset)
                 continue
@@ -106,11 +108,11 @@ class ChunkedFraming:
                 self._chunk_remaining_bytes -= end - offset
                 return end
             pieces.append(data[offset:chunk_end])
-            # For most chunks, this one match finds the chunk's end and the next size line. In the following cases,
-            # `_receive_line` parses the chunk's end first, and then the size line:
+            # For most chunks, this one match finds both the chunk's end and the next size line. In the following cases,
+            # `_receive_line` parses these two lines one after the other:
             # - The chunk's end or the size line was not received completely, or is malformed.
             # - The size line has extensions or 16 digits.
-            # - The size is 0, which marks the end of the body. Trailers follow, so the match is not used.
+            # - The size is 0, which marks the last chunk. Trailers follow it instead of another chunk.
             next_chunk = _NEXT_CHUNK.match(data, chunk_end)
             self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0
             if next_chunk and self._chunk_remaining_bytes:
@@ -136,9 +138,9 @@ class ChunkedFraming:
         return end_offset
 
     def _can_become_valid(self, line_start: bytes) -> bool:
-        """Returns whether a valid line can begin with `line_start`; True for every trailer, which is checked when it is
-        complete. If False, the request is refused without waiting for the rest of the line, which the client might
-        never send."""
+        """Returns whether a valid line can begin with `line_start`. If not, the caller refuses the request without
+        waiting for the rest of the line, which the client might never send. Returns True for every trailer, because
+        `_parse_trailer` checks the complete line."""
         if self._parse_line == self._parse_chunk_end:
             return line_start == b"\r"
         return self._parse_line != self._parse_size_line or _SIZE_LINE_START.fullmatch(line_start) is not None

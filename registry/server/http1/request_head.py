@@ -1,7 +1,7 @@
 """Finds the end of a request's head (request line and headers), checks the head, and parses its target (RFC 9112, 3.2).
 
-The parser httptools splits a head into method, target, version and headers. The functions here check and parse these
-parts further.
+The parser httptools splits a head into method, target, version and headers. The functions of this module check these
+parts, and parse the target.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from registry.server.http1.response_head import Headers
 
 HEAD_END = b"\r\n\r\n"
 MAX_BODY_BYTES: Final = 2**63 - 1
-"""Largest length of a body, in bytes. This is also the largest size of a file, and the largest integer in the
-database."""
+"""Largest length of a request's body, in bytes. The same number is the largest size of a file, and the largest integer
+in the database."""
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
-    """Searches `data` from the offset `start` on for the end of a head, and returns the offset after it. Returns the
-    length of `data` if the head does not end in `data`.
+    """Searches `data` for the end of a head, beginning at the offset `start`. Returns the offset after the head. If the
+    head does not end in `data`, returns the length of `data`.
 
-    `tail` is empty if the head begins in `data`. Otherwise it has the last bytes, up to three, of the part of the head
-    that was received before `data`. These bytes could be the beginning of the CRLFCRLF that ends the head.
+    `tail` is empty if the head begins in `data`. Otherwise `tail` is the last bytes of the head, at most
+    three, that were received before `data`. They could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
         position = (tail + data[:3]).find(HEAD_END)
@@ -46,7 +46,7 @@ def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, meth
         headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", parsed.host)]
     scope["method"] = method
     scope["http_version"] = version
-    scope["path"] = unquoted(parsed.path)
+    scope["path"] = decode_path(parsed.path)
     scope["raw_path"] = parsed.path
     scope["query_string"] = parsed.query
 
@@ -64,9 +64,11 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 
 
 def body_length(headers: Headers) -> int | None:
-    """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown.
+    """Returns the length of the request's body in bytes; 0 if the request has no body. Returns None if the body is
+    chunked, so that its length is unknown. Raises RefusedRequest with 413 if the body is longer than `MAX_BODY_BYTES`.
+
     httptools has refused heads with both Content-Length and Transfer-Encoding, with two lengths, or with a length that
-    is not a number. Raises RefusedRequest with 413 if the body is longer than `MAX_BODY_BYTES`."""
+    is not a number."""
     for name, value in headers:
         if name == b"content-length":
             length = int(value)
@@ -82,12 +84,12 @@ def body_length(headers: Headers) -> int | None:
 
 
 _VISIBLE_ASCII = re.compile(rb"[!-~]+")
-"""Text of visible ASCII characters. Only they are allowed in a request target."""
+"""Visible ASCII characters, the only characters that are allowed in a request target."""
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE)
-"""A URL of HTTP or HTTPS. The first group is the host with its port, the second one is the path with its query."""
+"""A URL of HTTP or HTTPS. The first group is the host and port, the second group is the path and query."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-"""Text of the characters that are allowed in a host with its port. The host can be a name, an IPv4 address, or an IPv6
-address in brackets."""
+"""The characters that are allowed in a host and port. The host can be a name, an IPv4 address, or an IPv6 address in
+brackets."""
 
 
 class ParsedTarget(NamedTuple):
@@ -98,8 +100,8 @@ class ParsedTarget(NamedTuple):
     query: bytes
     """The part after the first question mark; empty if there is none."""
     host: bytes | None = None
-    """The host and port of a target in absolute form (`http://host/path`); they replace the Host header. None for other
-    forms."""
+    """The host and port of a target in absolute form (`http://host/path`), which replace the Host header; None for a
+    target in another form."""
 
 
 def parse_target(target: bytes, method: str) -> ParsedTarget:
@@ -110,20 +112,20 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
             HTTPStatus.BAD_REQUEST, "the request target contains characters that must be percent-encoded"
         )
     if target.startswith(b"/"):
-        return _split(target)
+        return _split_query(target)
     if target == b"*" and method == "OPTIONS":
         return ParsedTarget(b"*", b"")
     absolute = _ABSOLUTE_FORM.fullmatch(target)
     if absolute is None or _HOST.fullmatch(absolute[1]) is None:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request target is not a path")
     path_and_query = absolute[2] or b"/"
-    return _split(path_and_query if path_and_query.startswith(b"/") else b"/" + path_and_query)._replace(
+    return _split_query(path_and_query if path_and_query.startswith(b"/") else b"/" + path_and_query)._replace(
         host=absolute[1]
     )
 
 
-def unquoted(path: bytes) -> str:
-    """Returns the path with its percent-encoding decoded, for `scope["path"]` of ASGI."""
+def decode_path(path: bytes) -> str:
+    """Decodes the percent-encoding of a path, for `scope["path"]` of ASGI."""
     text = path.decode("ascii")
     return unquote(text) if "%" in text else text
 
@@ -134,8 +136,8 @@ def is_host(value: bytes) -> bool:
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if there are
-    several, or if it is missing in HTTP/1.1."""
+    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if a request
+    has several, or if it is missing in HTTP/1.1."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")
@@ -143,6 +145,6 @@ def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the Host header is not valid")
 
 
-def _split(target: bytes) -> ParsedTarget:
+def _split_query(target: bytes) -> ParsedTarget:
     path, _, query = target.partition(b"?")
     return ParsedTarget(path, query)

@@ -1,9 +1,9 @@
-"""The control socket. Over it, commands such as `entrepot reload`, run on the same machine, send requests to a running
-server.
+"""The control socket: commands on the same machine, such as `entrepot reload`, send requests to a running server over
+this Unix socket.
 
-It is a Unix socket in the data directory, which only the owner of the socket and root can use. On each connection, the
-client sends one request, a line of JSON such as `{"do": "reload"}`. When the work is done, the server sends one answer,
-the line `{"ok": true, "message": "…"}`. If the client disconnects before that, the work goes on.
+The socket is a file in the data directory. Only the owner of the file and root can connect to it. On each connection,
+the client sends one request, a line of JSON such as `{"do": "reload"}`. When the requested action has ended, the server
+sends one answer, the line `{"ok": true, "message": "…"}`. If the client disconnects early, the action continues.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from registry.server.process.live_change import ChangeOutcome, Reply
 from registry.server.server_log import log
 
 _MAX_CONNECTIONS = 32
-"""Largest number of open connections to the socket. Further connections are closed."""
+"""Largest number of open connections to the socket. The server closes further connections immediately."""
 _MAX_REQUEST_BYTES = 4096
-"""Longest request. A connection that sends more bytes without an end of line is closed."""
+"""Longest request. The server closes a connection on which it receives more bytes without an end of line."""
 
 Action = Callable[[Reply], None]
-"""Starts the work that a request asks for. Calls its argument with the outcome, immediately or later."""
+"""Starts what a request asks for. Calls its argument, the `Reply`, with the outcome, immediately or later."""
 Watch = Callable[[socket.socket, Callable[[], None]], None]
 """Makes the event loop call the function when the socket is readable."""
 Unwatch = Callable[[socket.socket], None]
@@ -42,16 +42,16 @@ class ControlUnavailable(Exception):
 
 
 def listen_for_control(path: Path) -> socket.socket | None:
-    """Creates the socket at `path` and listens on it. Replaces the file of an old socket on which no server listens any
-    more. Returns None, and logs a warning, if another server is listening there or the socket cannot be created: then
-    commands cannot reach this server, but it can still serve clients."""
+    """Creates the control socket at `path` and listens on it. Replaces an old file at `path` on which no server listens
+    any more. If another server listens at `path`, or if the socket cannot be created, logs a warning and returns None.
+    This server can still serve its clients then, but commands cannot reach it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
             address = _address(directory, path)
-            if _is_used(address):
+            if _has_listener(address):
                 log.warning(
                     "another server uses this data directory: reload and restart commands reach only that server"
                 )
@@ -59,7 +59,7 @@ def listen_for_control(path: Path) -> socket.socket | None:
                 return None
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            old_mask = os.umask(0o177)  # nobody else may connect, from the first moment on
+            old_mask = os.umask(0o177)  # `bind` creates the file, with these permissions: no other user may connect
             try:
                 sock.bind(address)
             finally:
@@ -75,8 +75,8 @@ def listen_for_control(path: Path) -> socket.socket | None:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Returns the device and the inode number of the file at `path`; None: there is no file. These numbers change when
-    another server replaces the file by its own socket."""
+    """Returns the device and the inode number of the file at `path`; None if there is no file. The numbers change
+    when another server replaces the file by its own socket."""
     try:
         status = os.stat(path)
     except OSError:
@@ -85,18 +85,20 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def remove_socket_file(path: Path, identity: tuple[int, int] | None) -> None:
-    """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced it by
-    its own socket. `identity`: what `file_identity` returned after the socket was created. Call this before the socket
-    is closed: as long as the socket listens, no other server replaces the file."""
+    """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced the
+    file by its own socket. `identity`: what `file_identity` returned after the socket was created. Call this function
+    before you close the socket, because no other server replaces the file of a socket that still listens."""
     if identity is not None and identity == file_identity(path):
         with suppress(OSError):
             os.unlink(path)
 
 
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Does not
-    follow a symbolic link at `path`. The owner of the data directory could create such a link to another program's
-    socket, and root, who may call this function, would send the request to that program. Raises ControlUnavailable."""
+    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Raises
+    ControlUnavailable.
+
+    Does not follow a symbolic link at `path`. Otherwise the owner of the data directory could link to another program's
+    socket, and a command that root runs would send its request to that program."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
@@ -119,26 +121,25 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns the end of the error message for a user who may not use the socket at `path`. It names the user who may
-    use the socket. Root may need this advice too, in a container without the capability CAP_DAC_OVERRIDE. Returns an
-    empty text if this process already runs as that user."""
+    """Returns advice for a user who may not use the socket at `path`, as the end of an error message: the advice names
+    the user who may use the socket. Returns an empty text if this process already runs as this user. Root can get this
+    advice too, in a container without the capability CAP_DAC_OVERRIDE."""
     for file in (path, path.parent):
-        with suppress(OSError):  # this user may not enter a directory above `file`
+        with suppress(OSError):  # raised if this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid
             return "" if owner == os.geteuid() else f"; run the command as the user with uid {owner}"
     return "; run the command as the user who runs the server"
 
 
 def _address(directory: int, path: Path) -> str:
-    """Returns an address for the socket at `path`. `directory` is the open directory that contains it. An address may
-    have only 107 bytes (unix(7)), so the address of a socket with a long path contains the directory's descriptor
-    instead of the path."""
+    """Returns the address of the socket at `path`. An address may have only 107 bytes (unix(7)), so the address for a
+    long path refers to the directory by its descriptor. `directory`: the open descriptor of the socket's directory."""
     text = str(path)
     # 100 leaves a small margin below 107.
     return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
 
 
-def _is_used(address: str) -> bool:
+def _has_listener(address: str) -> bool:
     """Returns whether a server accepts connections at the address."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -157,31 +158,32 @@ class ControlSocket:
     def __init__(
         self, listener: socket.socket, path: Path, actions: Mapping[str, Action], watch: Watch, unwatch: Unwatch
     ) -> None:
-        """`path`: the file of the listening socket. `actions`: the actions that a request can name in `do`."""
+        """`path`: the file of the listening socket. `actions`: the action for each name that a request can have in the
+        field `do`."""
         self.listener = listener
         self._path = path
         self._identity = file_identity(path)
         self._actions = actions
         self._watch = watch
         self._unwatch = unwatch
-        self._received: dict[socket.socket, bytearray] = {}  # connections whose request is not complete
+        self._partial_requests: dict[socket.socket, bytearray] = {}  # connection -> the received part of its request
         self._waiting: set[socket.socket] = set()  # connections that wait for their answer
         watch(listener, self._accept)
 
     @property
-    def waiting(self) -> list[socket.socket]:
+    def waiting_connections(self) -> list[socket.socket]:
         """The connections that wait for their answer."""
         return list(self._waiting)
 
-    def add_waiting(self, connection: socket.socket) -> Reply:
-        """Adds to `waiting` a connection whose whole request has arrived. Returns the function that sends the answer
-        and closes the connection."""
+    def add_waiting_connection(self, connection: socket.socket) -> Reply:
+        """Adds a connection whose whole request has arrived to `waiting_connections`. Returns the function that sends
+        the answer and closes the connection."""
         self._waiting.add(connection)
 
         def reply(outcome: ChangeOutcome) -> None:
             self._waiting.discard(connection)
             line = json.dumps({"ok": outcome.ok, "message": outcome.message}).encode() + b"\n"
-            with connection, suppress(OSError):  # the client has disconnected
+            with connection, suppress(OSError):  # raised if the client has disconnected
                 connection.send(line)
 
         return reply
@@ -191,11 +193,11 @@ class ControlSocket:
         connections."""
         remove_socket_file(self._path, self._identity)
         self._unwatch(self.listener)
-        for connection in self._received:
+        for connection in self._partial_requests:
             self._unwatch(connection)
-        for sock in (*self._received, *self._waiting, self.listener):
+        for sock in (*self._partial_requests, *self._waiting, self.listener):
             sock.close()
-        self._received.clear()
+        self._partial_requests.clear()
         self._waiting.clear()
 
     def _accept(self) -> None:
@@ -203,32 +205,32 @@ class ControlSocket:
             connection, _ = self.listener.accept()
         except OSError:
             return
-        if len(self._received) + len(self._waiting) >= _MAX_CONNECTIONS:
+        if len(self._partial_requests) + len(self._waiting) >= _MAX_CONNECTIONS:
             connection.close()
             return
         connection.setblocking(False)
-        self._received[connection] = bytearray()
+        self._partial_requests[connection] = bytearray()
         self._watch(connection, lambda: self._receive(connection))
 
     def _receive(self, connection: socket.socket) -> None:
-        """Reads from a connection, and starts the action of its request once the whole line has arrived. Closes a
-        connection that ends before that or sends too much."""
+        """Reads from a connection. Starts the requested action when the whole line has arrived. Closes the connection
+        if it ends before the end of the line, or if the line is too long."""
         try:
             data = connection.recv(_MAX_REQUEST_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        received = self._received[connection]
+        received = self._partial_requests[connection]
         received += data
         if data and b"\n" not in received and len(received) <= _MAX_REQUEST_BYTES:
             return
         self._unwatch(connection)
-        del self._received[connection]
+        del self._partial_requests[connection]
         if b"\n" not in received:
             connection.close()
             return
-        reply = self.add_waiting(connection)
+        reply = self.add_waiting_connection(connection)
         action = self._actions.get(_requested_action(bytes(received)))
         if action is None:
             reply(ChangeOutcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
@@ -237,7 +239,7 @@ class ControlSocket:
 
 
 def _requested_action(line: bytes) -> str:
-    """Returns the name of the action that a request asks for; empty if the line is not a valid request."""
+    """Returns the name of the requested action; empty if `line` is not a valid request."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):  # RecursionError: the line has deeply nested lists

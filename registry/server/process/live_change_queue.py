@@ -1,10 +1,12 @@
-"""`LiveChangeQueue`: the queue of the requested reloads and restarts of a server. A *reload* gives the workers a new
-configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If `LiveChangeQueue`
-was created with a `Successor`, a restart first executes a new version of the program, which then does the renewal. The
-supervisor (the parent process of the workers) runs one such change at a time.
+"""`LiveChangeQueue`: a queue for the *changes* of a running server, which are reloads and restarts. The supervisor (the
+parent process of the workers) runs one change at a time.
 
-If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
-leads to exactly one more reload.
+A *reload* gives the workers a new configuration. A *restart* replaces the workers by new processes; this replacement is
+a *renewal*. If `LiveChangeQueue` was created with a `Successor`, a restart first executes a new version of the program,
+and the new version does the renewal.
+
+A request joins a queued change of the same kind, if there is one. So all reload requests that arrive during a reload
+lead to exactly one more reload.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _READY_SECONDS = 30.0
-"""How long a change waits for workers that are starting."""
+"""How long queued changes wait for workers that are starting, after the last request. Then they are refused."""
 
 
 class ChangingSupervisor(Protocol):
@@ -34,11 +36,12 @@ class ChangingSupervisor(Protocol):
         """Starts to replace all workers by forks of this process."""
 
     def execute_successor(self) -> None:
-        """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
+        """Executes the new version in this process. Raises ChangeRefused if this is not possible; otherwise does not
+        return."""
 
     def watch_successor_check(self, check: SuccessorCheck) -> None:
-        """Makes the supervisor's loop read the output of the check: a process of the new version that checks whether it
-        can take over."""
+        """Makes the supervisor's loop read the output of the check: a process in which the new version checks whether
+        it can take over."""
 
     def end_successor_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""
@@ -61,11 +64,11 @@ class LiveChangeQueue:
         self._successor = successor
         self._notifier = notifier
         self._command_numbers = command_numbers()
-        self._reloads: list[Reply] = []  # for the requests that wait for the next reload
-        self._restarts: list[Reply] = []  # for the requests that wait for the next restart
+        self._reload_replies: list[Reply] = []  # for the requests that wait for the next reload
+        self._restart_replies: list[Reply] = []  # for the requests that wait for the next restart
         self._last_request_at = 0.0  # when a change was last requested, in seconds of `time.monotonic`
-        self._replies: list[Reply] = []  # for the requests that the running change fulfils
-        self._is_reload = False  # which failure `_end` logs: True: that of a reload; False: that of a restart
+        self._running_replies: list[Reply] = []  # for the requests that wait for the end of the running change
+        self._is_reload = False  # whether `_end` logs a failure as one of a reload; otherwise as one of a restart
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -75,18 +78,18 @@ class LiveChangeQueue:
     def request_reload(self, reply: Reply) -> None:
         """Queues a reload. `reply` is called with the outcome of the reload."""
         self._last_request_at = time.monotonic()
-        self._reloads.append(reply)
+        self._reload_replies.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
         """Queues a restart, which replaces all workers. If this object has a `Successor`, a new version of the program
         takes over first. `reply` is called with the outcome of the restart."""
         self._last_request_at = time.monotonic()
-        self._restarts.append(reply)
+        self._restart_replies.append(reply)
 
     def continue_renewal(self, renewal: Renewal, replies: list[Reply]) -> None:
         """Continues a restart that the old version of the program has begun."""
         self._renewal = renewal
-        self._replies = replies
+        self._running_replies = replies
 
     # Called by the supervisor
 
@@ -96,17 +99,17 @@ class LiveChangeQueue:
         return self._reload is not None
 
     @property
-    def running(self) -> str:
-        """The name of the running change; empty if there is none."""
+    def running_change(self) -> str:
+        """The name of the running change; empty if no change is running."""
         if self._reload is not None:
             return "reload"
         return "restart" if self._check is not None or self._renewal is not None else ""
 
     def deadline(self) -> float:
         """Returns when `step` must be called at the latest, in seconds of `time.monotonic`."""
-        running = (self._reload, self._check, self._renewal)
-        times = [change.deadline for change in running if change is not None]
-        if (self._reloads or self._restarts) and not times:
+        changes = (self._reload, self._check, self._renewal)
+        times = [change.deadline for change in changes if change is not None]
+        if (self._reload_replies or self._restart_replies) and not times:
             times.append(self._last_request_at + _READY_SECONDS)
         return min(times, default=float("inf"))
 
@@ -116,8 +119,8 @@ class LiveChangeQueue:
             self._reload.on_answer(worker, answer)
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. `how`: a text that says how it has ended. Returns True if the supervisor must
-        not start the worker again."""
+        """Called when a worker has ended. `how`: how the worker has ended, such as "ended with exit code 1". Returns
+        True if the supervisor must not start the worker again."""
         if self._reload is not None:
             self._reload.on_exit(worker, how)
         return self._renewal is not None and self._renewal.on_exit(worker, how)
@@ -131,44 +134,46 @@ class LiveChangeQueue:
             self._step_check(now)
         elif self._renewal is not None:
             self._step_renewal(self._renewal, now)
-        while not self.running and (self._reloads or self._restarts):
+        while not self.running_change and (self._reload_replies or self._restart_replies):
             if not self._start_next(now):
                 return
 
     def cancel(self) -> None:
-        """Ends the running change, and refuses all queued ones, because the server stops."""
+        """Ends the running change, and refuses all queued changes, because the server stops."""
         if self._check is not None:
             self._check.kill()
             self._supervisor.end_successor_check(self._check)
         outcome = ChangeOutcome(False, "the server stops")
-        for reply in [*self._replies, *self._reloads, *self._restarts]:
+        for reply in [*self._running_replies, *self._reload_replies, *self._restart_replies]:
             reply(outcome)
-        self._replies, self._reloads, self._restarts = [], [], []
+        self._running_replies, self._reload_replies, self._restart_replies = [], [], []
         self._reload = self._check = self._renewal = None
 
     # Steps
 
     def _start_next(self, now: float) -> bool:
-        """Starts the next change in the queue, reloads before restarts. Returns False if it has to wait for workers
-        that are starting, or if it has refused all queued changes because they waited too long."""
-        self._is_reload = bool(self._reloads)
+        """Starts the next queued change: the reload if one is queued, otherwise the restart. If a worker is
+        still starting, starts no change and returns False. If the last request is then `_READY_SECONDS` old, also
+        refuses all queued changes."""
+        self._is_reload = bool(self._reload_replies)
         if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._last_request_at + _READY_SECONDS:
-                self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
+                self._running_replies = [*self._reload_replies, *self._restart_replies]
+                self._reload_replies, self._restart_replies = [], []
                 self._end(ChangeOutcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
             return False
         self._notifier.reloading()
         try:
-            if self._reloads:
-                self._replies, self._reloads = self._reloads, []
+            if self._reload_replies:
+                self._running_replies, self._reload_replies = self._reload_replies, []
                 self._refuse_mixed_settings()
                 self._reload = Reload(self._pool, self._source, self._source.propose(), self._command_numbers)
                 self._end(self._reload.outcome)
             elif self._successor is None:
-                self._replies, self._restarts = self._restarts, []
+                self._running_replies, self._restart_replies = self._restart_replies, []
                 self._renewal = self._supervisor.begin_renewal()
             else:
-                self._replies, self._restarts = self._restarts, []
+                self._running_replies, self._restart_replies = self._restart_replies, []
                 self._check = self._successor.start_check()
                 self._supervisor.watch_successor_check(self._check)
         except ChangeRefused as error:
@@ -178,8 +183,8 @@ class LiveChangeQueue:
         return True
 
     def _refuse_mixed_settings(self) -> None:
-        """Raises ChangeRefused if workers of an old version still serve, because a restart was abandoned. Their
-        settings differ from the settings of this process, so it is unknown which settings a reload would change in
+        """Raises ChangeRefused if workers of an old version still serve, because a restart was not completed. Their
+        settings can differ from the settings of this process, so it is unknown which settings a reload would change in
         these workers."""
         old_workers = sum(worker.is_adopted for worker in self._pool.serving)
         if old_workers:
@@ -199,8 +204,8 @@ class LiveChangeQueue:
             self._end(renewal.outcome)
 
     def _step_check(self, now: float) -> None:
-        """Continues a restart whose check is running. If the check succeeds, executes the new version, and then does
-        not return."""
+        """Continues a restart whose check is running. If the check has succeeded, executes the new version; if this
+        succeeds, does not return."""
         assert self._check is not None
         try:
             outcome = self._check.outcome(now)
@@ -228,11 +233,12 @@ class LiveChangeQueue:
         self._end(ChangeOutcome(False, " ".join(str(message).split())))
 
     def _end(self, outcome: ChangeOutcome | None) -> None:
-        """Ends the running change, and replies to all requests that wait for it. Does nothing if `outcome` is None."""
+        """Ends the running change, and sends its outcome to all requests that wait for it. If `outcome` is None, the
+        change still runs, and this method does nothing."""
         if outcome is None:
             return
         self._reload = self._check = self._renewal = None
-        replies, self._replies = self._replies, []
+        replies, self._running_replies = self._running_replies, []
         if outcome.ok:
             log.info("%s", outcome.message)
         elif self._is_reload:
@@ -246,5 +252,5 @@ class LiveChangeQueue:
 
 
 def no_reply(outcome: ChangeOutcome) -> None:
-    """A `Reply` that does nothing, for a change that a signal has requested: there is no client to answer, and the
-    outcome is in the log."""
+    """A `Reply` that does nothing. A change that a signal has requested has no client to answer; its outcome is in the
+    log."""

@@ -1,11 +1,12 @@
 """Replaces a running server by a new version of its program.
 
-First, the supervisor starts a second process, in which the new version *checks* whether it can start. If it cannot, the
-old version continues unchanged. Otherwise the supervisor executes the new version in its own process (execve(2)).
+First, the supervisor (the parent process of the workers) starts a second process, in which the new version *checks*
+whether it can take over. If it cannot, the old version continues unchanged. Otherwise the supervisor executes the new
+version in its own process (execve(2)).
 
-The process keeps its pid, its child processes and the files that it passes on. So a service manager, container or
-terminal that watches the process notices no change. The workers of the old version continue to serve until the new
-version has replaced them.
+The supervisor's process keeps its pid, its child processes and the files that the old version passes on. So a service
+manager, container or terminal that watches the process notices no change. The workers of the old version continue to
+serve until the new version has replaced them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from registry.server.process.worker_process import WorkerProcess
 
 HANDOVER_VARIABLE: Final = "_ENTREPOT_HANDOVER"
 """The environment variable with the `Handover`, as JSON."""
-_FORMAT: Final = 2
-"""Number of the format of a handover. A version that does not know the format refuses to take over."""
+_HANDOVER_FORMAT: Final = 2
+"""Format number of a handover. A version that does not know the format refuses to take over."""
 _CHECK_SECONDS: Final = 60.0
 """Longest time that the check may take."""
-_SHOWN_BYTES: Final = 4096
-"""Number of bytes at the end of the check's output that are kept."""
+_KEPT_OUTPUT_BYTES: Final = 4096
+"""How many of the last bytes of the check's output are kept."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Handover:
     alive_pipe: tuple[int, int]
     """The reading and the writing end of the pipe by which the workers notice that the supervisor has ended."""
     control: int | None
-    """The control socket."""
+    """The control socket; None if there is none."""
     waiting: list[int]
     """Connections to the control socket that wait for the end of the restart."""
     workers: list[dict[str, Any]]
@@ -61,9 +62,8 @@ class Handover:
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. Workers count the connections of each client address in a shared
-        table, and `column` is a worker's column of this table. It is None here, because the new version does not have
-        the table of the old one."""
+        """Returns the workers of the old version. Their `column` is None: it would be a worker's column in the table of
+        connection counts (`PerAddressLimit`), and the new version does not have the table of the old version."""
         return [
             WorkerProcess(
                 pid=worker["pid"],
@@ -82,7 +82,7 @@ class Handover:
 
 
 def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
-    """Returns the entry of a worker in `Handover.workers`."""
+    """Returns a worker's entry in `Handover.workers`."""
     return {
         "pid": worker.pid,
         "index": worker.index,
@@ -97,21 +97,21 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """The task of a process that was started only to check whether its version can take over. `facts`: the facts about
-    the old version (`Handover.facts`)."""
+    """The task of a process that the old version has started only for the check. `facts`: the facts about the old
+    version (`Handover.facts`)."""
 
     facts: dict[str, str]
 
 
 def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask | None:
-    """Returns the handover or the task that an old version of the program has passed to this process in the
-    environment, and removes it from there. None: this is an ordinary start. Raises ChangeRefused if this version does
-    not know the format of the handover."""
+    """Returns the handover or the check task that an old version of the program has passed to this process in
+    `environment`; None at an ordinary start. Removes the variable from `environment`. Raises ChangeRefused if this
+    version does not know the format of the handover."""
     text = environment.pop(HANDOVER_VARIABLE, None)
     if text is None:
         return None
     value = json.loads(text)
-    if value["format"] not in (1, _FORMAT):  # format 1 has no field `counts`
+    if value["format"] not in (1, _HANDOVER_FORMAT):  # format 1 has no field `counts`
         raise ChangeRefused("this version cannot take over from the running version; stop the server and start it")
     if value["check"]:
         return CheckTask(value["facts"])
@@ -125,7 +125,8 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask
 
 
 class Successor:
-    """The program that takes over. `command`: the interpreter and its arguments. `facts`: see `Handover`."""
+    """The program that takes over. `command`: the path of the interpreter, and all its arguments. `facts`: the facts
+    about the old version (`Handover.facts`)."""
 
     def __init__(self, command: Sequence[str], facts: Mapping[str, str]) -> None:
         self.facts = dict(facts)
@@ -148,12 +149,12 @@ class Successor:
         return SuccessorCheck(process)
 
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
-        """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
+        """Executes the new version in this process. Does not return if it succeeds; otherwise raises ChangeRefused.
 
-        Blocks `SIGNALS` (all signals that the supervisor handles), which the new version unblocks when it has set its
-        handlers. Calls `must_stop` once they are blocked. If that returns True, this process has received a signal to
-        stop but has not handled it yet. The new version would not get that signal, so this method raises ChangeRefused
-        instead of executing it."""
+        Blocks `SIGNALS` (all signals that the supervisor handles). The new version unblocks these signals when it
+        has set its handlers. Then calls `must_stop`, which returns True if this process has received a signal to stop
+        but has not handled it yet. The new version would not get this signal, so in this case the method raises
+        ChangeRefused."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
@@ -172,19 +173,19 @@ class Successor:
             raise ChangeRefused(f"the program cannot be executed: {error}") from None
 
     def _environment(self, value: dict[str, Any]) -> dict[str, str]:
-        return {**os.environ, HANDOVER_VARIABLE: json.dumps({"format": _FORMAT, **value})}
+        return {**os.environ, HANDOVER_VARIABLE: json.dumps({"format": _HANDOVER_FORMAT, **value})}
 
 
 class SuccessorCheck:
-    """A running check. Its process writes to stderr why it fails."""
+    """A running check: a process of the new version. If the check fails, the process writes the reason to stderr."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._output = b""
-        self._has_ended = False
+        self._output_has_ended = False
         assert process.stderr is not None
         self.output_pipe = process.stderr.fileno()
-        """Descriptor of a pipe: call `read` when it is readable."""
+        """Descriptor of the pipe for the process's stderr: call `read` when it is readable."""
         os.set_blocking(self.output_pipe, False)
         self.deadline = time.monotonic() + _CHECK_SECONDS
         """When `outcome` must be called at the latest, in seconds of `time.monotonic`."""
@@ -192,16 +193,16 @@ class SuccessorCheck:
     def read(self) -> bool:
         """Reads what the process has written. Returns False at the end of its output."""
         data = os.read(self.output_pipe, 65536)
-        self._output = (self._output + data)[-_SHOWN_BYTES:]
-        self._has_ended = self._has_ended or not data
+        self._output = (self._output + data)[-_KEPT_OUTPUT_BYTES:]
+        self._output_has_ended = self._output_has_ended or not data
         return bool(data)
 
     def outcome(self, now: float) -> ChangeOutcome | None:
-        """Returns an outcome that says whether the new version can take over; None: the check still runs. Kills a check
-        that takes too long. `now`: the time in seconds of `time.monotonic`."""
-        if not self._has_ended and now < self.deadline:
+        """Returns whether the new version can take over, as a `ChangeOutcome`; None if the check still runs. Kills the
+        process if the check takes too long. `now`: the time in seconds of `time.monotonic`."""
+        if not self._output_has_ended and now < self.deadline:
             return None
-        if not self._has_ended:
+        if not self._output_has_ended:
             self.kill()
             return ChangeOutcome(
                 False, f"the new version did not find out within {_CHECK_SECONDS:g} s whether it can start"

@@ -1,11 +1,12 @@
-"""The supervisor: the parent process that starts the workers, restarts those that die, and stops them in a bounded
-time.
+"""The supervisor: the parent process that starts the workers, restarts workers that die, and stops all workers within a
+limited time.
 
-SIGHUP gives all workers the changed configuration (a *reload*). SIGUSR2 *restarts* the server in two steps. First a
-new version of the program takes over, if there is a `Successor`. Then the *renewal* replaces all workers by new
-processes, one after the other. The *restart of a worker* is something else: a single worker has died, and the
-supervisor starts a new process in its place. A worker's *index* is a number from 0. A new process gets the index of the
-worker whose place it takes.
+- A *reload*, requested by SIGHUP, gives all workers the changed configuration.
+- A *restart* of the server, requested by SIGUSR2, has two steps. First a new version of the program takes over, if
+  there is a `Successor`. Then the *renewal* replaces all workers by new processes, one after the other.
+- The *restart of a worker* starts a new process in the place of one worker that has died.
+
+A worker's *index* is a number from 0. A new process gets the index of the worker whose place it takes.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ From the third restart on, the back-off doubles each time."""
 _MAX_BACKOFF_SECONDS = 10.0
 """The longest back-off."""
 _STABLE_SECONDS = 10.0
-"""If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
+"""If a worker dies after it was ready and has run for this long, its restart counts as the first one again."""
 _SIGNAL_PIPE_BYTES = 1 << 16
 """At least the capacity of the signal pipe (pipe(7)), so that one read empties the pipe."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5
-"""Pause before the restart of a worker that ended with exit code 0, although the supervisor had not told it to stop:
-another process has sent it SIGTERM. If SIGTERM was sent to the whole process group, the supervisor receives it during
-this pause, and stops the server."""
+"""Pause before the restart of a worker that has ended with exit code 0 although the supervisor had not told it to stop.
+Such a worker has received SIGTERM from another process. If SIGTERM was sent to the whole process group, the supervisor
+receives it during this pause, and stops the server."""
 
 
 class Supervisor:
@@ -62,20 +63,20 @@ class Supervisor:
         change_options: LiveChangeOptions,
         on_ready: Callable[[], None] | None,
     ) -> None:
-        """`options`: how the workers serve, and the sockets that they listen on; a stop closes these sockets.
+        """`options`: how the workers serve, and their listening sockets, which a stop closes.
         `workers`: the number of worker processes. `change_options`: the options for reloads and restarts of the running
         server. `on_ready` is called once, in the supervisor, when all workers accept connections."""
         self._options = options
-        self._workers = workers
+        self._worker_count = workers
         self._change_options = change_options
         self._on_ready = on_ready
         self._starts_due: dict[int, float] = {}  # index of a worker that does not run -> when to start it
         self._next_backoffs: dict[int, float] = {}  # index -> back-off before the next restart, in seconds
         self._exit_messages: dict[int, str] = {}  # index -> how the worker ended, for the log line at its restart
-        self._start_succeeded = False  # all workers have been ready at the same time
+        self._start_succeeded = False  # whether all workers have been ready at the same time
         self._is_stopping = False
-        self._was_interrupted = False  # a first SIGINT has arrived
-        self._give_up_at = float("inf")  # when to exit although killed workers have not ended
+        self._was_interrupted = False  # whether a first SIGINT has arrived
+        self._give_up_at = float("inf")  # when to exit even if killed workers have not ended
         self._exit_code = 0
         self._failure: str | None = None  # why the start of the server failed
         self._signal_reader, self._signal_writer = os.pipe()
@@ -95,11 +96,11 @@ class Supervisor:
         self._control: ControlSocket | None = None
 
     def run(self) -> tuple[int, str | None]:
-        """Starts the workers, and returns after a stop, when all of them have ended. Returns the exit code, and why the
-        start of the server failed, in one line; None if the start did not fail.
+        """Starts the workers, and returns after a stop, when all workers have ended. Returns the exit code, and why the
+        start of the server failed, in one line; None instead of this reason if the start did not fail.
 
-        Call this method in the main thread. Only the main thread can set signal handlers. Also, the kernel kills the
-        workers when the thread that forked them ends.
+        Call this method in the main thread, for two reasons: only the main thread can set signal handlers, and the
+        kernel kills the workers when the thread that forked them ends.
         """
         self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         handlers_before = {signal_number: signal.signal(signal_number, self._on_signal) for signal_number in SIGNALS}
@@ -109,7 +110,7 @@ class Supervisor:
         try:
             self._listen_for_control()
             if self._change_options.handover is None:
-                self._starts_due = dict.fromkeys(range(self._workers), 0.0)  # start all of them now
+                self._starts_due = dict.fromkeys(range(self._worker_count), 0.0)  # start all workers now
             else:
                 self._take_over(self._change_options.handover)
             self._loop()
@@ -126,7 +127,7 @@ class Supervisor:
         return self._exit_code, self._failure
 
     def _loop(self) -> None:
-        """Waits for events and handles them, until the server is stopping and has no worker left, or until
+        """Waits for events and handles them. Returns when the server is stopping and no worker is left, or at
         `_give_up_at`."""
         while not self._is_stopping or self._pool.workers:
             now = time.monotonic()
@@ -137,7 +138,7 @@ class Supervisor:
             self._start_due_workers(now)
             self._pool.kill_overdue(now)
             for key, _ in self._selector.select(self._seconds_to_next_action(now)):
-                if key.fd in self._selector.get_map():  # another callback may have closed it
+                if key.fd in self._selector.get_map():  # another callback may have unregistered it
                     key.data()
             self._pool.reap()
             self._report_start()
@@ -183,9 +184,9 @@ class Supervisor:
                 self._changes.request_restart(no_reply)
 
     def _on_signal(self, signal_number: int, _: FrameType | None) -> None:
-        """At a second SIGINT, or a SIGINT during a stop: kills all workers and exits. The interpreter calls this
-        function even while the loop is blocked, for example by a write to the log. All other signals are left to
-        `_handle_signals`, which the loop calls."""
+        """Kills all workers and exits if this is the second SIGINT, or a SIGINT during a stop. The interpreter calls
+        this handler even while the loop is blocked, for example by a write to the log. `_handle_signals`, which the
+        loop calls, acts on all other signals."""
         if signal_number != signal.SIGINT:
             return
         if self._was_interrupted or self._is_stopping:
@@ -202,8 +203,8 @@ class Supervisor:
         """Decides what to do when a worker has ended. `code` is its exit code, or the negative number of a signal.
 
         - Does nothing if the supervisor has told the worker to stop.
-        - Does nothing if a renewal is running and wants no new process in the worker's place, for example because the
-          worker's replacement has been started already.
+        - Does nothing if a renewal is running and needs no new process in the worker's place, for example because it
+          has already started the worker's replacement.
         - If not all workers have been ready yet, the start of the server has failed: stops the server.
         - In all other cases, plans the restart of the worker.
         """
@@ -218,8 +219,9 @@ class Supervisor:
             self._plan_restart(worker, code)
 
     def _plan_restart(self, worker: WorkerProcess, code: int) -> None:
-        """Plans the restart of a worker that has ended with the exit code `code`. If the code is 0, the restart comes
-        after a fixed pause. Otherwise it comes after a back-off, which is 0 for the first restart."""
+        """Plans the restart of a worker that has ended. `code` is its exit code, or the negative number of a signal. If
+        it is 0, the worker restarts after a fixed pause. Otherwise it restarts after a back-off, which is 0 for the
+        first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(worker.index, 0.0)
         if code == 0 or (worker.is_ready and now - worker.started >= _STABLE_SECONDS):
@@ -233,7 +235,8 @@ class Supervisor:
         )
 
     def _on_failed_fork(self, index: int, now: float, error: OSError) -> None:
-        """Plans the next attempt to start a worker, or fails the start of the server."""
+        """Plans the next attempt to start a worker. If the server has not started yet, its start has failed: stops the
+        server."""
         reason = f"no process can be started: {error.strerror or error}"
         if not self._start_succeeded:
             self._exit_code, self._failure = 1, reason
@@ -249,9 +252,9 @@ class Supervisor:
         if self._start_succeeded or self._is_stopping:
             return
         workers = self._pool.workers.values()
-        if len(workers) == self._workers and all(worker.is_ready for worker in workers):
+        if len(workers) == self._worker_count and all(worker.is_ready for worker in workers):
             self._start_succeeded = True
-            self._change_options.notifier.ready(f"{self._workers} workers serve")
+            self._change_options.notifier.ready(f"{self._worker_count} workers serve")
             if self._on_ready is not None:
                 self._on_ready()
 
@@ -262,9 +265,9 @@ class Supervisor:
             self._change_options.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
-            self._close_control()  # so that the next server can open its own before this one has ended
+            self._close_control()  # the next server can then open its own control socket before this process ends
             for sock in self._options.sockets:
-                sock.close()  # once the workers have closed their copies as well, the system refuses new connections
+                sock.close()  # the system refuses new connections when the workers have closed their copies too
             for worker in self._pool.workers.values():
                 self._pool.stop(worker)
             self._give_up_at = time.monotonic() + self._options.grace_seconds + KILL_MARGIN_SECONDS + REAP_SECONDS
@@ -305,19 +308,19 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """Returns the files of this process that are not registered with its selector. A forked worker closes its
-        copies of them."""
-        return [self._signal_writer, *([] if self._control is None else self._control.waiting)]
+        """Returns the files that only the supervisor uses but that are not registered with its selector. A forked
+        worker closes its copies of these files."""
+        return [self._signal_writer, *([] if self._control is None else self._control.waiting_connections)]
 
-    def _control_action(self, request: Callable[[Reply], None]) -> Action:
-        """Returns the action for a request on the control socket. The action refuses the request if the server is
-        stopping."""
+    def _control_action(self, request_change: Callable[[Reply], None]) -> Action:
+        """Returns the control socket's action that calls `request_change`. While the server is stopping, the action
+        refuses the request."""
 
         def act(reply: Reply) -> None:
             if self._is_stopping:
                 reply(ChangeOutcome(False, "the server stops"))
             else:
-                request(reply)
+                request_change(reply)
 
         return act
 
@@ -343,11 +346,11 @@ class Supervisor:
         successor, control = self._change_options.successor, self._control
         assert successor is not None
         successor.execute(
-            Handover(  # `facts`, `counts`: see the class
+            Handover(
                 sockets=[sock.fileno() for sock in self._options.sockets],
                 alive_pipe=self._alive_pipe,
                 control=None if control is None else control.listener.fileno(),
-                waiting=[] if control is None else [sock.fileno() for sock in control.waiting],
+                waiting=[] if control is None else [sock.fileno() for sock in control.waiting_connections],
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
                 facts=successor.facts,
                 counts=self._change_options.counts_memory,
@@ -356,8 +359,8 @@ class Supervisor:
         )
 
     def _must_stop(self) -> bool:
-        """Returns whether SIGTERM or SIGINT has arrived and the loop has not handled it yet. Leaves all signals for the
-        loop. Call this method only while `SIGNALS` are blocked."""
+        """Returns whether SIGTERM or SIGINT has arrived and the loop has not handled it yet. The loop can still handle
+        all signals later. Call this method only while `SIGNALS` are blocked."""
         try:
             arrived = os.read(self._signal_reader, _SIGNAL_PIPE_BYTES)
         except BlockingIOError:
@@ -371,13 +374,13 @@ class Supervisor:
         for worker in handover.adopted_workers():
             self._pool.adopt(worker)
         serving = self._pool.serving
-        kept_workers = [worker for worker in serving if worker.index < self._workers]
-        surplus_workers = [worker for worker in serving if worker.index >= self._workers]
-        missing_indexes = set(range(self._workers)) - {worker.index for worker in kept_workers}
+        kept_workers = [worker for worker in serving if worker.index < self._worker_count]
+        surplus_workers = [worker for worker in serving if worker.index >= self._worker_count]
+        missing_indexes = set(range(self._worker_count)) - {worker.index for worker in kept_workers}
         self._starts_due = dict.fromkeys(sorted(missing_indexes), 0.0)
         replies = (
             []
             if self._control is None
-            else [self._control.add_waiting(socket.socket(fileno=file)) for file in handover.waiting]
+            else [self._control.add_waiting_connection(socket.socket(fileno=file)) for file in handover.waiting]
         )
         self._changes.continue_renewal(Renewal(self._pool, kept_workers, self._pool.fork, surplus_workers), replies)

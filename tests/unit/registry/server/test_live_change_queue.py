@@ -157,7 +157,7 @@ def test_a_failed_restart_leaves_the_server_running(pool: WorkerPool) -> None:
     live.request_restart(outcomes.append)
     live.step(time.monotonic())
     assert outcomes == [ChangeOutcome(False, "a bug")]
-    assert live.running == ""
+    assert live.running_change == ""
 
 
 def test_reload_without_workers(pool: WorkerPool) -> None:
