@@ -61,7 +61,7 @@ class DirectoryContentSource:
         return await asyncio.to_thread(self._directory.manifest, repo, digest)
 
     async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
-        return await asyncio.to_thread(self._directory.layer_size, repo, digest)
+        return await asyncio.to_thread(self._directory.blob_size, repo, digest)
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         digest = blob.digest
@@ -227,7 +227,7 @@ class DirectoryImport:
         failed: dict[Digest, str] = {}
         deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
         left_out = 0
-        async for revision in read_in_thread(self._directory.revisions(repo)):
+        async for revision in read_in_thread(self._directory.manifest_digests(repo)):
             await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
                 self._report_broken(repo, revision, "digest")
@@ -252,12 +252,12 @@ class DirectoryImport:
         """Reports content that is not imported because no image needs it: unfinished pushes, and blobs without a
         manifest."""
         try:
-            if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
+            if uploads := await asyncio.to_thread(self._directory.count_unfinished_uploads, repo):
                 self._report.note(repo, f"unfinished pushes are left out: {uploads}")
         except ContentBroken as error:
             self._report.note(repo, error.message)
         unused = 0
-        async for digest in read_in_thread(self._directory.layer_digests(repo)):
+        async for digest in read_in_thread(self._directory.blob_digests(repo)):
             if isinstance(digest, BrokenEntry):
                 self._report_broken(repo, digest, "digest")
                 continue

@@ -8,12 +8,12 @@
     ROOT/repositories/NAME/_uploads/UUID/                            an unfinished push
     ROOT/blobs/sha256/HH/HEX/data                                    the bytes of a manifest or blob
 
-A *link* is a file named `link` that contains a digest. A deleted manifest leaves its directory in `revisions` without
-the link. The old registry serves a manifest or blob only from the repositories that have a link to it, so that knowing
-a digest gives no access to content of another repository.
+A *link* is a file named `link` that contains a digest. When the old registry deletes a manifest, it removes only the
+link, and keeps the directory that contained it. The old registry serves a manifest or blob only from the repositories
+that have a link to it, so that knowing a digest gives no access to content of another repository.
 
-The old registry may run while its directory is read: it moves a finished layer to its place and never writes to that
-file again, and its garbage collection only unlinks files. All methods block.
+The old registry may run while its directory is read. It moves the file of a finished layer to its place, and never
+writes to this file again. Its garbage collection only unlinks files. All methods do blocking I/O.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
-"""The places where ROOT may be, below the path that the user gives. This path may be a docker volume, the directory in
-the settings of the old registry, or a directory below that one."""
+"""Paths of ROOT, relative to the path that the user gives. The user may give the path of a docker volume, of the old
+registry's `rootdirectory`, or of a directory below `rootdirectory`."""
 _MAX_LINK_BYTES: Final = 256
-"""Largest number of bytes that are read of a link, which contains one digest."""
+"""Largest number of bytes that are read from a link. A link contains one digest."""
 _NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"
 MAX_IMPORTED_MANIFEST_BYTES: Final = 64 * 1024 * 1024
-"""Largest manifest that is read: the largest that the settings of this registry can allow."""
+"""Size in bytes of the largest manifest that is read. No setting of this registry can allow a larger manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class TagLink:
-    """A tag of the old registry. `digest`: the digest that it points at. `set_at`: when it was set, in seconds since
-    1970."""
+    """A tag of the old registry. `digest`: the digest that the tag points at. `set_at`: when the tag was set, in
+    seconds since 1970."""
 
     tag: Tag
     digest: Digest
@@ -51,12 +51,13 @@ class TagLink:
 
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
-    """Something in the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: the name of the
-    repository or tag, or the hex digits in the digest of the manifest or blob. If `what` is `directory`, a directory in
-    a repository is meant, such as `_layers`; `name` is then empty, and `reason` contains the directory's name.
-    `reason`: what is wrong."""
+    """A repository, tag, manifest, or blob that cannot be imported, or a directory that cannot be listed. `reason`:
+    what is wrong. The value of `name` is:
 
-    what: str
+    - For a repository or tag: its name.
+    - For a manifest or blob: the hex digits of its digest.
+    - For a directory in a repository, such as `_layers`: empty. `reason` then contains the directory's name."""
+
     name: str
     reason: str
 
@@ -69,7 +70,8 @@ class DistributionDirectory:
 
     @classmethod
     def find(cls, path: Path) -> DistributionDirectory:
-        """Returns the registry at or below `path`. Raises ImportInvalid if there is none, or it cannot be read."""
+        """Finds the directory of a registry at `path` or in one of the subdirectories `_ROOTS`. Raises ImportInvalid if
+        there is no registry, or if its directory cannot be read."""
         for subdirectory in _ROOTS:
             root = path / subdirectory
             try:
@@ -99,35 +101,35 @@ class DistributionDirectory:
             with os.scandir(self.root / "repositories" / prefix) as entries:
                 names = sorted(entry.name for entry in entries if entry.is_dir())
         except OSError as error:
-            yield BrokenEntry("repository", prefix, f"its directory cannot be read: {error.strerror}")
+            yield BrokenEntry(prefix, f"its directory cannot be read: {error.strerror}")
             return
         if "_manifests" in names or "_layers" in names:
             try:
                 yield RepositoryName(prefix)
             except NameInvalid as error:
-                yield BrokenEntry("repository", prefix, error.message)
+                yield BrokenEntry(prefix, error.message)
         for name in names:
             path = f"{prefix}/{name}" if prefix else name
-            # The limit also ends a walk through a symbolic link that leads in a circle.
+            # The length limit also ends the recursion if symbolic links form a cycle.
             if not name.startswith("_") and len(path) <= MAX_NAME_LENGTH:
                 yield from self._repositories_below(path)
 
     def tags(self, repo: RepositoryName) -> Iterator[TagLink | BrokenEntry]:
-        """Yields the tags of the repository, sorted by name, and a BrokenEntry for each tag that cannot be read, or if
-        the tags cannot be listed."""
+        """Yields the tags of the repository, sorted by name. Yields a BrokenEntry for each tag that cannot be read, and
+        one if the tags cannot be listed."""
         try:
             names = self._names(repo, "_manifests/tags")
         except ContentBroken as error:
-            yield BrokenEntry("directory", "", error.message)
+            yield BrokenEntry("", error.message)
             return
         for name in names:
             link = self._manifests(repo) / "tags" / name / "current" / "link"
             try:
                 yield TagLink(Tag(name), *_read_link(link))
             except (TagInvalid, ContentBroken) as error:
-                yield BrokenEntry("tag", name, error.message)
+                yield BrokenEntry(name, error.message)
 
-    def revisions(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
+    def manifest_digests(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
         """Yields the digest of each manifest of the repository. Leaves out deleted manifests. Yields a BrokenEntry for
         each link or directory that cannot be read."""
         for path in self._link_directories(repo, "_manifests/revisions"):
@@ -140,21 +142,21 @@ class DistributionDirectory:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                yield BrokenEntry("manifest", path.name, f"its link cannot be read: {error.strerror}")
+                yield BrokenEntry(path.name, f"its link cannot be read: {error.strerror}")
             except DigestInvalid as error:
-                yield BrokenEntry("manifest", path.name, error.message)
+                yield BrokenEntry(path.name, error.message)
             else:
                 yield digest
 
     def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
         """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does
-        not have the manifest, for example because it was deleted. Raises ContentBroken."""
+        not have the manifest, for example because it was deleted. Raises ContentBroken if the time cannot be read."""
         link = self._manifests(repo) / "revisions" / digest.algorithm / digest.encoded / "link"
         return _link_time(link, f"the link of {digest}")
 
-    def layer_digests(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
-        """Yields the digests of the blobs of the repository, and a BrokenEntry for each link or directory that cannot
-        be read."""
+    def blob_digests(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
+        """Yields the digest of each blob of the repository. Yields a BrokenEntry for each link or directory that
+        cannot be read."""
         for path in self._link_directories(repo, "_layers"):
             if isinstance(path, BrokenEntry):
                 yield path
@@ -166,18 +168,18 @@ class DistributionDirectory:
             except DigestInvalid:
                 continue
             except ContentBroken as error:
-                yield BrokenEntry("blob", path.name, error.message)
+                yield BrokenEntry(path.name, error.message)
 
-    def layer_size(self, repo: RepositoryName, digest: Digest) -> int:
+    def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Returns the size in bytes of a blob that the old registry serves from this repository. Raises
         ContentBroken."""
-        self._check_layer(repo, digest)
+        self._check_blob_link(repo, digest)
         try:
             return os.stat(self.blob_path(digest)).st_size
         except OSError as error:
-            raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
+            raise ContentBroken(_read_error_text(f"the file of the blob {digest}", error)) from None
 
-    def unfinished_uploads(self, repo: RepositoryName) -> int:
+    def count_unfinished_uploads(self, repo: RepositoryName) -> int:
         """Returns the number of unfinished pushes of the repository. Raises ContentBroken."""
         return len(self._names(repo, "_uploads"))
 
@@ -190,7 +192,7 @@ class DistributionDirectory:
             with open(path, "rb") as file:
                 body = file.read(MAX_IMPORTED_MANIFEST_BYTES + 1)
         except OSError as error:
-            raise ContentBroken(_unreadable("its file", error)) from None
+            raise ContentBroken(_read_error_text("its file", error)) from None
         if len(body) > MAX_IMPORTED_MANIFEST_BYTES:
             raise ContentBroken(f"its file has more than {MAX_IMPORTED_MANIFEST_BYTES} bytes, so it is no manifest")
         try:
@@ -207,13 +209,13 @@ class DistributionDirectory:
     def open_blob(self, repo: RepositoryName, digest: Digest) -> int:
         """Opens the file of a blob that the old registry serves from this repository. Returns the descriptor of the
         open file. Raises ContentBroken."""
-        self._check_layer(repo, digest)
+        self._check_blob_link(repo, digest)
         try:
             return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
+            raise ContentBroken(_read_error_text(f"the file of the blob {digest}", error)) from None
 
-    def _check_layer(self, repo: RepositoryName, digest: Digest) -> None:
+    def _check_blob_link(self, repo: RepositoryName, digest: Digest) -> None:
         """Raises ContentBroken if the repository has no link to the blob, or if the link cannot be read."""
         link = self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link"
         if _link_time(link, f"the link of the blob {digest}") is None:
@@ -226,8 +228,8 @@ class DistributionDirectory:
         return self._repository(repo) / "_manifests"
 
     def _names(self, repo: RepositoryName, directory: str) -> list[str]:
-        """Returns the names in a directory of the repository, sorted; none if there is no such directory. Raises
-        ContentBroken if the directory cannot be read, because its entries must not count as missing then."""
+        """Returns the sorted names of the entries of a directory in the repository; an empty list if the directory does
+        not exist. Raises ContentBroken if the directory cannot be read."""
         try:
             return sorted(os.listdir(self._repository(repo) / directory))
         except (FileNotFoundError, NotADirectoryError):
@@ -236,48 +238,48 @@ class DistributionDirectory:
             raise ContentBroken(f"its directory {directory} cannot be read: {error.strerror}") from None
 
     def _link_directories(self, repo: RepositoryName, directory: str) -> Iterator[Path | BrokenEntry]:
-        """Yields the directories ALGORITHM/HEX below `directory`, a directory of the repository, that may contain a
-        link. Yields a BrokenEntry for each directory that cannot be read."""
+        """Yields the directories ALGORITHM/HEX below a directory of the repository. Each of them may contain a link.
+        Yields a BrokenEntry for each directory that cannot be listed."""
         try:
             algorithms = self._names(repo, directory)
         except ContentBroken as error:
-            yield BrokenEntry("directory", "", error.message)
+            yield BrokenEntry("", error.message)
             return
         for algorithm in algorithms:
             try:
                 names = self._names(repo, f"{directory}/{algorithm}")
             except ContentBroken as error:
-                yield BrokenEntry("directory", "", error.message)
+                yield BrokenEntry("", error.message)
                 continue
             for encoded in names:
                 yield self._repository(repo) / directory / algorithm / encoded
 
 
-def _unreadable(what: str, error: OSError) -> str:
-    """Returns the reason why a file cannot be read."""
+def _read_error_text(what: str, error: OSError) -> str:
+    """Returns the reason why a file cannot be read. `what`: the file, for messages."""
     if isinstance(error, FileNotFoundError):
         return f"{what} is missing"
     return f"{what} cannot be read: {error.strerror}"
 
 
 def _link_time(path: Path, what: str) -> float | None:
-    """Returns when a link was written, in seconds since 1970; None if there is no link. `what`: what the link is, for
+    """Returns when a link was written, in seconds since 1970; None if there is no link. `what`: the link, for
     messages. Raises ContentBroken if the time of the link cannot be read."""
     try:
         return os.stat(path).st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ContentBroken(_unreadable(what, error)) from None
+        raise ContentBroken(_read_error_text(what, error)) from None
 
 
 def _read_link(path: Path) -> tuple[Digest, float]:
-    """Returns the digest in a link, and when the link was written. Raises ContentBroken."""
+    """Returns the digest in a link, and when the link was written, in seconds since 1970. Raises ContentBroken."""
     try:
         with open(path, "rb") as file:
             text = file.read(_MAX_LINK_BYTES).decode("ascii", errors="replace").strip()
             return Digest(text), os.fstat(file.fileno()).st_mtime
     except OSError as error:
-        raise ContentBroken(_unreadable("its link", error)) from None
+        raise ContentBroken(_read_error_text("its link", error)) from None
     except DigestInvalid:
         raise ContentBroken(f"its link contains {shown(text)}, which is not a digest") from None

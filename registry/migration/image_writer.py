@@ -1,17 +1,17 @@
-"""Stores images of another registry, the *old registry*, in this one (`ImageWriter`): the blobs first, then the
-manifests, and the tag with the last manifest. An index is stored after its *children*, the manifests that it lists. So
-an interrupted import leaves no incomplete image, and a second run continues. The content *below* a manifest is all that
-it refers to, directly or through its children. Content that the old registry lacks, or that is damaged there or of an
-unaccepted type, raises ContentBroken.
+"""Stores images of another registry, the *old registry*, in this registry (`ImageWriter`).
 
-A manifest can name any digest, even one of content that its author may not read. So if this registry has a blob only in
-other repositories, the import may add it to a repository only after a check: the old registry has to show that its
-repository of the same name has the blob (ADR 9).
+The *children* of an index are the manifests that it lists. The content *below* a manifest is all that the manifest
+refers to, directly or through its children. The content below a manifest is stored before the manifest, and the tag of
+the image is set last. So an interrupted import leaves no incomplete image, and a second import continues. If content
+of an image is missing or damaged at the old registry, or has an unaccepted type, the import of the image raises
+ContentBroken.
 
-If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
-undo a push. The history of the tag names the program of each change: `IMPORT_PROGRAM` for an import. Content that
-retention has deleted here does not come back, so that imports and retention do not undo each other's work again and
-again.
+A manifest can name any digest, even the digest of content that the manifest's author may not read. So if this registry
+has a blob only in other repositories, the import adds the blob to a repository only after a check: the old registry has
+to show that its repository of the same name has the blob (ADR 9).
+
+If somebody has changed a tag in this registry since the last import, the tag stays as it is, so that an import does not
+undo a push. The history of a tag names the program that made each change. For an import, this is `IMPORT_PROGRAM`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from storage.tag_rules import immutable_tag_denied
 BLOBS_AT_A_TIME: Final = 4
 """Largest number of blobs of one manifest that are stored at the same time."""
 MAX_NESTED_INDEXES: Final = 10
-"""Largest number of levels of indexes in indexes."""
+"""Largest number of indexes that are nested in one another."""
 MAX_ATTEMPTS: Final = 10
-"""Largest number of attempts to store a manifest. Garbage collection with a very short grace period may remove blobs of
-the manifest before it is stored."""
+"""Largest number of attempts to store a manifest. An attempt fails if garbage collection with a very short grace period
+removes a blob of the manifest before the manifest is stored."""
 
 
-TimeEstimate = Callable[[Manifest], Awaitable[float]]
-"""Estimates when a tag was set at the old registry, in seconds since 1970. The argument is the manifest that the tag
-points at. This registry must have it already."""
+TimeEstimator = Callable[[Manifest], Awaitable[float]]
+"""A function that estimates when a tag was set at the old registry, in seconds since 1970. Its argument is the manifest
+that the tag points at. This registry must have stored the manifest before the call."""
 
 
 class ContentSource(Protocol):
@@ -54,12 +54,12 @@ class ContentSource(Protocol):
 
     async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Returns the size in bytes of a blob that the old registry serves from this repository. Raises ContentBroken
-        if it does not serve the blob from there, and errors of the old registry."""
+        if the old registry does not serve the blob from this repository. Raises the errors of the old registry."""
         ...
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Reads a blob of the old registry's repository and stores it in this registry's repository of the same name.
-        Raises ContentBroken, also if the old registry does not serve the blob from this repository. Raises errors of
+        """Copies a blob from the repository `repo` of the old registry to the repository `repo` of this registry.
+        Raises ContentBroken, for example if the old registry does not serve the blob from `repo`. Raises the errors of
         the old registry, StorageFull, StorageFailed."""
         ...
 
@@ -70,17 +70,17 @@ class ImageWriter:
     def __init__(
         self, store: StoredRegistry, source: ContentSource, report: ImportReport, *, actor: str, overwrite: bool = False
     ) -> None:
-        """`actor`: who runs the import, for the audit log. `overwrite`: whether to set also tags that somebody has
-        changed in this registry."""
+        """`actor`: who runs the import, for the audit log. `overwrite`: whether an import may set a tag
+        that somebody has changed in this registry since the last import."""
         self._store = store
         self._source = source
         self._report = report
-        self._by = Actor(actor, user_agent=IMPORT_PROGRAM)
+        self._actor = Actor(actor, user_agent=IMPORT_PROGRAM)
         self._overwrite = overwrite
         self._blob_locks: KeyedLocks[Digest] = KeyedLocks()
         self._manifest_locks: KeyedLocks[tuple[RepositoryName, Digest]] = KeyedLocks()
-        """A lock is held while a manifest, with all manifests and blobs below it, is stored. A manifest cannot be below
-        itself, so no two tasks wait for each other."""
+        """A task holds the lock of a manifest while it stores the content below the manifest, and then the manifest. A
+        manifest cannot be below itself, so tasks that wait for each other's locks (a deadlock) are impossible."""
 
     async def import_tag(
         self,
@@ -88,27 +88,27 @@ class ImageWriter:
         tag: Tag,
         digest: Digest,
         *,
-        set_at: float | TimeEstimate,
+        set_at: float | TimeEstimator,
     ) -> None:
-        """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it. If
-        the tag points at the manifest already, only stores the manifest again if it is damaged. `set_at`: when the tag
-        was set at the old registry, in seconds since 1970, or a function that estimates it. Raises ContentBroken,
-        Denied if the tag is immutable and points at another manifest, and errors of the source and the store."""
+        """Stores a manifest, and all manifests and blobs below it, and points `tag` at the manifest. If the tag already
+        points at the manifest, stores the manifest again only if it is damaged in this registry. `set_at`: when the tag
+        was set at the old registry, in seconds since 1970, or a function that estimates this time. Raises Denied if the
+        tag is immutable and points at another manifest; ContentBroken; and the errors of the source and the store."""
         current_digest = await self._store.imports.tag_digest(repo, tag)
         if current_digest == digest:
             if await self.has_manifest(repo, digest):
                 self._report.present += 1
-                await self._complete_records(repo, tag, digest, set_at)
+                await self._add_missing_record(repo, tag, digest, set_at)
                 return
-            await self.import_manifest(repo, digest)  # it is damaged; the tag stays as it is, with its time
+            await self.import_manifest(repo, digest)  # the stored manifest is damaged; the tag keeps its time
             self._report.imported(repo, tag, digest)
             return
         if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
             raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
-        if not self._overwrite and (reason := await self._reason_to_leave(repo, tag, digest)) is not None:
+        if not self._overwrite and (reason := await self._reason_to_keep(repo, tag, digest)) is not None:
             self._report.note(repo, reason, tag=tag)
             return
-        # The tag must still point at `current_digest`, or must still not exist (`negated`).
+        # The tag must still point at `current_digest`. If there was no tag, there must still be none (`negated`).
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             manifest = await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
@@ -119,28 +119,28 @@ class ImageWriter:
         self._report.imported(repo, tag, digest)
 
     async def _record_import(
-        self, repo: RepositoryName, tag: Tag, manifest: Manifest, set_at: float | TimeEstimate
+        self, repo: RepositoryName, tag: Tag, manifest: Manifest, set_at: float | TimeEstimator
     ) -> None:
         """Records that an import has pointed the tag at the manifest."""
         time = set_at if isinstance(set_at, float) else await set_at(manifest)
         await self._store.imports.record_import(repo, manifest.digest, {tag: time})
 
-    async def _complete_records(
-        self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimate
+    async def _add_missing_record(
+        self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimator
     ) -> None:
-        """Records the import that has set the tag, if this record is missing. It is missing if that import was
-        interrupted, or if an earlier version of the program ran it. Does nothing if a client has set the tag."""
-        # The store of pulls has a record if the manifest was pulled, or if `record_import` has added it.
+        """If an import has set the tag, and its record is missing, adds the record. The record is missing if the import
+        was interrupted, or if an earlier version of this program ran the import."""
+        # `pulls` has a record of the manifest if a client has pulled it, or if `record_import` has added the record.
         if await self._store.pulls.record(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program == IMPORT_PROGRAM:
             await self._record_import(repo, tag, await self._store.get_manifest(repo, digest), set_at)
 
-    async def _reason_to_leave(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
-        """Returns why the tag must not be pointed at the manifest with this digest; None: it may be. A tag that was
-        changed here since the last import stays as it is. A tag that retention has deleted here stays deleted if it has
-        pointed at this manifest here before, because retention would only delete it again."""
+    async def _reason_to_keep(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
+        """Returns why the import must not point the tag at the manifest; None if it may. A tag that was changed here
+        since the last import stays as it is. But a tag that retention has deleted here stays deleted only if it has
+        pointed at this manifest here before, because retention would then delete it again."""
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is None or change.program == IMPORT_PROGRAM:
             return None
@@ -194,7 +194,7 @@ class ImageWriter:
             if is_new or attempt:
                 await self._import_content(repo, manifest, depth)
             try:
-                await self._store.put_manifest(repo, manifest, tags, by=self._by, condition=condition)
+                await self._store.put_manifest(repo, manifest, tags, by=self._actor, condition=condition)
             except ManifestBlobUnknown as error:
                 if attempt == MAX_ATTEMPTS - 1:
                     raise ContentBroken(error.message) from None
@@ -204,7 +204,7 @@ class ImageWriter:
         return manifest
 
     async def has_manifest(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether this registry has the manifest, and its bytes are not known to be damaged."""
+        """Returns whether this registry has the manifest; False if the stored bytes are known to be damaged."""
         try:
             await self._store.resolve_manifest(repo, digest)
         except ManifestUnknown:
@@ -214,13 +214,13 @@ class ImageWriter:
     async def _import_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
         """Stores the manifests and blobs to which a manifest refers."""
         for child in manifest.manifests:
-            # `blob_children`: the entries of an index that may be blobs, as in the indexes of BuildKit's build cache.
+            # `blob_children`: the entries that may be blobs. The indexes of BuildKit's build cache list blobs.
             try:
                 if child.digest in manifest.blob_children:
                     await self._import_blob(repo, child)
                     continue
             except ContentBroken:
-                pass  # its media type is unknown, so it may be a manifest
+                pass  # the media type of the child is unknown, so the child may be a manifest
             try:
                 await self.import_manifest(repo, child.digest, depth=depth + 1)
             except ContentBroken as error:
@@ -229,9 +229,8 @@ class ImageWriter:
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():
-            # Each blob is checked before the first one is read, because a blob that does not fit makes the others
-            # useless. Each check looks at one blob alone. If the blobs fit one by one, but not all together, storing
-            # one of them fails later.
+            # Checks all blobs before the first one is read: if one does not fit, the others are useless. Each check
+            # looks at one blob alone. If only the sum of the sizes exceeds the quota, `_import_blob` fails later.
             if blob.digest not in manifest.foreign:
                 await self._check_quota(repo, blob)
 
@@ -248,7 +247,7 @@ class ImageWriter:
     async def _import_blob(self, repo: RepositoryName, blob: Descriptor, *, may_mount: bool = True) -> None:
         """Stores a blob in `repo`. If another repository of this registry has the blob already, and the old registry
         serves the blob from its repository `repo`, mounts the blob, so that its bytes are fetched only once.
-        `may_mount`: False for a foreign layer, which is only stored if the old registry sends its bytes."""
+        `may_mount`: False for a foreign layer. A foreign layer is stored only if the old registry sends its bytes."""
         async with self._blob_locks.hold(blob.digest):
             try:
                 await self._store.resolve_blob(repo, blob.digest)
@@ -260,14 +259,14 @@ class ImageWriter:
                 await self._source.import_blob(repo, blob)
 
     async def _check_quota(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Raises QuotaExceeded if the blob does not fit into the quotas of `repo`, before its bytes are read in vain.
-        Raises ContentBroken if the blob does not seem to fit and the source does not have it."""
+        """Checks, before the bytes of a blob are read, that the blob fits into the quotas of `repo`. Raises
+        QuotaExceeded if not. If the size in the manifest does not fit, asks the source for the size, and raises
+        ContentBroken if the source does not have the blob."""
         usage = self._store.usage
         try:
             await usage.check_quota(repo, blob.size, blob.digest)
         except QuotaExceeded:
-            # The manifest may state a wrong size, so ask the source. It may also lack the blob, for example a foreign
-            # layer (one that clients fetch from another server).
+            # The manifest may state a wrong size. The source may lack the blob, for example a foreign layer.
             await usage.check_quota(repo, await self._source.blob_size(repo, blob.digest), blob.digest)
 
     async def _mount(self, repo: RepositoryName, digest: Digest) -> bool:
@@ -277,11 +276,11 @@ class ImageWriter:
         stored_size = await self._store.imports.stored_size(digest)
         if stored_size is None:
             return False
-        # A redirect to a login page also ends with status 200, so the size is compared.
+        # The sizes must be equal, because a redirect to a login page also ends with status 200.
         if await self._source.blob_size(repo, digest) != stored_size:
             return False
         try:
-            await self._store.mount_blob(repo, digest, ALL_NAMES, self._by)
+            await self._store.mount_blob(repo, digest, ALL_NAMES, self._actor)
         except BlobUnknown:  # garbage collection has just deleted the blob
             return False
         self._report.shared += 1

@@ -1,11 +1,11 @@
-"""Copies the content of another registry, the *old registry*, over the network (`RemoteImport`), in jobs of the kind
-`import-remote`. The old registry must implement the OCI distribution spec. This registry's server may run at the same
-time.
+"""Copies the content of another registry, the *old registry*, over the network into this registry (`RemoteImport`).
+Jobs of the kind `import-remote` do this work. The old registry must implement the OCI distribution spec. The server of
+this registry may run during the import.
 
-For each tag, the digest is requested with a HEAD request, so that a second run fetches only changed images. Referrers,
-such as signatures, are imported with their subject: they are found through the referrers API, or through the tags that
-replace it (spec: "Referrers Tag Schema"). A manifest without a tag can be found over the network only if an index lists
-it or if it is a referrer.
+The import requests the digest of each tag with a HEAD request, so that a second import fetches only changed images.
+With each image, it imports the referrers, such as signatures, that the referrers API lists. Without this API, referrers
+have tags (spec: "Referrers Tag Schema"), and are imported like other tags. A manifest without a tag can be found over
+the network only if an index lists the manifest, or if the manifest is a referrer.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "import-remote"
-"""The kind of the jobs that run such an import."""
+"""The kind of the jobs that run an import over the network."""
 MAX_PARALLEL_IMAGES: Final = 32
 """Largest number of images that are imported at the same time."""
 MAX_SORTED_TAGS: Final = 10_000
-"""Largest number of tags of a repository that are sorted at once. If a repository has more, they are sorted in portions
-of this size, in the order in which the old registry lists them."""
-_ENDING: Final = (*FATAL_ERRORS, SourceDown, ImportInvalid)
-"""Errors that end the import. After other errors, it continues with the next image or referrer."""
+"""Largest number of tags of a repository that are sorted at once. A repository with more tags is imported in batches of
+this size, and each batch is sorted separately. The batches keep the order in which the old registry lists the tags."""
+_ENDING_ERRORS: Final = (*FATAL_ERRORS, SourceDown, ImportInvalid)
+"""Errors that end the import. After other errors, the import continues with the next image or referrer."""
 
 
 @dataclass(slots=True)
-class _ReferrersApi:
-    """The referrers API of the old registry, for one repository. `is_there`: whether the old registry has this API;
-    None: not known yet. `lock`: held during the request that finds this out, so that it is sent only once for all
-    images of the repository."""
+class _ReferrersApiCheck:
+    """The check whether the old registry has the referrers API for one repository. `result`: whether it has the API;
+    None before the check is complete. `lock`: held during the check, so that the images of the repository share one
+    check."""
 
-    is_there: bool | None = None
+    result: bool | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -72,7 +72,7 @@ class RemoteImport:
         parallel_images: int,
         clock: Callable[[], float],
     ) -> None:
-        """`overwrite`: as for `import_remote`. `parallel_images`: how many images are imported at the same time.
+        """`overwrite`: see `import_remote`. `parallel_images`: how many images are imported at the same time.
         `clock` returns the time in seconds since 1970."""
         self._store = store
         self._clock = clock
@@ -82,36 +82,37 @@ class RemoteImport:
         self._repositories = repositories
         self._parallel_images = parallel_images
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
-        self._referrers_apis: dict[RepositoryName, _ReferrersApi] = {}
-        """For each repository, whether the old registry has a referrers API: some registries have this API for only
-        some of their repositories. Only the latest repositories are kept."""
-        self._is_any_listed = False
-        """True if the old registry has listed a repository, or if `run` was called with a name."""
+        self._referrers_api_checks: dict[RepositoryName, _ReferrersApiCheck] = {}
+        """The check of each repository, because some registries have the referrers API for only some of their
+        repositories. Only the latest repositories are kept."""
+        self._has_any_name = False
+        """Whether the old registry, or the caller of `run`, has named at least one repository."""
 
     async def run(self, names: list[str] | None) -> None:
-        """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
-        SourceDown, StorageFull, StorageFailed, JobStopped. After an error, the images that were already imported are
-        kept."""
-        async with aclosing(self._images(names)) as images:
-            await run_workers(images, self._import_image, self._parallel_images)
+        """Imports the repositories with these names. If `names` is None, imports all repositories that the old registry
+        lists. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped. After an error, this registry
+        keeps the images that were already imported."""
+        async with aclosing(self._tags_to_import(names)) as tags:
+            await run_workers(tags, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
-        if not self._is_any_listed:
+        if not self._has_any_name:
             self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
-    async def _images(self, names: list[str] | None) -> AsyncGenerator[OldRegistryTag]:
-        """Yields the tags to import, those of a repository in the natural order of their names (`build-9` before
-        `build-10`). Reads the tags of a repository only after all tags of the previous repository were yielded."""
-        async for repo in self._chosen(names):
+    async def _tags_to_import(self, names: list[str] | None) -> AsyncGenerator[OldRegistryTag]:
+        """Yields the tags to import. Sorts each batch of tags in the natural order of their names (`build-9` before
+        `build-10`). Requests the tags of a repository only after it has yielded all tags of the previous repository."""
+        async for repo in self._chosen_repositories(names):
             self._report.repositories += 1
-            async for tags in self._tags(repo):
-                for listed in OldRegistryTag.in_order(repo, tags, self._clock()):
-                    yield listed
+            async for tags in self._tag_batches(repo):
+                for old_tag in OldRegistryTag.in_order(repo, tags, self._clock()):
+                    yield old_tag
 
-    async def _tags(self, repo: RepositoryName) -> AsyncGenerator[list[Tag]]:
-        """Yields the tags of a repository, usually all at once. After an error, yields the tags before it, and reports
-        the error as a problem. Raises only errors that end the import."""
+    async def _tag_batches(self, repo: RepositoryName) -> AsyncGenerator[list[Tag]]:
+        """Yields the tags of a repository in batches of at most `MAX_SORTED_TAGS`. If the list of tags breaks off with
+        an error, reports the error as a problem, and also yields the tags that were listed before the error. Raises
+        only errors that end the import."""
         tags: list[Tag] = []
         try:
             async for tag in self._source.tags(repo):
@@ -120,17 +121,17 @@ class RemoteImport:
                     yield tags
                     tags = []
                 await self._report.show_progress(repo)
-        except _ENDING:
+        except _ENDING_ERRORS:
             raise
         except RegistryError as error:
             self._report.problem(repo, error.message)
         if tags:
             yield tags
 
-    async def _chosen(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
+    async def _chosen_repositories(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
         async for name in self._source.repositories() if names is None else _iterate(names):
-            self._is_any_listed = True
+            self._has_any_name = True
             try:
                 repo = RepositoryName(name)
             except NameInvalid as error:
@@ -143,66 +144,67 @@ class RemoteImport:
                 continue
             yield repo
 
-    async def _import_image(self, listed: OldRegistryTag) -> None:
-        """Imports one tag and its referrers. Reports an error as a problem, and raises only errors that end the
+    async def _import_image(self, old_tag: OldRegistryTag) -> None:
+        """Imports one tag and its referrers. Reports an error as a problem. Raises only errors that end the
         import."""
-        repo, tag = listed.repository, listed.tag
+        repo, tag = old_tag.repository, old_tag.tag
         await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
-            await self._writer.import_tag(repo, tag, digest, set_at=partial(listed.estimate_time, self._store))
+            await self._writer.import_tag(repo, tag, digest, set_at=partial(old_tag.estimate_time, self._store))
             if await self._writer.has_manifest(repo, digest):  # may be False if the tag was changed here
-                await self._import_referrers(repo, digest, set())
-        except _ENDING:
+                await self._import_referrers(repo, digest)
+        except _ENDING_ERRORS:
             raise
         except RegistryError as error:
             self._report.problem(repo, error.message, tag=tag)
 
-    async def _import_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
+    async def _import_referrers(self, repo: RepositoryName, digest: Digest) -> None:
         """Imports the referrers of a manifest and of its children, then the referrers of these referrers, and so on.
-        Does nothing if the old registry has no referrers API for this repository: then the referrers have tags, and are
-        imported with these tags. `done_subjects`: the manifests whose referrers were imported already."""
+        Does nothing if the old registry has no referrers API for this repository: the import then copies the referrers
+        with their tags."""
         if not await self._has_referrers_api(repo, digest):
             return
-        waiting = [digest]
-        while waiting:
-            subject = waiting.pop()
+        done_subjects: set[Digest] = set()
+        pending_subjects = [digest]
+        while pending_subjects:
+            subject = pending_subjects.pop()
             if subject in done_subjects:
                 continue
             done_subjects.add(subject)
             try:
                 async for referrer in self._source.referrers(repo, subject):
                     if await self._import_referrer(repo, referrer):
-                        waiting.append(referrer)
-            except _ENDING:
+                        pending_subjects.append(referrer)
+            except _ENDING_ERRORS:
                 raise
             except RegistryError as error:
                 self._report.problem(repo, error.message, digest=subject)
             try:
                 stored = await self._store.get_manifest(repo, subject)
-            except ManifestUnknown:  # it is damaged or was deleted in this registry
+            except ManifestUnknown:  # in this registry, the manifest is damaged or was deleted
                 continue
-            waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
+            pending_subjects += [child.digest for child in stored.manifests if child.digest not in stored.blob_children]
 
     async def _has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the old registry has the referrers API for this repository. Asks once for each repository.
-        `digest`: a manifest of the repository."""
-        api = self._referrers_apis.setdefault(repo, _ReferrersApi())
-        # At most MAX_PARALLEL_IMAGES repositories are imported at the same time. The answers for earlier ones are not
-        # needed.
-        while len(self._referrers_apis) > 2 * MAX_PARALLEL_IMAGES:
-            del self._referrers_apis[next(iter(self._referrers_apis))]
-        async with api.lock:
-            if api.is_there is None:
-                api.is_there = await self._source.has_referrers_api(repo, digest)
-        return api.is_there
+        """Returns whether the old registry has the referrers API for this repository. Checks this once for each
+        repository. `digest`: a manifest of the repository."""
+        check = self._referrers_api_checks.setdefault(repo, _ReferrersApiCheck())
+        # At most MAX_PARALLEL_IMAGES repositories are imported at the same time. The checks of earlier repositories are
+        # not needed.
+        while len(self._referrers_api_checks) > 2 * MAX_PARALLEL_IMAGES:
+            del self._referrers_api_checks[next(iter(self._referrers_api_checks))]
+        async with check.lock:
+            if check.result is None:
+                check.result = await self._source.has_referrers_api(repo, digest)
+        return check.result
 
     async def _import_referrer(self, repo: RepositoryName, referrer: Digest) -> bool:
-        """Imports one referrer. Returns False, and reports a problem, if it cannot be imported. Raises only errors that
-        end the import."""
+        """Imports one referrer, and returns True. If it cannot be imported, reports a problem and returns False. Raises
+        only errors that end the import."""
         try:
             await self._writer.import_untagged(repo, referrer)
-        except _ENDING:
+        except _ENDING_ERRORS:
             raise
         except RegistryError as error:
             self._report.problem(repo, error.message, digest=referrer)
@@ -218,12 +220,17 @@ async def import_remote(
     pause: Pause = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> JSON:
-    """Runs a job of the kind `import-remote`. The job's arguments: the fields of `RemoteOptions`; `include` and
-    `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`: whether to set also tags
-    that somebody has changed in this registry. `configured`: the upstreams in the settings; if the old registry is one
-    of them, its login and other settings are used. `pause` waits for a number of seconds before a retry. `clock`
-    returns the time in seconds since 1970. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown,
-    StorageFull, StorageFailed, JobStopped."""
+    """Runs a job of the kind `import-remote`. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown,
+    StorageFull, StorageFailed, JobStopped.
+
+    The arguments of the job are the fields of `RemoteOptions`, and:
+
+    - `include`, `exclude`: lists of patterns for the names of repositories.
+    - `repositories`: a list of names; None for all repositories.
+    - `overwrite`: whether to set a tag even if somebody has changed it in this registry since the last import.
+
+    `configured`: the upstreams in the settings. If the old registry is one of them, the import uses its login and other
+    settings. `pause` waits for a number of seconds before a retry. `clock` returns the time in seconds since 1970."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)

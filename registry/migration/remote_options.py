@@ -1,4 +1,4 @@
-"""How the import over the network reaches the *old registry*, whose content is imported (`RemoteOptions`)."""
+"""Tells an import over the network how to reach the *old registry*, whose content it imports (`RemoteOptions`)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from registry.config import Upstream
 from storage.imports import ImportInvalid
 
 IDLE_TIMEOUT_SECONDS: Final = 60.0
-"""Time without a byte after which a request fails. It is longer than the timeout of the mirrors, because no client
-waits."""
+"""A request fails if no byte arrives for this time. It is longer than the default for mirrors, because no client
+waits for the import."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
     """How to reach the old registry. `password_env`: the environment variable with the password of `username`.
-    `ca_file`: authorities to trust instead of the system's. `insecure`: whether to accept every certificate. `jobs`:
-    how many images are imported at the same time."""
+    `ca_file`: a file with the certificate authorities to trust instead of the system's. `insecure`: whether to accept
+    every certificate. `jobs`: how many images are imported at the same time."""
 
     url: str
     username: str | None = None
@@ -33,26 +33,28 @@ class RemoteOptions:
     jobs: int = 4
 
     def find_configured(self, configured: Iterable[Upstream]) -> Upstream | None:
-        """Returns the upstream that has the URL of the old registry as an endpoint; None if there is none. An upstream
-        is a mirrored registry, and its endpoints are its URLs. If there are several such upstreams, returns the last
-        one. `configured`: the upstreams in the settings."""
+        """Returns the upstream in the settings that has `url` as an endpoint; None if there is none. An upstream is a
+        registry that this registry mirrors, and its endpoints are its URLs. If several upstreams have this endpoint,
+        returns the last of them. `configured`: the upstreams in the settings."""
         matches = [upstream for upstream in configured if self.url.rstrip("/") in upstream.endpoints]
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
-        """Returns the name that the old registry has as an upstream in the settings, such as `docker.io`. The result of
-        `to_upstream` has another name, made up for the import, so the HTTP client gets this name as well. The client
-        finds the login in docker's `config.json` by this name, and sends the login to token services in the domain of
-        this name. Returns None if the settings have no such upstream, or if the options name a login: that login must
-        not be sent to these services."""
+        """Returns the name that the old registry has as an upstream in the settings, such as `docker.io`. The HTTP
+        client uses this name to find the login in docker's `config.json`, and sends the login to token services in the
+        domain of this name. The result of `to_upstream` has another name, which is made for the import.
+
+        Returns None if the old registry is no upstream in the settings. Also returns None if the options name a login,
+        because the client must not send that login to these token services."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 
     def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
-        """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
-        URL is an endpoint of one of them, uses its login and its other settings, unless the options name others. The
-        name, the endpoint, the number of connections and the idle timeout are always the import's own. Raises
-        ImportInvalid."""
+        """Returns the old registry as an upstream for the HTTP client. Raises ImportInvalid if an option is not valid.
+
+        `configured`: the upstreams in the settings. If the old registry is one of them, the result has its login and
+        other settings, but the options of the import take precedence. The name, the endpoint, the number of connections
+        and the idle timeout are never those in the settings."""
         host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
         values: dict[str, Any] = {}
         if (found := self.find_configured(configured)) is not None:

@@ -1,10 +1,10 @@
-"""Reads the content of the *old registry*, which is imported into this registry, over the network (`RemoteRegistry`).
-Sends the requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import
-if the old registry is down or refuses the login.
+"""Reads the *old registry* over the network, to import its content into this registry (`RemoteRegistry`). Sends the
+requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import if the old
+registry is down or refuses the login.
 
-A response "not found" proves that content is unknown only if the registry itself sent it. The error code of a registry
-in its body shows this. Without such a code, the error is `Unconfirmed`, because a proxy or firewall in front of the old
-registry may have sent the response. The error is also `Unconfirmed` if the request lacked a login.
+A response "not found" may come from a proxy or firewall in front of the old registry. Only a response with the error
+code of a registry in its body proves that the old registry lacks the content. Without this code, the error is
+`Unconfirmed`. The error is also `Unconfirmed` if a request was refused because it had no login.
 """
 
 from __future__ import annotations
@@ -50,18 +50,21 @@ from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
 
 MAX_CATALOG_PAGES: Final = 20_000
-"""Largest number of pages that are read of the list of repositories. There is a limit because a faulty registry may
-link to further pages without an end. With 100 names in each page, the limit allows two million repositories."""
+"""Largest number of pages of the list of repositories that are read, because a faulty registry may link to further
+pages without an end. With 100 names in each page, the limit allows two million repositories."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
-_NAMES_BY_FILE: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
+_NAMES_HINT: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
 log = logging.getLogger("registry.migration")
 
 
 class RemoteRegistry:
-    """The old registry. Implements `registry.migration.image_writer.ContentSource`. The methods raise ContentBroken if
-    the old registry does not have the content or sends other bytes, SourceDown if it is down, and Denied. They raise
-    TooManyRequests and UpstreamUnavailable if all attempts have failed."""
+    """The old registry. Implements `registry.migration.image_writer.ContentSource`. The methods raise:
+
+    - ContentBroken, if the old registry does not have the content or sends other bytes.
+    - Denied, if the old registry refuses the request.
+    - TooManyRequests and UpstreamUnavailable, if all attempts of a request have failed.
+    - SourceDown, if the old registry is down, and ImportInvalid, if it refuses the login: see `RequestRetries`."""
 
     def __init__(
         self,
@@ -73,8 +76,8 @@ class RemoteRegistry:
         clock: Callable[[], float] = time.time,
         pause: Pause = asyncio.sleep,
     ) -> None:
-        """`configured`: the upstreams in the settings. If the old registry is one of them, its login and other settings
-        are used, unless `options` has others. `pause`: waits for a number of seconds."""
+        """`configured`: see `RemoteOptions.to_upstream`. `clock` returns the time in seconds since 1970. `pause` waits
+        for a number of seconds."""
         self._store = store
         self._report = report
         trust = UncheckedTrust() if options.insecure else None
@@ -98,16 +101,16 @@ class RemoteRegistry:
         await self._client.aclose()
 
     async def repositories(self) -> AsyncIterator[str]:
-        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list, or a list without an end. Raises SourceDown if a later page than the first cannot be read: all attempts
-        fail, or the error is `Unconfirmed`."""
+        """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if the old
+        registry does not give out the list, or if the list has no end. After the first page, raises SourceDown if all
+        attempts to read a page fail, or if the error is `Unconfirmed`."""
         page: CatalogPage | None = None
-        # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
+        # Holds digests instead of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
         while page is None or page.next_url is not None:
             if len(url_digests) >= MAX_CATALOG_PAGES:
                 raise ImportInvalid(
-                    f"the list of repositories of {self.host} has more than {MAX_CATALOG_PAGES} pages; {_NAMES_BY_FILE}"
+                    f"the list of repositories of {self.host} has more than {MAX_CATALOG_PAGES} pages; {_NAMES_HINT}"
                 )
             previous = page
             try:
@@ -116,7 +119,7 @@ class RemoteRegistry:
                 if previous is not None and isinstance(error, Unconfirmed):
                     raise SourceDown(f"{SourceDown.default} ({error.message})") from None
                 raise ImportInvalid(
-                    f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_BY_FILE}"
+                    f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_HINT}"
                 ) from None
             except (UpstreamUnavailable, TooManyRequests) as error:
                 if previous is None:
@@ -126,7 +129,7 @@ class RemoteRegistry:
                 yield name
             url_digest = hashlib.sha256((page.next_url or "").encode()).digest()
             if url_digest in url_digests:
-                raise ImportInvalid(f"the list of repositories of {self.host} leads in a circle; {_NAMES_BY_FILE}")
+                raise ImportInvalid(f"the list of repositories of {self.host} leads in a circle; {_NAMES_HINT}")
             url_digests.add(url_digest)
 
     async def tags(self, repo: RepositoryName) -> AsyncIterator[Tag]:
@@ -158,11 +161,11 @@ class RemoteRegistry:
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the old registry can list the referrers of a manifest. `digest`: a manifest that the old
-        registry has in this repository. Raises ContentBroken if the responses leave this question open."""
+        registry has in this repository. Raises ContentBroken if the responses do not show this."""
         try:
             return await self._retries.run(repo, lambda: self._ask_for_referrers_api(repo, digest))
         except NameUnknown as error:
-            raise self._hidden_referrers(error) from None
+            raise self._hidden_referrers_error(error) from None
 
     async def _ask_for_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
         """Makes one attempt of `has_referrers_api`. Raises UnconfirmedNameUnknown if another attempt may get another
@@ -171,26 +174,26 @@ class RemoteRegistry:
             has_api = await self._client.check_referrers_api(repo, digest)
             if has_api is not None:
                 return has_api
-        # The client returns None for a refusal without an error code, such as the 404 of registry:2, which has no
-        # referrers API. A proxy in front of a registry that is restarting may send the same response. But a request for
-        # a manifest then fails, too. So the import requests the manifest, and then asks for the referrers once more. If
-        # the manifest is there, and the referrers are refused again in this way, the registry has no API.
+        # The client returns None for a refusal without the error code of a registry, such as a 404. registry:2 sends
+        # such a 404, because it has no referrers API. While a registry restarts, a proxy may also send such a 404, but
+        # then a request for the manifest fails. So the import requests the manifest, and then asks for the referrers
+        # once more. If the manifest is there, and the client returns None again, the registry has no referrers API.
         try:
             await self._client.resolve_manifest(repo, digest)
         except ManifestUnknown as error:
             if isinstance(error, Unconfirmed):
                 raise UnconfirmedNameUnknown from None
-            # Any other ManifestUnknown comes from the registry itself, so the registry is not restarting. The manifest
-            # was deleted a moment ago.
+            # Any other ManifestUnknown comes from the registry itself: the registry is up, and the manifest was deleted
+            # a moment ago.
         try:
             return bool(await self._client.check_referrers_api(repo, digest))
         except UnconfirmedNameUnknown as error:
-            # The registry has just answered the request for the manifest. So only the list of referrers is refused, for
-            # example by a firewall. A retry after a pause does not help.
-            raise self._hidden_referrers(error) from None
+            # The registry is up: it has just answered the request for the manifest. Possibly a firewall refuses the
+            # list of referrers. A retry after a pause does not help.
+            raise self._hidden_referrers_error(error) from None
 
     async def referrers(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[Digest]:
-        """Yields the digests of the manifests that the referrers API names for `subject`. Raises ContentBroken if the
+        """Yields the digests of the manifests that the referrers API lists for `subject`. Raises ContentBroken if the
         old registry, or a proxy or firewall in front of it, does not give out the list."""
         after: str | None = None
         while True:
@@ -199,7 +202,7 @@ class RemoteRegistry:
             except NameUnknown as error:
                 # The error is always an UnconfirmedNameUnknown. If the registry itself responds with "not found", the
                 # client raises no error, but returns an empty page.
-                raise self._hidden_referrers(error) from None
+                raise self._hidden_referrers_error(error) from None
             for descriptor in page.items:
                 yield descriptor.digest
             if not page.more:
@@ -207,32 +210,32 @@ class RemoteRegistry:
             after = page.items[-1].digest
 
     async def _referrers_page(self, repo: RepositoryName, subject: Digest, after: str | None) -> Page[Descriptor]:
-        """Returns the page of referrers after the digest `after`. Makes one attempt. Does not read the fallback tag: it
-        is imported with the other tags."""
+        """Returns the page of referrers after the digest `after`; the first page if `after` is None. Makes one attempt.
+        Does not read the tag that replaces the referrers API (spec: "Referrers Tag Schema"), because the import copies
+        this tag with the other tags."""
         try:
             return await self._client.referrers(repo, subject, None, after, PAGE_SIZE, use_fallback_tag=False)
         except UnconfirmedNameUnknown:
-            # Some registries have the referrers API only for a part of their repositories. If this repository has the
-            # API, raises the error. If not, the error only means that there is no API, and the page is empty.
+            # Some registries have the referrers API for only some of their repositories. If this repository does not
+            # have the API, there is no error, and the page is empty.
             if await self._ask_for_referrers_api(repo, subject):
                 raise
             return Page([])
 
     async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
-        """Returns the size in bytes that the old registry states for a blob of this repository, usually by a HEAD
-        request."""
+        """Asks the old registry for the size in bytes of a blob of this repository, usually with a HEAD request."""
         try:
             return (await self._retries.run(repo, lambda: self._client.resolve_blob(repo, digest))).size
         except BlobUnknown as error:
-            raise self._missing_blob(digest, error) from None
+            raise self._missing_blob_error(digest, error) from None
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
-        continues after them."""
+        """Downloads a blob and stores it in `repo`. If the download is interrupted, the bytes that have arrived are
+        kept, and the next download continues after these bytes. Only very few bytes are discarded."""
         try:
             await self._retries.run(repo, lambda: self._download(repo, blob))
         except BlobUnknown as error:
-            raise self._missing_blob(blob.digest, error) from None
+            raise self._missing_blob_error(blob.digest, error) from None
         except DigestInvalid:
             raise ContentBroken(f"{self.host} sends other bytes for the blob {blob.digest}") from None
         except SizeInvalid as error:
@@ -244,14 +247,15 @@ class RemoteRegistry:
 
     async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads the missing bytes of a blob, verifies its digest, and stores the blob in the repository. Makes one
-        attempt. The bytes that have arrived are in a *partial*, to which at most one process adds bytes (the owner)."""
+        attempt. The bytes that have arrived are kept in a *partial*. Only one process, the owner of the partial, adds
+        bytes to it. Raises PartialBlobLost if another process is the owner."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialBlobLost("another process downloads this blob from the old registry")
             if not partial.missing():
-                # All bytes arrived in an earlier import, possibly for another repository. So nothing is downloaded, and
-                # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not. A
-                # redirect to a login page also ends with status 200, so the size is compared.
+                # An earlier import got all bytes, possibly for another repository. So nothing is downloaded, but the
+                # old registry has to confirm that this repository has the blob: `resolve_blob` raises BlobUnknown if
+                # not. The sizes must be equal, because a redirect to a login page also ends with status 200.
                 stated_size = (await self._client.resolve_blob(repo, blob.digest)).size
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
@@ -267,9 +271,9 @@ class RemoteRegistry:
                 raise
             await partial.commit(repo)
 
-    def _missing_blob(self, digest: Digest, error: BlobUnknown) -> ContentBroken:
+    def _missing_blob_error(self, digest: Digest, error: BlobUnknown) -> ContentBroken:
         verb = "give out" if isinstance(error, Unconfirmed) else "have"
         return ContentBroken(f"{self.host} does not {verb} the blob {digest}")
 
-    def _hidden_referrers(self, error: NameUnknown) -> ContentBroken:
+    def _hidden_referrers_error(self, error: NameUnknown) -> ContentBroken:
         return ContentBroken(f"{self.host} does not show its referrers, such as signatures: {error.message}")

@@ -1,27 +1,25 @@
-"""Repeats failed requests to the *old registry*, whose content is imported, and ends the import if the old registry is
-down or refuses the login (`RequestRetries`).
+"""Repeats failed requests to the *old registry*, whose content is imported (`RequestRetries`). Ends the import if the
+old registry is down or refuses the login.
 
-A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
-errors. Failed requests show that the old registry is down, or that one repository is broken there. So they are counted
-for each repository. When a request succeeds or gets an error that is not temporary, all counts return to 0. There are
-three reasons to suspect that the old registry is down:
+A request is retried with growing pauses after errors that may be temporary. A request *fails* if all its attempts get
+such errors. The import counts the failed requests of each repository, because failed requests show either that the old
+registry is down, or that one of its repositories is broken. All counts return to 0 when a request succeeds or gets an
+error that is not temporary. The import checks three limits:
 
 - `FAILURES_TO_END` repositories each have a failed request whose error was not `Unconfirmed` (see below). The import
   then ends with `SourceDown`.
-- `FAILURES_TO_END` repositories each have a failed request, with any error. The import then ends with `SourceDown` if
-  GET `/v2/` fails, too. Otherwise the import continues, but retries all requests only once.
-- `FAILURES_TO_END` requests of one repository have failed, with any errors. Again, the import ends with `SourceDown` if
-  GET `/v2/` fails, too. Otherwise the import continues, but retries the requests of this repository only once.
+- `FAILURES_TO_END` repositories each have a failed request, with any error. If GET `/v2/` fails, too, the import ends
+  with `SourceDown`. Otherwise the import retries all requests only once until the counts return to 0.
+- `FAILURES_TO_END` requests of one repository have failed, with any errors. If GET `/v2/` fails, too, the import ends
+  with `SourceDown`. Otherwise the import retries requests of this repository only once until the counts return to 0.
 
-The requests are retried as usual again when the counts have returned to 0. After an import has ended, the next one
-continues where it stopped.
+The next import continues where the ended import stopped.
 
-An `Unconfirmed` error means that the response possibly does not come from the registry. An example is a 404 without the
-error code of a registry: while a registry restarts, a proxy in front of it may send such a response. So the request is
-retried like one that got no response. There is one exception: an import may have no login for the old registry, and a
-request may be refused for this reason (`is_refusal`). It would be refused again, so it is not retried. A 404 is also
-possibly the response to a request for a deleted repository, so `Unconfirmed` errors end the import only if GET `/v2/`
-fails, too.
+An `Unconfirmed` error means that a proxy or firewall in front of the registry possibly sent the response. For example,
+while a registry restarts, a proxy may send a 404 without the error code of a registry. So a request with this error is
+retried. But a request that was refused because the import has no login (`is_refusal`) is not retried, because it would
+be refused again. An `Unconfirmed` error may also mean that the repository was deleted. So `Unconfirmed` errors end the
+import only if GET `/v2/` fails, too.
 """
 
 from __future__ import annotations
@@ -55,34 +53,34 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
 """The import may end if this number of repositories each have a failed request, or if this number of requests of one
-repository have failed. Only failures in a row count. The module docstring says when the import ends."""
+repository have failed: see the module docstring."""
 MAX_REFUSED_REQUESTS: Final = 50
-"""After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
-refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
-also refuses the requests for repositories from which the account may not pull."""
+"""After the old registry has refused this number of requests in a row, the import ends if GET `/v2/` refuses the login,
+too. Each refused request can be a failed login, and a registry may lock the account after many of them. But a registry
+also refuses requests for repositories from which the account may not pull."""
 
 
 class RequestRetries:
     """Sends the requests of one import."""
 
     def __init__(self, client: HttpUpstreamClient, host: str, pause: Pause = asyncio.sleep) -> None:
-        """`host`: the host of the old registry, for messages. `pause`: waits for a number of seconds."""
+        """`host`: the host of the old registry, for messages. `pause` waits for a number of seconds."""
         self._client = client
         self._host = host
         self._pause = pause
         self._failures: Counter[RepositoryName | None] = Counter()
         """For each repository: how many of its requests have failed since the last call of `_clear_failures`. The key
         None stands for the requests for the list of repositories."""
-        self._surely_failing: set[RepositoryName | None] = set()
-        """The repositories in `_failures` for which a request has failed with another error than `Unconfirmed`."""
+        self._repos_with_confirmed_failure: set[RepositoryName | None] = set()
+        """The repositories in `_failures` with a failed request whose error was not `Unconfirmed`."""
         self._refusal_count = 0
-        """The number of requests for which the login was refused, since the last request that succeeded or the last
-        check that showed whether the login works."""
+        """The number of requests that the old registry has refused since the last successful request. A check of the
+        login also sets the number to 0, unless this check fails."""
 
     async def run(self, repo: RepositoryName | None, attempt: Callable[[], Awaitable[T]]) -> T:
         """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. `repo`: the
-        repository of the request; None: it is for the list of repositories. Raises the last error of `attempt`;
-        SourceDown if the old registry is down; ImportInvalid if it refuses the login."""
+        repository of the request; None for a request for the list of repositories. Raises the last error of `attempt`,
+        SourceDown if the old registry is down, and ImportInvalid if it refuses the login."""
         # A repository that is broken at the old registry may have thousands of tags. So after many failures, a request
         # is retried only once.
         pauses = RETRY_SECONDS[:1] if self._has_many_failures(repo) else RETRY_SECONDS
@@ -106,34 +104,32 @@ class RequestRetries:
         raise AssertionError("the last attempt returns or raises")
 
     def _clear_failures(self) -> None:
-        """Forgets the failed requests, after a request has succeeded or got an error that is not temporary: the
-        failures are no longer in a row."""
+        """Sets the counts of failed requests to 0, after a success or an error that is not temporary."""
         self._failures.clear()
-        self._surely_failing.clear()
+        self._repos_with_confirmed_failure.clear()
 
     def _has_many_failures(self, repo: RepositoryName | None) -> bool:
-        """Returns whether FAILURES_TO_END requests of this repository, or requests of that number of repositories, have
-        failed in a row."""
+        """Returns whether at least FAILURES_TO_END requests of this repository have failed, or at least FAILURES_TO_END
+        repositories each have a failed request."""
         return self._failures[repo] >= FAILURES_TO_END or len(self._failures) >= FAILURES_TO_END
 
     async def _count_failure(self, repo: RepositoryName | None, error: RegistryError) -> None:
         """Counts a failed request. Raises SourceDown if the old registry is down."""
         self._failures[repo] += 1
-        # The requests for repositories that were deleted, but are still listed, get `Unconfirmed` errors.
+        # An `Unconfirmed` error may also mean that the repository was deleted, but is still listed.
         if not isinstance(error, Unconfirmed):
-            self._surely_failing.add(repo)
+            self._repos_with_confirmed_failure.add(repo)
         if not self._has_many_failures(repo):
             return
-        if len(self._surely_failing) >= FAILURES_TO_END or not await self._is_up():
+        if len(self._repos_with_confirmed_failure) >= FAILURES_TO_END or not await self._is_up():
             raise SourceDown(f"{SourceDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
-        """Returns whether GET `/v2/` gets a response that a registry sends. First sends the request with the login.
-        Without a login, a proxy in front of the registry may respond and ask for one, even while the registry is down.
+        """Returns whether the old registry responds to GET `/v2/`. First sends the request with the login, because a
+        proxy may respond to a request without a login, and ask for one, even while the registry is down.
 
         If the login is refused, or `/v2/` is not found, repeats the request without the login. A response that asks for
-        a login then counts as the response of a registry. It may come from such a proxy, but there is no better
-        check."""
+        a login then counts as a response of the registry. A proxy may have sent it, but there is no better check."""
         try:
             await self._client.check_login()
         except (Denied, NameUnknown):
@@ -149,16 +145,16 @@ class RequestRetries:
         return response.status in (200, 401) or (response.status < 500 and is_from_registry(response))
 
     async def _count_refusal(self, error: RegistryError) -> None:
-        """Counts the request if the login was refused for it. After MAX_REFUSED_REQUESTS in a row, checks the login,
-        and raises ImportInvalid if it is refused. If the login is accepted, the count starts again: the account only
-        lacks the right to pull from these repositories."""
-        # This registry itself raises QuotaExceeded, when it stores a blob.
+        """Counts the request if the old registry has refused it. After MAX_REFUSED_REQUESTS refused requests in a row,
+        checks the login, and raises ImportInvalid if the login is refused. If the login is accepted, the account only
+        lacks the right to pull from these repositories, and the count starts again."""
+        # QuotaExceeded is a Denied, but this registry raises it, not the old registry.
         if not isinstance(error, Denied) or isinstance(error, QuotaExceeded):
             return
         self._refusal_count += 1
         if self._refusal_count < MAX_REFUSED_REQUESTS:
             return
-        self._refusal_count = 0  # before the check, so that requests at the same time do not check the login, too
+        self._refusal_count = 0  # before the check, so that concurrent requests do not check the login, too
         try:
             await self._client.check_login()
         except Denied:
@@ -167,9 +163,9 @@ class RequestRetries:
                 " in a row, before the account is locked: check the user name and the password"
             ) from None
         except (UpstreamUnavailable, TooManyRequests):
-            self._refusal_count = MAX_REFUSED_REQUESTS  # unclear: the next refusal checks the login again
+            self._refusal_count = MAX_REFUSED_REQUESTS  # the check has failed: the next refusal checks the login again
         except NameUnknown:
-            pass  # there is no GET /v2/, but this response does not refuse the login
+            pass  # the old registry has no GET /v2/, and has not refused the login
 
 
 def _is_temporary(error: RegistryError) -> bool:

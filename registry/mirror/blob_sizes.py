@@ -2,8 +2,8 @@
 
 The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
 push a manifest that states a wrong size. If the mirror trusted that size, it would refuse the right bytes of the blob
-for all clients. So it asks the upstream for the size if several manifests state different sizes, or if the upstream
-sends a blob of another size.
+for all clients. So the mirror asks the upstream for the size in two cases: the manifests state different sizes for the
+blob, or the upstream sends a blob of another size than expected.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from storage.leases import Leases
 from storage.names import Digest, RepositoryName
 
 SIZE_REMEMBERED_SECONDS: Final = 60.0
-"""Time for which an answer of the upstream is used again. It is short, because the response possibly was an error page
-with status 200."""
+"""Time for which the mirror uses an answer of the upstream again. It is short, because the answer may be wrong: an
+error page with status 200 also has a size."""
 MAX_REMEMBERED_SIZES: Final = 1_000
-"""Largest number of answers that a process remembers for one upstream. They take less than 1 MiB."""
+"""Largest number of answers that a process remembers for one upstream. They need less than 1 MiB of memory."""
 
 
 class BlobSizes:
@@ -37,7 +37,7 @@ class BlobSizes:
         to_upstream_name: Callable[[RepositoryName], RepositoryName],
         monotonic: Callable[[], float],
     ) -> None:
-        """`leases`: locks across processes. `negative_cache`: says which blobs the upstream does not have.
+        """`leases`: locks that work across processes. `negative_cache`: says which blobs the upstream does not have.
         `to_upstream_name`: returns the name that a repository has at the upstream. `monotonic`: returns seconds of a
         monotonic clock."""
         self._upstream = upstream
@@ -60,9 +60,9 @@ class BlobSizes:
             raise start_timeout_error(digest) from None
 
     async def ask_and_remember(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks for the size as `ask` does, and remembers it. The remembered size then takes precedence over the sizes
-        in the manifests of `repo`. So call this only if these sizes differ from each other, or if the upstream has sent
-        a blob of another size than expected."""
+        """Asks for the size as `ask` does, and remembers it. The remembered size takes precedence over the sizes in the
+        manifests of `repo`. So call this only if the manifests state different sizes, or if the upstream has sent a
+        blob of another size than expected."""
         size = await self.ask(repo, digest, deadline)
         self._remembered.pop((repo, digest), None)
         self._remembered[repo, digest] = size, self._monotonic()
@@ -70,9 +70,9 @@ class BlobSizes:
             del self._remembered[next(iter(self._remembered))]
         return size
 
-    def remembered(self, repo: RepositoryName, digest: Digest) -> int | None:
+    def remembered_size(self, repo: RepositoryName, digest: Digest) -> int | None:
         """Returns the size that `ask_and_remember` has returned in the last `SIZE_REMEMBERED_SECONDS` for a blob of
-        `repo`; None if this process did not ask."""
+        `repo`; None if this process has not asked for the size in this time."""
         size, asked_at = self._remembered.get((repo, digest), (None, 0.0))
         return size if self._monotonic() - asked_at < SIZE_REMEMBERED_SECONDS else None
 
@@ -82,15 +82,15 @@ class BlobSizes:
 
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
         """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
-        the blob, caches that answer and raises BlobUnknown. If that answer possibly comes from a proxy or firewall, or
-        only shows that the login failed, does not cache it, and raises the subclass UnconfirmedBlobUnknown."""
+        the blob, raises BlobUnknown, and caches the answer in the negative cache. If a proxy or firewall possibly sent
+        the answer, or if the login failed, raises UnconfirmedBlobUnknown, and does not cache the answer."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
             except UnconfirmedBlobUnknown:
-                raise  # not cached: a proxy or firewall possibly sent the answer, or the login failed
+                raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)
                 raise

@@ -1,12 +1,12 @@
-"""Serves blobs of an upstream registry (`MirroredBlobs`): from the local registry, or while they are being downloaded.
+"""Serves blobs of an upstream registry, from the local registry or while they are being downloaded (`MirroredBlobs`).
 
 A *fill* is the download of one blob. It writes the bytes into a file that all readers of the blob share. A reader gets
 the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching* starts
 fills for blobs that a client will probably request next.
 
 Each fill requests the blob from one repository of the upstream. A blob can have two fills: the *shared* fill, which all
-repositories use at first, and the *separate* fill (`registry.mirror.fill.fill`). A client waits for one of them at a
-time.
+repositories use at first, and the *separate* fill, which other repositories use if the upstream does not respond to the
+shared fill (`registry.mirror.fill.fill`). A client waits for only one fill at a time.
 
 The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *grant* is a
 permission that an administrator of this registry gives. An upstream is *private* in two cases: this registry has a
@@ -45,22 +45,21 @@ from storage.names import Digest, RepositoryName
 
 MAX_FAILED_FILLS: Final = 5
 """After this number of failed fills, a request ends with an error. A fill counts as failed if its bytes have a wrong
-digest, or if it stops before the blob is complete. Errors of the upstream do not count (`_open_missing`)."""
+digest, or if it stops before the blob is complete. A fill that ends with an error of the upstream does not count."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
 """A fill can request the blob from another repository than the client does. If the upstream does not respond to this
-fill, the client waits at most this long, and then changes to the other fill of the blob.
+fill within this time, the client changes to the other fill of the blob. The time includes the request for a token.
 
-The time includes the request for a token. It is longer than a working upstream usually takes to respond, so clients
-rarely change to the separate fill. That is good, because with two fills the upstream may send the bytes twice. The time
-is much shorter than `START_TIMEOUT_SECONDS`, so that the fill to which the client changes has enough time to get a
-response."""
+The time must be longer than a working upstream usually takes to respond, because the upstream may send the bytes twice
+if there are two fills. It must be much shorter than `START_TIMEOUT_SECONDS`, so that the upstream has enough time to
+respond to the other fill."""
 
 
 class _NoResponse(Exception):
-    """The upstream does not respond to a fill that requests the blob from another repository."""
+    """The upstream does not respond to a fill that requests the blob from another repository than the client does."""
 
 
 class MirroredBlobs:
@@ -97,7 +96,7 @@ class MirroredBlobs:
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
             # Usually, `stored_in` is `repo`: `mount` has added the blob to `repo`, and recorded that `repo` may serve
-            # it, so that later requests do not ask the upstream. If the store cannot be changed, `stored_in` is another
+            # the blob without a request to the upstream. If the store cannot be changed, `stored_in` is another
             # repository that has the blob.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
@@ -106,15 +105,15 @@ class MirroredBlobs:
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
         """Opens the blob for reading. If the blob is not stored, starts a fill, or joins the running one, and waits
         until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until the blob is complete
-        and verified, which takes little longer.
+        and verified.
 
-        If the start timeout passes during the wait, raises UpstreamTimeout. There is one exception: while the fill
-        still waits for a free connection, returns a reader that waits for the bytes. This exception does not apply to
-        an empty blob, because it has no last byte that the reader could withhold until the digest is verified.
+        If the start timeout passes during the wait, raises UpstreamTimeout. There is one exception: if the fill still
+        waits for a free connection, and the blob is not empty, returns a reader that waits for the bytes. An empty blob
+        has no last byte that the reader could withhold until the digest is verified.
 
         If the disk is too full for the blob, or if the data directory was replaced, the bytes are sent to the client
-        without being stored. If the upstream sends a blob of another size than the manifests of `repo` state, asks the
-        upstream for the size, and fetches the blob with that size. Raises BlobUnknown, RangeInvalid, and the errors of
+        without being stored. If the upstream sends a blob of another size than expected, asks the upstream for the
+        size, and fetches the blob again with this size. Raises BlobUnknown, RangeInvalid, and the errors of
         the upstream client."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
@@ -145,9 +144,9 @@ class MirroredBlobs:
         """Opens a blob that is not stored in `repo`: see `open`. Raises BlobSizeWrong if the upstream has a blob of
         another size.
 
-        The fill may request the blob from another repository of the upstream. If that request fails, uses the next fill
-        of the blob. If that request gets no response, changes from the shared to the separate fill, or back
-        (`SILENCE_SECONDS`)."""
+        The fill may request the blob from another repository of the upstream. If the fill then fails, tries the next
+        fill of the blob. If the fill then gets no response within `SILENCE_SECONDS`, changes to the other fill of the
+        blob: from the shared to the separate fill, or back."""
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0
@@ -160,8 +159,8 @@ class MirroredBlobs:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_for_response(fill, repo, deadline):
-                        # These are the pulls of images that contain the blob. They count as active while the reader is
-                        # open, so that the prefetching for them continues.
+                        # These pulls of images that contain the blob count as active while the reader is open, so that
+                        # the prefetching for these images continues.
                         image_pulls = self._prefetch.pulls_of(digest)
                         return UnverifiedBlobReader(
                             *(fill, offsets, image_pulls), lambda: self._open_stored(repo, digest, size, None)
@@ -177,8 +176,8 @@ class MirroredBlobs:
                 # limits the number of these failures.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_pass_through` then
-                # prefers another URL of the upstream to the one that sent the wrong bytes.
+                # After DigestInvalid, the client has got no byte, so the loop can try again. The next call prefers
+                # another URL of the upstream to the URL that sent the wrong bytes.
                 with suppress(DigestInvalid):
                     return await self._open_pass_through(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialBlobLost):
@@ -188,9 +187,9 @@ class MirroredBlobs:
     async def _open_stored(
         self, repo: RepositoryName, digest: Digest, size: int, span: Span | None
     ) -> BlobReader | None:
-        """Opens the blob if a repository of the upstream has it in the store, and adds it to `repo`. Otherwise returns
-        None. Call this only after `BlobEntitlement.check` has returned this `size` for `repo`. Raises RangeInvalid,
-        StorageFailed."""
+        """If any repository of the upstream has the blob in the store, adds the blob to `repo` and opens it. Otherwise
+        returns None. Call this only after `BlobEntitlement.check` has returned this `size` for `repo`. Raises
+        RangeInvalid, StorageFailed."""
         if stored_in := await self._entitlement.mount(repo, digest, size):
             with suppress(BlobUnknown):
                 return await self._local.open_blob(stored_in, digest, span)
@@ -200,8 +199,8 @@ class MirroredBlobs:
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
     ) -> BlobReader:
         """Opens a blob that cannot be stored, for example because the disk is too full. Waits until the upstream starts
-        to send. Raises UpstreamTimeout, DigestInvalid (the blob is empty, and its digest is wrong), and the errors of
-        the upstream client."""
+        to send. Raises UpstreamTimeout, and the errors of the upstream client. Raises DigestInvalid if the blob is
+        empty and its digest is wrong."""
         reader = await self._fills.open_pass_through(repo, digest, size, offsets)
         try:
             async with asyncio.timeout_at(deadline):
@@ -214,10 +213,14 @@ class MirroredBlobs:
         return reader
 
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
-        """Returns whether to download `blob`, which a manifest of `repo` names, before a client requests it. Returns
-        False if the blob is stored, or if the upstream said a short time ago that it does not have the blob. At a
-        private upstream, also returns False if the manifest states a wrong size. If the blob is stored, but only in
-        other repositories of the upstream, adds it to `repo` and returns False. Raises the errors of `resolve`."""
+        """Returns whether to download a blob before a client requests it. `blob`: the blob's descriptor in a manifest
+        of `repo`. Returns False in these cases:
+
+        - The blob is stored. If only another repository of the upstream has it, adds the blob to `repo`.
+        - The upstream is public, and said a short time ago that it does not have the blob.
+        - The upstream is private, and the manifest states a wrong size.
+
+        Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
         if await entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -232,7 +235,7 @@ class MirroredBlobs:
         return not await entitlement.mount(repo, digest, blob.size)
 
     def _deadline(self) -> float:
-        """Returns when the start timeout ends for a request that arrives now, in seconds of the loop's clock."""
+        """Returns when the start timeout of a request that arrives now ends, in seconds of the event loop's clock."""
         return asyncio.get_running_loop().time() + self._start_timeout
 
     async def _check_entitlement(
@@ -243,14 +246,14 @@ class MirroredBlobs:
         return await self._entitlement.check(repo, digest, deadline, download_size=fill.size if fill else None)
 
     async def _wait_for_response(self, fill: Fill, repo: RepositoryName, deadline: float) -> bool:
-        """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
-        the blob is then stored, or True if its bytes have to be read from the running fill.
+        """Waits until the upstream starts to send. For a small blob, waits until the blob is complete. Returns False if
+        the blob is stored after the wait; True if its bytes have to be read from the running fill.
 
         If the deadline passes while the fill of a blob that is not empty waits for a free connection, returns True. If
         the deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error.
 
-        If the fill requests the blob from another repository than `repo`, and the upstream does not respond, raises
-        _NoResponse after `SILENCE_SECONDS`."""
+        If the fill requests the blob from another repository than `repo`, and the upstream does not respond for
+        `SILENCE_SECONDS`, raises _NoResponse."""
         had_no_response = False
         try:
             async with asyncio.timeout_at(deadline):
@@ -261,8 +264,8 @@ class MirroredBlobs:
                                 return await fill.wait_for_response()
                             await fill.wait_finished()
                             return False
-                    # One check is not enough. The fill may have waited for a free connection until just before it, so
-                    # that the upstream had no time to respond.
+                    # One check is not enough: the fill may have waited for a free connection until just before the
+                    # check, so that the upstream had no time to respond.
                     has_no_response = fill.has_no_response_for(repo)
                     if had_no_response and has_no_response:
                         raise _NoResponse

@@ -92,7 +92,7 @@ class BlobEntitlement:
             if download_size is not None:
                 return download_size, manifests
         else:
-            if stated_sizes and (remembered := self._sizes.remembered(repo, digest)) is not None:
+            if stated_sizes and (remembered := self._sizes.remembered_size(repo, digest)) is not None:
                 return remembered, manifests
             if len(set(stated_sizes)) == 1:
                 return stated_sizes[0], manifests
