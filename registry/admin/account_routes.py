@@ -27,13 +27,13 @@ router = management_router()
 
 @router.get("/me", tags=["me"])
 async def get_me(caller: AnyCaller) -> models.CallerResponse:
-    """Shows your account and its rights. Answers 401 without a login as soon as the registry has accounts."""
+    """Shows your account and its rights. If the registry has accounts, answers 401 to a request without a login."""
     if not caller.is_registry_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity
     grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
     account = None
-    # An account of an htpasswd file is not in the store. Its identity has a name but no version.
+    # The identity has a name but no version if its account is not in the store but in an htpasswd file.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
@@ -57,7 +57,7 @@ async def list_users(
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
     """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
-    it. As soon as there is an account, a client without a login may do only what is granted to `everyone`."""
+    it. From then on, a client without a login may do only what is granted to `everyone`."""
     if caller.is_registry_open and not body.admin:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     password = None if body.password is None else body.password.get_secret_value()
@@ -87,8 +87,8 @@ async def change_user(caller: AdminCaller, name: PathName, body: models.UserChan
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
     """Sets your own password; you have to send the old one as well. An admin may set the password of any other person
-    without the old one. The person's browser sessions end, and the tokens that `/token` issued to them are refused from
-    now on; API tokens stay valid."""
+    without the old one. The person's browser sessions end, and the tokens that `/token` has issued to them become
+    invalid. Their API tokens stay valid."""
     old = "" if body.old is None else body.old.get_secret_value()
     new = None if body.new is None else body.new.get_secret_value()
     return models.GeneratedPassword(password=await change_password(caller, name, old, new))
@@ -121,8 +121,8 @@ async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedA
 
 @router.get("/robots/{name}", tags=["robots"])
 async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
-    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; the answer to other
-    accounts is 404."""
+    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it. Answers 404 to other
+    accounts."""
     return _account_with_grants(caller, name, AccountKind.ROBOT)
 
 
@@ -156,7 +156,7 @@ def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -
 
 def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
     """Returns the first page of the grants that apply to an account: the grants to the account itself, to its groups,
-    to `authenticated` and to `everyone`. The account's groups in the store count in any case. `groups`: groups that
-    the OpenID provider, or the issuer of the account's token, has named; they count, too."""
+    to `authenticated` and to `everyone`. Its groups are those in the store, and `groups`: the groups that the OpenID
+    provider, or the issuer of the account's token, has named."""
     subjects = caller.administration.subjects_of(name, groups)
-    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: from the first grant on
+    return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: begin at the first grant

@@ -1,5 +1,5 @@
-"""Responses that take much time or memory to send. `ArchiveResponse` sends an image as a tar archive, or the range of
-it that the client requests (RFC 9110, 14). `InMemoryResponse` sends a large document."""
+"""Responses that take much time or memory to send. `ArchiveResponse` sends an image as a tar archive, or only the range
+of the archive that the client requests (RFC 9110, 14). `InMemoryResponse` sends a manifest or config."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SLOW_SECONDS: Final = 30.0
 
 
 class ResponseCutOff(Exception):
-    """The registry breaks off a response that is not complete, and has logged the reason. The server then closes the
-    connection, so that the client notices."""
+    """The registry breaks off an incomplete response, and has logged the reason. The server then closes the connection,
+    which tells the client that the response is incomplete."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,37 +39,37 @@ class ResponseCutOff(Exception):
 
 
 class RunningDownload:
-    """An archive that is being sent. `visitor`: a text that identifies the account or network to which it is sent."""
+    """An archive that is being sent, in *portions* of at least `_SLOW_BYTES` bytes (the last may be smaller). Measures
+    how long the client needs to receive each portion. `visitor`: a text that identifies the client's account or
+    network."""
 
     def __init__(self, visitor: str, end: Callable[[], None]) -> None:
         """`end`: a function that ends the download. It is called at most once."""
         self.visitor = visitor
         self._end: Callable[[], None] | None = end
         self._portion_bytes = 0
-        self._waited_seconds = 0.0
-        self._waiting_since: float | None = None
-        """When the running send began, by the clock of the event loop; None: nothing is being sent."""
+        self._portion_seconds = 0.0
+        self._sending_since: float | None = None
+        """When the registry began to send the current bytes, by the clock of the event loop; None: it sends none."""
 
     @contextmanager
-    def sending(self, count: int) -> Iterator[None]:
-        """A context manager for a block that sends `count` bytes. Measures how long the client needs to receive
-        them."""
+    def sending(self, byte_count: int) -> Iterator[None]:
+        """A context manager for a block that sends `byte_count` bytes. Measures how long the block takes."""
         time = asyncio.get_running_loop().time
-        started = self._waiting_since = time()
+        started = self._sending_since = time()
         try:
             yield
         finally:
-            self._waited_seconds += time() - started
-            self._waiting_since = None
-        self._portion_bytes += count
+            self._portion_seconds += time() - started
+            self._sending_since = None
+        self._portion_bytes += byte_count
         if self._portion_bytes >= _SLOW_BYTES:
-            self._portion_bytes, self._waited_seconds = 0, 0.0
+            self._portion_bytes, self._portion_seconds = 0, 0.0
 
     def slow_seconds(self, now: float) -> float:
-        """Returns how many seconds the client has needed so far to receive the current portion of the archive.
-        `sending` begins a new portion after every `_SLOW_BYTES` bytes. The time in which the registry fetches the bytes
-        does not count. `now`: the time of the event loop."""
-        return self._waited_seconds + (0.0 if self._waiting_since is None else now - self._waiting_since)
+        """Returns how many seconds the client has needed so far to receive the current portion. The time in which the
+        registry fetches the bytes does not count. `now`: the time of the event loop."""
+        return self._portion_seconds + (0.0 if self._sending_since is None else now - self._sending_since)
 
     def end(self) -> None:
         """Ends the download. Idempotent."""
@@ -80,8 +80,8 @@ class RunningDownload:
 
 class RunningDownloads:
     """The archives that this process sends. `limit`: the number of slots, that is, how many archives the process sends
-    at the same time. One visitor may have half of the slots, rounded up. A very slow client keeps its slot only until
-    another client needs it."""
+    at the same time. One visitor may have half of the slots, rounded up. A slow client keeps its slot only until
+    another download needs it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -93,9 +93,11 @@ class RunningDownloads:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`).
 
-        Raises TooManyRequests if this visitor has no slot left, or if all slots are taken. Before the error, ends the
-        slowest download if its client is slow (`_SLOW_SECONDS`), so that a later request gets the slot. If the visitor
-        has no slot left, this is the slowest of the visitor's own downloads, otherwise that of all.
+        Raises TooManyRequests in two cases:
+        - The visitor's downloads hold all slots that one visitor may have.
+        - The downloads of all visitors hold all slots.
+        If the slowest of these downloads has a slow client (`_SLOW_SECONDS`), also ends that download, so that a later
+        request gets its slot.
 
         `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
         without an error."""
@@ -119,10 +121,10 @@ class RunningDownloads:
         finally:
             self._running.discard(download)
 
-    def _refuse(self, running: Iterable[RunningDownload]) -> NoReturn:
-        """Ends the slowest of the downloads if it is slow, and raises TooManyRequests."""
+    def _refuse(self, downloads: Iterable[RunningDownload]) -> NoReturn:
+        """Ends the slowest of `downloads` if its client is slow. Raises TooManyRequests in any case."""
         now = asyncio.get_running_loop().time()
-        slowest = max(running, key=lambda download: download.slow_seconds(now))
+        slowest = max(downloads, key=lambda download: download.slow_seconds(now))
         is_slow = slowest.slow_seconds(now) >= _SLOW_SECONDS
         if is_slow:
             slowest.end()
@@ -132,8 +134,8 @@ class RunningDownloads:
 
 
 class ArchiveResponse(Response):
-    """Sends an archive while it is produced, as fast as the client receives it. Sends either the whole archive or the
-    range that the client requests. Holds only one piece of a blob in memory."""
+    """Produces an archive and sends it at the same time, as fast as the client receives it. Sends either the whole
+    archive or the range that the client requests. Holds only one piece of a blob in memory."""
 
     media_type = "application/x-tar"
 
@@ -144,9 +146,9 @@ class ArchiveResponse(Response):
         headers: Mapping[str, str],
         downloads: RunningDownloads,
     ) -> None:
-        """`open_archive`: returns the archive; it is called when the download has a slot. `request`: the context of the
-        request. The rights of its principal are checked whenever a blob is opened. `headers`: the headers of the HTTP
-        request."""
+        """`open_archive`: a function that returns the archive; it is called when the download has a slot. `request`:
+        the context of the request. Each time that a blob is opened, the rights of its principal are checked. `headers`:
+        the headers of the HTTP request."""
         super().__init__()
         self._open_archive = open_archive
         self._request = request
@@ -155,16 +157,16 @@ class ArchiveResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response. Raises ResponseCutOff if reading a blob fails, or if the client is too slow
-        (`RunningDownloads.slot`). The client can request the rest later. Raises TooManyRequests if too many archives
-        are being sent. Raises RangeInvalid if the requested range contains no byte of the archive. Also raises the
-        errors of `open_archive`."""
+        (`RunningDownloads.slot`); the client can then request the rest of the archive later. Raises TooManyRequests if
+        too many archives are being sent. Raises RangeInvalid if the requested range contains no byte of the archive.
+        Raises the errors of `open_archive`."""
         async with self._downloads.slot(visitor_of(self._request)) as download:
             archive = await self._open_archive()
             if is_not_modified(archive, self._request_headers):
                 await Response(status_code=304, headers={"ETag": archive.etag})(scope, receive, send)
                 return
             span = _requested_span(archive, self._request_headers)
-            await send(self._start(archive, span))
+            await send(self._start_message(archive, span))
             with as_current_request(self._request):
                 async with aclosing(archive.read(*(span or (0, archive.size)))) as pieces:
                     try:
@@ -179,9 +181,9 @@ class ArchiveResponse(Response):
         # Reached only if `RunningDownload.end` has cancelled the block: `slot` then leaves it without an error.
         raise ResponseCutOff
 
-    def _start(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
-        """Returns the message with the status and the headers. `span`: the range that is sent; None: the archive is
-        sent whole."""
+    def _start_message(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
+        """Returns the ASGI message with the status and the headers. `span`: the range that is sent; None: the whole
+        archive is sent."""
         start, stop = span or (0, archive.size)
         headers = {
             "Accept-Ranges": "bytes",
@@ -197,8 +199,8 @@ class ArchiveResponse(Response):
 
 
 class InMemoryResponse(Response):
-    """Sends a manifest or config. Its bytes are held in memory until the client has received them. `AnswerMemoryLimit`
-    counts these bytes until then, and limits the memory of all such responses."""
+    """Sends a manifest or config. Holds its bytes in memory until the client has received them. `AnswerMemoryLimit`
+    limits the memory of all these responses together."""
 
     media_type = "application/json"
 
@@ -228,9 +230,9 @@ def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
 
 
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """Returns the offset of the first byte that the client requests, and the offset after the last one. Returns None to
-    send the whole archive: if there is no Range header with one valid range, or if the header If-Range names another
-    version of the archive. Raises RangeInvalid if the range contains no byte of the archive."""
+    """Returns the requested range: the offset of its first byte, and the offset after its last byte. Returns None if
+    the whole archive has to be sent: the request has no Range header with one valid range, or its header If-Range names
+    another version of the archive. Raises RangeInvalid if the range contains no byte of the archive."""
     match = _RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None

@@ -1,6 +1,5 @@
-"""Limits the bytes of a JSON body of the management API (`BoundedRequest`), and the number of JSON values in the body
-before it is parsed. A third limit applies to the errors that the validation of the body reports
-(`registry.admin.body_model`)."""
+"""Limits the size of a JSON body of the management API, and the number of its JSON values (`BoundedRequest`).
+`registry.admin.body_model` limits how many errors the validation of the body can report."""
 
 from __future__ import annotations
 
@@ -16,24 +15,24 @@ from storage.json_bounds import Bounds, OutOfBounds, check_bounds, parse_bounded
 MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 MAX_LARGE_BODY_BYTES: Final = 640 * 1024
-"""Maximum size in bytes of a body with a long text or with a list of many tags. Such a request changes a repository,
-and its body is received only after the caller's rights on that repository were checked."""
+"""Maximum size in bytes of a body with a long text or with a list of many tags. Only routes that change a repository
+take such a body. They receive it after they have checked the caller's rights on the repository."""
 _VALUE_BOUNDS: Final = Bounds(values=20_000)
-"""Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
-limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
+"""Largest number of JSON values in a body. The longest list that a route takes has 10,000 names, half of this limit.
+Without the limit, parsing 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 
 
 class BoundedRequest(Request):
-    """A request whose body has at most `max_body_bytes`. Reading a larger body raises HTTPException (413), also if the
-    body has no Content-Length."""
+    """A request whose body has at most `max_body_bytes`. Reading a larger body raises HTTPException (413), even if the
+    request has no Content-Length."""
 
     def __init__(self, request: Request, max_body_bytes: int) -> None:
         super().__init__(request.scope, _limit_body(request.receive, max_body_bytes))
         self._document: Any = None
 
     async def json(self) -> Any:
-        """Returns the parsed body. Raises HTTPException (413) if it has too many values or too long a number, and
-        ValueError or RecursionError if it is not JSON in UTF-8."""
+        """Returns the parsed body. Raises HTTPException (413) if the body is too large, has too many values, or has a
+        number with too many digits. Raises ValueError or RecursionError if it is not JSON in UTF-8."""
         if self._document is None:
             body = await self.body()
             try:
@@ -46,13 +45,14 @@ class BoundedRequest(Request):
         return self._document
 
 
-def too_long(max_body_bytes: int) -> HTTPException:
+def too_long_error(max_body_bytes: int) -> HTTPException:
     """Returns the error for a body of more than `max_body_bytes`."""
     return HTTPException(413, f"the body is too long: it may have at most {max_body_bytes} bytes")
 
 
 def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
-    """Returns an ASGI `receive` that raises HTTPException (413) once the body exceeds `max_body_bytes`."""
+    """Returns an ASGI `receive` function that raises HTTPException (413) when more than `max_body_bytes` of the body
+    have arrived."""
     remaining_bytes = max_body_bytes
 
     async def limited_receive() -> Message:
@@ -60,7 +60,7 @@ def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
         message = await receive()
         remaining_bytes -= len(message.get("body", b""))
         if remaining_bytes < 0:
-            raise too_long(max_body_bytes)
+            raise too_long_error(max_body_bytes)
         return message
 
     return limited_receive

@@ -1,10 +1,10 @@
-"""Logins of people with a browser. Pages and routes call this module; it contains no HTML and no JSON.
+"""Logins with a browser. Pages and routes call this module; it contains no HTML and no JSON.
 
 `BrowserLogin` starts and ends sessions. A session begins with the account's password, or with a login at the OpenID
-provider. The *text* of a session is the secret in the session cookie. An *attempt* is the state of a login at the
-provider. Until the login ends, the browser keeps the attempt, encrypted, in another cookie. `login_problem` returns
-what a page shows after a failed login. `local_path` checks the path to which the browser goes after the login.
-`page_with_form` finds this path if a visitor sent a form without being logged in.
+provider. The *text* of a session is the secret in the session cookie. An *attempt* is the state of an unfinished login
+at the provider; the browser keeps it, encrypted, in another cookie. `login_problem` returns what a page shows after a
+failed login. `local_path` checks the path to which the browser goes after the login. If a visitor who is not logged in
+sends a form, the browser goes back to the page that has the form; `form_page_path` returns the path of this page.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ and `/\\` as the beginning of a host name, and ignore tabs and line feeds (URL S
 
 @dataclass(frozen=True, slots=True)
 class LoginProblem:
-    """What a page shows after a failed login: the `status` of the response, and `text`, which explains the problem. The
-    text is not escaped for HTML. `retry_after`: the number of seconds after which the person may try again; None: at
-    any time."""
+    """What a page shows after a failed login. `status`: the HTTP status of the page. `text`: explains the problem; it
+    is not escaped for HTML. `retry_after`: the number of seconds after which the person may try again; None: at any
+    time."""
 
     status: int
     text: str
@@ -58,14 +58,14 @@ class BrowserLogin:
         """Whether people can log in at an OpenID provider."""
         return self._openid is not None
 
-    async def with_password(self, user: str, password: str, by: Actor, *, replaces: str | None = None) -> str:
-        """Checks a password as the API does: failed logins are throttled and are in the audit log. Returns the text of
-        a new session.
+    async def start_with_password(self, user: str, password: str, by: Actor, *, replaces: str | None = None) -> str:
+        """Checks a password and starts a session. As in the API, failed logins are throttled and written to the audit
+        log. Returns the text of the session.
 
         `by` describes the browser. `replaces`: the text of the browser's present session, which ends if the login
-        succeeds; None: the browser has no session. Raises Unauthorized for a wrong login, and Denied if there are no
-        accounts. Raises TooManyRequests after too many failed logins, or if too many logins wait for hashing. Raises
-        StorageFull, StorageFailed.
+        succeeds; None: the browser has no session. Raises Unauthorized for a wrong user name or password, and Denied if
+        the registry has no accounts. Raises TooManyRequests after too many failed logins, or if too many passwords wait
+        to be hashed. Raises StorageFull, StorageFailed.
         """
         if self._is_registry_open():
             raise Denied("this registry has no accounts yet; nobody needs a login")
@@ -77,22 +77,22 @@ class BrowserLogin:
     async def begin_at_provider(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
         """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. `redirect_uri`: the URL of this registry
         to which the provider redirects the browser. `return_path`: the path to which the browser goes after the login.
-        Returns the URL of the provider's login page, and the encrypted attempt. Raises PathUnknown if there is no
-        provider."""
+        Returns the URL of the provider's login page, and the encrypted attempt for the cookie. Raises PathUnknown if
+        there is no provider."""
         return await self._provider_login().begin(redirect_uri, return_path)
 
     async def finish_at_provider(
         self, response: AuthorizationResponse, sealed: str, by: Actor, *, replaces: str | None = None
     ) -> LoginResult:
         """Finishes a login at the OpenID provider, as `OpenIDLogin.finish` does. `sealed`: the encrypted attempt from
-        the cookie. `by` and `replaces`: as for `with_password`. Raises PathUnknown if there is no provider."""
+        the cookie. `by` and `replaces`: as for `start_with_password`. Raises PathUnknown if there is no provider."""
         result = await self._provider_login().finish(response, sealed, by)
         if replaces is not None:
             await self._sessions.end(replaces, by)
         return result
 
     async def end(self, session: str, by: Actor) -> None:
-        """Ends the session with the text `session`. Does nothing if there is none. Raises StorageFull,
+        """Ends the session with the text `session`. Does nothing if there is no such session. Raises StorageFull,
         StorageFailed."""
         await self._sessions.end(session, by)
 
@@ -103,8 +103,8 @@ class BrowserLogin:
 
 
 def login_problem(error: RegistryError) -> LoginProblem:
-    """Returns the status and the text of the page after a login that failed with `error`. Logs the error if its status
-    is 500 or above."""
+    """Returns what a page shows after a login that failed with `error`. Logs the error if its status is 500 or
+    above."""
     if isinstance(error, Unauthorized):
         # 401 would need a challenge (RFC 9110, 15.5.2), for which browsers open their own login dialog.
         return LoginProblem(403, "The user name or the password is not right.")
@@ -116,8 +116,8 @@ def login_problem(error: RegistryError) -> LoginProblem:
 
 
 def local_path(text: str | None, default: str) -> str:
-    """Returns `text` if it is a path of this registry, and `default` if it is empty or None. Raises RequestInvalid for
-    every other text: a login must not lead to another site."""
+    """Returns `text` if it is a path of this registry, and `default` if `text` is empty or None. Raises RequestInvalid
+    for any other text, because a login must not lead to another site."""
     if not text:
         return default
     if not _LOCAL_PATH.fullmatch(text):
@@ -125,13 +125,13 @@ def local_path(text: str | None, default: str) -> str:
     return text
 
 
-def page_with_form(referer: str, pages: Sequence[str]) -> str:
-    """Returns the path and query of the page on which the visitor has sent a form. `pages`: the paths of the pages that
-    have the form. `referer`: the value of the header `Referer`, in which browsers send the URL of the page. If it names
-    none of these pages, returns the first of them."""
+def form_page_path(referer: str, form_pages: Sequence[str]) -> str:
+    """Returns the path and query of the page from which the visitor has sent a form. `form_pages`: the paths of the
+    pages that have the form. `referer`: the value of the header `Referer`, in which browsers send the URL of the page.
+    If `referer` names none of `form_pages`, returns the first of them."""
     try:
         url = urlsplit(referer)
-        page = local_path(f"{url.path}?{url.query}" if url.query else url.path, pages[0])
+        path = local_path(f"{url.path}?{url.query}" if url.query else url.path, form_pages[0])
     except (ValueError, RequestInvalid):  # the value is no URL, or the login page would not accept its path
-        return pages[0]
-    return page if url.path in pages else pages[0]
+        return form_pages[0]
+    return path if url.path in form_pages else form_pages[0]

@@ -1,9 +1,9 @@
 """FastAPI dependencies that give a route of the management API its caller: the account that sent the request.
 
-A registry is *open* until its first account is added: clients push and pull without a login. (It is never open if the
-settings name another source of accounts, such as an htpasswd file.) While the registry is open, the management API
-reads and changes accounts only for requests from the registry's own machine. If requests from other machines could do
-that, anyone on the network could add the first account and take the registry over.
+A registry is *open* until its first account is added: clients push and pull without a login. A registry whose settings
+name another source of accounts, such as an htpasswd file, is never open. While the registry is open, the management API
+reads and changes accounts only for requests from the registry's own machine. If requests from other machines could
+change accounts, anyone on the network could add the first account and take the registry over.
 """
 
 from __future__ import annotations
@@ -51,18 +51,17 @@ class ManagementComponents:
     - `authenticator` checks the credentials or the login session of a request.
     - `browser_login` starts and ends login sessions.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts list cursors. A *cursor* is the position where the next page begins. It can be the name of an
-      entry that the list has skipped because the caller may not see it; then it has to be encrypted.
+    - `cursors` encrypts the cursors of lists. A *cursor* is the position where the next page begins. It is encrypted if
+      it can be the name of an entry that the caller may not see.
     - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
       `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
       machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
-    - `upkeep` has the store, the router, the settings and other objects for upkeep. Routes also use them for other
-      purposes.
+    - `upkeep` has the store, the router, the settings, and the objects that run upkeep jobs.
     - `repository_browser` reads the content of repositories to show it to people. `downloads` limits how many images
       are downloaded at the same time.
     - `content_searches` searches the content for callers.
-    - `cross_site` refuses requests that a browser sends on behalf of a page of another site.
+    - `cross_site` refuses requests that a page of another site has made a browser send.
     """
 
     administration: Administration
@@ -110,15 +109,15 @@ class Caller:
 
     def version_of(self, account: AccountName) -> int | None:
         """Returns the version that `account` had when the caller logged in to it. Returns None if the caller is not
-        logged in to this account, or if it is not in the store. The store refuses a change of the account's credentials
-        if the account's version has changed since."""
+        logged in to `account`, or if `account` is not in the store. The store uses the version to refuse a change of
+        the credentials of an account that has changed since the login."""
         identity = self.principal.identity
         return identity.version if identity.name == account else None
 
     @property
     def visitor(self) -> str:
-        """The text that identifies the caller in limits for each visitor: the account, or the network of an anonymous
-        client."""
+        """The text that identifies the caller in limits per visitor: it stands for the account, or for the network of
+        an anonymous client."""
         return self.principal.visitor_key_at(self.actor.address)
 
     @property
@@ -127,8 +126,8 @@ class Caller:
         return Searcher(self.principal, self.actor.address)
 
     def context_for(self, repo: RepositoryName) -> RequestContext:
-        """Returns the context of a request by this caller for a repository. Functions that receive the context check
-        the caller's rights."""
+        """Returns the context for calls on `repo` on behalf of the caller. Functions that receive the context check the
+        caller's rights."""
         return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
 
 
@@ -154,10 +153,10 @@ async def identify_caller(
     """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs. `_basic` and
     `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
 
-    Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
-    credentials, TooManyRequests after too many failed logins, and Denied for a request that a page of another site may
-    have caused (`registry.http.cross_site`). For requests with the session cookie, there is a stricter check as well:
-    raises HTTPException (403) for a change, unless a page of this registry sends it.
+    Ignores the session cookie if the request has an Authorization header. Raises Unauthorized for wrong credentials,
+    TooManyRequests after too many failed logins, and Denied for a request that a page of another site may have caused
+    (`registry.http.cross_site`). If the session cookie is used, raises HTTPException (403) for a request that may
+    change something and does not come from a page of this registry.
 
     A second call for the same request returns the same caller, and does not check the credentials again, unless
     `forget_caller` was called in between."""
@@ -183,14 +182,15 @@ def forget_caller(request: Request) -> None:
 
 
 async def identify_again(request: Request) -> Caller:
-    """Checks once more the credentials of a request that `identify_caller` has accepted. Returns the caller with the
-    current rights. Raises the same errors as `identify_caller`."""
+    """Checks the credentials of a request again after `identify_caller` has accepted them. Returns the caller with the
+    current rights. Raises the errors of `identify_caller`."""
     scope = {key: value for key, value in request.scope.items() if key != _CALLER_KEY}
     return await identify_caller(Request(scope), None, None)
 
 
 def make_caller(request: Request, principal: Principal) -> Caller:
-    """Returns the caller of a request that was authenticated. Stores the actor in `request.state.actor`."""
+    """Returns the caller of `request`, which was authenticated as `principal`. Stores the actor in
+    `request.state.actor`."""
     management: ManagementComponents = request.app.service.access.management
     actor = request.state.actor = replace(unauthenticated_actor(request.scope), name=principal.name)
     may_add_first_account = (

@@ -1,9 +1,9 @@
-"""Searches the content for a principal (`ContentSearches`). A search finds only content that this principal may
-pull.
+"""Searches the stored content, and an upstream, for a principal (`ContentSearches`). A search finds only content that
+the principal may pull.
 
 A repository is *mirrored* if its content comes from another registry (its *upstream*), and *hosted* if clients push its
-content to this registry. The *stored name* of a repository is its name in the store; that of a mirrored repository
-begins with the name of its upstream. The *candidates* of a name are the stored names that it can mean.
+content to this registry. The *stored name* of a repository is its name in the store. The stored name of a mirrored
+repository begins with the name of its upstream. The *candidates* of a name are the stored names that it can mean.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 SEARCH_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
-"""How many searches of the store a process runs at a time. A search takes some milliseconds."""
+"""Limits of one process for searches of the store. A search takes some milliseconds."""
 UPSTREAM_SEARCH_LIMITS: Final = Limits(
     max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""How many searches a process passes on to the upstream at a time. Each takes up to some seconds, so a visitor may have
-only a few of them in the queue. Searches whose answer is cached do not count."""
+"""Limits of one process for searches of the upstream. A search can take seconds, so a visitor may have only a few that
+wait. Searches whose answer is cached do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class Searcher:
 
 class ContentSearches:
     """The searches of one process. A *visitor* is an account, or a network of anonymous clients. Each visitor runs only
-    one search at a time, so that many searches of one visitor do not delay the searches of others. All methods raise
-    StorageFull, StorageFailed. `repositories`, `tags`, `labels` and `digests` search for the text that a person has
-    entered. They return a page of at most `limit` results, without the first `offset` results. They raise
-    TooManyRequests if too many searches wait."""
+    one search at a time, so that many searches of one visitor do not delay the searches of others. All methods that
+    read the store raise StorageFull, StorageFailed. `find_repositories`, `find_tags`, `find_by_labels` and
+    `find_by_digest` search for the text that a person has entered. They skip the first `offset` results and return a
+    page of at most `limit` results. They raise TooManyRequests if too many searches wait."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
@@ -80,43 +80,50 @@ class ContentSearches:
         """The running searches of the upstream. The event loop itself holds only weak references to tasks."""
 
     async def is_indexing(self) -> bool:
-        """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
+        """Returns whether the search index is still being built. Until the index is complete, searches may miss
+        much."""
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
         """Raises Unauthorized for an anonymous client that may pull nothing, so that the client logs in."""
-        if principal.is_anonymous and not principal.is_registry_open and not _readable(principal).patterns:
+        if principal.is_anonymous and not principal.is_registry_open and not _searchable_names(principal).patterns:
             raise Unauthorized("log in to search")
 
     def upstream_of(self, stored_name: str) -> str | None:
-        """Returns the name of the upstream from which a repository is mirrored; None: it is hosted."""
+        """Returns the name of the upstream of a mirrored repository; None for a hosted repository."""
         return self._router.naming.upstream_of(stored_name)
 
-    async def repositories(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[RepositoryName]:
+    async def find_repositories(
+        self, searcher: Searcher, text: str, offset: int, limit: int
+    ) -> SearchPage[RepositoryName]:
         """Finds repositories by the words of their names."""
-        readable = _readable(searcher.principal)
+        searchable = _searchable_names(searcher.principal)
         async with self._stored_searches.slot(searcher.visitor):
-            return await self._store.search.repositories(search_words(text), readable, offset, limit)
+            return await self._store.search.repositories(search_words(text), searchable, offset, limit)
 
-    async def tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
-        """Finds tags by the last word of the text. The words before it have to occur in the tag or in its repository's
-        name."""
+    async def find_tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
+        """Finds tags by the last word of `text`. All other words must occur in the tag or in the name of its
+        repository."""
         async with self._stored_searches.slot(searcher.visitor):
-            return await self._store.search.tags(search_words(text), _readable(searcher.principal), offset, limit)
+            return await self._store.search.tags(
+                search_words(text), _searchable_names(searcher.principal), offset, limit
+            )
 
-    async def labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
+    async def find_by_labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds manifests by their labels and annotations."""
         async with self._stored_searches.slot(searcher.visitor):
-            return await self._store.search.labels(search_words(text), _readable(searcher.principal), offset, limit)
+            return await self._store.search.labels(
+                search_words(text), _searchable_names(searcher.principal), offset, limit
+            )
 
-    async def digests(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
+    async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
         """Finds manifests and blobs by the beginnings of their digests."""
         async with self._stored_searches.slot(searcher.visitor):
-            return await self._store.search.digests(text.strip(), _readable(searcher.principal), offset, limit)
+            return await self._store.search.digests(text.strip(), _searchable_names(searcher.principal), offset, limit)
 
-    async def target(self, principal: Principal, text: str) -> SearchTarget | None:
-        """Returns what a pasted reference or command names, if it is stored here and `principal` may pull it; None
-        otherwise."""
+    async def find_target(self, principal: Principal, text: str) -> SearchTarget | None:
+        """Returns what the pasted reference or command `text` names. Returns None if this is not stored here, or if
+        `principal` may not pull it."""
         for pasted in pasted_references(text):
             try:
                 candidates = self._router.naming.candidates(pasted.repository)
@@ -124,12 +131,12 @@ class ContentSearches:
                 continue
             for stored_name in candidates:
                 if principal.may(Action.PULL, stored_name, pasted.repository):
-                    match = await self._find(stored_name, pasted.reference)
+                    match = await self._find_stored(stored_name, pasted.reference)
                     if match is not None:
                         return match
         return None
 
-    async def _find(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+    async def _find_stored(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
         """Returns the target if the repository and the reference are stored here; None otherwise."""
         metadata = self._store.metadata
         if reference is None:
@@ -138,35 +145,35 @@ class ContentSearches:
         with suppress(NameUnknown, ManifestUnknown):
             await metadata.manifest_descriptor(stored_name, reference)
             return SearchTarget(stored_name, reference)
-        # Blobs of mirrored repositories are left out, because the upstream may first have to confirm that the
-        # repository has the blob.
+        # Finds no blobs of mirrored repositories: the upstream may first have to confirm that the repository has the
+        # blob.
         if isinstance(reference, Digest) and self.upstream_of(stored_name) is None:
             with suppress(NameUnknown, BlobUnknown):
                 await metadata.blob(stored_name, reference)
                 return SearchTarget(stored_name, reference, is_blob=True)
         return None
 
-    async def tags_of(self, stored: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        """Returns the first `limit` tags of a repository, with the digests that they point at. The caller has checked
-        the right to pull. Raises NameUnknown."""
-        return await self._store.search.tags_of(stored, limit)
+    async def list_tags(self, stored_name: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+        """Returns the first `limit` tags of a repository, with the digests that they point at. Does not check the right
+        to pull. Raises NameUnknown."""
+        return await self._store.search.tags_of(stored_name, limit)
 
-    async def at_upstream(
+    async def search_upstream(
         self, searcher: Searcher, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
-        """Searches the upstream, if searches are passed on to one. `count`: the largest number of results on a page.
-        `page`: the number of the page; the first is 1. Returns each result with the name that the repository has in the
-        store, or would have there. Leaves out repositories that the searcher may not pull. Does not ask the upstream if
-        the searcher may pull nothing from it, or has too many such searches already."""
+        """Searches the upstream. `count`: the largest number of results on a page. `page`: the number of the page; the
+        first is 1. Returns each result with the stored name that its repository has or would get. Leaves out
+        repositories that the searcher may not pull. Returns no results if there is no upstream to search, if the
+        searcher may pull nothing from it, or if too many searches of it are pending."""
         principal = searcher.principal
-        if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
+        if self._upstream_search is None or not _may_pull_from(principal, self._upstream_search.upstream):
             return []
-        hits, readable = [], _readable(principal)
+        named_results, searchable = [], _searchable_names(principal)
         results = self._upstream_search.find_cached(text, count, page)
         if results is None:
-            # The search continues if the client disconnects. It must hold the client's slot until it has ended.
-            # Otherwise a client that disconnects again and again could start any number of searches.
-            search = start_detached(self._pass_on(self._upstream_search, searcher.visitor, text, count, page))
+            # If the client disconnects, the search continues and holds its slot until it ends. Otherwise a client that
+            # disconnects again and again could run any number of searches.
+            search = start_detached(self._ask_upstream(self._upstream_search, searcher.visitor, text, count, page))
             self._upstream_tasks.add(search)
             search.add_done_callback(self._upstream_tasks.discard)
             results = await wait_for_outcome(search)
@@ -178,14 +185,15 @@ class ContentSearches:
                 stored_name = naming.mirrored_name(
                     naming.with_upstream(upstream, RepositoryName(result.name)), upstream
                 )
-                if stored_name in readable:
-                    hits.append((stored_name, result))
-        return hits
+                if stored_name in searchable:
+                    named_results.append((stored_name, result))
+        return named_results
 
-    async def _pass_on(
+    async def _ask_upstream(
         self, upstream_search: UpstreamSearch, visitor: str, text: str, count: int, page: int
     ) -> Sequence[UpstreamResult]:
-        """Searches the upstream. Returns nothing if the visitor, or all visitors together, have too many searches."""
+        """Searches the upstream. Returns no results if the visitor, or all visitors together, have too many pending
+        searches."""
         try:
             async with self._upstream_searches.slot(visitor):
                 return await upstream_search.find(text, count, page)
@@ -193,15 +201,15 @@ class ContentSearches:
             return ()
 
 
-def _readable(principal: Principal) -> NameSet:
-    """Returns the names of the repositories that a search by `principal` may find: those that the list of repositories
-    shows to `principal`. If the request has a bearer token that does not allow to list repositories, the search finds
-    only repositories that the token allows to pull."""
+def _searchable_names(principal: Principal) -> NameSet:
+    """Returns the names of the repositories that a search by `principal` may find: the repositories that the list of
+    repositories shows to `principal`. If the request has a bearer token that does not allow to list repositories, these
+    are the repositories that the token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 
-def _may_pull_below(principal: Principal, upstream: str) -> bool:
+def _may_pull_from(principal: Principal, upstream: str) -> bool:
     """Returns whether an upstream can have a repository that `principal` may pull."""
     prefix = f"{upstream}/"
     # `seek` skips to the first possible name at or after the prefix.
-    return (_readable(principal).seek(prefix) or "").startswith(prefix)
+    return (_searchable_names(principal).seek(prefix) or "").startswith(prefix)

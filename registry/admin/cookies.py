@@ -2,13 +2,13 @@
 
 Sources: RFC 6265bis, 4.1.3 (`__Host-`) and 5.6.7 (SameSite); Fetch Metadata; RFC 6454 (Origin).
 
-Over https the cookie names begin with `__Host-`. Browsers then let only this host set the cookie, and only over https,
-so another host of the same domain or an attacker on plain http cannot replace it.
+Over https, the cookie names begin with `__Host-`. Browsers let only this host set such a cookie, and only over https.
+Another host of the domain, or an attacker on plain http, cannot replace the cookie.
 
-The cookies are SameSite=Lax. Strict would not work, because the OpenID provider redirects the browser back to the
-registry, and with Strict the browser would not send the cookies with that request. With Lax, the browser sends the
-cookies when a person follows a link from another site, but not with that site's POST requests or embedded resources. As
-a second defence, `check_same_origin` refuses changes that come from another site.
+The cookies are SameSite=Lax. With Lax, the browser sends the cookies when it follows a link or redirect from another
+site, but not with POST requests of the other site or with resources that it embeds. With Strict, the browser would not
+send the cookies when the OpenID provider redirects it back to the registry. As a second defence, `check_same_origin`
+refuses changes that come from another site.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from registry.http.www_authenticate import base_url_of
 SESSION_COOKIE: Final = "entrepot-session"
 """Name of the cookie that holds the login session."""
 ATTEMPT_COOKIE: Final = "entrepot-login"
-"""Name of the cookie that holds the state of a login from its start until the OpenID provider redirects the browser
+"""Name of the cookie that holds the state of a login at the OpenID provider until the provider redirects the browser
 back."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """HTTP methods that change nothing (RFC 9110, 9.2.1)."""
 _HOST_PREFIX: Final = "__Host-"
 _COOKIES_KEY: Final = "entrepot.cookies"
-"""The key of the values of the Cookie headers in the ASGI scope of a request."""
+"""The key in the ASGI scope of a request under which `separate_cookies` stores the values of the Cookie headers."""
 
 
 def separate_cookies(scope: Scope) -> None:
-    """Moves the Cookie headers of a request out of its headers, to where `cookie_value` reads them. The server calls
-    this before FastAPI gets the request.
+    """Hides the Cookie headers of a request from FastAPI: moves them to another key of the ASGI scope, where
+    `cookie_value` reads them. The server calls this function before FastAPI gets the request.
 
-    FastAPI parses all cookies of every request (`Request.cookies`) with the standard library's `http.cookies`. In
-    Python 3.11 that needs quadratic time for backslash escapes (CVE-2024-7592): 30 KB of them block the event loop for
-    seconds."""
+    FastAPI would parse all cookies of every request (`Request.cookies`) with the standard library's `http.cookies`,
+    which in Python 3.11 needs quadratic time for backslash escapes (CVE-2024-7592). 30 KB of escapes block the event
+    loop for seconds."""
     headers = scope["headers"]
     scope[_COOKIES_KEY] = [value for name, value in headers if name == b"cookie"]
     scope["headers"] = [header for header in headers if header[0] != b"cookie"]
@@ -46,16 +46,16 @@ def separate_cookies(scope: Scope) -> None:
 
 def cookie_value(scope: Scope, name: str) -> str:
     """Returns the value of a cookie of the request, or an empty string if the request has no such cookie. If the
-    request has the cookie several times, returns the last value (RFC 6265, 5.4: browsers send the cookie with the
-    shortest path, here `/`, last).
+    request has several cookies of this name, returns the value of the last: browsers send the cookie with the shortest
+    path last (RFC 6265, 5.4), and this registry sets the path `/`.
 
-    Resolves no backslash escapes (RFC 6265, 4.1.1, has none), so the time is linear in the length of the header."""
+    Does not resolve backslash escapes; RFC 6265, 4.1.1, has none. The time is linear in the length of the headers."""
     encoded_name, last_value = name.encode("ascii"), b""
     for header in scope.get(_COOKIES_KEY, ()):
         for pair in header.split(b";"):
             cookie_name, _, value = pair.partition(b"=")
             # Removes only spaces and tabs. If a name has other white space before `__Host-`, browsers do not see the
-            # prefix, so another host of the domain can set this cookie. It must not count as the cookie `__Host-…`.
+            # prefix, and let another host of the domain set the cookie. That cookie must not count as `__Host-…`.
             if cookie_name.strip(b" \t") == encoded_name:
                 last_value = value.strip(b" \t")
     is_quoted = len(last_value) >= 2 and last_value[:1] == last_value[-1:] == b'"'
@@ -71,7 +71,7 @@ class BrowserCookies:
         raw_host = None if host is None else host.encode("latin-1")
         self._request = request
         self._request_origin = base_url_of(request.scope, raw_host).decode("ascii")
-        """The origin that this request was sent to, as its Host header and scheme state it."""
+        """The origin to which the request was sent, from its scheme and its Host header."""
         self.origin = public_url or self._request_origin
         """The registry's origin (scheme, host, port) in the browser, such as `https://registry.example.com`."""
 
@@ -99,15 +99,15 @@ class BrowserCookies:
         )
 
     def delete(self, response: Response, name: str) -> None:
-        """Makes the browser delete a cookie: sets it again, to expire now."""
+        """Makes the browser delete a cookie: sets the cookie with an empty value that expires now."""
         self.set(response, name, "", 0)
 
     def check_same_origin(self) -> None:
         """Raises HTTPException (403) if the request's method may change something and the request does not come from a
         page of this registry.
 
-        Browsers say in Sec-Fetch-Site whether the page has the same origin as the request. Over plain http they omit
-        that header; then the header Origin names the page's origin. A request with neither header is refused.
+        The header Sec-Fetch-Site says whether the page has the same origin as the request. Over plain http, browsers
+        omit this header, and the header Origin names the page's origin. A request with neither header is refused.
         """
         if self._request.method in SAFE_METHODS:
             return
@@ -115,7 +115,7 @@ class BrowserCookies:
         if site is not None:
             is_same_origin = site == "same-origin"
         else:
-            # The second origin is for people who reach the registry at another address than `public_url`.
+            # Accepts `_request_origin` for people who reach the registry at another address than `public_url`.
             is_same_origin = self._request.headers.get("origin") in (self.origin, self._request_origin)
         if not is_same_origin:
             raise HTTPException(403, "with a browser session, only a page of this registry may change something")

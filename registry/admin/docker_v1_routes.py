@@ -1,16 +1,19 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the image
 search of NAS systems (network storage). Pushes and pulls use `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. The login goes with the second
-  request. If `docker login` has stored a refresh token, as at this registry, Docker first requests a bearer token for
-  the scope `registry:catalog:search`. If `docker login` has stored a password, Docker sends the name and the password.
-  Without a login, Docker sends an empty name and password. Docker sends names and passwords only over HTTPS, and only
-  if the first response has the header `X-Docker-Registry-Standalone`.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Docker sends a
+  login with the second request only. Which login this is depends on what `docker login` has stored:
+  - A refresh token, which this registry issues: Docker gets a bearer token for the scope `registry:catalog:search`.
+  - A password: Docker sends the name and the password.
+  - Nothing: Docker sends an empty name and password.
+
+  Docker sends names and passwords only over HTTPS, and only if the response to `GET /v1/_ping` has the header
+  `X-Docker-Registry-Standalone`.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, podman reads
   `/v2/_catalog` with its login.
 
-If a search without a login finds nothing, the response is 401. The client then sends its login. A registry without
-accounts sends an empty page instead.
+If a search without a login finds nothing, this registry answers 401, and the client sends its login. A registry that
+has no accounts yet answers with an empty page instead.
 """
 
 from __future__ import annotations
@@ -29,21 +32,21 @@ from storage.names import RepositoryName
 
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
-"""Number of results on a page without the parameter `n`."""
+"""Number of results on a page if the request has no parameter `n`, or `n=0`."""
 MAX_RESULTS: Final = 100
 """Largest number of results on a page."""
 MAX_TAGS: Final = 1000
-"""Largest number of tags in a list. There is no next page."""
+"""Largest number of tags in a list. Clients cannot request the tags after these."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
-_NO_LOGIN: Final = b"Basic Og=="
+_EMPTY_LOGIN: Final = b"Basic Og=="
 """An Authorization header with an empty name and password."""
 
 
 async def identify_v1_caller(request: Request) -> Caller:
     """Returns the caller. Treats an empty name and password as no login. Raises the errors of `identify_caller`."""
-    headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    # `identify_caller` stores the actor for the logs in the dict `state` of the copied scope. `ManagementRoute` reads
-    # it in the original scope. So both scopes must share this dict.
+    headers = [header for header in request.scope["headers"] if header != (b"authorization", _EMPTY_LOGIN)]
+    # `identify_caller` stores the actor in the dict `state` of the copied scope, and `ManagementRoute` reads the actor
+    # in the original scope. So both scopes must share one dict.
     request.scope.setdefault("state", {})
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 
@@ -90,19 +93,19 @@ async def search(
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
     """Finds repositories by name. Repositories that are stored here come first. If an upstream has the setting
-    `search`, the results of this upstream follow. Raises Unauthorized for an anonymous caller who may pull nothing, or
-    whose first page is empty, unless the registry is open: an open registry has no accounts."""
+    `search`, the results of this upstream follow. If the registry has accounts, raises Unauthorized for an anonymous
+    caller who may pull nothing or whose first page is empty."""
     response.headers.update(_HEADERS)
     caller.content_searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     # Clients write the official images of Docker Hub with or without this prefix.
     text = q.strip().removeprefix("library/")
-    offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    stored_page = await caller.content_searches.repositories(caller.searcher, text, offset, count)
+    offset = min((page - 1) * count, MAX_OFFSET + 1)  # an offset above MAX_OFFSET finds nothing
+    stored_page = await caller.content_searches.find_repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in stored_page.items]
     has_more = stored_page.more
     if text and len(results) < count:
-        upstream_results = await caller.content_searches.at_upstream(caller.searcher, text, count, page)
+        upstream_results = await caller.content_searches.search_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(
@@ -130,9 +133,9 @@ async def search(
 
 @router.get("/repositories/{name:path}/tags")
 async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str, str]:
-    """Lists the tags of a stored repository, each with the hash of the manifest that it points at. Needs `pull` on the
+    """Lists the tags of a stored repository, each with the hex digest of its manifest. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)
     stored_name = await require_readable(caller, RepositoryName(name))
-    tags = await caller.content_searches.tags_of(stored_name, MAX_TAGS)
+    tags = await caller.content_searches.list_tags(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

@@ -1,5 +1,6 @@
-"""The routes of `/api/v1/events`: the events of changes and pulls, as a list and as a stream, and the events that are
-not delivered to webhooks yet. The docstrings of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1/events`: list or stream the events of changes and pulls, list their deliveries to webhooks,
+and send dead letters again. A *dead letter* is an event that the registry no longer tries to deliver to a webhook. The
+docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -28,20 +29,20 @@ from storage.outbox import Delivery, DeliveryPosition, Event, EventAction, NewEv
 router = management_router()
 MAX_LOOK_UPS: Final = 20
 """Largest number of look-ups (calls of `Outbox.before`) for one page. Each look-up returns at most `PAGE_EVENTS`
-events, so one page checks the caller's rights to at most 2,000 events. This takes tens of milliseconds, and other
-requests run between two look-ups. If a look-up selects events by action or repository, it reads at most 5,000 events to
-find them, which takes a few milliseconds. It may find none."""
+events, so one page checks the caller's rights to at most 2,000 events. The checks take tens of milliseconds, and other
+requests run between two look-ups. A look-up that selects events by action or repository reads at most 5,000 events,
+which takes a few milliseconds, and may find none."""
 CURSOR_STEP: Final = 1_000
-"""The cursor `next` of a page says how far the page has read. It can be the number of a *hidden* event: an event that
-the caller may not see. To hide that number, the cursor is then rounded up to a multiple of `CURSOR_STEP`.
+"""Hides the numbers of *hidden* events, which are events that the caller may not see. The cursor `next` of a page is
+the number of the last event that the page has read. If this can be a hidden event, `next` is rounded up to a multiple
+of `CURSOR_STEP`.
 
-The list goes from the newest event to the oldest, so each cursor has to be lower than the one before. Rounding up adds
-less than `CURSOR_STEP`. A cursor is rounded only after `MAX_LOOK_UPS` look-ups. Each of these has read at least
-`PAGE_EVENTS` events, even if it returned fewer. Together, they lower the cursor by at least 20 times 100, which is more
-than `CURSOR_STEP`."""
+The list goes from the newest event to the oldest, so each cursor has to be lower than the cursor before it, even after
+rounding, which adds less than `CURSOR_STEP`. This holds because a cursor is rounded only after `MAX_LOOK_UPS` look-ups.
+Each look-up reads at least `PAGE_EVENTS` events, so 20 look-ups lower the cursor by at least 20 times 100."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
-"""Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
-NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
+"""Length of the longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
+EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
 class RetryBody(BodyModel):
@@ -74,14 +75,15 @@ async def list_events(
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Any:
-    """Lists the events of repositories that the caller may pull from, newest first. An admin sees all. How long events
-    are kept is the setting `events.keep`.
+    """Lists the events of repositories that the caller may pull from, newest first. An admin sees all events. The
+    setting `events.keep` says how long the registry keeps events.
 
-    With `Accept: text/event-stream`, sends events as they happen (Server-Sent Events). The stream begins after the
-    event with the number in the header `Last-Event-ID` or the parameter `after`, otherwise with the next event. If
-    events after that number are not kept any more, the first message is of the type `gap`."""
+    With `Accept: text/event-stream`, sends events as they happen (Server-Sent Events). If the request has the header
+    `Last-Event-ID` or the parameter `after`, the stream begins after the event with this number. If the registry has
+    already deleted events after this number, the first message has the type `gap`. Without a number, the stream begins
+    with the next event that happens."""
     if not caller.upkeep.settings.events.keep:
-        raise Unsupported(NOT_KEPT)
+        raise Unsupported(EVENTS_NOT_KEPT)
     position = _number_or_none(last_event_id or after)
     if EVENT_STREAM_TYPE in accept:
         stream = EventStream(request, position, _as_json, caller, action=action, repository=repository)
@@ -92,7 +94,7 @@ async def list_events(
 @router.get("/events/deliveries", tags=["events"])
 async def list_deliveries(
     caller: AdminCaller,
-    webhook: Annotated[str | None, Query(max_length=64, description="Only those of this webhook")] = None,
+    webhook: Annotated[str | None, Query(max_length=64, description="Only deliveries to this webhook")] = None,
     dead: Annotated[bool, Query(description="Only dead letters")] = False,
     after: Annotated[
         str | None, Query(description="The field `next` of the previous page", max_length=_MAX_POSITION_CHARACTERS)
@@ -113,14 +115,15 @@ async def retry_deliveries(caller: AdminCaller, body: RetryBody) -> RetryRespons
 
 
 async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
-    """Returns the newest events that a caller with an account may see; an empty list if no events are kept."""
+    """Returns the newest events that a caller with an account may see. The list is empty if the settings keep no
+    events."""
     if not caller.upkeep.settings.events.keep:
         return []
     return (await _read_page(caller, None, limit)).items
 
 
 def _response(event: Event, caller: Caller) -> EventResponse | None:
-    """Returns an event for a caller; None if the caller may not see the event."""
+    """Returns an event as the caller may see it; None if the caller may not see the event."""
     content: NewEvent = event.content
     if caller.rights.admin:
         return EventResponse.from_stored(event)
@@ -131,13 +134,14 @@ def _response(event: Event, caller: Caller) -> EventResponse | None:
 
 
 def _may_see(caller: Caller, repository: str) -> bool:
-    """Returns whether a caller may see the events of a repository. `repository`: its name in the store, as in the
-    events. Clients may use another name, such as one without the name of the upstream."""
+    """Returns whether a caller may see the events of a repository. `repository`: the repository's name in the store, as
+    in events. (The name in a client's request may lack the name of the upstream.)"""
     return caller.rights.admin or caller.principal.may(Action.PULL, repository)
 
 
 def _as_json(event: Event, caller: Caller) -> tuple[str, str] | None:
-    """Returns the action of an event and the event as JSON, for a stream; None if the caller may not see the event."""
+    """Returns what a stream sends for an event: its action, and the event as JSON. Returns None if the caller may not
+    see the event."""
     response = _response(event, caller)
     return None if response is None else (response.action, response.model_dump_json())
 
@@ -150,29 +154,29 @@ async def _read_page(
     action: EventAction | None = None,
     repository: str | None = None,
 ) -> models.ListPage[EventResponse]:
-    """Returns a page of events, newest first. `before`: only events with lower numbers (None: all). The page may have
-    fewer than `limit` events although more follow, because the work for one page is limited. `action` and `repository`:
-    only such events (None: all).
+    """Returns a page of events, newest first: the events with numbers below `before` (None: all numbers), with the
+    action `action` (None: all actions), and of the repository `repository` (None: all repositories). The page may have
+    fewer than `limit` events although more follow, because the work for one page is limited.
 
-    `next` must not reveal events that the caller may not see (hidden events). So for a caller who is not an admin,
-    `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`. `next` may depend on how many hidden
-    events there are, but not on their repositories and actions.
+    `next` must not reveal hidden events (`CURSOR_STEP`). For a caller who is not an admin, `next` is the number of an
+    event on the page, or a multiple of `CURSOR_STEP`. `next` may depend on how many hidden events there are, but not on
+    their repositories and actions.
 
-    So a look-up that can return hidden events must not select by action: this function discards the events with other
-    actions afterwards. A look-up by action reads on until it has found enough events with this action. The position
-    where it ends, and so `next`, would depend on the actions of hidden events."""
+    A look-up that can return hidden events therefore returns events with all actions, and this function discards those
+    with another action than `action`. If the look-up selected by action, it would read until it has found enough events
+    with this action. Where it stops reading, and therefore `next`, would depend on the actions of hidden events."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
-    has_no_hidden_events = caller.rights.admin or repository is not None  # the look-ups return only visible events
+    can_find_hidden_events = not caller.rights.admin and repository is None
     items: list[EventResponse] = []
     position = MAX_NUMBER if before is None else before
     for _ in range(MAX_LOOK_UPS):
-        if has_no_hidden_events:
+        if can_find_hidden_events:
+            page = await outbox.before(position, PAGE_EVENTS)
+        else:
             count = min(PAGE_EVENTS, limit - len(items))
             page = await outbox.before(position, count, action=action, repository=repository)
-        else:
-            page = await outbox.before(position, PAGE_EVENTS)
         for event in page.events:
             if action is not None and event.content.action is not action:
                 continue
@@ -185,8 +189,8 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        # Lets other requests run. `before` usually runs in a thread. But if the disk is too full to open the database
-        # normally, `before` runs on the event loop, and no other request can run meanwhile.
+        # Lets other requests run. They usually run during `before` as well, which works in a thread. But if the disk is
+        # too full to open the database normally, `before` works on the event loop.
         await asyncio.sleep(0)
     if not caller.rights.admin:
         rounded_up = position + -position % CURSOR_STEP
@@ -195,7 +199,8 @@ async def _read_page(
 
 
 def _number_or_none(text: str | None) -> int | None:
-    """Returns the number of an event in a query parameter or header. Raises RequestInvalid if it is not a number."""
+    """Returns the number of an event that a query parameter or header states; None if there is no `text`. Raises
+    RequestInvalid if `text` is not a number."""
     return None if text is None else parse_number(text, "this is not the number of an event")
 
 
@@ -205,7 +210,8 @@ def _position_text(delivery: Delivery) -> str:
 
 
 def _position_or_none(text: str | None) -> DeliveryPosition | None:
-    """Returns the position that `_position_text` wrote. Raises RequestInvalid for any other text."""
+    """Returns the position that `_position_text` wrote as `text`; None if there is no `text`. Raises RequestInvalid for
+    any other text."""
     if text is None:
         return None
     number, _, webhook = text.partition(":")

@@ -22,9 +22,9 @@ from storage.access import AccountInvalid, AccountName, Grant, Grantee
 from storage.content import Page
 
 _BATCH_SIZE: Final = 100
-"""Number of grants to read and filter before the event loop may run other requests."""
+"""Number of grants that are read and filtered at once. The event loop runs other requests between two batches."""
 _MAX_BATCHES: Final = 100
-"""Maximum number of batches to read for one page. Without this limit, one request of a caller who may see only few
+"""Maximum number of batches that are read for one page. Without this limit, a request of a caller who may see only few
 grants could read all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
@@ -36,7 +36,7 @@ router = management_router()
 async def list_groups(
     caller: AdminCaller, after: AfterQuery = None, limit: LimitQuery = 100
 ) -> models.ListPage[models.GroupResponse]:
-    """Lists groups with their members, in the order of the groups' names."""
+    """Lists groups with their members, sorted by the groups' names."""
     page = caller.accounts.groups(after, limit)
     return models.list_page(page, models.GroupResponse.from_stored, lambda name_and_members: name_and_members[0])
 
@@ -57,7 +57,7 @@ async def get_group(caller: AdminCaller, name: PathName) -> models.GroupResponse
 
 @router.delete("/groups/{name}", status_code=204, tags=["groups"])
 async def remove_group(caller: AdminCaller, name: PathName) -> None:
-    """Removes a group and the grants to it. The accounts of its members stay."""
+    """Removes a group and the grants to the group. The accounts of its members stay."""
     await caller.accounts.remove_group(name, by=caller.actor)
 
 
@@ -88,19 +88,19 @@ async def list_grants(
 ) -> models.ListPage[models.GrantResponse]:
     """Lists grants. An admin sees all grants. If you are not an admin, you see a grant if you have the action `admin`
     on everything that its pattern matches. With `for` and your own name, you see all grants that apply to you. A page
-    may have fewer than `limit` grants although more pages follow; only a null `next` marks the last page."""
+    may have fewer than `limit` grants although more pages follow. Only the last page has a null `next`."""
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
-    if page.next_after is not None:  # encrypted: it can be the key of a grant that the caller is not allowed to see
+    if page.next_after is not None:  # can be the key of a grant that the caller may not see, so it is encrypted
         response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return response
 
 
 def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Grantee] | None:
     """Returns the subjects whose grants the caller asks for: `subject`, or all subjects whose grants apply to `account`
-    (the query parameter `for`). None: all subjects. Raises AccountInvalid if the query has both parameters, and
-    AccountUnknown if the caller may not see the account."""
+    (the query parameter `for`). Returns None (all subjects) if the query has neither parameter. Raises AccountInvalid
+    if the query has both, and AccountHidden if the caller may not see the account."""
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:
@@ -113,11 +113,11 @@ def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[
 async def _visible_page(
     caller: Caller, subjects: list[Grantee] | None, after: str | None, limit: int, *, show_all: bool
 ) -> Page[Grant]:
-    """Returns a page of the grants that the caller may see. `show_all` means that the caller may see every grant to
-    `subjects`.
+    """Returns a page of the grants to `subjects` (None: all subjects) that the caller may see. An admin may see all
+    grants. `show_all` means that the caller may see all grants to `subjects`.
 
-    Reads at most `_MAX_BATCHES` batches. If the page ends for that reason, its `next_after` is the key of the last
-    grant that was read, even if the caller is not allowed to see that grant."""
+    In other cases, reads at most `_MAX_BATCHES` batches. If this limit ends the page, its `next_after` is the key of
+    the last grant that was read, even if the caller may not see that grant."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []
@@ -136,7 +136,7 @@ async def _visible_page(
 
 
 def _grant_key(grant: Grant) -> str:
-    """Returns the text by which the store sorts grants."""
+    """Returns the key by which the store sorts grants."""
     return f"{grant.subject} {grant.pattern}"
 
 

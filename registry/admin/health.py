@@ -2,8 +2,8 @@
 
 - `/livez` and `/health/live` show that the process answers.
 - `/readyz` checks the database and the disk, lists the results, and returns 503 if one of the checks fails.
-- `/health/ready` returns 503 only if nothing can be served. On a full disk it returns 200, because reads and deletes
-  work.
+- `/health/ready` returns 503 only if the registry cannot read from the store. On a full disk it returns 200, because
+  reads and deletes work.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ReadinessCheck(BaseModel):
 
 class ReadinessReport(BaseModel):
     """The status is `failing` if one of the checks fails. `read_only`: whether the registry refuses every push and
-    delete. It does so if the setting `read_only` is true, or if the disk was full when the server started. `read_only`
-    alone does not make the status `failing`."""
+    delete, because the setting `read_only` is true, or because the disk was full when the server started. `read_only`
+    does not affect the status."""
 
     status: Literal["ok", "failing"]
     read_only: bool
@@ -48,8 +48,9 @@ class ReadinessReport(BaseModel):
 
 @router.get("/livez", response_model_exclude_none=True)
 async def livez(request: Request, response: Response) -> Health:
-    """Answers 200 whenever the process can answer. It checks nothing else. The header `X-Entrepot-Instance` has a
-    random id of this run of the server, with which `entrepot doctor` finds out whether an address leads here."""
+    """Answers 200 whenever the process can answer. Checks nothing else. The header `X-Entrepot-Instance` has a random
+    id that the server gets at each start. `entrepot doctor` compares ids to find out whether an address leads to this
+    server."""
     response.headers[INSTANCE_HEADER] = request.app.server_run.instance
     response.headers["cache-control"] = "no-store"
     return Health(status="ok")
@@ -63,10 +64,15 @@ async def readyz(
         list[str] | None, Query(max_length=40, description="Leaves out this check. Repeat for more", examples=["disk"])
     ] = None,
 ) -> ReadinessReport:
-    """Answers 200 if the database can be read, its tables are those of this version of Entrepot, and the disk can be
-    written and has more free space than `min_free` and `min_free_percent` of `[disk]` in the settings demand; otherwise
-    503. No check asks an upstream. A registry whose disk is full still serves reads; where there is only one server,
-    `?exclude=disk` keeps it in service then."""
+    """Answers 200 if all checks succeed, otherwise 503:
+
+    - `database`: the database can be read.
+    - `migrations`: the database has the tables of this version of Entrepot.
+    - `disk`: the disk can be written, and has more free space than `min_free` and `min_free_percent` of `[disk]` in the
+      settings demand.
+
+    No check asks an upstream. A registry with a full disk still serves reads. If it is your only server, check it with
+    `?exclude=disk`, so that it stays in service."""
     results = await request.app.service.readiness.check(exclude or ())
     is_ready = all(result.reason is None for result in results)
     if not is_ready:
@@ -84,19 +90,18 @@ async def readyz(
 
 @router.get("/health/live", response_model_exclude_none=True)
 async def live() -> Health:
-    """Answers 200 whenever the process can answer. It checks nothing else."""
+    """Answers 200 whenever the process can answer. Checks nothing else."""
     return Health(status="ok")
 
 
 @router.get("/health/ready", response_model_exclude_none=True, responses={503: {"model": Health}})
 async def ready(request: Request, response: Response) -> Health:
-    """Reads the name of one repository from the store, and answers 503 if that fails. If the disk is full, the HTTP
-    status is 200: a load balancer that saw 503 would send no more requests to this registry, but on a full disk reads
-    still work, and deletes make room."""
-    # The registry without the check of the caller's rights, because health checks come without a login.
+    """Reads the name of one repository from the store, and answers 503 if the read fails. Answers 200 if the disk is
+    full, because reads still work, and deletes make room. After a 503, a load balancer would send no more requests."""
+    # `unchecked_registry` does not check the caller's rights: health checks come without a login.
     registry: Lister = request.app.service.unchecked_registry
     try:
-        await registry.repositories(None, 1)  # a page of one name, from the first repository on
+        await registry.repositories(None, 1)  # reads one name
     except RegistryError as error:
         response.status_code = 503
         return Health(status="failing", reason=error.message)

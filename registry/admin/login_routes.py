@@ -93,7 +93,7 @@ async def log_in(request: Request) -> Response:
     except RegistryError as error:
         return _error_page(request, error)
     try:
-        session = await _browser_login(request).with_password(
+        session = await _browser_login(request).start_with_password(
             form.one("user") or "",
             form.one("password") or "",
             unauthenticated_actor(request.scope),

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from registry.admin.body_limits import MAX_BODY_BYTES, BoundedRequest, too_long
+from registry.admin.body_limits import MAX_BODY_BYTES, BoundedRequest, too_long_error
 from registry.admin.caller import forget_caller, identify_caller, require_login
 from registry.admin.cookies import SAFE_METHODS
 from registry.asgi import raw_path
@@ -117,7 +117,7 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
     length = request.headers.get("content-length", "0")
     # A number of more than nine digits is too large in any case, so it is not parsed.
     if not length.isdigit() or len(length) > 9 or int(length) > max_body_bytes:
-        raise too_long(max_body_bytes)
+        raise too_long_error(max_body_bytes)
 
 
 def _has_body(request: Request) -> bool:

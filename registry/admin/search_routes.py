@@ -152,11 +152,11 @@ async def search(
 
     return SearchResponse(
         indexing=await searches.is_indexing(),
-        target=_target(await searches.target(principal, q), searches) if offset == 0 else None,
-        repositories=await search_for("repositories", searches.repositories, repository_model),
-        tags=await search_for("tags", searches.tags, tag_model),
-        labels=await search_for("labels", searches.labels, labels_model),
-        digests=await search_for("digests", searches.digests, digest_model),
+        target=_target(await searches.find_target(principal, q), searches) if offset == 0 else None,
+        repositories=await search_for("repositories", searches.find_repositories, repository_model),
+        tags=await search_for("tags", searches.find_tags, tag_model),
+        labels=await search_for("labels", searches.find_by_labels, labels_model),
+        digests=await search_for("digests", searches.find_by_digest, digest_model),
     )
 
 

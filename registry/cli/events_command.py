@@ -23,7 +23,7 @@ IDLE_SECONDS = 3600.0
 """How long `follow` (`registry.admin.event_stream`) waits for an event before it yields an empty page. `tail` ignores
 empty pages."""
 COLUMNS = ("event", "time", "action", "what", "actor", "detail")
-NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
+EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 ActionOption = Annotated[
     str | None, typer.Option("--action", metavar="ACTION", help="Only events with this action, such as push.")
@@ -63,7 +63,7 @@ def tail(
         from storage.outbox import EventAction
 
         if not upkeep.settings.events.keep:
-            fail(NOT_KEPT)
+            fail(EVENTS_NOT_KEPT)
         outbox, version = upkeep.store.outbox, upkeep.store.metadata.version
         start = await outbox.newest() if after is None else after
         event_action = None if action is None else EventAction(action)
@@ -110,7 +110,7 @@ def list_events(
 
     async def read(upkeep: UpkeepComponents) -> list[Event]:
         if not upkeep.settings.events.keep:
-            fail(f"{NOT_KEPT}. `entrepot events list --pending` shows the events that wait for delivery")
+            fail(f"{EVENTS_NOT_KEPT}. `entrepot events list --pending` shows the events that wait for delivery")
         event_action = None if action is None else EventAction(action)
         events: list[Event] = []
         position, is_last = None, False

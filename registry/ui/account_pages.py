@@ -108,9 +108,11 @@ async def choose_language(request: Request) -> Response:
 
 async def _start_session(request: Request, user: str, password: str) -> str:
     """Starts a session in place of the browser's old one, and returns its cookie's value. Raises the errors of
-    `BrowserLogin.with_password`."""
+    `BrowserLogin.start_with_password`."""
     actor = unauthenticated_actor(request.scope)
-    return await _browser_login(request).with_password(user, password, actor, replaces=cookies_of(request).session)
+    return await _browser_login(request).start_with_password(
+        user, password, actor, replaces=cookies_of(request).session
+    )
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:

@@ -116,7 +116,7 @@ async def _change_password(request: Request, caller: Caller, name: AccountName, 
     login = request.app.service.access.management.browser_login
     response = redirect(OWN_ACCOUNT_PATH)
     try:
-        session = await login.with_password(name, new, caller.actor, replaces=cookies_of(request).session)
+        session = await login.start_with_password(name, new, caller.actor, replaces=cookies_of(request).session)
     except RegistryError:  # the new password is set, so the visitor can log in with it
         return redirect(f"{LOGIN_PAGE_PATH}?next={OWN_ACCOUNT_PATH}")
     cookies_of(request).set(response, SESSION_COOKIE, session, SESSION_SECONDS)

@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from registry.admin.browser_login import LOGIN_PAGE_PATH, page_with_form
+from registry.admin.browser_login import LOGIN_PAGE_PATH, form_page_path
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies, cookie_value
 from registry.admin.management_route import audit_denial
@@ -333,7 +333,7 @@ async def _error_response(request: Request, error: Exception, form_pages: Sequen
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(
-            visit, page_with_form(request.headers.get("referer", ""), form_pages) if form_pages else visit.path
+            visit, form_page_path(request.headers.get("referer", ""), form_pages) if form_pages else visit.path
         )
     if isinstance(error, TooManyRequests):
         return await _too_many_response(request, error)

@@ -86,7 +86,7 @@ async def search(request: Request) -> Response:
     target: SearchTarget | None = None  # the image, blob or repository that the text names
     lists: list[HitList] = []
     if text:
-        target = None if kind else await searches.target(principal, text)
+        target = None if kind else await searches.find_target(principal, text)
         searcher = caller.searcher
         searched_kinds = [kind] if kind else KINDS
         lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
@@ -147,12 +147,12 @@ async def _find_hits(searches: ContentSearches, searcher: Searcher, text: str, k
         )
 
     if kind == "repositories":
-        return await hits_of(searches.repositories, _repository_hit)
+        return await hits_of(searches.find_repositories, _repository_hit)
     if kind == "tags":
-        return await hits_of(searches.tags, _tag_hit)
+        return await hits_of(searches.find_tags, _tag_hit)
     if kind == "labels":
-        return await hits_of(searches.labels, _labels_hit)
-    return await hits_of(searches.digests, _digest_hit)
+        return await hits_of(searches.find_by_labels, _labels_hit)
+    return await hits_of(searches.find_by_digest, _digest_hit)
 
 
 def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:

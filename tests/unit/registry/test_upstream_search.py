@@ -207,7 +207,7 @@ async def test_searches_of_one_visitor_do_not_delay_those_of_others(tmp_path: Pa
 
         async def search(address: str) -> None:
             try:
-                await searches.tags(Searcher(open_principal(), address), "nginx", 0, 25)
+                await searches.find_tags(Searcher(open_principal(), address), "nginx", 0, 25)
             finally:
                 finished.append(address)
 
@@ -237,16 +237,16 @@ async def test_disconnected_clients_start_no_further_searches(tmp_path: Path) ->
     search of another visitor is passed on, and a cached answer needs no slot."""
     async with passed_on_searches(tmp_path) as (fake, searches):
         first, other = Searcher(open_principal(), "192.0.2.1"), Searcher(open_principal(), "192.0.2.2")
-        assert await searches.at_upstream(first, "cached", 25, 1)
+        assert await searches.search_upstream(first, "cached", 25, 1)
         fake.gate.clear()
         for number in range(30):
-            search = asyncio.create_task(searches.at_upstream(first, f"x{number}", 25, 1))
+            search = asyncio.create_task(searches.search_upstream(first, f"x{number}", 25, 1))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             search.cancel()
             await asyncio.wait([search])
-        assert await searches.at_upstream(first, "cached", 25, 1)
-        others = asyncio.create_task(searches.at_upstream(other, "other", 25, 1))
+        assert await searches.search_upstream(first, "cached", 25, 1)
+        others = asyncio.create_task(searches.search_upstream(other, "other", 25, 1))
         await wait_until(lambda: len(fake.requests) == 3)
         assert sorted(path.partition("&")[0] for path in fake.requests[1:]) == ["/v1/search?q=other", "/v1/search?q=x0"]
         fake.gate.set()
@@ -264,7 +264,7 @@ async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
             (open_principal(["docker.io"]), [], 0),
             (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
-            results = await searches.at_upstream(Searcher(principal, "192.0.2.1"), "nginx", 25, 1)
+            results = await searches.search_upstream(Searcher(principal, "192.0.2.1"), "nginx", 25, 1)
             assert ([name for name, _ in results], len(fake.requests)) == (names, total_requests)
 
 
