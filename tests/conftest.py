@@ -8,8 +8,10 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.fakes.server_process import ROOT, RegistryServer, running_server
-from tests.fakes.temporary_files import disk_folder, memory_root
+from tests.fakes.temporary_files import disk_folder, make_shared_folder, memory_root
 
 GROUP_FOLDERS = (
     "tests/system/clients/replay/",
@@ -52,8 +54,9 @@ LONGEST_GROUPS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Puts temporary files into memory if possible. Disables the time limits of Hypothesis, which would fail on a busy
-    machine. Makes a worker exit without freeing its objects, which would take seconds."""
+    """Puts temporary files into memory if possible. Makes the folder that all test processes share. Disables the time
+    limits of Hypothesis, which would fail on a busy machine. Makes a worker exit without freeing its objects, which
+    would take seconds."""
     hypothesis.settings.register_profile(
         "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -62,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(root))
     if hasattr(config, "workerinput"):
         atexit.register(os._exit, 0)  # runs after the functions that are registered later
+    else:
+        config.add_cleanup(partial(shutil.rmtree, make_shared_folder(), ignore_errors=True))
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]

@@ -6,6 +6,7 @@ of the test.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MEMORY_DISK = Path("/dev/shm")
+_SHARED_FOLDER = "TESTS_SHARED_FOLDER"
 _MIN_FREE_BYTES = 4 << 30
 """Number of free bytes that the file system in memory must have, because all tests together may need as many."""
 
@@ -23,6 +25,19 @@ def memory_root() -> Path | None:
     """Returns the folder of a file system in memory with enough free space; None if there is none."""
     has_space = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _MIN_FREE_BYTES
     return _MEMORY_DISK if has_space else None
+
+
+def make_shared_folder() -> Path:
+    """Makes a folder on a disk that this process and all processes that it starts share (`shared_folder`). Returns the
+    folder."""
+    folder = Path(tempfile.mkdtemp(prefix="entrepot-shared-"))
+    os.environ[_SHARED_FOLDER] = str(folder)
+    return folder
+
+
+def shared_folder() -> Path:
+    """Returns the folder that all test processes of this run share. It is deleted when the run ends."""
+    return Path(os.environ[_SHARED_FOLDER])
 
 
 def make_named_folder(parent: Path, prefix: str) -> Path:

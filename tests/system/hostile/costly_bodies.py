@@ -271,6 +271,7 @@ def noise(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
+@lru_cache(maxsize=1)
 def noise_digest(size: int) -> str:
     """The digest of `noise(size)`."""
     return f"sha256:{hashlib.sha256(noise(size)).hexdigest()}"

@@ -6,6 +6,7 @@ The rows are like those that pushes would insert, except that all manifests have
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -21,7 +22,7 @@ import apsw
 
 from registry.auth.token import api_tokens
 from storage.access import AccountName, Action, TokenLimit
-from storage.composition import layout_of, prepare_data_dir
+from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import BLOB_TYPE, OCI_MANIFEST
 from storage.metadata.sqlite.database import create
 from storage.patterns import NamePattern
@@ -67,7 +68,8 @@ def login(name: str, token: str) -> str:
 
 
 def build(data: Path) -> dict[str, str]:
-    """Makes the large data directory. Returns the Authorization header of each account by name."""
+    """Makes the large data directory, whose search index is complete. Returns the Authorization header of each account
+    by name."""
     prepare_data_dir(data)
     with _writing(data) as rows:
         rows.add_repositories("r/%06d/app", REPOSITORIES)
@@ -81,7 +83,16 @@ def build(data: Path) -> dict[str, str]:
         rows.add_audit(AUDITED)
         rows.add_events(EVENTS)
         rows.add_jobs(LONG_JOBS, QUEUED_JOBS)
-        return rows.add_accounts()
+        logins = rows.add_accounts()
+    asyncio.run(_index(data))
+    return logins
+
+
+async def _index(data: Path) -> None:
+    """Completes the search index, so that no worker does this work while its memory is measured."""
+    async with open_registry(data) as store:
+        while store.search_indexer.has_unindexed():
+            await store.search_indexer.run()
 
 
 def build_links(data: Path) -> None:
