@@ -62,13 +62,13 @@ from storage.store.stored_registry import StoredRegistry
 from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
-"""The clients of a network (`network_of`) may together send at least this many health checks a second, even if the rate
-limit in the settings is lower. That is enough for several monitors."""
+"""The clients of one IPv4 address or one IPv6 /64 network may together send at least this many health checks a second,
+even if the rate limit in the settings is lower. This number is enough for several monitors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The parts that a service with accounts has and a service without accounts lacks.
+    """The objects that only a service with accounts has.
 
     `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of clients. `tokens`:
     issues tokens. `management`: the objects that the management API uses."""
@@ -86,13 +86,13 @@ class Service:
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
     - `readiness` says whether the service can serve.
-    - `access`: the parts for accounts; None: the service has no accounts and cannot get any.
+    - `access`: the objects for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
     - `is_store_read_only`: whether the store was opened only for reading, because the disk was too full to open it for
       writing.
     - `work`: the background work; None: there is none.
-    - `retire_read_only_store` closes a store that was opened only for reading, after another service has replaced this
-      one. Every later call on the store raises StorageFull. Does nothing to a store that is open for writing.
+    - `retire_read_only_store` is called after another service has replaced this one. If the store was opened only for
+      reading, closes the store: every later call on it raises StorageFull. Otherwise does nothing.
     - `endpoint_health` returns the health of the endpoints (URLs) of each upstream, as this process has observed it.
     - `pages`: the objects that the web pages need; None: this service has no web pages."""
 
@@ -109,10 +109,10 @@ class Service:
 
 
 class ServiceFactory:
-    """Builds the services of one worker. A worker opens a second service if its first one was opened read-only.
+    """Builds the services of one worker. A second one replaces a first one whose store was opened only for reading.
 
     `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts the
-    work of the service; None: this work is not counted. `clock` returns seconds since 1970."""
+    work of the service; None: nothing is counted. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -137,12 +137,12 @@ class ServiceFactory:
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        except with repositories of an upstream from which a pull needs a grant (a permission that an administrator
-        gives)."""
+        with one exception: no client may use the repositories of upstreams that need a grant (a permission that an
+        administrator gives)."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
-        # Without accounts, the check is always the strictest one.
+        # The check is always the strictest one, because the service never gets accounts.
         cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
             self._distribution(guard, authenticator, cross_site),
@@ -155,11 +155,11 @@ class ServiceFactory:
         """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-        opened only for reading. False: raises StorageFull. `starts_background_work`: whether the background work starts
-        now; False: the caller starts it with `Service.work`.
+        opened only for reading. False: raises StorageFull. `starts_background_work`: whether this method starts the
+        background work; False: the caller starts it with `Service.work`.
 
-        The setting `read_only` has nothing to do with `may_open_read_only`: it refuses pushes and deletes by clients.
-        With this setting, no garbage is collected, but mirrors still cache new content."""
+        The setting `read_only` does not depend on `may_open_read_only`. With this setting, the registry refuses pushes
+        and deletes by clients, and collects no garbage, but mirrors still cache new content."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
         async with (
@@ -209,12 +209,13 @@ class ServiceFactory:
             # Tells whether a private upstream has confirmed that one of its repositories has a blob.
             is_confirmed=store.records.is_confirmed,
         )
-        # The browser needs the guarded registry of clients to remove tags, and to make archives, because only this
-        # registry asks upstreams for content that is not cached.
+        # The browser uses `guard` only to remove tags, and to make archives, because archives may need content that
+        # only an upstream has.
         stored_guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
         browser = RepositoryBrowser(stored_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest while there is no account and no other way to log in (`Policy.is_closed` is False).
+        # The check is strictest until the first account is added, unless clients can log in without such an account
+        # (`Policy.is_closed`).
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -245,8 +246,8 @@ class ServiceFactory:
         )
 
     def _page_content(self, stored: Router, components: AuthComponents) -> Observed:
-        """Returns the registry that the web pages read: `stored`, with the rights of the visitor checked, and without
-        changes. It asks no upstream. So no page waits for an upstream, and no page uses up the requests that an
+        """Returns the registry that the web pages read: `stored`, with a check of the visitor's rights. It refuses all
+        changes and asks no upstream. So no page waits for an upstream, and no page uses up the requests that an
         upstream allows."""
         guard = Guarded(
             restrict(stored, read_only=True, delete=False),
@@ -278,10 +279,11 @@ class ServiceFactory:
         push_refusal: PushRefusal | None = None,
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
-        """Returns the distribution API over `guard`. `cross_site`: refuses requests that pages of other sites cause.
+        """Returns the distribution API over `guard`. `cross_site`: refuses requests that web pages of other sites send.
         `answer_cache`: the response cache; None: no response is cached. `count_pull` counts the pulls of manifests;
-        None: they are not counted. `push_refusal` returns, before a manifest is received, why it does not fit on the
-        disk; None: this is not checked. `read_history` reads the history of a tag for the current request."""
+        None: they are not counted. `push_refusal` is called before a manifest is received, and returns why the
+        manifest does not fit on the disk; None: this is not checked. `read_history` reads the history of a tag for the
+        current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),
@@ -300,15 +302,15 @@ class ServiceFactory:
         )
 
     def _observe(self, guard: Guarded) -> Observed:
-        """Returns `guard` with its calls measured, and traced if that is configured."""
+        """Returns a wrapper that measures the calls on `guard`, and also traces them if traces are configured."""
         if self.telemetry is None:
             return Observed(guard)
         tracing = self.telemetry.tracing
         return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.call)
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the upstreams that requests can name, by the query parameter `ns` or by the host that they are sent
-        to. Returns None if the settings have no upstream."""
+        """Returns the rules by which a request names an upstream: with the query parameter `ns`, or with the host to
+        which the request is sent. Returns None if the settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None
@@ -321,8 +323,8 @@ class ServiceFactory:
 
 
 class RateLimitMemory:
-    """The memory in which all workers count requests. Create it before the workers are forked. It can be used with
-    every rate limit, so it is kept when the settings change."""
+    """The memory in which all workers count requests. Create it before the workers are forked. When a change of the
+    settings changes the rate limit, the new rate limit uses the same memory."""
 
     def __init__(self) -> None:
         self.requests = allocate_limiter_cells()
@@ -331,8 +333,8 @@ class RateLimitMemory:
 
 def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:
     """Returns the rate limit in the settings, which counts the requests of all workers in `memory`. Returns None if the
-    settings have no rate limit. If `memory` is None, creates it; then the caller has to call this before the workers
-    are forked.
+    settings have no rate limit. If `memory` is None, allocates memory: in this case, call this function before the
+    workers are forked.
 
     Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second
@@ -376,7 +378,7 @@ def _pull_counter(backend: Backend) -> CountPull:
 
 
 def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
-    """Returns the function that reads the history of a tag, after `guard` has checked the right to pull."""
+    """Returns a function that checks with `guard` the client's right to pull, and then reads the history of a tag."""
 
     async def read(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
         return await store.tag_history.changes(await guard.readable_name(repo), tag, before, limit)
@@ -385,8 +387,8 @@ def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
 
 
 def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:
-    """Returns the function that `Guarded` calls when it denies a call. This function counts the denial, and adds a line
-    to the audit log, with the client of the current request."""
+    """Returns the function that `Guarded` calls when it refuses an action to an account. This function counts the
+    denial, and adds an entry to the audit log, with the account and the client of the current request."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
         if telemetry is not None:

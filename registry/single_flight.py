@@ -1,8 +1,8 @@
 """`SingleFlight`: concurrent callers that need the same result share one task.
 
-If a caller is cancelled, the task continues, even without callers. The exception is a task that waits to send its first
-request to another server (`waiting_to_send`). Such a task is cancelled once all its callers have left. Otherwise
-clients that leave could fill the queue of waiting tasks.
+If a caller is cancelled, it leaves the task. A task that waits to send its first request to another server
+(`waiting_to_send`) is cancelled once all its callers have left. Otherwise clients that disconnect could fill the queue
+of waiting tasks. Every other task continues, even without callers.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ def start_detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 class Flight(asyncio.Task[T]):
-    """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task continues
-    without callers, because `SingleFlight.start` has returned it or it has sent a request. `is_waiting`: whether the
-    task waits to send a request."""
+    """A task of `SingleFlight`. `callers`: how many callers wait for its result. `is_kept`: whether the task always
+    continues without callers, because `SingleFlight.start` has returned it or it has begun to send a request.
+    `is_waiting`: whether the task waits to send a request."""
 
     callers = 0
     is_kept = False
     is_waiting = False
 
     def __init__(self, work: Coroutine[Any, Any, T], give_up: Callable[[Flight[T]], None]) -> None:
-        """Starts the task in the running event loop. `give_up` cancels the flight with which it is called."""
+        """Starts the task in the running event loop. `give_up` is called with this flight, and cancels it."""
         super().__init__(work, loop=asyncio.get_running_loop(), context=detached_context())
         self._give_up = give_up
 
     def give_up_if_unwanted(self) -> None:
-        """Gives the flight up if it waits to send its first request and nobody needs its result."""
+        """Cancels the flight if it waits to send its first request and nobody needs its result."""
         if self.is_waiting and not self.callers and not self.is_kept:
             self._give_up(self)
 
 
 @contextmanager
 def waiting_to_send() -> Iterator[None]:
-    """Says that the current task waits for its turn to send a request, until the end of the `with` block. If the task
-    is a `Flight`, it is cancelled at an `await` of the block once all its callers have left. A flight with `is_kept`
-    continues. Other tasks are not affected."""
+    """A context manager for the code in which a task waits for its turn to send a request. If the current task is a
+    `Flight` without `is_kept`, it is cancelled at an `await` in the `with` block once all its callers have left. All
+    other tasks continue."""
     flight = asyncio.current_task()
     if not isinstance(flight, Flight):
         yield
@@ -67,19 +67,19 @@ def waiting_to_send() -> Iterator[None]:
 
 
 def note_sending() -> None:
-    """Says that the current task is about to send a request. If the task is a `Flight`, it continues from now on,
-    even if all its callers leave. The next caller then needs no second request."""
+    """Call this when the current task is about to send a request. If the task is a `Flight`, it continues from now on
+    even if all its callers leave, so that the next caller needs no second request."""
     flight = asyncio.current_task()
     if isinstance(flight, Flight):
         flight.is_kept = True
 
 
 class SingleFlight(Generic[T]):
-    """The running tasks of one kind of work. At most one task per key runs at a time. A cancelled task that has not
-    ended yet does not count.
+    """The running tasks of one kind of work: at most one for each key. A key identifies the result of a task. A new
+    task may start while an earlier task for its key, which was cancelled because its callers left, has not ended yet.
 
-    A key identifies the result. `make_stop_error` returns the *stop error*. Callers get this error if `aclose` cancels
-    their task. After `aclose`, they get this error instead of a new task."""
+    `make_stop_error` returns the *stop error*. Callers get this error if `aclose` cancels their task. After `aclose`,
+    they get this error instead of a new task."""
 
     def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping_error) -> None:
         self._make_stop_error = make_stop_error
@@ -103,7 +103,7 @@ class SingleFlight(Generic[T]):
         return flight
 
     def leave(self, flight: Flight[T]) -> None:
-        """Ends the wait of a caller of `join`."""
+        """Counts one caller less. A caller of `join` calls this when it stops waiting."""
         flight.callers -= 1
         flight.give_up_if_unwanted()
 
@@ -112,8 +112,9 @@ class SingleFlight(Generic[T]):
         exception of the task, or the stop error.
 
         If the caller is cancelled, the task continues, with one exception: the task is cancelled if it waits to send
-        its first request, has no other caller and was not returned by `start`. If the caller is itself a flight, its
-        wait counts as `waiting_to_send`. For example, the flight for a manifest may wait for the flight for a token."""
+        its first request, has no other caller and was not returned by `start`. If the caller is itself a flight, it
+        counts as `waiting_to_send` during this call. For example, the flight for a manifest may wait for the flight for
+        a token."""
         flight = self.join(key, work)
         try:
             with waiting_to_send():
@@ -124,8 +125,8 @@ class SingleFlight(Generic[T]):
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         """Waits until the task for `key` has ended. Starts one that runs `work()` if there is none. Ignores the task's
-        result and exception, and returns normally even if `aclose` cancels the task. Raises the stop error only if no
-        task can be started. If the caller is cancelled, the task continues."""
+        result and exception, and returns normally even if `aclose` cancels the task. Raises the stop error only if
+        `aclose` was called and no task for `key` is running. If the caller is cancelled, the task continues."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:
@@ -166,8 +167,8 @@ class SingleFlight(Generic[T]):
 async def wait_for_outcome(
     task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping_error
 ) -> T:
-    """Returns the result of `task`, or raises its exception. Raises the error of `make_stop_error` if only `task` was
-    cancelled. If the caller is cancelled, raises CancelledError, and `task` continues."""
+    """Returns the result of `task`, or raises its exception. If the caller is cancelled, raises CancelledError, and
+    `task` continues. If only `task` was cancelled, raises the error that `make_stop_error` returns."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -203,8 +204,8 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
 
 
 async def wait_uncancelled(future: Awaitable[Any]) -> None:
-    """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the waiting task:
-    the caller must raise CancelledError itself if needed."""
+    """Waits until `future` is done. Ignores its result and exception. Also ignores a cancellation of the caller, which
+    must raise CancelledError itself if needed."""
     task = asyncio.ensure_future(future)
     while not task.done():
         try:

@@ -1,9 +1,9 @@
 """Counters and rate limits that all worker processes share, in anonymous memory that is mapped before the fork.
 
-Keys are strings, such as client addresses. Their values are in tables. Each table is a count-min sketch with two rows:
-the hash of a key chooses one cell in each row. Other keys can have the same cell and increase its value. So the value
-of a key is the smaller one of its two cells. This value can still be too high. Keys are not stored, so none have to be
-evicted.
+A key is a string, such as a client address. A table holds one value for each key. The table is a count-min sketch with
+two rows: the hash of a key chooses one cell in each row. If other keys have the same cell, they increase its value. So
+the value of a key is the smaller value of its two cells. This value can still be too high. The keys themselves are not
+stored, so the size of a table is fixed.
 
 Python's `hash` of a string depends on a secret that only this process and its forks know (unless PYTHONHASHSEED is
 set). So no client can find a key that has the same cells as the key of another client.
@@ -22,8 +22,8 @@ _ROW_CELLS = 8192
 """Cells in one row; a power of two."""
 _MASK = _ROW_CELLS - 1
 _SHIFT_BITS = 24
-"""The lowest bits of a key's hash choose its cell in the first row. The bits from bit number `_SHIFT_BITS` on choose
-its cell in the second row."""
+"""The lowest bits of a key's hash choose its cell in the first row. The lowest bits of the hash, shifted right by
+`_SHIFT_BITS`, choose its cell in the second row."""
 
 
 def _cells_of(key: str) -> tuple[int, int]:
@@ -36,21 +36,21 @@ class SharedCounters:
     """A count for each key, over all processes. Each process has a table of its own, its *column*. Because no other
     process writes to this column, no change is lost. The count of a key is the sum over all columns.
 
-    `add` first increases both cells of the key and then computes the sums. So if two processes call `add` at the same
-    moment and together exceed a limit, at least one of them gets a sum above the limit: the process that is the last to
-    complete its increases, because its sums contain those of both processes.
+    `add` first increases both cells of the key and then computes the sums. If two processes call `add` at the same
+    moment, the sums of the process that completes its increases last contain the increases of both. So if the two
+    processes together exceed a limit, at least this process gets a count above the limit.
     """
 
     def __init__(self, columns: int) -> None:
-        """Create it before the fork. `columns` is the number of columns, and so of processes that can count at the same
-        time."""
+        """Create it before the fork. `columns`: the number of columns. No more processes than this can count at the
+        same time."""
         self.columns = columns
         self._column_cells = 2 * _ROW_CELLS  # number of cells in one column
         self._memory = mmap(-1, 4 * self._column_cells * columns)
         self._cells = memoryview(self._memory).cast("I")
 
     def clear(self, column: int) -> None:
-        """Sets all counts of one column to 0. Call it when no process writes to the column."""
+        """Sets all counts of one column to 0. Call it only while no process writes to the column."""
         size = 4 * self._column_cells
         self._memory[column * size : (column + 1) * size] = bytes(size)
 
@@ -60,7 +60,7 @@ class SharedCounters:
         cells = _cells_of(key)
         for cell in cells:
             self._cells[base + cell] += 1
-        # Each slice has the same cell of all columns.
+        # A slice contains the values of one cell in all columns.
         return min(sum(self._cells[cell :: self._column_cells]) for cell in cells)
 
     def remove(self, column: int, key: str) -> None:
@@ -81,9 +81,11 @@ class SharedRateLimiter:
     leaky bucket as a meter, ITU-T I.371). A cell holds the algorithm's theoretical arrival time: the time at which the
     next request of the key would arrive if its requests arrived exactly at the allowed rate.
 
-    There is one race. If several processes count a request of the same key at the same moment, it can happen that only
-    one of these requests is counted. Then the key exceeds its rate by the requests that are not counted. The race never
-    leads to the refusal of a request that is within the rate. A process that dies leaves nothing to be cleaned up.
+    There is one race. If several processes count requests of one key at the same moment, sometimes only one of these
+    requests is counted. The key can then exceed its rate by the number of requests that were not counted. The race
+    never leads to the refusal of a request that is within the rate.
+
+    A process that dies leaves nothing to be cleaned up.
     """
 
     def __init__(
@@ -109,9 +111,9 @@ class SharedRateLimiter:
         self._cells = allocate_limiter_cells() if cells is None else cells
 
     def take(self, key: str) -> float:
-        """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns
-        in how many seconds a request of the key will be within the rate. This is `1 / per_second` at most, also if an
-        earlier limiter with a lower rate or a larger burst used the memory."""
+        """Counts one request of `key` and returns 0.0 if the request is within the rate. Otherwise does not count the
+        request, and returns in how many seconds a request of the key will be within the rate: at most `1 / per_second`,
+        even if an earlier limiter with a lower rate or a larger burst used the memory."""
         now = self._clock()
         key_hash = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
         first_cell, second_cell = key_hash & _MASK, _ROW_CELLS + ((key_hash >> _SHIFT_BITS) & _MASK)
@@ -121,7 +123,7 @@ class SharedRateLimiter:
         if due < now:
             due = now
         elif (wait := due - now - self._tolerance_seconds) > 0:
-            if wait > self._step_seconds:  # only a limiter with other limits can have stored such a time in both cells
+            if wait > self._step_seconds:  # another limiter with other limits has stored the times in both cells
                 wait = self._step_seconds
                 cells[first_cell] = cells[second_cell] = now + self._tolerance_seconds + wait
             return wait

@@ -24,7 +24,7 @@ from storage.interface import Lister
 from storage.store.stored_registry import StoredRegistry
 
 CHECK_SECONDS: Final = 5.0
-"""Time limit of a check. It ensures that there is a result in time even if the disk hangs."""
+"""Time limit of a check, for the case that the disk hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Readiness:
         *,
         seconds: float = CHECK_SECONDS,
     ) -> None:
-        """`registry`: the registry that the process serves. `store`: its store in the data directory `data`. If they
-        are None, there is no data directory, and only `registry` is checked. `seconds`: the time limit of each
-        check."""
+        """`registry`: the registry that the process serves. `store`: the registry's store in the data directory
+        `data`. If `store` and `data` are None, there is no data directory, and only `registry` is checked. `seconds`:
+        the time limit of each check."""
         self._registry = registry
         self._seconds = seconds
         self._checks: dict[str, Callable[[], Awaitable[str | None]]] = {"database": self._check_database}
@@ -59,15 +59,16 @@ class Readiness:
 
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
         """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
-        check that takes too long has failed. It continues to run, and until it ends, no second check of the same name
-        starts."""
+        check that takes too long counts as failed, but continues to run. Until the check ends, the next calls wait for
+        its result and do not start it again."""
         names = [name for name in self._checks if name not in exclude]
-        tasks = {name: self._task(name) for name in names}
+        tasks = {name: self._find_or_start(name) for name in names}
         if tasks:
             await asyncio.wait(tasks.values(), timeout=self._seconds)
-        return [CheckResult(name, self._result(task)) for name, task in tasks.items()]
+        return [CheckResult(name, self._reason(task)) for name, task in tasks.items()]
 
-    def _task(self, name: str) -> asyncio.Task[str | None]:
+    def _find_or_start(self, name: str) -> asyncio.Task[str | None]:
+        """Returns the running check with this name, or starts it."""
         if name not in self._running or self._running[name].done():
             self._running[name] = asyncio.ensure_future(self._run(name))
         return self._running[name]
@@ -81,8 +82,8 @@ class Readiness:
         except OSError as error:
             return error.strerror or str(error)
 
-    def _result(self, task: asyncio.Task[str | None]) -> str | None:
-        """Returns what is wrong according to a check, which may still be running; None if nothing is wrong."""
+    def _reason(self, task: asyncio.Task[str | None]) -> str | None:
+        """Returns the reason for the `CheckResult` of a check that has ended or has exceeded the time limit."""
         if not task.done():
             return f"no result within {self._seconds:g} s: the disk or the database hangs"
         if task.cancelled():
@@ -90,12 +91,12 @@ class Readiness:
         return task.result()
 
     async def _check_database(self) -> str | None:
-        await self._registry.repositories(None, 1)  # a page of one name, from the first repository on
+        await self._registry.repositories(None, 1)  # reads one name from the list of repositories
         return None
 
 
 async def _check_version(store: StoredRegistry, data: Path) -> str | None:
-    """Returns why the database does not have the tables of this version; None if it does.
+    """Returns why the database does not have the tables of this version; None if it has them.
 
     Does not check a store that is open read-only: its version was checked when it was opened. The server opens a store
     read-only only if the disk is full. The disk then has no space for the files that the check would write."""
@@ -103,7 +104,7 @@ async def _check_version(store: StoredRegistry, data: Path) -> str | None:
 
 
 def _version_problem(data: Path) -> str | None:
-    """Returns why the database does not have the tables of this version; None if it does."""
+    """Returns why the database does not have the tables of this version; None if it has them."""
     try:
         check_version(data)
     except DataDirectoryError as error:
@@ -112,15 +113,15 @@ def _version_problem(data: Path) -> str | None:
 
 
 async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
-    """Returns why nothing new can be stored on the disk; None if it can."""
+    """Returns why no new content can be stored; None if content can be stored."""
     if (problem := await asyncio.to_thread(store.directory_problem)) is not None:
         return problem
     return store.storage_problem() or store.push_refusal() or await asyncio.to_thread(write_problem, data)
 
 
 def write_problem(directory: Path) -> str | None:
-    """Returns why no file can be written in the directory; None if one can. Blocks. Writes a byte to a file without a
-    name, which the system removes in any case."""
+    """Returns why no file can be written in the directory; None if a file can be written. Blocks. Writes a byte to a
+    temporary file, which the system removes even if the process is killed."""
     with suppress(OSError):
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
             return f"the file system of {directory} is mounted read-only; the system does that after errors of a disk"

@@ -1,6 +1,6 @@
-"""`WorkerReport`: what one worker process reports about itself, and `WorkerReporter`, which writes it to the process's
-file in the data directory. `read_worker_reports` reads the reports of all workers, in any process. `ServerRun`
-identifies one run of the server."""
+"""`WorkerReport`: what one worker process reports about itself. `WorkerReporter` writes this report to a file of the
+process in the data directory. `read_worker_reports` reads the reports of all workers; any process can call it.
+`ServerRun` identifies one run of the server."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 INSTANCE_HEADER: Final = "x-entrepot-instance"
 """The header of `/livez` with the id of the run."""
 REPORT_SECONDS: Final = 1.0
-"""Seconds between two checks whether the report has changed. An unchanged report is not written."""
+"""After this many seconds, the process writes its report again if the report has changed."""
 HEARTBEAT_SECONDS: Final = 10.0
-"""Even an unchanged report is written after this many seconds."""
+"""After this many seconds, the process writes its report again even if the report has not changed."""
 LATE_SECONDS: Final = 30.0
 """If a report is older than this many seconds, its process hangs, or nothing can be written to the disk."""
 CLOSE_SECONDS: Final = 0.5
@@ -46,7 +46,8 @@ log = logging.getLogger("registry.status")
 @dataclass(frozen=True, slots=True)
 class ServerRun:
     """One run of `entrepot serve`, which all of its worker processes share. `instance`: a random id, with which
-    `entrepot doctor` finds out whether a URL leads to this server. `started`: in seconds since 1970."""
+    `entrepot doctor` finds out whether a URL leads to this server. `started`: when the run began, in seconds since
+    1970."""
 
     instance: str
     started: float
@@ -105,7 +106,7 @@ EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
 
 
 class WorkerReporter:
-    """Writes the reports of this process while its method `run` is running."""
+    """Writes the reports of this process. The method `run` does this until it is cancelled."""
 
     def __init__(
         self,
@@ -139,8 +140,8 @@ class WorkerReporter:
         self._has_logged = False
 
     async def run(self) -> None:
-        """Reports until it is cancelled, and then removes the report. A report that cannot be made or written, for
-        example on a full disk, is logged once, and tried again."""
+        """Writes reports until it is cancelled, and then deletes the file. If a report cannot be made or written, for
+        example because the disk is full, tries again later. Only the first such error is logged."""
         loop = asyncio.get_running_loop()
         delay = 0.0
         try:
@@ -211,8 +212,8 @@ class WorkerReporter:
             self._file.write(data)
 
     def _close(self) -> None:
-        """Deletes the file. Leaves the file if a write hangs in its thread: the process ends soon, and readers ignore
-        the file of a process that has ended."""
+        """Deletes the file, unless a write hangs in its thread. The remaining file does no harm: the process ends soon,
+        and readers ignore the file of a process that has ended."""
         if not self._lock.acquire(timeout=CLOSE_SECONDS):
             return
         try:
@@ -226,11 +227,12 @@ class WorkerReporter:
 def read_worker_reports(data: Path) -> list[WorkerReport]:
     """Returns the last report of each worker process that serves the data directory, in the order of their starts.
     During a reload and for a while after it, a process has two applications: one with the old settings and one with the
-    new ones. Each of them writes a report. The report of the older one is left out. Blocks. Raises OSError."""
+    new ones. Each application writes a report. Leaves out the report of the older application. Blocks. Raises
+    OSError."""
     reports: dict[int, WorkerReport] = {}
-    for text in read_all_reports(layout_of(data)):
-        with suppress(ValidationError):  # another version wrote it
-            report = WorkerReport.model_validate_json(text)
+    for report_json in read_all_reports(layout_of(data)):
+        with suppress(ValidationError):  # another version of the program wrote this report
+            report = WorkerReport.model_validate_json(report_json)
             if report.pid not in reports or reports[report.pid].started < report.started:
                 reports[report.pid] = report
     return sorted(reports.values(), key=lambda report: (report.started, report.pid))

@@ -22,15 +22,18 @@ _TEXT: Final = (
     "address=%(address)s repository=%(repository)s reference=%(reference)s cache=%(cache)s request=%(request)s "
     "trace=%(trace)s agent=%(agent)s"
 )
-"""The text of a line. `cache`: `answer` for a response from the response cache, otherwise where the mirror found the
-content; `-` for content that is not mirrored. `status`: 0 if no response was begun; it is followed by `(cut off)` if
-the response is incomplete."""
+"""The text of a line.
+
+- `cache`: `answer` for a response from the response cache. For all other responses with mirrored content: where the
+  mirror found the content. Otherwise `-`.
+- `status`: 0 if no response was begun. The text `(cut off)` follows the status if the response is incomplete."""
 _REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
-"""The text of a line about a request that the HTTP server below the application has refused. The agent stays last,
+"""The text of a line about a request that the HTTP server below the application has refused. `agent` stays last,
 because the client chooses its text."""
 _MAX_PATH_CHARACTERS: Final = 1024
+"""Longer paths are cut to this length."""
 _MAX_REFERENCE_CHARACTERS: Final = 256
-"""Longer paths, and longer references and reasons, are cut to these lengths."""
+"""Longer references and reasons are cut to this length."""
 
 
 class LoggedAnswer(Protocol):
@@ -41,9 +44,9 @@ class LoggedAnswer(Protocol):
     resource_id: str
     body: bytes
     log_fields: Any
-    """Two parts of the log line: the fields before the address, and some fields after it. They are the same for all
-    requests with this answer, because these requests have the same method and path. None until the first line is
-    written."""
+    """A tuple of two parts of the log line: the fields before `address`, and the fields from `repository` to `cache`.
+    These parts are the same for all requests with this answer, because these requests have the same method and path.
+    None until the first line is written."""
 
 
 def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
@@ -70,7 +73,7 @@ def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> 
 def write_request(
     scope: Scope,
     status: int,
-    note: str,
+    status_suffix: str,
     sent_bytes: int,
     received_bytes: int,
     seconds: float,
@@ -81,8 +84,8 @@ def write_request(
     request_id: str,
     reason: str = "",
 ) -> None:
-    """Writes the line of any request. `note` follows the status. `resource_id`: a tag, a digest or the id of an
-    upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
+    """Writes the line of any request. `status_suffix`: the text after the status. `resource_id`: a tag, a digest or the
+    id of an upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
     server has not refused the request. Call `write_request` only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     agent, trace = _agent_and_trace(scope["headers"])
@@ -90,15 +93,15 @@ def write_request(
     reason = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'") if reason else ""
     if handler is not None:
         handler.write_later(
-            *("registry.access", _message, scope["method"], raw_path(scope)[:_MAX_PATH_CHARACTERS], status, note),
-            *(sent_bytes, received_bytes, seconds, principal, address, repo, resource_id),
+            *("registry.access", _message, scope["method"], raw_path(scope)[:_MAX_PATH_CHARACTERS], status),
+            *(status_suffix, sent_bytes, received_bytes, seconds, principal, address, repo, resource_id),
             *(cache_state, request_id, trace, agent[:USER_AGENT_CHARACTERS], reason),
         )
         return
     fields: dict[str, object] = {
         "method": scope["method"] or "-",
         "path": _path(scope) or "-",
-        "status": f"{int(status)}{note}" if note else int(status),
+        "status": f"{int(status)}{status_suffix}" if status_suffix else int(status),
         "bytes": sent_bytes,
         "received": received_bytes,
         "ms": seconds * 1000,
@@ -144,7 +147,7 @@ def _message(
     method: str,
     path: bytes,
     status: int,
-    note: str,
+    status_suffix: str,
     sent_bytes: int,
     received_bytes: int,
     seconds: float,
@@ -158,13 +161,14 @@ def _message(
     agent: bytes,
     reason: str,
 ) -> str:
-    """Returns the text of a line. The parameters are those of `write_request`, and the values from the headers."""
+    """Returns the text of a line. `address`, `trace` and `agent` come from the scope of the request. The other
+    parameters are those of `write_request`."""
     reason_field = f' reason="{reason}"' if reason else ""
     return (
-        f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{note} bytes={sent_bytes} "
-        f"received={received_bytes} ms={seconds * 1000:.1f} principal={principal or '-'} address={address} "
-        f"repository={repo or '-'} reference={_reference(resource_id)} cache={cache_state or '-'} request={request_id} "
-        f"trace={trace}{reason_field} agent={_agent(agent)}"
+        f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{status_suffix} "
+        f"bytes={sent_bytes} received={received_bytes} ms={seconds * 1000:.1f} principal={principal or '-'} "
+        f"address={address} repository={repo or '-'} reference={_reference(resource_id)} cache={cache_state or '-'} "
+        f"request={request_id} trace={trace}{reason_field} agent={_agent(agent)}"
     )
 
 
@@ -174,8 +178,8 @@ def _path(scope: Scope) -> str:
 
 @lru_cache(1024)
 def _reference(resource_id: str) -> str:
-    """Returns a tag, a digest or the id of an upload session for a log line. `resource_id` has at most
-    `_MAX_REFERENCE_CHARACTERS`, so that the cached texts are short."""
+    """Returns the field `reference` of a line. `resource_id`: a tag, a digest or the id of an upload session. It has at
+    most `_MAX_REFERENCE_CHARACTERS`, so that the cached texts are short."""
     return _plain(resource_id, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
 
 
@@ -189,6 +193,6 @@ def _plain_agent(value: bytes) -> str:
 
 
 def _plain(text: str, max_characters: int) -> str:
-    """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
-    a terminal. Without text, returns `-`."""
+    """Returns a client's text for a log line: cut to `max_characters`, and without characters that begin a new line or
+    control a terminal. Returns `-` if the text is empty."""
     return printable_line(text[:max_characters]) or "-"

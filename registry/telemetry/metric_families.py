@@ -24,20 +24,23 @@ Labels = Mapping[str, Sequence[str]]
 
 
 class Family:
-    """A family. Its cells begin with the cell `first_cell`, and each series has `width` cells."""
+    """A family of metrics. It has `cell_count` cells, of which `first_cell` is the first. Each series has `width` of
+    these cells."""
 
     kind: Literal["counter", "gauge", "histogram"]
 
-    def __init__(self, plan: CellPlan, name: str, text: str, labels: Labels | None = None, *, width: int = 1) -> None:
+    def __init__(
+        self, plan: CellPlan, name: str, help_text: str, labels: Labels | None = None, *, width: int = 1
+    ) -> None:
         self.name = name
-        self.help_text = text
+        self.help_text = help_text
         self.labels = labels or {}
         self._positions = [
             {value: position for position, value in enumerate(values)} for values in self.labels.values()
         ]
         self.width = width
-        self.size = prod(len(values) for values in self.labels.values()) * width
-        self.first_cell = plan.add(self, self.size)
+        self.cell_count = prod(len(values) for values in self.labels.values()) * width
+        self.first_cell = plan.add(self, self.cell_count)
 
     def cell(self, *values: str) -> int:
         """Returns the index of a series' first cell. `values`: one value for each label."""
@@ -53,15 +56,15 @@ class Family:
 
     def nonzero_series(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the numbers of each series that is not 0. `totals`: the numbers in all cells of
-        the plan. This is fast, because most of the possible series are 0."""
-        family_totals = totals[self.first_cell : self.first_cell + self.size]
+        the plan. Faster than `series`, because most series are 0."""
+        family_totals = totals[self.first_cell : self.first_cell + self.cell_count]
         for series_number in dict.fromkeys(index // self.width for index, value in enumerate(family_totals) if value):
             yield (
-                self._values(series_number),
+                self._label_values(series_number),
                 family_totals[series_number * self.width : (series_number + 1) * self.width],
             )
 
-    def _values(self, series_number: int) -> tuple[str, ...]:
+    def _label_values(self, series_number: int) -> tuple[str, ...]:
         """Returns the label values of a series, from its number."""
         values: list[str] = []
         for choices in reversed([*self.labels.values()]):
@@ -89,32 +92,32 @@ class Histogram(Family):
     kind = "histogram"
 
     def __init__(
-        self, plan: CellPlan, name: str, text: str, labels: Labels | None = None, *, bounds: Sequence[float]
+        self, plan: CellPlan, name: str, help_text: str, labels: Labels | None = None, *, bounds: Sequence[float]
     ) -> None:
         """`bounds`: the upper bound of each bucket, ascending."""
         self.bounds = list(bounds)
-        super().__init__(plan, name, text, labels, width=len(bounds) + 2)
+        super().__init__(plan, name, help_text, labels, width=len(bounds) + 2)
 
-    def observe(self, cells: memoryview[float], first: int, value: float) -> None:
-        """Adds `value` to the series whose first cell is `first`. `cells`: the column of this process."""
+    def observe(self, cells: memoryview[float], first_cell: int, value: float) -> None:
+        """Adds `value` to the series whose first cell is `first_cell`. `cells`: the column of this process."""
         # Computes the cells here, because each call of `bucket_cell` and `sum_cell` would take time in every request.
-        cells[first + bisect_left(self.bounds, value)] += 1
-        cells[first + self.width - 1] += value
+        cells[first_cell + bisect_left(self.bounds, value)] += 1
+        cells[first_cell + self.width - 1] += value
 
-    def bucket_cell(self, first: int, value: float) -> int:
-        """Returns the cell of the bucket for `value`, in the series whose first cell is `first`."""
-        return first + bisect_left(self.bounds, value)
+    def bucket_cell(self, first_cell: int, value: float) -> int:
+        """Returns the cell of the bucket for `value`, in the series whose first cell is `first_cell`."""
+        return first_cell + bisect_left(self.bounds, value)
 
-    def sum_cell(self, first: int) -> int:
-        """Returns the cell of the sum of all values."""
-        return first + self.width - 1
+    def sum_cell(self, first_cell: int) -> int:
+        """Returns the cell with the sum of all values, in the series whose first cell is `first_cell`."""
+        return first_cell + self.width - 1
 
 
 class CellPlan:
     """Gives each family its cells, one after the other. `size` is the number of all cells.
 
-    A number that belongs to several series is written to one cell, its *source*, because each addition costs time in
-    every request. `complete` adds the number of each source to the cells of those series."""
+    Some numbers belong to several series. A process writes such a number to only one cell, a *source*, because each
+    addition costs time in every request. `complete` later adds the number of each source to the cells of its series."""
 
     def __init__(self) -> None:
         self.families: list[Family] = []
@@ -123,13 +126,14 @@ class CellPlan:
         """Each source, and the cells that its number is added to."""
 
     def reserve(self, count: int) -> int:
-        """Returns the index of the first of `count` cells that belong to no family: they can be sources."""
-        first = self.size
+        """Reserves `count` cells, and returns the index of the first one. Call it for cells that belong to no family,
+        such as sources."""
+        first_cell = self.size
         self.size += count
-        return first
+        return first_cell
 
     def add_source(self, source: int, *cells: int) -> None:
-        """Makes `complete` add the number in the cell `source` to `cells`. They must not be sources themselves."""
+        """Makes `complete` add the number in the cell `source` to `cells`, none of which may be a source."""
         self._sources.append((source, cells))
 
     def complete(self, totals: list[float]) -> list[float]:
@@ -145,9 +149,9 @@ class CellPlan:
         """Yields the indexes of the cells that belong to gauges."""
         for family in self.families:
             if family.kind == "gauge":
-                yield from (first for _, first in family.series())
+                yield from (cell for _, cell in family.series())
 
-    def layout(self) -> str:
+    def layout_hash(self) -> str:
         """Returns a hash that is the same for two plans only if each cell means the same in both."""
         families = [
             (family.name, family.kind, [*map(list, family.labels.items())], getattr(family, "bounds", None))

@@ -124,14 +124,14 @@ class Metrics:
         if inherited is not None:
             column_bytes = SharedCells.needed_bytes(plan.size, 1)
             inherited_columns = (os.fstat(inherited.descriptor).st_size - cells_start) // column_bytes
-            if inherited.layout == plan.layout() and inherited_columns >= 4 * workers:
+            if inherited.layout == plan.layout_hash() and inherited_columns >= 4 * workers:
                 columns = inherited_columns
                 memory = SharedMemory(cells_start + columns * column_bytes, inherited.descriptor)
             else:
                 os.close(inherited.descriptor)
                 log.warning("all metrics begin at 0: this version cannot continue the counts of the version before it")
         memory = memory or SharedMemory(cells_start + SharedCells.needed_bytes(plan.size, columns))
-        self.memory = CountsMemory(memory.descriptor, plan.layout())
+        self.memory = CountsMemory(memory.descriptor, plan.layout_hash())
         """The memory that is passed on to a new version of the program."""
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY, memory)
         self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY, memory, webhooks_start)

@@ -1,8 +1,8 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
-Each worker sends the numbers in its own *column*, the part of the shared memory to which only this worker writes. It
-sends them as a separate service instance: `service.instance.id` contains the number of the column. The process that
-claims the column of a dead worker continues to count from the numbers in it. So the sum over the instances is right,
+Each worker sends the numbers in its own *column*, the part of the shared memory to which only this worker writes. Each
+column is a separate service instance: `service.instance.id` contains the number of the column. The process that claims
+the column of a dead worker continues to count from the numbers in this column. So the sum over the instances is right,
 and no worker has to send the numbers of other workers.
 
 The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
@@ -58,7 +58,7 @@ class OtlpMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Sends the last numbers. Takes some seconds if the collector does not answer, so call it in a thread."""
+        """Sends the numbers once more. Takes some seconds if the collector does not answer, so call it in a thread."""
         self._stopped.set()
         self._thread.join()
         self._exporter.shutdown()
@@ -104,11 +104,11 @@ class OtlpMetrics:
             if isinstance(family, Histogram):
                 counts, sum_of_values = [int(number) for number in cells[:-1]], cells[-1]
                 bounds = [float(bound) for bound in family.bounds]
-                # Minimum and maximum are optional (OTLP, HistogramDataPoint), and the cells do not have them.
-                unknown: Any = None
+                # Minimum and maximum are optional (OTLP, HistogramDataPoint), and the cells do not contain them.
+                no_value: Any = None
                 points.append(
                     HistogramDataPoint(
-                        labels, self._started_at, now, sum(counts), sum_of_values, counts, bounds, unknown, unknown
+                        labels, self._started_at, now, sum(counts), sum_of_values, counts, bounds, no_value, no_value
                     )
                 )
             else:
@@ -124,13 +124,14 @@ class OtlpMetrics:
     def _series(
         self, family: Family, own_numbers: Sequence[float]
     ) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the cells of each series to send. A cell is one number in the column. Leaves out
-        counters and histograms that are 0. A gauge that is 0 is sent, because otherwise the collector would keep its
-        last value. Leaves out the spare gauges for upstreams and webhooks that may be configured later
-        (`Metrics.is_series_in_use`)."""
+        """Yields the label values and the cells of each series to send. A cell is one number in the column.
+
+        - Counters and histograms: leaves out series that are 0.
+        - Gauges: leaves out only the spare series for upstreams and webhooks that may be configured later
+          (`Metrics.is_series_in_use`). For a missing gauge, the collector would keep the last value."""
         if family.kind != "gauge":
             yield from family.nonzero_series(own_numbers)
             return
-        for values, first in family.series():
+        for values, first_cell in family.series():
             if self._metrics.is_series_in_use(family, values):
-                yield values, own_numbers[first : first + family.width]
+                yield values, own_numbers[first_cell : first_cell + family.width]

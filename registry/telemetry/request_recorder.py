@@ -20,7 +20,7 @@ _ROUTES_BY_PREFIX: Final = {
     "login": "login",
     "logout": "login",
     "ui": "pages",
-    "v1": "search",  # the path of docker's searches
+    "v1": "search",  # `docker search` requests `/v1/search`
     "metrics": "metrics",
     **dict.fromkeys(("health", "livez", "readyz"), "health"),
 }
@@ -29,9 +29,9 @@ _ROUTES_BY_PREFIX: Final = {
 
 class RecordedEnd(Protocol):
     """How a request ended (`registry.server.connection.request_reports.RequestEnd`). `status`: 0 if no response was
-    begun. `received_bytes`, `sent_bytes`: sizes of the two bodies. `seconds`: time since the head of the request was
-    received. `is_complete`: whether the whole response was sent. `reason`: why the server itself has refused the
-    request; empty if it has not."""
+    begun. `received_bytes`: size of the request's body. `sent_bytes`: size of the response's body. `seconds`: time
+    since the head of the request was received. `is_complete`: whether the whole response was sent. `reason`: why the
+    server itself has refused the request; empty if the server has not refused the request."""
 
     @property
     def status(self) -> int: ...
@@ -53,14 +53,13 @@ class CountedAnswer(LoggedAnswer, Protocol):
     kind: str
     metric_cells: Any
     """A tuple: the cell that counts the requests with this answer, the cell that counts the sent bytes, and the size of
-    the answer's body. None until the first such request."""
+    the answer's body. None until the first request with this answer."""
 
 
 class RecordedExchange(Protocol):
-    """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`).
-    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `resource_id`: what the path names in the
-    repository: a tag, a digest, or the id of an upload session. `principal_name`: the name of the
-    account or of anonymous clients."""
+    """What is recorded about a request to the distribution API (`registry.http.exchange.Exchange`). `kind`: the kind of
+    the resource, such as `manifests`; empty if unknown. `resource_id`: a tag, a digest, or the id of an upload session,
+    from the path. `principal_name`: the name of the client's account, or the name for anonymous clients."""
 
     kind: str
     repo: Any
@@ -112,7 +111,7 @@ class RequestRecorder:
         if log.isEnabledFor(logging.INFO):
             write_request(
                 *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
-                # No principal, repository, reference and cache state are known.
+                # The principal, the repository, the reference and the cache state are not known.
                 *("", "", "", "", request_id_of(scope["headers"]), end.reason),
             )
 
@@ -142,9 +141,9 @@ class RequestRecorder:
             principal, repo, resource_id, cache_state = "-" if actor is None else actor.name, "", "", ""
             request_id = state.get("request_id") or request_id_of(scope["headers"])
         if log.isEnabledFor(logging.INFO):
-            note = "" if end.is_complete else "(cut off)"
+            status_suffix = "" if end.is_complete else "(cut off)"
             write_request(
-                *(scope, end.status, note, end.sent_bytes, end.received_bytes, end.seconds),
+                *(scope, end.status, status_suffix, end.sent_bytes, end.received_bytes, end.seconds),
                 *(principal, repo, resource_id, cache_state, request_id, end.reason),
             )
         if self.tracing is not None:
@@ -159,8 +158,8 @@ class RequestRecorder:
         cells[request_cell] += 1
         if end.is_complete:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
-        # Of the two histograms of sizes, counts only in the buckets. Their sums are computed from the cells with the
-        # received and sent bytes (`Metrics`).
+        # Adds 1 to a bucket in each of the two histograms of sizes. `Metrics` computes the sums of these histograms
+        # from the cells with the received and sent bytes.
         if end.received_bytes:
             cells[metrics.request_sizes.bucket_cell(request_size_cell, end.received_bytes)] += 1
             cells[received_cell] += end.received_bytes
@@ -171,8 +170,8 @@ class RequestRecorder:
             cells[sent_cell] += end.sent_bytes
 
     def _find_cells(self, route: str, method: str, status: int | None) -> tuple[int, ...]:
-        """Returns the cells that count requests which ended in this way. `status`: None if the requests were cut off.
-        Keeps a bounded number of results, because clients choose the method."""
+        """Returns the cells that count the requests with this route, method and status. `status`: None if the requests
+        were cut off. The number of cached results is limited, because clients choose the method."""
         metrics = self._metrics
         is_complete = status is not None
         cell_numbers = (
@@ -190,5 +189,5 @@ class RequestRecorder:
 
 def route_of(path: str) -> str:
     """Returns the route of a path outside `/v2`."""
-    first = path[1:].partition("/")[0]
-    return _ROUTES_BY_PREFIX.get(first, "other")
+    prefix = path[1:].partition("/")[0]
+    return _ROUTES_BY_PREFIX.get(prefix, "other")

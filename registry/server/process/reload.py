@@ -50,7 +50,7 @@ class Reload:
         self._waiting = dict(self._workers)
         """The workers, by pid, that have not answered the current command yet."""
         for worker in list(self._workers.values()):
-            if not pool.command(worker, self._prepare_number, "prepare", proposal.configuration):
+            if not pool.send(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
         self._switch_when_prepared()  # needed here if there are no workers, because then no answer will arrive
@@ -115,7 +115,7 @@ class Reload:
         self._deadline = time.monotonic() + _SWITCH_SECONDS
         self._waiting = dict(self._workers)
         for worker in self._workers.values():
-            if not self._pool.command(worker, self._switch_number, "switch"):
+            if not self._pool.send(worker, self._switch_number, "switch"):
                 self._pool.kill(worker)
         self._end_when_switched()
 
@@ -126,5 +126,5 @@ class Reload:
     def _refuse(self, reason: str) -> None:
         """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""
         for worker in self._workers.values():
-            self._pool.command(worker, 0, "discard")
+            self._pool.send(worker, 0, "discard")
         self.outcome = ChangeOutcome(False, reason)

@@ -54,14 +54,14 @@ PREPARE_SECONDS = 50.0
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """Runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started, with the event loop and the function that runs commands. Without a
-supervisor, nothing but that function can change the configuration. Returns a function that is called at the end of the
-worker."""
+"""Called when the application has started, with the event loop and the function that runs commands. Used in a worker
+without a supervisor, because nothing else runs commands in this worker. Returns a function that the worker calls when
+it begins to stop."""
 
 
 class Worker:
-    """Serves connections until SIGTERM, the command `retire` or the supervisor's end. A worker without a supervisor
-    stops at SIGINT as well."""
+    """Serves connections until it gets SIGTERM or the command `retire`, or until the supervisor ends. A worker without
+    a supervisor also stops at SIGINT."""
 
     def __init__(
         self,
@@ -72,9 +72,10 @@ class Worker:
         commands: socket.socket | None = None,
         on_start: OnStart | None = None,
     ) -> None:
-        """The worker closes `options.sockets` when it stops. `on_ready` is called when the worker accepts connections.
-        `commands` is the channel for the supervisor's commands. `alive_pipe` is the reading end of a pipe. Only the
-        supervisor holds the writing end. Without a supervisor, `commands` and `alive_pipe` are None."""
+        """The worker closes `options.sockets` when it stops or retires. `on_ready` is called when the worker accepts
+        connections. `commands` is the channel for the supervisor's commands. `alive_pipe` is the reading end of a pipe,
+        which becomes readable when the supervisor has ended. Without a supervisor, `commands` and `alive_pipe` are
+        None."""
         self._options = options
         self._on_ready = on_ready
         self._alive_pipe = alive_pipe
@@ -117,7 +118,7 @@ class Worker:
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            # The worker was stopped during the start. Only an application that has started can be shut down.
+            # SIGTERM or SIGINT has arrived during the start. The application can be shut down only after its start.
             await asyncio.wait({starting}, timeout=self._options.grace_seconds)
         if not starting.done():
             return  # `run` cancels the start
@@ -133,7 +134,7 @@ class Worker:
         maintenance = Maintenance(loop, self._state, self._options.limits, limit, certificates)
         maintenance.start()
         receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)
-        on_end = None if self._on_start is None else self._on_start(loop, self.run_command)
+        on_stop = None if self._on_start is None else self._on_start(loop, self.run_command)
         acceptors = self._listen(loop, app, lifespan.state, limit)
         self._on_ready()
         retiring = asyncio.create_task(self._retirement.wait())
@@ -141,9 +142,9 @@ class Worker:
         retiring.cancel()
         if not self._stop.is_set():
             await self._retire(acceptors)
-        for end in (receiver.close if receiver is not None else None, on_end):
-            if end is not None:
-                end()
+        for close in (receiver.close if receiver is not None else None, on_stop):
+            if close is not None:
+                close()
         await self._drain(acceptors)
         maintenance.stop()
         await _shut_down(lifespan)
@@ -178,7 +179,7 @@ class Worker:
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
         """Stops the worker gracefully at the first SIGINT. A second SIGINT, or one during a stop, ends the process at
-        once. The interpreter calls this function, so it works even while the event loop is blocked."""
+        once, even while the event loop is blocked: the interpreter calls this function, not the loop."""
         if self._was_interrupted or self._stop.is_set():
             os._exit(128 + signal_number)
         self._was_interrupted = True
@@ -189,7 +190,7 @@ class Worker:
         self, loop: asyncio.AbstractEventLoop, app: AsgiApp, lifespan_state: dict[str, Any], limit: ConnectionLimit
     ) -> list[Acceptor]:
         """Accepts connections on all listening sockets."""
-        worker = WorkerContext(
+        context = WorkerContext(
             app,
             loop,
             self._options.limits,
@@ -202,19 +203,23 @@ class Worker:
         )
 
         def make_protocol(on_lost: OnLost | None) -> RegistryProtocol:
-            return RegistryProtocol(worker, on_lost)
+            return RegistryProtocol(context, on_lost)
 
         listener, limits = self._options.listener_options, self._options.limits
-        on_refused = worker.reports.report_refused_connection
+        on_refused = context.reports.report_refused_connection
         return [
             Acceptor(loop, sock, make_protocol, listener, limits, limit, self._pending, on_refused)
             for sock in self._options.sockets
         ]
 
     async def run_command(self, name: str, payload: bytes) -> None:
-        """Runs `retire`, or a command that changes the configuration: `prepare`, `switch` or `discard`. An application
-        that is no `LiveApplication` does not get these three commands. `switch` also reloads the certificates. Raises
-        ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
+        """Runs a command:
+
+        - `retire` begins the worker's retirement.
+        - `prepare`, `switch` and `discard` call the application's method of this name. If the application is no
+          `LiveApplication`, they call nothing. Before the call, `switch` also reloads the certificates.
+
+        Raises ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
@@ -234,9 +239,10 @@ class Worker:
                 ) from None
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
-        """Lets each connection answer one more request, and waits for the application's background work. An idle
-        connection stays open until its timeout, because the client may be sending a request. Returns when all has
-        ended, after `retire_seconds`, or at a stop."""
+        """Answers one more request on each connection, and waits for the application's background work. An idle
+        connection stays open until its timeout, because the client may be sending a request. Returns when all
+        connections, requests and background work have ended, when the worker is told to stop, or after
+        `retire_seconds`."""
         for acceptor in acceptors:
             acceptor.close()
         app = self._app if isinstance(self._app, LiveApplication) else None
@@ -261,7 +267,7 @@ class Worker:
             await visit_in_steps(self._pending, lambda connection: connection.evict())
         deadline = time.monotonic() + self._options.grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
-            # Repeated, because connections that are still being set up join the set later.
+            # Repeated, because a connection that is still being set up is added to `connections` later.
             await visit_in_steps(self._state.connections, lambda connection: connection.shutdown())
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         await visit_in_steps(self._state.connections, lambda connection: connection.abort())
@@ -274,8 +280,8 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Leaves new background work to other processes, and waits for the running work. Only logs an error, because the
-    shutdown ends the work anyway."""
+    """Makes the application start no more background work, and waits for the work that is running. Logs an error and
+    does not raise it: the shutdown of the application ends the work in any case."""
     try:
         await app.retire()
         await app.finish()
@@ -284,8 +290,8 @@ async def _finish_work(app: LiveApplication) -> None:
 
 
 async def _shut_down(lifespan: Lifespan) -> None:
-    """Shuts down the application, and logs a failure. Returns after `CLOSE_SECONDS` at the latest: `run` then cancels
-    the shutdown."""
+    """Shuts down the application, and logs a failure. If the shutdown takes longer than `CLOSE_SECONDS`, returns before
+    its end. `Worker.run` then cancels the shutdown."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():

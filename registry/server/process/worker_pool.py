@@ -1,10 +1,10 @@
 """`WorkerPool`: the worker processes of a *supervisor*, their parent process. The pool forks, stops, kills and reaps
-them when the supervisor says so, and passes their reports to the supervisor.
+workers when the supervisor calls its methods. It passes the workers' answers and exit codes to the supervisor.
 
-Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
-pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an end of
-file from the pipe when the supervisor has ended, even if it was killed. The supervisor sends commands to a worker over
-a third channel (`registry.server.process.commands`).
+Each worker has a *status pipe*, on which it reports that it is ready, or why it failed. All workers read from the
+*alive pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an
+end of file from the alive pipe when the supervisor has ended, even if it was killed. The supervisor sends commands to
+each worker over a pair of sockets (`registry.server.process.commands`).
 
 A worker's *column* is its part of the shared table in which the workers count the connections of each client address.
 """
@@ -27,27 +27,30 @@ from registry.server.kernel import die_with_parent
 from registry.server.process.commands import Answer, command_pair, receive_answer, send_command
 from registry.server.process.worker import CANCEL_SECONDS, CLOSE_SECONDS, Worker
 from registry.server.process.worker_options import WorkerOptions
-from registry.server.process.worker_process import WorkerProcess, reap, report_failure, report_ready
+from registry.server.process.worker_process import WorkerProcess, reap_if_ended, report_failure, report_ready
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 """The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 """Time from the end of a worker's grace period to SIGKILL. During the grace period, a worker that was told to stop may
-complete its requests. After that it waits three times, each for a limited time: for its cancelled requests, for the
-shutdown of the application, and for all other tasks, which it cancels last. This time is the sum of the three
-limits and a reserve of 2 seconds."""
+complete its requests. After the grace period the worker waits for its cancelled requests, then for the shutdown of the
+application, and then for all other tasks, which it cancels last. The constant is the sum of the time limits of these
+three waits and a reserve of 2 seconds."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 
 OnAnswer = Callable[[WorkerProcess, Answer], None]
 """Called with the answer of a worker to a command."""
 OnExit = Callable[[WorkerProcess, int], None]
-"""Called when a worker has ended, with its exit code, or the negative number of the signal that ended it."""
+"""Called when a worker has ended, with the worker's exit code. If a signal ended the worker, the code is the negative
+number of the signal."""
 
 
 class WorkerPool:
-    """The workers that run, by pid in `workers`. Files that only the supervisor uses must be registered with
-    `selector`, or be returned by `unregistered_files`: a forked worker closes them."""
+    """The running workers. `workers` has them by pid.
+
+    A forked worker closes its copies of all files that are registered with `selector` or that `unregistered_files`
+    returns. Each file that only the supervisor uses must be among these files."""
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class WorkerPool:
         return worker
 
     def adopt(self, worker: WorkerProcess) -> None:
-        """Adds a worker that runs already."""
+        """Adds a running worker, and registers its status pipe and its command socket with the selector."""
         self.workers[worker.pid] = worker
         self._selector.register(worker.status_pipe, selectors.EVENT_READ, lambda: self._read_status(worker))
         self._selector.register(worker.commands, selectors.EVENT_READ, lambda: self._read_answer(worker))
@@ -129,9 +132,9 @@ class WorkerPool:
         try:
             if not die_with_parent(self._supervisor_pid):
                 return 1  # the supervisor has ended already
-            signal.set_wakeup_fd(-1)  # otherwise this process's signals would be written to the supervisor's pipe
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)  # otherwise the child's signals would be written to the supervisor's pipe
+            for signal_number in SIGNALS:
+                signal.signal(signal_number, signal.SIG_DFL)
             registered = [key.fileobj for key in list(self._selector.get_map().values())]
             for file in [*self._unregistered_files(), *registered, self._alive_pipe_writer]:
                 _close(file)
@@ -164,10 +167,9 @@ class WorkerPool:
             else:
                 self._on_answer(worker, answer)
 
-    def command(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
-        """Sends a command. `number`: the number of the command, which the worker's answer repeats; 0: nothing waits for
-        the answer. Returns False if the worker cannot get the command, because the worker has ended or does not
-        read."""
+    def send(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
+        """Sends a command to the worker. `number` identifies the command in the worker's answer; 0: nothing waits for
+        the answer. Returns False if the command cannot be sent, because the worker has ended or does not read."""
         try:
             send_command(worker.commands, number, name, payload)
         except OSError:
@@ -194,15 +196,15 @@ class WorkerPool:
             self._on_exit(worker, os.waitstatus_to_exitcode(status))
 
     def stop(self, worker: WorkerProcess) -> None:
-        """Tells the worker to stop (SIGTERM), and plans SIGKILL for a worker that does not end in time."""
+        """Tells the worker to stop (SIGTERM), and sets the time at which `kill_overdue` kills it."""
         worker.exit_expected = True
         worker.kill_at = time.monotonic() + self._options.grace_seconds + KILL_MARGIN_SECONDS
         os.kill(worker.pid, signal.SIGTERM)
 
     def retire(self, worker: WorkerProcess) -> None:
-        """Tells the worker to end when its connections have ended, and plans SIGKILL for a worker that does not end in
-        time. A worker that does not read its commands is told to stop."""
-        if not self.command(worker, 0, "retire"):
+        """Tells the worker to end when its work is done, and sets the time at which `kill_overdue` kills it. If the
+        command `retire` cannot be sent to the worker, calls `stop` instead."""
+        if not self.send(worker, 0, "retire"):
             self.stop(worker)
             return
         options = self._options
@@ -211,10 +213,10 @@ class WorkerPool:
 
     def kill(self, worker: WorkerProcess) -> None:
         """Kills the worker (SIGKILL)."""
-        os.kill(worker.pid, signal.SIGKILL)  # the pid belongs to the child until the supervisor reaps it
+        os.kill(worker.pid, signal.SIGKILL)  # no other process can get this pid before the worker is reaped
 
     def kill_overdue(self, now: float) -> None:
-        """Kills the workers that have not ended in time. `now`: the time of `time.monotonic`."""
+        """Kills the workers that have not ended in time. `now`: the value of `time.monotonic`."""
         for worker in self.workers.values():
             if worker.kill_at <= now:
                 worker.kill_at = float("inf")
@@ -232,12 +234,12 @@ class WorkerPool:
     def kill_in_signal_handler(self) -> None:
         """Kills all workers, and waits up to `REAP_SECONDS` until they have ended. Changes no attributes, because the
         signal handler can interrupt any other method."""
-        running = [pid for pid in self.workers if not reap(pid)]
+        running = [pid for pid in self.workers if not reap_if_ended(pid)]
         for pid in running:
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + REAP_SECONDS
         while running and time.monotonic() < deadline:
-            running = [pid for pid in running if not reap(pid)]
+            running = [pid for pid in running if not reap_if_ended(pid)]
             time.sleep(0.005)
 
 

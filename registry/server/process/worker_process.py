@@ -84,7 +84,7 @@ def report_failure(status_writer: int, reason: str) -> None:
     os.write(status_writer, reason.encode() + b"\n")
 
 
-def reap(pid: int) -> bool:
+def reap_if_ended(pid: int) -> bool:
     """Returns whether the child process has ended. If so, reaps it: after that, its pid can be used again."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid

@@ -169,7 +169,7 @@ def test_the_layout_differs_if_cells_have_another_meaning() -> None:
         for name in names:
             Counter(plan, name, "A.", {"label": values})
         Histogram(plan, "c", "C.", bounds=[bound])
-        return plan.layout()
+        return plan.layout_hash()
 
     assert layout() == layout()
     assert len({layout(), layout(("b_total", "a_total")), layout(values=("y",)), layout(bound=2)}) == 4
