@@ -27,7 +27,7 @@ from registry.admin import (
 from registry.admin.cookies import separate_cookies
 from registry.admin.middleware import HeadRequests, SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
-from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
+from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution_path, raw_path
 from registry.background_work import BackgroundWork
 from registry.client_addresses import network_of
 from registry.config import Settings
@@ -76,15 +76,19 @@ class Entrepot(FastAPI):
         factory: ServiceFactory,
         telemetry: Telemetry,
         service: Service | None = None,
-        run: ServerRun | None = None,
+        server_run: ServerRun | None = None,
         *,
         starts_background_work: bool = True,
     ) -> None:
-        """`telemetry` records each request. `service`: an open service, which the caller closes. None: the application
-        opens one with `factory` when the server starts the application. `run`: the id and start time of the server,
-        which all workers share; None: a new one. `starts_background_work`: whether the service that the application
-        opens starts its background work (jobs, garbage collection, events, eviction and other work besides requests);
-        False: the caller starts it with `Service.work`."""
+        """Creates the application without starting it.
+
+        - `telemetry` records each request.
+        - `service`: an open service, which the caller closes. None: the application opens a service with `factory` when
+          the server starts the application.
+        - `server_run`: the id and start time of the server, which all workers share; None: a new one.
+        - `starts_background_work`: whether a service that the application opens starts its background work (jobs,
+          garbage collection, events, eviction and other work besides requests). If False, the caller starts this work
+          with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -95,7 +99,7 @@ class Entrepot(FastAPI):
             openapi_url=None,
             docs_url=None,
             redoc_url=None,
-            lifespan=lambda _: self._run(),
+            lifespan=lambda _: self._lifespan(),
         )
         self.factory = factory
         self.body_memory = factory.body_memory
@@ -114,14 +118,14 @@ class Entrepot(FastAPI):
         self.closes_telemetry = False
         """Whether the application closes `telemetry` when the application ends. True if no other application uses
         `telemetry`."""
-        self.server_run = run or new_server_run(factory.clock)
+        self.server_run = server_run or new_server_run(factory.clock)
         self._service = service
-        self._count: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes its own function
+        self._read_counts: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes a function
         self.starts_background_work = starts_background_work
-        """Whether a service that the application opens from now on starts its background work."""
+        """Whether services that the application has not opened yet start their background work."""
         self.is_retiring = False
-        """Whether another application or process has taken over. Responses without an end, such as streams of events,
-        then have to end."""
+        """Whether another application or process has taken over from this application. If it has, responses without an
+        end, such as streams of events, have to end."""
         self.event_streams = Counter[str]()
         """The number of open streams of events by visitor (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
@@ -135,15 +139,15 @@ class Entrepot(FastAPI):
 
     @property
     def service(self) -> Service:
-        """The service that answers requests now. Raises RuntimeError if there is none, because the server has not
-        started the application."""
+        """The service that answers requests now. Raises RuntimeError if the server has not started the application, or
+        if `release` was called."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
 
     @property
     def work(self) -> BackgroundWork | None:
-        """The background work; None: there is none, or the application has not been started."""
+        """The background work of the service; None if there is no service, or if it has no background work."""
         return None if self._service is None else self._service.work
 
     def release(self) -> None:
@@ -151,7 +155,7 @@ class Entrepot(FastAPI):
         stay in memory for ever: the worker excludes all objects that exist at its start from Python's garbage
         collection (`gc.freeze`)."""
         self._service = None
-        self._app_outside_v2 = _closed
+        self._app_outside_v2 = _refuse_after_end
 
     def serve(self, service: Service) -> None:
         """Makes the application answer new requests with `service`. Does not close the earlier service."""
@@ -160,14 +164,14 @@ class Entrepot(FastAPI):
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
         such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
-        if self.telemetry.metrics_port is not None and self._is_metrics_port(scope):
+        if self.telemetry.metrics_port is not None and self._is_at_metrics_port(scope):
             return None
         return self.service.distribution.answer_at_once(scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                self._count = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
+                self._read_counts = scope.get("state", {}).get(COUNTS_STATE, ServerCounts)
             await self._app_outside_v2(scope, receive, send)
             return
         telemetry, cells, in_flight = self.telemetry, self.telemetry.metrics.cells, self._in_flight_cell
@@ -177,8 +181,8 @@ class Entrepot(FastAPI):
             if telemetry.tracing is not None:
                 with telemetry.tracing.request(scope):
                     await self._answer(scope, receive, send)
-            elif telemetry.metrics_port is None and is_distribution(raw_path(scope)):
-                await self.service.distribution(scope, receive, send)  # `_answer` would need another coroutine
+            elif telemetry.metrics_port is None and is_distribution_path(raw_path(scope)):
+                await self.service.distribution(scope, receive, send)  # `_answer` would cost another coroutine
             else:
                 await self._answer(scope, receive, send)
         finally:
@@ -188,10 +192,11 @@ class Entrepot(FastAPI):
                 self.on_idle()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request to the part of the application that answers it."""
-        if self._is_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
+        """Passes a request to the distribution API or to FastAPI. At the metrics port, answers 404 unless the request
+        is for the metrics."""
+        if self._is_at_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
             await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
-        elif is_distribution(raw_path(scope)):
+        elif is_distribution_path(raw_path(scope)):
             await self.service.distribution(scope, receive, send)
         else:
             separate_cookies(scope)
@@ -207,15 +212,15 @@ class Entrepot(FastAPI):
         else:
             await refuse_with_json(scope, send, error)
 
-    def _is_metrics_port(self, scope: Scope) -> bool:
+    def _is_at_metrics_port(self, scope: Scope) -> bool:
         """Returns whether a request came to the port that serves nothing but the metrics."""
         port = self.telemetry.metrics_port
         return port is not None and scope["server"] is not None and scope["server"][1] == port
 
     @asynccontextmanager
-    async def _run(self) -> AsyncIterator[None]:
-        """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Does neither
-        with a service that was passed to the constructor."""
+    async def _lifespan(self) -> AsyncIterator[None]:
+        """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Neither opens
+        nor closes a service that was passed to the constructor."""
         self.telemetry.start_worker()
         if self._service is not None:
             yield
@@ -229,11 +234,11 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
-            # The lambdas look up `_count` and `service` at each report, because both may be replaced.
+            # The lambdas look up `_read_counts` and `service` at each report, because both may be replaced.
             reporter = WorkerReporter(
                 self.factory.settings.data,
                 self.server_run,
-                counts=lambda: self._count(),
+                counts=lambda: self._read_counts(),
                 endpoints=lambda: self.service.endpoint_health(),
                 is_read_only=lambda: self.service.is_store_read_only,
                 clock=self.factory.clock,
@@ -252,9 +257,9 @@ class Entrepot(FastAPI):
 async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_store: Callable[[], None]) -> None:
     """Replaces a store that was opened read-only because the disk was full.
 
-    Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the service
-    with this store, and calls `retire_read_only_store`, which closes the read-only one. The new service is added to
-    `stack`, which closes it at the end of the application. The new service starts its background work only if
+    Tries every `REOPEN_SECONDS` to open a new service whose store is open for writing. After the first success, makes
+    `app` answer with the new service, and calls `retire_read_only_store`, which closes the read-only store. `stack`
+    closes the new service at the end of the application. The new service starts its background work only if
     `app.starts_background_work` is set and no other application or process has taken over from `app`."""
     logged_error = ""
     while True:
@@ -266,9 +271,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except StorageFull:
             continue
         except Exception as error:
-            # Retry after any error. While this worker has the store open read-only, it holds a lock, and no other
-            # process can write to the store.
-            # Log an error only if it differs from the one before.
+            # Retry after any error: while this worker has the store open read-only, it holds a lock, and no other
+            # process can write to the store. Log only an error that differs from the previous one.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
@@ -282,11 +286,12 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts or hands over the background work of `app` after the store was opened for writing. `reopen_store` has
-    decided before the opening whether the work starts, and `app.starts_background_work` and `app.is_retiring` may have
-    changed since. If `app.is_retiring` is set, another application or process has taken over from `app`: stops the
-    schedules of the work (`BackgroundWork.hand_over`). Otherwise starts the work if `app.starts_background_work` is
-    set, unless it runs already."""
+    """Starts or hands over the background work of `app` after the store was opened for writing. During the opening,
+    `app.starts_background_work` and `app.is_retiring` may have changed.
+
+    - If `app.is_retiring` is set, another application or process has taken over from `app`: hands over the work
+      (`BackgroundWork.hand_over`).
+    - Otherwise, if `app.starts_background_work` is set: starts the work, unless it runs already."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()
@@ -296,7 +301,7 @@ async def _start_or_hand_over_work(app: Entrepot) -> None:
         log.exception("the background work failed when the store was opened for writing")
 
 
-async def _closed(scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse_after_end(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("the application has ended")
 
 
@@ -307,7 +312,7 @@ def create_app(
     rate_limit: RateLimit | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.time,
-    run: ServerRun | None = None,
+    server_run: ServerRun | None = None,
     starts_background_work: bool = True,
 ) -> Entrepot:
     """Returns the application.
@@ -320,24 +325,23 @@ def create_app(
     - `telemetry`: the server's metrics, created before the fork, so that all workers share them. None: this process
       has its own.
     - `clock`: returns seconds since 1970.
-    - `run`: the id and start time of the server, which all workers share; None: a new one.
-    - `starts_background_work`: see `Entrepot`."""
-    is_shared = telemetry is not None
+    - `server_run`, `starts_background_work`: see `Entrepot`."""
+    has_shared_telemetry = telemetry is not None
     telemetry = telemetry or Telemetry(settings)
     factory = ServiceFactory(settings, rate_limit=rate_limit, telemetry=telemetry, clock=clock)
     service = None if registry is None else factory.without_accounts(registry)
-    app = Entrepot(factory, telemetry, service, run, starts_background_work=starts_background_work)
-    app.closes_telemetry = not is_shared
+    app = Entrepot(factory, telemetry, service, server_run, starts_background_work=starts_background_work)
+    app.closes_telemetry = not has_shared_telemetry
     add_error_handlers(app)
-    # A request is compared with one route after the other, so the large groups of routes come last.
+    # The routing compares a request with the routes in their order, so the large groups of routes come last.
     routes = app.router.routes
     if registry is None and settings.pages.enabled:
         app.pages = Pages()
         routes += site.ROUTES
     routes += _COMMON_ROUTES
     if settings.metrics.enabled:
-        store = StoreMetrics(settings, clock) if registry is None else None
-        routes += metrics_route.metrics_router(telemetry, settings.metrics.allow, store).routes
+        store_metrics = StoreMetrics(settings, clock) if registry is None else None
+        routes += metrics_route.metrics_router(telemetry, settings.metrics.allow, store_metrics).routes
     if registry is None:
         routes += _ROUTES
     routes += _DOCUMENTATION_ROUTES

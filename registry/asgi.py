@@ -31,13 +31,13 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 """Matches the request ids that are accepted from clients."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
-"""The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
-server stops, so that responses without an end, such as streams of events, can end."""
+"""The key in the lifespan state under which our server gives the application an `asyncio.Event`. The server sets the
+event when it stops, so that responses without an end, such as streams of events, can end."""
 
 ENDS_ON_HALF_CLOSE: Final = "entrepot.ends_on_half_close"
-"""A key of the message `http.response.start`. True: the server ends the response when the input ends, that is, when the
-client shuts down its sending side. This is for endless responses, such as a stream of events. A client that ends its
-input has probably closed the connection, and the server could make sure of that only by sending something."""
+"""A key of the message `http.response.start`, for endless responses such as a stream of events. If its value is True,
+the server ends the response when the client shuts down its sending side. The client has then probably closed the
+connection; the server could only find out by sending something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 
@@ -45,8 +45,8 @@ COUNTS_STATE: Final = "entrepot.server_counts"
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
     """The numbers of connections and requests of one server process. `connections`: open connections.
-    `max_connections`: how many there may be; None: not known yet. `requests`: requests in progress. `answered`:
-    responses since the start of the process."""
+    `max_connections`: largest number of open connections; None: not known yet. `requests`: requests in progress.
+    `answered`: responses since the start of the process."""
 
     connections: int = 0
     max_connections: int | None = None
@@ -60,7 +60,7 @@ def request_id_of(headers: Iterable[Header]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    # `os.urandom` would be a system call. Ids need not be secret, and Python seeds `random` anew in a forked process.
+    # `os.urandom` would cost a system call. Ids need not be secret, and Python seeds `random` anew in a forked process.
     return f"{random.getrandbits(64):016x}"
 
 
@@ -80,7 +80,7 @@ def raw_path(scope: Scope) -> bytes:
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 
 
-def is_distribution(path: bytes) -> bool:
+def is_distribution_path(path: bytes) -> bool:
     """Returns whether a percent-encoded path belongs to the distribution API: `/v2`, or a path that begins with
     `/v2/`."""
     return path.startswith(b"/v2") and (len(path) == 3 or path[3] == 0x2F)  # 0x2F is '/'
@@ -93,7 +93,7 @@ def client_address(scope: Scope) -> str:
 
 
 def unauthenticated_actor(scope: Scope) -> Actor:
-    """Returns the actor, for the audit log, of a request outside `/v2` that has not been authenticated yet. It has the
+    """Returns the actor that the audit log names for a request outside `/v2` that has not been authenticated yet: the
     name of anonymous clients, the client's address, the id of the request and the User-Agent."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
     state = scope.setdefault("state", {})

@@ -48,7 +48,7 @@ class SearchPage(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class TagFound:
+class TagMatch:
     """A tag, the digest that it points at, and the time at which it was last moved (`updated`), in seconds since
     1970."""
 
@@ -59,7 +59,7 @@ class TagFound:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelsFound:
+class LabelsMatch:
     """A manifest with labels or annotations that match. `labels`: the labels and annotations that contain a word of the
     search; long values are cut. `tag`: a tag that points at the manifest, or at an image index that lists the manifest;
     None: there is none."""
@@ -71,7 +71,7 @@ class LabelsFound:
 
 
 @dataclass(frozen=True, slots=True)
-class DigestFound:
+class DigestMatch:
     """A manifest or blob of a repository. `tag`: a tag that points at the manifest; None: there is none."""
 
     repository: RepositoryName
@@ -102,20 +102,20 @@ class ContentSearch(Protocol):
         it."""
         ...
 
-    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
+    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
         """Finds the tags with a part that begins with the last of `words`. A part of a tag is the whole tag, or the
         text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its repository. An
         entry of `words` with a colon, such as `app:1.2`, counts as two words."""
         ...
 
-    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
+    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
-        manifests of a repository with the same `LabelsFound.tag` are one entry, for example those of one image with
+        manifests of a repository with the same `LabelsMatch.tag` are one entry, for example those of one image with
         several platforms. An entry of `words` with punctuation, such as `git.example.com/team/app`, is split into
         several words. If this gives very many words, only the first ones count."""
         ...
 
-    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
+    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
         """Finds the manifests, and the blobs of manifests, whose digests begin with `digest`: `sha256:12ab…`, or only
         the hexadecimal digits. Finds nothing for fewer than `MIN_HEX_DIGITS` digits."""
         ...

@@ -20,7 +20,7 @@ from registry.router import Router
 from registry.single_flight import start_detached, wait_for_outcome
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Action
-from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound, search_words
+from storage.content_search import DigestMatch, LabelsMatch, SearchPage, TagMatch, search_words
 from storage.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, TooManyRequests, Unauthorized
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NameSet
@@ -101,7 +101,7 @@ class ContentSearches:
         async with self._stored_searches.slot(searcher.visitor):
             return await self._store.search.repositories(search_words(text), searchable, offset, limit)
 
-    async def find_tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
+    async def find_tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagMatch]:
         """Finds tags by the last word of `text`. All other words must occur in the tag or in the name of its
         repository."""
         async with self._stored_searches.slot(searcher.visitor):
@@ -109,14 +109,14 @@ class ContentSearches:
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
-    async def find_by_labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
+    async def find_by_labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsMatch]:
         """Finds manifests by their labels and annotations."""
         async with self._stored_searches.slot(searcher.visitor):
             return await self._store.search.labels(
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
-    async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
+    async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestMatch]:
         """Finds manifests and blobs by the beginnings of their digests."""
         async with self._stored_searches.slot(searcher.visitor):
             return await self._store.search.digests(text.strip(), _searchable_names(searcher.principal), offset, limit)

@@ -1,5 +1,5 @@
-"""Routes of `/login`, `/login/openid`, `/login/callback` and `/logout`, with which people log in and out in a browser:
-with their password, or at the OpenID Connect provider.
+"""The routes `/login`, `/login/openid`, `/login/callback` and `/logout`. Through them, people log in with a browser, by
+password or at the OpenID Connect provider, and log out.
 
 If the registry has web pages (`/ui`), `/login` redirects to their login page. Otherwise this module renders a short
 page. The only text from the request on that page is the path to which the browser returns. Its characters are checked
@@ -30,11 +30,11 @@ from storage.errors import RegistryError
 CALLBACK_PATH: Final = "/login/callback"
 """The path to which the provider redirects the browser after a login."""
 DEFAULT_RETURN_PATH: Final = "/api/docs"
-"""The path to which the browser returns after the login if the request to `/login` named none."""
+"""The path to which the browser returns after the login if the request has no parameter `next`."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # With `no-referrer`, browsers would send `Origin: null` with the POST of a form, and logging out would fail.
+    # With `no-referrer`, browsers would send `Origin: null` with a form, and `check_same_origin` would refuse it.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
     # Forbids everything except the forms of the pages.
@@ -84,7 +84,7 @@ async def show_login(request: Request) -> Response:
 async def log_in(request: Request) -> Response:
     """Logs in with the form's fields `user` and `password`. Sets the session cookie and redirects the browser to the
     path in the field `next`. Shows the form again if the login fails. Raises HTTPException (403) if the form comes from
-    a page of another site, which could otherwise log the browser in to an account of its choice."""
+    a page of another site: such a page could otherwise log the browser in to an account of the attacker."""
     cookies = _cookies(request)
     cookies.check_same_origin()
     try:
@@ -138,7 +138,7 @@ async def finish_login(request: Request) -> Response:
         )
     except LoginFailed as failed:
         response: Response = _error_page(request, failed.shown_error)
-        if failed.is_finished:  # the attempt cannot continue
+        if failed.ends_attempt:
             cookies.delete(response, ATTEMPT_COOKIE)
         return response
     except RegistryError as error:
@@ -157,8 +157,8 @@ async def offer_logout(request: Request) -> Response:
 
 @router.post("/logout")
 async def log_out(request: Request) -> Response:
-    """Ends the session and deletes its cookie. The person stays logged in at the provider. Raises HTTPException (403)
-    if the request comes from a page of another site."""
+    """Ends the session and deletes the session cookie. The person stays logged in at the provider. Raises HTTPException
+    (403) if the request comes from a page of another site."""
     cookies = _cookies(request)
     cookies.check_same_origin()
     try:
@@ -185,8 +185,8 @@ def _query(request: Request) -> Query:
 
 
 def _return_path(parameters: Query) -> str:
-    """Returns the path to which the browser returns after the login. Raises RequestInvalid if it is not a path of this
-    registry."""
+    """Returns the path to which the browser returns after the login. Raises RequestInvalid if the parameter `next` is
+    not a path of this registry."""
     return local_path(parameters.one("next"), DEFAULT_RETURN_PATH)
 
 
@@ -199,8 +199,8 @@ def _authorization_response(request: Request) -> AuthorizationResponse:
 
 
 def _login_page(request: Request, return_path: str, error: RegistryError | None = None) -> HTMLResponse:
-    """Returns the page with the form. If the registry has an OpenID provider, the page has a link to it too. `error`:
-    why the login with the form failed; None: no login has failed."""
+    """Returns the page with the login form. If the registry has an OpenID provider, the page also has a link to log in
+    at the provider. `error`: the error of a login that has failed; None if no login has failed."""
     body = _LOGIN_FORM.format(return_path=html.escape(return_path))
     if _browser_login(request).has_provider:
         target = html.escape(f"/login/openid?{urlencode({'next': return_path})}")
@@ -209,7 +209,7 @@ def _login_page(request: Request, return_path: str, error: RegistryError | None 
 
 
 def _login_path(request: Request) -> str:
-    """Returns the path of the page with the ways to log in."""
+    """Returns the path of the login page."""
     return "/login" if request.app.pages is None else LOGIN_PAGE_PATH
 
 

@@ -4,7 +4,7 @@ The module also defines the parameters that several routes share.
 Two of the checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST,
 but only with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore
 accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another origin sent
-them (Fetch Metadata); this includes other hosts of the same site.
+them (Fetch Metadata). A page on another host of the same site is of another origin.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ PathMember = Annotated[AccountName, Depends(path_member)]
 
 
 class ManagementRoute(APIRoute):
-    """A route of the management API. The name of its function is the operation's name in the logs. `max_body_bytes`:
-    largest size of a request's body."""
+    """A route of the management API. The name of the route's function is the operation's name in the logs.
+    `max_body_bytes`: largest size of a request's body."""
 
     max_body_bytes = MAX_BODY_BYTES
 
     async def check_rights(self, request: Request) -> None:
-        """Checks the caller's rights before the body of the request is received, so that nobody without rights can make
-        the registry receive and parse it. Called only if the route has a body. The function of the route checks the
-        rights again when the body has arrived. This method requires only that the caller has an account. A subclass may
-        check other rights. Raises the errors of `identify_caller` and `require_login`."""
+        """Keeps callers without rights from making the registry receive and parse a body. `get_route_handler` calls
+        this method before it receives the body, and does not call it if the route has no body. The function of the
+        route checks the rights again when the body has arrived. This implementation calls `require_login`; a subclass
+        may check other rights. Raises the errors of `identify_caller` and `require_login`."""
         await require_login(await identify_caller(request, None, None))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -74,8 +74,8 @@ class ManagementRoute(APIRoute):
                 _check_request(request, max_body_bytes)
                 if self.body_field is not None:
                     await self.check_rights(request)
-                    # FastAPI receives the body and then calls the dependencies that identify the caller. These must not
-                    # use the result of this check: an admin may remove the rights while the body arrives.
+                    # An admin may remove the caller's rights while the body arrives. FastAPI therefore has to identify
+                    # the caller again after it has received the body.
                     forget_caller(request)
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
@@ -101,8 +101,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request, max_body_bytes: int) -> None:
-    """Raises HTTPException for a change that a page of another origin sends (403), and for a body that is too long
-    (413) or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
+    """Raises HTTPException for a change that a page of another origin sends (403), for a body that is too long (413),
+    and for a Content-Type other than JSON (415). Raises RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
@@ -115,7 +115,7 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
         if media_type != "application/json":
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
-    # A number of more than nine digits is too large in any case, so it is not parsed.
+    # A number of more than nine digits is always too large, so it is not parsed.
     if not length.isdigit() or len(length) > 9 or int(length) > max_body_bytes:
         raise too_long_error(max_body_bytes)
 
@@ -125,9 +125,10 @@ def _has_body(request: Request) -> bool:
 
 
 def audit_denial(request: Request, action: str, base: str = "") -> None:
-    """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: what the caller
-    tried, such as `management.add_user`. The entry's target is the path below `base`, percent-encoded. The decoded path
-    may contain control characters, which could act on the terminal of a person who reads the log."""
+    """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: the operation
+    that was denied, such as `management.add_user`. The entry's target is the request's path without the prefix `base`.
+    The path stays percent-encoded, because control characters in it could act on the terminal of a person who reads
+    the log."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         target = raw_path(request.scope).decode("ascii", "replace").removeprefix(base)[:_MAX_TARGET_CHARACTERS]

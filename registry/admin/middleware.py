@@ -1,7 +1,7 @@
 """Error responses, security headers and responses to HEAD, for all paths outside `/v2`.
 
-All error responses have the format of the OCI distribution spec. If a route sets a security header itself, the route's
-value is sent. A HEAD is answered like a GET, without the body.
+All error responses have the format of the OCI distribution spec. If a route sets a security header, the middleware
+keeps the route's value. A HEAD gets the same response as a GET, without the body.
 
 Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store); RFC 9110,
 9.3.2 (HEAD).
@@ -51,13 +51,13 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
     response.headers.update(error.headers or {})
     if "GET" in (allowed := response.headers.get("allow", "").split(", ")):
-        response.headers["allow"] = ", ".join([*allowed, "HEAD"])  # the routes do not know about `HeadRequests`
+        response.headers["allow"] = ", ".join([*allowed, "HEAD"])  # `HeadRequests` answers HEAD for each GET route
     _drop_references(error)
     return response
 
 
 async def _on_registry_error(_: Request, error: Exception) -> Response:
-    """Answers with the status for the error's class. Logs statuses from 500 on."""
+    """Answers with the status for the error's class. Logs the error if the status is 500 or above."""
     assert isinstance(error, RegistryError)
     status = status_of(error)
     response = _error_response(status, error.code, error.message, error.detail)
@@ -68,8 +68,7 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback. TooManyOpenFiles and DataDirectoryReplaced are storage failures too,
-        # but their messages are sufficient.
+        # A storage failure needs a traceback, unless its message explains it.
         is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
@@ -79,13 +78,13 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers 422 and lists the first invalid fields. Leaves out the values, because they may be passwords."""
+    """Answers 422 and lists the first invalid fields, without their values, which may be passwords."""
     assert isinstance(error, RequestValidationError)
     invalid_fields = [
-        {"where": _shortened(".".join(map(str, part["loc"]))), "message": _shortened(str(part["msg"]))}
-        for part in error.errors()[:MAX_LISTED_ERRORS]
+        {"where": _shortened(".".join(map(str, invalid["loc"]))), "message": _shortened(str(invalid["msg"]))}
+        for invalid in error.errors()[:MAX_LISTED_ERRORS]
     ]
-    # The attributes of the error refer to the values too.
+    # The error's attributes refer to the values of the fields. `_drop_references` does not remove these references.
     vars(error).clear()
     error.args = ()
     _drop_references(error)
@@ -97,9 +96,9 @@ def _shortened(text: str) -> str:
 
 
 def _drop_references(error: Exception) -> None:
-    """Removes the traceback of `error` and its references to other errors. Starlette keeps the error until the client
-    has received the response. The traceback refers to the request's body. So a client that does not read would keep the
-    body in memory."""
+    """Removes the traceback of `error` and its references to other errors, because the traceback refers to the
+    request's body. Starlette keeps the error until the client has received the response. A client that does not read
+    the response could otherwise keep the body in memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
@@ -130,9 +129,9 @@ _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `public_url`: the registry's URL for clients; None: not set. HSTS is sent only if this is an https URL with the port
-    443. On another port, the registry may share its host name with services that use http. Without `public_url`, the
-    port is not known, because a reverse proxy may remove it from Host."""
+    `public_url`: the registry's URL for clients; None if the settings do not give it. HSTS applies to all ports of a
+    host name. It is sent only if `public_url` is an https URL with the port 443: if the registry has another port,
+    other services with its host name may use http."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app
@@ -157,9 +156,12 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
     def _needs_hsts(self, scope: Scope) -> bool:
-        """Returns whether to send HSTS. Without a suitable `public_url`, no response has it. Otherwise, over https only
-        a request for the host of the public URL gets it. Over http, every request gets it: a proxy may have changed
-        Host, and a browser ignores HSTS over http (RFC 6797, 8.1)."""
+        """Returns whether to send HSTS in the response to a request.
+
+        - If `public_url` is not an https URL with the port 443: no.
+        - If the request came over http: yes. A proxy in front of the registry may use https, and may have changed Host.
+          Browsers ignore HSTS over http (RFC 6797, 8.1).
+        - If the request came over https: only if it is for the host of `public_url`."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
@@ -172,12 +174,12 @@ def _without_default_port(host: str) -> str:
 
 
 class _HeadComplete(Exception):
-    """Ends an application that would send more parts of the body of a response to HEAD."""
+    """Stops an application that would send more of the body in its response to a HEAD."""
 
 
 class HeadRequests:
-    """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. A stream
-    of events ends at its first part."""
+    """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. Stops
+    `app` after the first part of the body, because a stream of events would not end by itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -198,6 +200,6 @@ class HeadRequests:
             if message.get("more_body", False):
                 raise _HeadComplete
 
-        # Changes only a copy of the scope, because the server frames the response by the original method.
+        # The original scope keeps the method HEAD, because the server needs it to frame the response.
         with suppress(_HeadComplete):
             await self._app({**scope, "method": "GET"}, receive, send_without_body)

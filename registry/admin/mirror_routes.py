@@ -89,22 +89,26 @@ class ImageToRefresh(BodyModel):
 
 
 class RefreshResponse(BaseModel):
-    """What a refresh has found. For a tag or a digest: `new` (the image was not cached). Only for a tag: `unchanged`
-    (the tag points at the same digest as before), `changed` (the tag points at another digest), and `frozen` (the
-    upstream was not asked, because the tag is frozen). Only for a digest: `cached` (the upstream was not asked, because
-    the manifest with this digest is cached, and cannot change), and `fetched-later` (the digest is that of a blob, and
-    the next pull fetches this blob)."""
+    """What a refresh has found. Values of `outcome`:
+
+    - `new`: the image was not cached.
+    - `unchanged`: the tag points at the same digest as before.
+    - `changed`: the tag points at another digest than before.
+    - `frozen`: the upstream was not asked, because the tag is frozen.
+    - `cached`: the upstream was not asked, because the reference is the digest of a cached manifest.
+    - `fetched-later`: the reference is the digest of a blob, and the next pull fetches the blob."""
 
     outcome: RefreshOutcome
     digest: str
-    before: str | None = Field(description="The digest before, if the tag has changed")
+    before: str | None = Field(description="The earlier digest, if the tag has changed; otherwise null")
     held_back_until: datetime | None = Field(
-        description="Until when a cooldown (the time before clients get a new digest) holds the digest back"
+        description="When the cooldown of the digest ends (a cooldown is the time before clients get a new digest); "
+        "null: no cooldown holds the digest back"
     )
-    served: str | None = Field(description="What pulls get while the digest is held back")
+    served: str | None = Field(description="The digest that pulls get while `digest` is held back; null: none")
     unblocked_blobs: int = Field(
-        description="Number of the image's blobs for which an endpoint of the upstream had sent corrupt bytes. This "
-        "registry then avoided the endpoint for these blobs; now it may request them there again"
+        description="Number of the image's blobs that this registry may now request again from an endpoint of the "
+        "upstream that had sent corrupt bytes for them"
     )
 
     @classmethod
@@ -131,13 +135,13 @@ class ContentToPurge(BodyModel):
 
 
 class PurgeResponse(BaseModel):
-    """Counts what was deleted from the cache. `size`: the bytes of the deleted blobs that nothing else uses."""
+    """Counts what was deleted from the cache. `size`: the total bytes of the blobs that no other content uses."""
 
     tags: int
     manifests: int
     size: int
     freed_after: datetime = Field(
-        description="When garbage collection may delete the blobs, unless they are used again"
+        description="The earliest time at which garbage collection may delete the blobs that are still unused"
     )
 
 
@@ -148,8 +152,8 @@ class ImagesToWarm(BodyModel):
     platforms: FailFastList[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
         max_length=20,
-        description="Such as `linux/amd64`; `all`: every platform. Default: those in the settings, or else that of the "
-        "registry's machine",
+        description="Platforms such as `linux/amd64`; `all` means every platform. Default: the platforms in the "
+        "settings. If the settings name none: the platform of the registry's machine",
     )
 
 
@@ -190,13 +194,13 @@ async def list_cached_images(
     settings, store = caller.upkeep.settings, caller.upkeep.store
     if upstream is not None:
         check_upstream(settings, upstream)
-    upstreams = [each.name for each in settings.upstream if upstream in (None, each.name)]
-    page = await store.cached_images.images(upstreams, text.lower(), order, after, limit)
+    upstream_names = [mirrored.name for mirrored in settings.upstream if upstream in (None, mirrored.name)]
+    page = await store.cached_images.images(upstream_names, text.lower(), order, after, limit)
     frozen_by_repository: dict[RepositoryName, set[str]] = {}
     for image in page.images:
         if image.repository not in frozen_by_repository:
             frozen_tags = await store.upstream_tags.frozen_in(image.repository)
-            frozen_by_repository[image.repository] = {each.tag for each in frozen_tags}
+            frozen_by_repository[image.repository] = {frozen.tag for frozen in frozen_tags}
     end = after + len(page.images)
     return CachedImageList(
         items=[CachedImageResponse.from_stored(image, frozen_by_repository[image.repository]) for image in page.images],
@@ -208,8 +212,8 @@ async def list_cached_images(
 
 @router.post("/mirror/refresh", tags=["mirror"])
 async def refresh(caller: LoggedInCaller, body: ImageToRefresh) -> RefreshResponse:
-    """Asks the upstream now what a tag points at. A pull asks only when the cached answer is stale. You have to be an
-    admin, or have the action `admin` on the repository."""
+    """Asks the upstream now what a tag points at; a pull asks it only when the cached answer is stale. For a digest,
+    fetches the manifest if it is not cached. You have to be an admin, or have the action `admin` on the repository."""
     image = parse_reference(body.reference)
     await check_may_manage(caller, image.repository)
     return RefreshResponse.from_result(await refresh_image(caller.upkeep.router, caller.upkeep.store, image))

@@ -30,7 +30,7 @@ NoteText = Annotated[str, Field(description="A remark for people, in one line", 
 UtcTime = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
 """A time that a client sends. A time without a zone is in UTC."""
 NameText = Annotated[
-    str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
+    str, Field(description="At most 64 lower-case letters, digits, `.`, `_` and `-`", examples=["alice"])
 ]
 PatternText = Annotated[
     str,
@@ -116,7 +116,7 @@ class GrantResponse(BaseModel):
 
 class AccountWithGrants(AccountResponse):
     """An account with the grants that apply to it: its own grants and those to its groups, to `authenticated` and to
-    `everyone`. If `more_grants` is true, `grants` has only the first of them; `/api/v1/grants?for=NAME` lists all."""
+    `everyone`. If `more_grants` is true, `grants` has only the first grants; `/api/v1/grants?for=NAME` lists all."""
 
     grants: list[GrantResponse]
     more_grants: bool = False
@@ -143,8 +143,8 @@ class NewUser(BodyModel):
 
 
 class AddedAccount(AccountResponse):
-    """A new account. `notes` says which rights it has from the start, because grants or groups already name it, and
-    whether it replaces an account of an htpasswd file."""
+    """A new account. `notes` lists the rights that the account has because existing grants or groups name it. It also
+    says whether the account replaces one of an htpasswd file."""
 
     notes: Annotated[list[str], Field(examples=[["alice had grants already, which apply to this account"]])]
 
@@ -320,8 +320,8 @@ class KeyRotation(BodyModel):
 
 
 class SigningKeyResponse(BaseModel):
-    """A key that signs the tokens of `/token`, without its secret. `retired` is the time since which the key signs no
-    new tokens; null for the current key."""
+    """A key that signs the tokens of `/token`, without its secret. `retired` is the time at which the key stopped
+    signing new tokens; null for the current key."""
 
     id: str
     created: datetime

@@ -1,8 +1,8 @@
 """The routes of `/api/v1/repositories/{name}` that show and change the content of a repository. The docstrings of the
 routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes, and even a segment such as `/tag-list`. But the last segment
-of each path here is different, so it tells which route a path belongs to. The routes show content that this registry
+The name of a repository in the path may contain slashes, and even a segment such as `/tag-list`. Among the routes of
+this module, the method and the last segment of the path determine the route. The routes show content that this registry
 stores. Except for the download of an image, they send no requests to the upstream of a mirrored repository.
 
 The name in the path may be short for the *stored name*, under which the content is stored: `ubuntu` can stand for
@@ -71,7 +71,9 @@ async def list_tags(
     ] = "",
     order: Annotated[
         TagOrder,
-        Query(description="`version`: `1.9` comes before `1.10`. `size`: only if at most 2000 tags match"),
+        Query(
+            description="`version`: `1.9` comes before `1.10`. `size`: if more than 2000 tags match, by name instead"
+        ),
     ] = TagOrder.NAME,
     descending: Annotated[bool, Query(description="Reverses the order")] = False,
     referrer_tags: Annotated[
@@ -121,15 +123,15 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])
 async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
     """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts.
-    Includes those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
+    Includes artifacts under cosign's old tags, and attestations that BuildKit lists in an index. Needs `pull` on the
+    repository."""
     stored_name = await require_readable(caller, name)
     return await caller.repository_browser.referrers(caller.context_for(stored_name), stored_name, reference)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/files", tags=["repositories"])
 async def read_files(caller: AnyCaller, name: PathRepository, reference: PathReference) -> FileContents:
-    """Shows the files of an artifact, such as an SBOM, with their texts where these are small. Needs `pull` on the
-    repository."""
+    """Shows the files of an artifact, such as an SBOM, with the text of small files. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
     return await caller.repository_browser.files(caller.context_for(stored_name), stored_name, reference)
 
@@ -148,9 +150,9 @@ async def compare_manifests(
     """Compares two images of a repository: which layers they share, and how their configs differ. Needs `pull` on the
     repository."""
     stored_name = await require_readable(caller, name)
-    request = caller.context_for(stored_name)
+    context = caller.context_for(stored_name)
     return await caller.repository_browser.compare(
-        request, stored_name, as_reference(base), as_reference(other), platform
+        context, stored_name, as_reference(base), as_reference(other), platform
     )
 
 
@@ -183,7 +185,8 @@ class TagsToRestore(BodyModel):
     """What a removal has returned as `removed`."""
 
     # A removal deletes up to MAX_REMOVED_TAGS requested tags. It also deletes referrer tags (such as `sha256-….sig`) in
-    # three rounds of up to MAX_REMOVED_TAGS: those of the removed images, those of these signatures, and so on.
+    # three rounds of up to MAX_REMOVED_TAGS. The first round deletes the referrer tags of the removed images. Each
+    # further round deletes those of the referrers that the previous round has removed.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 
@@ -199,8 +202,8 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
 
 @_removal_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
-    """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
-    collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
+    """Removes these tags, and the images that nothing uses after that. A request to `tag-restoration` can put them back
+    until garbage collection removes the images. Immutable tags stay. Needs `delete` and `pull` on the repository."""
     stored_name = await require_deletable(caller, name)
     tags = [Tag(tag) for tag in body.tags]
     expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
@@ -214,7 +217,7 @@ async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRest
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
     again is left alone. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
-    tags = [(Tag(each.tag), Digest(each.digest)) for each in body.tags]
+    tags = [(Tag(entry.tag), Digest(entry.digest)) for entry in body.tags]
     return await caller.repository_browser.restore_tags(stored_name, tags, caller.actor)
 
 
@@ -228,9 +231,9 @@ async def download_image(
         str | None, Query(description="Of an index: the platform or the digest of the image", max_length=200)
     ] = None,
 ) -> Response:
-    """Downloads an image of one platform as a tar archive for `docker load`, which is also an OCI image layout. A
-    client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the repository; the
-    setting `downloads.allow` says who may download."""
+    """Downloads an image of one platform as a tar archive. The archive is for `docker load`, and is also an OCI image
+    layout. A client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the
+    repository; the setting `downloads.allow` says who may download."""
     stored_name = await require_readable(caller, name)
     check_may_download(caller)
     context = caller.context_for(stored_name)
@@ -241,12 +244,15 @@ async def download_image(
 class NewDescription(BodyModel):
     """The description of a repository."""
 
-    text: str = Field(description="Markdown, up to 256 KiB; empty: removes the description", examples=["# Our app"])
+    text: str = Field(
+        description="Markdown, up to 256 KiB. An empty text removes the description", examples=["# Our app"]
+    )
     revision: int | None = Field(
         default=None,
         ge=0,
         le=MAX_NUMBER,
-        description="The revision on which your text is based; 412 if there is a newer one",
+        description="The revision on which your text is based. The response is 412 if the revision is another by now. "
+        "Null: the revision is not checked",
     )
 
 

@@ -20,13 +20,13 @@ from registry.admin.scrub_status import (
     QuarantinedResponse,
     ScrubStatus,
     delete_quarantined,
-    quarantined,
-    scrub_status,
+    read_quarantine,
+    read_scrub_status,
 )
 from registry.http.query import MAX_NUMBER
 from registry.upkeep.scrub_job import scrub_arguments
 from storage.jobs import JobRunning
-from storage.upkeep.scrubber import KIND
+from storage.upkeep.scrubber import SCRUB_KIND
 
 router = management_router()
 
@@ -45,19 +45,20 @@ DigestPath = Annotated[str, Path(max_length=200, examples=["sha256:…"])]
 
 @router.get("/scrub", tags=["scrub"])
 async def show_scrub(caller: AdminCaller) -> ScrubStatus:
-    """Returns the rounds of scrub, how far the current one is, and the damaged manifests."""
-    return await scrub_status(caller.upkeep.store)
+    """Returns the rounds of scrub, how far the current round is, and the damaged manifests."""
+    return await read_scrub_status(caller.upkeep.store)
 
 
 @router.post("/scrub", tags=["scrub"], status_code=202)
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
-    """Starts a job that completes the current round of scrub. If there is none, the job starts a new round. After a
-    restart, the server continues the job. Answers 409 if a scrub job is already queued or running."""
+    """Starts a job that completes the current round of scrub. If no round is in progress, the job starts a new one. If
+    the server restarts, it continues the job. Answers 409 if a scrub job is already queued or running."""
     scrub_request = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
-    if active := await jobs.active(KIND):
+    if active := await jobs.active(SCRUB_KIND):
         raise JobRunning(f"{active[0].actor} has started scrub already (job {active[0].id})")
-    return await queue_job(caller, KIND, scrub_arguments(scrub_request.rate, keep_going=scrub_request.keep_going))
+    arguments = scrub_arguments(scrub_request.rate, keep_going=scrub_request.keep_going)
+    return await queue_job(caller, SCRUB_KIND, arguments)
 
 
 @router.get("/damaged", tags=["scrub"])
@@ -73,9 +74,9 @@ async def list_damaged(
 
 @router.get("/quarantine", tags=["scrub"])
 async def list_quarantine(caller: AdminCaller) -> list[QuarantinedResponse]:
-    """Lists the blobs whose damaged bytes are kept: at most a thousand, oldest first. The setting
-    `scrub.quarantine_max` limits how many bytes are kept."""
-    return await quarantined(caller.upkeep.store)
+    """Lists the first thousand blobs whose damaged bytes are kept, oldest first. The setting `scrub.quarantine_max`
+    limits how many bytes are kept."""
+    return await read_quarantine(caller.upkeep.store)
 
 
 @router.delete("/quarantine/{digest}", tags=["scrub"], status_code=204)

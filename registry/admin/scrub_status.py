@@ -15,7 +15,7 @@ from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
 from storage.errors import BlobUnknown
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.scrubber import KIND
+from storage.upkeep.scrubber import SCRUB_KIND
 
 # The largest number of entries of each kind in a response.
 SHOWN_ROUNDS = 20
@@ -122,9 +122,9 @@ class QuarantinedResponse(BaseModel):
         )
 
 
-async def scrub_status(store: StoredRegistry) -> ScrubStatus:
+async def read_scrub_status(store: StoredRegistry) -> ScrubStatus:
     """Returns the status that `GET /scrub` and `entrepot scrub status` show."""
-    active = await store.jobs.active(KIND)
+    active = await store.jobs.active(SCRUB_KIND)
     return ScrubStatus(
         rounds=[RoundResponse.from_stored(each) for each in await store.damage.rounds(SHOWN_ROUNDS)],
         job=JobResponse.from_stored(active[0]) if active else None,
@@ -135,7 +135,7 @@ async def scrub_status(store: StoredRegistry) -> ScrubStatus:
     )
 
 
-async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
+async def read_quarantine(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
     # `damage.place_of` returns where the right bytes of a blob are: "" while the blob is damaged.
     # `QuarantinedResponse.place` is where the damaged bytes are.

@@ -15,7 +15,7 @@ from registry.admin.content_searches import ContentSearches, SearchTarget
 from registry.admin.management_route import AfterQuery
 from registry.admin.management_router import management_router
 from registry.request import RequestInvalid
-from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
+from storage.content_search import DigestMatch, LabelsMatch, SearchPage, TagMatch
 from storage.names import Digest, RepositoryName
 
 router = management_router()
@@ -34,8 +34,8 @@ class FoundRepository(BaseModel):
 
 
 class FoundTag(BaseModel):
-    """A tag that matches the search: the tag, or the text after a `-` or `_` in it, begins with the last word of the
-    search. The other words occur in the tag or in the name of its repository."""
+    """A tag that matches the search. The tag, or the text after a `-` or `_` in the tag, begins with the last word of
+    the search. The other words occur in the tag or in the name of its repository."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -45,8 +45,8 @@ class FoundTag(BaseModel):
 
 
 class FoundLabels(BaseModel):
-    """A manifest whose labels and annotations contain all words of the search. `labels`: some of those in which a word
-    occurs. `tag`: a tag that leads to the manifest; null: there is none."""
+    """A manifest whose labels and annotations contain all words of the search. `labels`: some of the labels and
+    annotations that contain a word. `tag`: a tag that points at the manifest, or at an index that lists it; or null."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -56,7 +56,7 @@ class FoundLabels(BaseModel):
 
 
 class FoundDigest(BaseModel):
-    """A manifest or blob whose digest begins with the text."""
+    """A manifest or blob whose digest begins with the text of the search."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -66,7 +66,8 @@ class FoundDigest(BaseModel):
 
 
 class FoundTarget(BaseModel):
-    """What a pasted reference or command leads to. `tag` or `digest` are null if the reference has none."""
+    """What a pasted reference or command names. `tag` is null if it names no tag, and `digest` if it names no
+    digest."""
 
     repository: str
     mirrored_from: MirroredFrom
@@ -111,17 +112,17 @@ async def search(
     q: Annotated[str, Query(description="Words, a digest, a reference or a pull command", max_length=1024)] = "",
     kind: Annotated[
         Literal["repositories", "tags", "labels", "digests"] | None,
-        Query(description="What to look for. Without it: the first page of each kind"),
+        Query(description="What to look for. If omitted: all kinds, and the first page of each"),
     ] = None,
     after: AfterQuery = None,
     limit: Annotated[int, Query(description="Maximum number of entries of each kind", ge=1, le=100)] = 20,
 ) -> SearchResponse:
     """Finds repositories and tags by their names, manifests by their labels and annotations, and manifests and blobs by
-    the first digits of their digests. Searches all repositories from which the caller may pull. A pasted reference,
-    such as `docker pull HOST/team/app:v1`, gives the `target`.
+    the first digits of their digests. Searches all repositories from which the caller may pull. `target` is what a
+    pasted reference or command, such as `docker pull HOST/team/app:v1`, names.
 
-    What was pushed can be found about a second later. Needs a login, unless everyone may pull something."""
-    searches, principal, offset = caller.content_searches, caller.principal, _offset(after, kind)
+    New content can be found about a second after its push. Needs a login, unless everyone may pull something."""
+    searches, principal, offset = caller.content_searches, caller.principal, _parse_offset(after, kind)
     searches.check_may_search(principal)
 
     def repository_fields(name: RepositoryName) -> dict[str, Any]:
@@ -138,21 +139,21 @@ async def search(
     def repository_model(name: RepositoryName) -> FoundRepository:
         return FoundRepository(**repository_fields(name))
 
-    def tag_model(item: TagFound) -> FoundTag:
-        updated = models.to_datetime(item.updated)
-        return FoundTag(**repository_fields(item.repository), tag=item.tag, digest=item.digest, updated=updated)
+    def tag_model(match: TagMatch) -> FoundTag:
+        updated = models.to_datetime(match.updated)
+        return FoundTag(**repository_fields(match.repository), tag=match.tag, digest=match.digest, updated=updated)
 
-    def labels_model(item: LabelsFound) -> FoundLabels:
-        fields = repository_fields(item.repository)
-        return FoundLabels(**fields, digest=item.digest, tag=item.tag, labels=dict(item.labels))
+    def labels_model(match: LabelsMatch) -> FoundLabels:
+        fields = repository_fields(match.repository)
+        return FoundLabels(**fields, digest=match.digest, tag=match.tag, labels=dict(match.labels))
 
-    def digest_model(item: DigestFound) -> FoundDigest:
-        content_kind: Literal["manifest", "blob"] = "manifest" if item.is_manifest else "blob"
-        return FoundDigest(**repository_fields(item.repository), digest=item.digest, kind=content_kind, tag=item.tag)
+    def digest_model(match: DigestMatch) -> FoundDigest:
+        content_kind: Literal["manifest", "blob"] = "manifest" if match.is_manifest else "blob"
+        return FoundDigest(**repository_fields(match.repository), digest=match.digest, kind=content_kind, tag=match.tag)
 
     return SearchResponse(
         indexing=await searches.is_indexing(),
-        target=_target(await searches.find_target(principal, q), searches) if offset == 0 else None,
+        target=_target_model(await searches.find_target(principal, q), searches) if offset == 0 else None,
         repositories=await search_for("repositories", searches.find_repositories, repository_model),
         tags=await search_for("tags", searches.find_tags, tag_model),
         labels=await search_for("labels", searches.find_by_labels, labels_model),
@@ -160,8 +161,8 @@ async def search(
     )
 
 
-def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
-    """Converts the target of a pasted reference for the response; None: there is none."""
+def _target_model(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
+    """Converts the target of a pasted reference for the response. Returns None if there is no target."""
     if target is None:
         return None
     name, reference = target.repository, target.reference
@@ -173,7 +174,7 @@ def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarg
     return FoundTarget(**repository_fields, kind="tag", tag=reference)
 
 
-def _offset(after: str | None, kind: str | None) -> int:
+def _parse_offset(after: str | None, kind: str | None) -> int:
     """Returns the number of entries before the page. Raises RequestInvalid if `after` is not a number of at most six
     digits, or comes without a `kind`."""
     if after is None:

@@ -49,7 +49,7 @@ class ActivityBucketResponse(ActivityNumbers):
 
 
 class ActivityPeriod(BaseModel):
-    """What happened in consecutive hours or days, oldest first. The last one is not over yet."""
+    """What happened in consecutive hours or days, oldest first. The last hour or day is not over yet."""
 
     bucket_seconds: int
     total: ActivityNumbers
@@ -57,19 +57,19 @@ class ActivityPeriod(BaseModel):
 
     @classmethod
     def from_stored(
-        cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, seconds: int, count: int
+        cls, buckets: Sequence[ActivityBucket], unstored: Activity, now: float, bucket_seconds: int, count: int
     ) -> Self:
-        """Converts stored buckets. A bucket has the activity of one hour or day. `seconds`: the length of a bucket.
+        """Converts stored buckets. A *bucket* has the activity of one hour or day; `bucket_seconds` is its length.
         `unstored`: activity of the current bucket that is not stored yet. `now`: the time in seconds since 1970.
         `count`: the number of buckets in the result; the last of them contains `now`. A bucket for which nothing is
         stored is empty."""
-        current_start = int(now) // seconds * seconds
-        starts = range(current_start - (count - 1) * seconds, current_start + 1, seconds)
+        current_start = int(now) // bucket_seconds * bucket_seconds
+        starts = range(current_start - (count - 1) * bucket_seconds, current_start + 1, bucket_seconds)
         by_start = {bucket.start: bucket.activity for bucket in buckets}
         by_start[current_start] = _sum([by_start.get(current_start, Activity()), unstored])
         shown_buckets = [ActivityBucket(start, by_start.get(start, Activity())) for start in starts]
         return cls(
-            bucket_seconds=seconds,
+            bucket_seconds=bucket_seconds,
             total=ActivityNumbers(**asdict(_sum([bucket.activity for bucket in shown_buckets]))),
             buckets=[
                 ActivityBucketResponse(start=to_datetime(bucket.start), **asdict(bucket.activity))
@@ -104,18 +104,18 @@ async def read_activity_for(request: Request, caller: Caller) -> ActivityRespons
     """Returns the activity until now. `caller` must be an admin; this function does not check that. Raises the errors
     of the store."""
     unstored = await asyncio.to_thread(request.app.telemetry.metrics.activity.unstored)
-    return await activity_until(caller.upkeep.store.activity, unstored, request.app.factory.clock())
+    return await _read_activity_until(caller.upkeep.store.activity, unstored, request.app.factory.clock())
 
 
-async def activity_until(stored: ActivityLog, unstored: Activity, now: float) -> ActivityResponse:
+async def _read_activity_until(activity_log: ActivityLog, unstored: Activity, now: float) -> ActivityResponse:
     """Returns the activity until the time `now`, which is in seconds since 1970. `unstored`: activity that is not in
     the store yet."""
 
-    async def period(seconds: int, count: int) -> ActivityPeriod:
-        buckets = await stored.buckets(now - (count - 1) * seconds, seconds)
-        return ActivityPeriod.from_stored(buckets, unstored, now, seconds, count)
+    async def read_period(bucket_seconds: int, count: int) -> ActivityPeriod:
+        buckets = await activity_log.buckets(now - (count - 1) * bucket_seconds, bucket_seconds)
+        return ActivityPeriod.from_stored(buckets, unstored, now, bucket_seconds, count)
 
-    return ActivityResponse(day=await period(HOUR_SECONDS, HOURS), month=await period(DAY_SECONDS, DAYS))
+    return ActivityResponse(day=await read_period(HOUR_SECONDS, HOURS), month=await read_period(DAY_SECONDS, DAYS))
 
 
 def _sum(activities: Sequence[Activity]) -> Activity:

@@ -56,7 +56,7 @@ class TagMoveRequest(BodyModel):
 
 class TagRestoreRequest(BodyModel):
     """What the tag shall point at again: the manifest `to`, or the manifest to which the tag pointed at the time `at`.
-    Without both: the manifest to which it pointed before its last change. `force` is for admins."""
+    If both are null: the manifest to which the tag pointed before its last change. `force` is for admins."""
 
     to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
     at: models.UtcTime | None = None
@@ -76,7 +76,7 @@ async def list_tag_history(
 async def list_repository_history(
     caller: AnyCaller, name: PathRepository, after: AfterQuery = None, limit: LimitQuery = 100
 ) -> models.ListPage[TagChangeResponse]:
-    """Lists the changes of all tags of a repository, newest first, also of tags that were deleted. Needs `pull` on the
+    """Lists the changes of all tags of a repository, including deleted tags, newest first. Needs `pull` on the
     repository."""
     return await _history(caller, name, None, after, limit)
 
@@ -85,7 +85,7 @@ async def list_repository_history(
 async def restore_tag(
     caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
 ) -> TagMoveResponse:
-    """Points a tag at an earlier manifest again, also if the tag was deleted. A deleted manifest is put back if garbage
+    """Points a tag at an earlier manifest again, even if the tag was deleted. A deleted manifest is put back if garbage
     collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
@@ -104,8 +104,8 @@ async def restore_tag(
 
 @_push_router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
-    """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
-    if garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
+    """Points a tag at a manifest of the repository, and adds the tag if it does not exist. A deleted manifest is put
+    back if garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
     move = await _tag_changes(caller).move(
@@ -119,12 +119,11 @@ async def _history(
 ) -> models.ListPage[TagChangeResponse]:
     """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
     stored_name = await require_readable(caller, name)
-    store = caller.upkeep.store  # the store of the registry; not only upkeep uses it
-    page = await store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
-    with_client = caller.principal.may(Action.PUSH, stored_name, name)
+    page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
+    may_see_clients = caller.principal.may(Action.PUSH, stored_name, name)
     return models.list_page(
         page,
-        lambda change: TagChangeResponse.from_stored(change, with_client=with_client),
+        lambda change: TagChangeResponse.from_stored(change, with_client=may_see_clients),
         lambda change: str(change.id),
     )
 
@@ -135,13 +134,13 @@ def _tag_changes(caller: Caller) -> TagChanges:
 
 
 def _check_force(caller: Caller, force: bool) -> None:
-    """Raises Denied, or Unauthorized without a login, if a caller who is not an admin sets `force`."""
+    """Checks that only an admin sets `force`. Raises Denied, or Unauthorized if the caller has no account."""
     if force:
         caller.rights.check_admin()
 
 
 def _entry_id_or_none(after: str | None) -> int | None:
-    """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
+    """Returns the id in the query parameter `after`. Raises RequestInvalid if the parameter is not a number."""
     return None if after is None else parse_number(after, f"{after!r} is not from the field `next` of an earlier page")
 
 

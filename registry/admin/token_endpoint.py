@@ -49,8 +49,9 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
     @router.get("/token", summary="A token for clients of the registry")
     async def get_token(request: Request) -> Response:
         """Query parameters: `service`, `scope` (may be repeated, or hold several scopes separated by spaces),
-        `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send the login by Basic
-        authentication; without a login, the token is for anonymous access."""
+        `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send an account name and its
+        password, or an API token in the password's place, by Basic authentication. Without these, the token is for
+        anonymous access."""
         actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
@@ -81,13 +82,13 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
 
 
 async def read_form(request: Request) -> Query:
-    """Returns the form in the request's body. Raises FormInvalid if the body has another media type than a form,
-    FormTooLarge if it has more than MAX_FORM_BYTES, and RequestInvalid if the form cannot be parsed."""
+    """Returns the form in the request's body. Raises FormInvalid if the Content-Type is not that of a form,
+    FormTooLarge if the form has more than MAX_FORM_BYTES, and RequestInvalid if it cannot be parsed."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > MAX_FORM_BYTES:
             raise FormTooLarge(f"the form has more than {MAX_FORM_BYTES} bytes")
     return Query(bytes(body))
@@ -126,8 +127,8 @@ def _authorization(request: Request) -> list[bytes]:
 
 
 def _success_response(issued: TokenResponse, **extra_fields: str) -> Response:
-    """Returns the JSON response with the issued tokens and `extra_fields`. Its fields `token` and `access_token` have
-    the same value: clients of Distribution's specification read the first, OAuth clients the second."""
+    """Returns the JSON response with the issued tokens and `extra_fields`. The fields `token` and `access_token` have
+    the same value: clients of Distribution's specification read `token`, and OAuth clients read `access_token`."""
     token = issued.token
     document: dict[str, object] = {
         "token": token.text,

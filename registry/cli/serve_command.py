@@ -149,7 +149,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
                 settings,
                 rate_limit=rate_limit,
                 telemetry=telemetry,
-                run=server_run,
+                server_run=server_run,
                 starts_background_work=starts_background_work,
             )
 

@@ -18,7 +18,7 @@ from registry.ui.image_page import image_name, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import SlotlessRoute, caller_of, page_response, page_slot, query_of, redirect, visit_of
 from registry.ui.repository_pages import REPOSITORIES_PATH
-from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
+from storage.content_search import DigestMatch, LabelsMatch, SearchPage, TagMatch
 from storage.errors import DigestInvalid
 from storage.names import Digest, Reference, RepositoryName
 
@@ -194,7 +194,7 @@ def _repository_hit(searches: ContentSearches, name: RepositoryName) -> Hit:
     return Hit(searches.upstream_of(name), _path(name, None), name)
 
 
-def _tag_hit(searches: ContentSearches, item: TagFound) -> Hit:
+def _tag_hit(searches: ContentSearches, item: TagMatch) -> Hit:
     name = item.repository
     return Hit(
         searches.upstream_of(name),
@@ -205,14 +205,14 @@ def _tag_hit(searches: ContentSearches, item: TagFound) -> Hit:
     )
 
 
-def _labels_hit(searches: ContentSearches, item: LabelsFound) -> Hit:
+def _labels_hit(searches: ContentSearches, item: LabelsMatch) -> Hit:
     name = item.repository
     path = _path(name, item.tag or item.digest)
     text = image_name(name, item.tag)
     return Hit(searches.upstream_of(name), path, text, digest=item.digest, labels=dict(item.labels))
 
 
-def _digest_hit(searches: ContentSearches, item: DigestFound) -> Hit:
+def _digest_hit(searches: ContentSearches, item: DigestMatch) -> Hit:
     name = item.repository
     path = _path(name, item.digest if item.is_manifest else None)
     text = image_name(name, item.tag)

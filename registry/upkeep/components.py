@@ -27,8 +27,7 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.collection_job import GC, collection_work
 from storage.upkeep.evictor import Evictor, OnEvictionEnd, ignore_eviction_end
 from storage.upkeep.job_runner import JobContext, Work
-from storage.upkeep.scrubber import KIND as SCRUB_KIND
-from storage.upkeep.scrubber import OnScrubbed, ignore_scrubbed
+from storage.upkeep.scrubber import SCRUB_KIND, OnScrubbed, ignore_scrubbed
 from storage.upstream_tags import Sighting
 
 

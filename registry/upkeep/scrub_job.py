@@ -19,7 +19,7 @@ from storage.jobs import JSON, Job
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
-from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
+from storage.upkeep.scrubber import SCRUB_KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
 """Each server process checks at this interval, in seconds, whether a round is due."""
@@ -94,9 +94,11 @@ def _has_passed(seconds: float, since: float, now: float) -> bool:
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
     """Queues a job and returns it, if a round is due and no scrub job is queued or running. Otherwise returns None. The
     caller must hold `SCHEDULE_SLOT`."""
-    if await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
+    if await store.jobs.active(SCRUB_KIND) or not await is_due(store.damage, settings.every, clock()):
         return None
-    return await store.jobs.add(KIND, scrub_arguments(None, keep_going=False), actor=SCHEDULE_ACTOR, is_resumable=True)
+    return await store.jobs.add(
+        SCRUB_KIND, scrub_arguments(None, keep_going=False), actor=SCHEDULE_ACTOR, is_resumable=True
+    )
 
 
 async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> None:

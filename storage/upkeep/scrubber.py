@@ -37,7 +37,7 @@ MAX_REPORTED_HOLDERS: Final = 20
 MAX_LOGGED_UNREADABLE: Final = 20
 """Largest number of unreadable blobs that one run logs. A blob is *unreadable* if the process has no permission to read
 its bytes."""
-KIND: Final = "scrub"
+SCRUB_KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
 
 OnDamagedBlob = Callable[[Digest], None]

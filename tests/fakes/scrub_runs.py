@@ -12,7 +12,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, run_in_command
 from storage.upkeep.read_rate import ReadRate
-from storage.upkeep.scrubber import KIND, Scrubber
+from storage.upkeep.scrubber import SCRUB_KIND, Scrubber
 from tests.fakes.blob_files import layout_behind
 
 Steps = list[dict[str, Any]]
@@ -74,6 +74,12 @@ async def scrub(
         return await scrubber.run()
 
     result = await run_in_command(
-        registry.jobs, registry.leases, KIND, {}, work, actor="cli:alice", on_step=lambda step: steps.append(dict(step))
+        registry.jobs,
+        registry.leases,
+        SCRUB_KIND,
+        {},
+        work,
+        actor="cli:alice",
+        on_step=lambda step: steps.append(dict(step)),
     )
     return result, steps

@@ -88,16 +88,16 @@ class LoginFailed(Exception):
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
-    - `is_finished`: whether the browser's cookie with the login attempt can be deleted. False in two cases. First, the
+    - `ends_attempt`: whether the browser's cookie with the login attempt can be deleted. False in two cases. First, the
       provider's response does not belong to a valid attempt in the cookie; the cookie may have the attempt of another
       login. Second, too many logins were running or had failed; the browser can then use the attempt again.
     """
 
-    def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:
+    def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", ends_attempt: bool = True) -> None:
         self.shown_error = shown_error
         self.reason = reason
         self.user = user
-        self.is_finished = is_finished
+        self.ends_attempt = ends_attempt
         super().__init__(reason)
 
 
@@ -200,7 +200,7 @@ class OpenIDLogin:
             shown_error = RequestInvalid(
                 f"this is not the login that this browser started, or it took too long; {_START_AGAIN}"
             )
-            raise LoginFailed(shown_error, str(error), is_finished=False) from None
+            raise LoginFailed(shown_error, str(error), ends_attempt=False) from None
         if response.issuer and response.issuer != self._provider.issuer:
             raise _login_invalid("the response names another provider")
         if response.error:
@@ -234,7 +234,7 @@ class OpenIDLogin:
                     raise
         except TooManyRequests as error:
             # The attempt was not used, so the browser can send the same response again.
-            raise LoginFailed(error, error.message, is_finished=False) from None
+            raise LoginFailed(error, error.message, ends_attempt=False) from None
         except LoginAttemptInvalid as error:
             raise _login_invalid(str(error)) from None
 

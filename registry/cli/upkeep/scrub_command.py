@@ -57,7 +57,7 @@ def scrub(
         return
     from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
-    from storage.upkeep.scrubber import KIND
+    from storage.upkeep.scrubber import SCRUB_KIND
 
     # Without a handler, Python would print logged warnings on stderr, although the printed steps say the same.
     for name in ("storage.damage", "registry.upkeep.scrub"):
@@ -67,7 +67,7 @@ def scrub(
     def get_work(upkeep: UpkeepComponents) -> Work:
         return scrub_work(upkeep.settings.scrub, upkeep.store, upkeep.router)
 
-    result = run_as_job(config, data, KIND, arguments, get_work, as_json=as_json, on_step=_print_step)
+    result = run_as_job(config, data, SCRUB_KIND, arguments, get_work, as_json=as_json, on_step=_print_step)
     if as_json:
         print_done(result)
     else:
@@ -129,7 +129,7 @@ def _count(number: int, noun: str) -> str:
 )
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the rounds and the damaged content, as tables or as JSON."""
-    from registry.admin.scrub_status import DamagedBlobResponse, ScrubStatus, scrub_status
+    from registry.admin.scrub_status import DamagedBlobResponse, ScrubStatus, read_scrub_status
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     class FullStatus(ScrubStatus):
@@ -140,7 +140,7 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
     async def read(upkeep: UpkeepComponents) -> FullStatus:
         page = await upkeep.store.damage.damaged_blobs(None, SHOWN_DAMAGED)
         damaged = [DamagedBlobResponse.from_stored(blob) for blob in page.items]
-        return FullStatus(**dict(await scrub_status(upkeep.store)), damaged_blobs=damaged)
+        return FullStatus(**dict(await read_scrub_status(upkeep.store)), damaged_blobs=damaged)
 
     response = with_upkeep(config, data, read)
     if as_json:
@@ -184,11 +184,11 @@ def _print_damaged(scrub_status: ScrubStatus, blobs: list[DamagedBlobResponse]) 
 )
 def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the entries of the quarantine, as a table or as JSON."""
-    from registry.admin.scrub_status import quarantined
+    from registry.admin.scrub_status import read_quarantine
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[QuarantinedResponse]:
-        return await quarantined(upkeep.store)
+        return await read_quarantine(upkeep.store)
 
     entries = with_upkeep(config, data, read)
     if as_json:

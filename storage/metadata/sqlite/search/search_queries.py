@@ -24,10 +24,10 @@ import apsw
 from storage.content_search import (
     MAX_OFFSET,
     MIN_HEX_DIGITS,
-    DigestFound,
-    LabelsFound,
+    DigestMatch,
+    LabelsMatch,
     SearchPage,
-    TagFound,
+    TagMatch,
 )
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.search.index_tables import START_OF_NAME
@@ -193,7 +193,7 @@ def _rank(name: str, word: str) -> int:
     return 2 if f"/{word}" in name else 3
 
 
-def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
+def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
     """Finds tags. `words`: the words of the query. The tag, or the rest of the tag after a '-' or '_', must begin with
     the last of them (`index_tables.words_of_tag`). The others must occur in the tag or in the name of its
     repository."""
@@ -203,11 +203,11 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
     *other_parts, last_part = parts
     scope = SearchScope.of(db, within)
 
-    def convert(row: tuple[Any, ...]) -> tuple[object, TagFound] | None:
+    def convert(row: tuple[Any, ...]) -> tuple[object, TagMatch] | None:
         name, tag, digest, updated = row
         if not _all_in(other_parts, f"{name}:{tag.lower()}"):
             return None
-        entry = TagFound(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
+        entry = TagMatch(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
         return (name, tag), entry
 
     values: tuple[str, ...] = (last_part, last_part + LAST)
@@ -218,7 +218,7 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
 
 def labels(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
-) -> SearchPage[LabelsFound]:
+) -> SearchPage[LabelsMatch]:
     """Finds manifests by their labels and annotations."""
     searched_words = list(_with_few_tokens(words))
     if not searched_words:
@@ -230,9 +230,9 @@ def labels(
             return SearchPage([])
         expression += f" AND repository : ({' OR '.join(_quoted(str(row_id)) for row_id in scope.ids.values())})"
 
-    def convert(row: tuple[Any, ...]) -> tuple[object, LabelsFound]:
+    def convert(row: tuple[Any, ...]) -> tuple[object, LabelsMatch]:
         name, digest, text, tag = row
-        entry = LabelsFound(
+        entry = LabelsMatch(
             str.__new__(RepositoryName, name),
             _digest(digest),
             None if tag is None else str.__new__(Tag, tag),
@@ -267,16 +267,16 @@ def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
 
 
-def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
+def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
     """Finds manifests and blobs by the beginning of a digest."""
     algorithm, colon, digits = digest.lower().rpartition(":")
     if (colon and algorithm not in ALGORITHMS) or not _HEX.fullmatch(digits) or len(digits) < MIN_HEX_DIGITS:
         return SearchPage([])
     scope = SearchScope.of(db, within)
 
-    def convert(row: tuple[Any, ...]) -> tuple[object, DigestFound]:
+    def convert(row: tuple[Any, ...]) -> tuple[object, DigestMatch]:
         name, full_digest, tag, is_manifest = row
-        entry = DigestFound(
+        entry = DigestMatch(
             str.__new__(RepositoryName, name),
             _digest(full_digest),
             bool(is_manifest),
@@ -284,7 +284,7 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
         )
         return (name, full_digest), entry
 
-    entries: list[DigestFound] = []
+    entries: list[DigestMatch] = []
     is_complete = True
     max_entries = offset + limit + 1
     first_digits = digits[:16]  # the index has only the first 16 digits of each digest

@@ -8,13 +8,13 @@ from typing import TypeVar
 import apsw
 
 from storage.content_search import (
-    DigestFound,
+    DigestMatch,
     IncompleteManifestPage,
-    LabelsFound,
+    LabelsMatch,
     ManifestBatch,
     ManifestLabels,
     SearchPage,
-    TagFound,
+    TagMatch,
 )
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import SearchIndexDamaged, StorageFailed, StorageFull
@@ -53,13 +53,13 @@ class SqliteSearch:
     ) -> SearchPage[RepositoryName]:
         return await self._search(lambda db: search_queries.repositories(db, words, within, offset, limit))
 
-    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
+    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
         return await self._search(lambda db: search_queries.tags(db, words, within, offset, limit))
 
-    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
+    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
         return await self._search(lambda db: search_queries.labels(db, words, within, offset, limit))
 
-    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
+    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
         return await self._search(lambda db: search_queries.digests(db, digest, within, offset, limit))
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:

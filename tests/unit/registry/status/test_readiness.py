@@ -30,7 +30,7 @@ def visitor(app: Entrepot) -> httpx2.AsyncClient:
 async def test_a_started_server_is_ready(tmp_path: Path) -> None:
     """A started server is ready, and `/readyz` lists its checks. `/livez` has the id of this run of the server."""
     prepare_data_dir(tmp_path / "data")
-    app = create_app(Settings(data=tmp_path / "data"), run=ServerRun("one", 1.0))
+    app = create_app(Settings(data=tmp_path / "data"), server_run=ServerRun("one", 1.0))
     async with app.router.lifespan_context(app), visitor(app) as client:
         answer = await client.get("/readyz")
         assert answer.status_code == 200

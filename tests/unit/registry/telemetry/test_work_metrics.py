@@ -42,7 +42,7 @@ from storage.jobs import JobState
 from storage.names import RepositoryName
 from storage.upkeep.collection_report import Removal, RemovalKind
 from storage.upkeep.job_runner import run_in_command
-from storage.upkeep.scrubber import KIND as SCRUB_KIND
+from storage.upkeep.scrubber import SCRUB_KIND
 from tests.fakes.registry_content import push_image
 
 

@@ -18,7 +18,7 @@ from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobRunner
 from storage.upkeep.schedule import cancel_all
-from storage.upkeep.scrubber import KIND
+from storage.upkeep.scrubber import SCRUB_KIND
 from tests.fakes.registry_content import push_blob
 
 APP = RepositoryName("team/app")
@@ -63,9 +63,9 @@ async def test_rounds_start_on_schedule(tmp_path: Path) -> None:
         clock.now += 1
         job = await start_if_due(settings, store, clock)
         assert job is not None
-        assert (job.kind, job.actor, job.state, job.is_resumable) == (KIND, "schedule", JobState.QUEUED, True)
+        assert (job.kind, job.actor, job.state, job.is_resumable) == (SCRUB_KIND, "schedule", JobState.QUEUED, True)
         assert await start_if_due(settings, store, clock) is None
-        work_by_kind = {KIND: scrub_work(settings, store, router_of(store))}
+        work_by_kind = {SCRUB_KIND: scrub_work(settings, store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 1
         runner.cancel()
@@ -87,11 +87,11 @@ async def test_one_of_several_processes_starts_a_round(tmp_path: Path, monkeypat
         clock.now += 30 * DAY
         schedules = [asyncio.create_task(scrub_on_schedule(settings, store, clock)) for _ in range(4)]
         async with asyncio.timeout(20):
-            while not await store.jobs.active(KIND):  # noqa: ASYNC110 - a job has no event for its start
+            while not await store.jobs.active(SCRUB_KIND):  # noqa: ASYNC110 - a job has no event for its start
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)  # each process checks the schedule several times
         await cancel_all(schedules)
-        assert len((await store.jobs.jobs(None, 10, KIND)).items) == 1
+        assert len((await store.jobs.jobs(None, 10, SCRUB_KIND)).items) == 1
 
 
 async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
@@ -131,15 +131,15 @@ async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
     async with open_registry(tmp_path) as store:
         for number in range(3):
             await push_blob(store, APP, b"%d" % number)
-        job = await store.jobs.add(KIND, {}, actor="alice", is_resumable=True)
-        work_by_kind = {KIND: scrub_work(settings, store, router_of(store))}
+        job = await store.jobs.add(SCRUB_KIND, {}, actor="alice", is_resumable=True)
+        work_by_kind = {SCRUB_KIND: scrub_work(settings, store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         await wait_for_state(store, job, JobState.RUNNING)
         runner.cancel()
         await asyncio.gather(runner, return_exceptions=True)
         assert (await store.jobs.job(job.id)).ended is None
     async with open_registry(tmp_path) as store:
-        work_by_kind = {KIND: scrub_work(ScrubSettings(), store, router_of(store))}
+        work_by_kind = {SCRUB_KIND: scrub_work(ScrubSettings(), store, router_of(store))}
         runner = asyncio.create_task(JobRunner(store.jobs, store.leases, work_by_kind).run())
         assert ((await wait_for_state(store, job, JobState.DONE)).result or {})["blobs"] == 3
         runner.cancel()

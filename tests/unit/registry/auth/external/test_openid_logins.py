@@ -79,7 +79,7 @@ async def test_attempt_is_used_once(data: Path, clock: AuthClock, fake_provider:
         errors.append(await finish_login(other_worker, state, sealed))
         assert fake_provider.paths.count("/token") == 1
         assert sum("used before" in error.reason for error in errors) == 4
-        assert all(error.is_finished for error in errors)
+        assert all(error.ends_attempt for error in errors)
 
 
 async def test_concurrent_workers_use_an_attempt_once(
@@ -112,7 +112,7 @@ async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_p
         requests_before = fake_provider.paths.count("/token")
         error = await finish_login(worker, *await begin_login(worker))
         assert isinstance(error.shown_error, TooManyRequests)
-        assert not error.is_finished
+        assert not error.ends_attempt
         assert fake_provider.paths.count("/token") == requests_before
         assert (await log_in(worker, fake_provider, OTHER_ADDRESS)).name == ALICE
 
