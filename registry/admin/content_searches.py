@@ -166,7 +166,7 @@ class ContentSearches:
         repositories that the searcher may not pull. Returns no results if there is no upstream to search, if the
         searcher may pull nothing from it, or if too many searches of it are pending."""
         principal = searcher.principal
-        if self._upstream_search is None or not _may_pull_from(principal, self._upstream_search.upstream):
+        if self._upstream_search is None or not _may_pull_from(principal, self._upstream_search.upstream_name):
             return []
         named_results, searchable = [], _searchable_names(principal)
         results = self._upstream_search.find_cached(text, count, page)
@@ -179,7 +179,7 @@ class ContentSearches:
             results = await wait_for_outcome(search)
         for result in results:
             with suppress(NameInvalid, NameUnknown):
-                naming, upstream = self._router.naming, self._upstream_search.upstream
+                naming, upstream = self._router.naming, self._upstream_search.upstream_name
                 # `with_upstream` puts the upstream's name in front, and `mirrored_name` adds `library/` to the names of
                 # official images.
                 stored_name = naming.mirrored_name(

@@ -236,7 +236,7 @@ class UpstreamAuthorizer:
         is_unclear = ping is not None and ping.requirement is None and ping.status != 200
         if not is_unclear:
             return None
-        return AuthorizationOffer(login.basic(), LoginRequirement(token_service=None, scope=scope))
+        return AuthorizationOffer(login.basic_authorization(), LoginRequirement(token_service=None, scope=scope))
 
     async def renew(
         self, endpoint: str, scope: str, response: UpstreamResponse, offer: AuthorizationOffer
@@ -376,7 +376,7 @@ class UpstreamAuthorizer:
         refused, which is not returned again; None or "": there is none. Raises Denied, AnonymousRefused,
         TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
         if requirement.token_service is None:
-            return (login.basic() if login else None), True
+            return (login.basic_authorization() if login else None), True
         self._realms.raise_if_refused(requirement.token_service.realm, endpoint, sends_password=login is not None)
         token = await self._tokens.obtain(key, requirement.token_service, requirement.scope, login, refused)
         return f"Bearer {token.text}", token.is_new

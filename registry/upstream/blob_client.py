@@ -2,8 +2,8 @@
 the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). A transfer passes the bytes to a *sink*, an
-object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A *route* is the chain of the
-HTTP requests of one transfer, which may follow redirects. Each of these requests is a *step*.
+object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A transfer first sends a
+request to an endpoint, and then one request for each redirect. These requests are the *steps* of its *route*.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _ThreadState(threading.local):
     buffer: bytearray | None = None
     """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server that got the thread's last request; None: the request was sent to a proxy."""
+    """The IP address of the server that got the thread's last request; None: a proxy got it."""
 
 
 class BlobClient:
@@ -70,19 +70,19 @@ class BlobClient:
     def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
         self._idle_timeout = settings.idle_timeout
-        # Longest time without progress before the first call of the sink. It is enough for two requests, such as a
-        # request to the endpoint and one to the target of a redirect.
+        # Longest time without progress before the first call of the sink. This time is enough for two requests: one to
+        # the endpoint, and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
-        # The *reach* of a request is the set of addresses to which it may connect. This is the reach of a request to an
-        # endpoint: every address (None). `RedirectChain` derives from it the reach after a redirect: public addresses,
-        # addresses of the endpoint's kind of network, and the hosts in the settings.
+        # The *reach* of a request is the set of addresses to which it may connect. A request to an endpoint may connect
+        # to every address (None). After a redirect, `RedirectChain` allows only public addresses, addresses of the
+        # endpoint's kind of network, and the hosts in the settings.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
-        # Twice as many threads as connections: an abandoned transfer keeps its thread until its attempt to connect
-        # ends.
+        # There are twice as many threads as connections, because an abandoned transfer keeps its thread until its
+        # attempt to connect ends.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
@@ -124,12 +124,11 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _wait_for_end(self, transfer: BlobTransfer, result_future: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits until the transfer has ended, and returns True. `result_future` is the future that then has the
-        response or the error of the transfer. Returns False if the transfer makes no progress for too long: for
-        `_start_timeout` before the first call of the sink, for `idle_timeout` after it. Progress means the first call
-        of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough:
-        each read has its own timeout, so a server that sends a few bytes now and then could occupy a thread and a
-        connection for ever."""
+        """Waits until the transfer has ended and `result_future` has its response or error, and returns True. Returns
+        False if the transfer makes no progress for `_start_timeout` before the first call of the sink, or for
+        `idle_timeout` after that call. Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes
+        in a period of `idle_timeout`. Socket timeouts are not enough: each read has its own timeout, so a server that
+        sends a few bytes now and then could occupy a thread and a connection for ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
@@ -140,7 +139,7 @@ class BlobClient:
                 transfer.received_bytes - received_bytes >= MIN_BYTES_PER_IDLE_TIMEOUT
                 or transfer.sink_called != sink_called
             )
-            # Two periods do not count against the upstream: a call of the sink, and the wait for a thread.
+            # The time of a call of the sink, and the wait for a thread, do not count against the upstream.
             if has_progress or transfer.is_in_sink or not transfer.has_started:
                 received_bytes, sink_called, last_progress_at = transfer.received_bytes, transfer.sink_called, clock()
             elif clock() - last_progress_at >= (self._idle_timeout if sink_called else self._start_timeout):
@@ -213,7 +212,7 @@ class BlobClient:
         for is_second_try in (False, True):
             try:
                 pool = self._pool(route).connection_from_url(route.url)
-                is_sent_to_proxy = pool.proxy is not None and pool.scheme == "http"  # https is tunnelled through it
+                is_sent_to_proxy = pool.proxy is not None and pool.scheme == "http"  # https requests use a tunnel
                 response = pool.urlopen(
                     "GET",
                     route.url if is_sent_to_proxy else _request_target(route.url),
@@ -232,7 +231,7 @@ class BlobClient:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try or _is_oversized_head(error):
                     raise
-                transfer.begin_request()  # raises TransferAbandoned if it was `abandon` that closed the connection
+                transfer.begin_request()  # raises TransferAbandoned if `abandon` has closed the connection
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
@@ -244,15 +243,15 @@ class BlobClient:
 
     def _pool(self, route: RedirectChain) -> urllib3.PoolManager:
         """Returns the connection pool for the current step of `route`. There is one pool for each pair of proxy and
-        reach, so that a redirect cannot use an open connection to an address that is not allowed for it."""
+        reach, so that a request cannot use an open connection to an address outside its reach."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
         with self._pools_lock:
             pool = self._pools.get((proxy, reach))
         if pool is None:
-            # Creating a pool reads certificates, which takes time. The lock is not held meanwhile, because `close`
-            # waits for it on the event loop.
+            # Creating a pool takes time, because it reads certificates. The lock is not held during this time, because
+            # `close` waits for the lock on the event loop.
             new_pool = self._new_pool(proxy, reach)
             with self._pools_lock:
                 pool = self._pools.setdefault((proxy, reach), new_pool)
@@ -304,7 +303,7 @@ class BlobClient:
             buffer, offset = memoryview(self._thread_state.buffer), start
             while offset < stop:
                 count = body.read_into(buffer)
-                # A chunked body says where it ends. So the connection did not break: the blob has another size.
+                # A chunked body has ended with its last chunk. The connection did not break: the blob has another size.
                 if not count and body.is_length_assumed and body.is_chunked:
                     raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:
@@ -346,12 +345,12 @@ def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: by
 
 
 def _release_connection(response: HTTPResponse) -> None:
-    """Makes the connection usable for other requests if at most SMALL_BODY_BYTES of the body are left to read: reads
-    them and gives the connection back to the pool. Closes the connection in all other cases."""
+    """If at most SMALL_BODY_BYTES of the body are left to read, reads them and gives the connection back to the pool,
+    for other requests. In all other cases, closes the connection."""
     if response.length_remaining is not None and response.length_remaining <= SMALL_BODY_BYTES:
         response.drain_conn()
     connection = response.connection
-    if connection is not None:  # `drain_conn` has not given it back
+    if connection is not None:  # `drain_conn` has not given the connection back
         response.close()
         connection.close()
     response.release_conn()
@@ -384,9 +383,9 @@ def _is_connection_failure(error: Exception) -> bool:
 
 
 def _is_oversized_head(error: Exception) -> bool:
-    """Returns whether http.client has refused the head of a response, because it has more than 100 lines, a line of
-    more than 64 KiB, or too many interim responses before it. For a line that is too long, http.client raises
-    LineTooLong. For the other causes, HTTPException itself is raised, and no subclass of it."""
+    """Returns whether http.client has refused the head of a response: the head has more than 100 lines, has a line of
+    more than 64 KiB, or comes after too many interim responses. For a line that is too long, http.client raises
+    LineTooLong. For the other causes, it raises HTTPException itself, and no subclass."""
     cause = error.args[-1] if isinstance(error, ProtocolError) and error.args else error
     return type(cause) is http.client.HTTPException or isinstance(cause, http.client.LineTooLong)
 

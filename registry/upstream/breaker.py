@@ -9,8 +9,8 @@ from typing import Final
 FAILURES_TO_OPEN: Final = 3
 """Number of failures in a row that open a breaker."""
 FIRST_OPEN_SECONDS: Final = 5.0
+"""Time for which a breaker stays open the first time. Failed trials double the time."""
 LONGEST_OPEN_SECONDS: Final = 60.0
-"""First and longest time for which a breaker stays open. Failed trials double the time."""
 
 
 class Breaker:
@@ -26,7 +26,7 @@ class Breaker:
         self._max_trials = max_trials
         self._failures_to_reopen = failures_to_reopen
         self._failures = 0
-        """Number of failures: those in a row while the breaker is closed, those of trials while it is half-open."""
+        """While the breaker is closed: the failures in a row. While it is half-open: the failed trials."""
         self._failed_at = 0.0
         """When the last failure was counted."""
         self._opened_at = 0.0
@@ -43,7 +43,7 @@ class Breaker:
 
     @property
     def is_closed_after_failures(self) -> bool:
-        """Whether the last request failed, but too few have failed in a row to open the breaker."""
+        """Whether the last request failed, and the breaker is closed because too few requests have failed in a row."""
         return self._failures > 0 and not self.is_tripped
 
     @property
@@ -51,7 +51,7 @@ class Breaker:
         """Seconds until the open breaker becomes half-open; 0 or less if the breaker is not open."""
         if not self.is_tripped:
             return 0.0
-        # If the clock was set back, the difference is too large. So the result is at most `_open_seconds`.
+        # If the clock was set back, the computed time is too long. Therefore it is limited to `_open_seconds`.
         return min(self._opened_at + self._open_seconds - self._clock(), self._open_seconds)
 
     @contextmanager
@@ -70,8 +70,8 @@ class Breaker:
         While the breaker is closed, failures of requests that run at the same time count as one, because one outage
         makes all of them fail. So a failure is not counted if its request started before the last counted failure.
 
-        While the breaker is tripped, each failed trial counts, even if trials run at the same time. The only failures
-        that do not count are those of requests that started before the breaker opened."""
+        While the breaker is tripped, each failed trial counts, even if trials run at the same time. Failures of
+        requests that started before the breaker opened do not count."""
         counted_since = self._opened_at if self.is_tripped else self._failed_at
         # If `counted_since` is later than now, the clock was set back, and the failure is counted.
         if started_at < counted_since <= self._clock():
@@ -85,7 +85,7 @@ class Breaker:
             self.open()
 
     def open(self) -> None:
-        """Opens the breaker for `_open_seconds` from now on, also if it is open or half-open already."""
+        """Opens the breaker now, for `_open_seconds`. If it is open already, the time starts again."""
         self.is_tripped = True
         self._opened_at = self._clock()
         self._failures = 0

@@ -1,15 +1,15 @@
 """Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-An endpoint (one of the URLs of the upstream) sends a challenge, which names the URL of a token service, the *realm*.
-Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` checks each
-realm:
+An endpoint (one of the URLs of the upstream) sends a challenge with the *realm*, which is the URL of a token service.
+Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` refuses a
+realm that contains a user name, and an http realm if the endpoint is https. Any other realm is allowed only if:
 
-- An https realm is used if the setting `realms` lists it, or if it is on the endpoint's host. It is also used if its
-  registrable domain (such as `docker.io`) is the domain of an endpoint or of the upstream's name.
-- An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
-- A realm that contains a user name is never used.
-- A listed realm may get the password on any port. Any other realm may get it on the endpoint's port number and, if the
-  realm is on another host, on port 443. A service on any other port may belong to somebody else.
+- the setting `realms` lists the realm, which may then get the password on any port,
+- the realm is on the endpoint's host, or
+- the realm is https, and its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's name.
+
+A realm that is not listed may get the password on the endpoint's port. On another host than the endpoint's, it may get
+the password on port 443 as well. A service on any other port may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from registry.upstream.destinations import loggable_origin, origin, registrable_
 from storage.errors import UpstreamUnavailable
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-"""A word without quotes in a header, which RFC 9110, 5.6.2 calls a token. Such a word has nothing to do with token
-services."""
+"""A word without quotes in a header. RFC 9110, 5.6.2 calls it a token, but it has nothing to do with token services."""
 _PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,|$))")
 """The scheme of a challenge, such as `Bearer`, and the spaces after it."""
@@ -116,9 +115,9 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. It
-        differs from `settings.name` in an import from another registry that uses the login of a configured upstream:
-        `settings.name` is then made up, and `configured_name` is the name of that upstream."""
+        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. An
+        import can use the login of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as
+        `import-ghcr-io`. Its `configured_name` is then `ghcr.io`."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {
@@ -174,11 +173,13 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL that covers `realm`. Both must have the same origin. A URL
-        without a path covers every path. A URL with a path covers this path and all paths below it. But servers read
-        some paths in different ways, such as those with `..` (`_plain_path` returns None for them). If one of the two
-        paths is of this kind, they must be equal. Queries are ignored."""
-        path = _plain_path(realm)
+        """Returns whether the setting `realms` has a URL that covers `realm`. Both must have the same origin. Queries
+        are ignored. A listed URL covers:
+
+        - every path, if the listed URL has no path;
+        - the path of the listed URL;
+        - the paths below the path of the listed URL, if neither path is ambiguous (`_unambiguous_path`)."""
+        path = _unambiguous_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
             try:
@@ -189,16 +190,16 @@ class RealmPolicy:
                 continue
             if urlsplit(listed_url).path in ("", "/", urlsplit(realm).path):
                 return True
-            listed_path = _plain_path(listed_url)
+            listed_path = _unambiguous_path(listed_url)
             if path is not None and listed_path is not None and f"{path}/".startswith(f"{listed_path.rstrip('/')}/"):
                 return True
         return False
 
 
-def _plain_path(url: str) -> str | None:
-    """Returns the path of a URL, decoded, and without empty parts and the part `.`. Returns None if servers read the
-    path in different ways: some decode it twice, take `\\` for `/`, remove a `;` and the characters after it from a
-    part, or resolve the part `..`."""
+def _unambiguous_path(url: str) -> str | None:
+    """Returns the decoded path of a URL, without empty segments and without segments `.`. Returns None if the path is
+    ambiguous, which means that servers read it in different ways: some decode it twice, take `\\` for `/`, remove a `;`
+    and the characters after it from a segment, or resolve the segment `..`."""
     path = unquote(urlsplit(url).path)
     if any(character in path for character in "%;\\") or ".." in path.split("/"):
         return None
@@ -206,6 +207,6 @@ def _plain_path(url: str) -> str | None:
 
 
 def _loggable_realm(realm: str) -> str:
-    """Returns the first 200 characters of the realm for the log, without the query, which may contain secrets, and
-    without user name and password."""
+    """Returns the realm for the log, cut to 200 characters, without user name, password and query. A query may contain
+    secrets."""
     return realm.partition("?")[0].rpartition("@")[2][:200]

@@ -5,8 +5,8 @@ It requests manifests, blobs and lists. An upstream has one or more endpoints (U
 all other requests.
 
 UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed are the *errors of a failed upstream
-request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). It is for
-a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). This
+variant is raised if the content may exist all the same. For example, a proxy or firewall possibly sent the response.
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
 endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
@@ -65,13 +65,13 @@ _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
 such a response a GET is sent."""
 _NO_REPOSITORY = RepositoryName("ping")
-"""Takes the place of the repository name in requests that are for no repository."""
+"""Placeholder for the repository name in requests that are for no repository."""
 
 
 class FetchEnded(Exception):
-    """Wraps an error after which no other endpoint may be tried, because the sink (the object that receives the bytes)
-    raised the error or was already called. `try_endpoints` does not catch this class. `HttpUpstreamClient.fetch_blob`
-    raises the wrapped error."""
+    """Wraps an error after which no other endpoint may be tried: the sink (the object that receives the bytes) raised
+    the error, or was called before the error. `try_endpoints` does not catch this class.
+    `HttpUpstreamClient.fetch_blob` raises the wrapped error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -95,8 +95,8 @@ class HttpUpstreamClient:
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
         None: the setting `ca_file` decides. `configured_name`: the name by which the client finds the login in docker's
-        `config.json`, and decides which token services are trusted; None: `settings.name`. An import needs it: its
-        `settings` have a name of their own, such as `import-ghcr-io`, for the configured upstream `ghcr.io`."""
+        `config.json`, and decides which token services are trusted; None: `settings.name`. An import can use the login
+        of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as `import-ghcr-io`."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -116,8 +116,8 @@ class HttpUpstreamClient:
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
             # A 404 to HEAD raises UnconfirmedManifestUnknown: a response without a body does not show whether the
-            # registry itself sent it. Then a GET decides, because the mirror deletes a cached tag after
-            # ManifestUnknown.
+            # registry itself sent it. A GET then decides, because a wrong ManifestUnknown would make the mirror delete
+            # a cached tag.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
@@ -135,9 +135,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest after checking its bytes against the digest, if one is known. The memory budget for large
-        responses counts a large body while it is received. `memory`: a scope; the budget goes on counting the body
-        until the scope's `with` block ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns a manifest after checking its bytes against the digest, if one is known. A large body counts in the
+        memory budget for large responses until it is received or, if the scope `memory` is given, until the `with`
+        block of the scope ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
@@ -188,7 +188,7 @@ class HttpUpstreamClient:
         does not show the size. Raises BlobSizeUnknown if the upstream has the blob and does not state its size."""
         path = f"blobs/{digest}"
         # A 404 to HEAD raises UnconfirmedBlobUnknown: a response without a body does not show whether the registry
-        # itself sent it. Then a GET decides, because the mirror caches BlobUnknown.
+        # itself sent it. A GET then decides, because the mirror would cache a wrong BlobUnknown.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -242,13 +242,16 @@ class HttpUpstreamClient:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries one endpoint after another until one
         has the blob. After the sink was called, tries no other endpoint.
 
-        `avoid`: URLs of endpoints to try after the others. `untrusted`: URLs of endpoints whose bytes the sink does not
-        accept, to try last. If such an endpoint has the blob, the sink raises an error that says why, and this method
-        raises it. Without this try, this method could raise BlobUnknown although the upstream has the blob.
-        `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
-        without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs),
-        BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request, and what the sink raises.
-        After a cancellation the sink is not called again."""
+        - `avoid`: URLs of endpoints to try after the others.
+        - `untrusted`: URLs of endpoints whose bytes the sink does not accept. They are tried last, so that BlobUnknown
+          is not raised if only they have the blob. If one of them has it, the sink raises an error that says why its
+          bytes are not accepted.
+        - `expected_size`: the size of the whole blob in bytes, for a response that does not state the size; None: such
+          a response is refused.
+
+        Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), BlobLengthWrong (`expected_size` is
+        wrong), the errors of a failed upstream request, and what the sink raises. After a cancellation the sink is not
+        called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -317,11 +320,11 @@ class HttpUpstreamClient:
             return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
 
     async def check_login(self) -> None:
-        """Sends GET `/v2/` with the configured login. If this needs a token, requests one without a scope, as `docker
-        login` does, because some token services refuse all scopes but those of repositories. Uses no cached token,
-        because such a token does not show whether the password still works. Raises Denied if the upstream or its token
-        service refuses the login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream
-        request."""
+        """Sends GET `/v2/` with the configured login. If the upstream requires a token, requests one without a scope,
+        as `docker login` does, because some token services accept only scopes of repositories. Uses no cached token,
+        because a cached token does not show whether the password still works. Raises Denied if the upstream or its
+        token service refuses the login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed
+        upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
             await self._requester.delete_token(endpoint, "")
@@ -363,7 +366,7 @@ def make_upstream_client(
 ) -> UpstreamClient:
     """Returns the client for the upstream in `settings`. Reads the proxies from environment variables. Reads no file,
     and does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes.
-    `leases` let one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the
+    `leases` let only one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the
     network class of an IP address, such as public or loopback. `observer` counts the requests."""
     return HttpUpstreamClient(settings, records, leases, clock, classify, observer=observer)
 

@@ -19,14 +19,14 @@ from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger("registry.upstream")
 
-HUB_NAMES = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
+HUB_AUTHS_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
 """The keys of `auths` in docker's `config.json` under which the login for Docker Hub may be stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLogin:
-    """A login at an upstream: a user name with a password, or an identity token. An identity token is a refresh token
-    that `docker login` got from the token service, and that docker stores in place of the password."""
+    """A login at an upstream: a user name with a password, or an identity token. An identity token is a refresh token:
+    `docker login` gets it from the token service and stores it in place of the password."""
 
     username: str
     password: str = field(default="", repr=False)
@@ -36,7 +36,7 @@ class UpstreamLogin:
     """Changes when the file of the login changes; empty for a password from an environment variable. The key of a
     cached token contains the version, so that a token from an earlier login is not used."""
 
-    def basic(self) -> str:
+    def basic_authorization(self) -> str:
         """Returns the value of an `Authorization` header with the user name and the password (RFC 7617)."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
@@ -48,7 +48,7 @@ class ConfiguredLogin:
     def __init__(self, settings: Upstream, configured_name: str | None = None) -> None:
         """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. An
         import can use the login of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as
-        `import-ghcr-io`."""
+        `import-ghcr-io`. Its `configured_name` is then `ghcr.io`."""
         self._settings = settings
         self._configured_name = configured_name or settings.name
         self._file = settings.docker_config or settings.password_file
@@ -114,8 +114,8 @@ class ConfiguredLogin:
         logins = document.get("auths") or {}
         if not isinstance(logins, Mapping):
             raise TypeError
-        for name in self._docker_names():
-            if isinstance(entry := logins.get(name), Mapping) and (login := _parse_docker_login(entry, version)):
+        for key in self._auths_keys():
+            if isinstance(entry := logins.get(key), Mapping) and (login := _parse_docker_login(entry, version)):
                 return login
         hint = ""
         if "credsStore" in document or "credHelpers" in document:
@@ -128,19 +128,19 @@ class ConfiguredLogin:
         )
         return None
 
-    def _docker_names(self) -> list[str]:
+    def _auths_keys(self) -> list[str]:
         """Returns the keys of `auths` under which the login may be stored, in the order in which to look for it."""
         hosts = [self._configured_name, *(urlsplit(endpoint).netloc for endpoint in self._settings.endpoints)]
-        names = [*HUB_NAMES] if self._configured_name == DOCKER_HUB else []
+        keys = [*HUB_AUTHS_KEYS] if self._configured_name == DOCKER_HUB else []
         for host in hosts:
-            names += [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
-        return names
+            keys += [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
+        return keys
 
 
 def _parse_docker_login(entry: Mapping[str, object], version: str) -> UpstreamLogin | None:
-    """Returns the login in an entry of `auths`; None if the entry has neither a user name nor an identity token. The
-    user name and the password are in `auth` (base64 of `name:password`); if there is no `auth`, in `username` and
-    `password`. Raises ValueError if `auth` cannot be decoded."""
+    """Returns the login in an entry of `auths`; None if the entry has neither a user name nor an identity token. If the
+    entry has `auth` (base64 of `name:password`), reads the user name and the password from it. Otherwise reads them
+    from `username` and `password`. Raises ValueError if `auth` cannot be decoded."""
     username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
     identity = str(entry.get("identitytoken") or "")
     if auth := entry.get("auth"):
@@ -149,7 +149,7 @@ def _parse_docker_login(entry: Mapping[str, object], version: str) -> UpstreamLo
         except (binascii.Error, UnicodeDecodeError):
             raise ValueError("not base64") from None
         username, _, password = decoded.partition(":")
-        password = password.rstrip("\0")  # docker removes such padding as well
+        password = password.rstrip("\0")  # docker removes NUL characters at the end as well
     if not username and not identity:
         return None
     return UpstreamLogin(username, password, identity, version)

@@ -1,9 +1,9 @@
 """Decides to which servers requests for an upstream may be sent (protection against server-side request forgery).
 
 An upstream chooses the URLs in its redirects and challenges. Without a rule, these URLs could make this server send
-requests to services that the upstream cannot reach: on this machine, in its private network, or the metadata service of
-its cloud. Therefore each IP address has a network class (`NetworkClass`), and each request has a set of addresses to
-which it may connect (`Reach`). `RedirectChain` limits the reach of the requests after a redirect.
+requests to services that the upstream itself cannot reach: services on this machine or in its private network, and the
+metadata service of its cloud. Therefore each IP address has a network class (`NetworkClass`), and each request has a
+set of addresses to which it may connect (`Reach`). `RedirectChain` limits the reach of the requests after a redirect.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def classify_address(address: str) -> NetworkClass:
 
 
 def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Returns the IPv4 address that is embedded in `address` and to which a connection to `address` leads; None if
-    there is none. Knows mapped and compatible addresses (RFC 4291), 6to4 (RFC 3056) and NAT64 (RFC 6052)."""
+    """Returns the IPv4 address that `address` embeds, and to which a connection to `address` leads. Knows mapped and
+    compatible addresses (RFC 4291), 6to4 (RFC 3056) and NAT64 (RFC 6052). Returns None for other addresses."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -102,10 +102,10 @@ class Reach:
     listed: frozenset[tuple[str, int]] = frozenset()
 
     def after(self, network: NetworkClass) -> Reach:
-        """Returns the reach of the next request in a chain of redirects, after a server of the class `network` has
-        responded to the request that had this reach. A redirect may lead to the network class of the first server. Once
-        a redirect has left that class, further redirects may only lead to public addresses. Hosts in `listed` are
-        always allowed."""
+        """Returns the reach of the next request in a chain of redirects. `self` is the reach of the previous request.
+        `network` is the class of the server that has responded to the previous request. A redirect may lead to the
+        network class of the first server. Once a redirect has left that class, further redirects may only lead to
+        public addresses. Hosts in `listed` are always allowed."""
         if self.network is None:
             return replace(self, network=network)
         return self if network is self.network else replace(self, network=NetworkClass.PUBLIC)
@@ -134,17 +134,17 @@ class AddressPolicy:
         self._logged_refusals: set[tuple[str, int]] = set()
 
     def classify(self, address: str | None) -> NetworkClass:
-        """Returns the network class of a server that has responded from this IP address. Returns PUBLIC if the address
-        is not known (None) or is no IP address: this is the strictest class, because a public server may redirect only
-        to public addresses (`Reach.after`)."""
+        """Returns the network class of a server that has responded from this IP address. If the address is not known
+        (None) or is no IP address, returns PUBLIC. PUBLIC is the strictest class: a public server may redirect only to
+        public addresses (`Reach.after`)."""
         try:
             return self._classify(address) if address else NetworkClass.PUBLIC
         except ValueError:
             return NetworkClass.PUBLIC
 
     def allowed_addresses(self, reach: Reach, host: str, port: int, addresses: Sequence[str]) -> list[str]:
-        """Returns the IP `addresses` of a host to which a request with this reach may connect. Raises
-        UpstreamUnavailable if none of them is allowed; returns an empty list if `addresses` is empty."""
+        """Returns the IP `addresses` of a host to which a request with this reach may connect. Returns an empty list if
+        `addresses` is empty. Raises UpstreamUnavailable if there are addresses but none is allowed."""
         if reach.is_unrestricted(host, port):
             return list(addresses)
         classes = {address: self._classify(address) for address in addresses}
@@ -154,8 +154,9 @@ class AddressPolicy:
         return allowed
 
     def check_proxied(self, reach: Reach, host: str, port: int) -> None:
-        """Raises UpstreamUnavailable if the host of a request through a proxy is an IP address that is not allowed. A
-        host name is not checked, because the proxy resolves it and this process does not see its addresses."""
+        """Checks the destination of a request through a proxy. Raises UpstreamUnavailable if `host` is an IP address
+        that is not allowed. A host name is not checked, because the proxy resolves it and this process does not see its
+        addresses."""
         if (address := literal_address(host)) is not None:
             self.allowed_addresses(reach, host, port, [address])
 
@@ -188,9 +189,9 @@ class AddressPolicy:
 
 
 def literal_address(host: str) -> str | None:
-    """Returns the IP address that `host`, the host of a URL, stands for, in the usual form. `host` can have any form
-    that resolvers accept, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost`, and None for other host
-    names."""
+    """Returns the IP address in the host part of a URL, in its usual form. `host` can have any form that resolvers
+    accept for an IP address, such as `127.1` and `0x7f000001`. Returns 127.0.0.1 for `localhost` and names below it,
+    and None for other host names."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return "127.0.0.1"
@@ -217,9 +218,9 @@ _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). The host is in lower case, IDNA-encoded,
-    without a dot at the end. It is the host to which an HTTP client connects when it requests the URL. Raises
-    ValueError for any other URL."""
+    """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). An HTTP client that requests the URL
+    connects to this host. The host is in lower case, IDNA-encoded, without a dot at the end. Raises ValueError for any
+    other URL."""
     parts = urlsplit(url)
     host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:
@@ -228,7 +229,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def is_same_origin(url: str, other_url: str) -> bool:
-    """Returns whether both URLs have the same origin. Returns False if one of them has no origin."""
+    """Returns whether both URLs have the same origin. Returns False if `origin` raises ValueError for one of them."""
     try:
         return origin(url) == origin(other_url)
     except ValueError:
@@ -243,14 +244,14 @@ SHARED_DOMAINS = frozenset(
         *("duckdns.org", "nip.io", "sslip.io"),
     }
 )
-"""Domains whose subdomains belong to different owners, so that a password for one subdomain must not be sent to another
-one. The public suffix list has thousands of such domains. This set has the domains on which people run registries."""
+"""Domains whose subdomains belong to different owners: a password for one subdomain must not be sent to another
+subdomain. The public suffix list has thousands of such domains. This set has those on which people run registries."""
 
 
 def registrable_domain(host: str) -> str:
-    """Returns the part of a host name that belongs to one owner: `docker.io` for `registry-1.docker.io`. Returns an
-    IP address, or a name of more than MAX_HOST_LENGTH characters, as a whole. The result is in lower case, without a
-    dot at the end."""
+    """Returns the part of a host name that belongs to one owner, such as `docker.io` for `registry-1.docker.io`.
+    Returns the whole `host` if it is an IP address or has more than MAX_HOST_LENGTH characters. The result is in lower
+    case, without a dot at the end."""
     host = host.rstrip(".").lower()
     if len(host) > MAX_HOST_LENGTH:
         return host
@@ -263,7 +264,7 @@ def registrable_domain(host: str) -> str:
     labels = host.split(".")
     label_count = 2
     if len(labels) > 2 and len(labels[-1]) == 2 and (len(labels[-2]) <= 3 or labels[-2] in ("gouv", "govt")):
-        label_count = 3  # below `co.uk` or `com.au`; any short label before a country code is treated like these
+        label_count = 3  # as in `example.co.uk`; any short label before a country code is treated like `co`
     for suffix_length in range(2, len(labels)):
         if ".".join(labels[-suffix_length:]) in SHARED_DOMAINS:
             label_count = suffix_length + 1
@@ -271,23 +272,24 @@ def registrable_domain(host: str) -> str:
 
 
 def loggable_origin(url: str) -> str:
-    """Returns the origin of a URL for logs and messages, without user name and password. Leaves out the path and the
-    query, because in the URL of a redirect they may contain a signature that gives access."""
+    """Returns the origin of a URL for logs and messages, without user name and password. The path and the query are
+    left out, because those of a redirect may contain a signature that gives access."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class RedirectChain:
-    """The steps of one request that may be redirected. `url`, `headers` and `reach` (the allowed addresses) are those
-    of the next step, which the caller sends. `Authorization` is sent to the first origin only. Once a redirect has left
-    that origin, the header is not sent again, even if a later redirect returns to that origin."""
+    """Follows the redirects of one request. The request and each request after a redirect is a *step*. `url`, `headers`
+    and `reach` (the allowed addresses) are those of the next step, which the caller sends. `Authorization` is sent to
+    the first origin only. Once a redirect has left the first origin, the header is not sent again, even if a later
+    redirect returns there."""
 
     def __init__(self, url: str, headers: Mapping[str, str], reach: Reach = ANYWHERE) -> None:
         self.url = url
         self.headers = dict(headers)
         self.reach = reach
         self.has_moved = False
-        """Whether `follow` has followed a redirect, so that `url` is not the first URL any more."""
+        """Whether a redirect was followed, so that `url` is no longer the URL of the original request."""
         self._first_origin = origin(url)
         self._remaining_redirects = MAX_REDIRECTS
 
@@ -297,8 +299,8 @@ class RedirectChain:
         return origin(self.url) != self._first_origin
 
     def on_response(self, network: NetworkClass) -> None:
-        """Limits `reach` for the next step, after a server of the class `network` has responded. Must be called for
-        each response, before `follow`."""
+        """Limits `reach` for the next step. Must be called for each response, before `follow`. `network` is the class
+        of the server that has responded."""
         self.reach = self.reach.after(network)
 
     def follow(self, status: int, location: str | None) -> bool:

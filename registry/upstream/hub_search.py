@@ -1,8 +1,8 @@
 """Sends searches to an upstream registry that has a search API, such as Docker Hub (`UpstreamSearch`).
 
 The API is the search of Docker's first registry API: `GET /v1/search?q=&n=&page=`. Answers are cached. A search waits
-at most `TIMEOUT_SECONDS` for the upstream. After a search has failed, no search is sent to the upstream for
-`PAUSE_SECONDS`. A search that fails only because too many others are running does not cause this pause.
+at most `TIMEOUT_SECONDS` for the upstream's answer. After a search has failed at the upstream, no search is sent to it
+for `PAUSE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,30 +31,31 @@ from storage.names import MAX_NAME_LENGTH
 TIMEOUT_SECONDS: Final = 3.0
 """Longest time for which a search waits for the upstream."""
 PAUSE_SECONDS: Final = 30.0
-"""Time after a failed search for which no search is sent to the upstream."""
+"""Pause after a failed search, during which no search is sent to the upstream."""
 CACHED_SECONDS: Final = 600.0
-MAX_CACHED: Final = 256
-"""Time for which a cached answer is used, and largest number of answers of one upstream that a process caches."""
+"""Time for which a cached answer is used."""
+MAX_CACHED_ANSWERS: Final = 256
+"""Largest number of answers of one upstream that a process caches."""
 MAX_CACHED_BYTES: Final = 4 * MIB
-"""Largest size of all answers of one upstream together that a process caches. `MAX_CACHED` usual answers, of about
-5 KiB each, fit. But the upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
-MAX_AT_ONCE: Final = 2
-"""Largest number of searches that a process sends to the upstream at the same time. Further searches wait for at most
-`TIMEOUT_SECONDS` until another search has ended. If none ends in this time, they return no results."""
-MAX_WAITING: Final = 20
-"""Largest number of searches that may wait in this way. Further searches return no results, and do not wait."""
-REFUSED_SEARCHES: Final = frozenset({400, 414, 422})
-"""Statuses with which an upstream refuses a single search. They do not mean that its search API does not work."""
-MAX_BYTES: Final = MIB
+"""Largest total size of the answers of one upstream that a process caches. A usual answer has about 5 KiB. An answer
+with the longest texts has about 250 KiB."""
+MAX_CONCURRENT_SEARCHES: Final = 2
+"""Largest number of searches that a process sends to the upstream at the same time. Each of them holds a *slot*.
+Further searches wait for a slot. If they get none within `TIMEOUT_SECONDS`, they return no results."""
+MAX_WAITING_SEARCHES: Final = 20
+"""Largest number of searches that may wait for a slot. Further searches return no results, and do not wait."""
+REFUSAL_STATUSES: Final = frozenset({400, 414, 422})
+"""Statuses with which an upstream refuses a single search. They do not cause a pause."""
+MAX_ANSWER_BYTES: Final = MIB
 """Largest answer in bytes."""
-MAX_DESCRIPTION: Final = 300
+MAX_DESCRIPTION_LENGTH: Final = 300
 """Largest number of characters of a description. A longer one is cut."""
 log = logging.getLogger("registry.upstream")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResult:
-    """A repository that the upstream has found. `name`: its name as the upstream sent it, not checked."""
+    """A repository that the upstream has found. `name` is its name as the upstream sent it, and may be invalid."""
 
     name: str
     description: str
@@ -63,30 +64,30 @@ class UpstreamResult:
 
 
 class UpstreamSearch:
-    """The search of one upstream. Used from one event loop."""
+    """The search of one upstream. An instance may be used from one event loop only."""
 
     def __init__(self, upstream: Upstream, api: ApiClient, clock: Callable[[], float]) -> None:
-        """`upstream`: its setting `search` is the URL of the search. `api` sends the requests, and `aclose` closes it.
+        """The setting `search` of `upstream` is the URL of the search. `api` sends the requests; `aclose` closes it.
         `clock` returns seconds, and never goes back."""
         assert upstream.search is not None
-        self.upstream = upstream.name
+        self.upstream_name = upstream.name
         self._url = upstream.search
         self._api = api
         self._clock = clock
         self._running: SingleFlight[Sequence[UpstreamResult]] = SingleFlight()
-        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
-        self._waiting = 0
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SEARCHES)
+        self._waiting_count = 0
         self._parser = DocumentParser()
         self._cached: SizedCache[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = SizedCache(
-            MAX_CACHED, MAX_CACHED_BYTES
+            MAX_CACHED_ANSWERS, MAX_CACHED_BYTES
         )
-        """By the arguments of `find`: the time until which the answer is used, and the answer."""
+        """Maps the arguments of `find` to the time until which the answer is used, and to the answer."""
         self._paused_until = 0.0
 
     async def find(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
         """Returns a page of at most `count` repositories that the upstream finds for `text`; an empty page if the
-        upstream fails or does not answer in time. The first `page` is 1. Raises nothing. A cancellation does not stop
-        the request: its answer is still cached."""
+        upstream fails or does not answer in time. The first `page` is 1. Raises nothing. If the caller is cancelled,
+        the search continues, and its answer is cached."""
         cached = self.find_cached(text, count, page)
         if cached is not None:
             return cached
@@ -103,12 +104,12 @@ class UpstreamSearch:
         return cached[1] if cached is not None and self._clock() < cached[0] else None
 
     async def _ask(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Waits for a free slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if no slot
-        becomes free in time, or if the upstream fails, after which all searches pause."""
+        """Waits for a slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if no slot becomes
+        free in time, if searches are paused, or if the upstream fails."""
         await self._take_slot()
         try:
             if self._clock() < self._paused_until:
-                raise UpstreamUnavailable(f"the search of {self.upstream} does not work")
+                raise UpstreamUnavailable(f"the search of {self.upstream_name} does not work")
             results = await self._send(text, count, page)
         finally:
             self._slots.release()
@@ -117,10 +118,10 @@ class UpstreamSearch:
         return results
 
     async def _take_slot(self) -> None:
-        """Waits for one of the `MAX_AT_ONCE` slots. Raises UpstreamUnavailable if none becomes free in time, or if too
-        many searches are waiting already."""
-        if self._waiting < MAX_WAITING:
-            self._waiting += 1
+        """Waits for one of the `MAX_CONCURRENT_SEARCHES` slots. Raises UpstreamUnavailable if no slot becomes free in
+        time, or if too many searches are waiting already."""
+        if self._waiting_count < MAX_WAITING_SEARCHES:
+            self._waiting_count += 1
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     await self._slots.acquire()
@@ -128,30 +129,30 @@ class UpstreamSearch:
             except TimeoutError:
                 pass
             finally:
-                self._waiting -= 1
-        raise UpstreamUnavailable(f"too many searches are passed on to {self.upstream}")
+                self._waiting_count -= 1
+        raise UpstreamUnavailable(f"too many searches are passed on to {self.upstream_name}")
 
     async def _send(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Sends a search to the upstream, and returns the results. After a failure, makes all searches pause and raises
-        UpstreamUnavailable."""
+        """Sends a search to the upstream, and returns the results. If the upstream fails, starts a pause of all
+        searches and raises UpstreamUnavailable."""
         query = urlencode({"q": text, "n": count, "page": page})
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 response = await self._api.send(
-                    "GET", f"{self._url}?{query}", {"accept": "application/json"}, max_bytes=MAX_BYTES
+                    "GET", f"{self._url}?{query}", {"accept": "application/json"}, max_bytes=MAX_ANSWER_BYTES
                 )
-            if response.status in REFUSED_SEARCHES:
+            if response.status in REFUSAL_STATUSES:
                 return ()
             if response.status != 200:
                 raise UpstreamUnavailable(f"it answers {response.status}")
-            return await self._parser.run(len(response.body), lambda: _results(response.body, count))
+            return await self._parser.run(len(response.body), lambda: _parse_results(response.body, count))
         except (TimeoutError, RegistryError, ValueError, RecursionError) as error:
             if self._clock() >= self._paused_until:
                 log.warning(
-                    "the search of %s does not work: %s", self.upstream, str(error) or "it does not answer in time"
+                    "the search of %s does not work: %s", self.upstream_name, str(error) or "it does not answer in time"
                 )
             self._paused_until = self._clock() + PAUSE_SECONDS
-            raise UpstreamUnavailable(f"the search of {self.upstream} does not work") from None
+            raise UpstreamUnavailable(f"the search of {self.upstream_name} does not work") from None
 
     async def aclose(self) -> None:
         """Ends the running searches, which then return no results, and closes the connections."""
@@ -166,27 +167,27 @@ def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> Upst
         OutboundProxies(),
         TrustStore(upstream.ca_file),
         AddressPolicy(upstream.name),
-        MemoryBudget(4 * MAX_BYTES, f"searches of {upstream.name}"),
+        MemoryBudget(4 * MAX_ANSWER_BYTES, f"searches of {upstream.name}"),
     )
     return UpstreamSearch(upstream, api, clock)
 
 
-def _results(body: bytes, count: int) -> list[UpstreamResult]:
-    """Returns the first `count` results in an answer; the upstream may send more than it was asked for. Raises
-    ValueError or RecursionError if the answer has no list of results."""
+def _parse_results(body: bytes, count: int) -> list[UpstreamResult]:
+    """Returns at most `count` results: the first ones in the body of an answer. The upstream may send more than
+    `count`. Raises ValueError or RecursionError if the body has no list of results."""
     document = load_bounded(body)
     entries = document.get("results") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("it answers with something that is no list of results")
     named = (entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str))
-    return [_result(entry) for entry in islice(named, count)]
+    return [_parse_entry(entry) for entry in islice(named, count)]
 
 
-def _result(entry: dict[str, Any]) -> UpstreamResult:
+def _parse_entry(entry: dict[str, Any]) -> UpstreamResult:
     description, stars = entry.get("description"), entry.get("star_count")
     return UpstreamResult(
-        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long stays too long, and so invalid
-        description=description[:MAX_DESCRIPTION] if isinstance(description, str) else "",
+        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long must stay invalid
+        description=description[:MAX_DESCRIPTION_LENGTH] if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,
     )

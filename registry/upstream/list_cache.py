@@ -27,7 +27,7 @@ LIST_TIMEOUT_SECONDS = 25.0
 MAX_CONCURRENT_LISTS = 4
 """Largest number of lists of one kind (tags or referrers) that are read from one upstream at a time."""
 LIST_CACHED_SECONDS = 30.0
-"""Time for which a cached list is used. `ListCache.get` says in which case it is not used."""
+"""Longest time for which a cached list is used. `ListCache.get` may read the list again earlier."""
 LIST_CACHE_BYTES = 16 * MIB
 """Approximate limit of the memory for cached lists of one kind. The list that was read last is cached even if it is
 larger than this."""
@@ -67,7 +67,7 @@ class ListCache(Generic[T]):
         self._running_reads: SingleFlight[CompleteList[T]] = SingleFlight()
         self._read_slots = asyncio.Semaphore(MAX_CONCURRENT_LISTS)
         self._cached: dict[str, _CachedList[T]] = {}
-        """By key. The list that was read longest ago comes first, and is evicted first."""
+        """The cached lists by their keys. The list that was read longest ago comes first, and is evicted first."""
         self._cached_bytes = 0
 
     async def get(
@@ -77,9 +77,9 @@ class ListCache(Generic[T]):
         requested the first page. If so, a cached list that took only one upstream request is read again, because the
         list may have changed, and reading it costs little.
 
-        Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
-        the others. If all callers are cancelled before `read` has sent a request, the list is not read. Raises the
-        errors of `read`, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
+        Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues,
+        unless all callers are cancelled before `read` has sent a request. Raises the errors of `read`, and
+        UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
         cached = self._cached.get(key)
         if (
             cached is not None
@@ -95,8 +95,8 @@ class ListCache(Generic[T]):
         await self._running_reads.aclose()
 
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
-        """Reads the list and caches it. Evicts the lists that were read longest ago, until the cache is within
-        LIST_CACHE_BYTES."""
+        """Reads the list, caches it and returns it. Evicts the lists that were read longest ago, until the cache is
+        within LIST_CACHE_BYTES."""
         async with (
             time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._upstream_name}"),
             hold_slot(self._read_slots),
@@ -127,6 +127,6 @@ def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None
     `sort_key` returns an item's key. `items` must be sorted by these keys in byte order. `after` need not be the key of
     an item."""
     start = 0
-    if after is not None:  # any text from a client, even text that UTF-8 cannot encode
+    if after is not None:  # a client may send text that UTF-8 cannot encode
         start = bisect_right(items, after.encode(errors="surrogatepass"), key=lambda item: sort_key(item).encode())
     return Page(items[start : start + limit], len(items) > start + limit)

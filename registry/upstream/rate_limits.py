@@ -2,11 +2,11 @@
 
 `RateLimitBackoff` pauses requests to an endpoint (one of the URLs of an upstream) after a response with the status 429.
 A pause applies to one kind of request at one endpoint, because Docker Hub may refuse GET requests for manifests while
-it still answers HEAD requests and sends blobs. `RemainingRequests` has the number of requests that the upstream still
-allows, from the header `ratelimit-remaining`.
+it still answers HEAD requests and sends blobs. `RemainingRequests` reads the number of requests that the upstream still
+allows from the header `ratelimit-remaining`.
 
-Both store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them. They store
-each as an `Allowance`: a record that has either the number of remaining requests or the end of a pause (`until`).
+Both classes store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them. The
+record of a value is an `Allowance`, which has either the number of remaining requests or the end of a pause (`until`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEFAULT_PAUSE_SECONDS = 5.0
 MAX_DATE_LENGTH = 64
 """Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored as too old. Usually a newer number comes before:
-responses to HEAD requests have it too, and Docker Hub does not count HEAD requests against the limit."""
+"""Time after which a stored number of remaining requests is ignored as too old. Usually a newer number arrives earlier,
+with the response to a HEAD request: Docker Hub does not count HEAD requests against the limit."""
 REMAINING_REWRITE_SECONDS = 60.0
 """Time for which an unchanged number of remaining requests is not stored again. This saves writes."""
 
@@ -84,7 +84,7 @@ class RateLimitBackoff:
         self._records = records
         self._clock = clock
         self._pauses: dict[str, _CachedPause] = {}
-        """By the key of an endpoint and a kind of request (`_pause_key`)."""
+        """The known pauses, by the key of an endpoint and a kind of request (`_pause_key`)."""
 
     async def raise_if_limited(self, url: str, kind: RequestKind) -> None:
         """Raises TooManyRequests if this kind of request is paused at the endpoint `url`. Does not send a request."""
@@ -98,8 +98,8 @@ class RateLimitBackoff:
             raise self.error_for_pause(remaining_seconds)
 
     async def record_429(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
-        """Starts the pause that a 429 with these headers asks for, in all worker processes. Does not shorten a pause
-        that this process knows. Returns the error to raise for the 429."""
+        """Starts the pause that a 429 with these headers asks for. It applies to all worker processes. Does not shorten
+        a pause that this process knows. Returns the error to raise for the 429."""
         key, now = _pause_key(self._upstream_name, url, kind), self._clock()
         pause_seconds = self._pause_seconds(headers, now)
         previous_end = self._pauses[key].ends_at if key in self._pauses else 0.0
@@ -112,8 +112,8 @@ class RateLimitBackoff:
         return self.error_for_pause(pause_seconds)
 
     def error_for_429(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """Returns the error to raise for a 429 with these headers. In contrast to `record_429`, starts no pause of the
-        endpoint: the 429 may come from another server, such as the target of a redirect."""
+        """Returns the error to raise for a 429 with these headers. Starts no pause, unlike `record_429`. This method is
+        for a 429 of a server that is not the endpoint, such as the target of a redirect."""
         return self.error_for_pause(self._pause_seconds(headers, self._clock()))
 
     def error_for_pause(self, seconds: float) -> TooManyRequests:
@@ -133,8 +133,8 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns until when all endpoints (URLs) are paused for GET requests for manifests: the earliest end of their
-    pauses. Returns None if any endpoint is not paused now, or if there are no endpoints. Times are in seconds since
+    """Returns the time until which GET requests for manifests are paused at all endpoints (URLs): the earliest end of
+    the pauses. Returns None if any endpoint is not paused now, or if there are no endpoints. Times are in seconds since
     1970."""
     pause_ends = []
     for url in endpoints:
@@ -163,7 +163,7 @@ def _later_end(first_end: float, second_end: float, now: float) -> float:
 
 
 def _leading_count(text: str | None) -> int | None:
-    """Returns the number at the beginning of a `ratelimit-*` header: 100 for `100;w=21600`; None if there is none."""
+    """Returns the number at the start of a `ratelimit-*` header: 100 for `100;w=21600`; None if there is no number."""
     return parse_count((text or "").partition(";")[0].partition(",")[0])
 
 
@@ -175,12 +175,12 @@ class RemainingRequests:
         self._records = records
         self._clock = clock
         self._latest: Allowance | None = None
-        """The latest known numbers; None: none are known."""
+        """The latest known numbers of remaining and of allowed requests; None: no numbers are known."""
         self._read_at = -math.inf
         """When `_latest` was last read from the metadata store, in seconds since 1970."""
 
     async def refresh(self) -> None:
-        """Reads the numbers that the worker processes have stored, unless this process has read them within the last
+        """Reads the numbers that a worker process has stored last, unless this process has read them within the last
         STORED_VALUES_CACHED_SECONDS."""
         now = self._clock()
         if not 0 <= now - self._read_at < STORED_VALUES_CACHED_SECONDS:
@@ -196,8 +196,9 @@ class RemainingRequests:
         return latest.remaining <= (latest.limit or 0) // 10
 
     async def record(self, headers: Mapping[str, str]) -> None:
-        """Stores the numbers in the headers of a response, for all worker processes. Does nothing if the headers have
-        none, or if the same numbers were stored within the last REMAINING_REWRITE_SECONDS."""
+        """Stores the numbers in the headers of a response, for all worker processes. Does nothing if
+        `ratelimit-remaining` is not valid, or if the same numbers were stored within the last
+        REMAINING_REWRITE_SECONDS."""
         remaining = _leading_count(headers.get("ratelimit-remaining"))
         if remaining is None:
             return

@@ -194,7 +194,7 @@ class TokenClient:
             query += [("scope", single_scope) for single_scope in scope.split()]
             query += [("account", login.username)] if login else []
             url = realm_parts._replace(query=urlencode(query), fragment="").geturl()
-            headers = {"Authorization": login.basic()} if login else {}
+            headers = {"Authorization": login.basic_authorization()} if login else {}
             response = await self._api.send(
                 "GET", url, headers, max_bytes=MAX_TOKEN_RESPONSE_BYTES, reach=service.reach, memory=memory
             )

@@ -18,9 +18,9 @@ from registry.config import Settings, Upstream
 from registry.upstream import hub_search
 from registry.upstream.hub_search import (
     CACHED_SECONDS,
-    MAX_AT_ONCE,
+    MAX_CONCURRENT_SEARCHES,
     PAUSE_SECONDS,
-    REFUSED_SEARCHES,
+    REFUSAL_STATUSES,
     UpstreamSearch,
     open_upstream_search,
 )
@@ -137,7 +137,7 @@ async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch)
 async def test_a_refused_search_does_not_affect_other_searches() -> None:
     """If the upstream refuses a search because of its text, other searches are still passed on."""
     async with search_setup(Clock()) as (fake, search):
-        for status in REFUSED_SEARCHES:
+        for status in REFUSAL_STATUSES:
             fake.status = status
             assert list(await search.find(f"x{status}", 25, 1)) == []
             fake.status = 200
@@ -169,11 +169,13 @@ async def test_size_of_cached_answers_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 async def test_too_many_searches_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """If too many searches run and wait, a further search finds nothing. Later searches are passed on again."""
-    monkeypatch.setattr(hub_search, "MAX_WAITING", 1)
+    monkeypatch.setattr(hub_search, "MAX_WAITING_SEARCHES", 1)
     async with search_setup(Clock()) as (fake, search):
         fake.gate.clear()
-        running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE + 1)]
-        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake server does not signal it
+        running = [
+            asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_CONCURRENT_SEARCHES + 1)
+        ]
+        while len(fake.requests) < MAX_CONCURRENT_SEARCHES:  # noqa: ASYNC110 - the fake server does not signal it
             await asyncio.sleep(0.01)
         assert list(await search.find("too many", 25, 1)) == []
         fake.gate.set()
@@ -186,8 +188,8 @@ async def test_a_timeout_in_the_queue_is_no_failure_of_the_upstream(monkeypatch:
     so later searches are still passed on."""
     async with search_setup(Clock()) as (fake, search):
         fake.gate.clear()
-        running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_AT_ONCE)]
-        while len(fake.requests) < MAX_AT_ONCE:  # noqa: ASYNC110 - the fake server does not signal it
+        running = [asyncio.create_task(search.find(f"x{number}", 25, 1)) for number in range(MAX_CONCURRENT_SEARCHES)]
+        while len(fake.requests) < MAX_CONCURRENT_SEARCHES:  # noqa: ASYNC110 - the fake server does not signal it
             await asyncio.sleep(0.01)
         with monkeypatch.context() as patched:
             patched.setattr(hub_search, "TIMEOUT_SECONDS", 0.01)  # the running searches keep the longer timeout
