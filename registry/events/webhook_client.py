@@ -33,7 +33,7 @@ MAX_READ_BYTES: Final = 64 * 1024
 """Largest body of a response, in bytes. If a body is longer, the connection is closed."""
 MAX_READ_SECONDS: Final = 1.0
 """Longest time until the body of a response has arrived. If it takes longer, the connection is closed."""
-_CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
+_CONNECTION_LOST_ERRORS: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. After such an error, the event is sent
 once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -79,7 +79,7 @@ class WebhookClient:
             async with asyncio.timeout(self._settings.timeout):
                 try:
                     response = await self._post(client, body, headers)
-                except _CONNECTION_LOST:
+                except _CONNECTION_LOST_ERRORS:
                     response = await self._post(client, body, headers)
             await _read_body(response)
             return _result(response.status_code)

@@ -34,7 +34,7 @@ from registry.ui.page_route import (
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
 from registry.ui.system_page import BREAKER_NAMES
-from registry.upkeep.eviction import read_cache_use
+from registry.upkeep.eviction import read_cache_sizes
 from storage.access import AuditQuery
 
 OVERVIEW_PATH: Final = "/ui/overview"
@@ -134,7 +134,7 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
             _charted(name, period, has_mirrors) for name, period in (("day", activity.day), ("month", activity.month))
         ],
         today=activity.day.total,
-        caches=await read_cache_use(caller.upkeep.settings, caller.upkeep.store),
+        caches=await read_cache_sizes(caller.upkeep.settings, caller.upkeep.store),
         entries=[AuditEntryResponse.from_stored(entry) for entry in entries.items],
         breaker_names=BREAKER_NAMES,
         now=datetime.now(UTC),

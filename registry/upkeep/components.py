@@ -1,5 +1,5 @@
-"""`UpkeepComponents`: the objects that the server's background jobs, the management API and the commands of upkeep
-use."""
+"""`UpkeepComponents`: the objects with which background jobs, the management API and the upkeep commands work on an
+opened registry."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from storage.upstream_tags import Sighting
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
-    """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory: it
-    serves the content that clients push. Its attributes are objects for the other data in the directory, such as
-    `store.jobs`. `router` passes calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to the
-    function that runs it. `evictor` keeps the cache of mirrored content within its limits. `retention_preview` shows
-    what retention would delete."""
+    """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory. It
+    serves the content that clients push, and its attributes, such as `store.jobs`, give access to the other data in
+    the data directory. `router` passes calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to
+    the function that runs it. `evictor` keeps the cache of mirrored content within its limits. `retention_preview`
+    shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -57,10 +57,10 @@ def upkeep_components(
     on_retention: OnDeleted = ignore_deleted,
     on_eviction_end: OnEvictionEnd = ignore_eviction_end,
 ) -> UpkeepComponents:
-    """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` is called each
-    time that scrub (the job that hashes all stored content again) has read bytes, with their number. `on_retention` is
-    called each time that retention has deleted tags or manifests, with their kind and number. `on_eviction_end` is
-    called at the end of each eviction of mirrored images."""
+    """Builds the components for an opened registry. `clock` returns seconds since 1970. Three callbacks report what
+    jobs do. Scrub (the job that hashes all stored content again) calls `on_scrubbed` with each number of bytes that it
+    has read. Retention calls `on_retention` with the kind (tag or manifest) and number of the items that it has
+    deleted. Each eviction calls `on_eviction_end` at its end, with the evicted images."""
     work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -86,28 +86,28 @@ def upkeep_components(
 
 
 def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:
-    """Returns the cooldowns of the upstreams, which delay moves of mirrored tags; None if there are none."""
+    """Returns the cooldowns of the upstreams; None if no upstream has one. After a tag has moved at the upstream,
+    clients get the older image until the cooldown is over."""
     upstreams = [upstream for upstream in settings.upstream if upstream.cooldown]
     if not upstreams:
         return None
     from registry.mirror.served_tags import ServedTags
 
-    served_tags = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
+    tags_by_upstream = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that clients get while a cooldown holds back the newest one. Returns None if no cooldown
-        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests that the
-        tag had when the mirror asked the upstream, with the times."""
-        served_of_upstream = served_tags.get(repo.partition("/")[0])
-        return None if served_of_upstream is None else served_of_upstream.served_instead(repo, tag, sightings)
+        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests at which
+        the tag pointed when the mirror asked the upstream, with the times."""
+        served_tags = tags_by_upstream.get(repo.partition("/")[0])
+        return None if served_tags is None else served_tags.served_instead(repo, tag, sightings)
 
     # The longest cooldown only limits how far back the store looks for moved tags. `served_instead` then applies the
     # cooldown of the tag's own upstream.
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 
-# The functions below load their modules only when a job imports content, because most servers never run such a job. One
-# of these modules needs an HTTP client.
+# Most servers never import content, so the functions below load the modules of an import only when its job runs.
 
 
 async def _import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

@@ -2,8 +2,8 @@
 content of the cache.
 
 An *upstream* is a registry that this registry mirrors. A *scope* is a set of repositories whose disk space is counted
-together. Each upstream has a scope, and so have all upstreams together. Each quota (a limit on the repositories whose
-names begin with the same prefix) has one too. A *budget* is the largest size that a scope of cached content may have.
+together. There is one scope for each upstream, one for all upstreams together, and one for each quota (a limit on the
+repositories whose names begin with a prefix). A *budget* is the largest size that a scope of cached content may have.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ EVICTION_KIND: Final = "evict"
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
 SCOPES_WAIT_SECONDS: Final = 2.0
-"""How long a job waits for the server to define the scopes. A server defines them within milliseconds after its start
-or a reload."""
+"""Longest time that a job waits until the server has defined the scopes. A server defines them within milliseconds
+after it starts or reloads its settings."""
 SCOPES_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
     """The cached content of an upstream, or of all upstreams (`upstream` is None). Sizes are in bytes. `max_size` is
-    the limit in the settings, if any. `blobs` and `size` count each blob once. `oldest_pull` is the oldest time of an
-    image's last pull, in seconds since 1970; None: there are no images. `is_complete` is False while the content is
-    still being counted."""
+    the limit in the settings; None: no limit. `blobs` and `size` count each blob once. `oldest_pull` is the time of the
+    last pull of the least recently pulled image, in seconds since 1970; None: there are no images. `is_complete` is
+    False while the content is still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -53,8 +53,8 @@ class CachePart:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheUse:
-    """The size of the cached content. The fields are those of `CachePart`."""
+class CacheSize:
+    """The size of the cached content. Each field means the same as in `CachePart`."""
 
     upstream: str | None
     max_size: int | None
@@ -62,14 +62,15 @@ class CacheUse:
     is_complete: bool
 
 
-def eviction_arguments(to: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
-    """Returns the arguments of the job. `to` is the number of bytes that the cache may have afterwards. None: the limit
-    in the settings. `upstream` None: evicts from all upstreams. `dry_run`: only lists the images."""
-    return {"to": to, "upstream": upstream, "dry_run": dry_run}
+def eviction_arguments(max_bytes: int | None, upstream: str | None, *, dry_run: bool) -> dict[str, JSON]:
+    """Returns the arguments of the job. `max_bytes`: the largest size of the cache after the eviction; None: the limits
+    in the settings. `upstream`: the upstream whose content is evicted; None: all upstreams. `dry_run`: the job only
+    lists the images that it would evict."""
+    return {"to": max_bytes, "upstream": upstream, "dry_run": dry_run}
 
 
 def check_upstream(settings: Settings, upstream: str | None) -> None:
-    """Raises NameUnknown if the settings have no upstream of this name, or none at all."""
+    """Raises NameUnknown if the settings have no upstreams, or if `upstream` is given and is not the name of one."""
     names = [configured.name for configured in settings.upstream]
     if not names:
         raise NameUnknown("no upstream is mirrored, so there is no cache; add an [[upstream]] to the settings")
@@ -79,7 +80,7 @@ def check_upstream(settings: Settings, upstream: str | None) -> None:
 
 def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -> Work:
     """Returns the function that runs the job. The function reports each evicted image to commands that watch the job.
-    The result has the number of images and their bytes, and lists the first `MAX_LISTED_IMAGES`."""
+    It returns the number of evicted images, their bytes, and a list of the first `MAX_LISTED_IMAGES` of them."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments
@@ -116,8 +117,8 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
 
 
 def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstream: str | None) -> list[Budget] | None:
-    """Returns the budgets that the eviction must meet, or None for all limits in the settings. Raises Unsupported if
-    neither `max_bytes` nor the settings limit the cache."""
+    """Returns the budgets that the eviction must meet. Returns None if it must meet all limits in the settings. Raises
+    Unsupported if neither `max_bytes` nor the settings limit the cache."""
     if max_bytes is not None:
         return [budget_of(settings, upstream, max_bytes)]
     if upstream is None:
@@ -131,15 +132,16 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
 
 
 async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
-    """Waits until the server counts the bytes of the budgets' scopes, and these scopes have the definitions of
-    `settings`. Raises Unsupported if this takes longer than `SCOPES_WAIT_SECONDS`.
+    """Waits until the server counts the scope of each budget as `settings` define the scope. Raises Unsupported after
+    `SCOPES_WAIT_SECONDS`.
 
-    A job must not define the scopes itself. A command that runs the job may have other settings than the server. Its
-    scopes would replace all scopes of the server."""
+    The job must not define the scopes itself. If a command ran the job with other settings than those of the server,
+    the scopes of the command would replace all scopes of the server."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:
-        while (use := await usage.scope(budget.scope)) is None or use.definition != definitions[budget.scope]:
+        definition = definitions[budget.scope]
+        while (scope_usage := await usage.scope(budget.scope)) is None or scope_usage.definition != definition:
             if time.monotonic() >= deadline:
                 upstream = "all upstreams" if budget.scope == CACHE_SCOPE else budget.upstreams[0]
                 raise Unsupported(
@@ -168,17 +170,17 @@ def _record(image: EvictedImage) -> dict[str, Any]:
     }
 
 
-async def read_cache_use(settings: Settings, store: StoredRegistry) -> list[CacheUse]:
+async def read_cache_sizes(settings: Settings, store: StoredRegistry) -> list[CacheSize]:
     """Returns the size of the cached content of each upstream, and then of all upstreams together. Takes microseconds,
     unlike `read_cache_status`, which counts all images."""
     limits = [(upstream_scope(upstream.name), upstream.name, upstream.cache_max) for upstream in settings.upstream]
-    uses = [await _use(store, scope, name, max_size) for scope, name, max_size in limits]
-    return [*uses, await _use(store, CACHE_SCOPE, None, settings.cache.max)] if uses else []
+    sizes = [await _cache_size(store, scope, name, max_size) for scope, name, max_size in limits]
+    return [*sizes, await _cache_size(store, CACHE_SCOPE, None, settings.cache.max)] if sizes else []
 
 
-async def _use(store: StoredRegistry, scope: str, upstream: str | None, max_size: int | None) -> CacheUse:
-    use = await store.usage.scope(scope)
-    return CacheUse(upstream, max_size, use.bytes if use else 0, bool(use and use.is_complete))
+async def _cache_size(store: StoredRegistry, scope: str, upstream: str | None, max_size: int | None) -> CacheSize:
+    usage = await store.usage.scope(scope)
+    return CacheSize(upstream, max_size, usage.bytes if usage else 0, bool(usage and usage.is_complete))
 
 
 async def read_cache_status(settings: Settings, store: StoredRegistry) -> list[CachePart]:

@@ -1,6 +1,6 @@
-"""Runs jobs of the kind `scrub`, for servers and for the command `entrepot scrub` (`scrub_work`). Such a job reads all
-stored content again to find damage; one complete reading is a *round*. Also decides when a server starts such a job
-(`scrub_on_schedule`)."""
+"""Runs scrub jobs, for servers and for the command `entrepot scrub` (`scrub_work`). A scrub job reads all stored
+content again to find damage. One complete reading is a *round*. `scrub_on_schedule` decides when a server starts a
+scrub job."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from storage.upkeep.scrubber import SCRUB_KIND, OnScrubbed, Scrubber, ignore_scr
 CHECK_SECONDS: Final = 300.0
 """Each server process checks at this interval, in seconds, whether a round is due."""
 CONTINUE_SECONDS: Final = 86400.0
-"""A round that a user has stopped, or that has failed, is continued after this time in seconds, or after the setting
-`every` if that is shorter."""
+"""A round that a user has stopped, or that has failed, continues after this time in seconds, or after the setting
+`every` if that time is shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
 """Name of the slot that a process holds while it checks whether a round is due. Only one process at a time can hold
 it."""
@@ -73,18 +73,22 @@ def scrub_work(
 
 
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
-    """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
-    of the last round. The first round starts when the oldest blob is `every` seconds old, because younger blobs need no
-    check yet. A round that has not ended continues `CONTINUE_SECONDS` after its last progress, or `every` seconds if
-    that is shorter. If the start of such an interval is in the future, because the clock was set back
-    (`storage.future_times`), the interval counts as over."""
-    newest = await damage.rounds(1)
-    if not newest:
+    """Returns whether a round should start or continue at the time `now`:
+
+    - The first round starts when the oldest blob is `every` seconds old, because younger blobs need no check yet.
+    - A round that has not ended continues `CONTINUE_SECONDS` after its last progress, or after `every` seconds if that
+      time is shorter.
+    - Otherwise, a round starts `every` seconds after the end of the last round.
+
+    If one of these intervals begins in the future, because the clock was set back (`storage.future_times`), it counts
+    as over."""
+    newest_rounds = await damage.rounds(1)
+    if not newest_rounds:
         oldest = await damage.oldest_blob_created()
         return oldest is not None and _has_passed(every, oldest, now)
-    if newest[0].ended is None:
-        return _has_passed(min(every, CONTINUE_SECONDS), newest[0].updated, now)
-    return _has_passed(every, newest[0].ended, now)
+    if newest_rounds[0].ended is None:
+        return _has_passed(min(every, CONTINUE_SECONDS), newest_rounds[0].updated, now)
+    return _has_passed(every, newest_rounds[0].ended, now)
 
 
 def _has_passed(seconds: float, since: float, now: float) -> bool:
@@ -92,8 +96,8 @@ def _has_passed(seconds: float, since: float, now: float) -> bool:
 
 
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
-    """Queues a job and returns it, if a round is due and no scrub job is queued or running. Otherwise returns None. The
-    caller must hold `SCHEDULE_SLOT`."""
+    """Queues a scrub job and returns it, if a round is due and no scrub job is queued or running. Otherwise returns
+    None. The caller must hold `SCHEDULE_SLOT`."""
     if await store.jobs.active(SCRUB_KIND) or not await is_due(store.damage, settings.every, clock()):
         return None
     return await store.jobs.add(
@@ -102,21 +106,21 @@ async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Ca
 
 
 async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> None:
-    """Queues a job whenever a round is due and no scrub job is queued or running, until the task is cancelled. Every
-    server process runs this, but only one of them queues the job. Logs an error and continues. `clock` returns seconds
-    since 1970."""
+    """Until the task is cancelled, queues a scrub job whenever a round is due and no scrub job is queued or running.
+    Every server process calls this function, but only one of them queues the job. After an error, logs it and
+    continues. `clock` returns seconds since 1970."""
 
     async def queue_if_due() -> None:
         if (job := await start_if_due(settings, store, clock)) is not None:
             log.info("job %d reads all stored content again (scrub)", job.id)
 
-    seconds = min(CHECK_SECONDS, settings.every)
-    await asyncio.sleep(seconds)
+    interval = min(CHECK_SECONDS, settings.every)
+    await asyncio.sleep(interval)
     await run_in_one_process(
         store.leases,
         SCHEDULE_SLOT,
         queue_if_due,
-        lambda: asyncio.sleep(seconds),
+        lambda: asyncio.sleep(interval),
         log=log,
         what_failed="scrub cannot be started",
     )

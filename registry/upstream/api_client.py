@@ -1,5 +1,5 @@
-"""Sends requests for manifests, tokens and lists, and HEAD requests, to an upstream (`ApiClient`). Uses httpx2 on the
-event loop, and follows redirects.
+"""Sends small requests to an upstream (`ApiClient`): requests for manifests, tokens and lists, and HEAD requests. Uses
+httpx2 on the event loop, and follows redirects.
 
 An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client` downloads the bytes of blobs.
 """
@@ -28,10 +28,10 @@ from storage.errors import UpstreamTimeout, UpstreamUnavailable
 MAX_CONNECTIONS = 64
 """Largest number of connections of each HTTP client in `ApiClient._clients`."""
 _ASSUMED_BODY_BYTES = 1 * MIB
-"""The length that a body is assumed to have, for the memory budget, if the response does not state it."""
+"""If a response does not state the length of its body, the client assumes this length for the memory budget."""
 _LOCATION_EXTENSION = "entrepot.location"
 """The key in the `extensions` of a response under which `_move_location` stores the `Location` header."""
-_CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
+_CONNECTION_LOST_ERRORS = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the server has closed a kept-alive connection. After such an error, the request is sent a
 second time."""
 
@@ -62,8 +62,8 @@ class ApiClient:
             connect=settings.connect_timeout, read=idle_timeout, write=idle_timeout, pool=None
         )
         self._clients: dict[tuple[str | None, Reach], tuple[httpx2.AsyncClient, asyncio.Semaphore]] = {}
-        """The HTTP clients, each with a slot for each of its connections. A key is the URL of a proxy (None: no proxy)
-        and the addresses to which the client may connect."""
+        """The HTTP clients, each with a semaphore that has one slot for each connection. A key is the URL of a proxy
+        (None: no proxy) and the addresses to which the client may connect."""
 
     def reach_from(self, response: UpstreamResponse) -> Reach:
         """Returns the addresses to which a URL in `response` may lead, such as the URL of a next page."""
@@ -102,8 +102,8 @@ class ApiClient:
             endpoint_attempt = None if route.has_moved else attempt
             client, slots = await self._client(route)
             async with hold_slot(slots):
-                # Several callers can wait for this request if it runs in a task of a `SingleFlight`. From now on, this
-                # task continues even if all callers leave, so that the request is not sent for nothing.
+                # If this task belongs to a `SingleFlight`, several callers can wait for its result. From now on, the
+                # task continues even if all callers leave: the next caller then needs no second request.
                 note_sending()
                 response = await self._send_step(client, method, route, form, endpoint_attempt)
                 try:
@@ -131,8 +131,8 @@ class ApiClient:
         attempt: EndpointAttempt | None,
     ) -> httpx2.Response:
         """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
-        Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable (also
-        after `aclose`), UpstreamTimeout."""
+        Sends the request a second time after an error in _CONNECTION_LOST_ERRORS. Raises UpstreamUnavailable (also
+        after `aclose`) and UpstreamTimeout."""
         if attempt is not None:
             attempt.on_send()
         for is_second_try in (False, True):
@@ -141,13 +141,13 @@ class ApiClient:
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
                 return await client.send(request, stream=True)
-            except _CONNECTION_LOST as error:
+            except _CONNECTION_LOST_ERRORS as error:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try:
                     raise _error_for(error, route.url) from None
             except TooManyHeaderLines as error:
                 if attempt is not None:
-                    attempt.on_working()  # it responds, so the circuit breaker must not open for other requests
+                    attempt.on_working()  # it responds, so its circuit breaker must not open
                 raise _error_for(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
                 if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -207,10 +207,10 @@ class ApiClient:
         return complete_body
 
     async def _client(self, route: RedirectChain) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
-        """Returns the httpx2 client for the current step of `route`, and the slots of its connections. There is one
-        client, which has its own connection pool, for each pair of proxy and reach (set of allowed addresses).
-        Therefore a redirect cannot use an open connection to an address that is not allowed for it. Also, if the target
-        of a redirect does not respond, the requests that wait for it use up no connections to the endpoints."""
+        """Returns the httpx2 client for the current step of `route`, and the slots of its connections. Each pair of
+        proxy and reach (set of allowed addresses) has its own client, and so its own connection pool. Therefore a
+        redirect cannot use an open connection to an address that is not allowed for the redirect. And if the target of
+        a redirect does not respond, the waiting requests use up no connections to the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])

@@ -23,19 +23,19 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple
 
 
 class PeerStream(httpcore2.AsyncNetworkStream):
-    """A connection of httpx2 that returns the address of the server at its other end (`server_addr`) even after it is
-    closed. Passes all other calls on to `stream`."""
+    """A connection of httpx2. `get_extra_info("server_addr")` returns the address of the server at the other end, even
+    after the connection is closed. All other calls go to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
-        """`peer` is the address of the server: its IP address and the port; None if it is not known, because
-        the server has closed the connection already, or is reached through a proxy."""
+        """`peer` is the IP address and the port of the server. It is None if they are not known, because the server has
+        already closed the connection, or because the connection is to a proxy."""
         self._stream = stream
         self._peer = peer
 
     @classmethod
     def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
-        """Returns the new TCP connection `stream` as a PeerStream, and makes the connection pause after each received
-        piece (`_pause_after_each_receive`)."""
+        """Returns the new TCP connection `stream` as a PeerStream, and makes the connection stop receiving after each
+        piece of data (`_pause_after_each_receive`)."""
         _pause_after_each_receive(stream)
         return cls(stream, peer)
 
@@ -63,11 +63,11 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
     """Returns `stream.get_extra_info(info)`, but raises no error for a connection that uvloop has closed after an
     error. anyio raises AttributeError or ValueError for such a connection, because its socket is None or has the file
-    descriptor -1. The connection pool asks its idle connections for `is_readable` before each request. So without this
-    function, one such connection would make all later requests fail.
+    descriptor -1. The connection pool asks its idle connections for `is_readable` before each request, so this error of
+    one connection would make all later requests fail.
 
-    For such a connection, returns True for `is_readable`, and None for any other `info`. With True, the pool discards
-    the connection: if an idle connection is readable, the server has usually closed it."""
+    For such a connection, returns True for `is_readable`, so that the pool discards it: usually, an idle connection is
+    readable because the server has closed it. Returns None for any other `info`."""
     try:
         return stream.get_extra_info(info)
     except (AttributeError, ValueError, OSError):
@@ -75,12 +75,12 @@ def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
 
 
 def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
-    """Makes the connection stop receiving after each piece, until its reader asks for more bytes. Without that, the
+    """Makes the connection stop receiving after each piece of data, until its reader asks for more bytes. Otherwise the
     event loop would receive up to 32 pieces of 256 KiB from a fast sender before the reader runs again. With 200
     concurrent requests, these pieces would fill the memory.
 
-    httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these change, any
-    test that opens a connection fails with an AttributeError.
+    httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these attributes
+    change, any test that opens a connection fails with an AttributeError.
     """
     raw: Any = stream._stream  # type: ignore[attr-defined]
     transport, protocol = raw._transport, raw._protocol
@@ -96,8 +96,8 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """The part of httpx2 that makes TCP connections. `reach`: the addresses that are allowed, given as classes of
-    networks, such as public addresses. `policy`: checks the addresses of a host against `reach`."""
+    """The part of httpx2 that makes TCP connections. `reach`: the allowed addresses. `policy`: checks the addresses of
+    a host against `reach`. `resolver`: looks up the addresses of a host."""
 
     def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
         self._policy = policy
@@ -119,21 +119,21 @@ class CheckedBackend(httpcore2.AnyIOBackend):
             async with asyncio.timeout(timeout):
                 resolved = await self._resolver.resolve(host, port)
                 addresses = self._policy.allowed_addresses(self._reach, host, port, resolved)
-                return await self._connect_to_first(addresses, port, local_address, socket_options)
+                return await self._connect_to_any(addresses, port, local_address, socket_options)
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         except OSError as error:
             raise httpcore2.ConnectError(str(error)) from error
 
-    async def _connect_to_first(
+    async def _connect_to_any(
         self,
         addresses: list[str],
         port: int,
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Tries to connect to one IP address after another, and returns the first connection that succeeds. Raises the
-        error of the last address if none does."""
+        """Tries to connect to one IP address after another, and returns the first connection that succeeds. If none
+        succeeds, raises the error of the last address."""
         for address in addresses:
             is_last = address == addresses[-1]
             try:
@@ -177,8 +177,8 @@ class _ProxiedBackend(httpcore2.AnyIOBackend):
 
 
 class ProxiedTransport(httpx2.AsyncHTTPTransport):
-    """The transport of httpx2 for requests through the proxy at the URL `proxy`. Its connections are PeerStreams, as
-    those of CheckedTransport, but without an address: the proxy is at their other end, and not the server."""
+    """The transport of httpx2 for requests through the proxy at the URL `proxy`. Its connections are PeerStreams
+    without an address, because the proxy is at their other end, and not the server."""
 
     def __init__(self, proxy: str, context: ssl.SSLContext, limits: httpx2.Limits) -> None:
         is_https = proxy.startswith("https:")
@@ -193,9 +193,9 @@ class ProxiedTransport(httpx2.AsyncHTTPTransport):
 
 
 def _close_failed_tunnels(pool: Any) -> None:
-    """Changes a connection pool for a proxy, so that it closes each tunnel to an https server in which the TLS
-    handshake fails or is cancelled. httpcore2 itself would leave such a tunnel in the pool as if it were in use. After
-    `max_connections` of them, all later requests would wait for a free connection for ever."""
+    """Changes a connection pool for a proxy: if the TLS handshake with an https server fails or is cancelled, the pool
+    closes the tunnel to the server. httpcore2 itself would leave this tunnel in the pool as if it were in use. After
+    `max_connections` such tunnels, all later requests would wait for a free connection for ever."""
     create = pool.create_connection
 
     def create_connection(target: httpcore2.Origin) -> Any:

@@ -1,4 +1,4 @@
-"""Reads files by name from a directory or a tar archive (`DirectorySource`, `TarSource`). The methods block."""
+"""Reads files by name from a directory or a tar archive (`DirectorySource`, `TarSource`). All methods block."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _READ_ERRORS: Final = (
     *(tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError),
     *(ValueError, ArithmeticError, LookupError, RecursionError, MemoryError),
 )
-"""Errors of reading an archive that is damaged, cut off or hostile. Those of the second line come from the parser of
-headers, for example for a number with thousands of digits. MemoryError also comes from a decompressor: the header of an
-xz file states how much memory it needs."""
+"""Errors that reading a damaged, cut-off or hostile archive can raise. The parser of headers raises the errors in the
+second line, for example for a number with thousands of digits. A decompressor can raise MemoryError, too, because the
+header of an xz file states how much memory its decompression needs."""
 
 
 @contextmanager
-def _damage_errors(label: str, name: str = "") -> Iterator[None]:
+def _convert_read_errors(label: str, name: str = "") -> Iterator[None]:
     """Context manager that raises ImageFileFailed in place of an error in `_READ_ERRORS`. `label`: the archive or
-    directory that is read. `name`: the file in it; empty if the list of its files is read."""
+    directory that is read. `name`: the file that is read from there; empty while the list of files is read."""
     try:
         yield
     except _READ_ERRORS as error:
@@ -51,7 +51,7 @@ class SourceFile:
     def read(self, size: int = -1) -> bytes:
         """Returns the next `size` bytes, or all remaining bytes if `size` is negative. Returns fewer bytes only at the
         end of the file."""
-        with _damage_errors(self._label, self._name):
+        with _convert_read_errors(self._label, self._name):
             return self._file.read(size)
 
     def __enter__(self) -> Self:
@@ -81,8 +81,8 @@ class FileSource(Protocol):
 
 
 def read_small(source: FileSource, name: str, limit: int = MAX_JSON_BYTES) -> bytes | None:
-    """Returns the content of a file; None if there is none. Raises ImageFileFailed, also if it is larger than
-    `limit`."""
+    """Returns the content of a file; None if there is no such file. Raises ImageFileFailed, also if the file has more
+    than `limit` bytes."""
     size = source.size(name)
     if size is None:
         return None
@@ -145,16 +145,16 @@ class DirectorySource:
 
 
 class TarSource:
-    """Files in a tar archive. A compressed archive is decompressed while it is read. To read an earlier file, the
-    archive is decompressed again from its beginning. So the caller should read the files in the order of `position`."""
+    """Files in a tar archive. A compressed archive is decompressed while it is read. Going back to an earlier file
+    decompresses the archive again from its beginning, so callers should read the files in the order of `position`."""
 
     def __init__(self, path: Path, archive: TarArchive) -> None:
         self.label = str(path)
         self._archive = archive
         self._members: dict[str, tarfile.TarInfo] = {}
-        with _damage_errors(self.label):
+        with _convert_read_errors(self.label):
             for member in archive.members():
-                member.name = posixpath.normpath(member.name)  # the key is the same object, to save memory
+                member.name = posixpath.normpath(member.name)  # also the key below, to keep one string
                 self._members[member.name] = member
 
     def size(self, name: str) -> int | None:
@@ -168,12 +168,12 @@ class TarSource:
     def open(self, name: str) -> SourceFile:
         member = self._find(name)
         assert member is not None, "the caller has asked whether the file exists"
-        with _damage_errors(self.label, name):
+        with _convert_read_errors(self.label, name):
             return SourceFile(self.label, name, self._archive.open(member))
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
-        """Returns the regular file of this name; None if there is none. Follows links, which old versions of docker
-        write for a layer that several images have."""
+        """Returns the regular file of this name; None if there is none. Follows links: old versions of docker write
+        links for a layer that several images have."""
         name = posixpath.normpath(name)
         for _ in range(_MAX_LINKS):
             member = self._members.get(name)

@@ -3,7 +3,7 @@
 
 Docker before version 25 writes archives of the *old form*. They are not OCI image layouts: they have configs and
 layers, but no manifests. So this module makes a manifest for each image. For the same archive, it always makes the same
-manifests. The config of an image states the digests of its uncompressed layers, and the layers are checked against
+manifests. The config of an image states the digests of its uncompressed layers. This module checks the layers against
 these digests, except layers that are compressed with zstd.
 """
 
@@ -37,15 +37,15 @@ CHUNK_BYTES: Final = 1 << 20
 """Number of bytes that are read from a file at once. Also the largest number of bytes that one call of the
 decompressor returns."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-"""The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
+"""The first bytes of layers that are compressed with gzip and with zstd."""
 _GZIP_WBITS: Final = 31
 """Makes zlib expect gzip headers, and allows the largest window."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """An image in a file. `names`: the names and tags that the file states for it, such as `team/app:1`; a name that
-    begins with `:` is only a tag."""
+    """An image in a file source. `names`: the names and tags that the source states for it, such as `team/app:1`; a
+    name that begins with `:` is only a tag."""
 
     digest: Digest
     media_type: str
@@ -55,8 +55,8 @@ class FoundImage:
 @dataclass(slots=True)
 class FoundContent:
     """The images and other content of a file source. `generated_manifests`: manifests that are not in the source but
-    were made from its content. `file_names`: by digest, the file names of the blobs whose files are not named after the
-    digest."""
+    were made from its content. `file_names`: by digest, the file name of each blob whose file is not
+    named after the digest."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
@@ -101,7 +101,7 @@ def find_images(source: FileSource) -> FoundContent:
 def _parse(source: FileSource, name: str, data: bytes) -> Any:
     try:
         return json.loads(data)
-    except (ValueError, RecursionError):  # RecursionError: it has deeply nested lists
+    except (ValueError, RecursionError):  # RecursionError: the JSON has deeply nested lists
         raise ImageFileFailed(f"{source.label}: {name} is not JSON") from None
 
 
@@ -149,18 +149,18 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ImageFileFailed(f"{content.source.label}: {DOCKER_ARCHIVE_FILE} is not valid: {error}") from error
-    files = {name for _, layers, _ in entries for name in layers}
+    files = {name for _, layer_files, _ in entries for name in layer_files}
     for name in files:
         if content.source.size(name) is None:
             raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {name}")
     # Each layer is read once, in the order of the archive.
     layers_by_file = {name: _hash_layer(content.source, name) for name in sorted(files, key=content.source.position)}
-    for config_file, layers, names in entries:
+    for config_file, layer_files, names in entries:
         config = read_small(content.source, config_file)
         if config is None:
             raise ImageFileFailed(f"{content.source.label} is incomplete: it has no file {config_file}")
-        _check_diff_ids(content.source, config_file, config, [layers_by_file[name] for name in layers])
-        descriptors = [layers_by_file[name].descriptor for name in layers]
+        _check_diff_ids(content.source, config_file, config, [layers_by_file[name] for name in layer_files])
+        descriptors = [layers_by_file[name].descriptor for name in layer_files]
         config_descriptor = Descriptor(OCI_CONFIG, digest_of(config), len(config))
         body = json.dumps(
             {
@@ -174,27 +174,27 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         digest = digest_of(body)
         content.generated_manifests[digest] = body
         content.file_names[config_descriptor.digest] = config_file
-        content.file_names.update((layers_by_file[name].descriptor.digest, name) for name in layers)
+        content.file_names.update((layers_by_file[name].descriptor.digest, name) for name in layer_files)
         content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(names)))
 
 
-def _text(value: object, what: str) -> str:
+def _text(value: object, key: str) -> str:
     """Returns the value if it is a text; otherwise raises TypeError."""
     if not isinstance(value, str):
-        raise TypeError(f"{what} is no text")
+        raise TypeError(f"{key} is no text")
     return value
 
 
-def _texts(value: object, what: str) -> list[str]:
+def _texts(value: object, key: str) -> list[str]:
     """Returns the value if it is a list of texts; otherwise raises TypeError."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{what} is no list of texts")
+        raise TypeError(f"{key} is no list of texts")
     return value
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer of a docker archive. `diff_id`: digest of its uncompressed form; None if that is not known."""
+    """A layer of a docker archive. `diff_id`: digest of the uncompressed layer; None if it is not known."""
 
     descriptor: Descriptor
     diff_id: str | None
@@ -224,9 +224,9 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
 
 
 def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
-    """Passes the decompressed data to the hash `uncompressed_hash`, in bounded pieces. A layer may consist of several
-    gzip members, and each member needs a new decompressor. Returns the decompressor for the data that follows
-    `data`."""
+    """Decompresses `data`, at most `CHUNK_BYTES` at a time, and passes the result to the hash `uncompressed_hash`.
+    Returns the decompressor for the data that follows `data`: a layer may consist of several gzip members, and each
+    member needs a new decompressor."""
     while data:
         uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
         if decompressor.eof:
@@ -239,7 +239,7 @@ def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
 
 
 def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers: list[_Layer]) -> None:
-    """Compares the layers with the digests in the config. Raises ImageFileFailed."""
+    """Raises ImageFileFailed if the digests in the config are not those of the layers."""
     try:
         stated_digests = _texts(json.loads(config)["rootfs"]["diff_ids"], "diff_ids")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

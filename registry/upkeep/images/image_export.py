@@ -1,5 +1,5 @@
-"""Exports images, which were pushed to this registry or are mirrored, into a file or directory (`export_images`).
-Content that a mirror has not cached yet is fetched from its upstream."""
+"""Exports images into a file or directory (`export_images`). Clients have pushed the images, or this registry mirrors
+them from an upstream. Content that is not cached yet is fetched from the upstream."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 from storage.upkeep.reporter import Reporter
 
 MAX_DEPTH: Final = 8
-"""Largest number of levels if indexes list other indexes, and if referrers have referrers."""
-_PAGE: Final = 100
+"""Largest number of levels of manifests in an image, whose index may list indexes. Also the largest number of levels of
+referrers that are exported: a referrer may have referrers."""
+_REFERRERS_PER_PAGE: Final = 100
 """Largest number of referrers that are read from the registry with one call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """Options that say which content is exported. `platforms`: if an image has several platforms, only the manifests
-    for these platforms are exported; None: the manifests for all platforms. `with_referrers`: whether signatures, SBOMs
-    and other manifests whose subject is exported are exported as well. `for_docker`: whether the result is also a
-    docker archive, in which each image has one platform."""
+    """Options that say which content is exported.
+
+    - `platforms`: the platforms whose manifests are exported if an image has several platforms. None: all platforms.
+    - `with_referrers`: whether manifests whose subject is exported, such as signatures and SBOMs, are exported, too.
+    - `for_docker`: whether the result is also a docker archive, in which each image has one platform."""
 
     platforms: Sequence[Platform] | None = None
     with_referrers: bool = True
@@ -40,10 +42,13 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class _Image:
-    """An image to export. `root`: the manifest or index that its name refers to, or that `_choose_platforms` has put in
-    its place. `platform_entry`: if `root` was chosen from an index, its entry in that index, which states the platform;
-    otherwise None. `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
-    `referrers`: digests of the manifests that were added because their subject is exported."""
+    """An image to export.
+
+    - `root`: the manifest or index that `name` refers to, or its replacement by `_choose_platforms`.
+    - `platform_entry`: if `root` was chosen from an index, the entry of the index for it, which states the platform;
+      otherwise None.
+    - `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
+    - `referrers`: digests of the manifests that were added because their subject is exported."""
 
     name: ImageReference
     registry: Registry
@@ -58,10 +63,12 @@ class _Image:
 async def export_images(
     router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
-    """Exports the images. Returns the numbers of images and blobs, and the size in bytes. Raises ManifestUnknown, also
-    if an image does not exist for one of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image
-    cannot be in a docker archive, or has more than `MAX_DEPTH` levels of manifests. The final file does not exist after
-    an error or a cancellation."""
+    """Exports the images. Returns the numbers of images and blobs, and the size in bytes. After an error or a
+    cancellation, no incomplete file has its final name.
+
+    Raises ManifestUnknown if an image does not exist, or not for one of the platforms. Raises Unsupported if an image
+    cannot be in a docker archive, or has more than `MAX_DEPTH` levels of manifests. Raises ImageFileFailed, and the
+    errors of mirrors."""
     try:
         return await _export(router, names, writer, options, reporter)
     except BaseException:
@@ -92,7 +99,7 @@ async def _export(
         exported_bytes += count
 
     await reporter.report(0, total=sum(sizes.values()), unit="bytes", message="exporting")
-    written_blobs, present_blobs = 0, 0  # `present_blobs`: blobs that the writer has already, so they are not written
+    written_blobs, present_blobs = 0, 0  # `present_blobs`: the number of blobs that the writer has already
     for image in images:
         for digest, blob in image.blobs.items():
             if writer.has(digest, blob.size):
@@ -109,7 +116,7 @@ async def _export(
             if not writer.has(digest, len(manifest.body)):
                 await writer.write(digest, len(manifest.body), _single_chunk(manifest.body), count_exported)
         reporter.step("image", image=str(image.name), digest=image.root.digest, manifests=len(image.manifests))
-    entries = list(_entries(images))
+    entries = list(_index_entries(images))
     await writer.finish(entries, [_docker_entry(image) for image in images] if options.for_docker else None)
     size = sum(sizes.values())
     return {"images": len(images), "blobs": written_blobs, "present_blobs": present_blobs, "size": size}
@@ -140,8 +147,8 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
 
 
 async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
-    """Replaces the root, which is an index, by the manifest that it lists for the platforms. If it lists several such
-    manifests, replaces the root by a new index of these manifests."""
+    """Replaces `image.root`, which is an index, by the manifest that the index lists for the platforms. If the index
+    lists several manifests for them, replaces it by a new index of these manifests."""
     assert options.platforms is not None
     index = image.root
     chosen, missing = choose_manifests(index.manifests, options.platforms)
@@ -159,8 +166,8 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
 
 
 async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
-    """Adds to the image a manifest, the manifests that it lists, and the blobs of all these manifests. `depth`: how
-    many levels of manifests are allowed, including the level of `manifest`."""
+    """Adds to the image `manifest`, the manifests that it lists, and the blobs of all these manifests. `depth`: how
+    many levels of manifests are allowed, including the level of `manifest`. Raises Unsupported if there are more."""
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
@@ -175,13 +182,12 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
 
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
-    """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many further
-    levels of referrers are allowed. If a referrer of `subject` is an index, it may have this number of levels of
-    manifests, including its own."""
+    """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many levels
+    of referrers are added. Each referrer of `subject` may have the same number of levels of manifests."""
     after: str | None = None
     has_more = depth > 0
     while has_more:
-        page = await image.registry.referrers(image.repo, subject, None, after, _PAGE)
+        page = await image.registry.referrers(image.repo, subject, None, after, _REFERRERS_PER_PAGE)
         for referrer in page.items:
             if referrer.digest not in image.manifests:
                 await _add_manifest(image, await image.registry.get_manifest(image.repo, referrer.digest), depth)
@@ -191,7 +197,7 @@ async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
         after = page.next_after or (page.items[-1].digest if page.items else None)
 
 
-def _entries(images: Iterable[_Image]) -> Iterable[Document]:
+def _index_entries(images: Iterable[_Image]) -> Iterable[Document]:
     """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are from
     several repositories, the name of the repository precedes the tag in each entry."""
     images = list(images)
@@ -230,9 +236,9 @@ async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _with_progress(chunks: Any, reporter: Reporter, exported_bytes: Any) -> AsyncIterator[bytes]:
-    """Yields the chunks, and reports the progress before each. `exported_bytes` returns the number of bytes that were
-    exported so far."""
+async def _with_progress(chunks: Any, reporter: Reporter, get_exported_bytes: Any) -> AsyncIterator[bytes]:
+    """Yields the chunks, and reports the progress before each chunk. `get_exported_bytes` returns the number of bytes
+    that were exported until now."""
     async for chunk in chunks:
-        await reporter.report(exported_bytes())
+        await reporter.report(get_exported_bytes())
         yield chunk

@@ -34,7 +34,7 @@ class ImageFileWriter(Protocol):
     """Writes the content of images. `write` and `finish` raise ImageFileFailed."""
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Returns whether this run, or an earlier run with the same directory, has written the content already."""
+        """Returns whether this export, or an earlier export into the same directory, has written the content."""
         ...
 
     async def write(
@@ -44,13 +44,13 @@ class ImageFileWriter(Protocol):
         bytes do not have the digest and size."""
         ...
 
-    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
-        """Writes the list of images and gives the result its final name. `entries`: descriptors for `index.json`.
-        `docker`: the content of a docker archive's `manifest.json`; None: no such file."""
+    async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
+        """Writes `index.json`, and gives an archive its final name. `entries`: the descriptors of the images, for
+        `index.json`. `docker_entries`: the content of `manifest.json` in a docker archive; None: no such file."""
         ...
 
     def abandon(self) -> None:
-        """Called after an error. Removes the files that the next run cannot use."""
+        """Removes unfinished files after an error or a cancellation. The next export cannot use them."""
         ...
 
 
@@ -59,13 +59,13 @@ class LayoutDirectory:
     `ImageFileWriter`."""
 
     def __init__(self, root: Path) -> None:
-        """Raises ImageFileFailed if the directory has other content than a layout."""
+        """Raises ImageFileFailed if the directory has content but is no OCI image layout."""
         self._root = root
-        self._failure = f"cannot write to {root}"  # the beginning of each error message
+        self._error_prefix = f"cannot write to {root}"
         self._temporary: Path | None = None  # the file that is being written
-        convert_os_errors(self._failure, self._check)
+        convert_os_errors(self._error_prefix, self._check_directory)
 
-    def _check(self) -> None:
+    def _check_directory(self) -> None:
         if not self._root.exists():
             return
         if not self._root.is_dir():
@@ -102,14 +102,13 @@ class LayoutDirectory:
             self._root.mkdir(parents=True, exist_ok=True)
             _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
 
-    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
-        """Ignores `docker`, because a docker archive is always a tar archive."""
+    async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
+        """Ignores `docker_entries`, because a docker archive is always a tar archive."""
         await self._run_in_thread(self._make_layout)
         await self._run_in_thread(lambda: self._write_index(entries))
 
     def _write_index(self, entries: list[Document]) -> None:
-        """Adds the entries to `index.json`. An entry replaces others with the same tag, or with the same digest and no
-        tag."""
+        """Adds the entries to `index.json`. An entry replaces an older one with the same `_entry_key`."""
         path = self._root / INDEX_FILE
         entries_by_key: dict[tuple[str, str], Document] = {}
         with suppress(FileNotFoundError):
@@ -127,22 +126,22 @@ class LayoutDirectory:
                 self._temporary.unlink()
 
     async def _run_in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.to_thread(convert_os_errors, self._failure, call)
+        return await asyncio.to_thread(convert_os_errors, self._error_prefix, call)
 
 
 class LayoutArchive:
-    """A tar archive with an OCI image layout, and, if requested, the file `manifest.json`, which all versions of
-    `docker load` read. Implements `ImageFileWriter`."""
+    """A tar archive with an OCI image layout. If `finish` gets `docker_entries`, the archive also has the file
+    `manifest.json`, which all versions of `docker load` read. Implements `ImageFileWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
-        """Writes a file at `path`. If `path` is None, writes to `stream`, which is then required. Raises
-        ImageFileFailed if it cannot create the file."""
+        """The archive is written to the file `path`, or to `stream` if `path` is None. Raises ImageFileFailed if the
+        file cannot be created."""
         self._path = path
-        self._failure = "cannot write to the standard output" if path is None else f"cannot write {path}"
+        self._error_prefix = "cannot write to the standard output" if path is None else f"cannot write {path}"
         self._temporary = None if path is None else path.with_name(f".{path.name}.{os.getpid()}.partial")
         if self._temporary is not None:
             temporary = self._temporary
-            self._file: BinaryIO = convert_os_errors(self._failure, lambda: open(temporary, "wb"))  # noqa: SIM115
+            self._file: BinaryIO = convert_os_errors(self._error_prefix, lambda: open(temporary, "wb"))  # noqa: SIM115
         else:
             assert stream is not None
             self._file = stream
@@ -159,14 +158,14 @@ class LayoutArchive:
         await self._append(tar_padding(size))
         self._written.add(digest)
 
-    async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+    async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
         files = {LAYOUT_FILE: LAYOUT_JSON, INDEX_FILE: index_json(entries)}
-        if docker is not None:
-            files["manifest.json"] = json.dumps(docker).encode()
+        if docker_entries is not None:
+            files["manifest.json"] = json.dumps(docker_entries).encode()
         for name, data in files.items():
             await self._append(tar_header(name, len(data)) + data + tar_padding(len(data)))
         await self._append(bytes(2 * tarfile.BLOCKSIZE))  # two empty blocks end a tar archive
-        await asyncio.to_thread(convert_os_errors, self._failure, self._complete)
+        await asyncio.to_thread(convert_os_errors, self._error_prefix, self._complete)
 
     def _complete(self) -> None:
         if self._temporary is None or self._path is None:
@@ -185,7 +184,7 @@ class LayoutArchive:
                 self._temporary.unlink()
 
     async def _append(self, data: bytes) -> None:
-        await asyncio.to_thread(convert_os_errors, self._failure, lambda: self._file.write(data))
+        await asyncio.to_thread(convert_os_errors, self._error_prefix, lambda: self._file.write(data))
 
 
 async def _copy(
@@ -209,7 +208,7 @@ async def _copy(
 
 
 def _entry_key(entry: Document) -> tuple[str, str]:
-    """Returns the tag of an entry, or its digest if it has no tag. Entries with the same key replace each other."""
+    """Returns the key of an entry in `index.json`: its tag, or its digest if it has no tag."""
     name = (entry.get("annotations") or {}).get(REF_NAME, "")
     return (name, "") if name else ("", str(entry.get("digest")))
 

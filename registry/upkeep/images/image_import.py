@@ -43,7 +43,7 @@ ATTEMPTS: Final = 3
 """Largest number of attempts to push an image. An attempt fails if the garbage collection deletes a blob of the image
 before its manifest is stored."""
 _HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
-"""Prefixes of the names of Docker Hub images, which docker leaves out when it shows a name."""
+"""Prefixes that docker leaves out when it shows the name of a Docker Hub image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +74,28 @@ async def import_images(
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
     clock: Callable[[], float] = time.time,
 ) -> JSON:
-    """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
-    bytes. A *problem* is an image that is not stored under a name, for one of two reasons. The tag is immutable and
-    points at another image. Or a manifest of the image is stored already, the file states another media type for it,
-    and an immutable tag points at this manifest, or at an index that contains it.
+    """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the number of
+    uploaded bytes. A *problem* is an image that is not stored under one of its names, for one of two reasons:
+    - An immutable tag of this name points at another image.
+    - A stored manifest of the image would get another media type, and an immutable tag points at the manifest or at an
+      index that contains it.
 
-    `name`: the name under which to import; None: the names in the file are used. `records`: reads tags and sizes of
-    blobs from the store, and records what was imported. `own_host`: the host name under which clients know this
-    registry, which is left out of names; empty: not known. `clock` returns the time in seconds since 1970. The tags
-    that the import changes get times in the natural order of their names, so `build-9` counts as older than
-    `build-10`.
+    `name`: the name under which to import; None: the names in the file. `records`: reads tags and sizes of blobs from
+    the store, and records what was imported. `own_host`: the host name of this registry, which is left out of names;
+    empty: not known. `clock` returns the time in seconds since 1970. The tags that the import changes get times in the
+    natural order of their names, so `build-9` counts as older than `build-10`.
 
     Raises ImageFileFailed, Denied (the name belongs to an upstream), and the other errors of pushes. Content that was
     stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
-    # A referrer with a name is in `referrers` and `tagged_images`. A referrer without a name is only in `referrers`,
-    # because `_targets` gives a tag to each image in `tagged_images`.
+    # `_targets` gives a tag to each image in `images_to_tag`, so a referrer without a name is only in `referrers`.
     referrers = [tree for tree in trees if tree.root.subject is not None]
-    tagged_images = [
+    images_to_tag = [
         (image, tree)
         for image, tree in zip(content.images, trees, strict=True)
         if tree.root.subject is None or image.names
     ]
-    targets = _targets(content, tagged_images, name, own_host)
+    targets = _targets(content, images_to_tag, name, own_host)
     importer = _Importer(router, content, by, reporter, records, immutable_tags)
     started_at = clock()
     for tree, references in targets:
@@ -108,7 +107,7 @@ async def import_images(
         "manifests": importer.manifests,
         "new_blobs": importer.new_blobs,
         "present_blobs": importer.present_blobs,
-        "size": importer.done_bytes,
+        "size": importer.uploaded_bytes,
         "problems": importer.problems,
     }
 
@@ -116,8 +115,8 @@ async def import_images(
 def _targets(
     content: FoundContent, images: list[tuple[FoundImage, ImageTree]], name: ImportName | None, own_host: str
 ) -> list[tuple[ImageTree, list[ImageReference]]]:
-    """Returns the names under which each image is stored. Raises ImageFileFailed if the file and `name` do not
-    determine these names."""
+    """Returns each image with the names under which the import stores it. Raises ImageFileFailed if the file and `name`
+    do not determine these names."""
     label = content.source.label
     if name is not None and name.tag is not None and len(images) > 1:
         found_names = ", ".join(text for image, _ in images for text in image.names) or "without names"
@@ -137,9 +136,10 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag in this registry for `text`, a name in the file, or a tag alone (`:TAG`). Leaves
-    out the parts of Docker Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host
-    of this registry, `localhost`, and a host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
+    """Returns the repository and tag under which the import stores an image. `text`: a name in the file, or only a tag
+    (`:TAG`). If `name` is given, takes the repository from it. Otherwise leaves out of `text` the prefixes
+    `_HUB_PREFIXES`, the host `own_host`, `localhost`, and a host with a port. `label`: the file, for messages. Raises
+    ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -183,21 +183,21 @@ class _Importer:
         self._verified: set[Digest] = set()
         """The blobs whose bytes in the file had the right digest."""
         self._refused: set[Digest] = set()
-        """The manifests of images that were refused because of an immutable tag, and the referrers of these."""
+        """The manifests of images that were refused because of an immutable tag, and the referrers of the manifests."""
         self._changed_tags: list[tuple[Tag, RepositoryName, Digest]] = []
         """The tags that now point at another manifest than before."""
         self.images = 0
         self.manifests = 0
         self.new_blobs = 0
         self.present_blobs = 0
-        self.done_bytes = 0
+        self.uploaded_bytes = 0
         self.problems = 0
 
     def has_stored(self, digest: Digest) -> bool:
         return digest in self._stored
 
     async def push(self, tree: ImageTree, references: list[ImageReference]) -> None:
-        """Stores an image under all names that immutable tags allow. Reports the others as problems."""
+        """Stores an image under all names that immutable tags allow. Reports the other names as problems."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
             assert isinstance(reference, Tag)
@@ -218,7 +218,7 @@ class _Importer:
                 self._reporter.step("image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
     async def _changeable_tags(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> list[Tag]:
-        """Returns those of the tags that may point at the image. Reports the other tags as problems."""
+        """Returns the tags that may point at the image. Reports the other tags as problems."""
         is_immutable = self._immutable_tags.in_repository(repo)
         changeable = []
         for tag in tags:
@@ -242,21 +242,20 @@ class _Importer:
         """Stores each referrer in the repositories that have its subject. Leaves out the referrers of images that were
         not stored because of an immutable tag. Reports a referrer as a problem if an immutable tag forbids to store it.
         Raises ImageFileFailed if a subject is not among the manifests of the file."""
-        waiting = list(trees)
-        while waiting:
-            storable = [tree for tree in waiting if tree.root.subject in self._stored]
+        remaining = list(trees)
+        while remaining:
+            storable = [tree for tree in remaining if tree.root.subject in self._stored]
             if not storable:
-                # Nothing more can be stored, so the referrers of refused manifests are refused now. Not earlier: one of
-                # the `trees` may have been refused only under its tag. It is then stored here, without a tag, and its
-                # referrers are stored after it.
-                refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
+                # Referrers of refused manifests are refused only now, when nothing more can be stored. A referrer that
+                # was refused under its tag may have been stored here without a tag, and then its own referrers too.
+                refused_now = [tree for tree in remaining if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
-                    waiting = [tree for tree in waiting if tree not in refused_now]
-                    continue  # the next round refuses the referrers of these referrers
+                    remaining = [tree for tree in remaining if tree not in refused_now]
+                    continue  # the next iteration refuses the referrers of these referrers
                 raise ImageFileFailed(
-                    f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
-                    f"{waiting[0].root.digest} refers"
+                    f"{self._content.source.label} has no manifest {remaining[0].root.subject}, to which "
+                    f"{remaining[0].root.digest} refers"
                 )
             for tree in storable:
                 assert tree.root.subject is not None
@@ -267,7 +266,7 @@ class _Importer:
                         self._report_problem(f"{repo}@{tree.root.digest}", tree, error)
                 if self.has_stored(tree.root.digest):
                     self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
-            waiting = [tree for tree in waiting if tree not in storable]
+            remaining = [tree for tree in remaining if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
         """Stores an image in a repository, under the `tags`, or without a tag if there are none. Makes up to `ATTEMPTS`
@@ -289,7 +288,7 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        if changed_tags:  # recorded now, because retention counts it as a pull, and may run before the import ends
+        if changed_tags:  # now, because retention counts this record as a pull and may run before the import ends
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 
@@ -305,7 +304,7 @@ class _Importer:
         """Adds the blobs of an image to a repository, in the order in which the file is read fastest."""
         position = self._content.source.position
         for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
-            await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
+            await self._reporter.report(self.uploaded_bytes, unit="bytes", message=f"importing into {repo}")
             if await self._has_blob(repo, blob.digest):
                 self.present_blobs += 1
                 continue
@@ -323,8 +322,8 @@ class _Importer:
         return False
 
     async def _find_blob(self, blob: Descriptor) -> str:
-        """Returns the name of the file with the blob. Raises ImageFileFailed if there is none, or if its size is not
-        the one in the manifest."""
+        """Returns the name of the file with the blob. Raises ImageFileFailed if there is no such file, or if its size
+        is not the one in the manifest."""
         source, file_name = self._content.source, self._content.file_of(blob.digest)
         size = await asyncio.to_thread(source.size, file_name)
         if size is None:
@@ -335,15 +334,14 @@ class _Importer:
 
     async def _mount(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> bool:
         """If another repository of this registry has the blob, adds it to `repo` and returns True. Otherwise returns
-        False. First checks that the bytes in the file have the digest; reads them only once, however many repositories
-        get the blob. Raises ImageFileFailed if the bytes have another digest."""
+        False. First checks that the bytes in the file have the digest, unless this import has already checked them.
+        Raises ImageFileFailed if they have another digest."""
         if await self._records.stored_size(blob.digest) != blob.size:
             return False
         if blob.digest not in self._verified:
             await self._verify(blob.digest, file_name)
-        # BlobUnknown: garbage collection has just deleted the blob, or the store has it only in repositories of private
-        # upstreams. The router mounts from such a repository only if the source is this one repository, and not a set
-        # such as `ALL_NAMES`.
+        # BlobUnknown: garbage collection has just deleted the blob, or only repositories of private upstreams have it.
+        # With `ALL_NAMES`, the router does not mount a blob from such a repository.
         with suppress(BlobUnknown):
             await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
             return True
@@ -355,7 +353,7 @@ class _Importer:
 
         async def add_to_digest(data: bytes) -> None:
             await asyncio.to_thread(running_digest.update, data)
-            await self._reporter.report(self.done_bytes)
+            await self._reporter.report(self.uploaded_bytes)
 
         await self._read(file_name, add_to_digest)
         if running_digest.digest() != digest:
@@ -387,13 +385,13 @@ class _Importer:
 
         async def write(data: bytes) -> None:
             await writer.write(data)
-            self.done_bytes += len(data)
-            await self._reporter.report(self.done_bytes)
+            self.uploaded_bytes += len(data)
+            await self._reporter.report(self.uploaded_bytes)
 
         await self._read(file_name, write)
 
-    async def _read(self, file_name: str, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Reads a file and calls `take` with each chunk of its bytes. Raises ImageFileFailed."""
+    async def _read(self, file_name: str, on_chunk: Callable[[bytes], Awaitable[None]]) -> None:
+        """Reads a file and calls `on_chunk` with each chunk of its bytes. Raises ImageFileFailed."""
         with await asyncio.to_thread(self._content.source.open, file_name) as file:
             while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                await take(data)
+                await on_chunk(data)

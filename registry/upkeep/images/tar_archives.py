@@ -1,9 +1,8 @@
 """Reads a tar archive whose headers may be hostile (`open_archive`).
 
-The parser of `tarfile` reads each extended header into memory as a whole, however long it is: long names, pax records,
-maps of sparse files. So the parser reads the archive through a file object that limits how many bytes it may read for
-the headers of one file. `tarfile.open` takes such an object as its documented argument `fileobj`. So the limit holds
-for every kind of header, and no private method of the parser has to be overridden.
+Extended headers hold long names, pax records and maps of sparse files. The parser of `tarfile` reads each of them into
+memory as a whole, however long it is. So the parser reads the archive through a file object that limits the bytes of
+all headers of one file. `fileobj`, a documented argument of `tarfile.open`, passes the object to the parser.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ MAX_MEMBERS: Final = 200_000
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Largest size of the headers of one file. A path on Linux has at most 4,096 bytes."""
 MAX_EXTENDED_BYTES: Final = 32 << 20
-"""Largest size of the extended headers of all files together. It bounds the memory for their names. It is enough for
-32,000 files with a short extended header each; most archives of images have none."""
+"""Largest size of the extended headers of all files together. It limits the memory for the names of the files. 32,000
+files can have a short extended header each; most archives of images have no extended headers."""
 MAX_GLOBAL_RECORDS: Final = 100
-"""Largest number of pax records that hold for all files. For each file, the parser goes through all of them."""
+"""Largest number of pax records that hold for all files. For each file, the parser goes through all these records."""
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 """The first bytes of files that are compressed with gzip, bzip2 and xz."""
 _Readable = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 class _LimitedFile(io.BufferedIOBase):
-    """Wraps the file object of an archive, and limits how much the parser reads: at most `MAX_HEADER_BYTES` for the
-    headers of one file in the archive. `header_bytes`: how many bytes it has read for these headers; `TarArchive` sets
-    it to 0 before the headers of the next file. `is_limited`: whether the limit applies, that is, whether headers are
-    being read."""
+    """The file object of an archive, with a limit: the parser may read at most `MAX_HEADER_BYTES` for the headers of
+    one file in the archive. `header_bytes`: how many bytes the parser has read for the headers of the current file;
+    `TarArchive` sets it to 0 before the next file. `is_limited`: True while headers are read, False while the content
+    of files is read."""
 
     def __init__(self, label: str, file: _Readable) -> None:
-        """`label`: the archive, for the error."""
+        """`label`: the name of the archive, for the error."""
         self._label = label
         self._file = file
         self.header_bytes = 0
@@ -75,7 +74,8 @@ class TarArchive:
     errors of `tarfile` and of the decompressors."""
 
     def __init__(self, label: str, file: _Readable) -> None:
-        """`label`: the archive, for errors. `file`: its uncompressed bytes. Reads the headers of the first file."""
+        """Reads the headers of the first file. `label`: the name of the archive, for errors. `file`: the uncompressed
+        bytes of the archive."""
         self._label = label
         self._file = _LimitedFile(label, file)
         self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115  `open_archive` closes the file
@@ -89,8 +89,8 @@ class TarArchive:
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
             # A file has any number of extended headers, and then one header of one block. The parser keeps the names in
-            # the extended headers of all files in memory. Before most headers, it also reads one byte of the content
-            # that comes before them, to notice that an archive is cut off. The block and this byte are subtracted.
+            # all extended headers in memory. To get the size of only the extended headers, subtract the block, and the
+            # byte that the parser reads before most headers to notice that an archive is cut off.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:
@@ -100,7 +100,7 @@ class TarArchive:
             # After a negative size, the parser goes back and finds the same headers again.
             if member.size < 0 or member.offset <= last_offset:
                 raise tarfile.ReadError(f"the size of the file {member.name} is negative")
-            if member.issparse():  # its size, 2**60 bytes for example, says nothing about the size of the archive
+            if member.issparse():  # a small archive can contain a sparse file of 2**60 bytes
                 raise ImageFileFailed(
                     f"{self._label} has the sparse file {member.name}; pack the images without --sparse"
                 )
@@ -119,14 +119,14 @@ def open_archive(path: Path) -> Iterator[TarArchive]:
     """Context manager that opens a tar archive, which may be compressed with gzip, bzip2 or xz. Raises the errors of
     `TarArchive`, and OSError."""
     with ExitStack() as stack:
-        stored = stack.enter_context(path.open("rb"))
-        start = stored.read(len(_XZ))
-        stored.seek(0)
-        file: _Readable = stored
-        if start.startswith(_GZIP):
-            file = stack.enter_context(gzip.open(stored))
-        elif start.startswith(_BZIP2):
-            file = stack.enter_context(bz2.open(stored))
-        elif start.startswith(_XZ):
-            file = stack.enter_context(lzma.open(stored))
+        raw_file = stack.enter_context(path.open("rb"))
+        first_bytes = raw_file.read(len(_XZ))
+        raw_file.seek(0)
+        file: _Readable = raw_file
+        if first_bytes.startswith(_GZIP):
+            file = stack.enter_context(gzip.open(raw_file))
+        elif first_bytes.startswith(_BZIP2):
+            file = stack.enter_context(bz2.open(raw_file))
+        elif first_bytes.startswith(_XZ):
+            file = stack.enter_context(lzma.open(raw_file))
         yield TarArchive(str(path), file)

@@ -40,12 +40,12 @@ def decide(
 
     - `now`: the time of the decision.
     - `oldest_kept`: the position of the oldest tag that `rule.keep_last` keeps, in the list of tags from newest to
-      oldest. `keep_last` keeps this tag and all newer ones. None: the repository has fewer tags, so `keep_last` keeps
-      all.
+      oldest. `keep_last` keeps this tag and all newer ones. None: the repository has fewer than `rule.keep_last` tags,
+      so the rule keeps all of them.
     - `is_protected`: the tag is immutable, so it is never deleted.
-    - `pulls_since`: a pull at or after this time keeps the tag. Usually this is `now` minus `rule.keep_pulled_within`.
-      It is earlier if there were times when no server ran, because these do not count
-      (`RecordedPeriods.start_of_window`). None: a server ran all the time."""
+    - `pulls_since`: a pull at or after this time keeps the tag. None: `now` minus `rule.keep_pulled_within`. The time
+      must be earlier if there were times when no server ran, because these do not count
+      (`RecordedPeriods.start_of_window`)."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
@@ -58,8 +58,8 @@ def decide(
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pushed_within and tag.imported is not None and now - tag.imported <= rule.keep_pushed_within:
-        # `pushed` is the tag's time at the registry from which it was imported, or an estimate of that time. This rule
-        # did not apply there, so the time of the import counts as well.
+        # For an imported tag, `pushed` is its time at the other registry, or an estimate of that time. This rule did
+        # not apply there, so the time of the import counts as well.
         return Decision(True, f"imported within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
         return Decision(True, reason)
@@ -73,8 +73,8 @@ def decide(
 
 
 def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | None) -> str | None:
-    """Returns the reason for keeping a tag that was, or may have been, pulled within the last `within` seconds; None:
-    it was not pulled in this time. `pulls_since`: as for `decide`."""
+    """Returns the reason to keep a tag that was, or may have been, pulled within the last `within` seconds. Returns
+    None if the tag was not pulled in this time. `pulls_since`: as for `decide`."""
     start = now - within if pulls_since is None else pulls_since
     within_text = format_duration(within)
     if tag.pulled is not None and tag.pulled >= start:
@@ -87,9 +87,9 @@ def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | 
 
 
 def unused_since(rule: RetentionRule, now: float, recorded: RecordedPeriods = ALWAYS_RECORDED) -> UnusedSince | None:
-    """Returns the times for a deletion of untagged manifests at the time `now`: the rule deletes those that have had no
-    push, no tag and no pull since these times. None: the rule deletes no untagged manifests. `recorded`: the periods in
-    which a server recorded pulls. Only these periods count for pulls, because nobody can pull while no server runs."""
+    """Returns three times: at the time `now`, the rule deletes the untagged manifests that have had no push, no tag and
+    no pull since these times. Returns None if the rule deletes no untagged manifests. `recorded`: the periods in which
+    a server recorded pulls. Only these periods count for pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after

@@ -20,7 +20,7 @@ _REPOSITORIES_PER_PAGE = 500
 
 
 class NumberedRule(NamedTuple):
-    """A rule, and its number in the settings, from 1 on. `settings`: the rule as the settings state it."""
+    """A rule, and its number in the settings, counted from 1. `settings`: the rule as the settings state it."""
 
     number: int
     settings: RetentionRule
@@ -57,7 +57,7 @@ class RetentionJudge:
         self._retention = retention
         self.immutable_tags = immutable_tags
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
-        # The first parts of the names of mirrored repositories. A default upstream serves the names `library/…`.
+        # The first segments of the names of mirrored repositories. A default upstream also serves `library/…`.
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
         self._names = NameSet.of(patterns).without_first_segments(mirrored)  # repositories to which a rule can apply
 
@@ -73,8 +73,8 @@ class RetentionJudge:
         return next(matching, None)
 
     async def repositories(self, after: str | None = None) -> AsyncGenerator[tuple[RepositoryName, NumberedRule]]:
-        """Yields each hosted repository that has content and that a rule matches, with this rule. The repositories are
-        in the order of their names, and only those that sort after `after` are yielded."""
+        """Yields each hosted repository with content that a rule matches, and the rule. Yields the repositories in the
+        order of their names, and begins after the name `after`; None: begins with the first name."""
         while self.rules:
             page = await self._metadata.repositories(after, _REPOSITORIES_PER_PAGE, self._names)
             for repo in page.items:
@@ -92,8 +92,9 @@ class RetentionJudge:
         after: str | None = None,
         limit: int = MAX_PAGE_ROWS,
     ) -> AsyncGenerator[Sequence[JudgedTag]]:
-        """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with the decision
-        of the rule about each at the time `now`. All tags of a page are read at the same moment."""
+        """Yields the tags of a repository in pages of at most `limit` tags, each tag with the decision of the rule at
+        the time `now`. Begins after the name `after`; None: begins with the first tag. All tags of a page are read at
+        the same moment."""
         # The position of the oldest of the newest `keep_last` tags; None if there are fewer tags.
         oldest_kept = await self._retention.nth_newest(repo, rule.keep_last) if rule.keep_last else None
         # `keep_pulled_within` counts only time in which a server recorded pulls: nobody can pull while no server runs.
@@ -117,7 +118,7 @@ class RetentionJudge:
 
 
 class UnmatchedPatterns:
-    """Finds patterns of rules that apply to no repository, which are probably mistyped."""
+    """Finds the patterns in the rules that apply to no repository. Such a pattern is probably mistyped."""
 
     def __init__(self, rules: Sequence[NumberedRule]) -> None:
         self._unmatched = [(rule, NamePattern(pattern)) for rule in rules for pattern in rule.settings.repositories]
@@ -130,8 +131,8 @@ class UnmatchedPatterns:
             if other_rule != rule or not pattern.matches(repo)
         ]
 
-    def texts(self) -> list[str]:
-        """Returns a sentence for each pattern that applied to none of the repositories."""
+    def warnings(self) -> list[str]:
+        """Returns a warning for each pattern that applied to none of the repositories."""
         return [
             f"rule {rule.number}: the pattern {pattern} applies to no hosted repository with content"
             for rule, pattern in self._unmatched

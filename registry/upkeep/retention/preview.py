@@ -132,7 +132,7 @@ class RetentionPreview:
             async for listed_repo, rule in self.judge.repositories():
                 unmatched.on_repository(listed_repo, rule)
                 await self._preview(listed_repo, rule, findings)
-            findings.summary.warnings = unmatched.texts()
+            findings.summary.warnings = unmatched.warnings()
         return await self._with_sizes(findings)
 
     async def totals(self, repo: RepositoryName) -> PreviewSummary:

@@ -1,7 +1,9 @@
 """The work of the job `retention`: deletes the tags and untagged manifests that no rule keeps (`RetentionWork`).
 
-It handles one repository after the other, and records the last repository that it has handled, so that the job
-continues after this one when the server restarts. In each repository it first deletes tags and then untagged manifests.
+It handles one repository after the other. It records the last repository that it has handled, so that after a restart
+of the server the job continues with the next repository. In each repository it first deletes tags and then untagged
+manifests. An *orphan* is a manifest that has no tag, that no index lists, and whose subject, if any, is not in the
+repository.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def ignore_deleted(content: str, count: int) -> None:
 
 class RetentionWork:
     """Deletes the tags and untagged manifests that no rule keeps. `clock` returns the time in seconds since 1970.
-    `on_deleted` counts the deleted items."""
+    `on_deleted` counts the deleted tags and manifests."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class RetentionWork:
             await self._handle_repository(context, repo, rule, counts)
             counts["repositories"] += 1
             await context.report(counts["repositories"], position={"after": repo, **counts})
-        return {**counts, "warnings": unmatched.texts() if is_whole_run else []}
+        return {**counts, "warnings": unmatched.warnings() if is_whole_run else []}
 
     async def _handle_repository(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, counts: dict[str, int]
@@ -93,8 +95,8 @@ class RetentionWork:
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
-        """Deletes the tags, except those that have been used again, or have become immutable, since they were judged.
-        Returns the number of deleted tags."""
+        """Deletes the tags, except those that have been pushed, moved or pulled, or have become immutable, since they
+        were judged. Returns the number of deleted tags."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)
@@ -113,11 +115,11 @@ class RetentionWork:
         return sum(outcomes)
 
     async def _delete_untagged(self, context: JobContext, repo: RepositoryName, since: UnusedSince) -> int:
-        """Deletes the manifests of a repository that have been unused for long enough, with their children and
-        referrers that nothing else uses. Returns the number of deleted manifests."""
+        """Deletes the orphans of a repository that are unused since the times in `since`, and their children and
+        referrers that become orphans. Returns the number of deleted manifests."""
         deleted = 0
-        # Manifests that have lost a tag lately. `Retention.unused_orphans` reads them from the tag history. Each call
-        # reads only what is newer than what the last call has read.
+        # Manifests that have lost a tag. `Retention.unused_orphans` reads them from the tag history. The calls share
+        # this object so that each call reads only the entries of the history that no earlier call has read.
         lost_tags = LostTags()
         after: Digest | None = None
         while True:
@@ -139,10 +141,9 @@ class RetentionWork:
         since: UnusedSince,
         judged_at: float,
     ) -> int:
-        """Deletes an orphan, and then those of its children and referrers that have become orphans. Does not delete
-        orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
-        manifests. The next run of the job finds the manifests that are left, even if this run is interrupted after the
-        first deletion."""
+        """Deletes the orphan `manifest`, and then those of its children and referrers that have become orphans. Does
+        not delete orphans that were pushed or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of
+        deleted manifests. If this run is interrupted, the next run of the job deletes the orphans that are left."""
         dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, since, judged_at, ACTOR)
         if dependents is None:
             return 0
@@ -152,8 +153,8 @@ class RetentionWork:
         pending = deque(dependents)
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
-            unused_since = self._clock() - MIN_UNTAGGED_SECONDS
-            orphans = await self._retention.delete_orphans(repo, batch, ACTOR, unused_since=unused_since)
+            latest_use = self._clock() - MIN_UNTAGGED_SECONDS
+            orphans = await self._retention.delete_orphans(repo, batch, ACTOR, unused_since=latest_use)
             for digest in orphans.deleted:
                 _report_deleted(context, repo, digest, f"belongs to {manifest.digest}")
             deleted += len(orphans.deleted)
