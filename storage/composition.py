@@ -1,4 +1,4 @@
-"""The composition root of the store: builds a registry from SQLite for metadata and files for blobs.
+"""The composition root of the store: builds a registry that keeps its metadata in SQLite and its blobs in files.
 
 The server's parent process prepares the data directory (`prepare_data_dir`) and then forks the worker processes. Each
 worker opens the directory for itself (`open_registry`).
@@ -76,13 +76,12 @@ machine's current boot (`boot_id`), the metadata store, and the locks of digests
 
 
 def prepare_data_dir(data: Path, system: System | None = None) -> None:
-    """Creates the data directory, or migrates an existing one to this version. It may be called before a fork, because
-    it leaves no file open.
+    """Creates the data directory, or migrates an existing one to this version of the program. May be called before a
+    fork, because it leaves no file open. Raises DataDirectoryError if a file cannot be created or read.
 
-    On a full disk it frees space: it shrinks the reserve, and deletes the files in the trash (those of deleted blobs)
-    and the partial blobs that no process is downloading. If that is not enough, it leaves the database as it is. A
-    database of this version can then still be read. For a database of another version, the function raises
-    DataDirectoryError. Raises DataDirectoryError also if a file cannot be created or read."""
+    On a full disk, frees space: shrinks the reserve, and deletes the files of deleted blobs (in the trash) and the
+    partial blobs that no process is downloading. If this does not free enough space, leaves the database as it is.
+    In this case, raises DataDirectoryError if the database cannot be read or is of another version."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)
@@ -123,8 +122,8 @@ def check_version(data: Path) -> None:
 
 
 def has_had_account(data: Path) -> bool:
-    """Returns whether there ever was an account in a prepared data directory. Leaves no file open, so it may be called
-    before a fork. Raises StorageFailed."""
+    """Returns whether a prepared data directory ever had an account. May be called before a fork, because it leaves no
+    file open. Raises StorageFailed."""
     return setup.has_had_account(layout_of(data))
 
 
@@ -135,13 +134,13 @@ def list_partials(data: Path) -> list[PartialSummary]:
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory (statistics) of a data directory. Call `check_version` first. Raises StorageFailed, also
-    within the block."""
+    """Opens the inventory (statistics) of a data directory. Call `check_version` first. Opening the inventory raises
+    StorageFailed, and so do reads in the `with` block."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 
 def database_sizes(data: Path) -> tuple[int, int]:
-    """Returns the bytes of the database file and of its write-ahead log; 0 for a file that does not exist."""
+    """Returns the sizes of the database file and of its write-ahead log, in bytes; 0 for a file that does not exist."""
     database = layout_of(data).metadata
     sizes = [0, 0]
     for index, file in enumerate((database, database.with_name(f"{database.name}-wal"))):
@@ -158,9 +157,9 @@ async def restore_data_dir(
     clock: Callable[[], float] = time.time,
     system: System | None = None,
 ) -> JSON:
-    """Restores a backup into the data directory, which must be missing or empty, and prepares it. `clock` returns
-    seconds since 1970. Returns the report of `storage.upkeep.backup.restore.restore_backup`. Raises BackupFailed,
-    DataDirectoryError."""
+    """Restores a backup into the data directory, which must be missing or empty. Then prepares the directory
+    (`prepare_data_dir`). `clock` returns seconds since 1970. Returns the report of
+    `storage.upkeep.backup.restore.restore_backup`. Raises BackupFailed, DataDirectoryError."""
     layout = layout_of(data)
     result = await restore_backup(
         SqliteSnapshots(layout.metadata, clock, system=system), layout, options, reporter, clock=clock, system=system
@@ -204,21 +203,25 @@ async def open_registry(
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
-    These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
-    to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
-    lines of the audit log are kept. `collect_every`: the interval of *rounds*. In a round, one process runs the garbage
-    collector, and deletes old lines of the audit log and the old history of mirrored tags. None: this process runs no
-    rounds.
+    - `grace`: for how many seconds the garbage collector keeps a blob that no manifest refers to.
+    - `expire`: for how many seconds an upload session or partial blob is kept without progress.
+    - `collect_every`: seconds between two *rounds*. In a round, one process runs the garbage collector, and deletes old
+      lines of the audit log and the old history of mirrored tags. None: this process runs no rounds.
+    - `starts_rounds`: True: the rounds start now. False: the caller runs `StoredRegistry.run_rounds` later.
+    - `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
+      there is space again.
+    - `may_open_read_only`: whether to open the metadata read-only if the disk is too full to open it for changes
+      (`StoredRegistry.is_read_only`).
+    - `keep_audit`: for how many seconds lines of the audit log are kept.
+    - `immutable_tags`: the rules about tags that clients cannot change.
+    - `min_free`: the registry refuses pushes that would leave less free space on the disk. None: it refuses pushes only
+      on a full disk.
+    - `clock`: returns the time in seconds since 1970. `boot`: in tests, replaces the id of the machine's current boot.
+    - `open_content`: opens the blob store and the store of partial blobs.
+    - `commit_observer`: measures the changes of the metadata.
+    - `on_real_removal`: called for each removal of the garbage collector, except in dry runs.
 
-    `starts_rounds`: whether the rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
-    `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
-    there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
-    open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
-    change. `min_free`: the space on the disk that must stay free; the registry refuses pushes that would leave less
-    space. None: it refuses pushes only on a full disk. `clock`: returns the time in seconds since 1970. `boot`:
-    replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
-    partial blobs. `commit_observer`: measures the changes of the metadata. `on_real_removal`: called for each removal
-    of the garbage collector, except in dry runs. Raises StorageFull, StorageFailed."""
+    Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     _check_writable(layout)
     system = system or System()
@@ -226,10 +229,10 @@ async def open_registry(
     async with AsyncExitStack() as stack:
         reserve = stack.enter_context(closing(Reserve(layout.reserve, system, min_free)))
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
-        opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
-        database = stack.enter_context(closing(await opened))
+        opening = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
+        database = stack.enter_context(closing(await opening))
         metadata = database.metadata
-        # Set if the full disk had no space to open the database for changes; otherwise None.
+        # None if the database was opened for changes. Otherwise the disk was too full for that.
         read_only_database = database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
@@ -248,7 +251,7 @@ async def open_registry(
         else:
             health = StorageHealth(
                 problem=lambda: DISK_FULL_TEXT,
-                retire=read_only_database.retire,  # ends all reads, when a registry that can write replaces this one
+                retire=read_only_database.retire,  # ends all reads; called when a writable registry replaces this one
                 directory_problem=disk.opened_directory.problem,
             )
         collector = Collector(
@@ -263,9 +266,9 @@ async def open_registry(
             await database.accounts.prune_audit(clock() - keep_audit)
             await database.upstream_tags.forget_unused(clock() - KEEP_UNUSED_TAGS_SECONDS)
 
-        rounds = None
+        run_upkeep_rounds = None
         if collect_every is not None and read_only_database is None:
-            rounds = partial(run_rounds, do_upkeep, leases, collect_every, is_urgent=is_full)
+            run_upkeep_rounds = partial(run_rounds, do_upkeep, leases, collect_every, is_urgent=is_full)
         registry = StoredRegistry(
             metadata,
             blobs,
@@ -296,7 +299,7 @@ async def open_registry(
             outbox=database.outbox,
             search=database.search,
             search_index=database.search,
-            run_rounds=rounds,
+            run_rounds=run_upkeep_rounds,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
@@ -315,9 +318,9 @@ async def open_registry(
 async def open_accounts(
     data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
 ) -> AsyncIterator[Accounts]:
-    """Opens only the store of accounts and rights in a prepared data directory. For commands; a server may be using the
-    directory at the same time, and its processes see each change as soon as it is committed. Raises StorageFull,
-    StorageFailed."""
+    """Opens only the store of accounts and rights in a prepared data directory, for a command. A server may be using
+    the directory at the same time. The server's processes see each change of the command as soon as it is committed.
+    Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     _check_writable(layout)
     system = system or System()
@@ -340,8 +343,8 @@ async def _open_database_in_thread(
     disk: Disk, clock: Callable[[], float], commit_observer: CommitObserver, *, may_open_read_only: bool
 ) -> SqliteDatabase:
     """Opens the database like `_open_database`, without blocking the event loop. Opening takes 10 ms, and up to
-    `BUSY_TIMEOUT_MILLISECONDS` if another program has locked the database. After a cancellation, waits for the end of
-    the call, which uses `disk`, and closes the database."""
+    `BUSY_TIMEOUT_MILLISECONDS` if another program has locked the database. If cancelled, waits until the thread no
+    longer uses `disk`, and closes the database."""
     call = partial(_open_database, disk, clock, commit_observer, may_open_read_only=may_open_read_only)
     opening = asyncio.create_task(asyncio.to_thread(call))
     try:
@@ -360,8 +363,8 @@ def _open_database(
     *,
     may_open_read_only: bool = False,
 ) -> SqliteDatabase:
-    """Opens the database for changes. If the disk has no space for that, opens the database read-only if
-    `may_open_read_only` is True, and raises StorageFull if not."""
+    """Opens the database for changes. If the disk is too full for this, opens the database read-only if
+    `may_open_read_only` is True, and otherwise raises StorageFull."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
         return SqliteDatabase(*arguments, observer=commit_observer, directory=disk.opened_directory)

@@ -1,5 +1,5 @@
-"""The interface for checks that the tables of the metadata store agree with each other (`Consistency`), and the
-problems that a check of the whole store finds (`Problem`)."""
+"""The interface that checks whether the tables of the metadata store agree with each other (`Consistency`), and the
+problems that a check of the metadata store or the blob store can find (`Problem`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ Key = tuple[int | str, ...]
 
 
 class ProblemCode(StrEnum):
-    """The kinds of problems that a check can find. Programs may rely on these texts.
+    """The kinds of problems that a check can find. Programs may rely on the values. A *link* is a row that lets a
+    repository serve a blob. A *usage scope* is a set of repositories with a quota, or the mirrored content of an
+    upstream.
 
-    A *link* is a row that lets a repository serve a blob. `BLOB_PLACE`: the row of a blob has no place
-    (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_FILE_FORBIDDEN`: the process has no
-    permission to read the file of a blob, or to list the files in a directory. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a
-    blob or link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
-    `STRAY`: the blob store has bytes under a digest that no blob row has. `REPOSITORY_COUNT`: the stored number of a
-    repository's manifests is wrong. `USAGE_LINKS`: the stored number of links to a blob is wrong for a *usage scope* (a
-    set of repositories with a quota, or the mirrored content of an upstream). `USAGE_TOTALS`: the stored number of
-    blobs, bytes or tags of a usage scope is wrong."""
+    - `BLOB_FILE_FORBIDDEN`: the process may not read the file of a blob, or may not list the files in a directory.
+    - `BLOB_PLACE`: the row of a blob has no place (`BlobRecord.place`), but the blob is not recorded as damaged.
+    - `BLOB_NOT_QUEUED`: a blob without links is not in the garbage collector's queue, so that it is never removed.
+    - `LINK_NOT_QUEUED`: no manifest of the repository refers to the linked blob, but the queue lacks the link.
+    - `STRAY`: the blob store has bytes under a digest that no blob row has.
+    - `REPOSITORY_COUNT`: the stored number of a repository's manifests is wrong.
+    - `USAGE_LINKS`: for a usage scope, the stored number of links to a blob is wrong.
+    - `USAGE_TOTALS`: for a usage scope, the stored number of blobs, bytes or tags is wrong."""
 
     DATABASE = "database-damaged"
     SEARCH_INDEX = "search-index-damaged"
@@ -54,9 +56,10 @@ class ProblemCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in a store. `repository`: the name of the repository with the problem, or empty. `item`: the digest or
-    tag with the problem, or empty. `text`: what is wrong and what to do, for people. `area` and `key`: where in the
-    metadata store the problem is; both are empty for a problem that is not in the metadata store."""
+    """A problem in the metadata store or the blob store. `repository`: the name of the repository with the problem, or
+    empty. `item`: the digest or tag with the problem, or empty. `text`: tells people what is wrong and what to do.
+    `area` (`Consistency.areas`) and `key`: the row with the problem; both are empty for a problem that is not in a row
+    of the metadata store."""
 
     code: ProblemCode
     text: str
@@ -68,9 +71,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
-    """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row
-    (`last`). If `last` is None, the area has no further rows. If `last` is a key, further rows may follow; if none do,
-    the next page is empty."""
+    """The result of a check of some rows of an area (`Consistency.areas`). `rows`: number of checked rows. `last`: the
+    key of the last checked row, if further rows may follow (the next page can be empty); None if no row follows."""
 
     rows: int
     problems: Sequence[Problem]
@@ -80,7 +82,7 @@ class CheckedPage:
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
     """A blob as the metadata store records it. `size`: in bytes. `place`: the key of its bytes in the blob store; empty
-    while the blob is known to be damaged or missing."""
+    if the blob is recorded as damaged."""
 
     id: int
     digest: Digest
@@ -89,9 +91,9 @@ class BlobRecord:
 
 
 class Consistency(Protocol):
-    """Checks and repairs the metadata store while other processes change it. Each `check` sees the store at one moment,
-    so that a change at the same time causes no false alarm. All methods may raise StorageFailed; `repair` and
-    `set_size` may also raise StorageFull."""
+    """Checks and repairs the metadata store while other processes change it. Each call of `check` sees the state of the
+    store at one moment, so that changes meanwhile cause no false alarm. All methods may raise StorageFailed; `repair`
+    and `set_size` may also raise StorageFull."""
 
     areas: Sequence[str]
     """The parts of the metadata that `check` checks, in the order in which they should be checked and repaired."""
@@ -101,22 +103,22 @@ class Consistency(Protocol):
         ...
 
     async def check_database(self) -> list[Problem]:
-        """Checks the database file itself. Returns problems of the kind DATABASE, and at most one problem of the kind
-        SEARCH_INDEX. If there is one of the kind DATABASE, nothing else can be checked."""
+        """Checks the database file. Returns its DATABASE problems, and at most one SEARCH_INDEX problem. If there is a
+        DATABASE problem, nothing else can be checked."""
         ...
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:
-        """Checks the next rows of an area: those that follow the key `after` (None: from the first on)."""
+        """Checks the next rows of an area: the rows after the key `after`, or the first rows if `after` is None."""
         ...
 
     async def confirm(self, problem: Problem) -> Problem | None:
-        """Checks again the row of a problem that `check` found. Returns the problem as it is now; None if it does not
-        exist any more."""
+        """Checks the row of a problem again. `problem`: a problem that `check` found. Returns the problem as it is now;
+        None if it does not exist any more."""
         ...
 
     async def repair(self, problem: Problem) -> str | None:
-        """Repairs a problem that `check` found, or one of the kind SEARCH_INDEX, if the repair loses no content.
-        Returns a text for people that says what was done; None if the problem cannot be repaired."""
+        """Repairs a problem, if the repair loses no content. `problem`: a problem that `check` found, or a SEARCH_INDEX
+        problem. Returns a text that tells people what was done; None if the problem cannot be repaired."""
         ...
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
@@ -124,10 +126,10 @@ class Consistency(Protocol):
         ...
 
     async def blob(self, digest: Digest) -> BlobRecord | None:
-        """Returns a blob; None if there is none with this digest."""
+        """Returns the record of a blob; None if there is no blob with this digest."""
         ...
 
     async def set_size(self, digest: Digest, place: str, size: int) -> bool:
-        """Corrects the size of a blob, in bytes. Returns False if its bytes are not at `place` any more. The caller
-        holds the lock of the digest."""
+        """Corrects the recorded size of a blob to `size` bytes. Returns False, and changes nothing, if the place of the
+        blob is not `place` any more. The caller holds the lock of the digest."""
         ...

@@ -29,18 +29,18 @@ MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 """Media types of manifests that are not indexes."""
 
 MAX_CACHED_MANIFEST_BYTES: Final = 8 * 1024
-"""Size of the largest manifests that `Manifest.parse` caches after checking them. The cache saves checks, because
-clients push the same manifest once for each of its tags."""
+"""`Manifest.parse` caches manifests of at most this size. Clients push the same manifest once for each of its tags, and
+the cache saves the repeated checks."""
 MAX_IMAGE_CONFIG_BYTES: Final = 4 * 1024 * 1024
-"""Largest config of an image that is read into memory. A real config has a few KiB."""
+"""Size of the largest image config that is read into memory. A real config has a few KiB."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Media type, digest and size in bytes of a blob or manifest, and optional fields (OCI image spec, "Content
+    """Describes a blob or manifest: media type, digest, size in bytes, and optional fields (OCI image spec, "Content
     Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if an
-    upstream stated them and the content has not been checked."""
+    upstream stated the digest and size and this registry has not checked the content."""
 
     media_type: str
     digest: Digest
@@ -61,18 +61,18 @@ class Descriptor:
             document["platform"] = dict(self.platform)
         return document
 
-    def as_json_text(self) -> bytes:
-        """Returns the JSON object of `as_json` as text in UTF-8. Copies `JsonAnnotations` without parsing them."""
+    def as_json_bytes(self) -> bytes:
+        """Returns the object of `as_json` as JSON text in UTF-8. Copies `JsonAnnotations` without parsing them."""
         if not isinstance(self.annotations, JsonAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
-        # Puts the annotations before the closing brace of the other fields.
-        return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_text()[:-1], self.annotations.json)
+        # Replaces the closing brace of the other fields by the annotations and a brace.
+        return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_bytes()[:-1], self.annotations.json)
 
 
 class JsonAnnotations(Mapping[str, str]):
-    """Annotations of a manifest or descriptor in the form of JSON text (`json`), which takes less memory than a dict.
-    The text is parsed when an annotation is read for the first time. A list of referrers copies the text and never
-    parses it. There is always at least one annotation."""
+    """Annotations of a manifest or descriptor, kept as JSON text in UTF-8 (`json`), which takes less memory than a
+    dict. The text is parsed when an annotation is read for the first time. The referrers API copies the text without
+    parsing it. There is always at least one annotation."""
 
     def __init__(self, json_text: bytes) -> None:
         self.json = json_text
@@ -137,15 +137,15 @@ class OpenFile:
     offset: int = 0
 
     def fileno(self) -> int:
-        """Returns the file descriptor, so that the object can be passed to functions such as `os.fstat`."""
+        """Returns the file descriptor, so that functions such as `os.fstat` accept an `OpenFile`."""
         return self.fd
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A page of a list. `more`: whether more items may follow this page. `next_after`: the value to pass as `after` to
-    get the next page (None: pass the last item). If the list leaves out items that the client is not allowed to see,
-    `next_after` can be such an item."""
+    """A page of a list. `more`: whether more items may follow this page. The caller gets the next page by passing
+    `next_after` as the argument `after`, or the last item of this page if `next_after` is None. `next_after` can be an
+    item that the list leaves out because the client is not allowed to see it."""
 
     items: Sequence[T]
     more: bool = False
@@ -154,9 +154,9 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The client on whose behalf a call is made, as the logs name it. `name`: name of the client's account; for a call
-    that a command or the server makes itself, a name for that command or the server. `address`: the client's IP
-    address."""
+    """The client on whose behalf a call is made, as the logs name it. `name`: name of the client's account. For a call
+    that a command or the server makes without a client, `name` stands for the command or the server. `address`: the
+    client's IP address."""
 
     name: str = "anonymous"
     address: str = ""
@@ -165,8 +165,7 @@ class Actor:
 
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor of the changes that the mirror makes to cached content, and of its downloads. They are not made for a
-single client."""
+"""The actor of downloads and of changes to cached content, which the mirror makes for all clients."""
 
 Pull = tuple[RepositoryName, Digest]
 """A pull of a manifest by a client: the repository's name as the client wrote it, and the manifest's digest."""
@@ -174,12 +173,13 @@ Pull = tuple[RepositoryName, Digest]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition that a PUT request sets for its tag: the PUT changes the tag only if the condition holds for the
-    manifest that the tag points at before the change (RFC 9110, 13.1.1 and 13.1.2).
+    """A condition on a tag. A change of the tag is made only if the condition holds before the change. A PUT request
+    states a condition in a header (RFC 9110, 13.1.1 and 13.1.2):
 
-    If `negated` is False (header `If-Match`), the tag must point at one of `digests`. Without digests (`If-Match: *`),
-    the tag must exist. If `negated` is True (header `If-None-Match`), the tag must point at none of `digests`. Without
-    digests (`If-None-Match: *`), the tag must not exist."""
+    - `If-Match` (`negated` is False): the tag must point at one of `digests`.
+    - `If-Match: *` (`negated` is False, no digests): the tag must exist.
+    - `If-None-Match` (`negated` is True): the tag must not point at any of `digests`.
+    - `If-None-Match: *` (`negated` is True, no digests): the tag must not exist."""
 
     digests: frozenset[str] = frozenset()
     negated: bool = False
@@ -202,10 +202,10 @@ class UpstreamCheck:
 
 @dataclass(frozen=True, slots=True)
 class PartialFailures:
-    """Failed attempts to download a partial blob. `times`: number of failures. `reason`: error text of the latest
+    """Failed attempts to download a partial blob. `count`: number of failures. `reason`: error text of the latest
     failure."""
 
-    times: int = 0
+    count: int = 0
     reason: str = ""
 
 
@@ -223,10 +223,10 @@ class PartialSummary:
 @dataclass(frozen=True, slots=True)
 class CorruptionRecord:
     """How often one endpoint (server) of an upstream sent *corrupt* bytes for one blob: bytes that do not have the
-    blob's digest. `times`: number of downloads with corrupt bytes. `at`: time of the latest of these downloads, in
+    blob's digest. `count`: number of downloads with corrupt bytes. `at`: time of the latest of these downloads, in
     seconds since 1970."""
 
-    times: int
+    count: int
     at: float
 
 
@@ -264,7 +264,7 @@ class Manifest:
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
         """Checks the bytes of a manifest and returns the manifest. `media_type`: value of Content-Type without
         parameters; None or empty: uses the `mediaType` in the body. `expected`: digest that the body must have; None:
-        any digest. Raises ManifestInvalid, DigestInvalid (the body has another digest). Does not check whether the
+        any digest. Raises ManifestInvalid, or DigestInvalid if the body has another digest. Does not check whether the
         content that the manifest refers to exists."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
@@ -348,7 +348,7 @@ class Manifest:
 
     @staticmethod
     def _describe(part: manifest_parser.DescriptorFields | None) -> Descriptor | None:
-        """Returns the descriptor with the fields of `part`, or None for None."""
+        """Returns the descriptor with the fields of `part`; None if `part` is None."""
         if part is None:
             return None
         return Descriptor(
@@ -374,15 +374,15 @@ def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not accepted here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    # Limits the number of references and the length of media types. Unlike the limits on JSON, these limits do not
-    # apply to manifests that earlier versions stored.
+    # Limits the number of references and the length of media types. These limits do not apply to manifests that earlier
+    # versions stored; the limits on JSON do.
     manifest_parser.check_limits(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.
         parts = replace(parts, annotations=JsonAnnotations(manifest_parser.annotations_json(parts.annotations)))
-    manifest.__dict__["_parts"] = parts  # the value of the cached property
+    manifest.__dict__["_parts"] = parts  # sets the value of the cached property `_parts`
     return manifest
 
 
 _parse_body_cached = lru_cache(maxsize=64)(_parse_body)
-"""`_parse_body` with a cache of the manifests that were parsed last."""
+"""`_parse_body` with a cache of the most recently used manifests."""

@@ -1,9 +1,9 @@
 """The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` updates the search index. In this
 module, *index* means the search index; the manifest that lists the images of several platforms is an *image index*.
 
-A search finds only content in a set of repositories. The caller passes the set of repositories that a person may see.
-Content outside of the set has no influence on the result, with one exception: if the set is large and very many
-entries outside of it match, a search may miss entries of the set.
+A search finds only content in a set of repositories: those that the searching person may see. The caller passes the
+set. Content outside of the set has no influence on the result, with one exception: if the set is large and very many
+entries outside of the set match, a search may miss entries of the set.
 
 A push does not write to the index. The index is updated afterwards, so a search finds pushed content after about a
 second. After a deletion, no search finds the deleted content.
@@ -24,23 +24,23 @@ MAX_WORDS: Final = 8
 MAX_WORD_CHARACTERS: Final = 128
 """Largest number of characters of a word; a longer word is cut."""
 MIN_HEX_DIGITS: Final = 6
-"""Smallest number of hexadecimal digits by which a digest is searched for."""
+"""A search for a digest needs at least this number of hexadecimal digits."""
 MAX_OFFSET: Final = 500
-"""The largest offset of a page: a search shows no more than about this number of entries of each kind."""
+"""The largest offset of a page. So a search shows only about this number of entries of each kind."""
 MAX_TEXT_CHARACTERS: Final = 8192
-"""Largest size of the labels and annotations of one manifest in the index; further ones are left out."""
+"""Largest total size of the labels and annotations that the index stores for one manifest; it leaves out the rest."""
 MAX_VALUE_CHARACTERS: Final = 1024
-"""Largest size of the value of one label or annotation in the index; a longer value is cut."""
+"""Largest size of the value of one label or annotation in the index; the index cuts a longer value."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
-    `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
-    missed some entries. This happens if very many entries match. For a search in a large set of repositories, except
-    the set of all, it is always False. Such a search also reads entries outside of the set, about which the client must
-    learn nothing. True would tell the client that few of them match."""
+    `is_complete`: False if the search may have missed some entries, because it stopped at a limit of rows or time. This
+    happens if very many entries match. A search in a large set of repositories also reads entries outside of the set,
+    unless the set has all repositories. The `is_complete` of such a search is always False: the value True would reveal
+    to the client that few of these hidden entries match."""
 
     items: Sequence[T]
     more: bool = False
@@ -61,8 +61,8 @@ class TagMatch:
 @dataclass(frozen=True, slots=True)
 class LabelsMatch:
     """A manifest with labels or annotations that match. `labels`: the labels and annotations that contain a word of the
-    search; long values are cut. `tag`: a tag that points at the manifest, or at an image index that lists the manifest;
-    None: there is none."""
+    search; long values are cut. `tag`: a tag that points at the manifest or at an image index that lists the manifest;
+    None: there is no such tag."""
 
     repository: RepositoryName
     digest: Digest
@@ -72,7 +72,7 @@ class LabelsMatch:
 
 @dataclass(frozen=True, slots=True)
 class DigestMatch:
-    """A manifest or blob of a repository. `tag`: a tag that points at the manifest; None: there is none."""
+    """A manifest or blob of a repository. `tag`: as in `LabelsMatch`; None for a blob."""
 
     repository: RepositoryName
     digest: Digest
@@ -86,38 +86,42 @@ def search_words(text: str) -> list[str]:
 
 
 class ContentSearch(Protocol):
-    """Finds stored content. `within`: the repositories to search, by their names in the store (the name of a mirrored
-    repository begins with its upstream). `offset`: the number of entries before the page, at most `MAX_OFFSET`. A
-    search stops at a limit of rows or of time, and its page is then not complete. So its work is limited, whatever is
-    stored and whatever patterns `within` has. All methods raise StorageFailed, and StorageFull, because on a full disk
-    even a search can fail."""
+    """Finds stored content. `words`: the words of the search, in lower case. `within`: the repositories to search, by
+    their names in the store (the name of a mirrored repository begins with its upstream). `offset`: the number of
+    entries before the page, at most `MAX_OFFSET`. A search that reaches a limit of rows or time stops,
+    and its page is not complete. All methods raise StorageFailed, and on a full disk StorageFull."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        """Finds the repositories that have manifests and whose names contain all `words`. The first of `words`
-        determines the order: names that begin with it come first, then names whose last part (after the last slash) is
-        equal to it, then names with a part that begins with it, and then the others. A single word of one character
-        finds only names that begin with it, and a single word of two characters only names with a part that begins with
-        it."""
+        """Finds the repositories that have manifests and whose names contain all `words`. A single word of one
+        character finds only names that begin with it. A single word of two characters finds only names with a part
+        (between slashes) that begins with it. The first word determines the order:
+
+        1. names that begin with the word;
+        2. names whose last part is equal to the word;
+        3. names with a part that begins with the word;
+        4. all other names."""
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
-        """Finds the tags with a part that begins with the last of `words`. A part of a tag is the whole tag, or the
-        text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its repository. An
-        entry of `words` with a colon, such as `app:1.2`, counts as two words."""
+        """Finds tags. The tag, or the text after a '-' or '_' in the tag, must begin with the last word. Each other
+        word must occur in the tag or in the name of its repository. An entry of `words` with a colon, such as
+        `app:1.2`, counts as two words."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
-        """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
-        manifests of a repository with the same `LabelsMatch.tag` are one entry, for example those of one image with
-        several platforms. An entry of `words` with punctuation, such as `git.example.com/team/app`, is split into
-        several words. If this gives very many words, only the first ones count."""
+        """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. If
+        several matching manifests of a repository have the same `LabelsMatch.tag`, such as the images of an image
+        index, the page has one entry for them. An entry of `words` with punctuation, such as
+        `git.example.com/team/app`, is split into several words. If the split gives very many words, only the first ones
+        count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
-        """Finds the manifests, and the blobs of manifests, whose digests begin with `digest`: `sha256:12ab…`, or only
-        the hexadecimal digits. Finds nothing for fewer than `MIN_HEX_DIGITS` digits."""
+        """Finds the manifests, and the blobs of manifests, whose digests begin with `digest`. `digest`: the beginning
+        of a digest, such as `sha256:12ab34`, or only of its hexadecimal digits. Finds nothing for fewer than
+        `MIN_HEX_DIGITS` digits."""
         ...
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
@@ -131,10 +135,10 @@ class ContentSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnindexedManifest:
-    """A manifest that is not in the index yet, or that is *incomplete*: the index does not have all of its labels
-    (`IncompleteManifestPage`). `annotations`: its annotations, as JSON in UTF-8; None: it has none or too many.
-    `config`: the digest of its config, which may have labels; None: it has none. `is_damaged`: its body, which names
-    the config, is known to be damaged."""
+    """A manifest that is not in the index yet, or that is *incomplete*: the index does not have all of its labels,
+    because they could not be read. `annotations`: its annotations, as JSON in UTF-8; None if it has no annotations or
+    they are too large. `config`: the digest of its config, which may have labels; None if no config is known.
+    `is_damaged`: whether its body, which names the config, is known to be damaged."""
 
     id: int
     repository: RepositoryName
@@ -147,7 +151,7 @@ class UnindexedManifest:
 @dataclass(frozen=True, slots=True)
 class ManifestLabels:
     """The labels and annotations of a manifest, for the index. `text`: the labels and annotations, one per line.
-    `missing_config`: the digest of a config that could not be read; None: none is missing."""
+    `missing_config`: the digest of the manifest's config if the config could not be read; otherwise None."""
 
     manifest: UnindexedManifest
     text: str
@@ -156,9 +160,8 @@ class ManifestLabels:
 
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
-    """Some manifests that are not in the index. `start` and `end`: positions before and after these manifests, in a
-    form that only the index understands. `is_full`: whether the batch has reached its limit, so that more manifests
-    may be left."""
+    """A batch of manifests to add to the index. `start` and `end`: positions before and after these manifests, in a
+    form that only the index understands. `is_full`: whether more manifests may be left."""
 
     manifests: Sequence[UnindexedManifest]
     start: tuple[int, int]
@@ -168,31 +171,30 @@ class ManifestBatch:
 
 @dataclass(frozen=True, slots=True)
 class IncompleteManifestPage:
-    """A page of *incomplete manifests*: the index does not have all labels of these manifests, because the labels could
-    not be read. They may be readable now. `last`: where the next page begins, in a form that only the index
-    understands; None: this page is the last one."""
+    """A page of incomplete manifests (`UnindexedManifest`) whose labels may be readable now. `last`: the position where
+    the next page begins, in a form that only the index understands; None: this page is the last one."""
 
     manifests: Sequence[UnindexedManifest]
     last: tuple[str, int] | None
 
 
 class SearchIndex(Protocol):
-    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions, except
-    `rebuild`. All methods raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make
-    changes also raise StorageFull."""
+    """Reads and updates the index. Only one process at a time may change the index. Changes are short transactions,
+    except `rebuild`. All methods raise StorageFailed (SearchIndexDamaged if the database is damaged) and
+    StorageFull."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds."""
         ...
 
     async def index_names(self) -> bool:
-        """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns whether
-        more may be left."""
+        """Adds some of the repositories and tags that are not in the index, and removes some deleted tags. Returns
+        whether more of these changes may be left."""
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:
-        """Returns some of the manifests that are not in the index, and of those whose config was missing when they were
-        indexed and has been stored since. If nothing is left to read, `start` and `end` of the batch are equal."""
+        """Returns some manifests to add: manifests that are not in the index, and indexed manifests whose config was
+        missing and is stored now. If nothing is left to read, `start` and `end` of the batch are equal."""
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
@@ -200,17 +202,16 @@ class SearchIndex(Protocol):
         ...
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
-        """Returns a page of the incomplete manifests: they were damaged, or their config could not be read. Leaves out
-        those that certainly cannot be read yet. `after`: the `last` of the previous page; None: returns the first
-        page."""
+        """Returns a page of the incomplete manifests. Leaves out manifests that are still damaged, and manifests whose
+        config is still missing or damaged. `after`: the `last` of the previous page; None: returns the first page."""
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
-        """Stores the labels of incomplete manifests, which are in the index already, but without all labels. Leaves out
-        manifests that were deleted meanwhile."""
+        """Replaces the labels of incomplete manifests in the index. Leaves out manifests that were deleted
+        meanwhile."""
         ...
 
     async def rebuild(self) -> None:
         """Drops the index, even if it is damaged, and creates an empty index. All content is then unindexed. Takes
-        seconds for a large index, and other changes wait meanwhile."""
+        seconds for a large index. All other changes of the database wait meanwhile."""
         ...

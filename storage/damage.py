@@ -1,11 +1,12 @@
-"""The interface of the records of damaged content, and of the rounds of *scrub* that look for it (`DamageRecords`).
+"""The interface that keeps records of damaged content, and of the scrub rounds that find it (`DamageRecords`).
 
-Scrub reads all stored content again and hashes it, because disks can lose or change bytes without reporting an error.
-Content is *damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its
-links (the rights of repositories to serve it). But the row then has no place (key of the bytes in the blob store), so
-that no repository serves the blob. A damaged blob is *healed* when its right bytes are stored again, by a client that
-pushes the image or by the mirror. A damaged manifest also keeps its row, but its body is moved from the row to the
-record of the damage. It is healed in the same way.
+Disks can lose or change bytes without reporting an error. Therefore the *scrub* reads and hashes all stored content
+again. Content is *damaged* if its stored bytes no longer have its digest, or are missing. Damaged content is *healed*
+when its right bytes are stored again, for example because a client pushes the content.
+
+The *place* of a blob is the key of its bytes in the blob store. A damaged blob keeps its row and its links (the rights
+of repositories to serve it), but the row has no place, so that no repository serves the blob. A damaged manifest also
+keeps its row, but its body is moved from the row to the record of the damage.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from storage.content import Actor, Page
 from storage.names import Digest, RepositoryName
 
 UPKEEP_ACTOR = Actor(name="upkeep")
-"""The actor that the audit log names for damage, and for content that is healed."""
+"""The actor that the audit log names when content is marked as damaged or healed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A blob to check. `row_id`: id of its row; ids grow with time. `place`: key of its bytes in the blob store."""
+    """A blob to check. `row_id`: id of its row; newer rows have higher ids."""
 
     row_id: int
     digest: Digest
@@ -33,11 +34,10 @@ class StoredBlob:
 
 @dataclass(frozen=True, slots=True)
 class DamagedBlob:
-    """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: what is wrong with the
-    bytes, for people. `former_place`: the blob's place before it was marked as damaged; empty if it had none.
+    """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: tells people what is wrong
+    with the bytes. `former_place`: the blob's place before the blob was marked as damaged; empty if it had no place.
     `quarantine_place`: the key of the damaged bytes in the *quarantine*, the part of the blob store that keeps damaged
-    bytes; empty if there were no bytes. The bytes may have been deleted there since. `repositories`: some of the
-    repositories that have the blob."""
+    bytes for some time; empty if there were no bytes. `repositories`: some of the repositories that have the blob."""
 
     digest: Digest
     size: int
@@ -60,9 +60,9 @@ class DamagedManifest:
 
 @dataclass(frozen=True, slots=True)
 class ManifestCheck:
-    """The outcome of a check of some manifests. `last`: the row id of the last one; `count`: number of checked
-    manifests; `size`: number of bytes that were read; `damaged_rows`: row ids of the manifests whose body does not
-    have the digest."""
+    """The result of a check of some manifests. `last`: row id of the last checked manifest. `count`: number of checked
+    manifests. `size`: number of bytes that were read. `damaged_rows`: row ids of the manifests whose bodies do not have
+    their digests."""
 
     last: int
     count: int
@@ -72,12 +72,15 @@ class ManifestCheck:
 
 @dataclass(frozen=True, slots=True)
 class ScrubRound:
-    """One round through all content. Times are in seconds since 1970; `ended` is None while the round is not complete.
-    The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
-    So far it has checked the blobs with row ids up to `after_blob`, and the manifests with row ids up to
-    `after_manifest`. `blobs`, `manifests`: numbers of blobs and manifests that it has checked. `checked_bytes`: bytes
-    of the blobs that it has checked. `total_bytes`: bytes of all blobs that it checks, as counted when it began; the
-    same as `checked_bytes` once it has ended. `damaged`: how many blobs and manifests it has found damaged."""
+    """A round of the scrub: one pass over all content. Times are in seconds since 1970; `ended` is None while the round
+    is not complete.
+
+    - `until_blob`, `until_manifest`: the round checks all blobs and manifests with row ids up to these.
+    - `after_blob`, `after_manifest`: the round has checked the blobs and manifests with row ids up to these.
+    - `blobs`, `manifests`: numbers of blobs and manifests that the round has checked.
+    - `checked_bytes`: bytes of the blobs that the round has checked.
+    - `total_bytes`: bytes of all blobs to check, counted when the round began. Equal to `checked_bytes` after the end.
+    - `damaged`: number of blobs and manifests that the round has found damaged."""
 
     id: int
     started: float
@@ -95,16 +98,16 @@ class ScrubRound:
 
 
 class DamageRecords(Protocol):
-    """The records, which all processes share. All methods may raise StorageFailed. Methods that change something may
-    also raise StorageFull. Marking damage works on a full disk."""
+    """The records of damage and of scrub rounds, which all processes share. All methods may raise StorageFailed.
+    Methods that change something may also raise StorageFull. Content can be marked as damaged even on a full disk."""
 
     async def current_round(self) -> ScrubRound | None:
         """Returns the round that is not complete yet; None if there is none."""
         ...
 
     async def start_round(self) -> ScrubRound:
-        """Starts a round over all content that is stored now, and returns the round. Abandons the previous round if
-        that is not complete."""
+        """Starts a round over all content that is stored now, and returns the round. If the previous round is not
+        complete, deletes its record."""
         ...
 
     async def save_round(self, progress: ScrubRound) -> None:
@@ -112,11 +115,11 @@ class DamageRecords(Protocol):
         ...
 
     async def end_round(self, progress: ScrubRound) -> ScrubRound:
-        """Stores that the round is complete, and returns it with the time of its end."""
+        """Stores that the round is complete, and returns the round with the time of its end."""
         ...
 
     async def rounds(self, limit: int) -> Sequence[ScrubRound]:
-        """Returns the newest rounds, newest first. The records of the newest twenty rounds are kept."""
+        """Returns at most `limit` rounds, newest first. Only the newest twenty rounds are kept."""
         ...
 
     async def oldest_blob_created(self) -> float | None:
@@ -129,23 +132,23 @@ class DamageRecords(Protocol):
         ...
 
     async def place_of(self, digest: Digest) -> str | None:
-        """Returns the place of a blob; an empty text if the blob is damaged, None if there is no such blob."""
+        """Returns the place of a blob; an empty string if the blob is damaged; None if there is no such blob."""
         ...
 
     async def mark_blob(self, digest: Digest, former_place: str, reason: str, quarantine_place: str) -> bool:
-        """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
-        `quarantine_place`: the key under which the quarantine will keep the damaged bytes; empty if there are none.
-        Returns whether the blob was marked. The caller holds the lock of the digest."""
+        """Marks the blob as damaged if its place is `former_place`. Returns whether the blob was marked. A marked blob
+        has no place. `quarantine_place`: the key under which the quarantine will keep the damaged bytes; empty if there
+        are no bytes. The caller holds the lock of the digest."""
         ...
 
     async def mark_blob_healed(self, digest: Digest, place: str) -> bool:
-        """Marks a damaged blob as healed: the blob then has the place `place`, where its right bytes already are.
-        Returns False if the blob is not damaged. The caller holds the lock of the digest."""
+        """Marks a damaged blob as healed, and sets its place to `place`, where its right bytes already are. Returns
+        False if the blob is not damaged. The caller holds the lock of the digest."""
         ...
 
     async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:
-        """Returns a page of the damaged blobs, in the order of their digests: those that follow `after` (None: from the
-        first on)."""
+        """Returns a page of at most `limit` damaged blobs, in the order of their digests. `after`: the page has only
+        blobs whose digests follow this digest; None: returns the first page."""
         ...
 
     async def damaged_manifests(self, limit: int) -> Sequence[DamagedManifest]:
@@ -177,7 +180,7 @@ class DamageRecords(Protocol):
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes the bodies of damaged manifests again; the records of the damage keep these bodies. If a body has the
-        right digest after all, because faulty memory gave it a wrong hash before, puts it back and marks its manifest
-        as healed. Returns the number of healed manifests."""
+        """Heals damaged manifests whose bodies are right after all: faulty memory can give a right body a wrong hash.
+        Hashes the bodies in a few of the records again. Puts each body that has the right digest back into its row, and
+        marks its manifest as healed. Returns the number of healed manifests."""
         ...

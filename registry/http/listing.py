@@ -149,7 +149,7 @@ def _serialise_index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[b
     entries: list[bytes] = []
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
-        entry = referrer.as_json_text()
+        entry = referrer.as_json_bytes()
         size += len(entry) + 1  # a comma follows the entry
         if entries and size > max_bytes:
             break

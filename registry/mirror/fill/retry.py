@@ -249,8 +249,8 @@ class BadSenders:
         usable = [endpoint for endpoint, wait in waits_by_endpoint.items() if wait <= 0]
         if not usable:
             raise self._refusal(repo, digest, ", ".join(waits_by_endpoint), min(waits_by_endpoint.values()))
-        fewest_times = min(bad_senders[endpoint].times if endpoint in bad_senders else 0 for endpoint in usable)
-        ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.times > fewest_times)
+        fewest_times = min(bad_senders[endpoint].count if endpoint in bad_senders else 0 for endpoint in usable)
+        ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.count > fewest_times)
         return AvoidedEndpoints(
             ask_last | unsaved,
             {
@@ -262,7 +262,7 @@ class BadSenders:
 
     def _remaining_pause(self, bad_sender: CorruptionRecord) -> float:
         """Returns the seconds until the endpoint may be asked again; 0 or less if it may be asked now."""
-        pause = sender_pause(bad_sender.times)
+        pause = sender_pause(bad_sender.count)
         # Returns at most `pause`, even if the clock was set back.
         return min(bad_sender.at + pause - self._clock(), pause)
 

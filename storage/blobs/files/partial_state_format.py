@@ -97,9 +97,9 @@ def read_progress(fd: int) -> PartialProgress | None:
 
 
 def encode_failures(failures: PartialFailures) -> bytes:
-    """Returns the second record in the form in which it is stored. `failures.times` is the number of failures."""
+    """Returns the second record in the form in which it is stored. `failures.count` is the number of failures."""
     reason = failures.reason.encode(errors="replace")[:MAX_REASON_BYTES]
-    body = _FAILURES_HEAD.pack(failures.times, len(reason)) + reason
+    body = _FAILURES_HEAD.pack(failures.count, len(reason)) + reason
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 

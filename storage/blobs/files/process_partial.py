@@ -360,7 +360,7 @@ class ProcessPartial:
 
     def report_failure(self, reason: str) -> None:
         """Stores in the state file that a download of this partial blob has failed, and why. Raises OSError."""
-        failures = PartialFailures(read_failures(self._state_fd).times + 1, reason)
+        failures = PartialFailures(read_failures(self._state_fd).count + 1, reason)
         write_fully(self._system, self._state_fd, memoryview(encode_failures(failures)), PROGRESS_RECORD_SIZE)
 
     def finish_digest(self) -> Digest:

@@ -220,4 +220,4 @@ def test_annotations_are_kept_as_they_are_stored() -> None:
     manifest = Manifest.parse(image(annotations={"a": text, "b": ""}), OCI_MANIFEST)
     assert isinstance(manifest.annotations, JsonAnnotations)
     assert dict(manifest.annotations) == {"a": text, "b": ""}
-    assert json.loads(manifest.descriptor.as_json_text()) == manifest.descriptor.as_json()
+    assert json.loads(manifest.descriptor.as_json_bytes()) == manifest.descriptor.as_json()

@@ -182,7 +182,7 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
         return "kept"
     if db.execute(_IS_FROZEN, (image.name, family)).get is not None:
         return "frozen"
-    if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
+    if rules.downloads and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloads)))).get:
         return "downloading"
     is_pulled_lately = rules.recent_pull_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
     if is_pulled_lately and db.execute(_LACKS_BLOB, (family,)).get is not None:

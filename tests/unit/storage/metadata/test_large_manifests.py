@@ -111,7 +111,7 @@ async def referrer_pages(registry: StoredRegistry, kind: str | None = None) -> l
     after: str | None = None
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
-        size = sum(len(each.as_json_text()) for each in page.items)
+        size = sum(len(each.as_json_bytes()) for each in page.items)
         assert size <= PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
         pages.append([each.digest for each in page.items])
         if not page.more:

@@ -218,7 +218,7 @@ async def test_readers_see_why_the_owner_gave_up(data: Path) -> None:
         next_owner.write_at(1000, BODY[1000:])
         await next_owner.report_failure("long " * 1000)
         later = await first.partials.claim(DIGEST, SIZE)
-        assert later.owner_failures.times == 2
+        assert later.owner_failures.count == 2
         assert 1000 < len(later.owner_failures.reason) < 4096
         await next_owner.commit(UBUNTU)
         later.close()

@@ -262,7 +262,7 @@ def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, reposi
                     "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
                     (repository, digest, manifest),
                 )
-    rules = EvictionRules(is_kept=lambda _: False, downloading=frozenset(), recent_pull_after=0.0)
+    rules = EvictionRules(is_kept=lambda _: False, downloads=frozenset(), recent_pull_after=0.0)
     read_rows = record_rows(db)
     # Each image frees the 7 bytes of its own layer; the last one also frees the 100 bytes of the shared layer.
     assert len(plan(db, ["h"], rules, bytes_to_free=60 * 7, usage_scope="c", now=10.0)) == 60
