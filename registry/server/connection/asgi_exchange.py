@@ -344,7 +344,7 @@ class AsgiExchange:
 
     async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
         """Sends the bytes `before`, and then `count` bytes of the file from the offset `start`. Raises
-        ClientDisconnected, OSError or FileTruncated."""
+        ClientDisconnected, OSError, FileTruncated, and over TLS TooManyRequests."""
         sock = self._context.sendfile_socket
         if not self._context.can_send_files:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
