@@ -179,7 +179,7 @@ class Entrepot(FastAPI):
         cells.own[in_flight] += 1
         try:
             if telemetry.tracing is not None:
-                with telemetry.tracing.request(scope):
+                with telemetry.tracing.start_request(scope):
                     await self._answer(scope, receive, send)
             elif telemetry.metrics_port is None and is_distribution_path(raw_path(scope)):
                 await self.service.distribution(scope, receive, send)  # `_answer` would cost another coroutine

@@ -306,7 +306,7 @@ class ServiceFactory:
         if self.telemetry is None:
             return Observed(guard)
         tracing = self.telemetry.tracing
-        return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.call)
+        return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.trace_call)
 
     def _namespaces(self) -> Namespaces | None:
         """Returns the rules by which a request names an upstream: with the query parameter `ns`, or with the host to

@@ -50,7 +50,7 @@ class ActivityCounts:
     def has_own_column(self) -> bool:
         """Whether this process has a *column* in the shared memory: cells of its own, to which only it writes. The
         number of columns is limited. A process without a column cannot record which activity it has stored."""
-        return self._cells.own_column is not None
+        return self._cells.own_column_number is not None
 
     def unstored(self) -> Activity:
         """Returns the activity since the server's start that is not stored yet. Takes some milliseconds."""

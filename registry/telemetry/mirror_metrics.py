@@ -56,7 +56,7 @@ class MirrorMetrics:
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
         """`plan`: gives the metrics their cells. `routes`: values of the label `route`. Call `attach_memory` before
         anything is counted."""
-        by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
+        by_upstream: Labels = {"upstream": SharedNames.all_label_values(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
         self._answer_cells: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -115,7 +115,7 @@ class MirrorMetrics:
     def label(self, name: str) -> str:
         """Returns the value of the label `upstream` with which `Family.cell` finds a cell. This is not the upstream's
         name, but the position of the name in the list of upstreams, as text. Adds a name that is not in the list."""
-        return self._names.label(name)
+        return self._names.label_value(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
         """Counts a response with mirrored content, whose body had `size` bytes. `cells`: the cells to which this
@@ -145,7 +145,9 @@ class UpstreamCounts:
 
     def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         return (
-            nullcontext() if self._tracing is None else self._tracing.upstream_request(self._upstream, endpoint, repo)
+            nullcontext()
+            if self._tracing is None
+            else self._tracing.trace_upstream_request(self._upstream, endpoint, repo)
         )
 
     def on_response(self, seconds: float) -> None:

@@ -48,7 +48,7 @@ class OtlpMetrics:
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "entrepot"),
                 "service.version": __version__,
-                "service.instance.id": f"{platform.node()}-{metrics.cells.own_column}",
+                "service.instance.id": f"{platform.node()}-{metrics.cells.own_column_number}",
             }
         )
         url = None if endpoint is None else endpoint.rstrip("/") + METRICS_PATH

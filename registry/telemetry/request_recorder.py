@@ -100,7 +100,7 @@ class RequestRecorder:
         if log.isEnabledFor(logging.INFO):
             write_cached_answer(scope, answer, request_id)
         if self.tracing is not None:
-            self.tracing.cached_request(scope, answer.kind)
+            self.tracing.trace_cached_request(scope, answer.kind)
 
     def on_refused(self, scope: Scope, end: RecordedEnd) -> None:
         """Records a request that the server has refused before it called the application. `scope`: the part of the ASGI

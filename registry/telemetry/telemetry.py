@@ -71,7 +71,7 @@ class Telemetry:
         """Traces a change of the metadata. `change` is done when the change is committed or has failed
         (`storage.metadata.catalog.CommitObserver`)."""
         if self.tracing is not None:
-            self.tracing.change(change)
+            self.tracing.trace_change(change)
 
     def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
         """Counts a batch of `changes` changes of the metadata. `wait_seconds`: how long they waited for the lock of the

@@ -1,6 +1,6 @@
-"""The metrics of calls on the registry, of logins, of the database and of upkeep (`WorkMetrics`), and of webhooks
-(`EventMetrics`). A metric counts in *cells*: numbers in memory that all processes share
-(`registry.telemetry.metric_families`)."""
+"""The metrics of calls on the registry, logins, the database and upkeep (`WorkMetrics`), and those of webhooks
+(`EventMetrics`). A *call* on the registry runs a method of `storage.interface.Registry`. A metric counts in *cells*:
+numbers in memory that all processes share (`registry.telemetry.metric_families`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPERATIONS: Final = (
     *("upload_offset", "mount_blob", "put_manifest", "delete_blob", "delete_manifest", "delete_tag"),
     *("repositories", "tags", "referrers", "other"),
 )
-"""The methods of `storage.interface.Registry`; `other` stands for any other name."""
+"""The values of the label `operation` of calls: methods of `storage.interface.Registry`, and `other` for all others."""
 JOB_KINDS: Final = (
     "gc",
     "fsck",
@@ -41,8 +41,7 @@ CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the buckets for the durations of commits, and of the waits before them, in seconds."""
 WEBHOOK_CAPACITY: Final = 64
-"""Largest number of webhooks with metrics of their own. Webhooks that were removed since the server's start count as
-well."""
+"""Largest number of webhooks with metrics of their own, including those that were removed since the server's start."""
 
 
 class WorkMetrics:
@@ -79,14 +78,14 @@ class WorkMetrics:
             "Time of a transaction with a batch of changes, including the sync of the disk.",
             bounds=COMMIT_SECONDS,
         )
-        self.lock_seconds = Histogram(
+        self.lock_wait_seconds = Histogram(
             plan,
             "entrepot_database_lock_wait_seconds",
             "Time that a batch of changes waited for another process.",
             bounds=COMMIT_SECONDS,
         )
         kinds = list(RemovalKind)
-        self.removed = Counter(
+        self.removed_items = Counter(
             plan, "entrepot_collected_items_total", "What garbage collection removed.", {"kind": kinds}
         )
         self.freed_bytes = Counter(
@@ -123,20 +122,21 @@ class WorkMetrics:
         self._cells.own[self.logins.cell(method, outcome)] += 1
 
     def on_denied(self, actions: Sequence[str]) -> None:
-        """Counts a call that was denied, with the actions that it needed."""
+        """Counts a denied call, once for each of the `actions` that it needed."""
         for action in actions:
             self._cells.own[self.denials.cell(action)] += 1
 
     def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of changes. Called in the commit thread, which alone writes to these cells."""
+        """Counts a batch of `changes` changes. The commit thread calls this method. No other thread writes to the cells
+        of these metrics."""
         cells = self._cells.own
         cells[self.changes.first_cell] += changes
-        self.lock_seconds.observe(cells, self.lock_seconds.first_cell, wait_seconds)
+        self.lock_wait_seconds.observe(cells, self.lock_wait_seconds.first_cell, wait_seconds)
         self.commit_seconds.observe(cells, self.commit_seconds.first_cell, commit_seconds)
 
     def on_removed(self, removal: Removal) -> None:
         """Counts an item that garbage collection removed."""
-        self._cells.own[self.removed.cell(removal.kind)] += 1
+        self._cells.own[self.removed_items.cell(removal.kind)] += 1
         self._cells.own[self.freed_bytes.cell(removal.kind)] += removal.size
 
     def on_eviction_end(self, images: Sequence[EvictedImage]) -> None:
@@ -158,14 +158,14 @@ class WorkMetrics:
 
 
 class EventMetrics:
-    """The metrics of events, with methods that count. Implements `registry.events.attempts.DeliveryObserver`. The
+    """The metrics of webhooks, with methods that count. Implements `registry.events.attempts.DeliveryObserver`. The
     methods return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
         """`plan`: gives each metric its cells. Call `attach_memory` before anything is counted."""
         self._cells: SharedCells
-        self._webhooks: SharedNames
-        by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}
+        self._webhook_names: SharedNames
+        by_webhook: Labels = {"webhook": SharedNames.all_label_values(WEBHOOK_CAPACITY)}
         self.sent = Counter(plan, "entrepot_events_sent_total", "Events that webhooks have accepted.", by_webhook)
         self.failed_attempts = Counter(
             plan,
@@ -173,7 +173,9 @@ class EventMetrics:
             "Failed attempts to tell a webhook of an event.",
             {**by_webhook, "outcome": ("refused", "down")},
         )
-        self.dead = Counter(plan, "entrepot_events_given_up_total", "Events that have become dead letters.", by_webhook)
+        self.dead_letters = Counter(
+            plan, "entrepot_events_given_up_total", "Events that have become dead letters.", by_webhook
+        )
         self.dropped_events = Counter(
             plan,
             "entrepot_events_dropped_total",
@@ -188,28 +190,28 @@ class EventMetrics:
 
     def attach_memory(self, cells: SharedCells, webhooks: SharedNames) -> None:
         """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan. `webhooks` gives
-        each webhook a number, which is the value of the label `webhook`. `Metrics.label_values` puts the webhook's name
-        in its place."""
+        each webhook a number, with which a metric counts. When the metrics are read, `Metrics.label_values` replaces
+        the number by the webhook's name."""
         self._cells = cells
-        self._webhooks = webhooks
+        self._webhook_names = webhooks
 
     def on_attempt(self, webhook: str, outcome: str) -> None:
         """Counts an attempt to tell a webhook of an event, by how it ended
         (`registry.events.attempts.DeliveryOutcome`)."""
-        label = self._webhooks.label(webhook)
+        label = self._webhook_names.label_value(webhook)
         is_sent = outcome == "delivered"
         self._cells.own[self.sent.cell(label) if is_sent else self.failed_attempts.cell(label, outcome)] += 1
 
     def on_given_up(self, webhook: str) -> None:
         """Counts an event that has become a *dead letter*: an event that is not sent to the webhook any more."""
-        self._cells.own[self.dead.cell(self._webhooks.label(webhook))] += 1
+        self._cells.own[self.dead_letters.cell(self._webhook_names.label_value(webhook))] += 1
 
     def on_dropped(self, webhook: str, pending: int, dead: int) -> None:
-        """Counts deliveries and dead letters that were dropped."""
-        label = self._webhooks.label(webhook)
+        """Counts dropped events: `pending` events that waited for their delivery, and `dead` dead letters."""
+        label = self._webhook_names.label_value(webhook)
         self._cells.own[self.dropped_events.cell(label, "pending")] += pending
         self._cells.own[self.dropped_events.cell(label, "dead")] += dead
 
     def on_unrecorded_pulls(self, count: int) -> None:
-        """Counts pulls that have no event."""
+        """Counts pulls for which no event was stored."""
         self._cells.own[self.unrecorded_pulls.first_cell] += count

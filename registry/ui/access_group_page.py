@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.http.query import Query
 from registry.ui.access_pages import GROUPS_PATH
-from registry.ui.credential_forms import SHOWN_GRANTS
+from registry.ui.credential_forms import MAX_SHOWN_ROWS
 from registry.ui.form_answers import (
     FORM_ERRORS,
     FormProblem,
@@ -86,7 +86,7 @@ async def _group_page(
     request: Request, caller: Caller, name: AccountName, problem: FormProblem | None = None, entered: str = ""
 ) -> Response:
     _name, members = caller.administration.group(name)
-    grants = caller.accounts.grant_page([Grantee(GranteeKind.GROUP, name)], None, SHOWN_GRANTS)
+    grants = caller.accounts.grant_page([Grantee(GranteeKind.GROUP, name)], None, MAX_SHOWN_ROWS)
     return await page_response(
         request,
         "access_group.html",

@@ -1,7 +1,7 @@
 """The pages *Access*, for admins: lists of people, robots (accounts of programs), groups and API tokens. Forms add
 people, robots and groups, and revoke API tokens.
 
-These pages link to pages in other modules: `registry.ui.access_account_page` for one account,
+The lists link to pages in other modules: `registry.ui.access_account_page` for one account,
 `registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.
 """
 
@@ -38,14 +38,14 @@ GROUPS_PATH: Final = "/ui/access/groups"
 TOKENS_PATH: Final = "/ui/access/tokens"
 ACCOUNTS_PATH: Final = "/ui/access/accounts"
 PAGE_SIZE: Final = 50
-"""How many entries of a list a page shows."""
+"""The most entries that a page of a list shows."""
 _LIST_PATHS: Final = {AccountKind.USER: ACCESS_PATH, AccountKind.ROBOT: ROBOTS_PATH}
 _MAX_FILTER_CHARACTERS: Final = 64
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 """The routes of forms. A *slot* is the permit to render a page; the number of slots limits how many pages are rendered
-at a time. A `FormRoute` holds none while its handler runs, so a handler that renders a page acquires one
+at a time. A handler of a `FormRoute` runs without a slot, and acquires one itself before it renders a page
 (`page_slot`)."""
 
 
@@ -56,14 +56,14 @@ def account_path(name: str) -> str:
 
 @router.get(ACCESS_PATH)
 async def people(request: Request) -> Response:
-    """Lists people. The query can have `q`, with which the listed names begin, and `after`, the last name of the
-    previous page. Raises Unauthorized, Denied."""
+    """Lists people. The query can have two parameters: `q` lists only names that begin with this text; `after` is the
+    last name of the previous page. Raises Unauthorized, Denied."""
     return await _accounts_page(request, AccountKind.USER)
 
 
 @router.get(ROBOTS_PATH)
 async def robots(request: Request) -> Response:
-    """Lists robots, as `people` lists people."""
+    """Lists robots. Has the parameters and errors of `people`."""
     return await _accounts_page(request, AccountKind.ROBOT)
 
 
@@ -91,17 +91,17 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds the account of a person. If the form has no password, generates one and shows it; otherwise redirects to the
-    page of the account. The first account becomes an admin, and the visitor then goes to the login page. Raises
+    """Adds the account of a person. If the form has no password, generates one and shows it. Otherwise redirects to the
+    page of the account, or to the login page if this is the first account. The first account becomes an admin. Raises
     Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
-    # The registry is open as long as it has no account.
-    password, is_first = form.one("password") or None, caller.is_registry_open
+    # The registry is open until its first account is added.
+    password, is_first_account = form.one("password") or None, caller.is_registry_open
     try:
         added = await caller.administration.add_user(
             AccountName(text_of(form, "name")),
             password,
-            admin=is_first or form.one("admin") == "yes",
+            admin=is_first_account or form.one("admin") == "yes",
             note=text_of(form, "note"),
             by=caller.actor,
         )
@@ -109,7 +109,7 @@ async def add_person(request: Request) -> Response:
         async with page_slot(request):
             return await _accounts_page(request, AccountKind.USER, problem_of(error), form)
     # Once the first account exists, the visitor has to log in with it.
-    back = "/ui/login" if is_first else account_path(added.account.name)
+    back = "/ui/login" if is_first_account else account_path(added.account.name)
     if added.password is None:
         return redirect(back)
     return await show_password(request, added.account.name, added.password, back)
@@ -154,8 +154,8 @@ async def change_token(request: Request) -> Response:
 
 
 async def show_password(request: Request, name: AccountName, password: str, back: str) -> Response:
-    """Returns the page with a password that was generated for the account `name`. `back`: the path to which the link on
-    that page leads."""
+    """Returns a page that shows the password that was generated for the account `name`. `back`: the path to which a
+    link on this page leads."""
     return await show_secret(
         request,
         title=translatable("Password of %(name)s"),
@@ -178,21 +178,22 @@ async def _accounts_page(
         "access_accounts.html",
         status_code=200 if problem is None else problem.status,
         section="access",
-        # `here`: the page to which a change of the language leads.
+        # `here`: the path that the browser loads after the visitor has changed the language.
         here=visit_of(request).path if problem is None else _LIST_PATHS[kind],
         kind=kind.value,
         path=_LIST_PATHS[kind],
         prefix=prefix,
         accounts=page.items,
         next_after=page.items[-1].name if page.more and page.items else None,
-        is_first=query.one("after") is None,
+        is_first_page=query.one("after") is None,
         problem=problem,
         entered=_entered(form),
     )
 
 
 def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
-    """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
+    """Returns a page of the accounts of a kind. Their names begin with `prefix` and, if `after` is not None, sort after
+    `after`."""
     exact_match: list[Account] = []
     if prefix and after is None:
         # `accounts`, called below, lists only the names that sort after `prefix`. So an account whose name is `prefix`
@@ -222,7 +223,7 @@ async def _groups_page(request: Request, problem: FormProblem | None = None, for
 
 
 def _entered(form: Query | None) -> dict[str, str]:
-    """Returns the values for the fields of a form that is shown again. A password is not shown again."""
+    """Returns the values for the fields of a form that is shown again after an error, except the password."""
     names = ("name", "note", "admin")
     return {name: "" if form is None else text_of(form, name) for name in names}
 

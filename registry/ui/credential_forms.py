@@ -1,8 +1,9 @@
-"""The forms for API tokens and login sessions of an account. Visitors find them on the page about their own account.
-Admins find them on the page about any account and, to revoke tokens, on the page with the tokens of all accounts.
+"""Handles the forms for API tokens and login sessions of an account. The page about the visitor's own account has these
+forms. Admins also find them on the page about any other account. The page with the tokens of all accounts, for admins,
+only has the form that revokes a token.
 
-In the functions, `form` has the fields that the visitor sent. `back` is the path of the page to which the visitor
-returns afterwards.
+`form` has the fields that the visitor sent. `back` is the path of the page to which the visitor returns after the
+change.
 """
 
 from __future__ import annotations
@@ -31,30 +32,28 @@ LIFETIMES: Final = {
     "": translatable("does not expire"),
 }
 """The lifetimes of an API token, in days."""
-SHOWN_GRANTS: Final = 200
-"""A page about an account shows at most this many grants, this many API tokens and this many refresh tokens. A page
-about a group shows at most this many grants."""
+MAX_SHOWN_ROWS: Final = 200
+"""The most grants, the most API tokens and the most refresh tokens that a page about an account or a group shows."""
 _MAX_LIMITS: Final = 50
-"""How many limits one API token may have. A limit names actions, and the repositories on which the token allows
-them."""
+"""The most limits of one API token. A *limit* allows the token some actions on some repositories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """The tokens and login sessions of an account. `tokens`: first the API tokens that people have made, then the
-    refresh tokens of clients. `has_more_tokens`: the account has more tokens than are shown. `current`: the id of the
-    session that the visitor uses now."""
+    refresh tokens of clients. `has_more_tokens`: whether the account has further tokens. `current_session_id`: the id
+    of the session that the visitor uses now; None: the visitor uses no session."""
 
     tokens: list[ApiToken]
     has_more_tokens: bool
     sessions: list[LoginSession]
-    current: str | None
+    current_session_id: str | None
 
 
 def credentials_of(caller: Caller, account: AccountName) -> Credentials:
-    """Returns the credentials of an account. The caller has to be allowed to see it."""
-    api_tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="personal")
-    refresh_tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="login")
+    """Returns the credentials of an account. The caller must be allowed to see the account."""
+    api_tokens = caller.accounts.tokens(account, None, MAX_SHOWN_ROWS, purpose="personal")
+    refresh_tokens = caller.accounts.tokens(account, None, MAX_SHOWN_ROWS, purpose="login")
     return Credentials(
         [*api_tokens.items, *refresh_tokens.items],
         api_tokens.more or refresh_tokens.more,
@@ -67,13 +66,13 @@ def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) 
     """Returns the first grants that apply to an account, and whether there are more. A *grant* gives accounts or a
     group rights on repositories. `groups`: groups that a token issuer or the OpenID provider named, in addition to the
     account's groups in the store."""
-    page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, SHOWN_GRANTS)
+    page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, MAX_SHOWN_ROWS)
     return list(page.items), page.more
 
 
 async def add_token(request: Request, caller: Caller, account: AccountName, form: Query, back: str) -> Response:
-    """Creates the API token that a form describes, and returns the page with its secret. Raises AccountInvalid, Denied,
-    RequestInvalid."""
+    """Creates the API token that a form describes, and returns a page with the token's secret. Raises AccountInvalid,
+    Denied, RequestInvalid."""
     caller.rights.check_may_change_credentials(account)
     days = text_of(form, "days")
     if days not in LIFETIMES:
@@ -82,7 +81,7 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
         account,
         note=text_of(form, "note"),
         expires_in=float(days) * 86400 if days else None,
-        limits=_limits(form.one("limits") or ""),
+        limits=_parse_limits(form.one("limits") or ""),
         expected_version=caller.version_of(account),
         by=caller.actor,
     )
@@ -97,7 +96,7 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
     )
 
 
-def _limits(text: str) -> list[TokenLimit]:
+def _parse_limits(text: str) -> list[TokenLimit]:
     """Parses the limits of a token, one on each line. Raises AccountInvalid."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LIMITS:
@@ -106,7 +105,8 @@ def _limits(text: str) -> list[TokenLimit]:
 
 
 async def revoke_token(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Revokes the API token that a form names, after a confirmation. Raises AccountUnknown, Denied."""
+    """Revokes the API token that a form names. If the visitor has not confirmed this yet, returns a page that asks for
+    the confirmation instead. Raises AccountUnknown, Denied."""
     token, _secret_hash = caller.accounts.token(text_of(form, "token"))
     caller.rights.check_may_revoke(token)
     if not is_confirmed(form):
@@ -125,7 +125,7 @@ async def revoke_token(request: Request, caller: Caller, form: Query, back: str)
 
 
 async def end_session(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Ends the login session that a form names. If this is the visitor's own session, the visitor is logged out. Raises
+    """Ends the login session that a form names. If the visitor uses this session now, the visitor is logged out. Raises
     AccountUnknown, Denied."""
     session, _secret_hash = caller.accounts.login_session(text_of(form, "session"))
     caller.rights.check_may_end(session)
@@ -145,5 +145,5 @@ async def end_sessions(caller: Caller, account: AccountName, back: str) -> Respo
 
 
 def _section(path: str) -> str:
-    """Returns the section of the navigation to which a page belongs."""
+    """Returns the section of the navigation to which the page at `path` belongs; empty if it belongs to none."""
     return "access" if path.startswith("/ui/access") else ""

@@ -1,5 +1,5 @@
-"""The pages that the server sends in response to a form, if it does not send a redirect. They show a question before a
-change that cannot be undone, a secret that is shown once, or what was wrong with the form."""
+"""Responses to forms that are pages and not redirects. A page asks a question before a change that cannot be undone,
+shows a secret once, or says what was wrong with the form."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     AccountUnknown: _UNKNOWN_TEXT,
     AccountHidden: _UNKNOWN_TEXT,
 }
-"""Translated texts for errors. The first two replace the message of the error; the others are shown with it."""
+"""Texts for errors, which the page translates. The texts of AccountExists and LastAdmin replace the message of the
+error. The others are shown together with the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormProblem:
-    """Says why a form was refused. `status`: the status of the response. `text`: a text that the pages translate, or
-    an empty text. `message`: the message of the error, in English; empty if `text` says everything."""
+    """Says why a form was refused. `status`: the status of the response. `text`: an explanation, which the page
+    translates; empty if there is only the message. `message`: the message of the error, in English; empty if `text`
+    says everything."""
 
     status: int
     text: str
@@ -41,25 +43,26 @@ class FormProblem:
 
 
 def problem_of(error: RegistryError) -> FormProblem:
-    """Returns the explanation of an error in `FORM_ERRORS` for the page."""
+    """Returns what the page says about an error. The error is one of `FORM_ERRORS`."""
     if isinstance(error, AccountExists | LastAdmin):
         return FormProblem(status_of(error), _PROBLEM_TEXTS[type(error)])
     return FormProblem(status_of(error), _PROBLEM_TEXTS.get(type(error), ""), error.message)
 
 
 def text_of(form: Query, name: str) -> str:
-    """Returns a field of a form without the white space around it; empty if the form does not have the field. Raises
-    RequestInvalid if it has several."""
+    """Returns the text of a form's field, without the white space around it. The text is empty if the form does not
+    have the field. Raises RequestInvalid if the form has the field more than once."""
     return (form.one(name) or "").strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that a visitor has to confirm before the server makes the change.
+    """A question that a visitor has to confirm before the server makes a change.
 
-    - `title`, `consequence` and `button` are translated on the page. The first two show `name` in place of `%(name)s`.
-    - `fields`: the fields of the form, which the confirmation sends again.
-    - `back`: the path of the page with the form. `section`: the entry of the navigation that is marked as current."""
+    - `title`, `consequence` and `button`: texts that the page translates. In `title` and `consequence`, the page
+      replaces `%(name)s` by `name`.
+    - `fields`: the fields of the form that asked for the change. The confirmation sends them again.
+    - `back`: the path of the page with that form. `section`: the entry of the navigation that is marked as current."""
 
     title: str
     consequence: str
@@ -71,19 +74,19 @@ class Question:
 
 
 def is_confirmed(form: Query) -> bool:
-    """Returns whether the form comes from the page that asks for confirmation."""
+    """Returns whether the visitor has confirmed the question of `ask`."""
     return form.one(_CONFIRMED) == "yes"
 
 
 async def ask(request: Request, question: Question) -> Response:
-    """Returns the page that asks a question. Its form is sent to the path of this request."""
+    """Returns the page that asks a question. The browser sends the confirmation to the path of `request`."""
     async with page_slot(request):
         return await page_response(
             request,
             "confirm.html",
             section=question.section,
-            # The page to which a change of the language leads. It is the page with the form, because opening this
-            # question again would not send the form again.
+            # The path that the browser loads after the visitor has changed the language: that of the page with the
+            # form. The server shows this question only in response to a form.
             here=question.back,
             question=question,
             fields={**question.fields, _CONFIRMED: "yes"},
@@ -94,8 +97,8 @@ async def ask(request: Request, question: Question) -> Response:
 async def show_secret(
     request: Request, *, title: str, note: str, name: str, secret: str, back: str, section: str
 ) -> Response:
-    """Returns the page with a secret that is shown once. `title` and `note` are translated on the page, and show `name`
-    in place of `%(name)s`."""
+    """Returns the page with a secret that is shown once. The page translates `title` and `note`, and replaces
+    `%(name)s` in both by `name`. `back` and `section`: see `Question`."""
     async with page_slot(request):
         return await page_response(
             request,

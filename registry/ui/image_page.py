@@ -1,7 +1,7 @@
 """The page that describes an image, an index or another artifact, which a tag or a digest names.
 
-Its path ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. The path of the page about a repository ends with
-`NAME`. A repository name contains neither `:` nor `@`, so no two of these pages have the same path.
+The path of this page ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. The path of the page about a
+repository ends with `NAME`. A repository name contains neither `:` nor `@`, so the paths of the two pages differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnkn
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 STEPS_ON_A_PAGE: Final = 200
-"""How many build steps of an image the page shows. Further steps are left out."""
+"""The most build steps of an image that the page shows."""
 PURPOSE_NAMES: Final = {
     "signature": translatable("Signatures"),
     "sbom": translatable("Lists of contents (SBOM)"),
@@ -35,8 +35,8 @@ PURPOSE_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class BarSegment:
-    """A segment of the bar that shows what makes up an image's size. The segment stands for `part`: a layer, the config
-    or the rest. `start` and `width` are in thousandths of the bar."""
+    """A segment of the bar that shows what makes up an image's size. `part` is what the segment stands for: a layer,
+    the config or the rest. `start` and `width` are in thousandths of the bar's width."""
 
     part: SizePart
     start: float
@@ -65,7 +65,7 @@ def repository_in(path: str) -> RepositoryName:
 
 
 def path_of(name: RepositoryName, reference: Reference | None) -> str:
-    """Returns the path that `parse_path` parses, percent-encoded."""
+    """Returns the percent-encoded form of the path that `parse_path` parses into this name and reference."""
     return quote(image_name(name, reference), safe="/:@")
 
 
@@ -78,13 +78,12 @@ def image_name(name: RepositoryName, reference: Reference | None) -> str:
 
 async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
     """Shows the image, index or artifact `reference` in a repository. `name`: the repository's name in the store; for
-    mirrored content, it begins with the upstream's name. `upstream`: the name of that upstream; None: the repository is
-    not mirrored. For an index, the query can have `platform`: the platform or digest of the image to show.
+    mirrored content, it begins with the upstream's name. `upstream`: the name of the upstream; None: the repository is
+    not mirrored. For an index, the query can have `platform`: the platform or digest of the image to show. Raises
+    Unauthorized, NameUnknown, ManifestUnknown.
 
-    A request needs a *slot* to render this page, and the number of slots is limited (`PageLimits`). This function
-    first reads the content, which can take long, and only then acquires a slot (`page_slot`). While it reads, pages of
-    other visitors can be rendered. So the route must be a `SlotlessRoute`, which acquires no slot itself. Raises
-    Unauthorized, NameUnknown, ManifestUnknown."""
+    The route must be a `SlotlessRoute`, which acquires no *slot* (the permit to render a page) for its handler. Reading
+    the content can take long, so this function acquires a slot only after it has read the content (`page_slot`)."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context = caller.context_for(name)
     view = await caller.repository_browser.manifest(context, name, reference, platform)

@@ -1,8 +1,8 @@
 """The page *Mirror*, for admins. It shows the upstreams, their content in the cache and the running downloads. It has
 forms that refresh, freeze, purge and fetch images. A *frozen* tag stays at one digest, whatever the upstream does.
 
-The cached images and the downloads have separate pages: the list of cached images reads much from the database, and the
-browser reloads the downloads repeatedly.
+The list of cached images is a page of its own, because it reads much from the database. The list of downloads is
+another one, because the browser reloads it repeatedly.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ DOWNLOADS_PATH: Final = "/ui/mirror/downloads"
 IMAGES_ON_A_PAGE: Final = 25
 SHOWN_JOBS: Final = 5
 SHOWN_FROZEN_TAGS: Final = 100
-"""How many images, jobs and frozen tags a page shows."""
+"""The most images, jobs and frozen tags that a page shows."""
 ORDERS: Final = {
     ImageOrder.SIZE: translatable("Size"),
     ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),
@@ -92,19 +92,19 @@ _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
 )
-"""Errors about the form that the visitor sent, or about the upstream. The page shows them with the reference."""
+"""Errors about the form that the visitor sent, or about the upstream. The page shows their message with the image."""
 
 
 class MirrorFormRoute(FormRoute):
-    """A route of a form of the page *Mirror* and of the list of cached images."""
+    """A route that receives a form from the page *Mirror* or from the list of cached images."""
 
     form_pages = (MIRROR_PATH, IMAGES_PATH)
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(prefix=MIRROR_PATH, route_class=MirrorFormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. A handler of a `FormRoute` runs without a slot, and
+acquires one itself before it renders a page (`page_slot`)."""
 
 
 @router.get(MIRROR_PATH)
@@ -146,8 +146,9 @@ async def images(request: Request) -> Response:
     Unauthorized, Denied, NameUnknown, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     upstream, text = query.one("in") or None, (query.one("q") or "").strip()[:MAX_IMAGE_TEXT_CHARACTERS]
-    order = _order(query.one("sort"))
-    page = await list_cached_images(caller, upstream, text, order, _position(query.one("after")), IMAGES_ON_A_PAGE)
+    order = _parse_order(query.one("sort"))
+    position = _parse_position(query.one("after"))
+    page = await list_cached_images(caller, upstream, text, order, position, IMAGES_ON_A_PAGE)
     return await page_response(
         request,
         "mirror_images.html",
@@ -158,7 +159,7 @@ async def images(request: Request) -> Response:
         is_complete=page.complete,
         max_listed=MAX_LISTED_IMAGES,
         upstream=upstream,
-        upstreams=[each.name for each in caller.upkeep.settings.upstream],
+        upstreams=[configured.name for configured in caller.upkeep.settings.upstream],
         text=text,
         order=order.value,
         orders=ORDERS,
@@ -168,23 +169,23 @@ async def images(request: Request) -> Response:
 
 @_forms.post("/refresh")
 async def refresh_image(request: Request) -> Response:
-    """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot for rendering pages
-    while it waits, because an upstream may take long. Raises Unauthorized, Denied, RequestInvalid."""
+    """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot while it waits for the
+    upstream, which may take long. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
-    reference = _reference(form)
+    reference = _reference_in(form)
 
     async def work() -> dict[str, Any]:
         result = await refresh(caller, ImageToRefresh(reference=reference))
         return {"text": REFRESH_TEXTS[result.outcome], "result": result}
 
-    return await _done_page(request, reference, work)
+    return await _result_page(request, reference, work)
 
 
 @_forms.post("/freeze")
 async def freeze_image(request: Request) -> Response:
     """Freezes the tag `reference`. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
-    reference = _reference(form)
+    reference = _reference_in(form)
 
     async def work() -> dict[str, Any]:
         frozen = await freeze(caller, TagToFreeze(reference=reference))
@@ -193,29 +194,29 @@ async def freeze_image(request: Request) -> Response:
             "frozen_digest": frozen.digest,
         }
 
-    return await _done_page(request, reference, work)
+    return await _result_page(request, reference, work)
 
 
 @_forms.post("/unfreeze")
 async def unfreeze_image(request: Request) -> Response:
     """Lets the frozen tag `reference` follow the upstream again. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
-    reference = _reference(form)
+    reference = _reference_in(form)
 
     async def work() -> dict[str, Any]:
         await unfreeze(caller, reference)
         return {"text": translatable("The tag follows the upstream again.")}
 
-    return await _done_page(request, reference, work)
+    return await _result_page(request, reference, work)
 
 
 @_forms.post("/purge")
 async def purge_image(request: Request) -> Response:
-    """Deletes content from the cache: the image `reference`, or its whole repository if the form has `everything`.
-    Without the field `sure`, only asks for confirmation. With `force`, also deletes content that a frozen tag needs.
-    Raises Unauthorized, Denied, RequestInvalid."""
+    """Deletes the image `reference` from the cache. With the field `everything`, deletes all cached content of the
+    image's repository. With `force`, also deletes content that a frozen tag needs. Without `sure`, deletes nothing, and
+    asks the visitor to confirm. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
-    reference, everything = _reference(form), bool(form.one("everything"))
+    reference, everything = _reference_in(form), bool(form.one("everything"))
     try:
         repository = parse_reference(reference).repository if everything else ""
     except _SHOWN_ERRORS as error:
@@ -232,14 +233,14 @@ async def purge_image(request: Request) -> Response:
             "purged": await purge(caller, body),
         }
 
-    return await _done_page(request, repository or reference, work)
+    return await _result_page(request, repository or reference, work)
 
 
 @_forms.post("/warm")
 async def warm_images(request: Request) -> Response:
-    """Starts a job that fetches the images in `references`, which has one image in each line. `platform` lists
-    platforms, such as `linux/arm64`, or has `all`; if it is empty, the platforms of the settings are fetched. Redirects
-    to the page with the progress of the job. Raises Unauthorized, Denied."""
+    """Starts a job that fetches images, and redirects to the page with the progress of the job. The field `references`
+    names one image in each line. The field `platform` lists platforms, such as `linux/arm64`, or has `all`; if it is
+    empty, the job fetches the platforms that the settings name. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
     references, platforms = (form.one("references") or "").split(), (form.one("platform") or "").split()
 
@@ -257,30 +258,31 @@ async def warm_images(request: Request) -> Response:
     return redirect(f"{MIRROR_PATH}#downloads")
 
 
-async def _done_page(request: Request, reference: str, work: Callable[[], Awaitable[dict[str, Any]]]) -> Response:
-    """Runs `work`, and returns the page with the values that it returns, or with the reason why it failed."""
+async def _result_page(request: Request, reference: str, work: Callable[[], Awaitable[dict[str, Any]]]) -> Response:
+    """Runs `work`, which returns values for the template, and returns a page with these values. If `work` fails, the
+    page says why."""
     try:
         values = await work()
     except _SHOWN_ERRORS as error:
         return await _problem_page(request, reference, error)
     async with page_slot(request):
-        return await page_response(request, "mirror_done.html", **{**_done_values(reference), **values})
+        return await page_response(request, "mirror_done.html", **{**_default_values(reference), **values})
 
 
 async def _problem_page(request: Request, reference: str, error: RegistryError) -> Response:
-    values = {**_done_values(reference), "problem": error.message}
+    values = {**_default_values(reference), "problem": error.message}
     async with page_slot(request):
         return await page_response(request, "mirror_done.html", status_code=status_of(error), **values)
 
 
-def _done_values(reference: str) -> dict[str, Any]:
-    """Returns the values that `mirror_done.html` needs. Each result has only some of them, so the others are None."""
+def _default_values(reference: str) -> dict[str, Any]:
+    """Returns all values that `mirror_done.html` needs. Those that only some results have are None."""
     values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "frozen_digest", "purged"))
     return {**values, "section": "mirror", "here": MIRROR_PATH, "reference": reference}
 
 
 async def _warm_jobs(caller: Caller) -> list[JobResponse]:
-    """Returns the newest jobs that warm the cache."""
+    """Returns the newest jobs that fetch images into the cache."""
     return (await list_jobs(caller, WARM_KIND, None, SHOWN_JOBS)).items
 
 
@@ -288,15 +290,15 @@ def _job_values() -> dict[str, Any]:
     return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
 
 
-def _order(text: str | None) -> ImageOrder:
+def _parse_order(text: str | None) -> ImageOrder:
     try:
         return ImageOrder(text or ImageOrder.SIZE)
     except ValueError:
         raise RequestInvalid("images cannot be sorted by this") from None
 
 
-def _position(text: str | None) -> int:
-    """Returns the position in the list that the query asks for; 0 without one. Raises RequestInvalid."""
+def _parse_position(text: str | None) -> int:
+    """Parses a position in a list. Returns 0 for None and for an empty text. Raises RequestInvalid."""
     if not text:
         return 0
     if not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -304,7 +306,7 @@ def _position(text: str | None) -> int:
     return int(text)
 
 
-def _reference(form: Query) -> str:
+def _reference_in(form: Query) -> str:
     """Returns the field `reference`. Raises RequestInvalid if it is empty or too long."""
     reference = (form.one("reference") or "").strip()
     if not 0 < len(reference) <= MAX_REFERENCE_CHARACTERS:

@@ -1,8 +1,8 @@
 """What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
 identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms, and
-`SlotlessRoute` for pages that wait for something slow. `page_response` renders a page.
+`SlotlessRoute` the one for pages that wait for slow work. `page_response` renders a page.
 
-A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
+Pages identify the visitor by the session cookie alone, and ignore an Authorization header, which is for programs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _ERROR_TEXTS: Final = {
     503: (translatable("Busy"), translatable("The server cannot answer now. Load the page again in a moment.")),
     507: (translatable("The disk is full"), translatable("Pulls still work. Nothing can be stored.")),
 }
-"""The title and the explanation of an error page, by status. Other statuses use those of 400 and 500."""
+"""The title and the explanation of an error page, by status. Others have the texts of 400 (below 500) or of 500."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ class Visit:
 
     - `caller`: the visitor's account and rights; None: an error occurred before the visitor was identified.
     - `language`: a key of `LANGUAGES`. `path`: the path and query of the page, as the browser sent them.
-    - `is_session_over`: the browser sent a session that is no longer valid, so the visitor is anonymous now.
-    - `is_partial`: the script htmx requests the page, to put a part of it into the page that the browser shows."""
+    - `is_session_over`: whether the browser sent a session that is not valid any more. The visitor is then anonymous.
+    - `is_partial`: whether the script htmx requests the page, to put a part of it into the page that is shown."""
 
     caller: Caller | None
     language: str
@@ -109,7 +109,7 @@ def caller_of(request: Request) -> Caller:
 
 
 async def admin_of(request: Request) -> Caller:
-    """Returns the visitor, who is an admin. Raises Unauthorized, Denied."""
+    """Returns the visitor if the visitor is an admin. Raises Unauthorized, Denied."""
     return await require_admin(await require_login(caller_of(request)))
 
 
@@ -120,18 +120,18 @@ def query_of(request: Request) -> Query:
 
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
-    """Waits for a *slot*, the permit to render a page (`PageLimits`), and holds it. Raises TooManyRequests."""
-    async with request.app.pages.limits.page(_visitor_of(visit_of(request), request.scope)):
+    """Holds a *slot*, the permit to render a page. Waits until one is free (`PageLimits`). Raises TooManyRequests."""
+    async with request.app.pages.limits.page(_visitor_key(visit_of(request), request.scope)):
         yield
 
 
 async def receive_form(
     request: Request, check: Callable[[Request], Awaitable[T]], max_bytes: int = MAX_FORM_BYTES
 ) -> tuple[T, Query]:
-    """Returns the result of `check` and the fields of a form. `check` raises an error if the visitor does not have the
-    rights that the form needs. Calls `check` before the form is received, so that nobody without rights can send one,
-    and again when the form has arrived, because an admin may have removed the rights in the meantime. Returns the
-    result of the second call. Raises the errors of `check` and `read_form`."""
+    """Receives a form. `check` raises an error if the visitor does not have the rights that the form needs. The first
+    call of `check`, before the form is received, ensures that nobody without rights can send one. The second call comes
+    when the form has arrived, because the rights may have changed. Returns the result of the second call, and the
+    fields of the form. Raises the errors of `check` and `read_form`."""
     await check(request)
     form = await read_form(request, max_bytes)
     return await check(request), form
@@ -139,10 +139,10 @@ async def receive_form(
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     """Returns the fields of a form. Checks no rights: use `receive_form` for a form that needs rights. The route should
-    be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived,
-    so `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a
-    page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be
-    read. Raises ClientDisconnect if the client disconnects before the form has arrived."""
+    be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived.
+    From then on, `caller_of` and calls on the registry have the rights that the visitor has now. Raises HTTPException
+    (403) if a page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form
+    cannot be read. Raises ClientDisconnect if the client disconnects before the form has arrived."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -154,7 +154,7 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     if len(body) <= MAX_FORM_BYTES:
         form = Query(bytes(body))
     else:
-        form = await asyncio.to_thread(Query, bytes(body))  # a long text takes tens of milliseconds
+        form = await asyncio.to_thread(Query, bytes(body))  # takes tens of milliseconds
     request.state.visit = await _identify(request)
     current_request().principal = caller_of(request).principal
     return form
@@ -171,15 +171,15 @@ def image_host(request: Request) -> str:
 
 
 class PageRoute(APIRoute):
-    """A route of a page. If the route only receives a form, its path has no page. `form_pages` then has the paths of
-    the pages with this form, the usual one first. A visitor who had to log in returns to the page with the form if
-    `form_pages` is not empty, and otherwise to the route's own page."""
+    """A route of a page. `form_pages` is empty if the path of the route has a page. If the route only receives a form,
+    `form_pages` has the paths of the pages with this form, the usual one first. A visitor who
+    has to log in returns to the page with the form, or to the route's own page if `form_pages` is empty."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns a handler around FastAPI's handler of the route. It identifies the visitor, applies the limits of
-        pages, and turns errors into pages. It records a denied request in the audit log, as the API does. Raises
+        """Returns a handler that calls FastAPI's handler of the route. The returned handler identifies the visitor,
+        applies the limits of pages, turns errors into pages, and records a denied request in the audit log. It raises
         ClientDisconnect if the client has disconnected before its form has arrived."""
         run_handler = super().get_route_handler()
 
@@ -203,28 +203,28 @@ class PageRoute(APIRoute):
         return handle
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
-        """Runs FastAPI's handler in a slot."""
+        """Runs FastAPI's handler while it holds a slot."""
         async with page_slot(request):
             return await handler(request)
 
 
 class SlotlessRoute(PageRoute):
-    """A route whose handler first waits for slow work, such as a search. The wait can be long, because the work of one
-    visitor is limited (`VisitorLimits`). The handler holds no slot during this wait, so that pages of other visitors
-    are rendered. It acquires a slot itself (`page_slot`) before it renders a page."""
+    """A route whose handler first waits for slow work, such as a search. The handler runs without a slot, so that pages
+    of other visitors are rendered during the wait. Before it renders a page, it acquires a slot itself
+    (`page_slot`)."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
 
 
 class FormRoute(SlotlessRoute):
-    """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
-    because both can take long. If its path has no page, a subclass names the `form_pages`."""
+    """A route that receives a form. Its handler runs without a slot, because receiving the form and hashing a
+    password can take long. If the path of a route has no page, a subclass sets `form_pages`."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
-    """Renders a template and returns the page. `values`: the values for the template; those for the layout are added.
-    Raises the errors of rendering."""
+    """Renders a template and returns the page. `values`: the values for the template. The function adds the values that
+    the layout needs. Raises the errors of rendering."""
     pages: Pages = request.app.pages
     visit = visit_of(request)
     body = await pages.renderer.render(template, visit.language, {**_layout_values(request, visit), **values})
@@ -237,17 +237,17 @@ def redirect(path: str) -> Response:
 
 
 def redirect_with_query(request: Request, path: str, *names: str) -> Response:
-    """Returns a redirect from one path of a page to another, `path`, such as from a repository's short name to its full
-    name. Keeps the parameters `names` of the query, which are those that the page reads, and encodes them again. Raises
-    RequestInvalid if the query cannot be parsed."""
+    """Returns a redirect to another path of the same page, for example from a repository's short name to its full name.
+    `names`: the parameters of the query that the page reads; the redirect keeps only these. Raises RequestInvalid if
+    the query cannot be parsed."""
     query = query_of(request)
     kept = [(name, value) for name in names for value in query.all(name)]
     return redirect(f"{path}?{urlencode(kept)}" if kept else path)
 
 
 async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
-    """Sends the page that says that a browser sends too many requests. The page is rendered once for each language,
-    because refusing a request must not cost more than serving it."""
+    """Sends the page that refuses a request because the browser sends too many. The page is rendered once for each
+    language, so that to refuse a request does not cost more than to serve it."""
     body = await _too_many_page(pages, _language(scope))
     headers = {**HEADERS, "content-type": "text/html; charset=utf-8", "retry-after": str(error.retry_after)}
     headers["content-length"] = str(len(body))
@@ -257,8 +257,8 @@ async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRe
 
 
 async def _identify(request: Request) -> Visit:
-    """Returns the visit with the account of the session cookie. Without a valid session the visitor is anonymous.
-    Raises the errors of the store."""
+    """Returns the visit of the account that the session cookie names. Without a valid session, the visitor is
+    anonymous. Raises the errors of the store."""
     management = request.app.service.access.management
     cookies, actor = cookies_of(request), unauthenticated_actor(request.scope)
     is_session_over = False
@@ -281,7 +281,7 @@ def _unidentified_visit(scope: Scope) -> Visit:
 
 
 def _language(scope: Scope) -> str:
-    """Returns the language that the visitor chose; otherwise the one that the browser prefers."""
+    """Returns the language that the visitor chose, or that the browser prefers if the visitor chose none."""
     accepted = dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1")
     return choose_language(cookie_value(scope, LANGUAGE_COOKIE), accepted)
 
@@ -291,9 +291,9 @@ def _path_of(scope: Scope) -> str:
     return (raw_path(scope) + (b"?" + query if query else b"")).decode("ascii", "replace")
 
 
-def _visitor_of(visit: Visit, scope: Scope) -> str:
-    """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of a client that is
-    anonymous or not identified yet."""
+def _visitor_key(visit: Visit, scope: Scope) -> str:
+    """Returns the text that identifies a visitor in `PageLimits`: the account or, if the visitor is anonymous or not
+    identified yet, the network of the client."""
     address = client_address(scope)
     return visitor_key(None, address) if visit.caller is None else visit.caller.principal.visitor_key_at(address)
 
@@ -319,8 +319,8 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
         "is_admin": caller is not None and caller.rights.admin,
         "is_registry_open": caller is not None and caller.is_registry_open,  # whether there are no accounts yet
         "is_session_over": visit.is_session_over,
-        # The page to which a change of the language leads. The browser requests it with GET, so it must not be the path
-        # of a form.
+        # The path that the browser loads, with GET, after the visitor has changed the language. A path that only
+        # receives a form has no page for GET.
         "here": "/ui/" if request.method != "GET" else visit.path,
         "version": request.app.version,
         "section": "",
@@ -328,11 +328,11 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
 
 
 async def _error_response(request: Request, error: Exception, form_pages: Sequence[str]) -> Response:
-    """Returns the page about an error, which is rendered in a `page_slot`. A visitor who has to log in is redirected to
-    the login page. `form_pages`: see `PageRoute`. Logs an error whose status is 500 or above."""
+    """Returns the page about an error, or a redirect to the login page if the visitor has to log in. Acquires a slot to
+    render the page. `form_pages`: see `PageRoute`. Logs an error whose status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
-        return _to_login(
+        return _login_redirect(
             visit, form_page_path(request.headers.get("referer", ""), form_pages) if form_pages else visit.path
         )
     if isinstance(error, TooManyRequests):
@@ -356,7 +356,7 @@ async def _error_response(request: Request, error: Exception, form_pages: Sequen
 
 
 async def _too_many_response(request: Request, error: TooManyRequests) -> Response:
-    """Returns the page that `send_too_many` sends."""
+    """Returns the same page that `send_too_many` sends."""
     body = await _too_many_page(request.app.pages, visit_of(request).language)
     headers = {**HEADERS, "retry-after": str(error.retry_after)}
     return Response(body, 429, headers, "text/html; charset=utf-8")
@@ -366,9 +366,9 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
     return await pages.cached_error_page(language, lambda: _values_without_visitor(429))
 
 
-def _to_login(visit: Visit, page: str) -> Response:
-    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. If htmx asked for
-    a part of a page, the browser loads the login page as a whole."""
+def _login_redirect(visit: Visit, page: str) -> Response:
+    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. If htmx sent the
+    request, the header hx-redirect makes the browser load the login page in place of the whole page."""
     path = f"{LOGIN_PAGE_PATH}?next={quote(page, safe='/')}"
     return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
 
@@ -382,8 +382,8 @@ def _status_of(error: Exception) -> int:
 
 
 def _error_values(status: int, error: Exception, request_id: str) -> dict[str, object]:
-    """Returns the values of the error page. The message of the error is in English. The message of a server error is
-    only logged, and not shown."""
+    """Returns the values of the error page. The page shows the message of the error, which is in English, but not that
+    of a server error."""
     title, explanation = _ERROR_TEXTS.get(status) or _ERROR_TEXTS[500 if status >= 500 else 400]
     message = ""
     if status < 500:

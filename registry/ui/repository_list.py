@@ -1,9 +1,9 @@
 """Lists the repositories that a visitor may pull: either the *hosted* ones, whose content clients push to this
 registry, or those that are mirrored from one upstream.
 
-The `Registry` lists all names together, in byte order, and limits the work for each page of its list. Mirrored names
-begin with the name of their upstream, so the names of an upstream form one range. All names outside these ranges are
-hosted.
+`Registry.repositories` lists hosted and mirrored names together, in byte order. Each call reads one page of this list,
+and its work is limited. Mirrored names begin with the name of their upstream, so the names of an upstream form one
+range. All names outside these ranges are hosted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from storage.names import RepositoryName
 from storage.patterns import NameSet
 
 PAGE_SIZE: Final = 50
-"""How many repositories a page shows."""
-_MAX_CALLS: Final = 40
-"""How many pages of the registry's list are read for one page that a visitor sees. Each call can skip the names of one
+"""The most repositories that a page shows."""
+_MAX_REGISTRY_CALLS: Final = 40
+"""The most calls of `Registry.repositories` for one page that a visitor sees. Each call can skip the names of one
 upstream. If the limit is reached, the page has fewer names and a link to the next page."""
 _AFTER_EVERY_NAME: Final = "\x7f"
 """Sorts after every character of a name."""
@@ -27,31 +27,35 @@ _AFTER_EVERY_NAME: Final = "\x7f"
 
 @dataclass(frozen=True, slots=True)
 class RepositoryPage:
-    """A part of a list. `next_after`: the cursor of the next page; None: this is the last page."""
+    """A page of a list of repositories. `next_after`: the cursor of the next page; None: this is the last page."""
 
     names: Sequence[RepositoryName]
     next_after: str | None
 
 
-def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
-    """Returns, sorted, the upstreams from which the visitor may pull. `names`: all names that the visitor may pull."""
-    # `seek(text)` returns `text` or a text that sorts after it. The set has no name between the two. None: the set has
-    # no name from `text` on. So if the result does not begin with `{upstream}/`, no name of the set does.
+def visible_upstreams(components: PageComponents, pullable_names: NameSet) -> list[str]:
+    """Returns the upstreams from which the visitor may pull, sorted. `pullable_names`: the names of all repositories
+    that the visitor may pull."""
+    # `seek(start)` returns `start`, or a text after `start` in byte order. No name of the set lies between the two. The
+    # result is None if no name of the set is equal to `start` or lies after it. If the result does not begin with
+    # `{upstream}/`, the set therefore has no name that begins with `{upstream}/`.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)
-        if (names.seek(f"{upstream}/") or "").startswith(f"{upstream}/")
+        if (pullable_names.seek(f"{upstream}/") or "").startswith(f"{upstream}/")
     ]
 
 
 async def list_repositories(
     components: PageComponents, upstream: str | None, prefix: str, after: str | None
 ) -> RepositoryPage:
-    """Returns a page of the repositories whose names begin with `prefix`. `upstream`: lists the repositories of this
-    upstream; None: lists hosted repositories. With `upstream`, `prefix` is compared with the part of a name after the
-    upstream's name; it may also begin with the upstream's name itself, as in `docker.io/library`. `after`: the cursor
-    of the page before; None: the first page. Raises the errors of `Registry.repositories`, such as RequestInvalid for a
-    cursor of another list."""
+    """Returns a page of repositories. Raises the errors of `Registry.repositories`, such as RequestInvalid for a cursor
+    of another list.
+
+    - `upstream`: lists the repositories of this upstream; None: lists hosted repositories.
+    - `prefix`: lists the repositories whose names begin with this text. The names of an upstream's repositories are
+      compared without the upstream's name, unless `prefix` begins with it, as in `docker.io/library`.
+    - `after`: the cursor of this page, from `next_after` of the page before; None: the first page."""
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]
@@ -61,13 +65,13 @@ async def list_repositories(
     if after is None and wanted_prefix:
         after = _just_before(wanted_prefix)
     names: list[RepositoryName] = []
-    for _ in range(_MAX_CALLS):
+    for _ in range(_MAX_REGISTRY_CALLS):
         page = await components.content.repositories(after, PAGE_SIZE - len(names))
         # The cursor of the next call: `next_after` if the page has it, otherwise the last name of the page.
         after = page.next_after or (page.items[-1] if page.items else after)
         for name in page.items:
             if not name.startswith(wanted_prefix):
-                if name > wanted_prefix:  # all names with the prefix were read
+                if name > wanted_prefix:  # all names with the prefix come before this name
                     return RepositoryPage(names, None)
                 continue
             if upstream is None and (range_end := _upstream_range_end(components, name)) is not None:
@@ -83,12 +87,13 @@ async def list_repositories(
 
 
 def _upstream_range_end(components: PageComponents, name: str) -> str | None:
-    """Returns the end of the range of names that `name` belongs to, if it is mirrored; None if it is hosted."""
+    """Returns the end of the range of an upstream's names if `name` is in such a range; None if `name` is hosted."""
     segment, slash, _ = name.partition("/")
     return f"{segment}/{_AFTER_EVERY_NAME}" if slash and segment in components.naming.upstreams else None
 
 
 def _just_before(text: str) -> str:
-    """Returns a text that sorts before `text`, with no repository name between the two. It is `text` with its last
-    character replaced by the character before it, followed by characters that sort after every character of a name."""
+    """Returns a text that sorts before `text`, with no repository name between the two."""
+    # The last character is replaced by the one before it in byte order, and a character that sorts after every
+    # character of a name follows.
     return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_NAME

@@ -1,4 +1,4 @@
-"""The pages that delete several tags at once: a preview of what would be deleted, the removal, and its undo.
+"""The pages to delete several tags at once: a preview of what would be deleted, the removal, and the undo of a removal.
 
 `Caller.repository_browser` is the object that reads and changes the content of repositories for the pages and the API
 (`registry.browse.repository_browser.RepositoryBrowser`).
@@ -34,24 +34,24 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
-"""How many tags one form may restore. One removal deletes at most `MAX_REMOVED_TAGS` tags that its form names, and at
-most three times as many referrer tags of their manifests, such as `sha256-….sig`."""
+"""The most tags that one form may restore. The form of a removal names at most `MAX_REMOVED_TAGS` tags. The removal
+also deletes the referrer tags of their manifests, such as `sha256-….sig`: at most three times as many."""
 _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
-"""The most bytes that a form has for one tag: up to 128 for the tag, 136 for its digest, and 16 for the name of the
-field and separators."""
+"""The most bytes that one tag takes in a form: 128 for the tag, 136 for its digest, and 16 for the name of the field
+and separators."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The handlers of `_slotless_routes` wait for the store to plan a removal, those of `_forms` for a form to arrive.
-Meanwhile their route classes hold no *slot* (the permit to render a page), so a handler that renders a page acquires
-one itself (`page_slot`)."""
+"""The handlers of `_slotless_routes` wait until the store has planned a removal. The handlers of `_forms` wait until a
+form has arrived. Both run without a *slot* (the permit to render a page), and acquire one themselves before they render
+a page (`page_slot`)."""
 
 
 @_slotless_routes.get(TAG_REMOVAL_PATH + "/{path:path}")
 async def tag_removal(request: Request, path: str) -> Response:
-    """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs `pull` and
-    `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
+    """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs the rights
+    `pull` and `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
     caller, name = caller_of(request), repository_in(path)
     await require_readable(caller, name)  # fails for a visitor who may not see the repository
     stored = await require_deletable(caller, name)
@@ -68,7 +68,8 @@ async def tag_removal(request: Request, path: str) -> Response:
 async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
-    form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`, and DigestInvalid."""
+    form to undo the removal. Needs the rights `pull` and `delete`. Raises the errors of `tag_removal`, and
+    DigestInvalid."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), require_deletable, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
     )
@@ -82,7 +83,7 @@ async def remove_tags(request: Request, path: str) -> Response:
             request,
             "tags_removed.html",
             section="repositories",
-            here=_repository_path(stored),  # the page that a change of the language or a login leads to
+            here=_repository_path(stored),  # the page that is loaded after a change of the language or a login
             name=stored,
             result=removed,
             may_push=rights.may_push,
@@ -92,16 +93,16 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def tag_restoration(path: str) -> Response:
-    """Redirects to the tag history. If the session of a visitor has ended when they undo a removal, they get the login
-    page. After the login, that page redirects them to this path with GET. Raises NameUnknown."""
+    """Redirects to the tag history. A visitor whose session has ended gets the login page when they undo a removal. The
+    login then redirects the browser to this path with GET. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 
 @_forms.post(TAG_RESTORATION_PATH + "/{path:path}")
 async def restore_tags(request: Request, path: str) -> Response:
-    """Undoes a removal: puts back the tags that the form names, each at its digest. Each field `tag` of the form is
-    `TAG@DIGEST`. Does not change a tag that exists again. Needs `pull` and `push`. Raises Unauthorized, Denied,
-    Unsupported, NameUnknown, RequestInvalid, TagInvalid, DigestInvalid."""
+    """Undoes a removal: sets the tags that the form names to their digests again. Each field `tag` of the form is
+    `TAG@DIGEST`. Does not change a tag that exists again. Needs the rights `pull` and `push`. Raises Unauthorized,
+    Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid, DigestInvalid."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), require_pushable, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
     )
@@ -112,14 +113,14 @@ async def restore_tags(request: Request, path: str) -> Response:
             request,
             "tags_restored.html",
             section="repositories",
-            here=_repository_path(stored),  # the page that a change of the language or a login leads to
+            here=_repository_path(stored),  # the page that is loaded after a change of the language or a login
             name=stored,
             result=restored,
         )
 
 
 def _tags_in(form: Query, limit: int) -> dict[Tag, Digest]:
-    """Returns the tags and digests of a form. Raises RequestInvalid, TagInvalid, DigestInvalid."""
+    """Returns the tags that a form names, with their digests. Raises RequestInvalid, TagInvalid, DigestInvalid."""
     texts = form.all("tag")
     _check_count(len(texts), limit)
     if not texts:
@@ -129,14 +130,14 @@ def _tags_in(form: Query, limit: int) -> dict[Tag, Digest]:
 
 
 def _check_count(count: int, limit: int) -> None:
-    """Raises RequestInvalid if there are too many tags."""
+    """Raises RequestInvalid if the number of tags is larger than `limit`."""
     if count > limit:
         raise RequestInvalid(f"{count} tags are too many; choose at most {limit}")
 
 
 def _kept_until(caller: Caller) -> datetime | None:
-    """Returns the time until which content that is removed now is kept, so that it can be restored. None: the next
-    garbage collection may delete it."""
+    """Returns the time until which the registry keeps content that is removed now, so that it can be restored. Returns
+    None if the next garbage collection may delete it."""
     grace = caller.upkeep.settings.gc.grace
     return datetime.now(UTC) + timedelta(seconds=grace) if grace else None
 

@@ -49,11 +49,11 @@ SHOWN_BACKUPS: Final = 20
 SHOWN_DAMAGED: Final = 20
 PREVIEWED_TAGS: Final = 100
 PREVIEWED_REPOSITORIES: Final = 50
-"""How many items of each kind a page shows."""
+"""The most items of each kind that a page shows."""
 
 
 class UpkeepFormRoute(FormRoute):
-    """A route of a form of the page *Upkeep*."""
+    """A route that receives a form from the page *Upkeep*."""
 
     form_pages = (UPKEEP_PATH,)
 
@@ -62,49 +62,48 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
 """The handlers of `_slotless_routes` wait until the store has planned what retention would delete. The handlers of
-`_forms` wait until a form has arrived. During these waits, a request holds no *slot* (the permit to render a page). So
-a handler that renders a page acquires a slot itself (`page_slot`)."""
+`_forms` wait until a form has arrived. Both run without a *slot* (the permit to render a page), and acquire one
+themselves before they render a page (`page_slot`)."""
 
 
-async def _start_preview(caller: Caller) -> JobResponse:
-    """Starts a dry run of garbage collection. The preview of retention is a page without a job (`retention`)."""
+async def _start_dry_collection(caller: Caller) -> JobResponse:
+    """Starts a dry run of garbage collection."""
     return await collect_garbage(caller, CollectionRequest(dry_run=True))
 
 
-STARTS: Final[dict[str, Callable[[Caller], Awaitable[JobResponse]]]] = {
+JOB_STARTERS: Final[dict[str, Callable[[Caller], Awaitable[JobResponse]]]] = {
     "gc": lambda caller: collect_garbage(caller, CollectionRequest()),
-    "gc-preview": _start_preview,
+    "gc-preview": _start_dry_collection,
     "fsck": lambda caller: check_store(caller, CheckRequest()),
     "scrub": start_scrub,
     "backup": lambda caller: make_backup(caller, NewBackup()),
     "retention": apply_retention,
     "evict": lambda caller: evict_from_cache(caller, EvictionRequest()),
 }
-"""The functions that start a job, by the field `kind` of the form."""
+"""The functions that start jobs. The field `kind` of the form is one of the keys."""
 QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
 }
-"""Some jobs delete tags or cached images. Before such a job starts, the visitor has to confirm one of these questions.
-The keys are the kinds of these jobs."""
+"""The questions that the visitor has to confirm before a job deletes tags or cached images, by the kind of the job."""
 
 
 @router.get(UPKEEP_PATH)
 async def upkeep(request: Request) -> Response:
-    """Shows the state of all upkeep. Raises Unauthorized, Denied."""
+    """Shows the page *Upkeep*. Raises Unauthorized, Denied."""
     return await _upkeep_page(request, await admin_of(request))
 
 
 @router.get(JOBS_PATH)
 async def jobs(request: Request) -> Response:
-    """Lists the jobs, newest first. The query can have `after`, the number of a job, and `kind`. Raises Unauthorized,
-    Denied, RequestInvalid."""
+    """Lists the jobs, newest first. The query can have `kind`, the kind of the listed jobs, and `after`, the number of
+    the last job on the previous page. Raises Unauthorized, Denied, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     kind = query.one("kind") or None
     if kind is not None and kind not in JOB_KINDS:
         raise RequestInvalid("there are no jobs of this kind")
-    # In the API, FastAPI limits the length of `after`. This direct call of `list_jobs` has no such limit, so a long
-    # text is cut here. The number of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`).
+    # FastAPI limits the length of `after` only in requests to the API, so this handler cuts a longer text. The number
+    # of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`).
     page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
     return await page_response(
         request,
@@ -127,9 +126,9 @@ async def newest_jobs(request: Request) -> Response:
 
 @_slotless_routes.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
-    """Shows a preview of what the retention rules would delete. Without `repository` in the query, lists repositories;
-    with it, lists the tags of that repository. `after` is the last repository or tag of the page before. Raises
-    Unauthorized, Denied."""
+    """Shows a preview of what the retention rules would delete. The query can have two parameters: `repository` lists
+    the tags of this repository, and without it, the page lists repositories; `after` is the last repository or tag of
+    the previous page. Raises Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     name = (query.one("repository") or "").strip()[:MAX_NAME_LENGTH]
     after = (query.one("after") or "")[:MAX_NAME_LENGTH] or None
@@ -157,20 +156,20 @@ async def retention(request: Request) -> Response:
 
 
 @_forms.post(START_PATH)
-async def start(request: Request) -> Response:
-    """Starts the job `kind`, a key of `STARTS`, and redirects to the page with its progress. If `QUESTIONS` has
-    a question for the job, asks it first, unless the form has the field `sure`. Raises Unauthorized, Denied,
-    RequestInvalid."""
+async def start_job(request: Request) -> Response:
+    """Starts a job, and redirects to the page with its progress. The field `kind` is a key of `JOB_STARTERS`. If
+    `QUESTIONS` has a question for the job and the form has no field `sure`, only asks the question. Raises
+    Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     kind = form.one("kind") or ""
-    if kind not in STARTS:
+    if kind not in JOB_STARTERS:
         raise RequestInvalid("this cannot be started")
     if kind in QUESTIONS and not form.one("sure"):
         async with page_slot(request):
             values: dict[str, Any] = {"kind": kind, "question": QUESTIONS[kind], "title": JOB_KINDS[kind]}
             return await page_response(request, "upkeep_question.html", section="upkeep", here=UPKEEP_PATH, **values)
     try:
-        await STARTS[kind](caller)
+        await JOB_STARTERS[kind](caller)
     except (JobRunning, TooManyRequests, Unsupported, BackupTargetUnknown, NameUnknown) as error:
         async with page_slot(request):
             return await _upkeep_page(request, caller, error)
@@ -178,7 +177,7 @@ async def start(request: Request) -> Response:
 
 
 async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError | None = None) -> Response:
-    """Returns the page. `problem`: why the job that a form named was not started."""
+    """Returns the page *Upkeep*. `problem`: why the job that a form named was not started; None: no form was sent."""
     settings = caller.upkeep.settings
     backups, backup_problem = await _backups(caller)
     damaged = await list_damaged(caller, None, SHOWN_DAMAGED)
@@ -211,8 +210,8 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
 
 
 async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
-    """Returns the newest backups, and the reason why they cannot be read. The reason is None if they can be read, or if
-    the settings have no target for backups."""
+    """Returns the newest backups, and None or the reason why they cannot be read. If the settings have no target for
+    backups, returns no backups, and None."""
     try:
         return (await list_backups(caller)).items[:SHOWN_BACKUPS], None
     except BackupTargetUnknown:
@@ -228,9 +227,9 @@ async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
 
 
 def _rules(caller: Caller) -> list[dict[str, Any]]:
-    """Returns the rules of retention, with their durations as texts. For `keep_pushed_within` and `keep_pulled_within`,
-    0 means that the condition is not set, and the text is empty. For `delete_untagged_after`, 0 is a duration like any
-    other; None means that it is not set, and stays None."""
+    """Returns the rules of retention, with their durations as texts. `keep_pushed_within` and `keep_pulled_within` are
+    empty texts if they are not set, which is 0 in the settings. `delete_untagged_after` is None if it is not set, which
+    is None in the settings; there, 0 is a duration."""
     return [
         {
             "repositories": rule.repositories,
@@ -248,7 +247,7 @@ def _rules(caller: Caller) -> list[dict[str, Any]]:
 
 
 def _duration_text(seconds: float | None) -> str:
-    """Returns a duration as text. Returns an empty text for 0 and None, which mean that it is not set."""
+    """Returns a duration as text. Returns an empty text for 0 and None, which mean that no duration is set."""
     return format_duration(seconds) if seconds else ""
 
 

@@ -2,11 +2,11 @@
 (`refresh_image`), and delete cached content (`purge_image`).
 
 An *upstream* is a remote registry that this registry mirrors. A *frozen* tag always stays at one digest. A *cooldown*
-delays moves of a tag: for some time, pulls get the older digest.
+delays the change of a tag: pulls get the older digest until the cooldown ends.
 
-In these functions, `stored` is the registry that stores the cached content in the data directory. `mirrored` says from
-where a repository is read. `mirrored.registry` is the mirror, which asks the upstream. `mirrored.upstream` is the
-upstream's name. `mirrored.repo` is the name under which `stored` has the repository.
+`stored` is the registry that stores the cached content in the data directory. `mirrored` is a mirrored repository:
+`mirrored.registry` is the mirror, which asks the upstream, `mirrored.upstream` is the upstream's name, and
+`mirrored.repo` is the name that the repository has in `stored`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upstream_tags import FrozenTag, TagFrozen
 
 MANIFESTS_AT_A_TIME: Final = 20
-"""Number of manifests that are read and parsed before other tasks of the process can run: about 2 ms of work."""
+"""Number of manifests that a function reads and parses, in about 2 ms, before it lets other tasks run."""
 
 
 class RefreshOutcome(StrEnum):
-    """The outcome of a refresh. `NEW`: the image was not cached before. `UNCHANGED`: the tag points at the same digest
-    as before. `CHANGED`: the tag points at another digest than before. `FROZEN`: the upstream was not asked, because
-    the tag is frozen. `CACHED`: the upstream was not asked, because the manifest of the digest is cached, and cannot
-    change. `FETCHED_LATER`: the digest is that of a blob, and the next pull fetches this blob."""
+    """The outcome of a refresh.
+
+    - `NEW`: the image was not cached before.
+    - `UNCHANGED`: the tag points at the same digest as before. `CHANGED`: the tag points at another digest.
+    - `FROZEN`: the upstream was not asked, because the tag is frozen.
+    - `CACHED`: the upstream was not asked, because the manifest with this digest is cached, and it cannot change.
+    - `FETCHED_LATER`: the digest is that of a blob, which the next pull fetches."""
 
     NEW = "new"
     UNCHANGED = "unchanged"
@@ -50,13 +53,14 @@ class RefreshOutcome(StrEnum):
 class RefreshResult:
     """The result of a refresh.
 
-    - `upstream`: the name of the upstream. `digest`: the digest that the image has now. `before`: the digest that the
-      tag pointed at before, if it has changed; None otherwise.
+    - `upstream`: the name of the upstream. `digest`: the digest that the image has now. `before`: the digest at which
+      the tag pointed before, for the outcome `CHANGED`; None otherwise.
     - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
-    - `held_back_until`: until when a cooldown holds `digest` back, in seconds since 1970; None: no cooldown holds it
-      back. `served`: the digest that pulls get until then; None: pulls get no digest.
-    - `unblocked_blobs`: number of the image's blobs that can be requested again from an endpoint that had sent corrupt
-      bytes for them."""
+    - `held_back_until`: the time at which the cooldown of `digest` ends, in seconds since 1970; None: `digest` is not
+      in a cooldown. `served`: the digest that pulls get until this time; None: pulls of the tag fail, or `digest` is
+      not in a cooldown.
+    - `unblocked_blobs`: number of blobs of the image for which records of corrupt bytes were deleted
+      (`refresh_image`)."""
 
     outcome: RefreshOutcome
     upstream: str
@@ -70,8 +74,9 @@ class RefreshResult:
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """The numbers of tags and manifests that a purge has deleted. `size`: total bytes of the blobs that no other
-    content uses. Garbage collection deletes them once no manifest has referred to them for the grace period."""
+    """The numbers of tags and manifests that a purge has deleted. `size`: total bytes of the deleted manifests' blobs
+    that no other content uses. Garbage collection deletes a blob when no manifest has referred to it for the grace
+    period."""
 
     tags: int
     manifests: int
@@ -83,7 +88,7 @@ async def refresh_image(router: Router, stored: StoredRegistry, image: ImageRefe
 
     An upstream has one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a record
     keeps the mirror from requesting the blob from that endpoint again. This function deletes the records for all
-    blobs of the image, even if the request to the upstream fails.
+    blobs of the image, even if the request to the upstream then fails.
 
     Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
     Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
@@ -100,14 +105,14 @@ async def refresh_image(router: Router, stored: StoredRegistry, image: ImageRefe
 async def _refresh_digest(
     stored: StoredRegistry, mirrored: Destination, image: ImageReference, digest: Digest, unblocked_blobs: int
 ) -> RefreshResult:
-    """Fetches the manifest with this digest if it is not cached. `unblocked_blobs`: the number of blobs for which
-    records of corrupt bytes were deleted. Raises ManifestUnknown, UpstreamUnavailable."""
+    """Fetches the manifest with this digest if it is not cached. `unblocked_blobs`: see `RefreshResult`. Raises
+    ManifestUnknown, UpstreamUnavailable."""
     assert mirrored.upstream is not None
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
     if unblocked_blobs:
-        # `_forget_bad_senders` looks for records of the digest itself and of the blobs of its cached manifest. There is
-        # no such manifest, so the deleted record was for a blob with this digest.
+        # `_forget_bad_senders` deletes records of the digest itself, and of the blobs of the cached manifest with this
+        # digest. No manifest with this digest is cached, so the deleted record was that of a blob with this digest.
         return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
     fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
     return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)
@@ -140,9 +145,9 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
     else:
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
-    # `choose` returns None if the tag has no cooldown, or if the mirror has no record of it. Otherwise `candidates` are
-    # the digests that may be served now, if any; pulls get the first one. The cooldown holds back the tag's newest
-    # digest until `newest_held_back_until`; None: the newest digest is not held back.
+    # `choose` returns None if the tag has no cooldown, or if the mirror has no record of the tag. Otherwise pulls get
+    # the first digest of `candidates`; if this is empty, they get none. The cooldown of the tag's newest digest ends at
+    # `newest_held_back_until`; None: the newest digest is not in a cooldown.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
     if choice is None or choice.newest_held_back_until is None:
         return result
@@ -165,9 +170,10 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
 async def _cached_tree(
     stored: StoredRegistry, repo: RepositoryName, reference: Reference, read_references: set[Reference]
 ) -> AsyncIterator[Manifest]:
-    """Yields the cached manifest of the reference, and those that it lists, directly or through other indexes. Leaves
-    out the manifests of `read_references`, and adds to this set the references that were read. Lets other tasks run
-    meanwhile, because an index can list tens of thousands of manifests."""
+    """Yields the cached manifest of `reference`. If this is an index, also yields the cached manifests that it lists,
+    directly or through other indexes. Leaves out the manifests whose references are in `read_references`, and adds the
+    references that it reads to this set. An index can list tens of thousands of manifests, so this function lets other
+    tasks run in between."""
     unread = [reference]
     while unread:
         reference = unread.pop()
@@ -194,13 +200,13 @@ async def purge_image(
     everything: bool = False,
     force: bool = False,
 ) -> PurgeResult:
-    """Deletes the cached tags and manifests of an image, or with `everything` those of its whole repository. `data` is
-    the data directory. `by`: the actor that the audit log names. `force`: whether to delete also content that a frozen
-    tag needs. The tag stays frozen, and its next pull fetches its digest again.
+    """Deletes the cached tags and manifests of an image. `data`: the data directory. `by`: the actor that the audit log
+    names. `everything`: deletes all cached tags and manifests of the image's repository. `force`: deletes also content
+    that a frozen tag needs. The tag then stays frozen, and its next pull fetches its digest again.
 
     Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
     not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
-    errors nothing has changed. After a cancellation, the content that was not deleted yet stays."""
+    errors, nothing has changed. After a cancellation, a part of the content may be deleted."""
     mirrored = await router.mirrored_repository(image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
         frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
@@ -209,11 +215,10 @@ async def purge_image(
     removal = await asyncio.to_thread(_plan_removal, data, mirrored.repo, None if everything else image.reference)
     if not force:
         await _check_not_frozen(stored, mirrored.repo, removal)
-    # Deletes the records of the mirror's last checks at the upstream: those of this reference, or with `everything`
-    # those of the whole repository.
+    # Deletes the records of the mirror's last checks at the upstream.
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
-        with suppress(ManifestUnknown):  # another process deleted it meanwhile
+        with suppress(ManifestUnknown):  # another process has deleted the tag meanwhile
             await stored.delete_tag(mirrored.repo, tag, by=by)
     for digest in removal.manifests:
         with suppress(ManifestUnknown):
@@ -222,14 +227,14 @@ async def purge_image(
 
 
 def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:
-    """Returns the tags and manifests to delete. If `reference` is None, these are all of the repository. Blocks."""
+    """Returns the cached tags and manifests of an image; if `reference` is None, those of the whole repository.
+    Blocks."""
     with open_inventory(data) as inventory:
         return inventory.plan_removal_of_all(repo) if reference is None else inventory.plan_removal(repo, reference)
 
 
 async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
-    """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
-    manifests."""
+    """Raises TagFrozen if `removal` has a frozen tag, or a manifest that a frozen tag of the repository needs."""
     removed_manifests, removed_tags = set(removal.manifests), set(removal.tags)
     read_references: set[Reference] = set()  # many frozen tags can need the same manifests
     for frozen in await stored.upstream_tags.frozen_in(repo):
@@ -245,7 +250,7 @@ def _tag_frozen(frozen: FrozenTag) -> TagFrozen:
 
 
 async def _cached_digest(stored: StoredRegistry, repo: RepositoryName, image: ImageReference) -> Digest | None:
-    """Returns the digest of the cached manifest to which the image's tag or digest refers; None if there is none."""
+    """Returns the digest of the image's cached manifest; None if the image is not cached."""
     try:
         return (await stored.resolve_manifest(repo, image.reference)).digest
     except ManifestUnknown:

@@ -144,7 +144,7 @@ def test_work_is_counted(metrics: Metrics) -> None:
         (work.changes.first_cell, 7),
         (work.denials.cell("push"), 1),
         (work.logins.cell("password", "throttled"), 1),
-        (work.removed.cell("blob"), 1),
+        (work.removed_items.cell("blob"), 1),
         (work.freed_bytes.cell("blob"), 11),
         (work.jobs.cell("gc", "failed"), 1),
         (work.retention_deletions.cell("tag"), 3),

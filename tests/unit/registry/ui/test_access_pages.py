@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from registry.auth.token import api_tokens
-from registry.ui.credential_forms import SHOWN_GRANTS
+from registry.ui.credential_forms import MAX_SHOWN_ROWS
 from storage.access import AccountName, AuditEntry, AuditQuery, Grantee
 from storage.patterns import NamePattern
 from tests.fakes.store_accounts import BY, add_account, add_grant
@@ -264,7 +264,7 @@ async def test_refresh_tokens_do_not_hide_api_tokens(tmp_path: Path) -> None:
     which an account can have more than a page shows."""
     async with site(tmp_path) as server, server.browser() as browser:
         account = AccountName("alice")
-        for number in range(SHOWN_GRANTS + 1):
+        for number in range(MAX_SHOWN_ROWS + 1):
             login = api_tokens.make(account, now=time.time(), purpose="login", note=f"docker at 10.0.0.{number}")
             await server.app.accounts.add_token(login.token, login.secret_hash, by=BY)
         notes = [f"made by alice {number}" for number in range(5)]
@@ -276,7 +276,7 @@ async def test_refresh_tokens_do_not_hide_api_tokens(tmp_path: Path) -> None:
             page = (await browser.get(path)).text
             shown = re.findall(r'<tr>\n<th scope="row">((?:made by|docker at)[^<]*)<br>', page)
             assert sorted(shown[:5]) == notes
-            assert len(shown) == SHOWN_GRANTS + 5
+            assert len(shown) == MAX_SHOWN_ROWS + 5
             assert "There are more than are shown here." in page
 
 
