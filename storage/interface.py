@@ -1,8 +1,8 @@
-"""The interface of a registry (`Registry`): what the HTTP API calls, and what every layer behind it implements.
+"""The interface of a registry (`Registry`). The HTTP API calls it, and every layer behind the HTTP API implements it.
 
-Those layers are the store of pushed content, the mirror (a cache of other registries), the router that chooses between
-these two, and wrappers such as the access check. All errors named in this module are classes of `storage.errors`. The
-parameter `by` of a method is the actor of the call: the client on whose behalf the call is made.
+The layers are the store of pushed content, the mirror (a cache of other registries), the router that chooses between
+the store and the mirror, and wrappers such as the access check. All errors that this module names are classes of
+`storage.errors`. The parameter `by` of a method is the actor of the call: the client on whose behalf the call is made.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from storage.patterns import ALL_NAMES, NameSet
 
 
 class BlobReader(Protocol):
-    """A blob that was opened for reading, or a part of one. Iterating over the reader yields the bytes of `span`."""
+    """A blob, or a part of a blob, that is open for reading. Iterating over the reader yields the bytes of `span`."""
 
     descriptor: Descriptor
     """Descriptor of the whole blob, even if `span` is only a part of the blob."""
     span: tuple[int, int]
-    """The part of the blob to read: the offset of its first byte, and the offset after its last byte."""
+    """The range of bytes to read: the offset of its first byte, and the offset after its last byte."""
     data: bytes | None
-    """All bytes of `span` if `open_blob` has read them, which it does for small blobs; None for other blobs."""
+    """All bytes of `span` if they are few and `open_blob` has read them already; otherwise None."""
     file: OpenFile | None
-    """The open file that contains the blob, so that a server can pass it to `sendfile`; None if there is no file. An
-    incomplete blob without a file is downloaded for this reader alone, and is not stored."""
+    """The open file that contains the blob, which a server can pass to `sendfile`; None if there is no file. If there
+    is no file for an incomplete blob, the registry downloads the blob for this reader alone and does not store it."""
     location: str | None
-    """A presigned URL, from which the client can download the bytes itself; None if the store offers no such URL."""
+    """A presigned URL from which the client can download the bytes itself; None if the store offers no such URL."""
     is_incomplete: bool
-    """Whether the registry is still downloading the blob from another registry, so that reading may have to wait."""
+    """Whether the registry is still downloading the blob from another registry. Reading may then have to wait."""
 
     async def readable_until(self, offset: int, /) -> int:
-        """Waits until the byte at `offset` can be read; `offset` must lie inside `span`. Returns the offset of the
-        first byte after it that cannot be read yet, at most the end of `span`. The last byte of an incomplete blob can
-        be read only after the digest was checked. Raises the errors that iterating raises. The reader stays usable
-        after a cancelled call."""
+        """Waits until the byte at `offset` can be read; `offset` must lie inside `span`. Then returns the offset of the
+        first later byte that cannot be read yet, or the end of `span` if all later bytes can be read. The last byte of
+        an incomplete blob can be read only after the registry has checked the digest. Raises the same errors as
+        iterating. After a cancelled call, the reader can still be used."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yields the bytes of `span`. Raises StorageFailed. Raises the error of the download if the blob is incomplete
-        and its download fails."""
+        """Yields the bytes of `span`. Raises StorageFailed. If the download of an incomplete blob fails, raises the
+        error of the download."""
         ...
 
     async def aclose(self) -> None:
@@ -58,9 +58,9 @@ class BlobReader(Protocol):
 
 
 class BlobWriter(Protocol):
-    """Writes to an upload session on behalf of one request. As soon as a newer request resumes the session, this writer
-    can no longer change it: its methods raise BlobUploadInvalid. A call of `write` that only collects its bytes in
-    memory does not raise this error; a later call does."""
+    """Writes to an upload session for one request. After a newer request has resumed the session, the methods of this
+    writer raise BlobUploadInvalid and no longer change the session. If a call of `write` only collects its bytes in
+    memory, not this call but a later one raises the error."""
 
     id: UploadID
     """Id of the session. `Writer.resume_upload` takes it."""
@@ -71,10 +71,10 @@ class BlobWriter(Protocol):
         ...
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Appends `data` to the session. The writer may still read the memory of a memoryview after this call has
-        returned, so the caller must never change that memory again. Raises StorageFull, StorageFailed,
-        BlobUploadInvalid (a newer request resumed the session). If the call is cancelled, the session keeps the bytes
-        of earlier calls."""
+        """Appends `data` to the session. If `data` is a memoryview, the caller must never change its memory again,
+        because the writer may still read the memory after this call has returned. Raises StorageFull, StorageFailed,
+        BlobUploadInvalid (a newer request has resumed the session). If the call is cancelled, the session keeps the
+        bytes of earlier calls."""
         ...
 
     async def read_at(self, offset: int, length: int) -> bytes:
@@ -82,9 +82,9 @@ class BlobWriter(Protocol):
         ...
 
     async def commit(self, digest: Digest) -> Descriptor:
-        """Stores the content durably as a blob of the repository, ends the session, and returns the blob's descriptor.
-        Raises DigestInvalid (the content has another digest; the session ends and its bytes are deleted), StorageFull,
-        StorageFailed. If the call is cancelled, it takes effect either completely or not at all."""
+        """Stores the session's bytes durably as a blob of the repository, ends the session, and returns the blob's
+        descriptor. Raises DigestInvalid (the bytes do not have `digest`; the session ends and its bytes are deleted),
+        StorageFull, StorageFailed. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
     async def cancel(self) -> None:
@@ -93,8 +93,8 @@ class BlobWriter(Protocol):
 
     async def aclose(self) -> None:
         """Saves the written bytes, so that `resume_upload` can continue the session, and closes this writer. Does
-        nothing after `commit`, `cancel` or another `aclose`. Raises BlobUploadInvalid, StorageFull, StorageFailed if
-        it could not save the bytes; the caller must then not acknowledge them to its client."""
+        nothing after `commit`, `cancel` or another `aclose`. If it cannot save the bytes, raises BlobUploadInvalid,
+        StorageFull or StorageFailed; the caller must then not tell its client that the bytes were received."""
         ...
 
 
@@ -102,15 +102,15 @@ class Reader(Protocol):
     """Operations that read blobs and manifests."""
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns the blob's descriptor. A client that gets it may skip the upload of the blob and push a manifest that
-        refers to it. So the garbage collector keeps the blob for its grace period from now on, even if no manifest
-        refers to it. Raises BlobUnknown."""
+        """Returns the blob's descriptor. Raises BlobUnknown. The call starts the blob's grace period again, in which
+        the garbage collector keeps the blob even if no manifest refers to it. A client that knows that the registry has
+        the blob can therefore skip the upload, and push a manifest that refers to the blob."""
         ...
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         """Opens the blob for reading: the whole blob, or only `span`. Raises BlobUnknown, RangeInvalid (no byte of the
-        blob lies in `span`; the error has the blob's size). Raises these errors itself and not through the reader, so a
-        caller that gets BlobUnknown can try another registry."""
+        blob lies in `span`; the error has the blob's size). This call raises these errors, not the reader. So a caller
+        that gets BlobUnknown can try another registry."""
         ...
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -128,34 +128,37 @@ class Writer(Protocol):
     async def start_upload(
         self, repo: RepositoryName, algorithm: str = "sha256", *, by: Actor | None = None
     ) -> BlobWriter:
-        """Starts an upload session and returns its writer. The bytes are hashed with `algorithm` as they are written;
-        an unknown algorithm raises DigestInvalid. Only the actor `by` can resume the session (None: every actor)."""
+        """Starts an upload session and returns its writer, which hashes the bytes with `algorithm` as it writes them.
+        Only the actor `by` can resume the session; if `by` is None, every actor can. Raises DigestInvalid if the
+        algorithm is unknown."""
         ...
 
     async def resume_upload(
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> BlobWriter:
-        """Returns a writer that continues the session `upload`. If an earlier request still writes to the session, its
-        writer loses the session. Raises BlobUploadUnknown if there is no such session or another actor than `by`
-        started it (None: the actor is not checked). Raises RangeInvalid, with the actual number of bytes, if the
-        session does not have exactly `offset` bytes (None: not checked); the earlier request then keeps the session.
-        Raises BlobUploadInvalid if a newer request takes the session over meanwhile."""
+        """Returns a writer that continues the session `upload`. The writers of earlier requests lose the session.
+        Raises:
+
+        - BlobUploadUnknown if there is no such session, or if an actor other than `by` started it. If `by` is None, the
+          actor is not checked.
+        - RangeInvalid, with the actual number of bytes, if the session does not have exactly `offset` bytes. The writer
+          of an earlier request then keeps the session. If `offset` is None, the number is not checked.
+        - BlobUploadInvalid if a newer request resumes the session meanwhile."""
         ...
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        """Returns the number of bytes in the session, without taking the session from a request that writes to it.
-        Raises BlobUploadUnknown if there is no such session or another actor than `by` started it (None: the actor is
-        not checked)."""
+        """Returns the number of bytes in the session. A request that writes to the session keeps it. Raises
+        BlobUploadUnknown if there is no such session, or if an actor other than `by` started it. If `by` is None, the
+        actor is not checked."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
-        """Adds to `repo` a blob that another repository has, and returns its descriptor (OCI distribution spec,
-        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names. With
-        a set, the blob may come from any repository with a name in the set, but only a limited number of these
-        repositories is searched. Raises BlobUnknown if no such repository with the blob was found; the client then
-        uploads the blob."""
+        """Adds to `repo` a blob that another repository has, and returns the blob's descriptor (OCI distribution spec,
+        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names. If it
+        is a set, the registry searches a limited number of the repositories whose names are in the set. Raises
+        BlobUnknown if the registry finds no repository with the blob; the client then uploads the blob."""
         ...
 
     async def put_manifest(
@@ -168,15 +171,20 @@ class Writer(Protocol):
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        """Stores a manifest and points `tags` at it, in one transaction. Returns the manifest's descriptor. Raises
-        ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, unless `sparse`
-        is True. Only mirrors pass `sparse=True`, because they download the missing content later. Such a manifest
-        counts as content of the upstream whose name is the first segment of `repo`. Raises PreconditionFailed if
-        `condition` does not hold for the first of `tags`. Raises Denied because of an immutable tag in two cases:
+        """Stores a manifest and points `tags` at it, in one transaction. Returns the manifest's descriptor.
 
-        - One of `tags` is immutable and points at another manifest (`storage.tag_rules`).
-        - The manifest is stored in the repository already, but with another media type, and an immutable tag points at
-          the manifest or at an index that lists it."""
+        `sparse`: whether to store the manifest even if the repository lacks blobs or manifests that it refers to. Only
+        mirrors pass True, because they download the missing content later. A sparse manifest counts as content of the
+        upstream whose name is the first segment of `repo`.
+
+        Raises:
+
+        - ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, and `sparse`
+          is False.
+        - PreconditionFailed if `condition` does not hold for the first of `tags`.
+        - Denied if one of `tags` is immutable (`storage.tag_rules`) and points at another manifest.
+        - Denied if the repository already has the manifest with another media type, and an immutable tag points at the
+          manifest or at an index that lists it."""
         ...
 
 
@@ -187,8 +195,8 @@ class Deleter(Protocol):
         self, repo: RepositoryName, digest: Digest, *, by: Actor, even_if_referenced: bool = False
     ) -> None:
         """Removes the blob from the repository; other repositories keep it. Raises BlobUnknown. Raises Unsupported if a
-        manifest of the repository refers to the blob, unless `even_if_referenced` is True. That option is for mirrored
-        blobs, because the mirror can download them again."""
+        manifest of the repository refers to the blob, unless `even_if_referenced` is True. Pass True only for mirrored
+        blobs: the mirror can download them again."""
         ...
 
     async def delete_manifest(
@@ -197,10 +205,10 @@ class Deleter(Protocol):
         """Removes the manifest and every tag that points at it. Raises ManifestUnknown, NameUnknown (the repository
         never had content), Denied (an immutable tag points at the manifest, or at an index that lists it).
 
-        `restorable`: the store keeps the manifest for the grace period of garbage collection, so that it can be put
-        back. A mirror passes False, because it can fetch the manifest again.
+        `restorable`: whether the store keeps the manifest for the grace period of garbage collection, so that it can be
+        put back. A mirror passes False, because it can fetch the manifest again.
 
-        If very many tags point at the manifest, they are removed in several steps, and the manifest in the last one. A
+        If very many tags point at the manifest, the store removes the tags in several steps, and then the manifest. A
         cancellation or an error can then leave the manifest with fewer tags."""
         ...
 
@@ -215,8 +223,8 @@ class Deleter(Protocol):
 
 class Lister(Protocol):
     """Operations that list items page by page, sorted by the bytes of their UTF-8 text. A page has at most `limit`
-    items and starts with the first item that sorts after the text `after` (None: with the first of all items). `after`
-    may be any text."""
+    items. It starts with the first item that sorts after `after`, or with the first of all items if `after` is None.
+    `after` may be any text, even if it is not an item."""
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
         """Returns a page of the repositories that have a manifest and whose names are in the set `within`. A page may
@@ -231,9 +239,9 @@ class Lister(Protocol):
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
-        """Returns a page of the descriptors of manifests whose subject is `subject`, sorted by digest. `artifact_type`:
-        lists only manifests of this type (None: of every type). An unknown repository gives an empty page. A page may
-        have fewer than `limit` items although `Page.more` is True, because a page is bounded in bytes as well."""
+        """Returns a page of the descriptors of the manifests whose subject is `subject`, sorted by digest. If
+        `artifact_type` is not None, lists only manifests of this type. An unknown repository gives an empty page. A
+        page may have fewer than `limit` items although `Page.more` is True, because its size in bytes is limited."""
         ...
 
 

@@ -1,4 +1,5 @@
-"""Statistics of a data directory, and plans for removals of tags and manifests, for administrators (`Inventory`)."""
+"""The interface that counts the content of a data directory, and plans the removal of tags and manifests, for
+administrators (`Inventory`)."""
 
 from __future__ import annotations
 
@@ -26,21 +27,21 @@ class ContentTotals:
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
     """The tags and manifests of `repository` to remove: first all tags, then the manifests in the order of `manifests`.
-    In `manifests`, an index comes before the manifests that it lists. `size`: total size in bytes of the blobs that
-    garbage collection would delete after the removal, because no other repository has them and no other manifest refers
-    to them."""
+    `plan_removal` puts an index before the manifests that it lists; `plan_removal_of_all` puts newer manifests before
+    older ones. `freed_bytes`: total size of the blobs that garbage collection would delete after the removal: no other
+    repository has these blobs, and no other manifest refers to them."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
     manifests: tuple[Digest, ...]
-    size: int
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUploads:
-    """The upload sessions that are open. `count`: their number. `received`: bytes that have arrived and are recorded.
-    `idle_since`: the time of the last progress of the session that has been idle longest, in seconds since 1970; None:
-    there is no session."""
+    """Totals of the open upload sessions. `count`: number of sessions. `received`: number of bytes that the sessions
+    have received and recorded. `idle_since`: time at which the session that has been idle longest made its last
+    progress, in seconds since 1970; None if there is no session."""
 
     count: int
     received: int
@@ -51,11 +52,12 @@ class OpenUploads:
 class StoreFigures:
     """Figures of a whole data directory, for metrics.
 
-    `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
-    numbers of damaged blobs and manifests whose right bytes were not stored again yet. `running_jobs`: number of
-    running jobs of each kind. `scopes`: the use of each usage scope, which is a set of repositories (`storage.usage`).
-    `remaining_requests`: how many requests each upstream still allows, if it has reported this within the last hour.
-    `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left out."""
+    `blob_bytes`: total size of all blobs. `uploads`: number of open upload sessions. `damaged_blobs`,
+    `damaged_manifests`: numbers of blobs and manifests whose stored bytes are damaged and were not replaced yet.
+    `running_jobs`: number of running jobs, by kind of job. `scopes`: the use of each usage scope, which is a set of
+    repositories (`storage.usage`). `remaining_requests`: number of requests that an upstream still allows, by upstream;
+    has only upstreams that reported the number within the last hour. `backlogs`: the pending deliveries of events, one
+    entry for each webhook that has pending deliveries."""
 
     repositories: int
     manifests: int
@@ -76,8 +78,8 @@ class Inventory(Protocol):
     number of tags, manifests and blobs that it reads."""
 
     def figures(self, now: float) -> StoreFigures:
-        """Returns figures of the whole data directory. Reads one entry for each blob and tag. `now`: in seconds since
-        1970."""
+        """Returns figures of the whole data directory. Reads one entry for each blob and tag. `now`: the present time,
+        in seconds since 1970."""
         ...
 
     def totals_below(self, name: str) -> ContentTotals:
@@ -94,16 +96,17 @@ class Inventory(Protocol):
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Returns a plan for the removal of `reference`. Removes nothing itself.
+        """Returns a plan for the removal of `reference`. Removes nothing itself. Raises NameUnknown, ManifestUnknown.
 
-        If `reference` is a digest, the plan includes this manifest and all its tags. If `reference` is a tag, the plan
-        includes the tag. It also includes the tag's manifest, unless another tag or an index refers to it. With each
-        manifest, the plan includes its referrers and, if it is an index, the manifests that it lists. A referrer or
-        listed manifest stays out of the plan if a tag or index that is not removed still refers to it. Raises
-        NameUnknown, ManifestUnknown."""
+        - If `reference` is a digest, the plan includes this manifest and all its tags.
+        - If `reference` is a tag, the plan includes the tag. The plan also includes the tag's manifest, unless another
+          tag points at the manifest or an index lists it.
+
+        With each manifest, the plan includes its referrers and, if it is an index, the manifests that it lists. But a
+        referrer or listed manifest stays if a tag points at it, or if an index that stays lists it."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
         """Returns a plan with all tags and manifests of the repository. Removes nothing itself. Raises NameUnknown if
-        there are none."""
+        the repository has no manifests."""
         ...

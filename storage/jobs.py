@@ -1,9 +1,9 @@
-"""The interface of the store of jobs (`Jobs`). A *job* is long work, such as a garbage collection or a backup, that a
-server runs in the background or a command runs in its own process.
+"""The interface of the store of jobs (`Jobs`). A *job* is long work, such as a garbage collection or a backup. A server
+runs the job in the background, or a command runs it in its own process.
 
-Every job has a row in the store, so that every process can show its progress, stop it, and read its result later. Only
-one job of a *kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (a permit,
-`storage.leases.Leases`).
+Every job has a row in the store, so that every process can show the job's progress, stop the job, and read its result
+later. The *kind* of a job says which work it does. Only one job of each kind runs at a time: the process that runs it
+holds the slot `slot_name(kind)`, a permit that only one process can hold (`storage.leases.Leases`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage.content import Page
 from storage.errors import RegistryError
 
 MAX_QUEUED_JOBS: Final = 100
-"""Largest number of queued jobs of one kind. Only one of them runs at a time."""
+"""Largest number of queued jobs of one kind."""
 JSON = Any
 """A value that can be written as JSON."""
 
@@ -44,7 +44,7 @@ class JobStopped(RegistryError):
 
 
 class JobState(StrEnum):
-    """The state of a job. A job starts as `QUEUED` or `RUNNING` and ends as one of the last three."""
+    """The state of a job. A job starts as `QUEUED` or `RUNNING`, and ends as `DONE`, `FAILED` or `STOPPED`."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -56,8 +56,8 @@ class JobState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class JobProgress:
     """How far a job is. `done` of `total` units are done; `total` is None if it is not known. `unit`: what is counted,
-    in the plural: "blobs", "bytes". `message`: what the job does now, for people. `position`: where the work continues
-    after a restart, in a form that only the job's own code understands."""
+    in the plural, such as "blobs" or "bytes". `message`: what the job does now, for people. `position`: where the work
+    continues after a restart, in a form that only the job's own code understands."""
 
     done: int = 0
     total: int | None = None
@@ -69,12 +69,12 @@ class JobProgress:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One job. `arguments`: the arguments that jobs of its kind need. `actor`: the name of the account or command that
-    started it. `holder`: name of the process that runs it, such as "server process 4711" (empty: no process yet).
-    `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a stop of the job was
-    requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended.
-    `result`: the value that the job returned; None if the job has not ended, was stopped or failed. After a failure,
-    `progress.message` is the reason. A job in a list has no `progress.position`, and may lack long lists in `arguments`
-    and `result`."""
+    started it. `holder`: name of the process that runs or ran it, such as "server process 4711"; empty if no process
+    has started it yet. `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a
+    stop of the job was requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job
+    that has not ended. `result`: the value that the job returned; None if the job has not ended, was stopped or failed.
+    After a failure, `progress.message` is the reason. `Jobs.jobs` and `Jobs.active` return jobs without
+    `progress.position`, and may shorten `arguments` and `result`."""
 
     id: int
     kind: str
@@ -92,8 +92,7 @@ class Job:
 
 
 def slot_name(kind: str) -> str:
-    """Returns the name of the slot for jobs of this kind. A process holds the slot while it runs such a job. There is
-    only one slot with this name, so only one job of the kind runs at a time."""
+    """Returns the name of the slot for jobs of this kind. A process holds the slot while it runs such a job."""
     return f"job {kind}"
 
 
@@ -104,9 +103,11 @@ class Jobs(Protocol):
     async def add(
         self, kind: str, arguments: Mapping[str, JSON], *, actor: str, holder: str = "", is_resumable: bool = False
     ) -> Job:
-        """Adds a job and returns it. With a `holder`, its state is `RUNNING`, because the caller runs it; without one,
-        it is `QUEUED`. Deletes the oldest ended jobs if there are very many. Raises TooManyRequests if
-        `MAX_QUEUED_JOBS` jobs of the kind are queued already."""
+        """Adds a job and returns it. If very many jobs have ended, deletes the oldest of them.
+
+        - If `holder` is the name of a process, the state of the job is `RUNNING`, and the caller runs the job.
+        - If `holder` is empty, the state is `QUEUED`. Raises TooManyRequests if `MAX_QUEUED_JOBS` jobs of the kind are
+          queued already."""
         ...
 
     async def job(self, job_id: int) -> Job:
@@ -114,18 +115,19 @@ class Jobs(Protocol):
         ...
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
-        """Returns a page of at most `limit` jobs, newest first: those with an id less than `before` (None: from the
-        newest on). `kind`: only jobs of this kind. If the arguments or the result of a job are long, leaves out the
-        lists in them, such as the list of what a dry run would remove. `job` returns the lists."""
+        """Returns a page of at most `limit` jobs, newest first. If `before` is not None, the page has only jobs with
+        lower ids; if `kind` is not None, only jobs of this kind. Shortens long arguments and results of jobs: leaves
+        out the arrays in them, such as the array of what a dry run would remove. `job` returns them whole."""
         ...
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
-        """Returns at most `limit` jobs that are queued or running, oldest first. `kind`: only jobs of this kind. Leaves
-        out the same lists as `jobs`."""
+        """Returns at most `limit` jobs that are queued or running, oldest first. If `kind` is not None, returns only
+        jobs of this kind. Shortens long arguments and results as `jobs` does."""
         ...
 
-    async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
-        """Returns the id of the oldest job that is queued or running, for each of the kinds that have such a job."""
+    async def oldest_active_ids(self, kinds: Collection[str]) -> Mapping[str, int]:
+        """Returns a mapping from each of `kinds` to the id of the oldest job of this kind that is queued or running.
+        Leaves out kinds without such a job."""
         ...
 
     async def start(self, job_id: int, holder: str) -> Job:

@@ -1,9 +1,9 @@
-"""Limits on JSON documents that clients or other servers send, checked before they are parsed (`check_bounds`).
+"""Limits for JSON documents that clients or other servers send. `check_bounds` checks a document before it is parsed.
 
 CPython parses a document in one call that holds the global interpreter lock, and each value takes at least fifty bytes
-of memory. So parsing 8 MiB of `[],[],…` blocks all other threads for a second and takes 200 MiB. The check does not
-parse; it only counts certain bytes of the document. It reads the document in slices, at about 200 MB/s, and lets other
-threads run between two slices.
+of memory. For example, parsing 8 MiB of `[],[],…` blocks all other threads for a second and takes 200 MiB. The check
+does not parse the document; it only counts certain bytes. It reads the document in slices, at about 200 MB/s, and lets
+other threads run between two slices.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Final
 
 QUICK_PARSE_BYTES: Final = 16 * 1024
-"""Up to this size in bytes, a document is parsed quickly, whatever it contains. So its bounds are not checked."""
+"""Size in bytes up to which a document is parsed quickly, whatever it contains. `check_bounds` accepts such a document
+without a check."""
 _SLICE_BYTES: Final = 64 * 1024
 """Size of the slices in which a document is checked."""
 _MAX_NUMBER_CHARACTERS: Final = 64
-"""Largest number of characters of one number. They are limited because the time to parse a number grows with the square
+"""Largest number of characters of one number. The limit exists because the time to parse a number grows with the square
 of its length."""
 _VALUE_MARKS: Final = b"[{,"
-"""Bytes that are counted outside strings. The number of values in a document is at most one more than the number of
-these bytes: each value except the outermost one is the first in a list or an object, or follows a comma."""
+"""Bytes that `check_bounds` counts outside strings. The number of values in a document is at most one more than the
+number of these bytes: each value except the outermost one is the first in an array or object, or follows a comma."""
 
 
 class OutOfBounds(ValueError):
@@ -33,10 +34,10 @@ class Bounds:
     """Limits that a document must not exceed. The defaults admit the largest manifests known: indexes of a few thousand
     images, and artifacts of a few thousand files with annotations on each."""
 
-    values: int = 60_000
+    max_values: int = 60_000
     """Largest number of values in the document, including objects and arrays."""
-    escapes: int = 1_000_000
-    """Largest number of backslashes. They are limited because the parser allocates a new piece of the string at each
+    max_backslashes: int = 1_000_000
+    """Largest number of backslashes. The limit exists because the parser allocates a new piece of a string at each
     backslash."""
 
 
@@ -46,28 +47,28 @@ BOUNDS: Final = Bounds()
 
 def check_bounds(body: bytes, bounds: Bounds = BOUNDS) -> None:
     """Raises OutOfBounds if `body` has too many values or backslashes. Checks nothing if `body` has at most
-    `QUICK_PARSE_BYTES`. Never checks that `body` is valid JSON. Does not check the length of numbers: the decoder does
-    that with `parse_bounded_int` and `parse_bounded_float`."""
+    `QUICK_PARSE_BYTES`. Does not check whether `body` is valid JSON. Does not check the length of numbers: a decoder
+    checks it with `parse_bounded_int` and `parse_bounded_float`."""
     if len(body) <= QUICK_PARSE_BYTES:
         return
-    value_count = escape_count = start = 0
+    value_count = backslash_count = start = 0
     in_string = False  # whether the current slice begins inside a string
     while start < len(body):
         stop = _slice_end(body, start)
         part = body[start:stop]
         start = stop
         if b"\\" in part:
-            escape_count += part.count(b"\\")
-            # Only quotes that begin or end a string are left after this.
+            backslash_count += part.count(b"\\")
+            # Removes escaped backslashes and quotes. Each quote that is left begins or ends a string.
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = part.split(b'"')  # alternately a piece outside a string and a piece inside a string
         outside = b"".join(pieces[1::2] if in_string else pieces[::2])
         in_string ^= len(pieces) % 2 == 0  # an even number of pieces means an odd number of quotes
         value_count += len(outside) - len(outside.translate(None, _VALUE_MARKS))
-        if value_count > bounds.values:
-            raise OutOfBounds(f"it holds more than {bounds.values} values, the most that are accepted")
-        if escape_count > bounds.escapes:
-            raise OutOfBounds(f"it holds more than {bounds.escapes} backslashes, the most that are accepted")
+        if value_count > bounds.max_values:
+            raise OutOfBounds(f"it holds more than {bounds.max_values} values, the most that are accepted")
+        if backslash_count > bounds.max_backslashes:
+            raise OutOfBounds(f"it holds more than {bounds.max_backslashes} backslashes, the most that are accepted")
 
 
 def _slice_end(body: bytes, start: int) -> int:
@@ -86,17 +87,17 @@ def load_bounded(body: bytes, bounds: Bounds = BOUNDS) -> object:
 
 
 def parse_bounded_int(text: str) -> int:
-    """Parses an integer; passed to `json.JSONDecoder` as `parse_int`. Raises OutOfBounds if it has too many digits."""
-    return int(_check_digits(text))
+    """Parses an integer, for the parameter `parse_int` of `json.JSONDecoder`. Raises OutOfBounds if it is too long."""
+    return int(_checked_number(text))
 
 
 def parse_bounded_float(text: str) -> float:
-    """Parses a float; passed to `json.JSONDecoder` as `parse_float`. Raises OutOfBounds if it has too many digits."""
-    return float(_check_digits(text))
+    """Parses a float, for the parameter `parse_float` of `json.JSONDecoder`. Raises OutOfBounds if it is too long."""
+    return float(_checked_number(text))
 
 
-def _check_digits(text: str) -> str:
-    """Returns `text`, a number. Raises OutOfBounds if it has more than `_MAX_NUMBER_CHARACTERS` characters."""
+def _checked_number(text: str) -> str:
+    """Returns the number `text`. Raises OutOfBounds if it has more than `_MAX_NUMBER_CHARACTERS` characters."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
         raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {_MAX_NUMBER_CHARACTERS} are accepted")
     return text

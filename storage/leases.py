@@ -1,7 +1,7 @@
 """Interfaces of locks that all processes of a registry share: `Leases` for work, `DigestLocks` for blobs.
 
-A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits for some work, as with
-a semaphore.
+A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits for some work, like a
+permit of a semaphore.
 """
 
 from __future__ import annotations
@@ -19,32 +19,35 @@ class Leases(Protocol):
 
     def take(self, key: str) -> AbstractAsyncContextManager[bool]:
         """Waits for the lease of `key` and holds it inside the `async with` block. In `async with … as has_waited`,
-        `has_waited` is True if another task or process held the lease or waited for it when the call began."""
+        `has_waited` is True if the call had to wait, because another task or process held the lease."""
         ...
 
     def slot(
         self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
     ) -> AbstractAsyncContextManager[None]:
-        """Waits for one of the slots called `name` and holds it inside the `async with` block. `count`: number of slots
-        with this name; all callers must pass the same number. `keep_free`: takes a slot only if at least this number of
-        other slots is free, so that more important work finds a free slot. `urgent_after`: seconds after which the call
-        is *urgent*: while an urgent call of any process waits, only urgent calls take slots of this name."""
+        """Waits for one of the slots called `name` and holds it inside the `async with` block.
+
+        - `count`: number of slots with this name. All callers must pass the same number.
+        - `keep_free`: the call takes a slot only if at least this number of other slots is free. More important work
+          passes a smaller number, and so finds a free slot.
+        - `urgent_after`: number of seconds after which the waiting call becomes *urgent*. While an urgent call of any
+          process waits, calls that are not urgent take no slot of this name."""
         ...
 
     def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:
-        """Does what `slot` does, but never waits: if there is no slot to take, or if an urgent call of `slot` waits,
-        the block runs without one. In `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
+        """Does what `slot` does, but never waits. The block runs without a slot if there is no slot to take, or if an
+        urgent call of `slot` waits. In `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
         ...
 
     def are_slots_held(self, name: str, count: int) -> bool:
-        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so
-        concurrent calls of this method do not influence each other."""
+        """Returns whether a task of any process holds one of the `count` slots called `name`. Takes no slot itself, not
+        even for a moment, so concurrent calls of this method do not influence each other."""
         ...
 
 
 class DigestLocks(Protocol):
-    """A lock for each digest, which all processes share; different digests may have the same lock. If a process dies,
-    its locks become free.
+    """Locks for digests, which all processes share. Different digests may have the same lock. If a process dies, its
+    locks become free.
 
     A push holds the lock of a blob's digest while it stores the blob's bytes and then its metadata. The garbage
     collector holds the lock while it deletes the metadata and then the bytes. So the collector cannot run between the

@@ -1,7 +1,7 @@
 """Parses the JSON of a manifest strictly: refuses documents that two parsers could understand differently.
 
-Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. A parameter
-`where` names a member of the document in error texts, such as `layers[3]`.
+Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. The parameter
+`where` of a function is the name of a member of the document, such as `layers[3]`, for error texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_DEPTH = 64
 """Largest number of levels of nested objects and arrays. Real manifests have five or six levels."""
 MAX_REFERENCES = 10_000
 """Largest number of layers, or of entries of an index, that a new manifest may have. The limit exists because the store
-writes one or two database rows for each of them."""
+writes one or two database rows for each layer or entry."""
 MAX_TYPE_LENGTH = 255
 """Longest media type or artifact type in a new manifest, in characters: two names of 127 characters, and a '/' between
 them (RFC 6838, 4.2)."""
@@ -41,8 +41,8 @@ _FIELD_NAMES: Final = frozenset(DescriptorFields.__annotations__)
 
 @dataclass(frozen=True, slots=True)
 class ManifestParts:
-    """The parts of a manifest or index that the registry uses. `layers`: the layers, or the blobs of an artifact
-    manifest; empty for an index. `manifests`: the entries of an index; empty for other manifests."""
+    """The parts of a manifest or index that the registry uses. `layers`: the layers of an image, or the blobs of an
+    artifact manifest; empty for an index. `manifests`: the entries of an index; empty for other manifests."""
 
     config: DescriptorFields | None
     layers: tuple[DescriptorFields, ...]
@@ -53,8 +53,8 @@ class ManifestParts:
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Makes an object from its members (names and values), for the JSON decoder. Raises ManifestInvalid for a duplicate
-    name."""
+    """Returns the object with these members (pairs of a name and a value). The JSON decoder calls this function for
+    each object. Raises ManifestInvalid if two members have the same name."""
     document = dict(pairs)
     if len(document) != len(pairs):
         seen_names: set[str] = set()
@@ -70,7 +70,7 @@ def _refuse_constant(name: str) -> object:
     raise ManifestInvalid(f"the manifest contains {name}, which is not JSON")
 
 
-_JSON = json.JSONDecoder(
+_DECODER = json.JSONDecoder(
     object_pairs_hook=_object_without_duplicates,
     parse_constant=_refuse_constant,
     parse_int=parse_bounded_int,
@@ -81,7 +81,7 @@ _JSON = json.JSONDecoder(
 _quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
 """A function that returns a text as a JSON string, with quotes."""
 _SLICE_CHARACTERS: Final = 64 * 1024
-"""Number of characters that one call encodes. Other threads can run between two calls."""
+"""Number of characters that one call of `_quote` encodes. Other threads can run between two calls."""
 
 
 def _is_too_deep(document: object) -> bool:
@@ -111,8 +111,8 @@ def _strings_in(document: object) -> Iterator[str]:
 
 
 def _has_lone_surrogate(document: object) -> bool:
-    """Returns whether a string in the document contains a lone surrogate (half of a pair). A JSON escape can produce
-    one, but it cannot be encoded as UTF-8, which the database needs."""
+    """Returns whether a string in the document contains a lone surrogate (half of a surrogate pair). A JSON escape can
+    produce a lone surrogate, but the database needs UTF-8, which cannot encode it."""
     try:
         for text in _strings_in(document):
             if not text.isascii():
@@ -127,7 +127,7 @@ def load_object(body: bytes) -> dict[str, object]:
     duplicate name in an object, is nested too deeply, or exceeds a limit of `storage.json_bounds`."""
     try:
         check_bounds(body)
-        document = _JSON.decode(body.decode("utf-8"))
+        document = _DECODER.decode(body.decode("utf-8"))
     except RecursionError:
         raise ManifestInvalid(f"the manifest is nested more than {MAX_DEPTH} levels deep") from None
     except OutOfBounds as error:
@@ -164,8 +164,8 @@ def media_type(document: dict[str, object], declared: str | None) -> str:
 
 
 def _string_map(value: object, where: str) -> dict[str, str]:
-    """Returns `value`, an object whose values are strings; an empty object if it is None. Raises ManifestInvalid for
-    any other value."""
+    """Returns `value` if it is an object whose values are strings; returns an empty object if it is None. Raises
+    ManifestInvalid for any other value."""
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -174,7 +174,8 @@ def _string_map(value: object, where: str) -> dict[str, str]:
 
 
 def _optional_string(value: object, where: str) -> str | None:
-    """Returns the string `value`; None if it is empty or None. Raises ManifestInvalid for any other value."""
+    """Returns `value` if it is a string; returns None if it is None or empty. Raises ManifestInvalid for any other
+    value."""
     if value is not None and not isinstance(value, str):
         raise ManifestInvalid(f"{where} is not a string")
     return value or None
@@ -189,33 +190,33 @@ def check_limits(parts: ManifestParts) -> None:
         raise ManifestInvalid(
             f"the manifest refers to {count} blobs and manifests; at most {MAX_REFERENCES} are accepted"
         )
-    _check_length(parts.artifact_type, "artifactType")
-    for where, part in (("config", parts.config), ("subject", parts.subject)):
-        if part is not None:
-            _check_lengths(part, where)
+    _check_type_length(parts.artifact_type, "artifactType")
+    for where, descriptor in (("config", parts.config), ("subject", parts.subject)):
+        if descriptor is not None:
+            _check_descriptor_types(descriptor, where)
     for where, descriptors in (("layers", parts.layers), ("manifests", parts.manifests)):
-        for part in descriptors:
-            _check_lengths(part, where)
+        for descriptor in descriptors:
+            _check_descriptor_types(descriptor, where)
 
 
-def _check_lengths(part: DescriptorFields, where: str) -> None:
+def _check_descriptor_types(descriptor: DescriptorFields, where: str) -> None:
     """Raises ManifestInvalid if the media type or artifact type in the descriptor is too long."""
-    _check_length(part["mediaType"], f"a mediaType in {where}")
-    _check_length(part.get("artifactType"), f"an artifactType in {where}")
+    _check_type_length(descriptor["mediaType"], f"a mediaType in {where}")
+    _check_type_length(descriptor.get("artifactType"), f"an artifactType in {where}")
 
 
-def _check_length(media_type: str | None, what: str) -> None:
-    """Raises ManifestInvalid if `media_type` is too long. `what`: how the error text names it."""
-    if media_type is not None and len(media_type) > MAX_TYPE_LENGTH:
+def _check_type_length(type_name: str | None, what: str) -> None:
+    """Raises ManifestInvalid if a media type or artifact type is too long. `what`: what the error text calls it."""
+    if type_name is not None and len(type_name) > MAX_TYPE_LENGTH:
         raise ManifestInvalid(
-            f"{what} has {len(media_type)} characters; at most {MAX_TYPE_LENGTH} are accepted (RFC 6838)"
+            f"{what} has {len(type_name)} characters; at most {MAX_TYPE_LENGTH} are accepted (RFC 6838)"
         )
 
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
-    """Returns annotations as JSON text in UTF-8. Encodes in small pieces, because `json.dumps` holds the global
-    interpreter lock until it returns. Collects `bytes` and not `str`: in a `str` with one non-Latin character, every
-    character takes two or four bytes."""
+    """Returns annotations as JSON text in UTF-8. Encodes them in slices, because `json.dumps` holds the global
+    interpreter lock until it returns. Collects `bytes` and not `str` to save memory: in a `str` with one non-Latin
+    character, every character takes two or four bytes."""
     parts = [b"{"]
     for name, text in annotations.items():
         parts += (*_quoted_slices(name), b":", *_quoted_slices(text), b",")
@@ -234,8 +235,8 @@ def _read_descriptor(value: object, where: str) -> DescriptorFields:
     """Checks a descriptor and returns its known fields. Raises ManifestInvalid."""
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
-    digest, size, own_type = value.get("digest"), value.get("size"), value.get("mediaType")
-    if not isinstance(digest, str) or not isinstance(own_type, str) or not own_type:
+    digest, size, descriptor_type = value.get("digest"), value.get("size"), value.get("mediaType")
+    if not isinstance(digest, str) or not isinstance(descriptor_type, str) or not descriptor_type:
         raise ManifestInvalid(f"{where} lacks a mediaType or a digest")
     try:
         Digest(digest)
@@ -263,16 +264,16 @@ def _read_descriptors(document: dict[str, object], name: str) -> tuple[Descripto
 
 
 def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
-    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `is_index`: whether it has
-    the media type of an index. Raises ManifestInvalid."""
+    """Checks the structure of a manifest and each descriptor in it, and returns its parts. `is_index`: whether the
+    manifest has the media type of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
     is_artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
     if not (version == 2 and type(version) is int) and not is_artifact:  # in Python, 2.0 == 2
         raise ManifestInvalid("the manifest's schemaVersion is not 2")
     if is_index and ("layers" in document or "config" in document):
-        raise ManifestInvalid("an index has no config and no layers; is this a manifest of another type?")
+        raise ManifestInvalid("an index must not have a config or layers; is this a manifest of another type?")
     if not is_index and "manifests" in document:
-        raise ManifestInvalid("an image manifest has no manifests; is this an index?")
+        raise ManifestInvalid("an image manifest must not have manifests; is this an index?")
     config, subject = document.get("config"), document.get("subject")
     if not is_index and not is_artifact and config is None:
         raise ManifestInvalid("the manifest has no config")

@@ -1,8 +1,8 @@
 """A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
-It defines the correct behaviour of a registry. Contract and model tests compare other registries with it, and tests
-that need no disk use it. No method yields to the event loop, so each call is one transaction. The content is lost when
-the process ends.
+The model defines the correct behaviour of a registry. Contract and model tests compare other registries with it, and
+tests that need no disk use it. No method yields to the event loop, so each call is one transaction. The content is lost
+when the process ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns the page of `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
+    """Returns a page of the `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
     sorts strings by code points, which gives the same order."""
     items_after = [item for item in sorted(items) if after is None or item > after]
     return Page(items_after[:limit], len(items_after) > limit)
@@ -52,8 +52,7 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
     """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: the entries of an index that may be blobs, because they do not have the media type of a
-    manifest."""
+    `blob_children`: entries of an index that may be blobs, because their media type is not that of a manifest."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
@@ -61,7 +60,7 @@ def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
 class _Repository:
     """A repository that has or had content. `last_used`: for each blob, the latest time, in seconds, at which a client
     added or resolved the blob, or deleted a manifest that referred to it. `MemoryRegistry.collect` keeps the blob for a
-    grace period after that."""
+    grace period after this time."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     last_used: dict[Digest, float] = field(default_factory=dict)
@@ -84,11 +83,11 @@ class _Repository:
             added = {parent.digest for parent in parents} - needing
         return needing
 
-    def missing(self, manifest: Manifest) -> set[Digest]:
+    def missing_content(self, manifest: Manifest) -> set[Digest]:
         """Returns the digests of the content that the manifest refers to and this repository does not have."""
-        # Clients download foreign layers from elsewhere, so they are never missing.
+        # Clients download foreign layers from other servers, so foreign layers are never missing.
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
-        # An entry of an index that may be a blob is not missing if the repository has that blob.
+        # An index entry that may be a blob is not missing if the repository has a blob with the digest of the entry.
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
 
@@ -204,7 +203,7 @@ class MemoryRegistry:
             raise BlobUploadUnknown(detail={"upload": upload})
         return session
 
-    # Called by the writers of this registry
+    # Called by `MemoryBlobWriter`
 
     def is_live(self, upload: UploadID, session: _Session) -> bool:
         """Returns whether `session`, which has the id `upload`, is in progress: neither committed nor cancelled."""
@@ -215,7 +214,7 @@ class MemoryRegistry:
         del self._uploads[upload]
 
     def add_blob(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
-        """Makes `data` a blob of `repo`, and returns its descriptor."""
+        """Stores `data` as a blob of `repo`, and returns the blob's descriptor."""
         repository = self._repositories.setdefault(repo, _Repository())
         repository.blobs[digest] = data
         repository.last_used[digest] = self._clock()
@@ -294,7 +293,7 @@ class MemoryRegistry:
             current = repository.tags.get(tag)
             if current is not None and current != manifest.digest and self._immutable_tags.is_immutable(repo, tag):
                 raise immutable_tag_denied(repo, tag, current)
-        if not sparse and (missing := repository.missing(manifest)):
+        if not sparse and (missing := repository.missing_content(manifest)):
             raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
         stored = repository.manifests.get(manifest.digest)
         if stored is not None and stored.media_type != manifest.media_type:

@@ -17,7 +17,7 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_LARGE_BODY_BYTES: Final = 640 * 1024
 """Maximum size in bytes of a body with a long text or with a list of many tags. Only routes that change a repository
 take such a body. They receive it after they have checked the caller's rights on the repository."""
-_VALUE_BOUNDS: Final = Bounds(values=20_000)
+_VALUE_BOUNDS: Final = Bounds(max_values=20_000)
 """Largest number of JSON values in a body. The longest list that a route takes has 10,000 names, half of this limit.
 Without the limit, parsing 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 

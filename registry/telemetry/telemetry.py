@@ -73,10 +73,10 @@ class Telemetry:
         if self.tracing is not None:
             self.tracing.trace_change(change)
 
-    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of `changes` changes of the metadata. `wait_seconds`: how long they waited for the lock of the
-        database. `commit_seconds`: how long the changes and their commit took."""
-        self.work.on_commit(changes, wait_seconds, commit_seconds)
+    def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Counts a batch of `change_count` changes of the metadata. `wait_seconds`: how long they waited for the lock
+        of the database. `commit_seconds`: how long the changes and their commit took."""
+        self.work.on_commit(change_count, wait_seconds, commit_seconds)
 
     def collectors(self) -> list[Collector]:
         """Returns the collectors of all metrics that the server knows without reading the store."""

@@ -126,11 +126,11 @@ class WorkMetrics:
         for action in actions:
             self._cells.own[self.denials.cell(action)] += 1
 
-    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of `changes` changes. The commit thread calls this method. No other thread writes to the cells
-        of these metrics."""
+    def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Counts a batch of `change_count` changes. The commit thread calls this method. No other thread writes to the
+        cells of these metrics."""
         cells = self._cells.own
-        cells[self.changes.first_cell] += changes
+        cells[self.changes.first_cell] += change_count
         self.lock_wait_seconds.observe(cells, self.lock_wait_seconds.first_cell, wait_seconds)
         self.commit_seconds.observe(cells, self.commit_seconds.first_cell, commit_seconds)
 

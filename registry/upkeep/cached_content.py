@@ -223,7 +223,7 @@ async def purge_image(
     for digest in removal.manifests:
         with suppress(ManifestUnknown):
             await stored.delete_manifest(mirrored.repo, digest, by=by, restorable=False)
-    return PurgeResult(len(removal.tags), len(removal.manifests), removal.size)
+    return PurgeResult(len(removal.tags), len(removal.manifests), removal.freed_bytes)
 
 
 def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:

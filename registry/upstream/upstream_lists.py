@@ -47,7 +47,7 @@ BYTES_PER_TAG, BYTES_PER_DESCRIPTOR = 128, 1024
 TAGS_PER_SORT = 10_000
 """Largest number of tags that are sorted in one call. No other thread of the process can run during such a call, so a
 larger list is sorted in parts."""
-TAG_PAGE_BOUNDS = Bounds(values=300_000, escapes=100_000)
+TAG_PAGE_BOUNDS = Bounds(max_values=300_000, max_backslashes=100_000)
 """Largest numbers of values and of backslashes in the JSON of one page of tags. They are large because some
 registries send all tags in one page."""
 MAX_PAGES = 500

@@ -1,4 +1,4 @@
-"""The interface of the metadata store (`Metadata`): which blobs, manifests, tags and upload sessions exist.
+"""The interface of the metadata store (`Metadata`), which records the blobs, manifests, tags and upload sessions.
 
 The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. The row contains the
 *place* of the blob: the key under which the blob store has the bytes. Only the blob store can interpret the key. A
@@ -29,10 +29,10 @@ class CommitObserver(Protocol):
         """Called on the event loop for each change. `change` is done when the change is committed or has failed."""
         ...
 
-    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Called in the commit thread after each batch of changes. `changes`: number of changes in the batch.
-        `wait_seconds`: how long the thread waited for the lock of the database. `commit_seconds`: how long the changes
-        and their commit took."""
+    def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
+        """Called after each batch of changes, in the thread that commits the changes. `change_count`: number of changes
+        in the batch. `wait_seconds`: how long the thread waited for the lock of the database. `commit_seconds`: how
+        long the changes and their commit took."""
         ...
 
 
@@ -42,7 +42,7 @@ class _NoCommitObserver:
     def on_queued(self, change: Future[Any]) -> None:
         return
 
-    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+    def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
         return
 
 
@@ -53,9 +53,10 @@ UNOBSERVED_COMMITS: Final[CommitObserver] = _NoCommitObserver()
 @dataclass(frozen=True, slots=True)
 class BlobRow:
     """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store; never empty.
-    `is_queued_for_collection`: whether the link is in the queue of the garbage collector. True if no manifest of the
-    repository refers to the blob; may stay True for some time after a manifest that refers to it was pushed.
-    `last_used`: approximate time in seconds since 1970 at which a client last added the blob or asked for it."""
+    `is_queued_for_collection`: whether the repository's link to the blob is in the queue of the garbage collector. It
+    is True if no manifest of the repository refers to the blob. It may stay True for some time after a manifest that
+    refers to the blob was pushed. `last_used`: approximate time in seconds since 1970 at which a client last added the
+    blob or asked for it."""
 
     digest: Digest
     size: int
@@ -66,11 +67,12 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
-    `state` and `boot` are the last checkpoint of the session's progress. `offset`: the number of bytes. `state`: the
-    state of the digest computation after these bytes; None: not saved. `boot`: the id of the machine's boot during
-    which the bytes were written. A reboot may lose written bytes. `owner`: name of the actor (client) that may resume
-    the session, or `ANY_ACTOR`."""
+    """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `owner`: name
+    of the actor (client) that may resume the session, or `ANY_ACTOR`.
+
+    `offset`, `state` and `boot` are the last checkpoint of the session's progress. `offset`: number of bytes. `state`:
+    state of the digest computation after these bytes; None if it was not saved. `boot`: id of the machine's boot during
+    which the bytes were written. A reboot may lose written bytes."""
 
     id: UploadID
     repository: RepositoryName
@@ -84,9 +86,9 @@ class UploadRow:
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
     """An entry of the garbage collector's queue of links. `repository_id` and `name`: row id and name of the
-    repository. `digest`: digest of the blob. `size`: number of its stored bytes; 0 if they are damaged or missing. No
-    manifest of the repository referred to the blob when the entry was made, at the time `since` (seconds since
-    1970)."""
+    repository. `digest`: digest of the blob. `size`: number of the blob's stored bytes; 0 if they are damaged or
+    missing. `since`: time in seconds since 1970 at which the link was queued. No manifest of the repository referred to
+    the blob then."""
 
     repository_id: int
     digest: Digest
@@ -98,9 +100,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would lose all its links if `drop_link` were called for each of them. Of these links, only that of
-    the repository with the highest row id has the value True; the others have False. So if a caller adds up the sizes
-    of the freed blobs, each blob counts once."""
+    whether calls of `drop_link` for all links to the blob would delete all these links. To let a caller count each
+    freed blob once, `frees_blob` is True only for the link whose repository has the highest row id."""
 
     is_dropped: bool
     frees_blob: bool
@@ -140,27 +141,28 @@ class DeletedManifest:
 
 class Metadata(Protocol):
     """The metadata store. Each method is one transaction, or several if it reads or changes very many rows. A method
-    that changes something returns when the change is durable; changes that a description calls not durable may be lost
-    in a power cut. A method without a description does the metadata part of the method with the same name in
-    `storage.interface.Registry`. `manifest_descriptor` does that of `resolve_manifest`, and `manifest` that of
-    `get_manifest`. All methods may raise StorageFull and StorageFailed, in addition to the errors that their
-    descriptions name."""
+    that changes something returns when the change is durable. If its docstring says "Not durable", a power cut may lose
+    the change. All methods may raise StorageFull and StorageFailed, in addition to the errors that their docstrings
+    name.
+
+    A method without a docstring does the metadata part of the method with the same name in
+    `storage.interface.Registry`; `manifest_descriptor` does the metadata part of `resolve_manifest`, and `manifest` the
+    metadata part of `get_manifest`."""
 
     @property
     def version(self) -> Callable[[], object]:
-        """A function that returns the current version of all stored data, including accounts. If it returns equal
-        versions twice, no process has changed anything between the two calls. A lookup sees data that is at least
-        as new as the version that the function returned before the lookup."""
+        """A function that returns the current version of all stored data, including accounts. If two calls return equal
+        versions, no process has changed anything between the calls. A lookup after a call sees data that is at least as
+        new as the returned version."""
         ...
 
     on_mirrored: Callable[[], None]
-    """Called after this process has stored content that may have come from an upstream: a blob that did not come
-    through an upload session, or a manifest that `put_manifest` stored with `sparse=True` (a mirrored manifest). Must
-    return at once."""
+    """Called after this process has stored content that may have come from an upstream: after `adopt_blob`, and after
+    `put_manifest` with `sparse=True` (a mirrored manifest). Must return at once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        """Returns the row of a blob that the repository has. Raises BlobUnknown, also for a damaged blob
-        (`storage.damage`)."""
+        """Returns the row of a blob of the repository. Raises BlobUnknown if the repository does not have the blob, or
+        if the blob is damaged (`storage.damage`)."""
         ...
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
@@ -171,9 +173,10 @@ class Metadata(Protocol):
     async def add_blob(
         self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
     ) -> None:
-        """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
-        session `upload`, through which its bytes came. `by`: the client that pushed the blob, for the blob's event
-        (`storage.outbox`). Raises BlobUploadUnknown, QuotaExceeded."""
+        """Adds the row of a published blob, and a link from the repository to the blob. Deletes the row of the upload
+        session `upload`, which received the blob's bytes. If the blob was damaged, it gets `place` as its new place,
+        and is not damaged any more. `by`: the client that pushed the blob, for the blob's event (`storage.outbox`).
+        Raises BlobUploadUnknown, QuotaExceeded."""
         ...
 
     async def adopt_blob(
@@ -186,19 +189,20 @@ class Metadata(Protocol):
         by: Actor | None = None,
         is_fill: bool = False,
     ) -> None:
-        """Adds the row of a published blob and a link from the repository to it. Used for blobs whose bytes did not
-        come through an upload session, such as mirrored blobs, and files to which the store links instead of copying
-        them. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is then a push. `is_fill`:
-        whether a mirror downloaded the blob from its upstream; the event is then a fill (`EventAction.FILL`). Without
-        `by` and `is_fill`, there is no event. If the blob was damaged, its row gets the new place, and the blob is not
-        damaged any more; the same holds for `add_blob`. Raises QuotaExceeded."""
+        """Adds the row of a published blob whose bytes no upload session received, such as a mirrored blob, or a file
+        to which the store links instead of copying it. Like `add_blob`, adds a link from the repository to the blob and
+        repairs a damaged blob. Raises QuotaExceeded. The blob's event (`storage.outbox`) is:
+
+        - a fill (`EventAction.FILL`) if `is_fill` is True: a mirror downloaded the blob from its upstream.
+        - otherwise a push by the client `by`, or no event if `by` is None."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a link from `repo` to a blob that `source` has. `source`: a repository, or a set of repositories; one of
-        the set has to have the blob. Returns the blob's size in bytes. Raises BlobUnknown, QuotaExceeded."""
+        """Adds a link from `repo` to a blob of another repository. `source`: the other repository, or a set of
+        repositories to search for the blob. Returns the blob's size in bytes. Raises BlobUnknown (no repository with
+        the blob was found), QuotaExceeded."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
@@ -212,8 +216,8 @@ class Metadata(Protocol):
         ...
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
-        """Stores a checkpoint of the session's progress. If the stored checkpoint has more bytes and the machine has
-        not been booted since, keeps the stored one. Not durable. Raises BlobUploadUnknown."""
+        """Stores a checkpoint of the session's progress (`UploadRow`). If the stored checkpoint has more bytes and the
+        same `boot`, keeps the stored checkpoint. Not durable. Raises BlobUploadUnknown."""
         ...
 
     async def end_upload(self, upload: UploadID) -> None:
@@ -243,8 +247,8 @@ class Metadata(Protocol):
         restorable: bool = True,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Does what `storage.interface.Registry.delete_manifest` does. If the full disk has no space to keep a
-        restorable manifest, deletes it without keeping it."""
+        """Does the metadata part of `storage.interface.Registry.delete_manifest`. If the disk is too full to keep a
+        restorable manifest, deletes the manifest without keeping it."""
         ...
 
     async def delete_tag(
@@ -268,13 +272,14 @@ class Metadata(Protocol):
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]: ...
 
-    # For the garbage collector, which has two queues. A link enters the first queue when it is created before a
-    # manifest of the repository refers to the blob, and when the last manifest that refers to the blob is deleted. A
-    # digest enters the second queue when the last link to its blob is deleted.
+    # The next methods are for the garbage collector, which has two queues:
+    # - The queue of links. A link enters it when the link is created and no manifest of the repository refers to the
+    #   blob yet, and when the last manifest of the repository that refers to the blob is deleted.
+    # - The queue of unlinked blobs. The digest of a blob enters it when the last link to the blob is deleted.
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
         """Returns at most `limit` entries that were put into the queue of links at the time `before` (seconds since
-        1970) or earlier, oldest first. `after`: only entries that follow this one (None: from the oldest on)."""
+        1970) or earlier, oldest first. If `after` is not None, returns only entries that follow it."""
         ...
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
@@ -282,26 +287,28 @@ class Metadata(Protocol):
         ...
 
     async def unlinked_blobs(self, limit: int, after: Digest | None = None) -> list[UnlinkedBlob]:
-        """Returns at most `limit` entries from the queue of blobs that have lost their last link. `after`: only entries
-        that follow the one with this digest (None: from the first on)."""
+        """Returns at most `limit` entries from the queue of unlinked blobs, sorted by digest. If `after` is not None,
+        returns only entries that follow this digest."""
         ...
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Deletes the link of an entry, and the entry, and returns True. Does so only if no manifest of the repository
-        refers to the blob, and the blob was not used after the time `before` (seconds since 1970). Otherwise returns
-        False: if a manifest refers to the blob, deletes only the entry; if the blob was used later, keeps the entry for
-        a later call.
+        """Deletes the link of an entry if the link has been unused since the time `before` (seconds since 1970).
+        Returns whether it deleted the link.
 
-        A deleted manifest needs its blobs as long as it can be put back. So before this method deletes the link, it
-        removes the repository's deleted manifests that were deleted at the time `before` or earlier; they cannot be put
-        back any more. If there are many of them, it removes only some, keeps the entry for a later call and returns
-        False."""
+        - If the link was queued again after `before`, changes nothing.
+        - If the link no longer exists, or a manifest of the repository refers to the blob, deletes only the entry.
+        - If a client used the blob after `before`, keeps the entry for a later call.
+        - Otherwise removes the repository's deleted manifests that were deleted at `before` or earlier, and then
+          deletes the link and the entry. A deleted manifest needs its blobs until it is removed; after that, it cannot
+          be put back. If there are many such manifests, removes only some, and keeps the link and the entry for a later
+          call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
-        """Removes the digest from the queue of blobs without a link. If the blob still has no link, deletes its row and
-        returns its place, which is empty for a damaged blob; if not, returns None. The caller must hold the lock of the
-        digest. Before it releases the lock, it must remove the bytes at the returned place from the blob store."""
+        """Removes the digest from the queue of unlinked blobs. If the blob still has no link, deletes its row and
+        returns its place, which is empty for a damaged blob. Returns None if the blob has a link again or has no row.
+        The caller must hold the lock of the digest (`storage.leases.DigestLocks`), and must remove the bytes at the
+        returned place from the blob store before it releases the lock."""
         ...
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
@@ -313,15 +320,15 @@ class Metadata(Protocol):
         ...
 
     async def correct_future_times(self) -> None:
-        """Replaces times in the future (`storage.future_times`) by the present time: the times of queued links, upload
-        sessions and deleted manifests, and the time since which this registry has recorded all pulls
-        (`TagFacts.unrecorded_until`). Otherwise nothing would be removed until the clock has reached these times.
-        Changes them in small transactions."""
+        """Replaces stored times that are in the future (`storage.future_times`) by the present time, in small
+        transactions. Otherwise unused content would stay until the clock has reached these times. Corrects the times
+        of queued links, upload sessions and deleted manifests, and the time since which this registry has recorded all
+        pulls (`storage.retention.TagFacts.unrecorded_until`)."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
-        """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970), the
-        longest idle ones first. `after`: only sessions that follow this one (None: from the first on)."""
+        """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970). The
+        session that has been idle longest comes first. If `after` is not None, returns only later sessions."""
         ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
@@ -337,11 +344,11 @@ class Metadata(Protocol):
         self, before: float, limit: int, after: DeletedManifest | None = None
     ) -> list[DeletedManifest]:
         """Returns at most `limit` manifests that were deleted at the time `before` (seconds since 1970) or earlier and
-        can still be put back, oldest first. `after`: only manifests that follow this one (None: from the oldest on)."""
+        can still be put back. The manifest that was deleted first comes first. If `after` is not None, returns only
+        manifests that follow it."""
         ...
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
-        """Removes at most `limit` of the manifests that were deleted at the time `before` (seconds since 1970) or
-        earlier and are kept so that they can be put back. Returns the removed manifests, which cannot be put back any
-        more; an empty list if there were none."""
+        """Removes at most `limit` of the manifests that `deleted_manifests` returns for `before`. Returns the removed
+        manifests, which cannot be put back any more; an empty list if there were none."""
         ...

@@ -158,7 +158,7 @@ class JobRunner:
         """For each kind of which this process runs no job, starts a task with the oldest job of that kind. The task
         runs the job unless another process runs a job of the kind."""
         free_kinds = self._work_by_kind.keys() - self._running.keys()
-        for kind, job_id in (await self._jobs.oldest_active(free_kinds)).items():
+        for kind, job_id in (await self._jobs.oldest_active_ids(free_kinds)).items():
             if self._takes_jobs:
                 task = asyncio.create_task(self._run_if_free(kind, job_id))
                 self._running[kind] = task

@@ -153,7 +153,7 @@ class SqliteInventory:
             raise ManifestUnknown(f"{repo} has no manifest {reference}")
         tags = self._tags(root)
         if isinstance(reference, Tag) and (tags != [reference] or self._next_index(root)):
-            return RemovalPlan(repo, (reference,), manifests=(), size=0)
+            return RemovalPlan(repo, (reference,), manifests=(), freed_bytes=0)
         return self._plan(repo, repository, tags, self._with_dependents(root))
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
@@ -211,8 +211,8 @@ class SqliteInventory:
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
         """Returns the plan. `removed`: the row ids of the manifests to remove."""
         digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", row_id)[0]) for row_id in removed]
-        size: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
-        return RemovalPlan(repo, tuple(tags), tuple(digests), size)
+        freed_bytes: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
+        return RemovalPlan(repo, tuple(tags), tuple(digests), freed_bytes)
 
     def _tags(self, manifest: int) -> list[Tag]:
         """Returns the tags that point at the manifest."""

@@ -316,13 +316,13 @@ async def test_the_number_of_queued_jobs_of_a_kind_is_limited(store: StoredRegis
     assert refused.value.retry_after > 0
     other = await store.jobs.add("other", {}, actor="alice")
     command = await store.jobs.add("count", {}, actor="cli:alice", holder="command, process 1")
-    assert await store.jobs.oldest_active(["count", "other", "none"]) == {"count": jobs[0].id, "other": other.id}
+    assert await store.jobs.oldest_active_ids(["count", "other", "none"]) == {"count": jobs[0].id, "other": other.id}
     active = await store.jobs.active()
     assert [job.id for job in active] == [*(job.id for job in jobs), other.id, command.id]
     assert list(await store.jobs.active("count", limit=3)) == jobs[:3]
     await store.jobs.request_stop(jobs[0].id)
     await store.jobs.add("count", {}, actor="alice")
-    assert await store.jobs.oldest_active(["count"]) == {"count": jobs[1].id}
+    assert await store.jobs.oldest_active_ids(["count"]) == {"count": jobs[1].id}
 
 
 @pytest.mark.slow

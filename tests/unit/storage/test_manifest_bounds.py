@@ -44,14 +44,16 @@ def members(count: int) -> bytes:
 
 
 EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
-    "a name twice among many": lambda: members(BOUNDS.values - 10),
+    "a name twice among many": lambda: members(BOUNDS.max_values - 10),
     "a name twice among too many": lambda: members(600_000),
     "empty objects": lambda: filled_image(b"[", b"{},", b"{}]"),
     "empty arrays": lambda: filled_image(b"[", b"[],", b"[]]"),
-    "as many arrays as are accepted": lambda: filled_image(b"[", b"[],", b"[]]", 3 * (BOUNDS.values - 100)),
-    "as many objects as are accepted": lambda: filled_image(b"[", b'{"a":0},', b"{}]", 4 * BOUNDS.values - 1000),
+    "as many arrays as are accepted": lambda: filled_image(b"[", b"[],", b"[]]", 3 * (BOUNDS.max_values - 100)),
+    "as many objects as are accepted": lambda: filled_image(b"[", b'{"a":0},', b"{}]", 4 * BOUNDS.max_values - 1000),
     "numbers": lambda: filled_image(b"[", b"1,", b"1]"),
-    "as many fractions as are accepted": lambda: filled_image(b"[", b"0.%s," % (b"1" * 60), b"1]", 60 * BOUNDS.values),
+    "as many fractions as are accepted": lambda: filled_image(
+        b"[", b"0.%s," % (b"1" * 60), b"1]", 60 * BOUNDS.max_values
+    ),
     "a long number": lambda: filled_image(b"", b"1"),
     "numbers of 4,000 digits": lambda: filled_image(b"[", b"%s," % (b"1" * 4000), b"1]"),
     "a long fraction": lambda: filled_image(b"0.", b"1"),
@@ -60,8 +62,8 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
     "quotes": lambda: filled_image(b"", b'"'),
     "backslashes": lambda: filled_image(b'"', b"\\\\", b'"'),
     "escaped quotes": lambda: filled_image(b'"', b'\\"', b'"'),
-    "escaped characters": lambda: filled_image(b'"', b"\\u4e2d", b'"', 6 * BOUNDS.escapes),
-    "lone surrogates": lambda: filled_image(b'"', b"\\ud83d", b'"', 6 * BOUNDS.escapes),
+    "escaped characters": lambda: filled_image(b'"', b"\\u4e2d", b'"', 6 * BOUNDS.max_backslashes),
+    "lone surrogates": lambda: filled_image(b'"', b"\\ud83d", b'"', 6 * BOUNDS.max_backslashes),
     "a long text": lambda: filled_image(b'"', b"x", b'"'),
     "a long text of wide characters": lambda: filled_image(b'"', "\U0001f600".encode(), b'"'),
     "a long text that ends with a wide character": lambda: filled_image(b'"', b"x", "\U0001f600".encode() + b'"'),
@@ -69,7 +71,7 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
     "blanks": lambda: filled_image(b"", b" ", b"1"),
     "a long name": lambda: image(**{"x" * (MAX_BYTES - 1000): 1}),
     "a long annotation": lambda: image(annotations={"a": "\U0001f600" + "x" * (MAX_BYTES - 1000)}),
-    "annotations": lambda: image(annotations={f"{n:x}": "" for n in range(BOUNDS.values - 100)}),
+    "annotations": lambda: image(annotations={f"{n:x}": "" for n in range(BOUNDS.max_values - 100)}),
     "as many layers as are accepted": lambda: image_with_layers(MAX_REFERENCES - 1),
     "too many layers": lambda: image_with_layers(24_000),
     "a long artifact type": lambda: image(artifactType="x" * (MAX_BYTES - 1000)),
@@ -200,9 +202,9 @@ def test_characters_in_strings_do_not_count(cut: int) -> None:
     text = json.dumps('[{,}]"\\' * 20_000)
     # The blanks make the document so large that it is checked.
     body = (" " * (QUICK_PARSE_BYTES + cut) + "[" + text + ",1]").encode()
-    check_bounds(body, Bounds(values=3))
+    check_bounds(body, Bounds(max_values=3))
     with pytest.raises(OutOfBounds):
-        check_bounds(body, Bounds(values=1))
+        check_bounds(body, Bounds(max_values=1))
 
 
 def test_other_documents_are_parsed_within_limits() -> None:

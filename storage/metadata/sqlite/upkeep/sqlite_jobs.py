@@ -94,13 +94,14 @@ class SqliteJobs:
         clock: Callable[[], float],
         data_version: Callable[[], object],
     ) -> None:
-        """`oldest_active` reads only ids, with `db`. The methods that return jobs read with `scans`, because the result
-        of a job may be long. Changes use `writer`. `clock` returns the time in seconds since 1970. `data_version`
-        returns a value that changes with every commit to the database."""
+        """`oldest_active_ids` reads only ids, with `db`. The methods that return jobs read with `scans`, because the
+        result of a job may be long. Changes use `writer`. `clock` returns the time in seconds since 1970.
+        `data_version` returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
         self._last_empty_call: tuple[object, frozenset[str]] | None = None
-        """Data version and kinds of the last call of `oldest_active`, if it found no active jobs; otherwise None."""
+        """Data version and kinds of the last call of `oldest_active_ids`, if it found no active jobs; otherwise
+        None."""
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -146,7 +147,7 @@ class SqliteJobs:
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
         return await self._scan(partial(_read, _ACTIVE_JOBS, (kind, limit)))
 
-    async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
+    async def oldest_active_ids(self, kinds: Collection[str]) -> Mapping[str, int]:
         with _as_storage_failed():
             # Every server process asks once a second. Most of the time nothing has changed since its last call.
             call = self._data_version(), frozenset(kinds)

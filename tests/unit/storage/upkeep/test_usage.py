@@ -231,8 +231,8 @@ class RecordedCommits:
     def on_queued(self, change: asyncio.Future[Any]) -> None:
         pass
 
-    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        self.sizes.append(changes)
+    def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
+        self.sizes.append(change_count)
 
 
 async def test_other_changes_of_a_transaction_succeed(tmp_path: Path) -> None:

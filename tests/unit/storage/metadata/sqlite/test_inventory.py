@@ -87,14 +87,14 @@ async def test_removal_of_the_last_tag_of_a_manifest(registry: Registry, invento
     old = await push_image(registry, UBUNTU, "old", size=100, shared=b"shared")
     await push_image(registry, UBUNTU, "new", size=50, shared=b"shared")
     plan = inventory.plan_removal(UBUNTU, Tag("old"))
-    assert (plan.tags, plan.manifests, plan.size) == (("old",), (old.digest,), 100)
+    assert (plan.tags, plan.manifests, plan.freed_bytes) == (("old",), (old.digest,), 100)
 
 
 async def test_removal_of_one_of_two_tags(registry: Registry, inventory: Inventory) -> None:
     """If the tag's manifest has another tag, only the tag is removed."""
     await push_image(registry, UBUNTU, "1", "2", size=100)
     plan = inventory.plan_removal(UBUNTU, Tag("1"))
-    assert (plan.tags, plan.manifests, plan.size) == (("1",), (), 0)
+    assert (plan.tags, plan.manifests, plan.freed_bytes) == (("1",), (), 0)
 
 
 async def test_removal_of_the_tag_of_an_index_entry(registry: Registry, inventory: Inventory) -> None:
@@ -114,7 +114,7 @@ async def test_removal_of_an_index(registry: Registry, inventory: Inventory) -> 
     await push_index(registry, UBUNTU, shared, tag="2")
     plan = inventory.plan_removal(UBUNTU, Tag("1"))
     assert set(plan.manifests) == {first.digest, own.digest}
-    assert plan.size == 100
+    assert plan.freed_bytes == 100
 
 
 async def test_removal_of_the_subject_of_a_referrer(registry: Registry, inventory: Inventory) -> None:
@@ -137,7 +137,7 @@ async def test_removal_by_digest(registry: Registry, inventory: Inventory) -> No
     manifest = await push_image(registry, UBUNTU, "1", "2", size=100)
     plan = inventory.plan_removal(UBUNTU, manifest.digest)
     assert (plan.tags, plan.manifests) == (("1", "2"), (manifest.digest,))
-    assert plan.size == 100 + len(b"{}")
+    assert plan.freed_bytes == 100 + len(b"{}")
 
 
 async def test_removal_of_a_whole_repository(registry: Registry, inventory: Inventory) -> None:
@@ -148,7 +148,7 @@ async def test_removal_of_a_whole_repository(registry: Registry, inventory: Inve
     await push_image(registry, DEBIAN, "1", size=30, shared=b"shared")
     plan = inventory.plan_removal_of_all(UBUNTU)
     assert set(plan.manifests) == {first.digest, second.digest}
-    assert (plan.tags, plan.size) == (("1",), 150)
+    assert (plan.tags, plan.freed_bytes) == (("1",), 150)
 
 
 async def test_unknown_content_cannot_be_removed(registry: Registry, inventory: Inventory) -> None:
