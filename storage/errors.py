@@ -19,8 +19,8 @@ class RegistryError(Exception):
     default: ClassVar[str] = "the registry could not do this"
     """The message of an error whose constructor gets no message."""
     redacted: RegistryError | None = None
-    """The error for a client that may not pull from the repository. It names only digests and tags that the client has
-    sent. None: the client gets this error itself, which names no other digests or tags."""
+    """The error that replaces this error for a client that may not pull from the repository. It names only digests and
+    tags that the client has sent. None: this error names no others, so such a client gets this error itself."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -57,7 +57,7 @@ class BlobUploadInvalid(RegistryError):
 
 
 class BlobUploadUnknown(RegistryError):
-    """The upload session does not exist, or another client's account started it."""
+    """The upload session does not exist, or a different account started it."""
 
     code = "BLOB_UPLOAD_UNKNOWN"
     default = "there is no such upload session: it was finished, cancelled, or has timed out; start a new one"
@@ -125,8 +125,8 @@ class NameUnknown(RegistryError):
 
 
 class NameHidden(NameUnknown):
-    """The client may not pull from the repository. The client gets the same response as for one that does not exist.
-    The audit log records that the client was refused."""
+    """The client may not pull from the repository. The client gets the same response as for a repository that does
+    not exist. The audit log records that the client was refused."""
 
 
 class SizeInvalid(RegistryError):
@@ -137,12 +137,12 @@ class SizeInvalid(RegistryError):
 
 
 class RangeInvalid(RegistryError):
-    """No byte of the requested range is in the blob, or a chunk of an upload does not start right after the bytes that
-    the upload has.
+    """A range of bytes is not valid. There are two cases:
 
-    `size`: for a requested range, the size of the blob in bytes, which the response names as `Content-Range: bytes
-    */size`; None for an upload, or if the size is not known. `offset`: for an upload, the number of bytes that it has;
-    None for a requested range.
+    - A client requests a range of a blob, and no byte of the range is in the blob. `size`: the size of the blob in
+      bytes, which the response names as `Content-Range: bytes */size`; None if the size is not known. `offset` is None.
+    - A chunk of an upload does not start right after the bytes that the upload has. `offset`: the number of these
+      bytes. `size` is None.
     """
 
     code = "BLOB_UPLOAD_INVALID"
@@ -177,13 +177,14 @@ class Denied(RegistryError):
 
 
 class QuotaExceeded(Denied):
-    """A push does not fit into a quota. It has stored nothing."""
+    """A push does not fit into a quota. The push has stored nothing."""
 
     default = "the quota is used up"
 
 
 class ImmutableTagDenied(Denied):
-    """A change of an immutable tag, or of a manifest that it needs. No client may make it, whatever its rights."""
+    """The request would change an immutable tag, or a manifest that an immutable tag needs. No client has the right to
+    do this."""
 
     default = "an immutable tag cannot be changed"
 
@@ -196,8 +197,8 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests. Or this
-    registry has exceeded its rate limit at the upstream registry from which it mirrors. `retry_after`: number of
+    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests, or this
+    registry has exceeded the rate limit of the upstream registry from which it mirrors. `retry_after`: number of
     seconds after which the client may try again."""
 
     code = "TOOMANYREQUESTS"
@@ -227,9 +228,9 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 
 class PartialBlobLost(RegistryError):
-    """A *partial* (a blob that is being downloaded from its upstream registry) cannot be read to its end: the process
-    that downloaded it has stopped, or its bytes were deleted. The next download continues after the bytes that were not
-    deleted."""
+    """A *partial blob* (a blob that is being downloaded from its upstream registry) cannot be read to its end: the
+    process that downloaded it has stopped, or its bytes were deleted. The next download continues after the bytes that
+    are still stored."""
 
     code = "UNAVAILABLE"
     default = "the download of this blob from its upstream registry was interrupted; try again"
@@ -250,7 +251,8 @@ class StorageFailed(RegistryError):
     default = "the registry's storage failed; the server's log says why"
 
     def for_operators(self) -> str:
-        """Returns the message, and the file that the operating system's error names if that is the cause."""
+        """Returns the message. If an error of the operating system caused this error and names a file, adds the
+        file."""
         name = self.__cause__.filename if isinstance(self.__cause__, OSError) else None
         if not isinstance(name, str | bytes) or os.fsdecode(name) in self.message:  # a number is a file descriptor
             return self.message
@@ -274,8 +276,8 @@ class TooManyOpenFiles(StorageFailed):
 
 
 class DataDirectoryReplaced(StorageFailed):
-    """A change was refused because another data directory, or none, is at the path of the one that the process has
-    open. Reads still work."""
+    """A change was refused because the data directory that the process has open is no longer at its path: there is
+    another directory at the path, or none. Reads still work."""
 
     code = "UNAVAILABLE"
     default = (
@@ -286,10 +288,10 @@ class DataDirectoryReplaced(StorageFailed):
 
 class BytesForbidden(StorageFailed):
     """The process has no permission to read the stored bytes of a blob or to list the blobs in a directory. It is not
-    known whether bytes are damaged. The message names the file or directory, and says what to do."""
+    known whether the bytes are damaged. The message names the file or directory, and says what to do."""
 
 
-def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
+def blob_in_use_error(repo: str, digest: str, manifest: str) -> Unsupported:
     """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
     with the digest `manifest` refers to the blob."""
     advice = "delete these manifests first: garbage collection then deletes the blob"

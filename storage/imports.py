@@ -1,6 +1,9 @@
-"""The interface of the records that an import from another registry (the *old registry*) reads and writes in addition
-to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, when a tag was set at
-the old registry, when content was imported, and which blobs this registry has."""
+"""The errors of imports, and the records that an import needs (`ImportRecords`).
+
+An *import* copies content from another registry (the *old registry*) into this one. Besides content, it reads and
+writes records: who changed a tag last, when a tag was set at the old registry, when content was imported, and which
+blobs this registry has.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 IMPORT_PROGRAM: Final = "entrepot import"
-"""The name of the program in the history of tags, if an import has made the change."""
+"""The name of the program that the history of a tag shows if an import has changed the tag."""
 
 
 class ContentBroken(RegistryError):
-    """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
-    that is not accepted here. `path_to_broken`: set if the import reads an index, and a manifest below the index is
-    broken; otherwise empty. The digests of the manifests on the path from the index to the broken manifest: the first
-    one is in the list of the index, the last one is the broken manifest."""
+    """Content is missing or damaged at the old registry, or this registry does not accept its type.
+
+    `path_to_broken`: not empty if the import reads an index, and a manifest below the index is broken. It then contains
+    the digests of the manifests on the path to the broken manifest. The first digest is an entry of the index, and the
+    last digest is the broken manifest.
+    """
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
@@ -38,8 +43,8 @@ class ImportInvalid(RegistryError):
     default = "the import cannot begin"
 
 
-class SourceDown(RegistryError):
-    """The old registry does not answer any more, so the import has ended. The content that was imported stays."""
+class OldRegistryDown(RegistryError):
+    """The old registry does not answer any more, so the import ends. The content that was imported stays."""
 
     code = "SOURCE_DOWN"
     default = "the old registry does not answer; run the import again later: it continues"
@@ -47,10 +52,10 @@ class SourceDown(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class LastTagChange:
-    """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
-    the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
-    the client that changed it. If the registry itself changed it, a name of the work that did so, such as
-    `IMPORT_PROGRAM`."""
+    """The latest change of a tag. `digest`: the digest that the tag has pointed at since the change; None if the change
+    deleted the tag. `at`: the time of the change, in seconds since 1970. `actor`: the account or command that made the
+    change. `program`: the User-Agent of the client that made the change. For a change by the registry itself, the name
+    of its program, such as `IMPORT_PROGRAM`."""
 
     digest: Digest | None
     at: float
@@ -59,15 +64,15 @@ class LastTagChange:
 
 
 class ImportRecords(Protocol):
-    """The records that imports read and write in addition to content. Changes raise StorageFull, StorageFailed."""
+    """The records that imports read and write besides content. `record_import` raises StorageFull, StorageFailed."""
 
     async def tag_digest(self, repo: RepositoryName, tag: Tag) -> Digest | None:
-        """Returns the digest that a tag points at, even if its manifest is known to be damaged; None if there is no
-        such tag."""
+        """Returns the digest that the tag points at, even if the stored manifest is known to be damaged. Returns None
+        if the tag does not exist."""
         ...
 
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> LastTagChange | None:
-        """Returns the latest change of a tag; None if there never was such a tag."""
+        """Returns the latest change of the tag; None if the tag never existed."""
         ...
 
     async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
@@ -75,24 +80,24 @@ class ImportRecords(Protocol):
         ...
 
     async def deleted_by_retention(self, repo: RepositoryName) -> Set[Digest]:
-        """Returns the manifests of the repository that retention has deleted, as far back as the audit log goes. The
-        repository may have some of them again."""
+        """Returns the digests of the manifests that retention has deleted from the repository, if the audit log still
+        has the deletion. Some of the manifests may be in the repository again."""
         ...
 
     async def stored_size(self, digest: Digest) -> int | None:
-        """Returns the size in bytes of the blob, if any repository, hosted or mirrored, has it; otherwise None. Returns
-        None also for a blob that is known to be damaged."""
+        """Returns the size of the blob in bytes. Returns None if no repository, hosted or mirrored, has the blob, or if
+        the blob is known to be damaged."""
         ...
 
     async def record_import(
         self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
-        are not known here, so retention counts the manifest as pulled now, unless this registry has already recorded
-        a pull of it.
+        are not known. If this registry has not recorded a pull of the manifest, retention counts it as pulled now.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The time of the tag's last
-        push here, which is the time of the import, is set back to this time. It is not set back to before the tag's
-        previous change in this registry. Skips a tag that no longer points at the manifest, or that was pushed again
-        after the import. The history of tags keeps the time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This method replaces the time
+        of the tag's last push, which is the time of the import, with the time at the old registry. If the tag's
+        previous change in this registry is later than the time at the old registry, uses the time of that change.
+        Skips a tag that no longer points at the manifest, or that was pushed again after the import. The history of
+        tags keeps the time of the import."""
         ...

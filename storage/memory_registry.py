@@ -23,7 +23,7 @@ from storage.errors import (
     NameUnknown,
     PreconditionFailed,
     RangeInvalid,
-    blob_in_use,
+    blob_in_use_error,
 )
 from storage.memory_blob_reader import MemoryBlobReader
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
@@ -314,7 +314,7 @@ class MemoryRegistry:
             manifest.digest for manifest in repository.manifests.values() if digest in _blobs_referred_to(manifest)
         )
         if referring and not even_if_referenced:
-            raise blob_in_use(repo, digest, referring[0])
+            raise blob_in_use_error(repo, digest, referring[0])
         del repository.blobs[digest], repository.last_used[digest]
 
     async def delete_manifest(

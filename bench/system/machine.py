@@ -50,7 +50,7 @@ def package_version(package: str) -> str:
 
 def describe_machine(folder: Path) -> dict[str, object]:
     """Returns the facts about the machine that are stored with the results."""
-    from storage.data_dir.check import filesystem_of
+    from storage.data_dir.check import file_system_type
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -58,7 +58,7 @@ def describe_machine(folder: Path) -> dict[str, object]:
         "memory_gib": round(memory / (1 << 30), 1),
         "kernel": os.uname().release,
         "python": sys.version.split()[0],
-        "file_system": filesystem_of(folder),
+        "file_system": file_system_type(folder),
     }
 
 

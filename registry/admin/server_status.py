@@ -284,7 +284,7 @@ def _disk_status(settings: Settings, problem: str | None) -> DiskStatus:
         size=size,
         free=file_system.f_bavail * file_system.f_frsize,
         free_inodes=file_system.f_favail if file_system.f_files else None,
-        min_free=None if min_free is None else min_free.of(size),
+        min_free=None if min_free is None else min_free.required_bytes(size),
         problem=problem,
     )
 

@@ -90,7 +90,7 @@ class StoreMetrics(Collector):
     def _disk_metrics(self) -> Iterator[Metric]:
         disk = os.statvfs(self._data)
         free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-        floor = 0 if self._min_free is None else self._min_free.of(size)
+        floor = 0 if self._min_free is None else self._min_free.required_bytes(size)
         database, log_size = database_sizes(self._data)
         yield _gauge("entrepot_disk_free_bytes", "Free space of the data directory's disk.", free)
         yield _gauge("entrepot_disk_size_bytes", "Size of the data directory's disk.", size)

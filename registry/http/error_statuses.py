@@ -103,7 +103,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     backups.ImageFileFailed: 500,
     imports.ImportInvalid: 400,
     imports.ContentBroken: 502,
-    imports.SourceDown: 502,
+    imports.OldRegistryDown: 502,
     errors.StorageFull: 507,
     errors.StorageFailed: 500,
     errors.SearchIndexDamaged: 500,

@@ -29,7 +29,7 @@ from registry.migration.tag_times import OldRegistryTag
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
-from storage.imports import ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, OldRegistryDown
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -42,7 +42,7 @@ MAX_PARALLEL_IMAGES: Final = 32
 MAX_SORTED_TAGS: Final = 10_000
 """Largest number of tags of a repository that are sorted at once. A repository with more tags is imported in batches of
 this size, and each batch is sorted separately. The batches keep the order in which the old registry lists the tags."""
-_ENDING_ERRORS: Final = (*FATAL_ERRORS, SourceDown, ImportInvalid)
+_ENDING_ERRORS: Final = (*FATAL_ERRORS, OldRegistryDown, ImportInvalid)
 """Errors that end the import. After other errors, the import continues with the next image or referrer."""
 
 
@@ -90,8 +90,8 @@ class RemoteImport:
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names. If `names` is None, imports all repositories that the old registry
-        lists. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped. After an error, this registry
-        keeps the images that were already imported."""
+        lists. Raises ImportInvalid, OldRegistryDown, StorageFull, StorageFailed, JobStopped. After an error, this
+        registry keeps the images that were already imported."""
         async with aclosing(self._tags_to_import(names)) as tags:
             await run_workers(tags, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
@@ -220,8 +220,8 @@ async def import_remote(
     pause: Pause = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> JSON:
-    """Runs a job of the kind `import-remote`. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown,
-    StorageFull, StorageFailed, JobStopped.
+    """Runs a job of the kind `import-remote`. Returns the counts of `ImportReport`. Raises ImportInvalid,
+    OldRegistryDown, StorageFull, StorageFailed, JobStopped.
 
     The arguments of the job are the fields of `RemoteOptions`, and:
 

@@ -44,7 +44,7 @@ from storage.errors import (
     TooManyRequests,
     UpstreamUnavailable,
 )
-from storage.imports import ContentBroken, ImportInvalid, SourceDown
+from storage.imports import ContentBroken, ImportInvalid, OldRegistryDown
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
@@ -64,7 +64,7 @@ class RemoteRegistry:
     - ContentBroken, if the old registry does not have the content or sends other bytes.
     - Denied, if the old registry refuses the request.
     - TooManyRequests and UpstreamUnavailable, if all attempts of a request have failed.
-    - SourceDown, if the old registry is down, and ImportInvalid, if it refuses the login: see `RequestRetries`."""
+    - OldRegistryDown, if the old registry is down, and ImportInvalid, if it refuses the login: see `RequestRetries`."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if the old
-        registry does not give out the list, or if the list has no end. After the first page, raises SourceDown if all
-        attempts to read a page fail, or if the error is `Unconfirmed`."""
+        registry does not give out the list, or if the list has no end. After the first page, raises OldRegistryDown if
+        all attempts to read a page fail, or if the error is `Unconfirmed`."""
         page: CatalogPage | None = None
         # Holds digests instead of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
@@ -117,14 +117,14 @@ class RemoteRegistry:
                 page = await self._retries.run(None, lambda: self._client.catalog_page(previous))  # noqa: B023
             except (NameUnknown, Denied) as error:
                 if previous is not None and isinstance(error, Unconfirmed):
-                    raise SourceDown(f"{SourceDown.default} ({error.message})") from None
+                    raise OldRegistryDown(f"{OldRegistryDown.default} ({error.message})") from None
                 raise ImportInvalid(
                     f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_HINT}"
                 ) from None
             except (UpstreamUnavailable, TooManyRequests) as error:
                 if previous is None:
                     raise
-                raise SourceDown(f"{SourceDown.default} ({error.message})") from None
+                raise OldRegistryDown(f"{OldRegistryDown.default} ({error.message})") from None
             for name in page.names:
                 yield name
             url_digest = hashlib.sha256((page.next_url or "").encode()).digest()

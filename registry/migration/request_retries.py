@@ -7,11 +7,12 @@ registry is down, or that one of its repositories is broken. All counts return t
 error that is not temporary. The import checks three limits:
 
 - `FAILURES_TO_END` repositories each have a failed request whose error was not `Unconfirmed` (see below). The import
-  then ends with `SourceDown`.
+  then ends with `OldRegistryDown`.
 - `FAILURES_TO_END` repositories each have a failed request, with any error. If GET `/v2/` fails, too, the import ends
-  with `SourceDown`. Otherwise the import retries all requests only once until the counts return to 0.
+  with `OldRegistryDown`. Otherwise the import retries all requests only once until the counts return to 0.
 - `FAILURES_TO_END` requests of one repository have failed, with any errors. If GET `/v2/` fails, too, the import ends
-  with `SourceDown`. Otherwise the import retries requests of this repository only once until the counts return to 0.
+  with `OldRegistryDown`. Otherwise the import retries requests of this repository only once until the counts return to
+  0.
 
 The next import continues where the ended import stopped.
 
@@ -41,7 +42,7 @@ from storage.errors import (
     TooManyRequests,
     UpstreamUnavailable,
 )
-from storage.imports import ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, OldRegistryDown
 from storage.names import RepositoryName
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ class RequestRetries:
     async def run(self, repo: RepositoryName | None, attempt: Callable[[], Awaitable[T]]) -> T:
         """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. `repo`: the
         repository of the request; None for a request for the list of repositories. Raises the last error of `attempt`,
-        SourceDown if the old registry is down, and ImportInvalid if it refuses the login."""
+        OldRegistryDown if the old registry is down, and ImportInvalid if it refuses the login."""
         # A repository that is broken at the old registry may have thousands of tags. So after many failures, a request
         # is retried only once.
         pauses = RETRY_SECONDS[:1] if self._has_many_failures(repo) else RETRY_SECONDS
@@ -114,7 +115,7 @@ class RequestRetries:
         return self._failures[repo] >= FAILURES_TO_END or len(self._failures) >= FAILURES_TO_END
 
     async def _count_failure(self, repo: RepositoryName | None, error: RegistryError) -> None:
-        """Counts a failed request. Raises SourceDown if the old registry is down."""
+        """Counts a failed request. Raises OldRegistryDown if the old registry is down."""
         self._failures[repo] += 1
         # An `Unconfirmed` error may also mean that the repository was deleted, but is still listed.
         if not isinstance(error, Unconfirmed):
@@ -122,7 +123,7 @@ class RequestRetries:
         if not self._has_many_failures(repo):
             return
         if len(self._repos_with_confirmed_failure) >= FAILURES_TO_END or not await self._is_up():
-            raise SourceDown(f"{SourceDown.default} ({error.message})") from None
+            raise OldRegistryDown(f"{OldRegistryDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
         """Returns whether the old registry responds to GET `/v2/`. First sends the request with the login, because a

@@ -1,9 +1,9 @@
 """Runs blocking calls in a thread pool (`ThreadPool`), and turns an OSError that they raise into an error of
 `storage.errors`.
 
-`run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
-event loop per call instead of seven. The cost matters for small blobs: passing calls to threads and results back takes
-more than half of the time of their push. A larger upload makes one call per 2 MiB.
+`run_in_thread` replaces asyncio's `shield(run_in_executor(…))`: `run_in_thread` takes two iterations of the event loop
+per call, and asyncio's takes seven. In the push of a small blob, passing calls to threads and results back takes more
+than half of the time.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def as_storage_errors() -> AbstractContextManager[None]:
 
 class UncancellableFuture(asyncio.Future[T]):
     """A future for the result of a blocking call. It cannot be cancelled: if the task that awaits it is cancelled, the
-    task gets the CancelledError only after the call has ended. So a lock that the task holds around the call is not
-    released while the call runs."""
+    task gets the CancelledError only after the call has ended. If the task holds a lock during the call, it therefore
+    does not release the lock while the call runs."""
 
     def cancel(self, msg: Any | None = None) -> bool:
         return False
 
 
 async def result_or_close(call: UncancellableFuture[T], close: Callable[[T], object]) -> T:
-    """Waits for the end of `call`, which opens something, and returns its result. If the waiting task is cancelled,
-    nobody gets the result, so it is passed to `close`."""
+    """Waits for the end of `call` and returns its result, such as an open file. If the waiting task is cancelled,
+    passes the result to `close` and raises CancelledError."""
     try:
         return await call
     except asyncio.CancelledError:
-        # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-        # opened something. `done()` is only a safeguard: `exception()` of a future that is not done raises an error.
+        # The call has ended, because an `UncancellableFuture` delays the CancelledError until then. `done()` is only a
+        # safeguard: `exception()` raises an error if the future is not done.
         if call.done() and call.exception() is None:
             close(call.result())
         raise
@@ -99,19 +99,21 @@ def run_in_thread(threads: Executor, call: Callable[[], T]) -> UncancellableFutu
 
 
 class ThreadPool(ThreadPoolExecutor):
-    """A ThreadPoolExecutor for machines that limit the number of threads, as `docker run --pids-limit` and `TasksMax`
-    of systemd do.
+    """A ThreadPoolExecutor for machines that limit the number of threads, for example by `docker run --pids-limit` or
+    by `TasksMax` of systemd.
 
-    `ThreadPoolExecutor.submit` first puts the call into its queue, and then starts a thread. If it cannot start one, it
-    raises RuntimeError although the call is in the queue. A running thread then makes the call later, and nobody gets
-    its result, such as the open file that it returns. In this class, `submit` does not raise if a thread is running;
-    the call waits for that thread. If no thread is running, `submit` raises RuntimeError, and the call is never
-    made."""
+    `ThreadPoolExecutor.submit` puts the call into its queue, and then starts a thread. If it cannot start a thread, it
+    raises RuntimeError, but leaves the call in the queue. A running thread can make the call later, and nobody gets the
+    result. If `submit` of this class cannot start a thread, there are two cases:
+
+    - Another thread of the pool is running: `submit` does not raise, and the running thread makes the call.
+    - No thread of the pool is running: `submit` raises RuntimeError, and the call is never made.
+    """
 
     def _adjust_thread_count(self) -> None:
-        """Starts a thread, if one is needed, for the call that `submit` has just put into the queue. If that fails and
-        no thread is running, removes all calls from the queue and raises RuntimeError. `submit` calls this method with
-        the pool's lock held."""
+        """Starts a thread, if one is needed, for the call that `submit` has just put into the queue. If the start
+        fails and no thread is running, removes all calls from the queue and raises RuntimeError. `submit` holds the
+        pool's lock when it calls this method."""
         try:
             super()._adjust_thread_count()
         except RuntimeError:

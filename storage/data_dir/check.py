@@ -45,9 +45,9 @@ class NewerRegistry(DataDirectoryError):
     """A newer version of this program wrote the data directory."""
 
 
-def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
-    """Returns the type of the file system of `path`, such as `ext4`; empty if unknown. `mountinfo`: text in the format
-    of /proc/self/mountinfo (proc(5)); None: reads that file."""
+def file_system_type(path: Path, mountinfo: str | None = None) -> str:
+    """Returns the type of the file system of `path`, such as `ext4`, or an empty string if the type is not known.
+    `mountinfo`: the content of /proc/self/mountinfo (proc(5)); None: this function reads the file."""
     try:
         text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if mountinfo is None else mountinfo
     except OSError:
@@ -60,7 +60,8 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
         if len(mount_fields) < 5 or not file_system_fields[0]:  # the fifth field is the mount point
             continue
         mount = _OCTAL_ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), mount_fields[4]).rstrip("/")
-        # The longest mount point above the path counts; of equal ones the last, because it hides the others.
+        # The longest mount point above the path counts. If several lines have this mount point, the last line counts,
+        # because its mount hides the others.
         if (real_path == mount or real_path.startswith(mount + "/")) and len(mount) >= len(longest_mount):
             longest_mount, file_system = mount, file_system_fields[0]
     return file_system
@@ -76,24 +77,25 @@ def describe_error(error: OSError) -> str:
     return f"{error.strerror}{advice}"
 
 
-def find_split(root: Path) -> tuple[Path, Path] | None:
-    """Looks for two directories in the data directory `root` between which no file can be renamed, because they are on
-    different file systems, mounts, or subvolumes of btrfs. Returns a directory of blob files and the other directory;
-    None if files can be renamed between all directories. The store renames files: a push moves the file of the upload
-    to the blobs, and garbage collection moves it to the trash.
+def find_separate_directories(root: Path) -> tuple[Path, Path] | None:
+    """Checks whether files can be renamed between the directories of the data directory `root`. A push renames the file
+    of the upload to a blob file, and garbage collection moves a blob file to the trash by a rename. A rename fails
+    between different file systems, mounts, or subvolumes of btrfs.
 
-    A missing directory counts as the one above it, in which it will be created. Ignores all other errors."""
+    Returns a directory of blob files and another directory between which a rename fails; None if all renames work. In
+    place of a missing directory, checks the nearest directory above it that exists. Ignores errors other than EXDEV,
+    the error of a rename between file systems."""
     layout = Layout(root)
-    moved = (layout.uploads, layout.partials, layout.trash, layout.quarantine)
-    others = dict.fromkeys(_existing(directory) for directory in moved)
-    for blobs in dict.fromkeys(_existing(root / "blobs" / algorithm) for algorithm in ALGORITHMS):
+    non_blob_directories = (layout.uploads, layout.partials, layout.trash, layout.quarantine)
+    others = dict.fromkeys(_nearest_existing(directory) for directory in non_blob_directories)
+    for blobs in dict.fromkeys(_nearest_existing(root / "blobs" / algorithm) for algorithm in ALGORITHMS):
         for other in others:
             if not _can_rename(blobs, other):
                 return blobs, other
     return None
 
 
-def _existing(directory: Path) -> Path:
+def _nearest_existing(directory: Path) -> Path:
     """Returns the directory; if it is missing, the nearest directory above it that exists."""
     while not os.path.exists(directory) and directory != directory.parent:
         directory = directory.parent
@@ -101,11 +103,11 @@ def _existing(directory: Path) -> Path:
 
 
 def _can_rename(source: Path, target: Path) -> bool:
-    """Returns whether a file can be renamed from one directory to the other. Also returns True if another error, for
-    example on a full disk, leaves the question open."""
+    """Returns whether a file can be renamed from the directory `source` to the directory `target`. Also returns True if
+    the check fails with another error than EXDEV, for example on a full disk."""
     name = f"tmp{os.urandom(8).hex()}"
     try:
-        # There is no such file. But rename(2) compares the mounts of the two directories before it looks for the file.
+        # The file does not exist, but rename(2) compares the mounts of the two directories before it looks for it.
         os.rename(source / name, target / name)
     except OSError as error:
         if error.errno == errno.EXDEV:
@@ -113,8 +115,8 @@ def _can_rename(source: Path, target: Path) -> bool:
     try:
         if os.stat(source).st_dev == os.stat(target).st_dev:
             return True
-        # The mount is the same, but the devices differ, such as those of two btrfs subvolumes below one mount. Only the
-        # rename of an existing file then shows whether renames work.
+        # The directories are on the same mount, but on different devices, for example on two subvolumes of btrfs. Only
+        # the rename of an existing file shows whether renames between them work.
         os.close(os.open(source / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             os.rename(source / name, target / name)
@@ -128,8 +130,8 @@ def _can_rename(source: Path, target: Path) -> bool:
 
 
 def read_only_reason(root: Path) -> str | None:
-    """Returns a sentence for the operator if the file system of the data directory is mounted read-only; otherwise, or
-    if its state cannot be read, None."""
+    """Returns a sentence for the operator if the file system of the data directory is mounted read-only. Returns None
+    if it is writable, or if its state cannot be read."""
     with suppress(OSError):
         if os.statvfs(root).f_flag & os.ST_RDONLY:
             return (
@@ -154,8 +156,8 @@ def check_database_not_lost(layout: Layout, root: Path) -> None:
     because somebody deleted it. A new database would not list these files, so garbage collection would delete them.
     `root`: the path of the data directory, as the message shows it. Raises OSError."""
     database = layout.metadata
-    log = database.with_name(f"{database.name}-wal")
-    if _size(database) > 0 or (database.exists() and _size(log) > 0):
+    write_ahead_log = database.with_name(f"{database.name}-wal")
+    if _size(database) > 0 or (database.exists() and _size(write_ahead_log) > 0):
         return
     if any(_has_files(shard) for shard in layout.shards()):
         raise DatabaseMissing(
@@ -191,7 +193,7 @@ def ensure_usable(root: Path) -> None:
       share, and processes on different machines share none.
     - A restore from a backup has not ended in `root`.
     - `root` has blobs but no database (`check_database_not_lost`).
-    - A part of the data directory is on another file system (`find_split`).
+    - A part of the data directory is on another file system or mount (`find_separate_directories`).
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -199,7 +201,7 @@ def ensure_usable(root: Path) -> None:
         raise DataDirectoryError(f"{root} is not a directory; choose another one with --data") from None
     except OSError as error:
         raise DataDirectoryError(f"cannot make the data directory {root}: {describe_error(error)}") from None
-    if (file_system := filesystem_of(root)) in _NETWORK_FILE_SYSTEMS:
+    if (file_system := file_system_type(root)) in _NETWORK_FILE_SYSTEMS:
         raise DataDirectoryError(
             f"{root} lies on a network file system ({file_system}), where locks and SQLite are not safe; "
             "choose a local disk with --data"
@@ -209,9 +211,9 @@ def ensure_usable(root: Path) -> None:
         check_database_not_lost(Layout(root), root)
     except OSError as error:
         raise DataDirectoryError(f"cannot read {error.filename}: {error.strerror}") from None
-    if (split := find_split(root)) is not None:
+    if (pair := find_separate_directories(root)) is not None:
         raise DataDirectoryError(
-            f"{split[0]} and {split[1]} are on different file systems or mounts, so no blob can be stored; put the "
+            f"{pair[0]} and {pair[1]} are on different file systems or mounts, so no blob can be stored; put the "
             f"whole data directory on one file system: mount the disk at {root}, or name a directory on it with --data"
         )
     if (reason := read_only_reason(root)) is not None:

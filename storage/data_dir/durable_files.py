@@ -1,8 +1,8 @@
-"""Functions that write, sync and create files and directories durably. All of them block.
+"""Blocking functions that write, sync and create files and directories.
 
 Callers store content in this order: write the content under a temporary name, sync the file, rename the file to its
-final path, sync the directory, and only then commit the metadata row. So a crash never leaves metadata that names
-missing content. They delete in the opposite order: first the metadata row, then the file.
+final path, sync the directory, and only then commit the metadata row. This order prevents a crash from leaving metadata
+that names missing content. Callers delete content in the opposite order: first the metadata row, then the file.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 WRITEBACK_BYTES = 8 * 1024 * 1024
-"""Each time a file has grown by this many bytes, the kernel is asked to start writing these bytes to the disk, so that
-the sync at the end has little left to do."""
+"""Each time a file has grown by this many bytes, `append_chunks` asks the kernel to start writing them to the disk. The
+sync of the complete file then takes less time."""
 MAX_CHUNKS_PER_CALL = 512
-"""Largest number of chunks that are passed to one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
+"""Largest number of chunks in one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
 
 
 def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -57,8 +57,8 @@ def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
 
 
 def sync_file(system: System, path: Path) -> None:
-    """Syncs the file `path`, which makes the bytes that any process wrote to it durable, but not its name. Raises
-    OSError."""
+    """Makes the bytes of the file `path` durable, also those that other processes wrote. Does not make its name
+    durable. Raises OSError."""
     fd = system.open(path, os.O_RDONLY)
     try:
         system.sync(fd)
@@ -67,8 +67,7 @@ def sync_file(system: System, path: Path) -> None:
 
 
 def sync_directory(system: System, path: Path) -> None:
-    """Syncs the directory `path`, which makes the creation, renaming and deletion of files in it durable. Raises
-    OSError."""
+    """Makes the creation, renaming and deletion of files in the directory `path` durable. Raises OSError."""
     fd = system.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         system.sync(fd)
@@ -86,16 +85,17 @@ def make_root(system: System, path: Path) -> None:
     for directory in reversed(missing_directories):
         with suppress(FileExistsError):  # another process has created it
             system.mkdir(directory)
-        with suppress(PermissionError):  # this user may not open the directory of another user
+        with suppress(PermissionError):  # this user may not open the parent directory
             sync_directory(system, directory.parent)
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if no
-    directory was missing, because an earlier process may have created the directories and died before it synced them.
-    If a directory directly in `root` exists already, removes its permissions for all users except its owner and its
-    group (mode bits 0o007). Leaves these permissions as they are if this process may not change them, because the
-    directory belongs to a different user. Raises OSError."""
+    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Raises OSError.
+
+    Syncs the parents even if no directory was missing, because an earlier process may have created the directories and
+    died before it synced the parents. If a directory directly in `root` exists already, removes all permissions of
+    users other than its owner and its group (mode bits 0o007). If this process may not change the permissions, because
+    the directory belongs to another user, leaves them as they are."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None
@@ -107,12 +107,12 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
                     with suppress(PermissionError):  # the directory belongs to a different user
                         path.chmod(mode & ~0o007)
     for parent in parents:
-        with suppress(PermissionError):  # the data directory may lie in a directory of another user
+        with suppress(PermissionError):  # this user may not open the parent directory
             sync_directory(system, parent)
 
 
 def make_files(system: System, paths: Iterable[Path]) -> None:
-    """Creates an empty file at each of `paths` where there is none. If the disk becomes full, creates no more files and
+    """Creates an empty file at each of `paths` that does not exist. If the disk becomes full, creates no more files and
     returns without an error. Raises OSError for other failures."""
     for directory, paths_in_directory in groupby(paths, lambda path: path.parent):
         existing_names = set(os.listdir(directory))

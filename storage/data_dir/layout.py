@@ -38,8 +38,8 @@ from storage.names import ALGORITHMS, Digest, UploadID
 DIGEST_LOCK_COUNT = 256
 """Number of lock files for blob files. A hash of a blob's digest chooses its lock file."""
 SHARD_COUNT = 256 * len(ALGORITHMS)
-"""Number of directories that the blob files are spread over: one for each algorithm and first byte of the digest. Such
-a directory is a *shard*."""
+"""Number of *shards*, the directories that contain the blob files. There is one for each pair of a digest algorithm and
+a first byte of the digest."""
 
 MAX_FILE_NAME_BYTES = 255
 """Longest name of a file on the file systems of Linux."""
@@ -108,8 +108,8 @@ class Layout:
 
     @property
     def workers_in_memory(self) -> Path:
-        """A directory in memory, outside of the data directory. It replaces `workers` if the full disk has no space for
-        a file there."""
+        """The directory in memory, outside of the data directory, that a process uses in place of `workers` if the disk
+        is too full for a file in `workers`."""
         return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property
@@ -129,12 +129,12 @@ class Layout:
     @staticmethod
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
         """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
-        the name of the upstream registry that sends the bytes; if it is empty, the name has no source. The downloads of
-        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash of the
-        source in place of the source. No source begins with `@`.
+        the name of the upstream registry that sends the bytes. Each download of the mirror has a source; if `source` is
+        empty, the returned name contains only the digest and the size. If the file names would be too long, `@` and a
+        hash of the source replace the source. No source begins with `@`.
 
-        The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
-        the right size then uses other files."""
+        The name contains the size because the size comes from a manifest, which may state a wrong size. Requests for
+        the same digest with different sizes use different files."""
         digest_and_size = f"{digest.algorithm}-{digest.encoded}.{size}"
         if not source:
             return digest_and_size
@@ -177,8 +177,8 @@ class Layout:
         return self.locks / f"{zlib.crc32(digest.encode()) % DIGEST_LOCK_COUNT:02x}"
 
     def lock_files(self) -> Iterator[Path]:
-        """Yields all lock files. They are created together with the data directory, because deletes need them on a full
-        disk, where no file can be created."""
+        """Yields all lock files. They are created together with the data directory, because deletes need them, and on a
+        full disk no file can be created."""
         directory = self.locks
         yield from (self.metadata_lock, self.leases)
         yield from (directory / f"{number:02x}" for number in range(DIGEST_LOCK_COUNT))
@@ -194,7 +194,7 @@ class Layout:
         return self.root / "blobs" / ALGORITHMS[number // 256] / f"{number % 256:02x}"
 
     def directories(self) -> Iterator[Path]:
-        """Yields the directories of a new data directory, parents first. The shards are among them, so that no push has
+        """Yields the directories of a new data directory, parents first. They include all shards, so that no push has
         to create a shard and sync its parent directory."""
         yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine)
         yield from (self.workers, self.root / "blobs")

@@ -28,8 +28,8 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 def lock_byte_shared(fd: int, offset: int) -> None:
     """Takes a shared lock on the byte at `offset`, without waiting. Several openings can hold the lock at the same
-    time. Raises OSError. An exclusive lock of another opening also causes an OSError, so never use `try_lock_byte` for
-    the same byte."""
+    time. Raises OSError, also if another opening has locked the byte with `try_lock_byte`. Never use both functions for
+    one byte."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
@@ -47,8 +47,8 @@ def is_byte_locked(fd: int, offset: int = 0) -> bool:
 
 
 def try_flock(fd: int, *, shared: bool = False) -> bool:
-    """Locks the whole file, without waiting: exclusively, or with a `shared` lock, which several openings can hold at
-    the same time. Returns False if another opening holds a conflicting lock. Raises OSError."""
+    """Locks the whole file, without waiting. The lock is exclusive by default. Several openings can hold a `shared`
+    lock at the same time. Returns False if another opening holds a conflicting lock. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -84,7 +84,7 @@ class Flock:
 
 class PollBackOff:
     """The pauses between attempts to take a lock. Each pause is twice as long as the previous one, up to
-    `longest_seconds`. Make a new object for each wait."""
+    `longest_seconds`. Make a new object for each lock that you wait for."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 

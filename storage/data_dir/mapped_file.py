@@ -1,10 +1,10 @@
 """Determines which parts of a file are in the kernel's page cache (`MappedFile`).
 
 The system call mincore(2) reports which pages of a mapping are in memory, and changes nothing. Two other system calls
-are not used:
+are unsuitable:
 
-- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. On a busy disk, this blocked event loops for up
-  to 0.4 s. Besides, the pages of the read-ahead look like pages that were in memory before.
+- preadv2(2) with RWF_NOWAIT starts a read-ahead if a page is missing. On a busy disk, the read-ahead blocked event
+  loops for up to 0.4 s. Later calls also report the pages of the read-ahead as pages in memory.
 - cachestat(2) takes a sixth of the time of mincore, but it also counts pages that are still being read from the disk.
 """
 
@@ -42,8 +42,8 @@ class MappedFile:
     bytes."""
 
     def __init__(self, calls: _LibraryCalls, address: int, map_start: int, length: int) -> None:
-        """`address` is the address in memory at which the mapping begins. `map_start` is the offset in the file of its
-        first byte, and `length` its size in bytes."""
+        """`address`: where the mapping begins in memory. `map_start`: the offset in the file of the mapping's first
+        byte. `length`: the size of the mapping in bytes."""
         self._calls = calls
         self._address = address
         self._map_start = map_start
@@ -66,8 +66,8 @@ class MappedFile:
         return cls(calls, address, map_start, stop - map_start)
 
     def resident_prefix(self, offset: int, stop: int) -> int:
-        """Returns how many bytes from `offset` on are in memory without a gap, up to `stop`. Returns 0 if the byte at
-        `offset` is not in memory, or if mincore fails."""
+        """Counts the bytes from `offset` to the first byte that is not in memory, or to `stop` if all bytes before
+        `stop` are in memory. Returns 0 if the byte at `offset` is not in memory, or if mincore fails."""
         first_page = (offset - self._map_start) // PAGESIZE
         page_count = -(-(stop - self._map_start) // PAGESIZE) - first_page  # -(-a // b) is a / b rounded up
         residency = ctypes.create_string_buffer(page_count)  # one byte for each page; 0 if the page is not in memory
@@ -80,8 +80,8 @@ class MappedFile:
         """Returns a view of the bytes from `start` to `stop`, to be passed to a system call. Release the view before
         you call `close`.
 
-        Never read the view in Python. If the disk cannot read a page, a system call fails with EFAULT, but a process
-        that reads the page itself is killed by SIGBUS.
+        Never read the view in Python. If the disk cannot read a page, a system call on the view fails with EFAULT, but
+        SIGBUS kills a process that reads the page itself.
         """
         return self._view[start - self._map_start : stop - self._map_start]
 
@@ -106,8 +106,8 @@ def _library_calls() -> _LibraryCalls | None:
     """Returns the functions of the C library; None on other systems than Linux."""
     if sys.platform != "linux":
         return None
-    # In contrast to CDLL, PyDLL does not release the interpreter's lock (GIL) for each call. That saves time, and other
-    # threads do not have to wait long, because none of these calls blocks.
+    # PyDLL holds the interpreter's lock (GIL) during a call, which saves the time in which CDLL releases and takes it.
+    # Other threads do not have to wait long, because none of these calls blocks.
     library = ctypes.PyDLL(None)
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     library.mmap.restype = ctypes.c_void_p

@@ -4,11 +4,11 @@
 Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
 database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. If a delete finds
 the disk full, it first truncates this file, which frees space. Then it writes its changes. At the end it extends the
-file again, as far as there is space. As long as the file is shorter than its full size, pushes and mirror downloads get
+file again, as far as there is space. While the file is shorter than its full size, pushes and mirror downloads get
 StorageFull, so that they do not use the free space that deletes need.
 
-All processes see the length of the file, and there is no other shared state. If a process dies after truncating the
-file, the next call of `restore` in any process extends it again.
+The length of this file is the only state of the reserve that the processes share. If a process dies after it has
+truncated the file, the next call of `restore` in any process extends the file again.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from storage.errors import StorageFull
 from storage.human_text import size_text
 
 RESERVE_BYTES: Final = 16 * 1024 * 1024
-"""Full size of the reserve. The largest known need is 7 MiB, for the log of a delete of a manifest with 25,000
-entries."""
+"""Full size of the reserve, except on a small file system. The largest known need is 7 MiB, for the database's log when
+a manifest with 25,000 entries is deleted."""
 MAX_FILE_SYSTEM_FRACTION: Final = 1 / 16
-"""Largest fraction of the file system that the reserve may take up. So on a file system smaller than 256 MiB the
-reserve is smaller than `RESERVE_BYTES`."""
+"""Largest fraction of the file system that the reserve may take up. On a file system smaller than 256 MiB, the
+reserve is therefore smaller than `RESERVE_BYTES`."""
 FIRST_RELEASE_BYTES: Final = 256 * 1024
 """Bytes that `spend` frees before its first attempt: enough for most changes, and for opening the database."""
 BLOCK_BYTES: Final = 4096
-"""The reserve grows in multiples of this size, the block size of most file systems."""
-MIN_FREE_BYTES: Final = 1024 * 1024
-"""If fewer bytes are free, `disk_full_reason` reports a full disk. On a small file system, the limit is the size of the
-reserve if that is smaller."""
-MIN_FREE_INODES: Final = 16
+"""The block size of most file systems. If there is not enough space for the full size, the reserve grows by a multiple
+of this size."""
+FULL_DISK_FREE_BYTES: Final = 1024 * 1024
+"""If fewer bytes are free, `disk_full_reason` reports a full disk. If the full size of the reserve is smaller than this
+limit, that size is the limit."""
+FULL_DISK_FREE_INODES: Final = 16
 """If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """Errors of a file system that cannot allocate space in advance."""
@@ -55,11 +56,12 @@ class ReserveUse(IntEnum):
     """How much of the reserve a metadata change may use."""
 
     NONE = 0
-    """For changes that store content. They are refused while the reserve is not at its full size."""
+    """For changes that store content. They are refused while the reserve is smaller than its full size."""
     HALF = 1
-    """For changes that store a small row and should not be refused, such as a grant or the record of a failed login."""
+    """For changes that store a small row, such as a grant or the record of a failed login. They are refused while the
+    reserve is smaller than half of its full size."""
     ALL = 2
-    """For changes that free space, revoke rights or change a secret."""
+    """For changes that free space, revoke rights or change a secret. They are always tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class MinFreeSpace:
     size: int = 0
     percent: float = 0.0
 
-    def of(self, file_system_bytes: int) -> int:
+    def required_bytes(self, file_system_bytes: int) -> int:
         """Returns how many bytes must stay free on a file system of this size."""
         return max(self.size, int(file_system_bytes * self.percent / 100))
 
@@ -81,13 +83,13 @@ class MinFreeSpace:
 
 
 class Reserve:
-    """The reserve of one data directory. Any thread may call the methods. All of them make system calls. Some also
-    wait: `establish` and `spend` while another thread or process uses the reserve, `close` only while another thread of
+    """The reserve of one data directory. Any thread may call the methods. All of them make system calls. `establish`
+    and `spend` also wait while another thread or process uses the reserve. `close` waits only while another thread of
     this process uses it."""
 
     def __init__(self, path: Path, system: System, min_free: MinFreeSpace | None = None) -> None:
-        """`path`: the reserve's file. Opens it if it exists; `establish` creates it. `min_free`: how much of the disk
-        must stay free; None: nothing. Raises OSError."""
+        """Opens the reserve's file `path` if it exists; `establish` creates it. `min_free`: how much of the disk must
+        stay free in addition to the reserve; None: nothing. Raises OSError."""
         self._path = path
         self._directory = str(path.parent)
         self._system = system
@@ -96,7 +98,7 @@ class Reserve:
         self._lock = threading.Lock()
         self._can_allocate = True
         """False after the file system has refused to allocate space in advance."""
-        self.size = _size_on(self._directory)
+        self.full_size = _full_size_on(self._directory)
         """The full size of the reserve in bytes."""
         self._open()
 
@@ -116,7 +118,7 @@ class Reserve:
             return
         with self._locked():
             with suppress(OSError):
-                # In a copy of a data directory, the file may be sparse, so that it takes up no space. Allocates it.
+                # In a copy of a data directory, the file may be sparse: it has a length, but takes up no disk space.
                 if length := self._length():
                     self._system.allocate(self._fd, length)
             self._extend()
@@ -125,20 +127,24 @@ class Reserve:
     def is_whole(self) -> bool:
         """Whether the reserve has its full size. Also True if the file system cannot allocate space in advance, because
         pushes would otherwise be refused forever."""
-        return not self._can_allocate or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.size)
+        return not self._can_allocate or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.full_size)
 
-    def allows(self, use: ReserveUse) -> bool:
-        """Returns whether a change of the kind `use` may be tried now. If the reserve is not at its full size, first
-        tries to restore it."""
+    def allows(self, reserve_use: ReserveUse) -> bool:
+        """Returns whether a change may be tried now. `reserve_use`: how much of the reserve the change may use. If the
+        reserve is smaller than its full size, first tries to restore it."""
         if self.is_whole or self.restore():
             return True
-        return use is ReserveUse.ALL or (use is ReserveUse.HALF and self._length() >= self.size // 2)
+        return reserve_use is ReserveUse.ALL or (
+            reserve_use is ReserveUse.HALF and self._length() >= self.full_size // 2
+        )
 
     def require_free_space(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
-        """Raises StorageFull if the reserve is not at its full size and cannot be restored now, or if too little of the
-        disk would stay free (`MinFreeSpace`). Call it before new content is stored. `size`: number of bytes that will
-        be stored. `may_use_min_free`: whether to skip the check of `MinFreeSpace`, for content that passed this check
-        before."""
+        """Call this before you store `size` bytes of new content. Raises StorageFull in two cases:
+
+        - The reserve is smaller than its full size, and cannot be restored now.
+        - Less of the disk would stay free than `MinFreeSpace` requires. `may_use_min_free`: whether to skip this check,
+          for content that has passed it before.
+        """
         if not self.allows(ReserveUse.NONE):
             raise StorageFull()
         if not may_use_min_free and (reason := self.low_disk_reason(size)) is not None:
@@ -153,8 +159,8 @@ class Reserve:
         return file_system.f_bavail * file_system.f_frsize
 
     def low_disk_reason(self, size: int = 0) -> str | None:
-        """Returns a sentence for the operator if, after `size` more bytes, less of the disk would be free than
-        `MinFreeSpace` says. Returns None otherwise, or if the state of the file system cannot be read."""
+        """Returns a sentence for the operator if less of the disk than `MinFreeSpace` requires would be free after
+        `size` more bytes. Returns None if enough would be free, or if the state of the file system cannot be read."""
         if self._min_free is None:
             return None
         try:
@@ -162,7 +168,7 @@ class Reserve:
         except OSError:
             return None
         free_bytes = file_system.f_bavail * file_system.f_frsize
-        if free_bytes - size >= self._min_free.of(file_system.f_blocks * file_system.f_frsize):
+        if free_bytes - size >= self._min_free.required_bytes(file_system.f_blocks * file_system.f_frsize):
             return None
         return (
             f"the disk is almost full: less than {self._min_free} would stay free (the settings in [disk]). Nothing "
@@ -189,20 +195,20 @@ class Reserve:
 
     def spend(self, attempt: Callable[[], T], full_error: type[Exception]) -> T:
         """Frees a part of the reserve, calls `attempt`, and returns its result. `full_error`: the exception that
-        `attempt` raises if the disk is full. After that exception, frees a larger part and calls `attempt` again, up to
-        three times in all; the third exception is raised. Finally extends the file again. If there is no reserve, or if
-        the file system cannot allocate space in advance, only calls `attempt` once.
+        `attempt` raises if the disk is full. After each of the first two such exceptions, frees more of the reserve and
+        calls `attempt` again. Does not catch the third. At the end, extends the file again. If there is no reserve, or
+        if the file system cannot allocate space in advance, only calls `attempt` once.
 
         Frees little at first, because another program on the machine may use up the freed space."""
         if self._fd < 0 or not self._can_allocate:
             return attempt()
         with self._locked():
             try:
-                for part_bytes in (FIRST_RELEASE_BYTES, self.size // 8):
+                for part_bytes in (FIRST_RELEASE_BYTES, self.full_size // 8):
                     self._release_bytes(part_bytes)
                     with suppress(full_error):
                         return attempt()
-                self._release_bytes(self.size)
+                self._release_bytes(self.full_size)
                 return attempt()
             finally:
                 self._extend()
@@ -216,15 +222,15 @@ class Reserve:
             file_system = os.statvfs(self._directory)
         except OSError:
             return None
-        if file_system.f_bavail * file_system.f_frsize < min(MIN_FREE_BYTES, self.size):
+        if file_system.f_bavail * file_system.f_frsize < min(FULL_DISK_FREE_BYTES, self.full_size):
             return _FULL_DISK
-        if file_system.f_files and file_system.f_favail < MIN_FREE_INODES:
+        if file_system.f_files and file_system.f_favail < FULL_DISK_FREE_INODES:
             return "the disk is full: it has no inodes for new files; nothing new is stored, reads and deletes work"
         return self.low_disk_reason()
 
     def _open(self, flags: int = 0) -> None:
-        """Opens the file if it is not open. If it does not exist, creates it if `flags` has O_CREAT, otherwise does
-        nothing. Raises OSError."""
+        """Opens the file if it is not open. With O_CREAT in `flags`, creates a missing file; without O_CREAT, does
+        nothing if the file is missing. Raises OSError."""
         if self._fd < 0:
             with suppress(FileNotFoundError):
                 self._fd = self._system.open(self._path, os.O_RDWR | flags)
@@ -250,7 +256,7 @@ class Reserve:
     def _extend(self) -> None:
         """Extends the file to its full size, or as far as there is space. Ignores errors."""
         length = self._length()
-        missing_bytes = self.size - length
+        missing_bytes = self.full_size - length
         with suppress(OSError):
             file_system = os.fstatvfs(self._fd)
             if (free_bytes := file_system.f_bavail * file_system.f_frsize) < missing_bytes:
@@ -280,7 +286,7 @@ class Reserve:
             )
 
 
-def _size_on(directory: str) -> int:
+def _full_size_on(directory: str) -> int:
     """Returns the full size in bytes of a reserve on the file system of `directory`."""
     try:
         file_system = os.statvfs(directory)

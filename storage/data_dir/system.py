@@ -1,8 +1,8 @@
 """The system calls that change files, as methods of one class (`System`).
 
-All code in `storage` that creates, writes, syncs, renames or deletes files calls a `System`, and so does the commit of
-a metadata transaction. To check which changes survive a crash, a test can pass a subclass that records the calls, kills
-the process before a certain call, or makes a call fail.
+All code in `storage` that creates, writes, syncs, renames or deletes files calls the methods of a `System`. Each commit
+of a metadata transaction goes through `System.commit`. To check which changes survive a crash, a test can pass a
+subclass that records the calls, kills the process before a certain call, or makes a call fail.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class System:
         self._start_writeback = _sync_file_range()
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
-        """Opens the file and returns its descriptor, which programs that this process starts do not inherit. `mode`:
-        permissions of the file if this call creates it."""
+        """Opens the file and returns its descriptor. Child programs do not inherit the descriptor. `mode`: permissions
+        of the file if this call creates it."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
@@ -66,13 +66,13 @@ class System:
     def link(self, fd: int, target: Path) -> None:
         """Gives the open file another name, a hard link. Raises OSError also if the file system has no hard links, or
         if `target` is on another file system."""
-        # `/proc/self/fd/…` is a symbolic link. Python follows it only if `src_dir_fd` is given, although the descriptor
-        # itself is not used: the path is absolute.
+        # `/proc/self/fd/…` is a symbolic link, which `os.link` follows only if `src_dir_fd` is given. The kernel
+        # ignores `src_dir_fd`, because the path is absolute.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def clone(self, source_fd: int, fd: int) -> None:
-        """Makes the empty file `fd` a copy of `source_fd` that shares its blocks on the disk until one of the two files
-        is changed (ioctl_ficlone(2)). Raises OSError also if the file system cannot do this."""
+        """Makes the empty file `fd` a copy of `source_fd` (ioctl_ficlone(2)). The two files share their blocks on the
+        disk until one of the files is changed. Raises OSError also if the file system cannot share blocks."""
         fcntl.ioctl(fd, _FICLONE, source_fd)
 
     def unlink(self, path: Path) -> None:
@@ -85,8 +85,8 @@ class System:
         os.rmdir(path)
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        """Calls `commit`, which commits a metadata transaction. `durable`: whether that commit syncs the database's
-        log. This method ignores `durable`. Subclasses in tests use it to simulate a power cut."""
+        """Calls `commit`, which commits a metadata transaction. `durable`: whether `commit` syncs the database's
+        log. Only subclasses in tests use `durable`, to simulate a power cut."""
         commit()
 
 
@@ -102,9 +102,9 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def boot_id() -> str:
-    """Returns the id of the machine's present boot, a UUID that changes with each boot; empty if unknown. Callers store
-    it with bytes that they do not sync. If the id has changed when they read the bytes again, these bytes may be
-    lost."""
+    """Returns the id of the machine's present boot, a UUID that changes with each boot; an empty string if the id
+    cannot be read. Callers store the id with bytes that they do not sync. If the id has changed when they read the
+    bytes again, the bytes may be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -27,7 +27,7 @@ from storage.data_dir.check import (
     OlderRegistry,
     RestoreNotEnded,
     ensure_usable,
-    filesystem_of,
+    file_system_type,
     read_only_reason,
 )
 from storage.data_dir.reserve import Reserve
@@ -173,7 +173,7 @@ def _often_changed_files(data: Path) -> Iterator[Path]:
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
     """Yields a finding if the file system does not keep content, or if the server does not start on it."""
-    kind = filesystem_of(data)
+    kind = file_system_type(data)
     if kind in _TEMPORARY:
         why = "all content is gone after a restart of the machine"
         yield warning(name, f"{data} lies in memory ({kind})", why, "use a directory on a disk, with --data")

@@ -24,7 +24,7 @@ from typing import Any
 import apsw
 
 from storage.content import Actor
-from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
+from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use_error
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
@@ -215,7 +215,7 @@ def delete_blob(
         raise BlobUnknown(f"{repo} has no blob {digest}")
     repository, blob = row
     if not even_if_referenced and (referring := _referring_manifest(db, repository, digest)) is not None:
-        raise blob_in_use(repo, digest, referring)
+        raise blob_in_use_error(repo, digest, referring)
     remove_link(db, repository, blob, digest, now)
     record_content(db, by, now, "blob.delete", repo, digest)
     event_tables.add_blob(db, EventAction.BLOB_DELETE, repo, digest, 0, by, now)

@@ -68,7 +68,7 @@ class WriteAheadLog:
         self._system = system
         self._reserve = reserve
         self._pages = 0
-        self._checkpoint_pages = checkpoint_log_pages(reserve.size)
+        self._checkpoint_pages = checkpoint_log_pages(reserve.full_size)
         self._restart_pages = RESTART_LOG_PAGES
         """A checkpoint waits for the log's readers if the log has at least this number of pages."""
         self.may_have_gaps = False

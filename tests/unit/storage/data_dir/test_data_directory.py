@@ -18,7 +18,7 @@ import pytest
 
 from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Actor, digest_of
-from storage.data_dir.check import DataDirectoryError, ensure_usable, filesystem_of
+from storage.data_dir.check import DataDirectoryError, ensure_usable, file_system_type
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import migrations
@@ -179,15 +179,15 @@ def test_file_system_type_is_read_from_mountinfo(kind: str, name: str, tmp_path:
         "",
     ]
     for text in ("\n".join(lines), "\n".join(reversed(lines))):
-        assert filesystem_of(tmp_path / name / "data", text) == kind
-        assert filesystem_of(tmp_path, text) == "xfs"
-        assert filesystem_of(tmp_path / f"{name}s", text) == "xfs"
+        assert file_system_type(tmp_path / name / "data", text) == kind
+        assert file_system_type(tmp_path, text) == "xfs"
+        assert file_system_type(tmp_path / f"{name}s", text) == "xfs"
 
 
 def test_the_last_mount_at_a_path_counts(tmp_path: Path) -> None:
     """If two file systems are mounted at the same path, the type is that of the later mount."""
     text = f"1 0 8:1 / / rw - ext4 a rw\n2 1 0:1 / {tmp_path} rw - nfs b rw\n3 1 0:2 / {tmp_path} rw - tmpfs c rw"
-    assert filesystem_of(tmp_path, text) == "tmpfs"
+    assert file_system_type(tmp_path, text) == "tmpfs"
 
 
 def _make_file(path: Path) -> Path:

@@ -32,8 +32,8 @@ async def low_space_store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 def test_the_greater_limit_counts() -> None:
     """The minimum can be given as a size and as a percentage of the disk. The greater of the two counts."""
-    assert MinFreeSpace(size=100, percent=10).of(500) == 100
-    assert MinFreeSpace(size=100, percent=10).of(5000) == 500
+    assert MinFreeSpace(size=100, percent=10).required_bytes(500) == 100
+    assert MinFreeSpace(size=100, percent=10).required_bytes(5000) == 500
     assert [str(MinFreeSpace(1 << 30)), str(MinFreeSpace(0, 2.5))] == ["1 GiB", "2.5 %"]
     assert str(MinFreeSpace(1 << 30, 2.5)) == "1 GiB or 2.5 %"
 

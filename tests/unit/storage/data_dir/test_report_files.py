@@ -17,7 +17,7 @@ from storage.data_dir.report_files import (
     ReportFile,
     open_report_file,
     read_all_reports,
-    read_reports,
+    read_reports_in,
 )
 from storage.data_dir.system import System
 
@@ -38,15 +38,15 @@ class FullDisk(System):
 def test_a_report_replaces_the_previous_one(tmp_path: Path) -> None:
     """A new report replaces the previous report completely, even if it is shorter. `close` deletes the file."""
     file = ReportFile(tmp_path / "workers", System())
-    assert read_reports(tmp_path / "workers") == []
+    assert read_reports_in(tmp_path / "workers") == []
     file.write(b"a" * MAX_REPORT_BYTES)
     file.write(b"short")
-    assert read_reports(tmp_path / "workers") == [b"short"]
+    assert read_reports_in(tmp_path / "workers") == [b"short"]
     with pytest.raises(ValueError, match="allowed"):
         file.write(b"a" * (MAX_REPORT_BYTES + 1))
     file.close()
     assert list((tmp_path / "workers").iterdir()) == []
-    assert read_reports(tmp_path / "nothing") == []
+    assert read_reports_in(tmp_path / "nothing") == []
 
 
 def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_a_killed_process_reports_nothing(tmp_path: Path) -> None:
         signal.pause()
         os._exit(0)
     assert os.read(reader, 1) == b"."
-    assert read_reports(tmp_path) == [b"child"]
+    assert read_reports_in(tmp_path) == [b"child"]
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert read_reports(tmp_path) == []
+    assert read_reports_in(tmp_path) == []
     (leftover_file,) = tmp_path.iterdir()
     first_report_file = ReportFile(tmp_path, System())
     assert leftover_file.exists()
@@ -90,7 +90,7 @@ def test_readers_get_only_complete_reports(tmp_path: Path) -> None:
     thread.start()
     try:
         for _ in range(300):
-            assert set(read_reports(tmp_path)) <= set(reports)
+            assert set(read_reports_in(tmp_path)) <= set(reports)
     finally:
         ended.set()
         thread.join()
@@ -141,7 +141,7 @@ def test_pipes_and_links_are_no_reports(tmp_path: Path) -> None:
 
     def read() -> None:
         ReportFile(directory, System()).close()
-        results.append(read_reports(directory))
+        results.append(read_reports_in(directory))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -178,7 +178,7 @@ def test_reports_are_in_memory_if_the_disk_is_full(tmp_path: Path) -> None:
     file = open_report_file(layout, FullDisk(layout.workers))
     try:
         file.write(b"here")
-        assert read_reports(layout.workers) == []
+        assert read_reports_in(layout.workers) == []
         assert read_all_reports(layout) == [b"here"]
     finally:
         file.close()

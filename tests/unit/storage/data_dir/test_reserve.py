@@ -70,7 +70,7 @@ def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Re
     """A new reserve has its full size, and its blocks are allocated. All changes are allowed, and the disk does not
     count as full."""
     assert reserve.is_whole
-    assert allocated_bytes(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
+    assert allocated_bytes(tmp_path / "reserve") >= reserve.full_size == RESERVE_BYTES
     assert [reserve.allows(use) for use in ReserveUse] == [True, True, True]
     assert reserve.disk_full_reason() is None
     reserve.require_free_space()

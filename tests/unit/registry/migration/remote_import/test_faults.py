@@ -12,7 +12,7 @@ import pytest
 from registry.migration.remote_import import KIND, import_remote
 from registry.migration.request_retries import FAILURES_TO_END
 from registry.router import Router
-from storage.imports import ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, OldRegistryDown
 from storage.jobs import JSON, JobStopped
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext
@@ -135,7 +135,7 @@ async def test_the_import_ends_if_the_old_registry_does_not_answer(
     # The first six requests for manifests succeed.
     old_registry.fault(on="manifest", method="", skip=6, status=502, times=None)
     old_registry.fault(on="ping", status=502, times=None)
-    with pytest.raises(SourceDown, match="the old registry does not answer; run the import again later"):
+    with pytest.raises(OldRegistryDown, match="the old registry does not answer; run the import again later"):
         await run_import(jobs=1)
     imported = len((await store.tags(APP, None, 100)).items)
     assert 1 <= imported < 8

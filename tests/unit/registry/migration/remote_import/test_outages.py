@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from registry.migration.request_retries import FAILURES_TO_END, MAX_REFUSED_REQUESTS
-from storage.imports import ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, OldRegistryDown
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub
@@ -169,7 +169,7 @@ async def test_a_proxy_that_responds_to_everything(run_import: ImportRun, pauses
     """If the proxy responds with 404 to all requests, the import ends after a few repositories, as if there were no
     responses."""
     async with scripted_server(lambda head: answer(404, "404 page not found\n")) as script:
-        with pytest.raises(SourceDown, match="run the import again later"):
+        with pytest.raises(OldRegistryDown, match="run the import again later"):
             await run_import(url=script.url, repositories=[f"app{number}" for number in range(50)])
     assert len(run_import.reports()) == FAILURES_TO_END - 1
     assert len(pauses) == 4 * FAILURES_TO_END
@@ -193,7 +193,7 @@ async def test_a_proxy_responds_in_place_of_a_page_of_the_list(run_import: Impor
 
     async with scripted_server(reply) as script:
         if pages == 100:
-            with pytest.raises(SourceDown, match="run the import again later"):
+            with pytest.raises(OldRegistryDown, match="run the import again later"):
                 await run_import(url=script.url, repositories=None)
         else:
             await run_import(url=script.url, repositories=None)
@@ -249,7 +249,7 @@ async def test_many_broken_repositories_end_the_import(
         content.add(name, noise_image("image", 10), "1")
     old_registry.put(content)
     old_registry.fault(on="tags", method="", status=500, times=None)
-    with pytest.raises(SourceDown, match="answers 500"):
+    with pytest.raises(OldRegistryDown, match="answers 500"):
         await run_import(repositories=names)
     assert len(run_import.reports()) == FAILURES_TO_END - 1
 

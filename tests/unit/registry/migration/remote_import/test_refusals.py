@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from registry.migration.request_retries import FAILURES_TO_END, MAX_REFUSED_REQUESTS
-from storage.imports import ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, OldRegistryDown
 from tests.fakes.hub.hub import Hub
 from tests.fakes.import_run import ImportRun
 from tests.fakes.upstream_content import UpstreamContent, noise_image
@@ -69,7 +69,7 @@ async def test_an_outage_behind_a_login_ends_the_import(run_import: ImportRun) -
         return tags_reply([f"{number:03}" for number in range(100)]) if is_list else BAD_GATEWAY
 
     async with scripted_server(reply) as script:
-        with pytest.raises(SourceDown, match="run the import again later"):
+        with pytest.raises(OldRegistryDown, match="run the import again later"):
             await run_import(url=script.url, username="ann", password_env="OLD_PASSWORD")
     assert len(run_import.reports()) < 2 * FAILURES_TO_END
 
@@ -84,7 +84,7 @@ async def test_a_token_service_that_is_down_ends_the_import(
     old_registry.put(content)
     old_registry.set(auth="bearer", username="ann", password="secret", token_uses=1)
     old_registry.fault(on="token", method="", skip=5, status=503, page=True, times=None)
-    with pytest.raises(SourceDown, match="run the import again later"):
+    with pytest.raises(OldRegistryDown, match="run the import again later"):
         await run_import(jobs=1, username="ann", password_env="OLD_PASSWORD")
 
 

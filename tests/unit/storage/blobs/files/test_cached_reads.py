@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
-from storage.data_dir.check import filesystem_of
+from storage.data_dir.check import file_system_type
 from tests.fakes.open_files import open_files
 
 pytestmark = pytest.mark.real_disk
@@ -77,7 +77,7 @@ def test_read_of_uncached_bytes_does_not_wait(file: Path) -> None:
     with file.open("rb") as opened:
         fd = opened.fileno()
         os.fsync(fd)
-        if filesystem_of(file) != "tmpfs":  # some machines have their temporary files in memory
+        if file_system_type(file) != "tmpfs":  # some machines have their temporary files in memory
             for _ in range(1000):  # the kernel may keep the bytes, or read them again before they are requested
                 os.posix_fadvise(fd, len(DATA) // 2, 0, os.POSIX_FADV_DONTNEED)
                 if (data := read_cached(fd, 0, len(DATA))) is None:
