@@ -91,7 +91,7 @@ class Inventory(Protocol):
         Sorted by repository and then by tag."""
         ...
 
-    def open_uploads(self) -> OpenUploads:
+    def count_uploads(self) -> OpenUploads:
         """Counts the open upload sessions and their bytes, and finds the one that has been idle longest."""
         ...
 

@@ -291,7 +291,7 @@ def _disk_status(settings: Settings, problem: str | None) -> DiskStatus:
 
 def _upload_status(settings: Settings) -> UploadStatus:
     with open_inventory(settings.data) as inventory:
-        uploads = inventory.open_uploads()
+        uploads = inventory.count_uploads()
     return UploadStatus(open=uploads.count, size=uploads.received, oldest=to_datetime_or_none(uploads.idle_since))
 
 

@@ -7,14 +7,15 @@ SQLite lets one connection write at a time. With SQLite's busy timeout alone, on
 starve for seconds. So each process holds an exclusive `flock` during its transaction, and the processes queue for it.
 Changes that arrive while a transaction runs share the next transaction and its fsync.
 
-SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
-in the same thread and with the same lock. Unless the disk is full, a checkpoint runs only after the results of a batch
-were delivered, so that no change of the batch waits for it. A failed fsync can leave *gaps* in the log: parts that are
-not on the disk. The thread closes the gaps before the next commit: it copies the log into the database file and empties
-the log (`storage.metadata.sqlite.write_ahead_log`).
+SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. The commit
+thread runs the checkpoints and holds the `flock` while they run. Usually a checkpoint runs after the results of a batch
+are delivered, so that the batch does not wait for the checkpoint. On a full disk, it runs before the results are
+delivered. A failed fsync can leave *gaps* in the log: parts that are not on the disk. The thread closes the gaps before
+the next commit: it copies the log into the database file and empties the log
+(`storage.metadata.sqlite.write_ahead_log`).
 
-The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, the reserve is used by
-checkpoints, and by changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
+The *reserve* is a file that keeps disk space allocated (`storage.data_dir.reserve`). On a full disk, this space is for
+checkpoints, and for changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from storage.metadata.sqlite.lock_watch import LockWatch
 from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_FAILED, WriteAheadLog
 
 MAX_BATCH_CHANGES = 256
-"""Largest number of changes in one transaction. The number is limited so that the first change does not wait long for
-its commit."""
+"""Largest number of changes in one transaction. If the number were larger, the first change of a batch would wait long
+for its commit."""
 RIGHTS_TABLE = "access"
-"""Table with the epoch: a number that every change of rights increments in its transaction."""
+"""Table with the epoch: a number. Every transaction that changes rights increments this number."""
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
@@ -99,19 +100,20 @@ class CommitThread:
         self,
         layout: Layout,
         system: System,
-        version: Callable[[], object],
+        read_version: Callable[[], object],
         reserve: Reserve,
         observer: CommitObserver = UNOBSERVED_COMMITS,
         directory: OpenedDirectory | None = None,
     ) -> None:
-        """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` measures the changes. `directory` identifies the data directory that this
-        process opened; None: the one that has the path now. Once another directory has the same path, all changes are
-        refused. The thread calls `version` and uses `reserve` until `close` returns, so until then the caller must not
-        close `reserve` or the connection that `version` uses. Raises apsw.Error, OSError."""
+        """Starts the thread, which opens the database. `read_version` returns the data version: a value that every
+        commit of any process changes. `observer` measures the changes. `directory` identifies the data directory that
+        this process has opened; if it is None, this is the directory that the path in `layout` leads to now. All
+        changes are refused once the path leads to another directory. Until `close` returns, the thread uses
+        `read_version` and `reserve`, so the caller must not close `reserve` or the connection that `read_version` uses.
+        Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
-        self._version = version
+        self._read_version = read_version
         self._reserve = reserve
         self._observer = observer
         self._directory = directory or OpenedDirectory(layout)
@@ -133,11 +135,11 @@ class CommitThread:
         """Queues `change`, to be called in a transaction. Returns a future that gets the result of `change` once the
         transaction is committed.
 
-        `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
-        full disk (`ReserveUse.NONE` for changes that make the data grow). If the change fails, it is rolled back, and
-        the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, DataDirectoryReplaced,
-        or StorageFailed for any other error. If the task that awaits the future is cancelled, the change still runs to
-        its end, and only then the task is cancelled."""
+        `durable`: whether the commit must survive a power cut. `reserve_use`: how much of the reserve the change may
+        use on a full disk (`ReserveUse.NONE` for changes that store content). If the change fails, it is rolled back,
+        and the future raises a RegistryError: the RegistryError that `change` raised, StorageFull,
+        DataDirectoryReplaced, or StorageFailed for any other error. If the task that awaits the future is cancelled,
+        the change still runs to its end, and only then the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
@@ -147,8 +149,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Otherwise returns False. The thread remembers only its last commit that changed no rights, so it also returns
-        False for an earlier one."""
+        Otherwise returns False. Returns False for an older commit as well, because the thread remembers only its last
+        commit that changed no rights."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -187,8 +189,8 @@ class CommitThread:
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
-                # Outcomes are delivered only after the file lock is released: delivery wakes the event loop, which then
-                # competes with this thread for Python's global interpreter lock.
+                # Delivery wakes the event loop, which then competes with this thread for Python's global interpreter
+                # lock. Other processes do not wait for this, because the file lock is already released.
                 for pending in batch:
                     pending.deliver()
                 if self._wal.is_long:
@@ -202,24 +204,26 @@ class CommitThread:
     def _next_batch(self) -> list[_PendingChange]:
         """Waits for a change. Returns a batch of this change and the changes that are queued behind it, at most
         `MAX_BATCH_CHANGES` changes. Returns an empty list if `close` was called and no change is queued."""
-        first = self._queue.get()
-        if first is None:
+        pending = self._queue.get()
+        if pending is None:
             return []
-        batch = [first]
+        batch = [pending]
         with suppress(queue.Empty):
             while len(batch) < MAX_BATCH_CHANGES:
-                following = self._queue.get_nowait()
-                if following is None:  # `close` was called: the next call of this method returns an empty list
+                pending = self._queue.get_nowait()
+                if pending is None:  # `close` was called: the next call of this method returns an empty list
                     self._queue.put(None)
                     break
-                batch.append(following)
+                batch.append(pending)
         return batch
 
     def _commit_with_reserve(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Commits the batch. The disk counts as full if the reserve does not have its full size and cannot be restored
-        now. This method then refuses the changes that must not use the reserve. If the commit finds no space, frees a
-        part of the reserve and repeats the changes that may use it. If the disk was full, runs a checkpoint after the
-        commits."""
+        now.
+
+        - If the disk is full, refuses the changes that must not use the reserve.
+        - If the commit finds no space, frees a part of the reserve and repeats the changes that may use the reserve.
+        - In both cases, runs a checkpoint after the commits."""
         disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
         if disk_is_full:
@@ -245,7 +249,7 @@ class CommitThread:
         except StorageFull:
             disk_is_full = True
             with suppress(StorageFull):
-                # Frees a part of the reserve and calls `attempt` again. If the disk is still full, repeats this.
+                # Frees the reserve part by part. Calls `attempt` after each part, until it succeeds.
                 self._reserve.spend(attempt, StorageFull)
         if disk_is_full:
             # Once a checkpoint has copied all of the log, the next commits overwrite it and need no new space.
@@ -279,14 +283,14 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checks that the path still leads to the opened data directory. This is checked now, and not when a push
-        # begins, because the push has written its files by path since then.
+        # Checks that the path still leads to the opened data directory. A check at the beginning of a push would be too
+        # early, because the push writes its files by path afterwards.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")
-        before, self._rights_changed = self._version(), False  # `_note_changed_row` sets `_rights_changed` to True
+        before, self._rights_changed = self._read_version(), False  # `_note_changed_row` sets `_rights_changed` to True
         has_several = len(batch) > 1
         for pending in batch:
             pending.error = None  # an earlier attempt may have set it
@@ -312,7 +316,7 @@ class CommitThread:
                 raise
             for pending in batch:
                 pending.is_committed = pending.error is None
-            after = self._version()
+            after = self._read_version()
             if not self._rights_changed and is_exactly_one_commit_later(before, after):
                 self._versions_with_same_rights = before, after
 
@@ -326,8 +330,8 @@ class CommitThread:
             self._log_name_is_durable = True
 
     def _set_fsync(self, db: apsw.Connection, enabled: bool) -> None:
-        """Switches the fsync at each commit on or off. A commit without fsync becomes durable with the next commit that
-        has one. This suffices for changes that may be lost in a power cut, such as the progress of an upload."""
+        """Switches the fsync at each commit on or off. Changes that may be lost in a power cut need no fsync, such as
+        the progress of an upload. A commit without fsync becomes durable with the next commit that has an fsync."""
         if enabled is not self._fsync_enabled:
             db.pragma("synchronous", "FULL" if enabled else "NORMAL")
             self._fsync_enabled = enabled
@@ -338,8 +342,8 @@ class CommitThread:
             self._rights_changed = True
 
     def _close_gaps(self, db: apsw.Connection, lock_fd: int) -> None:
-        """Closes the gaps of the log before the thread ends, because other processes may not know of them. Logs errors
-        instead of raising them."""
+        """Closes the gaps of the log before the thread ends, because other processes may not know of the gaps. Logs
+        errors instead of raising them."""
         if not self._wal.may_have_gaps:
             return
         try:
@@ -366,8 +370,8 @@ def _execute_commit(db: apsw.Connection) -> None:
 
 
 def _as_registry_error(error: BaseException, *, is_disk_full: bool = False) -> RegistryError:
-    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `is_disk_full` is True, and
-    StorageFailed if not."""
+    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `is_disk_full` is true, or
+    else StorageFailed."""
     if isinstance(error, RegistryError):
         return error
     if is_disk_full:

@@ -35,17 +35,17 @@ _FORMAT_VERSION: Final = 3_007_000
 """Version of the header's format (`iVersion`) that this module can read."""
 _CHECKSUMMED_BYTES: Final = 40
 """Bytes at the start of the header that its checksum covers. The checksum follows them."""
-_COMMIT_COUNT: Final = slice(8, 12)
+_COMMIT_COUNT_SLICE: Final = slice(8, 12)
 """Bytes of the header with the count of the commits (`iChange`), in the machine's byte order."""
 _INDEX_REGION_BYTES: Final = 32 * 1024
-"""SQLite maps the index into memory in regions of this size. The header is in the first."""
+"""SQLite maps the index into memory in regions of this size. The header is in the first region."""
 _MIN_METHODS_VERSION: Final = 2
 """First version of the structure `sqlite3_io_methods` that has the method `xShmMap`."""
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
-_LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of attempts to recognize the layout of the header. One attempt is not enough, because it fails while a
-commit writes the two copies."""
+_MAX_LAYOUT_ATTEMPTS: Final = 20
+"""Largest number of attempts to recognize the layout of the header. One attempt is not enough, because an attempt fails
+while a commit writes the two copies."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -76,7 +76,7 @@ class _File(ctypes.Structure):
 
 def _log_index_address(db: apsw.Connection) -> int:
     """Returns the memory address of the log's index. SQLite maps the index once for all connections of a process, and
-    unmaps it when the last of them is closed. Raises apsw.CantOpenError."""
+    unmaps it when the process closes the last connection. Raises apsw.CantOpenError."""
     file = ctypes.c_void_p()
     db.file_control("main", apsw.SQLITE_FCNTL_FILE_POINTER, ctypes.addressof(file))
     assert file.value is not None
@@ -105,12 +105,12 @@ class DataVersion:
     def __init__(
         self, db: apsw.Connection, find_index_address: Callable[[apsw.Connection], int] = _log_index_address
     ) -> None:
-        """Finds the index of the log in memory. `find_index_address` returns its address. Raises apsw.Error,
+        """Finds the log's index in memory. `find_index_address` returns the address of the index. Raises apsw.Error,
         UnknownLayout."""
         db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log and map its index
         headers = (ctypes.c_char * _BOTH_HEADERS_BYTES).from_address(find_index_address(db))
         page_size = int(db.pragma("page_size"))
-        if not any(_is_known_layout(headers.raw, page_size) for _ in range(_LAYOUT_ATTEMPTS)):
+        if not any(_is_known_layout(headers.raw, page_size) for _ in range(_MAX_LAYOUT_ATTEMPTS)):
             raise UnknownLayout
         self._read: Callable[[], object] = lambda: headers.raw
 
@@ -126,11 +126,11 @@ class DataVersion:
 class PragmaDataVersion:
     """Reads the data version with `PRAGMA data_version`, which works with every layout of the log's index.
 
-    The values that two connections return for the pragma cannot be compared. So each thread has a connection of its
-    own, and versions that different threads read are never equal."""
+    Each thread reads with a connection of its own. The values that two connections return for the pragma cannot be
+    compared, so two versions are never equal if different threads have read them."""
 
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
-        """`connect` opens a connection to the database. Each thread that reads a version calls it once."""
+        """`connect` opens a connection to the database. Each thread that reads a version calls `connect` once."""
         self._connect = connect
         self._local = threading.local()
         self._opened: list[apsw.Connection] = []
@@ -148,7 +148,7 @@ class PragmaDataVersion:
         return threading.get_ident(), db.pragma("data_version")
 
     def close(self) -> None:
-        """Closes the connections of all threads. No thread must be reading a version at that time."""
+        """Closes the connections of all threads. The caller ensures that no thread reads a version during this call."""
         self._closed = True
         for db in self._opened:
             db.close()
@@ -176,7 +176,7 @@ def is_exactly_one_commit_later(before: object, after: object) -> bool:
     inside its write transaction, and `after` once it had committed, this one commit is the caller's own, because no
     other connection can commit while the transaction is open.
 
-    Returns False if there were more commits, or if their number is unknown. It is unknown if a `PragmaDataVersion`
+    Returns False if the number of commits is not one or is unknown. The number is unknown if a `PragmaDataVersion`
     returned the versions, or if `after` was read while another commit wrote the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
@@ -186,7 +186,7 @@ def is_exactly_one_commit_later(before: object, after: object) -> bool:
 
 
 def _commit_count(version: bytes) -> int:
-    return int.from_bytes(version[_COMMIT_COUNT], sys.byteorder)
+    return int.from_bytes(version[_COMMIT_COUNT_SLICE], sys.byteorder)
 
 
 def _is_known_layout(headers: bytes, page_size: int) -> bool:
@@ -199,7 +199,7 @@ def _is_known_layout(headers: bytes, page_size: int) -> bool:
     checksum = struct.unpack_from("=II", header, _CHECKSUMMED_BYTES)
     return (
         (format_version, initialized) == (_FORMAT_VERSION, 1)
-        # The header has 1 for a page size of 65536 (hence the modulo), and 0 for an empty log.
+        # The header has 1 instead of the page size 65536 (hence the modulo), and 0 if the log is empty.
         and header_page_size in {page_size % 65535, 0}
         and checksum == _checksum(header[:_CHECKSUMMED_BYTES])
     )

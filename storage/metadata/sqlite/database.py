@@ -2,7 +2,7 @@
 
 The database is in SQLite's WAL mode: commits append to a write-ahead log (`…-wal`). The log's index (`…-shm`) is shared
 memory of all processes, backed by a file. Opening the database needs disk space for the index file. On a full disk,
-this space comes from the *reserve*: disk space that was allocated in advance (`storage.data_dir.reserve`).
+this space comes from the *reserve*: a file that keeps disk space allocated (`storage.data_dir.reserve`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ALLOCATED_INDEX_BYTES: Final = 160 * 1024
 """Bytes of the log's index that are allocated when the database is opened, if the file system has small blocks
 (`_has_small_blocks`). An index of this size suffices for a log of 80 MiB."""
 MIN_FREE_BYTES_TO_OPEN: Final = 512 * 1024
-"""Smallest free space on the disk, in bytes, with which the database is opened if the file system has small blocks. The
-index needs less. The rest is a margin, because the process would be killed if the space ran out while SQLite writes to
-the index."""
+"""On a file system with small blocks, the database is opened only if at least this number of bytes is free. The index
+needs less. The rest is a margin: if the space ran out while SQLite writes to the index, the kernel would kill the
+process."""
 LOG_SIZE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """Size to which SQLite truncates a longer log, after it has copied all of the log into the database file."""
 
@@ -74,9 +74,9 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
     def set_up() -> None:
         _configure_files(db)
         db.pragma("foreign_keys", True)
-        # The "query planner stability guarantee". Without it, SQLite compiles a statement again for each new value of a
-        # parameter, in case a partial index or a LIKE applies to that value. A lookup by tag would then take 15 µs
-        # instead of 2.
+        # Enables the "query planner stability guarantee". Without it, SQLite compiles a statement again for each new
+        # value of a parameter, in case a partial index or a LIKE applies to that value. A lookup by tag would then take
+        # 15 µs instead of 2.
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         if read_only:
             db.pragma("query_only", True)
@@ -98,10 +98,10 @@ def _create(path: Path) -> apsw.Connection:
 
 def _configure_files(db: apsw.Connection) -> None:
     """Sets the busy timeout and the log's size limit. Switches off automatic checkpoints, which copy the log into the
-    database file. SQLite would run them at the end of a commit and so delay the thread that makes the commits.
+    database file. SQLite would run a checkpoint at the end of a commit, and so delay the commit.
 
-    Two settings help on a full disk. When the last connection is closed, SQLite keeps the files of the log and its
-    index, so that the next start need not create them. SQLite stores temporary data in memory."""
+    Two other settings help on a full disk. SQLite stores temporary data in memory. When the last connection is closed,
+    SQLite keeps the files of the log and of the index, so that the next start need not create them."""
     db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     db.pragma("wal_autocheckpoint", 0)
     db.pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES)
@@ -111,8 +111,8 @@ def _configure_files(db: apsw.Connection) -> None:
 
 
 def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Connection:
-    """Calls `action`, which uses `db`, and returns `db`. If `action` raises apsw.Error, closes `db`, and raises
-    apsw.FullError if the disk is full, otherwise the same error."""
+    """Calls `action`, which uses `db`, and returns `db`. If `action` raises apsw.Error, closes `db`. Then raises
+    apsw.FullError if the disk is full, or else the error of `action`."""
     try:
         action()
     except apsw.Error as error:
@@ -126,9 +126,9 @@ def _run_or_close(db: apsw.Connection, action: Callable[[], None]) -> apsw.Conne
 
 
 def _open_with_reserve(path: Path, open_connection: Callable[[], apsw.Connection]) -> apsw.Connection:
-    """Returns what `open_connection` returns. If the disk is full, frees the reserve step by step and calls
-    `open_connection` again after each step. Raises apsw.FullError if there is still no space for the log's index; what
-    `open_connection` raises; OSError."""
+    """Opens a connection with `open_connection` and returns it. On a file system with small blocks, also allocates disk
+    space for the log's index. If the disk is full, frees the reserve step by step and tries again after each step.
+    Raises apsw.FullError if there is still no space; what `open_connection` raises; OSError."""
     has_small_blocks = _has_small_blocks(path)
 
     def attempt() -> apsw.Connection:
@@ -183,8 +183,8 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def newest_table_version() -> int:
-    """Returns the number of the last migration. This is the version of the tables that this program needs. A database's
-    `user_version` is the number of the last migration that was applied to it."""
+    """Returns the version of the tables that this program needs: the number of the last migration. The `user_version`
+    of a database is the number of the last migration that was applied to the database."""
     return migrations()[-1][0]
 
 

@@ -1,15 +1,16 @@
 """Reads the metadata database on a disk that is too full to open it normally (`ImmutableDatabase`).
 
 SQLite commits to a write-ahead log, and normally needs 32 KiB of disk space for the log's index before it reads
-anything. Without that space, it can still read the database file alone, in the mode `immutable`. This gives the right
-data as long as the log is empty and no process changes the file.
+anything. Without that space, SQLite can still read the database file alone, in the mode `immutable`. The data is right
+if the log is empty and no process changes the file meanwhile.
 
 Every process locks a lock file exclusively while it writes. An `ImmutableDatabase` locks the same file in shared mode,
-so no process can write until it releases this lock. When there is space again, each process releases its shared lock
+so no process can write until this lock is released. When there is space again, each process releases its shared lock
 (`ImmutableDatabase.retire`) and opens the database normally. While a process has an `ImmutableDatabase`, it refuses
-changes. After it has opened the database normally, its changes wait until all processes have released their locks.
+changes. After it has opened the database normally, its changes wait until all processes have released their shared
+locks.
 
-Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), `immutable`.
+Sources: "Uniform Resource Identifiers" (sqlite.org/uri.html), parameter `immutable`.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ T = TypeVar("T")
 DISK_FULL_TEXT = (
     "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
 )
-"""Text of a StorageFull. While the database is open only for reading, changes raise it. The attempt to open the
-database raises it if the caller has to change the database, or if another process is writing."""
-_NO_ROOM_TO_READ = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
+"""Text of a StorageFull that refuses one of these calls on a full disk:
+
+- a change, while the database is open only for reading
+- opening the database, if the caller has to change it or if another process is writing"""
+_LOG_NOT_EMPTY_TEXT = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
 """Text of the StorageFull that is raised if the database cannot be opened for reading either."""
-RETIRED = "the database was just opened again for writing; retry the request"
+_RETIRED_TEXT = "the database was just opened again for writing; retry the request"
 """Text of the StorageFull that refuses reads after `ImmutableDatabase.retire`."""
 
 
 class ImmutableDatabase:
-    """A connection that reads the database without its log. `db` is the connection itself.
+    """Reads the database without its log, on the connection `db`.
 
     An ImmutableDatabase replaces three objects of a process, and has their methods: `DataVersion` (a call returns the
     data version), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data
     version* is a value that every commit to the database changes.
 
-    The caller must close all other connections of this process to the same file first. SQLite uses POSIX locks, and a
-    process loses all its POSIX locks on a file as soon as it closes any descriptor of the file."""
+    Before the caller makes this object, it must close all connections of this process to the same file. SQLite uses
+    POSIX locks, and a process loses all its POSIX locks on a file as soon as it closes any descriptor of the file."""
 
     def __init__(self, layout: Layout) -> None:
         """Opens the database and locks the writers' lock file in shared mode. Raises StorageFull if the log is not
@@ -60,7 +63,7 @@ class ImmutableDatabase:
             if not try_flock(self._lock, shared=True):
                 raise StorageFull(DISK_FULL_TEXT)
             if _size(Path(f"{layout.metadata}-wal")):
-                raise StorageFull(_NO_ROOM_TO_READ)
+                raise StorageFull(_LOG_NOT_EMPTY_TEXT)
             uri = f"file:{quote(str(layout.metadata))}?immutable=1"
             self.db = apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         except BaseException:
@@ -82,20 +85,20 @@ class ImmutableDatabase:
 
     def __call__(self) -> object:
         """Returns the data version. It stays the same until `retire` is called, since no process changes the data.
-        Afterwards each call returns a new object, which equals no other version."""
+        After `retire`, each call returns a new object, which equals no other version."""
         return object() if self._retired else self
 
     def connection_at(self, _version: object) -> apsw.Connection:
         """Returns the connection for every version. Raises StorageFull after `retire`."""
         if self._retired:
-            raise StorageFull(RETIRED)
+            raise StorageFull(_RETIRED_TEXT)
         return self.db
 
     def run(
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> UncancellableFuture[T]:
         """Refuses the change without calling it: returns a future that raises StorageFull. `durable` and `reserve_use`
-        have no effect; they are here because `CommitThread.run` has them."""
+        have no effect; this method has them because `CommitThread.run` has them."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         refused.set_exception(StorageFull(DISK_FULL_TEXT))
         return refused
@@ -106,9 +109,9 @@ class ImmutableDatabase:
 
 
 class ImmutableScans:
-    """Replaces a `ScanThread`: runs lookups that read many rows, but on the event loop and with the connection of
-    `database`. A second connection for a thread is not possible: when it is closed, this process loses all its POSIX
-    locks on the file (see `ImmutableDatabase`)."""
+    """Replaces a `ScanThread`, which runs lookups that read many rows. Runs these lookups on the event loop, with the
+    connection of `database`. A thread would need a second connection. When it closed that connection, this
+    process would lose all its POSIX locks on the file (see `ImmutableDatabase`)."""
 
     def __init__(self, database: ImmutableDatabase) -> None:
         self._database = database
@@ -123,7 +126,7 @@ class ImmutableScans:
 
 
 def _refuse_statement(_cursor: apsw.Cursor, _sql: str, _values: object) -> bool:
-    raise StorageFull(RETIRED)
+    raise StorageFull(_RETIRED_TEXT)
 
 
 def _size(file: Path) -> int:

@@ -40,12 +40,11 @@ SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository
 """Row ids of the *children* of an index: the manifests that are in it. ?1: the row id of the index."""
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
-"""Row ids of the *referrers* of a manifest: they name it as their subject. ?1: the row id of the manifest."""
+"""Row ids of the *referrers* of a manifest: the manifests whose subject it is. ?1: the row id of the manifest."""
 _NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
-"""Row id of the next index that contains a manifest. ?1: the row id of the manifest. ?2: a row id. The result is the
-lowest row id above ?2."""
+"""The lowest row id above ?2 of an index that contains a manifest. ?1: the row id of the manifest."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
@@ -64,8 +63,8 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING_REQUESTS = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""How many requests each upstream still allows, as it last reported. Leaves out reports up to the time ?1: they are too
-old. Leaves out reports after the time ?2: the clock was ahead when they were stored."""
+"""Number of requests that each upstream still allows, according to its last report. Leaves out reports up to the time
+?1, because they are too old, and reports after the time ?2, because the clock was ahead when they were stored."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which a report about a rate limit is too old."""
 
@@ -124,8 +123,8 @@ class SqliteInventory:
         rows = self._db.execute(_TAGS, _range_below(name)).fetchall()
         return [(RepositoryName(str(repo)), Tag(str(tag))) for repo, tag in rows]
 
-    def open_uploads(self) -> OpenUploads:
-        """Counts the upload sessions and the bytes that they have received."""
+    def count_uploads(self) -> OpenUploads:
+        """Counts the open upload sessions and their bytes, and finds the one that has been idle longest."""
         count, received, idle_since = self._db.execute(
             "SELECT count(*), coalesce(sum(offset), 0), min(touched) FROM upload"
         ).get
@@ -134,10 +133,9 @@ class SqliteInventory:
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
-        A tag is removed with its manifest. The manifest stays if it has other tags or is in an index.
-
-        A manifest is removed with its tags, children and referrers. A child or referrer stays if it has a tag or is in
-        an index that stays.
+        - The removal of a tag also removes its manifest, unless the manifest has other tags or is in an index.
+        - The removal of a manifest also removes its tags, and those of its children and referrers that have no tag and
+          are in no index that stays.
 
         Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
@@ -170,9 +168,9 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root` and, recursively, its children and referrers. A
         child or referrer stays if it has a tag, or if it is in an index that is not in the result."""
-        # The same tens of thousands of children can be in many indexes. So the loop must not read all indexes of a
-        # manifest again and again. The manifest waits for the first of its indexes that is not in `removed`. If this
-        # index is added to `removed`, the loop continues with the next index of the manifest.
+        # Tens of thousands of children can each be in many indexes, so the loop does not read all indexes of a manifest
+        # again and again. A manifest waits for the first of its indexes that is not in `removed`. When this index is
+        # added to `removed`, the loop continues with the next index of the manifest.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that wait for it
         # Maps each manifest found so far to the row id of one of its indexes, or to 0. All indexes of the manifest up
@@ -200,18 +198,17 @@ class SqliteInventory:
         return list(removed)
 
     def _next_index(self, manifest: int, after: int = 0) -> int | None:
-        """Returns the row id of the next index that contains the manifest: the lowest row id above `after`. None: no
-        index follows."""
+        """Returns the lowest row id above `after` of an index that contains the manifest; None if there is none."""
         row_ids = self._column(_NEXT_INDEX, manifest, after)
         return row_ids[0] if row_ids else None
 
     def _has_tag(self, manifest: int) -> bool:
         return bool(self._column("SELECT 1 FROM tag WHERE manifest = ?1 LIMIT 1", manifest))
 
-    def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
-        """Returns the plan. `removed`: the row ids of the manifests to remove."""
-        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", row_id)[0]) for row_id in removed]
-        freed_bytes: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(removed))).get
+    def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], to_remove: list[int]) -> RemovalPlan:
+        """Returns the plan. `to_remove`: the row ids of the manifests to remove."""
+        digests = [Digest(self._column("SELECT digest FROM manifest WHERE id = ?1", row_id)[0]) for row_id in to_remove]
+        freed_bytes: int = self._db.execute(_FREED_BYTES, (repository, json.dumps(to_remove))).get
         return RemovalPlan(repo, tuple(tags), tuple(digests), freed_bytes)
 
     def _tags(self, manifest: int) -> list[Tag]:

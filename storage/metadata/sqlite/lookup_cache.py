@@ -1,6 +1,6 @@
-"""A cache of the results of lookups (`LookupCache`), and how much memory a cached result takes.
+"""Caches the results of lookups (`LookupCache`), and estimates how much memory a cached result takes.
 
-A result is returned again until the database changes: any commit of any process evicts all results.
+Any commit of any process evicts all results.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ MEMORY_PER_PARSED_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate bytes of memory that a cached result of a few fields takes."""
 _RECORD_BYTES: Final = 384
-"""Approximate bytes of memory that a cached record about a mirrored tag takes, usually None or two numbers."""
+"""Approximate bytes of memory of a cached record about a mirrored tag. The record is usually None or two numbers."""
 _NOTHING: Final = object()
-"""Stands in the cache for the result None. For the cache, None means that it has no value for a key."""
+"""Is cached in place of the result None, because `VersionedCache.get` returns None if it has no value for a key."""
 T = TypeVar("T")
 
 
 def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. A lookup can be limited to a
-    set of names, which is then a part of the cache key: `name_set_bytes` is the memory of this set, in bytes. The next
-    two functions return the memory of other results."""
+    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. If the lookup is limited to a
+    set of names, the set is a part of the cache key, and `name_set_bytes` is the memory of the set in bytes."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 
 def bytes_of_manifest(manifest: Manifest) -> int:
-    """Counts the parsed content only for a large manifest: the cache never has that of a small one, because callers get
-    a copy (`manifest_for_caller`)."""
+    """Returns the approximate bytes of memory that the manifest takes. Counts the parsed content only of a large
+    manifest. The cache never has the parsed content of a small manifest, because callers parse a copy
+    (`manifest_for_caller`)."""
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
 
@@ -55,18 +55,18 @@ def bytes_of_record(_: UpstreamCheck | FrozenTag | None) -> int:
 
 
 def manifest_for_caller(manifest: Manifest) -> Manifest:
-    """Returns a copy of a cached manifest, which refers to the same body. Give the copy to the caller of the lookup.
+    """Returns the manifest to give to the caller of a lookup: a copy of the cached manifest, with the same body object.
 
-    A manifest keeps its parsed content, which takes several times the memory of the body. If the caller parses the
-    copy, the manifest in the cache does not grow. A manifest of more than `LARGE_MANIFEST_BYTES` is not copied, but
-    returned itself: all callers share it, and the cache counts its parsed content."""
+    A parsed manifest keeps its parsed content, which takes several times the memory of the body. If the caller parses
+    the copy, the manifest in the cache does not grow. A manifest of more than `LARGE_MANIFEST_BYTES` is returned
+    without copying: all callers share it, and the cache counts its parsed content."""
     if len(manifest.body) > LARGE_MANIFEST_BYTES:
         return manifest
     return Manifest(manifest.body, manifest.media_type, manifest.digest)
 
 
 class LookupCache:
-    """Runs lookups and caches their results. Used from one event loop.
+    """Runs lookups and caches their results. All calls come from one event loop.
 
     `version` returns the data version: a value that changes with every commit of any process. `shared_reads` has the
     connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an *immutable
@@ -83,10 +83,10 @@ class LookupCache:
         self._results: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
 
     def look_up(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
-        equal call instead, if no process has committed anything since that call. `bytes_of` returns the approximate
-        bytes of memory that a result takes, without the texts in `arguments`, which the cache counts itself. If
-        `lookup` raises an error, caches nothing."""
+        """Returns the cached result of `lookup` with `arguments`, if no process has committed anything since that
+        lookup. Otherwise calls `lookup` with a connection and `arguments`, may cache the result, and returns it. If
+        `lookup` raises an error, caches nothing. `bytes_of` returns the approximate bytes of memory that a result
+        takes, without the texts in `arguments`: the cache itself counts these texts."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:
@@ -108,6 +108,6 @@ class LookupCache:
         return result
 
     def _store(self, key: Hashable, result: T, bytes_of: Callable[[T], int], version: object) -> None:
-        """Caches the result of a lookup if it is worth caching."""
+        """Caches the result of a lookup, if `VersionedCache.should_cache` is true for the key."""
         if self._results.should_cache(key):
             self._results.put(key, _NOTHING if result is None else result, bytes_of(result), version)

@@ -1,8 +1,8 @@
 """Lookups of repositories, manifests, tags, blobs, uploads and referrers.
 
 Each function takes a connection, and reads all rows of its statements, so that no statement keeps a read transaction
-open. A *link* is a row that lets a repository serve a blob. A *referrer* of a manifest is a manifest whose `subject`
-field has the digest of that manifest.
+open. A *link* is a row that lets a repository serve a blob. The *referrers* of a manifest are the manifests that have
+its digest in their field `subject`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.patterns import NameSet
 
 S = TypeVar("S", bound=str)
-PAGE_BYTES = 1024 * 1024
+REFERRER_PAGE_BYTES = 1024 * 1024
 """Approximate size of a full page of referrers in bytes. A page is larger only if it consists of one large referrer."""
 MAX_ANNOTATIONS_BYTES = 1024 * 1024
 """Largest size of a manifest's annotations, in bytes of JSON, in a page of referrers. A referrer with larger
@@ -35,11 +35,11 @@ NAME_COST = 10
 """Cost of reading a name, in addition to matching its characters."""
 SKIP_COST_PER_CHARACTER = 2
 """Additional cost per character of a name that is not in the set, as a multiple of the cost of matching the character.
-It covers the search for the next name in the set."""
+This covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
-"""Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
-before. But if the reader then skips a range of names that cannot be in the set, the next statement reads the smallest
-number, because the reader may have to skip another range soon."""
+"""Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the
+statement before. But if the reader skips names between two statements, because they cannot be in the set, the second
+statement reads the smallest number: the reader may have to skip names again soon."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
 full size in bytes."""
@@ -55,16 +55,16 @@ _BY_TAG = """
 _BY_DIGEST = """
   FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2
  WHERE r.name = ?1"""
-_DESCRIPTOR = "SELECT m.media_type, m.digest, m.size"
-_DESCRIPTORS = (_DESCRIPTOR + _BY_TAG, _DESCRIPTOR + _BY_DIGEST)
+_DESCRIPTOR_COLUMNS = "SELECT m.media_type, m.digest, m.size"
+_DESCRIPTOR_STATEMENTS = (_DESCRIPTOR_COLUMNS + _BY_TAG, _DESCRIPTOR_COLUMNS + _BY_DIGEST)
 """Statements that read a descriptor: the first by tag, the second by digest."""
 LARGE_MANIFEST_BYTES = 64 * 1024
 """Size of a manifest in bytes above which concurrent readers share one copy of it in memory."""
-_MANIFEST = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
-_MANIFESTS = (_MANIFEST + _BY_TAG, _MANIFEST + _BY_DIGEST)
-"""Statements that read a manifest, a large one without its body: the first by tag, the second by digest."""
+_MANIFEST_COLUMNS = f"SELECT iif(m.size <= {LARGE_MANIFEST_BYTES}, m.body, NULL), m.media_type, m.digest, m.id"
+_MANIFEST_STATEMENTS = (_MANIFEST_COLUMNS + _BY_TAG, _MANIFEST_COLUMNS + _BY_DIGEST)
+"""Statements that read a manifest: the first by tag, the second by digest. They read no body of a large manifest."""
 _REPOSITORY_NAMES = "SELECT name FROM repository WHERE manifests > 0 AND name >= ? ORDER BY name LIMIT ?"
-_REFERRER = f"""
+_SELECT_REFERRERS = f"""
 SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.artifact_type) <= {4 * MAX_TYPE_LENGTH}, m.artifact_type, NULL),
        iif(octet_length(m.annotations) <= {MAX_ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
@@ -73,8 +73,8 @@ SELECT m.digest, m.media_type, m.size,
 """Returns NULL for an artifact type that is too long (a character has at most 4 bytes), and the length 0 for too long
 annotations. Earlier versions of this registry accepted such manifests. Leaves out damaged manifests, whose size is
 0."""
-_REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
-_REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
+_ALL_REFERRERS = _SELECT_REFERRERS + " ORDER BY m.digest LIMIT ?4"
+_REFERRERS_OF_TYPE = _SELECT_REFERRERS + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
 
 
@@ -93,12 +93,12 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
-    damaged. So a client that asks for a damaged blob before a push is told that there is none, and uploads it again."""
+    damaged. So a client that asks for a damaged blob before a push learns that it is missing, and uploads it again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, last_used, is_queued_for_collection = row
-    if not place:  # the path of the blob's file; empty if the blob is damaged
+    if not place:  # the key of the bytes in the blob store; empty if the blob is damaged
         raise BlobUnknown(
             f"the stored bytes of {digest} were damaged and are not served any more; push the image again to restore it"
         )
@@ -118,8 +118,8 @@ def upload(db: apsw.Connection, repo: RepositoryName, upload_id: UploadID) -> Up
 def _manifest_row(
     db: apsw.Connection, sql_by_tag_and_by_digest: Sequence[str], repo: RepositoryName, reference: Reference
 ) -> tuple[Any, ...]:
-    """Returns the row of a manifest. If `reference` is a tag, finds it with the first of the two statements; if it is a
-    digest, with the second. Raises ManifestUnknown."""
+    """Returns the row of a manifest. Runs the first of the two statements if `reference` is a tag, and the second if it
+    is a digest. Raises ManifestUnknown."""
     sql = sql_by_tag_and_by_digest[isinstance(reference, Digest)]  # False is the index 0, True is 1
     row: tuple[Any, ...] | None = db.execute(sql, (repo, reference)).get
     if row is None:
@@ -132,7 +132,7 @@ def _digest(text: str) -> Digest:
     return str.__new__(Digest, text)
 
 
-def damaged_manifest(digest: str) -> ManifestUnknown:
+def damaged_manifest_error(digest: str) -> ManifestUnknown:
     """Returns the error for a damaged manifest, which has an empty body and the size 0."""
     return ManifestUnknown(
         f"the stored manifest {digest} was damaged and is not served any more; push the image again to restore it"
@@ -142,9 +142,9 @@ def damaged_manifest(digest: str) -> ManifestUnknown:
 def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Descriptor:
     """Returns the descriptor of a manifest with media type, digest and size only. Artifact type and annotations may be
     large, and no caller needs them. Raises ManifestUnknown."""
-    media_type, digest, size = _manifest_row(db, _DESCRIPTORS, repo, reference)
+    media_type, digest, size = _manifest_row(db, _DESCRIPTOR_STATEMENTS, repo, reference)
     if not size:
-        raise damaged_manifest(digest)
+        raise damaged_manifest_error(digest)
     return Descriptor(media_type, _digest(digest), size)
 
 
@@ -156,10 +156,10 @@ def manifest(
     `large_manifests` maps digests to the manifests larger than `LARGE_MANIFEST_BYTES` that are in use now. Takes a
     large manifest from this mapping. If the mapping lacks the manifest, reads it from the database and adds it to the
     mapping, so that concurrent readers share one copy."""
-    body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
+    body, media_type, digest, manifest_id = _manifest_row(db, _MANIFEST_STATEMENTS, repo, reference)
     if body is not None:
         if not body:
-            raise damaged_manifest(digest)
+            raise damaged_manifest_error(digest)
         return Manifest(body, media_type, _digest(digest))
     shared = large_manifests.get(digest)
     if shared is None or shared.media_type != media_type:
@@ -168,15 +168,14 @@ def manifest(
     return shared
 
 
-def repositories(
+def repository_page(
     db: apsw.Connection, after: str | None, limit: int, within: NameSet, *, cost_limit: int = PAGE_COST_LIMIT
 ) -> Page[RepositoryName]:
     """Returns a page of the repositories in the set `within` that have manifests, in the order of their names. The page
-    starts with the first name that sorts after `after` (None: with the first of all names).
+    starts with the first name that sorts after `after`; if `after` is None, with the first of all names.
 
-    If reading the page has reached the cost `cost_limit`, the page ends, even with fewer than `limit` names;
-    `Page.more` is then true. For the next page, `after` is `Page.next_after`, or the page's last name if `next_after`
-    is None."""
+    The page has at most `limit` names. It ends earlier if reading it has cost `cost_limit`; then `Page.more` is true.
+    To read the next page, pass `Page.next_after` as `after`, or the page's last name if `next_after` is None."""
     start = "" if after is None else after + "\0"
     if within.has_every_name:
         names = [_repository_name(name) for name in _names_from(db, start, limit + 1)]
@@ -240,9 +239,9 @@ class _RepositoryPageReader:
         return Page(self._names)
 
 
-def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
+def tag_page(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
     """Returns a page of at most `limit` tags of the repository, in order. The page starts with the first tag that sorts
-    after `after` (None: with the first of all tags). Raises NameUnknown if there is no such repository."""
+    after `after`; if `after` is None, with the first of all tags. Raises NameUnknown if there is no such repository."""
     repository = repository_id(db, repo)
     rows = db.execute(
         "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?",
@@ -251,7 +250,7 @@ def tags(db: apsw.Connection, repo: RepositoryName, after: str | None, limit: in
     return Page([str.__new__(Tag, name) for (name,) in rows[:limit]], len(rows) > limit)
 
 
-def referrers(
+def referrer_page(
     db: apsw.Connection,
     repo: RepositoryName,
     subject: Digest,
@@ -259,27 +258,31 @@ def referrers(
     after: str | None,
     limit: int,
     max_read: int = MAX_REFERRERS_READ,
-    max_page_bytes: int = PAGE_BYTES,
+    max_page_bytes: int = REFERRER_PAGE_BYTES,
 ) -> Page[Descriptor]:
     """Returns a page of the manifests whose subject is `subject`, in the order of their digests. The page starts with
-    the first digest that sorts after `after` (None: with the first of all digests). With `artifact_type`, the page has
-    only manifests of that type.
+    the first digest that sorts after `after`; if `after` is None, with the first of all digests. With `artifact_type`,
+    the page has only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    A first referrer of more than `max_page_bytes` is a page of its own. But if the caller has passed a smaller
-    `max_page_bytes` than `PAGE_BYTES`, the page is then empty and its `more` is true. The caller can read it again with
-    `PAGE_BYTES`."""
+    If the first referrer alone has more than `max_page_bytes`, there are two cases:
+
+    - `max_page_bytes` is at least `REFERRER_PAGE_BYTES`: the page has only this referrer.
+    - `max_page_bytes` is less: the page is empty, and its `more` is true. The caller can call this function again with
+      `REFERRER_PAGE_BYTES`."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)
     if artifact_type is None:
-        rows: list[Any] = db.execute(_REFERRERS, parameters).fetchall()
+        rows: list[Any] = db.execute(_ALL_REFERRERS, parameters).fetchall()
     else:
         rows = db.execute(_REFERRERS_OF_TYPE, (*parameters, artifact_type)).fetchall()
     last_digest: str | None = None
     for digest, media_type, size, referrer_type, annotations_bytes, manifest_id in rows[:max_read]:
         page_bytes += annotations_bytes + len(referrer_type or "") + 256  # 256: the other fields as JSON
-        if len(descriptors) == limit or (page_bytes > max_page_bytes and (descriptors or max_page_bytes < PAGE_BYTES)):
+        if len(descriptors) == limit or (
+            page_bytes > max_page_bytes and (descriptors or max_page_bytes < REFERRER_PAGE_BYTES)
+        ):
             return Page(descriptors, more=True)
         text = db.execute(_ANNOTATIONS, (manifest_id,)).get if annotations_bytes else None
         annotations = JsonAnnotations(text) if text else None

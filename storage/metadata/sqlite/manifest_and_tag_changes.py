@@ -47,12 +47,12 @@ SELECT value FROM json_each(?2)
 _MANIFESTS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value AND m.size > 0)"""
-"""Both statements count damaged content (an empty `place`, the size 0) as missing, so that clients push it again."""
+"""Both statements count damaged content as missing (an empty `place`, the size 0), so that clients push it again."""
 
 
 class _StoredManifest(NamedTuple):
-    """What is stored of a manifest. `id`: its row id. `size`: in bytes; 0 if it is damaged. `pushed`: the time of its
-    last push."""
+    """The stored row of a manifest. `id`: the row id. `size`: in bytes; 0 if the manifest is damaged. `pushed`: time of
+    the last push."""
 
     id: int
     media_type: str
@@ -73,17 +73,18 @@ def put_manifest(
     is_immutable: IsImmutable = nothing_immutable,
     checked_to: int | None = None,
 ) -> bool:
-    """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. A tag
-    *needs* a manifest if it points at it or at an index that contains it. If the media type of a stored manifest would
-    change, checks the tags that need it. If these are too many to check here, changes nothing and returns False. The
+    """Stores the manifest, points the tags at it, and returns True. Creates the repository if it is missing. `sparse`:
+    whether the manifest is mirrored. If so, the repository may lack content of the manifest, and the upstream of the
+    manifest is recorded.
+
+    If the media type of a stored manifest would change, checks the tags that *need* the manifest: they point at it, or
+    at an index that contains it. If there are too many tags to check here, changes nothing and returns False. The
     caller then runs `NeedingTagsCheck.check_all`, and calls this function again with the result as `checked_to`.
 
-    `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
-    PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored, so that the
-    repository may lack content of it. The upstream of such a manifest is recorded. Raises ManifestBlobUnknown if the
-    repository lacks content of a manifest that is not mirrored; Denied if a tag is immutable and points at another
-    manifest, or if the media type of the stored manifest would change and an immutable tag needs it; QuotaExceeded if a
-    new tag does not fit into a quota."""
+    Raises PreconditionFailed if `condition` (from the header `If-Match` or `If-None-Match`) does not hold for the first
+    tag; ManifestBlobUnknown if the repository lacks content of a manifest that is not mirrored; Denied if one of `tags`
+    is immutable and points at another manifest, or if an immutable tag needs a manifest whose media type would change;
+    QuotaExceeded if a new tag does not fit into a quota. Ignores `condition` if there are no tags."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -151,12 +152,11 @@ def _check_unchanged(db: apsw.Connection, repository: int, repo: RepositoryName,
 
 
 def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) -> None:
-    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. It may lack foreign
-    layers, which clients fetch from elsewhere.
+    """Raises ManifestBlobUnknown if the repository lacks content that the manifest refers to. The repository may lack
+    foreign layers, which clients fetch from elsewhere.
 
     The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    Only for the children in `manifest.blob_children`, a blob is enough: their media type is not that of a manifest or
-    index."""
+    A child in `manifest.blob_children` may be a blob instead: its media type is not that of a manifest or index."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}
@@ -175,7 +175,7 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
 
 
 def _json_array(digests: Iterable[Digest]) -> str:
-    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. With it, one statement handles all
+    """Returns the digests as a sorted JSON array, for SQLite's function `json_each`. One statement then handles all
     digests, and SQLite runs without Python's global interpreter lock."""
     # No character of a digest needs escaping in JSON.
     return '["' + '","'.join(sorted(digests)) + '"]'
@@ -191,7 +191,7 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
 
 
 def _find_manifest(db: apsw.Connection, repository: int, digest: Digest) -> _StoredManifest | None:
-    """Returns what is stored of the manifest; None if the repository does not have it."""
+    """Returns the stored row of the manifest; None if the repository does not have it."""
     row: Any = db.execute(
         "SELECT id, media_type, size, pushed FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
     ).get
@@ -210,7 +210,7 @@ def _update_manifest(
     is_push: bool,
 ) -> None:
     """Updates the media type of a manifest that the repository has. If the manifest is damaged, also stores its body
-    again. `is_push`: whether a client pushes it; then also updates the time of the last push, in steps of
+    again. If a client pushes the manifest (`is_push`), also updates the time of the last push, in steps of
     `PUSH_TIME_STEP_SECONDS`, and records a change of the media type in the audit log."""
     if is_push and abs(now - stored.pushed) > PUSH_TIME_STEP_SECONDS:
         db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, stored.id))
@@ -242,8 +242,8 @@ def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, push
             manifest.body,
         ),
     ).get
-    # A child that may be a blob or a manifest is stored as both, so that neither is removed while this manifest refers
-    # to it.
+    # A child in `blob_children` can be a blob or a manifest. Both tables get its digest, so that the child is not
+    # removed while this manifest refers to it.
     blobs = {blob.digest for blob in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
     _store_references(db, "manifest_child", repository, manifest_id, {child.digest for child in manifest.manifests})
@@ -282,7 +282,7 @@ def _store_tag(
 
 
 def _record_tag(db: apsw.Connection, repository: int, tag: str, digest: Digest | None, by: Actor, now: float) -> None:
-    """Adds a line to the tag history. `digest`: the tag's new digest; None if the tag was deleted."""
+    """Adds an entry to the tag history. `digest`: the tag's new digest; None if the tag was deleted."""
     db.execute(
         "INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -1,9 +1,8 @@
 """Deletes a manifest and all its tags (`ManifestDeletion`, `delete_manifest`).
 
-A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. So the tags
-of such a manifest are deleted in *portions*, each in a transaction of its own. The last transaction deletes the
-remaining tags and the manifest. If the process dies between two portions, the manifest is still there and has fewer
-tags.
+A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. So many
+tags are deleted in *portions*, each in a transaction of its own. The last transaction deletes the remaining tags and
+the manifest. If the process dies between two portions, the manifest is still there and has fewer tags.
 
 A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
 other indexes. A manifest that an immutable tag needs is not deleted (`storage.metadata.sqlite.needing_tags`).
@@ -37,8 +36,8 @@ from storage.outbox import EventAction
 from storage.tag_rules import IsImmutable, immutable_delete_denied, nothing_immutable
 
 MAX_TAGS_PER_TRANSACTION: Final = 500
-"""Largest number of tags that one transaction deletes. This takes about 5 ms, or 50 ms if a webhook gets an event for
-each tag. Other changes wait that long."""
+"""Largest number of tags that one transaction deletes. The transaction takes about 5 ms, or 50 ms if a webhook gets an
+event for each tag. Other changes wait meanwhile."""
 _FIRST_TAGS: Final = """
 SELECT name FROM tag INDEXED BY tag_manifest WHERE manifest = ?1 AND repository = ?2 ORDER BY name LIMIT ?3"""
 _RECORD_DELETED_TAGS: Final = """
@@ -99,12 +98,13 @@ class ManifestDeletion:
         *,
         restorable: bool,
     ) -> None:
-        """Deletes the manifest and all its tags. `writer`: runs the transactions. If the disk was too full to open the
-        database for changes, it is an `ImmutableDatabase`, which refuses every change with StorageFull. `scans`: runs
-        the check of a manifest with many tags. `lock`: held while such a manifest is deleted. `restorable`: stores a
-        copy of the manifest, from which it can be put back, unless the disk is too full for the copy. A cancellation
-        can leave the manifest with fewer tags. Raises NameUnknown if there is no such repository, ManifestUnknown if it
-        has no such manifest, Denied if an immutable tag needs the manifest, StorageFull, StorageFailed."""
+        """Deletes the manifest and all its tags. `writer` runs the transactions. If the disk was too full to open the
+        database for changes, `writer` is an `ImmutableDatabase`, which refuses every change with StorageFull. For a
+        manifest with many tags, `scans` checks the tags, and `lock` is held during the deletion. If `restorable` is
+        true, stores a copy of the manifest, from which it can be put back, unless the disk is too full for the copy. A
+        cancellation can leave the manifest with fewer tags. Raises NameUnknown if there is no such repository,
+        ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest, StorageFull,
+        StorageFailed."""
         if await self._run_step(writer, restorable):
             return
         async with lock:
@@ -116,7 +116,7 @@ class ManifestDeletion:
 
     async def _run_step(self, writer: CommitThread | ImmutableDatabase, restorable: bool) -> bool:
         """Runs `_step` in a transaction, and returns whether the manifest is deleted. If the disk is too full for a
-        copy of the manifest, runs it without storing one."""
+        copy of the manifest, runs `_step` again without storing a copy."""
         try:
             result = await writer.run(lambda db: self._step(db, restorable), reserve_use=ReserveUse.ALL)
         except StorageFull:
@@ -135,10 +135,10 @@ class ManifestDeletion:
     def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
-        # Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace period after
-        # the deletion. If manifest A and then manifest B are deleted, and both refer to a blob, its grace period begins
-        # with the deletion of B. So B must not have an earlier time than A: otherwise the blob would be removed before
-        # the copy of A. Therefore the time is read inside the transaction.
+        # The time is read inside the transaction, so that a later deletion does not get an earlier time. Garbage
+        # collection keeps the copy of a deleted manifest, and its blobs, for a grace period after the deletion. If two
+        # deleted manifests refer to the same blob, the grace period of the blob begins with the later deletion. If that
+        # deletion had an earlier time, the blob would be removed before the copy of the first manifest.
         now = self._clock()
         target = TargetManifest.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
@@ -146,8 +146,8 @@ class ManifestDeletion:
         tags = _first_tags(db, target, max_tags + 1)
         is_last = len(tags) <= max_tags
         # `check` raises Denied if an immutable tag needs the manifest. It returns False if there are too many tags to
-        # check in one transaction. Without `check_all`, at most `MAX_TAGS_WITHOUT_LOCK` tags are deleted, even if no
-        # tag has to be checked because no tags are immutable.
+        # check in one transaction. Before `check_all` has run, at most `MAX_TAGS_WITHOUT_LOCK` tags are deleted, even
+        # if no tags are immutable.
         if not ((is_last or is_checked) and self._check.check(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:
@@ -181,7 +181,8 @@ def delete_excess_tags(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, action: EventAction
 ) -> bool:
     """Deletes a portion of the manifest's tags if the manifest has more than `MAX_TAGS_PER_TRANSACTION`. Returns
-    whether it did so; then the caller calls this again, in another transaction, before it deletes the manifest."""
+    whether it deleted tags. If so, the caller calls this function again, in another transaction, before it deletes the
+    manifest."""
     target = TargetManifest.find(db, repo, digest)
     tags = _first_tags(db, target, MAX_TAGS_PER_TRANSACTION + 1)
     if len(tags) <= MAX_TAGS_PER_TRANSACTION:

@@ -266,20 +266,20 @@ class SqliteMetadata:
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
-            return self._cache.look_up(bytes_of_page, lookups.repositories, after, limit, within)
+            return self._cache.look_up(bytes_of_page, lookups.repository_page, after, limit, within)
         # The set is a part of the cache's key, so its memory counts too.
         bytes_of = partial(bytes_of_page, name_set_bytes=within.memory_bytes)
-        return await self._cache.scan(bytes_of, lookups.repositories, after, limit, within)
+        return await self._cache.scan(bytes_of, lookups.repository_page, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._cache.look_up(bytes_of_page, lookups.tags, repo, after, limit)
+        return self._cache.look_up(bytes_of_page, lookups.tag_page, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
     ) -> Page[Descriptor]:
         """Returns a page of the referrers of `subject`."""
         arguments = repo, subject, artifact_type, after
-        page = lookups.referrers(
+        page = lookups.referrer_page(
             self._db,
             *arguments,
             limit=min(limit, _MAX_REFERRERS_ON_LOOP),
@@ -289,7 +289,7 @@ class SqliteMetadata:
         if not page.more or len(page.items) == limit:
             return page
         # There are too many referrers to read on the event loop, so the whole page is read in the thread.
-        return await self._scans.run(lambda db: lookups.referrers(db, *arguments, limit=limit))
+        return await self._scans.run(lambda db: lookups.referrer_page(db, *arguments, limit=limit))
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
         """Returns at most `limit` links that were put into the collect queue by the time `before`, because no manifest

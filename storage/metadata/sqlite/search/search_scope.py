@@ -63,7 +63,7 @@ class SearchScope:
             return cls(within, None)
         if not within.patterns:
             return cls(within, {})
-        page = lookups.repositories(db, None, MAX_LISTED_REPOSITORIES, within, cost_limit=LISTING_COST)
+        page = lookups.repository_page(db, None, MAX_LISTED_REPOSITORIES, within, cost_limit=LISTING_COST)
         if page.more:
             return cls(within, None)
         rows: list[Any] = db.execute(

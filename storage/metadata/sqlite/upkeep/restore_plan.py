@@ -67,7 +67,7 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     if target is None:
         raise not_restorable(repo, digest)
     if not target.body:
-        raise lookups.damaged_manifest(digest)
+        raise lookups.damaged_manifest_error(digest)
     plan = RestorePlan(target, required)
     subjects = [manifest.digest for manifest in required]
     while subjects:

@@ -13,7 +13,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.content import OCI_INDEX, OCI_MANIFEST, Actor, Manifest, digest_of
 from storage.errors import ManifestUnknown
 from storage.manifest_parser import MAX_REFERENCES
-from storage.metadata.sqlite.lookups import MAX_ANNOTATIONS_BYTES, PAGE_BYTES
+from storage.metadata.sqlite.lookups import MAX_ANNOTATIONS_BYTES, REFERRER_PAGE_BYTES
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -112,7 +112,7 @@ async def referrer_pages(registry: StoredRegistry, kind: str | None = None) -> l
     while True:
         page = await registry.referrers(APP, SUBJECT, kind, after, 1000)
         size = sum(len(each.as_json_bytes()) for each in page.items)
-        assert size <= PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
+        assert size <= REFERRER_PAGE_BYTES + MAX_ANNOTATIONS_BYTES + 1000
         pages.append([each.digest for each in page.items])
         if not page.more:
             return pages

@@ -37,7 +37,7 @@ class CountingConnection:
     def page(self, names: NameSet, after: str | None, limit: int) -> tuple[list[str], bool, int]:
         """Returns the items of a page, whether more follow, and the number of steps."""
         self.steps = 0
-        page = lookups.repositories(self.db, after, limit, names)
+        page = lookups.repository_page(self.db, after, limit, names)
         return list(page.items), page.more, self.steps
 
 
@@ -86,7 +86,7 @@ def test_the_cost_of_a_page_is_limited(store: CountingConnection) -> None:
     page_starts: list[str] = []
     after: str | None = None
     while True:
-        page = lookups.repositories(store.db, after, 10_000, names)
+        page = lookups.repository_page(store.db, after, 10_000, names)
         listed_names += page.items
         if not page.more:
             break
@@ -121,7 +121,7 @@ def test_names_that_nearly_match_cost_little(names: list[str], within: NameSet, 
     db = connect(data / "entrepot.db")
     with closing(db), db:
         db.executemany("INSERT INTO repository (name, created, manifests) VALUES (?, 0, 1)", ((n,) for n in names))
-        lookups.repositories(db, None, 100, within)  # builds the matcher of the set, which is cached
+        lookups.repository_page(db, None, 100, within)  # builds the matcher of the set, which is cached
         with count_instructions() as count:
-            assert lookups.repositories(db, None, 100, within).more
+            assert lookups.repository_page(db, None, 100, within).more
         assert count.total < 3_000_000
