@@ -266,8 +266,8 @@ def log_to_stderr(level: str, form: Literal["text", "json"] = "text") -> None:
     """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
     the server prints its banner. `level` is the lowest level that is logged, such as "info". With the `form` "json",
     each line is a JSON object."""
-    # Python's logging then does not look up values that our lines do not show, such as the caller's file name and the
-    # thread (its documentation, "Optimization").
+    # These switches keep Python's logging from looking up values that our lines do not show, such as the caller's file
+    # name and the thread (Python's logging documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)

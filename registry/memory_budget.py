@@ -171,7 +171,7 @@ class MemoryBudget:
                 was_first = next(iter(queue)) is waiter
                 del queue[waiter]
                 if was_first:
-                    self._grant_to_waiters()  # the next share can grow now if it needs less than `share`
+                    self._grant_to_waiters()  # the next share may need less than `share`, and fit now
 
     def release(self, share: Share) -> None:
         """Sets the size of `share` to 0 and gives its bytes to waiting shares. Idempotent."""
@@ -266,8 +266,8 @@ class MemoryBudget:
         for queue in (self._large_waiters, self._small_waiters):
             while queue:
                 waiter = next(iter(queue))
-                # If `granted` is done here, the wait was cancelled or timed out, and the task has not run since.
-                # Such a waiter is only removed from the queue.
+                # If `granted` is done here, the wait was cancelled or timed out, and the waiting task has not run
+                # since. Such a waiter is only removed from the queue.
                 if not waiter.granted.done():
                     if not self._grow_if_free(waiter.share, waiter.added_bytes):
                         break

@@ -14,7 +14,8 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest wait after any number of failures in a row."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
-"""Longest pause of an endpoint that is down."""
+"""Longest pause of an endpoint that is down. It is short, because the endpoint may accept events of another
+repository."""
 MAX_FAILING_REPOSITORIES: Final = 10_000
 """Largest number of repositories whose failures a `WebhookHealth` remembers."""
 
@@ -84,9 +85,9 @@ class WebhookHealth:
     attempt. If an attempt ends with `DeliveryOutcome.DOWN`, there are two cases:
 
     - The endpoint accepted no event during the attempt. Then the whole endpoint is *down*: for at most five seconds, no
-      event is sent to it. The repository of the event pauses for up to five minutes: the more failures in a row, the
-      longer. When the endpoint accepts an event again, all pauses of repositories end at once, and the endpoint's pause
-      ends within a second.
+      attempt begins. The repository of the event pauses for up to five minutes: the more failures in a row, the longer.
+      When the endpoint accepts an event again, all pauses of repositories end at once, and the endpoint's pause ends
+      within a second.
     - The endpoint accepted events of other repositories during the attempt. Then the event itself may be the cause of
       the failure. Only the repository of the event waits, longer after each failure.
 

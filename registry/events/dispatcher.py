@@ -105,7 +105,7 @@ class WebhookDispatcher:
 
     `outbox`: the store of the events and of their deliveries. `data_version` returns the data version: a value that
     changes with every commit of any process. `clock` returns the time in seconds since 1970. `observer` receives
-    reports about the attempts. `limit`: the object that all webhooks share."""
+    reports about the attempts. `limit`: the limit of senders, one object for all webhooks."""
 
     def __init__(
         self,
@@ -137,8 +137,9 @@ class WebhookDispatcher:
         self._last_read_version: object = None
         """The data version at the last read."""
         self._next_due_at: float | None = None
-        """The next time at which a delivery that the last read did not return becomes due, in seconds since 1970. None:
-        there was no such delivery, or the read stopped at its limit of queues."""
+        """The next time at which a delivery becomes due, in seconds since 1970. Deliveries of repositories that the
+        last read returned or left out do not count. None: there was no other delivery, or the read stopped at its limit
+        of queues."""
         self._read_again_at = float("-inf")
         """When to read again even if the data version has not changed and no delivery has become due, in seconds of the
         event loop's clock."""

@@ -30,16 +30,17 @@ from storage.outbox import Event
 _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses which mean that the endpoint, or a service that it needs, is not available now."""
 MAX_READ_BYTES: Final = 64 * 1024
-"""Largest body of a response, in bytes. If a body is longer, the connection is closed."""
+"""Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
+the connection is closed."""
 MAX_READ_SECONDS: Final = 1.0
-"""Longest time until the body of a response has arrived. If it takes longer, the connection is closed."""
+"""Longest time for reading the body of a response. If the body takes longer, the connection is closed."""
 _CONNECTION_LOST_ERRORS: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. After such an error, the event is sent
 once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest number of characters in the reason of a failed attempt. A longer text is cut off."""
+"""Number of characters after which the text of an error is cut off, in the reason of a failed attempt."""
 log = logging.getLogger("registry.events")
 
 

@@ -29,8 +29,8 @@ CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` that our server sets if it calls `answer_at_once`. Its value is a dictionary."""
 _CACHE_AS: Final = "cache_as"
 """Key in the dictionary of `CACHED_ANSWER_EXTENSION`. `AnswerCache.find` sets it if the answer is worth caching. Its
-value is a pair: the cache key for the answer, and the store's version before the answer was made. The answer is cached
-only if the store still has this version when the answer is complete."""
+value is a pair: the cache key for the answer, and the store's version before the answer was made. If the store has
+changed since this version, the cache never returns the answer."""
 CACHE_BYTES: Final = 24 * 1024 * 1024
 """Approximate size of all answers that a process caches. This is enough for the manifests of 10,000 tags."""
 LARGEST_BODY_BYTES: Final = 64 * 1024

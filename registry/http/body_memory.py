@@ -2,8 +2,9 @@
 request bodies that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
-part of a budget that the request uses. If too little of a budget is free for a request, the request waits a few seconds
-and is then refused. Blobs are never in memory as a whole, so the limits do not apply to them.
+part of a budget that the request uses. If too little of a budget is free for a request, the request waits. If too
+little becomes free within a few seconds, the request is refused. Blobs are never in memory as a whole, so the limits do
+not apply to them.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def _serialise_index(referrers: Sequence[Descriptor], max_bytes: int) -> tuple[b
     size = len(_INDEX_HEAD) + len(_INDEX_TAIL)
     for referrer in referrers:
         entry = referrer.as_json_bytes()
-        size += len(entry) + 1  # a comma follows the entry
+        size += len(entry) + 1  # 1 for a comma
         if entries and size > max_bytes:
             break
         entries.append(entry)

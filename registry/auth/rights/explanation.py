@@ -45,8 +45,8 @@ class RightsExplanation:
     """The actions that an account may do on a repository, and the grants that allow them.
 
     - `account`: the account's name. None: the explanation is about a client without a login.
-    - `is_stored`: whether the store has the account. An account that is not stored has the rights of an account of this
-      name in the htpasswd file.
+    - `is_stored`: whether the store has the account. If not, the rights are those that an account of this name in the
+      htpasswd file would have.
     - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
     - `is_admin`: whether the account is an admin, who may do everything without a grant.
     - `is_registry_open`: whether the registry has no accounts yet. Grants then have no effect. Every client may pull,

@@ -63,7 +63,8 @@ _PUSH_BITS: Final = Action.PUSH.value
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. A list *runs* when the process may read the store for it. A
 list is *pending* when it runs or waits until it may run. A *visitor* is an account, or a network of anonymous clients.
-One thread reads the store for all running lists in turn, so each list delays the others."""
+One thread reads the store for all running lists in turn, so each list delays the others. Only one list of each visitor
+may run, so many lists of one visitor delay the lists of other visitors no more than one list does."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 

@@ -86,8 +86,8 @@ class ManagementRights:
     def check_may_end_sessions(self, name: AccountName) -> None:
         """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
         accounts. Another caller may end only the sessions of the caller's own account, and only if `session` is not
-        None or `is_logged_in_as_person` is true. A person with an account in the htpasswd file can have a login
-        session, although `is_logged_in_as_person` is false.
+        None or `is_logged_in_as_person` is true. A login session suffices because only people have login sessions. This
+        includes people with an account in the htpasswd file, for whom `is_logged_in_as_person` is false.
 
         - Raises Unauthorized if the caller has no account.
         - Raises AccountHidden if the caller may not see the account `name`.

@@ -66,7 +66,7 @@ class GranteeGrants:
 
 
 class _CachedGrants(NamedTuple):
-    """The cached `grants` of a grantee. `version` is the version of all grants in the store when they were last
+    """The cached `grants` of a grantee. `version` is the version of all grants in the store when `grants` was last
     read."""
 
     grants: GranteeGrants
@@ -123,8 +123,8 @@ class Policy:
         self._cached_count = 0
         """The number of cached grants, plus the number of grantees that they are cached for."""
         self._rights_by_grants: WeakValueDictionary[frozenset[GranteeGrants], Rights] = WeakValueDictionary()
-        """The rights of all living principals, by the grants from which the rights were computed. Rights that no
-        principal has any more disappear from this dictionary, so its size needs no limit."""
+        """The rights of living principals, by the grants that give these rights. Rights that no principal has any more
+        disappear from this dictionary, so its size needs no limit."""
 
     @classmethod
     def from_settings(cls, settings: Settings, accounts: Accounts, identity_check: IdentityCheck) -> Policy:

@@ -23,10 +23,10 @@ def health(clock: Clock) -> WebhookHealth:
 
 def fail_repeatedly(health: WebhookHealth, clock: Clock, repository: str, times: int) -> None:
     """Reports `times` failed attempts for the repository, one after the other. The endpoint accepts no other event
-    during these attempts, so each failure pauses the endpoint, and the repository has no pause of its own."""
+    during these attempts, so each failure pauses the endpoint, and `on_down` returns no further wait."""
     for _ in range(times):
-        own_pause_seconds = health.on_down(repository, health.delivered)
-        assert own_pause_seconds == 0.0
+        repository_wait = health.on_down(repository, health.delivered)
+        assert repository_wait == 0.0
         assert health.is_paused
         clock.now += 1000
 
