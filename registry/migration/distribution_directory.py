@@ -229,7 +229,7 @@ class DistributionDirectory:
 
     def _names(self, repo: RepositoryName, directory: str) -> list[str]:
         """Returns the sorted names of the entries of a directory in the repository; an empty list if the directory does
-        not exist. Raises ContentBroken if the directory cannot be read."""
+        not exist. Raises ContentBroken if the directory cannot be read, so that its entries do not count as missing."""
         try:
             return sorted(os.listdir(self._repository(repo) / directory))
         except (FileNotFoundError, NotADirectoryError):

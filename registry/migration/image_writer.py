@@ -12,6 +12,8 @@ to show that its repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is, so that an import does not
 undo a push. The history of a tag names the program that made each change. For an import, this is `IMPORT_PROGRAM`.
+If retention has deleted a tag here, an import does not point the tag at a manifest that it had here before, so that
+imports and retention do not undo each other's work again and again. `overwrite` lifts both rules.
 """
 
 from __future__ import annotations

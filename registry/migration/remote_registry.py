@@ -231,7 +231,7 @@ class RemoteRegistry:
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads a blob and stores it in `repo`. If the download is interrupted, the bytes that have arrived are
-        kept, and the next download continues after these bytes. Only very few bytes are discarded."""
+        kept, and the next download continues after these bytes. If only very few have arrived, they are deleted."""
         try:
             await self._retries.run(repo, lambda: self._download(repo, blob))
         except BlobUnknown as error:

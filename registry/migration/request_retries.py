@@ -126,8 +126,8 @@ class RequestRetries:
             raise OldRegistryDown(f"{OldRegistryDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
-        """Returns whether the old registry responds to GET `/v2/`. First sends the request with the login, because a
-        proxy may respond to a request without a login, and ask for one, even while the registry is down.
+        """Returns whether GET `/v2/` gets a response that a registry sends. First sends the request with the login,
+        because a proxy may respond to a request without a login, and ask for one, even while the registry is down.
 
         If the login is refused, or `/v2/` is not found, repeats the request without the login. A response that asks for
         a login then counts as a response of the registry. A proxy may have sent it, but there is no better check."""

@@ -2,8 +2,8 @@
 
 The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
 push a manifest that states a wrong size. If the mirror trusted that size, it would refuse the right bytes of the blob
-for all clients. So the mirror asks the upstream for the size in two cases: the manifests state different sizes for the
-blob, or the upstream sends a blob of another size than expected.
+for all clients. So the mirror asks the upstream for the size if the manifests state different sizes for the blob, or
+if the upstream sends a blob of another size than expected.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class BlobSizes:
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
         """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
         the blob, raises BlobUnknown, and caches the answer in the negative cache. If a proxy or firewall possibly sent
-        the answer, or if the login failed, raises UnconfirmedBlobUnknown, and does not cache the answer."""
+        the answer, or if the login failed, raises the subclass UnconfirmedBlobUnknown, and caches nothing."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")

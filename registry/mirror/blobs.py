@@ -176,8 +176,8 @@ class MirroredBlobs:
                 # limits the number of these failures.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                # After DigestInvalid, the client has got no byte, so the loop can try again. The next call prefers
-                # another URL of the upstream to the URL that sent the wrong bytes.
+                # After DigestInvalid, the client has got no byte, so the loop can try again. The next
+                # pass-through prefers another URL of the upstream to the URL that sent the wrong bytes.
                 with suppress(DigestInvalid):
                     return await self._open_pass_through(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialBlobLost):

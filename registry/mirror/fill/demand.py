@@ -172,8 +172,8 @@ class ClientsChanged(Exception):
 
 
 async def run_until_change(demand: Demand, work: Awaitable[object]) -> None:
-    """Awaits `work`. If `demand.has_clients` changes or `demand.give_up` is called before `work` has ended, cancels
-    `work` and raises ClientsChanged."""
+    """Awaits `work`. If `demand.has_clients` changes, or the fill is given up, before `work` has ended, cancels `work`
+    and raises ClientsChanged."""
     try:
         async with asyncio.timeout(None) as limit:
 

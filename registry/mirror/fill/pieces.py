@@ -82,7 +82,7 @@ class PiecePlan:
             return None
         index, piece_start = self._find_start(reader_offsets)
         start, stop = self._starts[index], self._stops[index]
-        # Takes the rest of the range if it would be at most half as long as the smallest piece.
+        # If at most half of the smallest piece would be left of the range, takes the whole rest.
         piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE_BYTES // 2 else stop
         remaining_gaps = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
         self._starts[index : index + 1] = [gap_start for gap_start, _ in remaining_gaps]
