@@ -27,7 +27,7 @@ from storage.errors import Denied, StorageFull
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
-from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, TargetManifest, newest_entry
+from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, TargetManifest, last_entry_id
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import damage_changes, deleted_manifests, event_tables
 from storage.metadata.sqlite.upkeep.sqlite_pulls import delete_pulls
@@ -154,7 +154,7 @@ class ManifestDeletion:
             _delete(db, target, tags, self._by, now, restorable, EventAction.DELETE)
         else:
             _delete_tags(db, target, tags[:max_tags], self._by, now, EventAction.DELETE)
-        return _StepResult(is_deleted=is_last, checked_to=newest_entry(db))
+        return _StepResult(is_deleted=is_last, checked_to=last_entry_id(db))
 
 
 def delete_manifest(

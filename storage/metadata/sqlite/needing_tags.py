@@ -2,9 +2,9 @@
 media type.
 
 A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
-other indexes. Millions of tags can need a manifest, and all other changes of all processes wait for a transaction. So a
-transaction checks only a few tags. If there are more, `NeedingTagsCheck.check_all` checks them before the transaction,
-and the transaction checks only the tags that have changed since then.
+other indexes. Millions of tags can need a manifest. While a transaction runs, all other changes of all processes wait.
+So a transaction checks only a few tags. If more tags need the manifest, `NeedingTagsCheck.check_all` checks them before
+the transaction, and the transaction checks only the tags that were set after `check_all` began.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from storage.names import Digest, RepositoryName
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""The process holds a lock while it changes a manifest that more than this number of tags need, or that more than this
-number of indexes contain. The lock limits the process to one such change at a time. Without it, hundreds of them could
-wait, and the commit thread would make them all in one long transaction. One push can set this number of tags
-(`registry.http.exchange.RequestLimits.tags_per_put`). So a manifest with the tags of one push needs no lock."""
+"""If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
+lock while it changes the manifest. So the process makes only one such change at a time. Without the lock, the commit
+thread could make hundreds of them in one long transaction. One push can set at most this number of tags
+(`registry.http.exchange.RequestLimits.tags_per_put`). So a manifest that only the tags of one push need takes no
+lock."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """
 SELECT tag FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? AND digest IS NOT NULL LIMIT ?"""
-"""Reads the entries of the tag history after a given entry, and returns the tags of a repository that were set. Leaves
-out entries that deleted a tag. NOT INDEXED forbids the indexes of the table. SQLite then finds the first entry by its
-id, and reads only the entries after it."""
+"""Finds the tags of a repository that were set after a given entry of the tag history. An entry without a digest
+records the deletion of a tag. With NOT INDEXED, SQLite finds the given entry by its id, and reads only the entries
+after it."""
 _TAGS_NEEDING_MANIFEST: Final = """
 WITH RECURSIVE needing (id, repository, digest) AS (
   SELECT id, repository, digest FROM manifest WHERE id = ?
@@ -46,7 +47,8 @@ WITH RECURSIVE needing (id, repository, digest) AS (
     FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
     JOIN manifest m ON m.id = c.manifest)
 SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags that need a manifest. With CROSS JOIN, SQLite does not read all tags of the store."""
+"""Finds the tags that need a manifest. CROSS JOIN makes SQLite start with the manifests in `needing`, and not with all
+tags of the store."""
 _INDEXES_OF_MANIFEST: Final = """
 SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
  WHERE c.repository = ? AND c.digest = ? LIMIT ?"""
@@ -54,8 +56,8 @@ SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
 
 @dataclass(frozen=True, slots=True)
 class TargetManifest:
-    """A manifest to change. `repository_id`, `manifest_id`: row ids. `repo`: the name of the repository. `media_type`:
-    the stored one."""
+    """A manifest to change. `repository_id` and `manifest_id` are row ids. `media_type` is the media type that is
+    stored for the manifest."""
 
     repository_id: int
     repo: RepositoryName
@@ -79,58 +81,59 @@ class TargetManifest:
 
 @dataclass(frozen=True, slots=True)
 class NeedingTagsCheck:
-    """Refuses a change of a manifest that an immutable tag needs. `denied` returns the error about the manifest
-    and such a tag."""
+    """Refuses a change of a manifest that an immutable tag needs. `denied` returns the error that names the manifest
+    and the tag."""
 
     is_immutable: IsImmutable
     denied: Callable[[TargetManifest, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
-        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history when the check
-        began: the check covers the tags that this entry and earlier ones set. Takes long if there are very many tags,
-        so it must not run in a transaction that changes something. Raises NameUnknown, ManifestUnknown, and Denied if
-        an immutable tag needs the manifest."""
-        newest = newest_entry(db)
+        """Checks all tags that need the manifest. Returns the id of the entry of the tag history that was the newest
+        when the check began. Tags that later entries set are not checked. Must not run in a transaction that changes
+        something, because the check takes long if very many tags need the manifest. Raises NameUnknown,
+        ManifestUnknown, and Denied if an immutable tag needs the manifest."""
+        last_id = last_entry_id(db)
         if self.is_immutable is not nothing_immutable:
             target = TargetManifest.find(db, repo, digest)
             self._refuse_immutable(db, target, _TAGS_NEEDING_MANIFEST, target.manifest_id)
-        return newest
+        return last_id
 
     def check(self, db: apsw.Connection, target: TargetManifest, checked_to: int | None) -> bool:
-        """Checks the tags in the transaction of the change. `checked_to`: what `check_all` returned; None if it was not
-        called. Returns False if there are too many tags, so that `check_all` has to be called (again). Raises
-        Denied."""
+        """Checks the tags in the transaction of the change. `checked_to` is the result of `check_all`, or None if
+        `check_all` was not called. Returns False if there are too many tags to check: the caller then has to call
+        `check_all`, even if it has called `check_all` before. Raises Denied if an immutable tag needs the manifest."""
         if self.is_immutable is nothing_immutable:
             return True
         return self._check_few(db, target) if checked_to is None else self._check_changes(db, target, checked_to)
 
     def _check_few(self, db: apsw.Connection, target: TargetManifest) -> bool:
-        """Checks the tags that need the manifest. Returns False if there are too many of them, or too many indexes
-        through which tags may need it. Raises Denied.
+        """Checks the tags that need the manifest. Returns False if more than `MAX_TAGS_WITHOUT_LOCK` tags need it, or
+        more than this number of indexes contain it. Raises Denied if an immutable tag needs it.
 
-        Reads the indexes of one manifest after another, with a limit for each. A LIMIT on `_TAGS_NEEDING_MANIFEST` does
-        not suffice: with it, SQLite would still find all indexes of a manifest at once, even millions."""
+        For each manifest, reads the indexes that contain it with a statement that has a LIMIT. `_TAGS_NEEDING_MANIFEST`
+        with a LIMIT would not suffice: SQLite would still read all indexes that contain the manifest, even millions."""
         limit = MAX_TAGS_WITHOUT_LOCK + 1
-        tags, seen, unread = 0, {target.manifest_id}, [(target.manifest_id, target.digest)]
+        tag_count, seen_ids, unread = 0, {target.manifest_id}, [(target.manifest_id, target.digest)]
         while unread:
             manifest_id, digest = unread.pop()
-            tags += self._refuse_immutable(
+            tag_count += self._refuse_immutable(
                 db, target, "SELECT name FROM tag WHERE manifest = ? LIMIT ?", manifest_id, limit
             )
             rows: list[Any] = db.execute(_INDEXES_OF_MANIFEST, (target.repository_id, digest, limit)).fetchall()
-            new = [(index_id, index_digest) for index_id, index_digest in rows if index_id not in seen]
-            seen.update(index_id for index_id, _ in new)
-            unread += new
-            if tags > MAX_TAGS_WITHOUT_LOCK or len(seen) > limit:
+            new_indexes = [(index_id, index_digest) for index_id, index_digest in rows if index_id not in seen_ids]
+            seen_ids.update(index_id for index_id, _ in new_indexes)
+            unread += new_indexes
+            if tag_count > MAX_TAGS_WITHOUT_LOCK or len(seen_ids) > limit:
                 return False
         return True
 
     def _check_changes(self, db: apsw.Connection, target: TargetManifest, checked_to: int) -> bool:
-        """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check older tags:
-        `check_all` found no immutable one that needs the manifest. An older tag can have begun to need it only if the
-        tag points at an index that lists a missing index, and a client has pushed the missing index since. No immutable
-        tag needs a missing index, because clients cannot delete an index that it needs. Returns False if too many tags
-        were set. Raises Denied."""
+        """Checks the tags that were set after the entry `checked_to` of the tag history. Returns False if more than
+        `_MAX_CHANGED_TAGS` tags were set. Raises Denied if an immutable tag among them needs the manifest.
+
+        Does not check tags that were set earlier, because `check_all` found that no immutable one needed the manifest.
+        If an index of such a tag lists a missing index, and a client pushes the missing index, the tag can begin to
+        need the manifest. But every index that an immutable tag needs is stored, because clients cannot delete it."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()
@@ -141,8 +144,8 @@ class NeedingTagsCheck:
         return len(rows) <= _MAX_CHANGED_TAGS
 
     def _refuse_immutable(self, db: apsw.Connection, target: TargetManifest, sql: str, *values: int | str) -> int:
-        """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags.
-        `values`: those for the statement."""
+        """Raises Denied if the statement finds an immutable tag. Otherwise returns the number of tags that it finds.
+        `values` are the values of the statement's parameters."""
         count, cursor = 0, db.execute(sql, values)
         try:
             for (tag,) in cursor:
@@ -158,8 +161,8 @@ class CheckedChange(Protocol):
     """A change of a manifest, to be called in a transaction."""
 
     def __call__(self, db: apsw.Connection, /, *, checked_to: int | None) -> bool:
-        """Makes the change, and returns True. If `NeedingTagsCheck.check` returns False, changes nothing, and returns
-        False. `checked_to`: see that method."""
+        """Makes the change and returns True. But if `NeedingTagsCheck.check`, called with `checked_to`, returns False,
+        changes nothing and returns False."""
         ...
 
 
@@ -170,8 +173,8 @@ async def run_checked(
     scans: ScanThread | ImmutableScans,
     lock: asyncio.Lock,
 ) -> None:
-    """Runs a change of a manifest in a transaction. `check_all`: calls `NeedingTagsCheck.check_all`. `lock`: held while
-    a manifest that many tags need is changed. Raises the errors of `change`, and Denied."""
+    """Runs a change of a manifest in a transaction. If many tags need the manifest, holds `lock` and first calls
+    `check_all`, which calls `NeedingTagsCheck.check_all`. Raises the errors of `change`, and Denied."""
     if await writer.run(partial(change, checked_to=None)):
         return
     async with lock:
@@ -180,12 +183,12 @@ async def run_checked(
             try:
                 checked_to: int | None = await scans.run(check_all)
             except ManifestUnknown:
-                # Another client has just deleted the manifest, so there is nothing to check. If it is pushed again in
-                # the meantime, `change` checks its tags in the transaction.
+                # Another client has just deleted the manifest, so there is nothing to check. If a client pushes it
+                # again before the transaction, `change` checks its tags in the transaction.
                 checked_to = None
             is_done = await writer.run(partial(change, checked_to=checked_to))
 
 
-def newest_entry(db: apsw.Connection) -> int:
+def last_entry_id(db: apsw.Connection) -> int:
     """Returns the highest id in the tag history; 0 if it is empty."""
     return int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)

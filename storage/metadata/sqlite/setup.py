@@ -1,7 +1,7 @@
-"""Steps before the metadata database is used: create it, migrate it, and check its version.
+"""Creates the metadata database, migrates it and checks its version, before it is used.
 
-The *table version* is the number of the last migration that was applied to the database. A program needs one table
-version: the number of the last migration that it contains (`newest_table_version`).
+The *table version* of a database is the number of the last migration that was applied to it. A program can use only one
+table version: the number of the last migration that the program contains (`newest_table_version`).
 
 The *writers' lock* is a lock file that every process locks exclusively while it writes to the database.
 """
@@ -36,10 +36,10 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
     """Creates the database if it is missing, and migrates it to the table version of this program. The caller holds the
     writers' lock.
 
-    On a full disk, uses the reserve (disk space that was allocated in advance), first to open the database and then to
-    migrate it. If the reserve does not suffice to open the database, calls `free_space`, which deletes files that the
-    registry can do without, and tries again to open it. Raises StorageFull if there is still too little space;
-    DataDirectoryError if the database cannot be used for another reason; OSError."""
+    On a full disk, uses the reserve (disk space that the registry keeps allocated for this case) to open and migrate
+    the database. If the reserve does not suffice to open it, calls `free_space`, which deletes files that the registry
+    can do without, and opens it again. Raises StorageFull if there is still too little space to open or migrate the
+    database; DataDirectoryError if the database cannot be used for another reason; OSError."""
     try:
         _create_or_migrate(layout, system, free_space)
     except apsw.FullError:
@@ -49,10 +49,10 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
 
 
 def check_readable_on_full_disk(layout: Layout) -> None:
-    """Called after `prepare_database` raised StorageFull. Checks that a server can at least read the database: that it
-    can be opened read-only and has the table version that this program needs. Raises DataDirectoryError if not. The
-    error says that the disk is full, also if the table version is wrong, because the full disk has prevented the
-    migration. The caller must not hold the writers' lock, because the check takes it in shared mode."""
+    """Checks, after `prepare_database` raised StorageFull, that a server can at least read the database. Raises
+    DataDirectoryError if the database cannot be opened read-only, or has another table version than this program needs.
+    In both cases, the error says that the disk is full, because the full disk has prevented the migration. The caller
+    must not hold the writers' lock, because the check takes it in shared mode."""
     if not _is_readable_on_full_disk(layout):
         raise DataDirectoryError(
             f"the disk is full, and there is no room to open {layout.metadata}; free some space there"
@@ -97,9 +97,9 @@ def _is_readable_on_full_disk(layout: Layout) -> bool:
 
 def check_database_version(layout: Layout, data: Path) -> None:
     """Checks, for a command that does not start a server, that the database exists and has the table version that this
-    program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
-    the data directory, as error messages show it. Raises DataDirectoryError if a restore from a backup has not ended,
-    if there is no database, or if the database has another table version or cannot be read."""
+    program needs. Does not migrate an older database, because a server of the older version may be running. `data` is
+    the data directory as error messages show it. Raises DataDirectoryError in these cases: a restore from a backup has
+    not ended, there is no database, the database has another table version, or the database cannot be read."""
     file = layout.metadata
     try:
         check_restore_ended(layout, data)

@@ -78,14 +78,16 @@ class SqliteDatabase:
         directory: OpenedDirectory | None = None,
     ) -> None:
         """`layout` has the paths of the data directory, and `system` makes the system calls on its files. `clock`
-        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
-        in advance. With `immutable`, all stores read with that connection and refuse changes, and `close` closes it.
-        `observer` measures the changes. `directory` identifies the data directory that this process opened; None: the
-        one that has the path now. Once another directory has the same path, all changes are refused.
+        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that the registry
+        keeps allocated for this case. If `immutable` is given, all stores read with this connection and refuse changes,
+        and `close` closes the connection. `observer` measures the changes. `directory` identifies the data directory
+        that this process has opened; None means the directory that has the path now. If another directory gets this
+        path later, all changes are refused.
 
         Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
         the database cannot be opened for another reason."""
-        # Identified before the database is opened, so that a replacement between the two steps is noticed.
+        # The directory is identified before the database is opened, so that its replacement between the two steps is
+        # noticed.
         directory = directory or OpenedDirectory(layout)
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         # A call of `data_version` returns a value that changes with every commit to the database.
@@ -101,8 +103,8 @@ class SqliteDatabase:
         lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         # Reads the events to deliver to webhooks.
         deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        # The readers close before the writer: when the writer closes, it may have to empty SQLite's write-ahead log,
-        # and no reader may need the log then. The writer uses `data_version` until it has closed.
+        # The readers close before the writer: when the writer closes, it may have to empty SQLite's write-ahead log.
+        # It cannot empty a log that a reader uses. The writer uses `data_version` until the writer has closed.
         self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, data_version
         self.immutable = immutable
         cache = LookupCache(data_version, shared_reads, scans)
@@ -134,5 +136,5 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        # Closed after `data_version`, which until then reads memory that SQLite maps for this connection.
+        # `data_version` reads memory that SQLite maps for this connection, so it must be closed first.
         self._db.close()

@@ -1,19 +1,19 @@
 """Stores repositories, manifests, tags, blobs and upload sessions in an embedded SQLite database (`SqliteMetadata`).
 
 Short lookups run on the event loop, because they take microseconds. They see all commits of all processes. Lookups that
-may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). Unless they pass
-`durable=False`, changes survive a power cut once the method has returned.
+may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). A change survives a
+power cut once its method has returned, unless the method runs the change with `durable=False`.
 
-The *reserve* is disk space that was allocated in advance. On a full disk, a change that frees space may use the whole
-reserve (`ReserveUse.ALL`).
+The *reserve* is disk space that the registry keeps allocated for a full disk. A change that frees space may use the
+whole reserve (`ReserveUse.ALL`).
 
 - A *link* is a row that lets a repository serve a blob.
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
-- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. They leave out
-  links that were queued or used after this time, upload sessions that made progress after it, and manifests that were
-  deleted after it.
+- `before` is a time in seconds since 1970. Garbage collection calls the methods with this parameter. The methods leave
+  out links that were queued or used after this time, upload sessions that made progress after this time, and manifests
+  that were deleted after this time.
 - `sparse` means that a manifest is mirrored: it comes from an upstream registry, and the repository may lack content
   that it refers to.
 """
@@ -60,8 +60,8 @@ from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Largest `limit` of a page of repositories that is read on the event loop. A thread reads pages with a larger limit.
-The thread also reads every page that is restricted to some names (a `NameSet` that does not contain every name)."""
+"""The event loop reads a page of repositories if its `limit` is at most this number and the `NameSet` contains every
+name. A thread reads all other pages of repositories."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
@@ -71,7 +71,7 @@ _LOOKUPS_ON_LOOP: Final = 4
 """Largest number of rows that are looked up one by one on the event loop."""
 _LOOKUPS_IN_THREAD: Final = 500
 """Number of rows that one call in the thread looks up one by one. This takes about 5 ms."""
-_HEALED: Final = "the damaged blob %s is repaired: its right bytes were stored again for %s"
+_BLOB_REPAIRED: Final = "the damaged blob %s is repaired: its right bytes were stored again for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
@@ -80,8 +80,8 @@ S = TypeVar("S", bound=str)
 class SqliteMetadata:
     """Implements `storage.metadata.catalog.Metadata`, which says what each method raises. Used from one event loop.
 
-    `SqliteDatabase` makes this object, and closes the connections and threads that it uses. `version` returns the data
-    version: a value that changes with every commit of any process."""
+    `SqliteDatabase` makes this object, and closes the connections and threads that this object uses. `version` returns
+    the data version: a value that changes with every commit of any process."""
 
     def __init__(
         self,
@@ -93,19 +93,20 @@ class SqliteMetadata:
         clock: Callable[[], float],
     ) -> None:
         """`cache` runs the lookups whose results are cached. `db` is a connection for other short lookups. `scans` runs
-        long lookups, `writer` runs changes. On a full disk, an `ImmutableDatabase`, which refuses every change, can
-        replace `writer`, and `ImmutableScans` replaces `scans`. `clock`: seconds since 1970."""
+        long lookups, `writer` runs changes. If a full disk has no space to open the database normally, `writer` is an
+        `ImmutableDatabase`, which refuses every change, and `scans` is an `ImmutableScans`. `clock` returns the time in
+        seconds since 1970."""
         self._db = db
         self.version = version
         self._scans = scans
         self._cache = cache
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
-        """The large manifests that are in use now, so that requests for the same one share its memory."""
+        """The large manifests that are in use now. Requests for the same manifest share one copy of it."""
         self._needing_tags_lock = asyncio.Lock()
-        """A tag *needs* the manifest that it points at. If this manifest is an index, the tag also needs the manifests
-        in the index, directly or through other indexes. The lock is held while a manifest that many tags need is
-        deleted or gets another media type."""
+        """Held while a manifest that many tags need is deleted or gets another media type. A tag *needs* the manifest
+        that it points at. If this manifest is an index, the tag also needs the manifests that the index lists, directly
+        or through other indexes."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after content was stored that may have come from an upstream: after `put_manifest` with `sparse`, and
@@ -116,7 +117,8 @@ class SqliteMetadata:
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the registry has just told a client that the repository has the blob. Garbage collection then
-        keeps the blob there for a grace period, so that the client can push a manifest that refers to the blob."""
+        keeps the blob in the repository for a grace period, so that the client can push a manifest that refers to the
+        blob."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.touch_blob(db, repo, digest, now), durable=False)
 
@@ -129,7 +131,7 @@ class SqliteMetadata:
             lambda db: blob_changes.add_blob(db, repo, digest, size, place, upload, by, now)
         )
         if was_damaged:
-            log.warning(_HEALED, digest, repo)
+            log.warning(_BLOB_REPAIRED, digest, repo)
 
     async def adopt_blob(
         self,
@@ -154,7 +156,7 @@ class SqliteMetadata:
             return blob_changes.adopt_blob(db, repo, digest, size, place, now)
 
         if await self._writer.run(adopt):
-            log.warning(_HEALED, digest, repo)
+            log.warning(_BLOB_REPAIRED, digest, repo)
         self.on_mirrored()
 
     async def mount_blob(
@@ -176,7 +178,7 @@ class SqliteMetadata:
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         """Stores a new upload session. `algorithm`: the hash algorithm of the blob's digest. `boot`: the id of the
-        machine's current boot. It changes when the machine is restarted, which can lose bytes that were written before.
+        machine's current boot. A restart of the machine changes this id, and can lose bytes that were written earlier.
         `owner`: name of the actor that may continue the session; empty if every client may."""
         now = self._clock()
         await self._writer.run(
@@ -188,7 +190,7 @@ class SqliteMetadata:
 
     async def save_upload(self, upload: UploadID, offset: int, state: bytes | None, boot: str) -> None:
         """Stores the progress of an upload session. `offset`: the number of bytes that have arrived. `state`: the state
-        of the digest's computation after these bytes. `boot`: the id of the machine's boot in which they were
+        of the digest's computation after these bytes. `boot`: the id of the machine's boot in which these bytes were
         written."""
         now = self._clock()
         await self._writer.run(lambda db: blob_changes.save_upload(db, upload, offset, state, boot, now), durable=False)
@@ -243,8 +245,8 @@ class SqliteMetadata:
         restorable: bool = True,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back. If the
-        manifest has very many tags, a cancelled call may delete some of them, and not the manifest."""
+        """Deletes the manifest and all its tags. `restorable`: whether to keep the manifest so that it can be put back.
+        If the manifest has very many tags, a cancelled call may have deleted some of its tags, but not the manifest."""
         deletion = ManifestDeletion(repo, digest, by, self._clock, is_immutable)
         await deletion.run(self._writer, self._scans, self._needing_tags_lock, restorable=restorable)
 
@@ -267,7 +269,7 @@ class SqliteMetadata:
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
             return self._cache.look_up(bytes_of_page, lookups.repository_page, after, limit, within)
-        # The set is a part of the cache's key, so its memory counts too.
+        # The cache also stores `within`, as a part of the key, so the size of the entry includes it.
         bytes_of = partial(bytes_of_page, name_set_bytes=within.memory_bytes)
         return await self._cache.scan(bytes_of, lookups.repository_page, after, limit, within)
 
@@ -292,8 +294,8 @@ class SqliteMetadata:
         return await self._scans.run(lambda db: lookups.referrer_page(db, *arguments, limit=limit))
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
-        """Returns at most `limit` links that were put into the collect queue by the time `before`, because no manifest
-        of the repository referred to the blob."""
+        """Returns at most `limit` links that were put into the collect queue, at the time `before` or earlier, because
+        no manifest of the repository referred to the blob."""
         return blob_changes.queued_links(self._db, before, limit, after)
 
     async def preview_link(self, entry: QueuedLink, before: float) -> LinkPreview:
@@ -320,14 +322,15 @@ class SqliteMetadata:
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
         """Returns the `digests` whose blobs are in the database."""
-        return await self._existing(digests, table="blob", column="digest")
+        return await self._existing_values(digests, table="blob", column="digest")
 
     async def has_future_times(self) -> bool:
         """Returns whether `correct_future_times` would change anything."""
         return future_times.are_there_future_times(self._db, self._clock())
 
     async def correct_future_times(self) -> None:
-        """Replaces times in the future by the present time. They were stored while the machine's clock was ahead."""
+        """Replaces stored times that are in the future by the present time. A time gets into the future if it is stored
+        while the machine's clock is ahead."""
         correct = partial(future_times.correct_future_times, now=self._clock())
         while await self._writer.run(correct, reserve_use=ReserveUse.ALL):
             pass
@@ -344,7 +347,7 @@ class SqliteMetadata:
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
         """Returns the `uploads` whose sessions are in the database."""
-        return await self._existing(uploads, table="upload", column="id")
+        return await self._existing_values(uploads, table="upload", column="id")
 
     async def deleted_manifests(
         self, before: float, limit: int, after: DeletedManifest | None = None
@@ -356,10 +359,10 @@ class SqliteMetadata:
             lambda db: deleted_manifests.drop_oldest(db, before, limit), reserve_use=ReserveUse.ALL
         )
 
-    async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
+    async def _existing_values(self, values: Sequence[S], *, table: str, column: str) -> set[S]:
         """Returns the `values` that occur in the column of the table. There may be tens of thousands of values. Each
         lookup releases the global interpreter lock, and waits up to 5 ms to get it again if another thread has it. So
-        if there are more than a few values, the thread looks them up, and the event loop does not wait."""
+        the event loop looks up only a few values, and a thread looks up more."""
         if len(values) <= _LOOKUPS_ON_LOOP:
             return lookups.existing_values(self._db, table, column, values)
         existing: set[S] = set()

@@ -1,9 +1,14 @@
 """Reads lists of tags, with facts about their manifests, from the metadata database (`SqliteTagListing`).
 
 A page of a list needs the names of all tags of the repository, but facts only about the tags on the page. SQLite
-filters the names, and sorts them by name or by the time of their push. This takes some 30 ms for 100,000 tags, without
+filters the names, and sorts them by name or by the time of the push. This takes some 30 ms for 100,000 tags, without
 the global interpreter lock. The orders by size and by version (`storage.metadata.sqlite.version_lists`) are computed in
 Python.
+
+- A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest.
+- A *referrer tag*, such as `sha256-….sig`, belongs to the manifest whose digest its name contains. It points, for
+  example, at a signature of that manifest.
+- The *tree* of a manifest is the manifest with all manifests that it lists, directly or through other indexes.
 """
 
 from __future__ import annotations
@@ -40,19 +45,19 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""Largest number of referrer types, of Sigstore bundles, and of referrer tags that are read for one manifest. A
-*referrer tag*, such as `sha256-….sig`, belongs to the manifest whose digest its name contains: it points at a signature
-of that manifest, for example."""
+"""For one manifest, at most this number of artifact types of its referrers, of its Sigstore bundles, and of its
+referrer tags are read."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
    AND (?3 OR NOT (name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*'))"""
-"""Condition on a tag. ?2: a text in its name, in lower case; ?3: whether referrer tags match."""
+"""Condition on a tag. ?1: the row id of its repository. ?2: a text in lower case that its name contains, ignoring case.
+?3: whether referrer tags match."""
 _BY_NAME: Final = f"SELECT name FROM tag{_MATCHES} AND name > ?4 ORDER BY name LIMIT ?5"
-_BY_NAME_DOWN: Final = f"SELECT name FROM tag{_MATCHES} AND (?4 = '' OR name < ?4) ORDER BY name DESC LIMIT ?5"
+_BY_NAME_DESCENDING: Final = f"SELECT name FROM tag{_MATCHES} AND (?4 = '' OR name < ?4) ORDER BY name DESC LIMIT ?5"
 _PUSHED: Final = f"SELECT name, updated FROM tag{_MATCHES}"
 _BY_PUSHED: Final = f"{_PUSHED} AND (?4 IS NULL OR (updated, name) > (?4, ?5)) ORDER BY updated, name LIMIT ?6"
-_BY_PUSHED_DOWN: Final = (
+_BY_PUSHED_DESCENDING: Final = (
     f"{_PUSHED} AND (?4 IS NULL OR (updated, name) < (?4, ?5)) ORDER BY updated DESC, name DESC LIMIT ?6"
 )
 _WITH_MANIFEST: Final = f"SELECT name, manifest FROM tag{_MATCHES} LIMIT ?4"
@@ -70,7 +75,7 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
         LIMIT ?2)
 SELECT json_group_array(id), count(*) FROM tree"""
-"""The row ids of the manifests in the tree of the manifest ?1, at most ?2. `_FactsReader` says what a tree is."""
+"""Reads at most ?2 manifests of the tree of the manifest ?1. Returns their row ids (JSON), and their number."""
 _PULLS: Final = """
 SELECT max(iif(pulls > 0, last, NULL)), coalesce(sum(pulls), 0) FROM manifest_pull
  WHERE manifest IN (SELECT value FROM json_each(?1))"""
@@ -85,17 +90,18 @@ SELECT (SELECT count(*) FROM named), (SELECT coalesce(sum(size), 0) FROM stored)
 the total size of the stored blobs, each counted once."""
 _NEXT_TYPE: Final = """
 SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type > ?3"""
-_MAX_BUNDLE_ANNOTATIONS: Final = 8 * 1024
-"""The predicate type of a Sigstore bundle is read if its annotations take at most this number of bytes."""
+_MAX_BUNDLE_ANNOTATION_BYTES: Final = 8 * 1024
+"""The predicate type of a Sigstore bundle is read if the bundle's annotations have at most this number of bytes."""
 _BUNDLE_PREDICATES: Final = f"""
 SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE}"'), '') FROM (
-  SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATIONS}, CAST(annotations AS TEXT),
+  SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATION_BYTES}, CAST(annotations AS TEXT),
               iif(annotations IS NULL, '{{}}', '{{"{BUNDLE_PREDICATE}": "{UNKNOWN_PREDICATE}"}}')) AS annotations
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""
-"""The different predicate types of the Sigstore bundles whose subject is ?2: an empty text for a bundle without one,
-`UNKNOWN_PREDICATE` for a bundle whose annotations are too long. Artifact types of bundles lie between ?3 and ?4."""
+"""Returns the different predicate types of the Sigstore bundles whose subject is ?2. For a bundle without a predicate
+type, returns an empty text. For a bundle whose annotations are too long, returns `UNKNOWN_PREDICATE`. A manifest is a
+bundle if its artifact type is at least ?3 and below ?4."""
 _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"
@@ -177,7 +183,7 @@ class SqliteTagListing:
         return TagPage(items, order, positions[limit - 1] if len(positions) > limit else None)
 
 
-def _matches(repository: int, query: TagQuery) -> tuple[object, ...]:
+def _match_values(repository: int, query: TagQuery) -> tuple[object, ...]:
     """Returns the values of the parameters ?1 to ?3 in `_MATCHES`."""
     return repository, query.text.lower(), query.includes_referrer_tags
 
@@ -185,23 +191,25 @@ def _matches(repository: int, query: TagQuery) -> tuple[object, ...]:
 def _by_name(
     db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
 ) -> list[TagCursor]:
-    sql = _BY_NAME_DOWN if query.is_descending else _BY_NAME
-    values = (*_matches(repository, query), after.name if after else "", limit)
+    sql = _BY_NAME_DESCENDING if query.is_descending else _BY_NAME
+    values = (*_match_values(repository, query), after.name if after else "", limit)
     return [TagCursor(name) for (name,) in _rows(db, sql, *values)]
 
 
 def _by_push(
     db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
 ) -> list[TagCursor]:
-    sql = _BY_PUSHED_DOWN if query.is_descending else _BY_PUSHED
+    sql = _BY_PUSHED_DESCENDING if query.is_descending else _BY_PUSHED
     position = (after.number, after.name) if after else (None, "")
-    return [TagCursor(name, pushed) for name, pushed in _rows(db, sql, *_matches(repository, query), *position, limit)]
+    return [
+        TagCursor(name, pushed) for name, pushed in _rows(db, sql, *_match_values(repository, query), *position, limit)
+    ]
 
 
 def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _FactsReader) -> list[tuple[int, str]] | None:
-    """Returns the matching tags with their sizes, the smallest first; None if there are too many tags, or too many
-    manifests in their trees."""
-    rows = _rows(db, _WITH_MANIFEST, *_matches(repository, query), MAX_SORTED_BY_SIZE + 1)
+    """Returns the sizes and names of the matching tags, the smallest first. Returns None if there are more than
+    `MAX_SORTED_BY_SIZE` tags, or too many manifests in their trees (`can_read_more_manifests`)."""
+    rows = _rows(db, _WITH_MANIFEST, *_match_values(repository, query), MAX_SORTED_BY_SIZE + 1)
     if len(rows) > MAX_SORTED_BY_SIZE:
         return None
     sizes = []
@@ -221,14 +229,13 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 
 
 class _FactsReader:
-    """Reads the facts about tags and manifests of one repository, for one call. A *tree* is a manifest with all
-    manifests that it lists, directly or through other indexes. In total, the call reads at most `_MAX_BLOB_ROWS`
-    references to blobs, and at most `MAX_READ_MANIFESTS` manifests of trees."""
+    """Reads the facts about tags and manifests of one repository, for one call. In total, the call reads at most
+    `_MAX_BLOB_ROWS` references to blobs, and at most `MAX_READ_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
         self._repository = repository
-        self._remaining_rows = _MAX_BLOB_ROWS
+        self._remaining_blob_rows = _MAX_BLOB_ROWS
         self._remaining_manifests = MAX_READ_MANIFESTS
         # Results of `_tree`, `stored_bytes` and `manifest`, by row id of the manifest
         self._trees: dict[int, tuple[str, bool]] = {}
@@ -274,7 +281,8 @@ class _FactsReader:
         )
 
     def stored_bytes(self, row_id: int) -> int | None:
-        """Returns the total size of the stored blobs of a tree; None if reading the tree would exceed a limit."""
+        """Returns the total size of the stored blobs of a manifest's tree; None if reading the tree would exceed a
+        limit."""
         if row_id not in self._sizes:
             self._sizes[row_id] = self._read_stored_bytes(row_id)
         return self._sizes[row_id]
@@ -283,15 +291,15 @@ class _FactsReader:
         tree, is_complete = self._tree(row_id)
         if not is_complete:
             return None
-        rows, size = self._db.execute(_BLOBS, (tree, self._remaining_rows + 1)).get
-        if rows > self._remaining_rows:
+        rows, size = self._db.execute(_BLOBS, (tree, self._remaining_blob_rows + 1)).get
+        if rows > self._remaining_blob_rows:
             return None
-        self._remaining_rows -= rows
+        self._remaining_blob_rows -= rows
         return int(size)
 
     def _tree(self, row_id: int) -> tuple[str, bool]:
-        """Returns the row ids of the manifests of a tree, as a JSON array, and whether these are all manifests of the
-        tree."""
+        """Returns the row ids of the manifests in a manifest's tree, as a JSON array, and whether the array has all
+        manifests of the tree."""
         if row_id not in self._trees:
             limit = min(MAX_TREE_MANIFESTS, self._remaining_manifests)
             # `limit + 1` is at least 1, so `ids` always contains `row_id`.
@@ -301,8 +309,8 @@ class _FactsReader:
         return self._trees[row_id]
 
     def _referrer_types(self, digest: str) -> tuple[str, ...]:
-        """Returns the different artifact types of a manifest's referrers. Each statement finds the next type in an
-        index of the database, so the number of referrers does not matter."""
+        """Returns at most `_MAX_REFERRERS` different artifact types of a manifest's referrers. Each statement finds the
+        next type in an index of the database, and so does not read all referrers."""
         types: list[str] = []
         while len(types) < _MAX_REFERRERS:
             values = (self._repository, digest, types[-1] if types else "")

@@ -31,18 +31,18 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes surplus 'not found' checks when it stores its first 'not found' check, and again after each time
-that it has stored this number of further ones."""
+"""With one in this number of the 'not found' checks that a process stores, beginning with the first, the process also
+deletes surplus ones."""
 MAX_TOKENS = 2000
-"""Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
-and state a lifetime of years."""
+"""Largest number of stored bearer tokens of upstreams. Without it, clients could make the mirror store any number of
+tokens: some token services issue a token for any name that a client requests, with a lifetime of years."""
 MAX_REFERRING_MANIFESTS = 8
 """Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""`referring_manifests` looks only at this number of the manifests that refer to the blob: those with the highest row
+"""Of the manifests that refer to the blob, `referring_manifests` reads only this number: those with the highest row
 ids."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
@@ -67,9 +67,8 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""The column `most` contains `Allowance.limit`. A stored `at` that is later than ?6 is in the future, because it was
-stored before the clock was set back. So it counts as older than the new `at`. A stored `until` that is later than ?7
-counts as no pause. See `save_allowance`."""
+"""The column `most` contains `Allowance.limit`. A stored `at` later than ?6 counts as older than the new `at`. A stored
+`until` later than ?7 counts as no pause. `save_allowance` says why."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed
@@ -82,7 +81,7 @@ class SqliteUpstreamRecords:
 
     A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
     mirror can get the same information from its upstreams again. On a full disk, changes that only delete records may
-    use all of the disk space that was allocated in advance (`ReserveUse.ALL`)."""
+    use the whole reserve (`ReserveUse.ALL`): disk space that the registry keeps allocated for a full disk."""
 
     def __init__(
         self,
@@ -186,9 +185,9 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. First deletes the outdated
-        records of all blobs: those whose last corrupt bytes came more than `seconds` seconds ago, and those from the
-        future, which were stored before the clock was set back."""
+        """Adds one to the number of times that each of the endpoints sent corrupt bytes for the blob. First deletes the
+        outdated records of all blobs: those whose last corrupt bytes came more than `seconds` seconds ago, and those
+        from the future, which were stored before the clock was set back."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -206,7 +205,8 @@ class SqliteUpstreamRecords:
         await self._writer.run(store, durable=False)
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
-        """Deletes the records of the bad senders of these blobs. Returns the number of blobs that had such records."""
+        """Deletes the records of the upstream's bad senders of the blobs `digests`. Returns the number of blobs that
+        had records."""
 
         def forget(db: apsw.Connection) -> int:
             blobs_with_records = 0
@@ -218,9 +218,9 @@ class SqliteUpstreamRecords:
         return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.ALL)
 
     async def token(self, key: str) -> tuple[str, float] | None:
-        """Returns the bearer token of an upstream that is stored under `key`, and the time at which the token expires
-        (seconds since 1970). The mirror chooses a key for each endpoint, scope and login. Returns None if there is no
-        token or it has expired."""
+        """Returns the bearer token that is stored under `key`, and the time at which the token expires (seconds since
+        1970). The mirror chooses a key for each endpoint, scope and login. Returns None if there is no token or it has
+        expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
@@ -228,8 +228,8 @@ class SqliteUpstreamRecords:
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
         """Stores a bearer token of an upstream under `key`, in place of an earlier one. `expires`: in seconds since
-        1970. Deletes all tokens that have expired. If there are more than `MAX_TOKENS`, also deletes those that expire
-        first."""
+        1970. Deletes all tokens that have expired. If more than `MAX_TOKENS` tokens remain, also deletes those that
+        expire first, but not the new one."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -241,7 +241,7 @@ class SqliteUpstreamRecords:
         await self._writer.run(store, durable=False)
 
     async def delete_token(self, key: str, token: str) -> None:
-        """Deletes the token under `key` if that is still `token`."""
+        """Deletes the token under `key` if it is still equal to `token`."""
         await self._execute(
             "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.ALL
         )
@@ -259,8 +259,8 @@ class SqliteUpstreamRecords:
         If a rate limit is stored already, merges the two: `remaining` and `limit` come from the newer rate limit, and
         `until` gets the later value. The mirror must not send a request before `until`.
 
-        Stored values may be from a time before the clock was set back. So a stored rate limit from the future counts
-        as the older one. A stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
+        If the clock was set back, stored times may be in the future. So a stored rate limit whose `at` is in the future
+        counts as the older one, and a stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
         now = self._clock()
         await self._execute(
             _SAVE_ALLOWANCE,
@@ -274,13 +274,13 @@ class SqliteUpstreamRecords:
         self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> None:
         """Runs a statement that changes something. The change may be lost in a power cut. `reserve_use`: how much of
-        the disk space allocated in advance it may use on a full disk."""
+        the reserve the change may use on a full disk."""
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, reserve_use=reserve_use)
 
 
 def _key_of_check(reference: Reference, blob: bool) -> str:
-    """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space,
-    which no reference contains, so a manifest and a blob never have the same key."""
+    """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space.
+    No reference contains a space, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference
 
 
@@ -291,8 +291,9 @@ def _find_check(db: apsw.Connection, repo: RepositoryName, key: str) -> Upstream
 
 
 def _prune_not_found_checks(db: apsw.Connection, now: float) -> None:
-    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. First deletes those from the
-    future: they were stored before the clock was set back and are not valid, but would count as the newest ones."""
+    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. First deletes 'not found'
+    checks from the future, which were stored before the clock was set back. They are not valid, but would count as the
+    newest ones."""
     db.execute("DELETE FROM upstream_check WHERE known = 0 AND at > ?", (now + CLOCK_TOLERANCE_SECONDS,))
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "

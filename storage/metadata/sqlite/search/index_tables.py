@@ -1,18 +1,18 @@
 """The tables of the search index, and the functions that update them from the tables of the content.
 
-The table `search_progress` has four *positions*: for the tables of repositories, manifests, blobs and the tag history,
-the highest row id that the index has processed. A new row gets a row id above the highest one in its table, so the
-index finds new rows by their row ids, and a push need not write to the index. Manifests and blobs can be deleted. If
-the row with the highest row id is deleted, SQLite uses this row id again. Therefore a trigger of each of these two
-tables lowers the position to the highest row id that is left.
+The index follows four tables: repositories, manifests, blobs and the tag history. For each of them, the table
+`search_progress` has a *position*: the highest row id that the index has processed. A new row gets a row id above the
+highest one in its table. So the index finds new rows by their row ids, and a push need not write to the index. If the
+manifest or blob with the highest row id is deleted, the next new row gets the same row id. So a trigger on deletions
+lowers a position that is above the highest remaining row id to this row id.
 
-The index reads only the part of the tag history that was written after its creation. It adds older tags from the table
-of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the last tag that
-was added in this way; NULL: all were added.
+The index reads only those entries of the tag history that were written after the index was created. It adds older tags
+from the table of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the
+last tag that `_add_stored_tags` added. They are NULL when it has added all older tags.
 
-Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
-a bounded number of rows. Except in `set_labels`, texts of the content are read as bytes, so that damaged texts raise no
-error.
+Each function that changes something runs inside a transaction that the caller commits. All of them except `rebuild`
+change a bounded number of rows. All functions except `set_labels` read texts of the content as bytes, so that damaged
+texts raise no error.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ milliseconds, and a client's change waits no longer than that."""
 MAX_BATCH_BYTES: Final = 1024 * 1024
 """A batch of manifests ends when their annotations together have more than this number of bytes."""
 INCOMPLETE_PER_PAGE: Final = 50
-"""Number of incomplete manifests that one page checks again. A manifest is *incomplete* if the index lacks its labels,
-because the manifest was damaged or its config could not be read."""
+"""Number of incomplete manifests that one call of `read_incomplete_manifests` checks. A manifest is *incomplete* if the
+index lacks its labels, because the manifest was damaged or its config could not be read."""
 BLOBS_PER_BATCH: Final = 2000
 """Number of new blobs that one batch checks. A new blob may be a config that was missing when its manifest was
 indexed."""
 MAX_LAG: Final = 2000
-"""`is_indexing` returns True if the index lacks more rows of one kind than this."""
+"""`is_indexing` returns True if the index lacks more than this number of repositories, of manifests, or of entries of
+the tag history."""
 MAX_WORDS_OF_TAG: Final = 5
 """Largest number of words by which a tag is found. The whole tag is one of these words."""
 MAX_INDEXED_MANIFEST_BYTES: Final = 64 * 1024
 """Largest size in bytes of a manifest whose body is read to find its config."""
 MAX_ANNOTATION_BYTES: Final = 64 * 1024
-"""Annotations that have more bytes are not read."""
+"""Largest size in bytes of a manifest's annotations that the index reads."""
 MIGRATION: Final = 10
 """Number of the migration that creates the tables of the index. No other migration changes these tables."""
 START_OF_NAME: Final = "^"
@@ -62,7 +63,7 @@ SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
        coalesce((SELECT max(id) FROM blob), 0) - blobs,
        coalesce((SELECT max(id) FROM tag_history), 0) - tag_changes, tag_repository IS NOT NULL
   FROM search_progress"""
-"""Reads how far each position is behind, and whether tags from before the index still have to be added."""
+"""Reads how many row ids each position is behind its table, and whether `_add_stored_tags` still has tags to add."""
 _CHANGED_TAGS = """
 SELECT count(*), max(id),
        CAST(json_group_array(json_array(repository, tag)) FILTER (WHERE is_stored AND NOT is_indexed) AS BLOB),
@@ -73,7 +74,7 @@ SELECT count(*), max(id),
                         WHERE s.word = lower(h.tag) AND s.repository = h.repository AND s.tag = h.tag) AS is_indexed
           FROM tag_history h WHERE h.id > (SELECT tag_changes FROM search_progress) ORDER BY h.id LIMIT ?)"""
 """Reads the next changes in the tag history: their number, the last row id, the tags to add, and the tags to remove. A
-tag that was only moved is neither."""
+tag that only points at another manifest now is in neither list."""
 _MANIFEST = f"""
 SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
        CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
@@ -99,14 +100,14 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Selects those of the incomplete manifests with the row ids ?1 (JSON) that can be read now: manifests that are not
-damaged any more, and manifests whose config is now in their repository. In `search_missing_config`, a damaged manifest
-has an empty digest in place of that of the config."""
+"""?1: the row ids of incomplete manifests (JSON). Selects those that can be read now: manifests that are not damaged
+any more, and manifests whose config is now in their repository. The table `search_missing_config` has the digest of the
+missing config, or an empty text if the manifest is damaged."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
-"""Lists the triggers of the index, then its virtual tables, then its other tables. A virtual table stores its data in
-some of the other tables. When SQLite drops the virtual table, it drops these tables too."""
+"""Lists the triggers of the index, then its virtual tables, then its other tables. When SQLite drops a virtual table,
+it also drops the other tables that have the data of the virtual table."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
@@ -116,15 +117,16 @@ def has_unindexed(db: apsw.Connection) -> bool:
 
 
 def is_indexing(db: apsw.Connection) -> bool:
-    """Returns whether much of the content is not in the index. Blobs do not count, because only configs matter to the
-    index."""
+    """Returns whether much of the content is not in the index. Does not count blobs, because the index needs only those
+    that are configs."""
     repositories, manifests, _, tag_changes, lacks_old_tags = db.execute(_LAG).get
     return bool(lacks_old_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the names of the next repositories and tags. Returns whether a batch was full, so that more may be left. The
-    next three functions return the same for their batch."""
+    """Adds the names of the next repositories and tags, and removes deleted tags. Each of the next three functions
+    handles one batch, and returns whether its batch was full. Returns whether one of the three batches was full, so
+    that more names may be left."""
     is_full = _add_repositories(db)
     is_full |= _add_stored_tags(db)
     return _follow_tag_changes(db) or is_full
@@ -165,8 +167,8 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
-    """Adds the tags of the next changes in the tag history, and removes the tags that these changes deleted. Each
-    statement handles the whole batch, so that a client's change hardly waits for it."""
+    """Adds the tags that the next changes in the tag history set, and removes the tags that these changes deleted. Each
+    statement handles the whole batch, which keeps the transaction short."""
     row_count, last_id, new_tags, deleted_tags = db.execute(_CHANGED_TAGS, (TAGS_PER_BATCH,)).get
     if last_id is None:
         return False
@@ -182,7 +184,7 @@ def _add_tags(db: apsw.Connection, tags: Sequence[tuple[int, str]]) -> None:
         db.execute(
             "INSERT INTO search_tag (word, repository, tag) SELECT value ->> 0, value ->> 1, value ->> 2 "
             "FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
-            (_words_as_json(tags),),
+            (_tag_rows_as_json(tags),),
         )
 
 
@@ -192,19 +194,20 @@ def _remove_tags(db: apsw.Connection, tags: Sequence[tuple[int, str]]) -> None:
         db.execute(
             "DELETE FROM search_tag WHERE (word, repository, tag) IN "
             "(SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?))",
-            (_words_as_json(tags),),
+            (_tag_rows_as_json(tags),),
         )
 
 
-def _words_as_json(tags: Sequence[tuple[int, str]]) -> str:
-    """Returns the rows that the table `search_tag` has for these tags, as a JSON array of arrays. Leaves out damaged
-    names, which are those that are not ASCII."""
+def _tag_rows_as_json(tags: Sequence[tuple[int, str]]) -> str:
+    """Returns the rows that the table `search_tag` has for these tags, as a JSON array of arrays. Leaves out tags whose
+    names are not ASCII, because these names are damaged."""
     rows = [(word, repository, tag) for repository, tag in tags if tag.isascii() for word in words_of_tag(tag)]
     return json.dumps(rows)
 
 
 def words_of_tag(tag: str) -> list[str]:
-    """Returns the words by which a tag is found, in lower case: the whole tag, and the text after each '-' and '_'."""
+    """Returns at most `MAX_WORDS_OF_TAG` words by which a tag is found, in lower case: the whole tag, and for each '-'
+    and '_', the rest of the tag after it."""
     text = tag.lower()
     starts = [0, *(match.end() for match in _WORD_START.finditer(text))]
     return list(dict.fromkeys(text[start:] for start in starts[:MAX_WORDS_OF_TAG]))
@@ -216,10 +219,10 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     indexed_manifest, checked_blob = position = db.execute("SELECT manifests, blobs FROM search_progress").get
     newest_blob = db.execute("SELECT coalesce(max(id), 0) FROM blob").get
     reached_blob = max(checked_blob, min(newest_blob, checked_blob + BLOBS_PER_BATCH))
-    unindexed, last_id, is_full = _read(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
+    unindexed, last_id, is_full = _read_batch(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
     if reached_blob > checked_blob:
-        # If more manifests wait for these configs than the statement reads, `read_incomplete_manifests` reads the rest.
-        unindexed += _read(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
+        # If more manifests lack these configs than the statement reads, `read_incomplete_manifests` reads the rest.
+        unindexed += _read_batch(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
     reached_manifest = indexed_manifest if last_id is None else last_id
     return ManifestBatch(
         unindexed, tuple(position), (reached_manifest, reached_blob), is_full or reached_blob < newest_blob
@@ -227,30 +230,33 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompleteManifestPage:
-    """Reads a page of incomplete manifests. `after`: the digest and the manifest's row id in `search_missing_config`
-    after which the page starts; None: it is the first page. Leaves out manifests whose labels still cannot be read."""
+    """Reads a page of incomplete manifests. Leaves out manifests whose labels still cannot be read. `after` is
+    `IncompleteManifestPage.last` of the previous page, or None for the first page: the digest and the manifest's row id
+    of a row of `search_missing_config`."""
     _search_full_text(db)
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
-    readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
+    readable, _, _ = _read_batch(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
     return IncompleteManifestPage(readable, tuple(incomplete[-1]) if incomplete else None)
 
 
 def reload_segment_lists(db: apsw.Connection) -> None:
-    """Makes this connection read the current list of the segments (the parts of a full-text index), by a small search.
-    Call it before `PRAGMA quick_check`, which uses the list that the connection read last. If another connection has
-    merged segments since then, the check would report the missing segments as damage."""
-    with suppress(apsw.Error):  # the check that follows finds the damage, too
+    """Prepares this connection for `PRAGMA quick_check`. A full-text index consists of segments, and the check uses the
+    list of segments that the connection has read last. If another connection has merged segments since then, the check
+    would report the missing segments as damage. A small search makes the connection read the current list."""
+    with suppress(apsw.Error):  # `PRAGMA quick_check` reports the damage
         _search_full_text(db)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
-    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if the index is too
+    """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if an index is too
     damaged for searches. The search is needed because additions to a damaged index may raise no error."""
     for table in ("search_word", "search_name"):
         db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 
 
-def _read(db: apsw.Connection, sql: str, values: tuple[Any, ...]) -> tuple[list[UnindexedManifest], int | None, bool]:
+def _read_batch(
+    db: apsw.Connection, sql: str, values: tuple[Any, ...]
+) -> tuple[list[UnindexedManifest], int | None, bool]:
     """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because the
     batch is full. Leaves out manifests whose repository name or digest is damaged."""
     manifests: list[UnindexedManifest] = []
@@ -282,9 +288,9 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves the positions of manifests and blobs. If a manifest of the batch was
-    deleted meanwhile and another manifest has its row id, the position of manifests stays before that row id, so that
-    the other manifest is indexed later."""
+    """Adds manifests to the index, and moves the positions of manifests and blobs. A manifest of the batch may have
+    been deleted meanwhile, and another manifest may have got its row id. The position of manifests then stays below
+    this row id, so that the other manifest is indexed later."""
     reached_manifest, reached_blob = batch.end
     for entry in labels:
         if not set_labels(db, entry):
@@ -296,7 +302,8 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
         ("manifests", batch.start[0], min(reached_manifest, newest_manifest)),
         ("blobs", batch.start[1], min(reached_blob, newest_blob)),
     ):
-        # If the stored position is not `seen_position` any more, a deletion has moved it back meanwhile.
+        # If the stored position is not `seen_position` any more, a deletion has lowered it meanwhile. The statement
+        # then does not raise it.
         db.execute(
             f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))",
             (seen_position, new_position),
@@ -304,8 +311,8 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
-    """Stores the labels and annotations of a manifest in the index, unless the manifest was deleted meanwhile. Returns
-    False, and stores nothing, if another manifest has the row id now."""
+    """Stores the labels and annotations of a manifest in the index, and returns True. If the manifest was deleted
+    meanwhile, stores nothing: returns False if another manifest has its row id now, otherwise True."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
@@ -328,28 +335,29 @@ def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
     return True
 
 
-def _set_text(db: apsw.Connection, manifest: int, repository: int, text: str) -> None:
+def _set_text(db: apsw.Connection, manifest_id: int, repository_id: int, text: str) -> None:
     """Makes `text` the labels and annotations of the manifest in the index, in place of the former ones."""
-    if db.execute("SELECT 1 FROM search_label WHERE manifest = ?", (manifest,)).get:
-        db.execute("DELETE FROM search_word WHERE rowid = ?", (manifest,))
-        db.execute("DELETE FROM search_label WHERE manifest = ?", (manifest,))
+    if db.execute("SELECT 1 FROM search_label WHERE manifest = ?", (manifest_id,)).get:
+        db.execute("DELETE FROM search_word WHERE rowid = ?", (manifest_id,))
+        db.execute("DELETE FROM search_label WHERE manifest = ?", (manifest_id,))
     if text:
-        db.execute("INSERT INTO search_label (manifest, text) VALUES (?, ?)", (manifest, text))
+        db.execute("INSERT INTO search_label (manifest, text) VALUES (?, ?)", (manifest_id, text))
         db.execute(
-            "INSERT INTO search_word (rowid, repository, text) VALUES (?, ?, ?)", (manifest, str(repository), text)
+            "INSERT INTO search_word (rowid, repository, text) VALUES (?, ?, ?)",
+            (manifest_id, str(repository_id), text),
         )
 
 
 def rebuild(db: apsw.Connection) -> None:
-    """Drops the index, even if it is damaged, and creates an empty one with the migration. All content is then
+    """Drops the index, even if it is damaged, and runs the migration that creates an empty one. All content is then
     unindexed. Raises apsw.CorruptError if the pages of its tables are so damaged that SQLite cannot free them."""
     objects: list[Any] = db.execute(_INDEX_OBJECTS).fetchall()
     for kind, name in objects:
         try:
             db.execute(f"DROP {kind} IF EXISTS {name}")
         except apsw.SQLError:
-            # A full-text index that cannot be opened cannot be dropped. It consists of other tables, which can be
-            # dropped.
+            # DROP fails for a full-text index that cannot be opened. Deleting its schema row removes it. The loop drops
+            # the tables that have its data.
             db.pragma("writable_schema", True)
             db.execute("DELETE FROM sqlite_schema WHERE name = ?", (name,))
             db.pragma("writable_schema", "RESET")

@@ -3,13 +3,13 @@
 After a deletion, the index may still have rows of the deleted content. So each search joins the rows of the index with
 the tables of the content, and finds only content that still exists. The functions take the arguments of
 `storage.content_search.ContentSearch`. A statement keeps its read transaction open until all its rows are read or it is
-closed. So each function does one of the two.
+closed. So each function reads all rows of a statement, or closes the statement.
 
 A `SearchScope` is the set of repositories that a search may find. `SearchScope.ids` has their names and row ids if they
 are few; it is None if they are many.
 
-Each function `convert` takes a row and returns a key and the entry of the page, or None to skip the row. Of rows with
-the same key, `read_page` uses only the first.
+Each function `convert` takes a row of a statement and returns a key and an entry for the page. It returns None if the
+page leaves out the row. If several rows have the same key, `read_page` uses only the first of them.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
 GROUP_CHARACTERS: Final = 3
-"""The full-text index of names contains all groups of this number of characters that occur in each name."""
+"""Number of characters in a group. The full-text index of names has, for each name, all groups of this number of
+consecutive characters (trigrams)."""
 MAX_PATTERNS: Final = 16
-"""If a person's rights have at most this number of patterns, a search for names adds them to its query of the index
-(`_pattern_expression`). If there are more, the search reads the matching names of all repositories, and then leaves out
-those that the person may not see."""
+"""If a person's rights have at most this number of patterns, a search for names adds the patterns to its query of the
+index (`_pattern_expression`). If there are more patterns, the search reads the matching names of all repositories, and
+then leaves out those that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
-"""Largest number of labels that an entry shows."""
+"""Largest number of labels that a search returns for one manifest."""
 MAX_BLOBS: Final = 20
 """Largest number of blobs, for each hash algorithm, that a search by the first digits of a digest finds."""
-LAST: Final = "\U0010ffff"
+LAST_CHARACTER: Final = "\U0010ffff"
 """A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
 """Largest number of tokens in one word of a search for labels. A *word* is a part of the query between spaces. A
 *token* is a unit of the full-text index, a run of letters and digits: the word `a-b` has two tokens. The number is
 limited because SQLite compares the positions of the tokens one by one in each manifest that has all tokens."""
 MAX_TOKENS: Final = 16
-"""Largest number of tokens in all words of a search for labels together. It is limited for the same reason."""
+"""Largest total number of tokens in the words of a search for labels."""
 _TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")
@@ -91,12 +92,12 @@ SELECT r.name, b.digest, NULL, 0
        CROSS JOIN blob_link l ON l.blob = b.id AND (?4 IS NULL OR l.repository IN (SELECT value FROM json_each(?4)))
        CROSS JOIN repository r ON r.id = l.repository
  WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
-"""A blob counts only in a repository that has a manifest with it. A link (the row that lets a repository serve a blob)
-alone does not suffice: in a mirrored repository, the upstream may first have to confirm that clients may get the
-blob."""
+"""Finds a blob only in repositories that have a manifest which refers to the blob. A link (the row that lets a
+repository serve a blob) does not suffice: in a mirrored repository, the upstream may first have to confirm that clients
+may get the blob."""
 
 
-def repositories(
+def find_repositories(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[RepositoryName]:
     """Finds repositories by their names."""
@@ -115,10 +116,10 @@ def repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names. The second value is always False if the
-    search also reads names that the person may not see (`SearchScope.reads_hidden_rows`). Otherwise the value would
-    reveal whether many of these names match. Searches for the best matches first, because the search ends early if very
-    many names match."""
+    """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
+    because the search ends early if very many names match. If the search also reads names that the person may not see
+    (`SearchScope.reads_hidden_rows`), the second value is always False. Otherwise the value would reveal that many of
+    the hidden names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -137,13 +138,14 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yields the statements that find names, the statement with the best matches first: names that begin with the first
-    word, names with a part after a slash that begins with the first word, and all other names. The index has the
-    character `START_OF_NAME` before each name, so that a search can find the beginnings of names."""
+    """Yields the statements that find names, in this order: names that begin with the first word, names in which the
+    first word follows a slash, and all names that contain all words. Leaves out a statement if all its texts are
+    shorter than a group. The index has the character `START_OF_NAME` before each name, so that it finds the beginnings
+    of names."""
     first_word, *other_words = words
     rights_expression = _pattern_expression(scope.within)
     if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
-        yield _NAMES_BEGINNING, (first_word, first_word + LAST)
+        yield _NAMES_BEGINNING, (first_word, first_word + LAST_CHARACTER)
     for beginning in (START_OF_NAME, "/", ""):
         expression = _groups_expression([beginning + first_word, *other_words])
         if expression:
@@ -151,8 +153,8 @@ def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
-    """Returns the expression that finds names with all groups of three characters that occur in `texts`. It is empty if
-    the texts are too short."""
+    """Returns the full-text expression that finds the names that have all groups (`GROUP_CHARACTERS`) of all `texts`.
+    The expression is empty if each text is shorter than a group."""
     groups = {
         text[start : start + GROUP_CHARACTERS] for text in texts for start in range(len(text) - GROUP_CHARACTERS + 1)
     }
@@ -160,12 +162,12 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 
 def _pattern_expression(within: NameSet) -> str:
-    """Returns an expression that finds all names that match the patterns, and few other names. The expression is empty
-    if there are many patterns, or if the text before the first star of a pattern is too short."""
+    """Returns a full-text expression that finds all names in `within`, and few other names. The expression is empty if
+    there are more than `MAX_PATTERNS` patterns, or if the text before the first star of a pattern is too short."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
-    parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
-    return " OR ".join(f"({part})" for part in parts) if all(parts) else ""
+    expressions = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
+    return " OR ".join(f"({expression})" for expression in expressions) if all(expressions) else ""
 
 
 def _all_in(words: Sequence[str], text: str) -> bool:
@@ -173,10 +175,11 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches: usually, whether it contains all words. But the only word of a search may have
-    fewer than three characters. If it has one character, the name must begin with it. If it has two, a part of the name
-    (between slashes) must begin with it. These are the rules of a search of the index, which finds only groups of three
-    characters."""
+    """Returns whether a name matches the words, by the rules of a search of the index (`_name_statements`):
+
+    - If the search has a single word of one character, the name must begin with it.
+    - If the search has a single word of two characters, a part of the name between slashes must begin with it.
+    - Otherwise the name must contain all words."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:
@@ -193,10 +196,12 @@ def _rank(name: str, word: str) -> int:
     return 2 if f"/{word}" in name else 3
 
 
-def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
-    """Finds tags. `words`: the words of the query. The tag, or the rest of the tag after a '-' or '_', must begin with
-    the last of them (`index_tables.words_of_tag`). The others must occur in the tag or in the name of its
-    repository."""
+def find_tags(
+    db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
+) -> SearchPage[TagMatch]:
+    """Finds tags. Splits the words of the query into parts at each ':'. The tag, or the rest of the tag after a '-' or
+    '_', must begin with the last part (`index_tables.words_of_tag`). Each other part must occur in the text
+    REPOSITORY:TAG."""
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])
@@ -210,17 +215,17 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
         entry = TagMatch(str.__new__(RepositoryName, name), str.__new__(Tag, tag), _digest(digest), updated)
         return (name, tag), entry
 
-    values: tuple[str, ...] = (last_part, last_part + LAST)
+    values: tuple[str, ...] = (last_part, last_part + LAST_CHARACTER)
     if scope.ids_json is None:
         return read_page(db, scope, _TAGS, values, offset, limit, convert)
     return read_page(db, scope, _TAGS_IN_REPOSITORIES, (*values, scope.ids_json), offset, limit, convert)
 
 
-def labels(
+def find_labels(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[LabelsMatch]:
     """Finds manifests by their labels and annotations."""
-    searched_words = list(_with_few_tokens(words))
+    searched_words = list(_cut_to_token_limits(words))
     if not searched_words:
         return SearchPage([])
     scope = SearchScope.of(db, within)
@@ -243,7 +248,7 @@ def labels(
     return read_page(db, scope, _LABELS, (expression,), offset, limit, convert)
 
 
-def _with_few_tokens(words: Iterable[str]) -> Iterator[str]:
+def _cut_to_token_limits(words: Iterable[str]) -> Iterator[str]:
     """Takes the words of a search for labels, and yields those that contain a token (letters or digits). Cuts words
     with more than `MAX_TOKENS_OF_WORD` tokens. Yields at most `MAX_TOKENS` tokens in all."""
     remaining = MAX_TOKENS
@@ -261,13 +266,13 @@ def _quoted(text: str) -> str:
 
 
 def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
-    """Returns the labels in `text` in which one of the words occurs, at most `MAX_SHOWN_LABELS`. Each line of `text` is
-    a label in the form `NAME=VALUE`."""
+    """Returns the labels that contain one of the words, at most `MAX_SHOWN_LABELS`. Each line of `text` is a label in
+    the form `NAME=VALUE`."""
     lines = [line for line in text.split("\n") if any(word in line.lower() for word in words)]
     return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
 
 
-def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
+def find_digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
     """Finds manifests and blobs by the beginning of a digest."""
     algorithm, colon, digits = digest.lower().rpartition(":")
     if (colon and algorithm not in ALGORITHMS) or not _HEX.fullmatch(digits) or len(digits) < MIN_HEX_DIGITS:
@@ -306,7 +311,7 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
     return SearchPage(entries[offset : offset + limit], more=len(entries) > offset + limit, is_complete=is_complete)
 
 
-def tags_of(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+def first_tags(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
     """Returns the first `limit` tags of a repository, with the digests of their manifests. Raises NameUnknown."""
     repository = lookups.repository_id(db, repo)
     rows: list[Any] = db.execute(

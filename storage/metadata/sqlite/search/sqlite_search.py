@@ -51,19 +51,19 @@ class SqliteSearch:
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        return await self._search(lambda db: search_queries.repositories(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.find_repositories(db, words, within, offset, limit))
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
-        return await self._search(lambda db: search_queries.tags(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.find_tags(db, words, within, offset, limit))
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
-        return await self._search(lambda db: search_queries.labels(db, words, within, offset, limit))
+        return await self._search(lambda db: search_queries.find_labels(db, words, within, offset, limit))
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
-        return await self._search(lambda db: search_queries.digests(db, digest, within, offset, limit))
+        return await self._search(lambda db: search_queries.find_digests(db, digest, within, offset, limit))
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        return await self._search(lambda db: search_queries.tags_of(db, repo, limit))
+        return await self._search(lambda db: search_queries.first_tags(db, repo, limit))
 
     async def is_indexing(self) -> bool:
         return self._look(index_tables.is_indexing)
