@@ -1,16 +1,16 @@
 """Finds and evicts images of mirrored content in the metadata database.
 
+An *image* is a root manifest with its children and referrers. All these manifests are the *family* of the image.
+Parameters named `manifest` and `repository` are row ids.
+
 The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction checks the manifests in the
-order of their ranks, earliest first. A pull does not update the rank. Instead, when an eviction checks an image whose
-last pull is later than its rank, or that must stay, the eviction gives the image a later rank and continues with the
-next image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last
-eviction, not on the size of the store.
+order of their ranks, earliest first. A pull does not update the rank. Instead, an eviction sets a later rank, and
+continues with the next manifest, if the last pull of the image is later than the rank, or if the image must stay. The
+cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction, not on the
+size of the store.
 
-Ranks and times of pulls lie in the future if the clock was ahead for some time and was then set back. Images with such
-ranks are checked after all others, in the order of their ranks.
-
-`manifest` and `repository` are row ids. A *family* consists of all manifests of an image: a root manifest with its
-children and referrers.
+If the machine's clock was ahead and was then set back, ranks and times of pulls can be in the future. Eviction checks
+the manifests with such ranks after all others, in the order of their ranks.
 """
 
 from __future__ import annotations
@@ -38,24 +38,22 @@ MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
 QUEUE_PAGE_ROWS: Final = 5000
 """Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
-garbage collection may have to remove. Reading takes about twenty milliseconds. Most of these rows may be of no use: if
-a manifest is deleted and then stored again, the rows of its blobs stay in the queue until garbage collection looks at
-them."""
+garbage collection may have to remove. Reading this many rows takes about twenty milliseconds."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
 """The positions in the collect queue before its first link and after its last one. Blobs, which have `WHOLE_STORE` in
-place of a repository, come before the links."""
-_ROW = """
+the column `repository`, come before the links."""
+_MANIFEST_ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
 _LOWEST_RANK_BEFORE = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1"
 _LOWEST_RANK_AFTER = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank > ? ORDER BY rank LIMIT 1"
-_INDEXES = """
+_LISTING_INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?"""
 """The image indexes that list a manifest. An *image index* is a manifest that lists other manifests, its children."""
-_TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
-_SUBJECT = """
+_HAS_TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
+_STORED_SUBJECT = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
 _CHILDREN_AND_REFERRERS = """
 SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
@@ -83,7 +81,7 @@ _LACKS_BLOB = """
 SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
  WHERE NOT EXISTS (SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id
                     WHERE b.digest = g.digest AND l.repository = g.repository) LIMIT 1"""
-_BLOBS = """
+_LINKED_BLOBS = """
 SELECT DISTINCT b.id, b.digest FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
   JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"""
 _UNLINKED_SIZE = "SELECT size FROM blob WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM blob_link WHERE blob = ?1)"
@@ -129,19 +127,23 @@ class Image:
 
 
 def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] = frozenset()) -> Image | None:
-    """Returns the image whose root is `manifest`; None if the manifest is not stored, or belongs to another image:
-    a stored index lists it, or its subject is stored. `excluded_manifests`: row ids of manifests that count as not
-    stored."""
-    row: Any = db.execute(_ROW, (manifest,)).get
+    """Returns the image whose root is `manifest`. Manifests whose row ids are in `excluded_manifests` count as not
+    stored. Returns None in these cases:
+
+    - The manifest is not stored.
+    - The manifest is not a root: a stored index lists it, or its subject is stored."""
+    row: Any = db.execute(_MANIFEST_ROW, (manifest,)).get
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
     if not _is_listed_only_by(db, manifest, excluded_manifests):
         return None
-    if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
+    if subject is not None and any(
+        row_id not in excluded_manifests for row_id in _column(db, _STORED_SUBJECT, manifest)
+    ):
         return None
-    # An index can have ten thousand children, and other changes wait for this transaction. So `family` and `removable`
-    # are dictionaries, which keep the order and find a key without comparing it with all others.
+    # `family` and `removable` are dictionaries, because a dictionary keeps the order and finds a key fast. An index can
+    # have ten thousand children.
     family, removable = {manifest: None}, {manifest: None}
     unvisited = deque(family)
     while unvisited:
@@ -153,7 +155,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
             unvisited.append(row_id)
             if (
                 member in removable
-                and db.execute(_TAG, (row_id,)).get is None
+                and db.execute(_HAS_TAG, (row_id,)).get is None
                 and _is_listed_only_by(db, row_id, removable, excluded_manifests)
             ):
                 removable[row_id] = None
@@ -176,7 +178,7 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
     - `frozen`: a frozen tag, which no longer follows the upstream, points at one of its manifests.
     - `downloading`: one of its blobs is being downloaded.
     - `incomplete`: it was pulled lately and lacks a blob.
-    - `served`: clients get it while a cooldown holds back a newer image (`_is_served_instead`)."""
+    - `served`: clients get it in place of a newer image that a cooldown holds back (`_is_served_instead`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -193,12 +195,12 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
 
 
 def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
-    """Returns whether the image is in use because of a *cooldown*, a time for which the mirror holds back a new
-    manifest. A tag has then moved at the upstream to a newer manifest that the mirror still holds back, and clients get
-    a manifest of this image instead."""
+    """Returns whether clients get a manifest of this image because of a *cooldown*, a time for which the mirror holds
+    back a new manifest. A tag has moved at the upstream to a manifest that the mirror still holds back. Until the
+    cooldown ends, clients that pull the tag get an older manifest."""
     family = json.dumps(image.family)
-    tags: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
-    for (tag,) in tags:
+    tag_rows: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
+    for (tag,) in tag_rows:
         rows: list[Any] = db.execute(
             "SELECT since, digest FROM upstream_tag WHERE repository = ? AND tag = ? ORDER BY since", (image.name, tag)
         ).fetchall()
@@ -212,9 +214,9 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
 def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
-    """Implements `CachedImages.evict_next`. An eviction is a series of such calls; `started` is when it began, in
-    seconds since 1970. Returns the evicted image. If it has evicted none, returns True if there are more images to
-    check, otherwise False."""
+    """Implements `CachedImages.evict_next`. An eviction is a series of calls of this function. `started`: when the
+    eviction began, in seconds since 1970. Returns the evicted image. If this call evicts no image, returns True if
+    more images may be left to check, otherwise False."""
     for _ in range(MAX_CHECKED_MANIFESTS):
         next_check = _next_to_check(db, upstreams, started, now)
         if next_check is None:
@@ -224,8 +226,8 @@ def evict_next(
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
         elif image is None or reason_to_keep(db, image, rules, now) is not None:
-            # Either the manifest belongs to another image, and the eviction of that image also deletes the manifest; or
-            # the image must stay. In both cases, this eviction need not check the manifest again.
+            # The manifest is not the root of an image, or the image must stay. With the new rank, this eviction does
+            # not check the manifest again.
             _set_rank(db, manifest, max(started, now))
         elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
             # The image has too many tags for one transaction, so only some of the tags were deleted. The next call
@@ -239,9 +241,9 @@ def evict_next(
 def _next_to_check(
     db: apsw.Connection, upstreams: Sequence[str], started: float, now: float
 ) -> tuple[int, str, float] | None:
-    """Returns the manifest that the eviction checks next, with its upstream and rank: the one with the earliest rank
-    before `started`, or else the one with the earliest rank in the future. This eviction has already checked the
-    manifests with ranks between `started` and `now`. Returns None if no other manifest is left."""
+    """Returns the manifest that the eviction checks next, its upstream and its rank. The manifest is the one with the
+    earliest rank before `started`. If there is none, it is the one with the earliest rank in the future. Returns None
+    if neither exists: this eviction has already checked the manifests with ranks between `started` and `now`."""
     future_start = max(started, now) + CLOCK_MARGIN_SECONDS
     for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_start)):
         candidates = []
@@ -260,9 +262,10 @@ def _set_rank(db: apsw.Connection, manifest: int, rank: float) -> None:
 
 
 def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: float) -> EvictedImage:
-    """Deletes the image's manifests and tags, and the links to blobs that the repository does not need any more."""
+    """Deletes the removable manifests of the image and their tags. Also removes the repository's links to the blobs
+    of these manifests to which no other manifest of the repository refers."""
     tags = tuple(_tags(db, image.root))
-    blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
+    blobs: list[Any] = db.execute(_LINKED_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
         # An evicted manifest need not be put back, because the next pull fetches it from the upstream again. If the
@@ -274,8 +277,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest may be an image of its own now. While it belonged to this image, an eviction that checked it set
-        # its rank to the time of that check. Now its rank becomes the time when it was last pulled or stored.
+        # The manifest may be the root of an image now. Its rank may be the time of an earlier check. So the rank is set
+        # to the time when the manifest was last pulled or stored.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
@@ -289,13 +292,14 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], unused_since: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
-    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue. Returns the unused links of the repositories that
-    mirror `upstreams`: no manifest of the repository refers to the blob, and no client has used the blob in the
-    repository after the time `unused_since`. A use in the future (`storage.future_times`) does not count. Also returns
-    the position to pass as `after` for the next rows; None: there are no more rows.
+    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue after the position `after`. Returns the unused links
+    in these rows that belong to repositories that mirror `upstreams`. A link is *unused* if no manifest of its
+    repository refers to the blob, and no client has used the blob in the repository after the time `unused_since`. A
+    use in the future (`storage.future_times`) does not count. Also returns the position to pass as `after` for the next
+    rows; None if there are no more rows.
 
-    Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
-    the same `after`."""
+    Returns at most `MAX_LINKS` links. To get the other unused links of the same rows, remove the returned links, and
+    call this function again with the same `after`."""
     future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
     arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
@@ -306,7 +310,7 @@ def unused_links(
 def drop_unused_links(
     db: apsw.Connection, links: Sequence[UnusedLink], unused_since: float, now: float
 ) -> DroppedLinks:
-    """Removes those of the `links` that are still unused, as `unused_links` describes it."""
+    """Removes those of the `links` that are still unused (`unused_links` defines *unused*)."""
     count = freed_bytes = 0
     for repository, blob, digest in links:
         last_used: Any = db.execute(
@@ -320,9 +324,10 @@ def drop_unused_links(
 
 
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
-    """Returns whether each index that lists the manifest is in one of the sets `allowed` of row ids; True if no index
-    lists it. Stops at the first index that is in none of them, because thousands of indexes can list one manifest."""
-    cursor = db.execute(_INDEXES, (manifest,))
+    """Returns whether, for each index that lists the manifest, one of the sets `allowed` has the row id of the index.
+    Returns True if no index lists the manifest. Thousands of indexes can list one manifest, so this function stops at
+    the first index that is not allowed."""
+    cursor = db.execute(_LISTING_INDEXES, (manifest,))
     try:
         return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)
     finally:

@@ -10,8 +10,8 @@ text of the manifest. If a repair leaves a link or blob unused, it puts the link
 lists the links and blobs that garbage collection may have to remove.
 
 `Problem.item` is the digest or tag with the problem. `Problem.key` has the values of the columns that identify the
-damaged row. For a problem of a manifest, the first value is the manifest's row id, and a second value can say more: the
-table with the wrong references, or the digest of the blob whose link is missing.
+damaged row. For a problem of a manifest, the first value is the manifest's row id. A second value can follow: the
+table with the wrong references, or the digest of the missing blob or manifest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SELECT m.id, m.digest, m.media_type, m.size, r.name
   FROM tag_history h JOIN manifest m ON m.repository = h.repository AND m.digest = h.digest
   JOIN repository r ON r.id = h.repository
  WHERE h.repository = ?1 AND h.tag = ?2 ORDER BY h.id DESC LIMIT 1"""
-_UNQUEUED_LINK = """
+_UNUSED_UNQUEUED_LINK = """
 SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
  WHERE l.repository = ?1 AND b.digest = ?2
    AND NOT EXISTS (SELECT 1 FROM manifest_blob p WHERE p.repository = ?1 AND p.digest = ?2)
@@ -66,9 +66,12 @@ def _record_blob_without_place(db: apsw.Connection, problem: Problem, now: float
     return "recorded it as damaged; the next push stores it again"
 
 
-def _mark_manifest(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Marks the manifest as damaged, as scrub (the job that reads all content and checks its digests) does."""
-    if not _stored(db, problem).is_digest_valid or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
+def _mark_manifest_damaged(db: apsw.Connection, problem: Problem, now: float) -> str | None:
+    """Marks the manifest as damaged, if its row has a valid digest."""
+    if (
+        not _stored_manifest(db, problem).is_digest_valid
+        or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None
+    ):
         return None  # if the row has no valid digest, no push could heal the manifest
     return "recorded it as damaged: it is not served any more, and the next push stores it again"
 
@@ -81,7 +84,7 @@ def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -
 def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     repository, blob = int(problem.key[0]), int(problem.key[1])
     if db.execute("SELECT 1 FROM manifest WHERE repository = ? LIMIT 1", (repository,)).get is not None:
-        return None  # the manifests would need the blob if the repository's row were added again
+        return None  # manifests with this repository id still exist, and may refer to the blob
     digest = db.execute("SELECT digest FROM blob WHERE id = ?", (blob,)).get
     if digest is None:
         return _drop_link_without_blob(db, problem, now)
@@ -90,18 +93,18 @@ def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: fl
 
 
 def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
-    """Deletes a reference of a manifest that does not exist. `problem.area` is the table, and `problem.key` the row's
-    values of the three columns in the statement."""
+    """Deletes a reference of a manifest that does not exist. `problem.area` is the table. `problem.key` has the
+    row's repository, digest and manifest."""
     db.execute(f"DELETE FROM {problem.area} WHERE repository = ? AND digest = ? AND manifest = ?", problem.key)
     _queue_if_unused(db, int(problem.key[0]), [str(problem.key[1])], now)
     return "removed the reference"
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """For each of the blobs `digests`: if no manifest of the repository refers to the blob any more, puts the
-    repository's link to it into the collect queue."""
+    """Puts the repository's links to the blobs `digests` into the collect queue. Leaves out a link if a manifest of
+    the repository still refers to the blob."""
     for digest in digests:
-        if db.execute(_UNQUEUED_LINK, (repository, digest)).get is not None:
+        if db.execute(_UNUSED_UNQUEUED_LINK, (repository, digest)).get is not None:
             blob_changes.queue_for_collection(db, repository, Digest(digest), now)
 
 
@@ -113,12 +116,12 @@ def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | Non
     manifest, digest, media_type, size, repo = row
     db.execute("UPDATE tag SET manifest = ? WHERE repository = ? AND name = ?", (manifest, *problem.key))
     tag, reason = str(problem.key[1]), "a repair: what the tag pointed at did not exist"
-    moved = NewEvent(EventAction.MOVE, repo, now, UPKEEP_ACTOR, tag, digest, None, media_type, size, reason)
-    event_tables.add(db, moved)
+    event = NewEvent(EventAction.MOVE, repo, now, UPKEEP_ACTOR, tag, digest, None, media_type, size, reason)
+    event_tables.add(db, event)
     return f"pointed the tag at {digest}, the newest manifest of its history that still exists"
 
 
-def _count_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:
+def _recount_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:
     db.execute(
         "UPDATE repository SET manifests = (SELECT count(*) FROM manifest m WHERE m.repository = ?1) WHERE id = ?1",
         problem.key,
@@ -127,7 +130,7 @@ def _count_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
-    stored = _stored(db, problem)
+    stored = _stored_manifest(db, problem)
     db.execute("UPDATE manifest SET size = ? WHERE id = ?", (len(stored.body), stored.id))
     if (manifest := stored.manifest) is not None:
         annotations = json_of_annotations(manifest.annotations) if manifest.annotations else None
@@ -139,7 +142,7 @@ def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> str:
-    stored, table = _stored(db, problem), str(problem.key[1])
+    stored, table = _stored_manifest(db, problem), str(problem.key[1])
     manifest = stored.manifest
     assert manifest is not None  # the check reports this problem only for a manifest that can be parsed
     expected_digests = manifest_checks.expected_references(manifest)[table]
@@ -158,7 +161,7 @@ def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> st
 
 def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     """Restores the repository's link to the blob, if the blob still exists."""
-    stored, digest = _stored(db, problem), Digest(str(problem.key[1]))
+    stored, digest = _stored_manifest(db, problem), Digest(str(problem.key[1]))
     blob = db.execute("SELECT id FROM blob WHERE digest = ?", (digest,)).get
     if blob is None:
         return None
@@ -166,15 +169,15 @@ def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | No
     return "linked the blob, which the store still has, to the repository again"
 
 
-def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredManifest:
+def _stored_manifest(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredManifest:
     stored = manifest_checks.read(db, int(problem.key[0]))
     assert stored is not None  # the caller has just confirmed the problem
     return stored
 
 
 def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool:
-    """Corrects the stored size of a blob whose bytes are at `place`, and the counts of disk usage. Returns False if
-    `place` is not the blob's place any more."""
+    """Sets the stored size of a blob in bytes, and corrects the counts of disk usage. Returns False, and changes
+    nothing, if `place` is not the blob's place any more."""
     row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
         blob, old_size = row
@@ -189,13 +192,13 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.LINK_WITHOUT_BLOB: _drop_link_without_blob,
     ProblemCode.LINK_WITHOUT_REPOSITORY: _drop_link_without_repository,
     ProblemCode.LINK_NOT_QUEUED: _queue_link,
-    ProblemCode.MANIFEST_DIGEST: _mark_manifest,
+    ProblemCode.MANIFEST_DIGEST: _mark_manifest_damaged,
     ProblemCode.MANIFEST_FIELDS: _correct_fields,
     ProblemCode.MANIFEST_REFERENCES: _correct_references,
     ProblemCode.MANIFEST_BLOB_MISSING: _restore_link,
     ProblemCode.REFERENCE_WITHOUT_MANIFEST: _drop_reference,
     ProblemCode.TAG_WITHOUT_MANIFEST: _restore_tag,
-    ProblemCode.REPOSITORY_COUNT: _count_manifests,
+    ProblemCode.REPOSITORY_COUNT: _recount_manifests,
 }
 """The repairs by kind of problem. Problems of other kinds go to `usage_checks.repair`, which corrects the counts of
 used space."""

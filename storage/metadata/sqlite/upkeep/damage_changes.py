@@ -1,13 +1,16 @@
 """Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes no longer have
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
-Each function runs inside a transaction on the given connection; the caller commits it. The `place` of a blob is the key
-of its bytes in the blob store. A damaged blob has an empty `place` in its row, and a row in the table `damaged_blob`.
-There, the column `former` has the place that the blob had before. The column `place` of that table means something
-else: the key under which the blob store keeps the damaged bytes aside (`quarantine_place` in this module).
+Each function runs inside a transaction on the given connection; the caller commits it. `now` is the time in seconds
+since 1970. The *damage record* of a blob or manifest is its row in the table `damaged_blob` or `damaged_manifest`.
 
-A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its former body and
-size. `now` is the time in seconds since 1970.
+The *place* of a blob is the key of its bytes in the blob store (column `place` of the table `blob`). A damaged blob has
+an empty place. In its damage record, two columns contain places:
+
+- `former`: the place that the blob had before.
+- `place`: the key under which the blob store keeps the damaged bytes aside (`quarantine_place` in this module).
+
+A damaged manifest has an empty `body` and the `size` 0. Its damage record keeps the former body and size.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
 def mark_blob(
     db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
 ) -> bool:
-    """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
-    `quarantine_place`: the key under which the blob store keeps the damaged bytes aside; empty if there are none.
-    Returns whether the blob was marked."""
+    """Marks the blob as damaged, and empties its place. Returns False, and changes nothing, if the blob's place is not
+    `former_place`, or if `former_place` is empty. `quarantine_place`: the key under which the blob store keeps the
+    damaged bytes aside; empty if it keeps none."""
     db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former_place))
     if not former_place or db.changes() == 0:
         return False
@@ -50,14 +53,14 @@ def mark_blob(
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Records damage of a blob whose row already has no place. The place of the blob's bytes is then unknown."""
+    """Adds the damage record of a blob whose row has lost its place, so that its bytes cannot be found."""
     _record_damage(db, digest, "", reason, "", now)
 
 
 def _record_damage(
     db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
 ) -> None:
-    """Stores the record of damage of a blob whose row has no place, writes lines in the audit log, and adds events."""
+    """Stores the damage record of a blob, writes lines in the audit log, and adds events."""
     db.execute(
         "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
@@ -66,20 +69,20 @@ def _record_damage(
     )
     for repo in holders(db, digest, MAX_AUDIT_LINES):
         record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
-        _add_event(db, repo, digest, BLOB_TYPE, reason, now)
+        _add_damage_event(db, repo, digest, BLOB_TYPE, reason, now)
 
 
-def _add_event(
+def _add_damage_event(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, media_type: str, reason: str, now: float
 ) -> None:
-    """Adds the event of a damaged blob or manifest."""
+    """Adds the event which says that a blob or manifest is damaged."""
     action = EventAction.QUARANTINE
     event_tables.add(db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason))
 
 
 def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
-    """Marks a damaged blob as healed, with its right bytes at `place`. Returns False if it is not damaged. Also sets
-    the time when the blob was created to `now`, as `note_stored_blob` does."""
+    """Marks a damaged blob as healed, with its right bytes at `place`. Also sets the blob's column `created` to `now`
+    (`note_stored_blob` says why). Returns False, and changes nothing, if the blob is not damaged."""
     db.execute("UPDATE blob SET place = ?, created = ? WHERE digest = ? AND place = ''", (place, now, digest))
     if db.changes() == 0:
         return False
@@ -90,10 +93,12 @@ def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float
 
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
-    """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. If so, also sets the time when the blob was created to `now`, because the file of the blob in a backup may
-    be a hard link to the damaged bytes. The next backup checks the files of blobs that were created since the last
-    one."""
+    """Deletes the damage record of a blob whose right bytes were just stored for `repo`. Returns False, and changes
+    nothing, if there was no record.
+
+    Also sets the blob's column `created` to `now`, so that the next backup checks its own file of the blob. That file
+    may be a hard link to the damaged bytes. A backup checks its files of the blobs that were created since the last
+    backup."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
@@ -103,13 +108,13 @@ def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, 
 
 
 def forget_blob(db: apsw.Connection, digest: Digest) -> None:
-    """Deletes the record of damage of a blob that is deleted."""
+    """Deletes the damage record of a blob that is deleted."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
 
 
 def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
     """Hashes the manifest's body, and marks the manifest as damaged if the body has another digest. Returns None if the
-    body has the right digest, or if the manifest was deleted or marked before."""
+    body has the right digest, if the manifest is already marked, or if it does not exist any more."""
     row: Any = db.execute(
         "SELECT m.repository, r.name, m.digest, m.media_type, m.size, m.body "
         "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
@@ -130,13 +135,13 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
         (repository, digest, now, reason, size, body),
     )
     record_content(db, UPKEEP_ACTOR, now, "manifest.damaged", repo, expected_digest, {"reason": reason})
-    _add_event(db, repo, expected_digest, media_type, reason, now)
+    _add_damage_event(db, repo, expected_digest, media_type, reason, now)
     return DamagedManifest(repo, expected_digest, now, reason)
 
 
 def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:
-    """Stores the body of a damaged manifest again. Does not store the references of the manifest: these are still
-    stored, and a manifest with the same digest has the same references."""
+    """Stores the body of a damaged manifest again. Does not store the references of the manifest, because they stay
+    stored when a manifest is marked as damaged."""
     db.execute(
         "UPDATE manifest SET media_type = ?, size = ?, subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT), "
         "body = ? WHERE id = ?",
@@ -154,8 +159,8 @@ def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manife
 
 
 def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
-    """Hashes again the bodies of at most `limit` damaged manifests, oldest damage first, and puts back those that have
-    the right digest after all: because of faulty memory, a right body can get a wrong hash. Returns the number of
+    """Hashes the former bodies of at most `limit` damaged manifests again, oldest damage first. Faulty memory can make
+    the hash of a right body wrong. If a body has the right digest now, restores the manifest. Returns the number of
     restored manifests."""
     rows: list[Any] = db.execute(
         "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
@@ -173,12 +178,12 @@ def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
 
 
 def _note_healed_manifest(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
-    """Deletes the record of damage of a manifest, and writes a line in the audit log."""
+    """Deletes the damage record of a manifest, and writes a line in the audit log."""
     forget_manifest(db, repository, digest)
     name: Any = db.execute("SELECT name FROM repository WHERE id = ?", (repository,)).get
     record_content(db, UPKEEP_ACTOR, now, "manifest.healed", RepositoryName(name), digest)
 
 
 def forget_manifest(db: apsw.Connection, repository: int, digest: Digest) -> None:
-    """Deletes the record of damage of a manifest."""
+    """Deletes the damage record of a manifest."""
     db.execute("DELETE FROM damaged_manifest WHERE repository = ? AND digest = ?", (repository, digest))

@@ -1,9 +1,8 @@
 """Deleted manifests that can still be put back (table `deleted_manifest`).
 
-A `DeletedManifestContent` has the body of such a manifest. A `DeletedManifest` is an entry in a list of such manifests,
-without the body. Functions that change something run inside a transaction that the caller commits. `repository` is the
-row id of a repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only
-manifests that were deleted at this time or earlier.
+A `DeletedManifestContent` has the body of a deleted manifest. A `DeletedManifest` describes a deleted manifest without
+its body. Functions that change the table run inside a transaction that the caller commits. `repository` is the row id
+of a repository. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from storage.names import Digest
 MAX_DROPPED: Final = 500
 """Largest number of rows that `drop_of_repository` deletes."""
 MAX_DROPPED_BYTES: Final = 1024 * 1024
-"""Largest total size, in bytes, of the manifests that one transaction deletes, unless it deletes only one. The size is
-limited so that other changes do not wait for long."""
+"""Largest total size, in bytes, of the rows that one transaction deletes, so that other changes do not wait for long.
+A single larger manifest is deleted in a transaction of its own."""
 _OLDEST: Final = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
@@ -55,7 +54,7 @@ def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
 
 
 def find(db: apsw.Connection, repository: int, digest: Digest) -> DeletedManifestContent | None:
-    """Returns a deleted manifest; None if it is not kept."""
+    """Returns a deleted manifest; None if the table does not have it."""
     row: Any = db.execute(
         "SELECT body, media_type, pushed FROM deleted_manifest WHERE repository = ? AND digest = ?",
         (repository, digest),
@@ -77,28 +76,28 @@ def oldest(
     db: apsw.Connection, before: float, limit: int, after: DeletedManifest | None = None
 ) -> list[DeletedManifest]:
     """Returns at most `limit` manifests that were deleted at `before` or earlier, in the order of their deletion.
-    `after`: only manifests that follow this one in that order; None: from the first one on."""
+    `after`: the manifest after which the result begins; None: the result begins with the first manifest."""
     position = (after.deleted, after.repository_id, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 
 
 def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
-    """Removes at most `limit` of the manifests that were deleted at `before` or earlier, the oldest first, and returns
-    the removed ones. Removes fewer manifests if they are large, but at least one."""
+    """Removes the manifests that were deleted at `before` or earlier, earliest deletion first, within the limits
+    `limit` (number of manifests) and `MAX_DROPPED_BYTES`. Returns the removed manifests."""
     return _drop(db, oldest(db, before, limit))
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
     """Removes the manifests of one repository that were deleted at `before` or earlier, within the limits `MAX_DROPPED`
-    and `MAX_DROPPED_BYTES`. Returns whether none of these manifests is left."""
+    and `MAX_DROPPED_BYTES`. Returns False if some of these manifests may be left."""
     expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
-    # None is left if all found manifests were removed, and if they were fewer than the limit.
+    # If `expired` has `MAX_DROPPED` manifests, there may be more.
     return len(_drop(db, expired)) == len(expired) < MAX_DROPPED
 
 
 def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[DeletedManifest]:
-    """Removes manifests, in order, as long as they have at most `MAX_DROPPED_BYTES` together, but at least one. Returns
-    the removed manifests."""
+    """Removes manifests in order. Stops before their total size exceeds `MAX_DROPPED_BYTES`, but always removes the
+    first one. Returns the removed manifests."""
     dropped: list[DeletedManifest] = []
     size = 0
     for manifest in manifests:

@@ -1,10 +1,10 @@
-"""Adds events to the metadata database, and makes objects of their rows. An event is added in the same transaction as
-the change that it describes.
+"""Adds events to the metadata database, and turns rows into events and deliveries. An event is added in the same
+transaction as the change that it describes.
 
 Each function with a connection runs inside a transaction; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. A *delivery* is a row that says: this webhook has yet to get this event. If no reader wants an event, the
-function adds nothing. It then reads only the table of readers, which is short.
+keeps. A *delivery* is a row which says that a webhook has yet to get an event. A function that adds an event adds
+nothing if no reader wants the event.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import LIST_READER, Delivery, Event, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
-_INSERT: Final = """
+_INSERT_EVENT: Final = """
 INSERT INTO event (uuid, at, action, repository, tag, digest, previous, media_type, size, actor, address, request_id,
                    user_agent, reason, kept)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
@@ -35,7 +35,7 @@ EVENT_COLUMNS: Final = (
 moved."""
 DELIVERY_COLUMNS: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {EVENT_COLUMNS}"
 """The columns of the table `event_delivery`, which the query calls `d`, and of the event that has to be sent.
-`next_at`: when the server tries next. `dead`: when the server gave up the delivery; NULL: it still tries."""
+`next_at`: when the server tries next. `dead`: when the server gave up the delivery; NULL if it has not given up."""
 
 
 class _Filter(NamedTuple):
@@ -52,7 +52,7 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
         return
     by = event.by
     number: Any = db.execute(
-        _INSERT,
+        _INSERT_EVENT,
         (
             *(str(uuid.uuid4()), event.at, event.action, event.repository, event.tag, event.digest, event.previous),
             *(event.media_type, event.size, by.name, by.address, by.request_id, by.user_agent, event.reason),
@@ -68,9 +68,11 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader wants events with this action in the repository. If none does, the caller need not look
-    up the rest of the event. Do not call it for pushes: a reader that wants only `EventAction.MOVE` also gets each
-    push that points a tag at another manifest, and this function would ignore such a reader."""
+    """Returns whether a reader wants events with this action in the repository. A caller that gets False need not look
+    up the other fields of the event.
+
+    Do not call this function for pushes. A push that points a tag at another manifest also goes to the readers that
+    want only `EventAction.MOVE`, and this function does not check for them."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
         for _, reader_filter in _readers(db)
@@ -120,7 +122,7 @@ def add_deleted_tags(
     """Adds the events of tags that are deleted because their manifest is about to be deleted."""
     if not is_wanted(db, action, repo):
         return
-    digest, media_type, size = _described_manifest(db, manifest_id)
+    digest, media_type, size = _digest_type_and_size(db, manifest_id)
     for tag in tags:
         add(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
 
@@ -131,11 +133,11 @@ def add_deleted_manifest(
     """Adds the event of a manifest that is about to be deleted. The caller has added the events of its tags
     (`add_deleted_tags`)."""
     if is_wanted(db, action, repo):
-        digest, media_type, size = _described_manifest(db, manifest_id)
+        digest, media_type, size = _digest_type_and_size(db, manifest_id)
         add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
 
 
-def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str, int]:
+def _digest_type_and_size(db: apsw.Connection, manifest_id: int) -> tuple[str, str, int]:
     """Returns the digest, media type and size of a manifest."""
     row: Any = db.execute("SELECT digest, media_type, size FROM manifest WHERE id = ?", (manifest_id,)).get
     digest, media_type, size = row
@@ -143,13 +145,15 @@ def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
-    """Replaces the readers. Returns the names of the readers that are removed.
+    """Replaces the readers. Returns the names of the readers that it removes.
 
-    The deliveries of a removed webhook stay in the database. They are its *leftovers*
-    (`storage.metadata.sqlite.upkeep.removed_webhooks`). A new webhook may have the name of a removed one that still has
-    leftovers. This function then changes nothing and returns None; the caller deletes the leftovers and calls it again.
-    If the list of events becomes a reader and was none so far, it has missed the events so far. It is then complete
-    only from the next event on (column `kept_from`)."""
+    The deliveries of a removed webhook stay in the database as its *leftovers*
+    (`storage.metadata.sqlite.upkeep.removed_webhooks`). If a new webhook has the name of a removed webhook that still
+    has leftovers, this function changes nothing and returns None. The caller then deletes the leftovers and calls this
+    function again.
+
+    The list of events misses the events that were added while it was not a reader. When it becomes a reader, it is
+    complete only from the next event on (column `kept_from`)."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):

@@ -1,10 +1,11 @@
 """Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
 
-The caller runs both in the thread for long lookups. Every mirrored manifest has a *rank*, a time that determines the
-order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. When the
-eviction comes to an image whose last pull is later than its rank, it does not evict the image. Instead, it stores the
-time of the pull as the new rank. The plan does the same, but keeps the new rank in memory. Times are in seconds since
-1970.
+The caller runs both functions in the thread for long lookups. Times are in seconds since 1970.
+
+Every mirrored manifest has a *rank*, a time that determines the order of eviction
+(`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. If an eviction comes to an
+image whose last pull is later than its rank, the eviction stores the time of the pull as the new rank, and continues
+with the next image. `plan` uses the same order, but keeps the new ranks in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storage.cached_images import CacheSummary, EvictedImage, EvictionRules
 from storage.metadata.sqlite.upkeep.cached_image_tables import Image, find_image, reason_to_keep
 from storage.names import Tag
 
-_RANKED = """
+_NEXT_BY_RANK = """
 SELECT rank, manifest FROM cached_manifest
  WHERE upstream = ?1 AND (rank, manifest) > (?2, ?3) ORDER BY rank, manifest LIMIT 200"""
 _REFERENCES = """
@@ -29,9 +30,9 @@ SELECT g.repository, b.id, b.digest, b.size FROM json_each(?1) i CROSS JOIN mani
   CROSS JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository
   CROSS JOIN usage_member m ON m.repository = g.repository
   CROSS JOIN usage_scope s ON s.id = m.scope WHERE s.name = ?2"""
-"""The references of the manifests ?1 (JSON) to blobs, as far as the manifest's repository has the blob and belongs to
-the usage scope ?2. A *usage scope* is a set of repositories whose disk usage is counted. With CROSS JOIN, SQLite begins
-with the manifests and does not read all repositories of the scope."""
+"""The references of the manifests ?1 (JSON) to blobs. Leaves out a reference if the manifest's repository does not have
+the blob, or does not belong to the usage scope ?2. A *usage scope* is a set of repositories whose disk usage is
+counted. With CROSS JOIN, SQLite begins with the manifests and does not read all repositories of the scope."""
 _REFERENCE_COUNT = "SELECT count(*) FROM manifest_blob WHERE repository = ? AND digest = ?"
 _HOLDER_COUNT = """
 SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
@@ -48,7 +49,8 @@ SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c 
    AND (m.subject IS NULL
         OR NOT EXISTS (SELECT 1 FROM manifest s WHERE s.repository = m.repository AND s.digest = m.subject))"""
 """Returns the number of root manifests of the upstream ?1, and the earliest of the times at which they were last pulled
-or stored. A root manifest is one that no stored index lists and whose subject is not stored. Each image has one."""
+or stored. A *root manifest* is one that no stored index lists and whose subject is not stored. Each image has exactly
+one root manifest."""
 
 
 def plan(
@@ -59,19 +61,20 @@ def plan(
     usage_scope: str,
     now: float,
 ) -> list[EvictedImage]:
-    """Returns the images to evict at the time `now` so that the blobs of the usage scope named `usage_scope` have
-    `bytes_to_free` fewer bytes. `rules`: which images must stay."""
+    """Returns the images to evict at the time `now`, in order, until the evictions free `bytes_to_free` bytes of the
+    usage scope named `usage_scope`. If not enough bytes can be freed, returns all images that may be evicted. `rules`:
+    which images must stay."""
     planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
     references = _BlobReferences(db, usage_scope)
-    # A heap of the images that got a new rank: this rank, the row id of the root manifest, and the upstream.
+    # A heap of the images that got a new rank. An item is the new rank, the row id of the root manifest, and the
+    # upstream.
     postponed: list[tuple[float, int, str]] = []
     freed_bytes = 0
-    for rank, manifest, upstream in _in_order(db, upstreams, postponed):
+    for rank, manifest, upstream in _manifests_by_rank(db, upstreams, postponed):
         if freed_bytes >= bytes_to_free:
             break
-        # None: the manifest is not the root of an image, or is planned for deletion already. `image.removable`: the
-        # manifests that an eviction of the image deletes.
+        # The result is None if the manifest is not the root of an image, or if its deletion is already planned.
         image = find_image(db, manifest, planned_manifests)
         if image is not None and image.last_pulled > rank:
             heapq.heappush(postponed, (image.last_pulled, manifest, upstream))
@@ -79,16 +82,16 @@ def plan(
             planned_manifests.update(image.removable)
             size = references.remove(image.removable)
             freed_bytes += size
-            planned_images.append(_as_evicted(db, image, upstream, size))
+            planned_images.append(_evicted_image(db, image, upstream, size))
     return planned_images
 
 
-def _in_order(
+def _manifests_by_rank(
     db: apsw.Connection, upstreams: Sequence[str], postponed: list[tuple[float, int, str]]
 ) -> Iterator[tuple[float, int, str]]:
-    """Yields the rank, row id and upstream of each manifest, lowest rank first. The items of the heap `postponed`, to
-    which the caller adds items during the iteration, are yielded in the same order."""
-    stored = heapq.merge(*(_ranked(db, upstream) for upstream in upstreams))
+    """Yields the rank, row id and upstream of each stored manifest and each item of the heap `postponed`, lowest rank
+    first. The caller may add items to the heap during the iteration."""
+    stored = heapq.merge(*(_stored_manifests(db, upstream) for upstream in upstreams))
     next_stored = next(stored, None)
     while next_stored is not None or postponed:
         if postponed and (next_stored is None or postponed[0] < next_stored):
@@ -98,11 +101,12 @@ def _in_order(
             yield current
 
 
-def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, str]]:
-    """Yields the manifests of one upstream. Reads them in pages, so that no statement stays open."""
+def _stored_manifests(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, str]]:
+    """Yields the rank, row id and upstream of each manifest of one upstream, lowest rank first. Reads the manifests in
+    pages, so that no statement stays open."""
     rank, manifest = float("-inf"), 0
     while True:
-        rows: list[Any] = db.execute(_RANKED, (upstream, rank, manifest)).fetchall()
+        rows: list[Any] = db.execute(_NEXT_BY_RANK, (upstream, rank, manifest)).fetchall()
         if not rows:
             return
         for rank, manifest in rows:
@@ -110,16 +114,17 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
 
 
 class _BlobReferences:
-    """Counts the manifests that still refer to each blob of a usage scope, while more and more manifests are planned
-    for deletion. Reads the references to a blob only once, because ten thousand images can share a base layer."""
+    """Counts the references to each blob of a usage scope that are left while a plan removes manifests. Ten thousand
+    images can share a base layer, so the references to a blob are counted in the database only once."""
 
     def __init__(self, db: apsw.Connection, usage_scope: str) -> None:
         self._db = db
         self._usage_scope = usage_scope
         self._manifest_counts: dict[tuple[int, str], int] = {}
-        """How many manifests of a repository (row id) still refer to a blob (digest)."""
+        """How many manifests of a repository still refer to a blob. The key is the repository's row id and the blob's
+        digest."""
         self._holder_counts: dict[str, int] = {}
-        """In how many repositories of the scope manifests still refer to a blob (digest)."""
+        """How many repositories of the scope have manifests that still refer to a blob. The key is its digest."""
 
     def remove(self, manifests: Sequence[int]) -> int:
         """Subtracts the references of `manifests` from the counts. Returns the bytes of the blobs to which nothing in
@@ -143,14 +148,14 @@ class _BlobReferences:
         return freed_bytes
 
 
-def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:
+def _evicted_image(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:
     rows: list[Any] = db.execute("SELECT name FROM tag WHERE manifest = ? ORDER BY name", (image.root,)).fetchall()
     tags = tuple(Tag(name) for (name,) in rows)
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, size)
 
 
 def summary(db: apsw.Connection, upstream: str) -> CacheSummary:
-    """Returns the number of images of an upstream, and when the least recently pulled one was last pulled or stored.
-    Reads only the root manifests of the images."""
+    """Returns the number of images of an upstream, and the earliest of the times at which their root manifests were
+    last pulled or stored."""
     row: Any = db.execute(_ROOTS, (upstream,)).get
     return CacheSummary(*row)

@@ -1,9 +1,11 @@
-"""Checks of stored manifests. The checks find out whether the column `digest` contains the digest of the body, whether
-the other columns and tables agree with the body, and whether the repository has the content that a manifest refers to.
-A manifest that is known to be damaged has no body, and is not checked.
+"""Checks stored manifests (`check`). The checks find out:
 
-All functions run in a transaction, which the caller starts and ends. If this version cannot parse a manifest that an
-earlier version stored, it checks only the digest and the size.
+- whether the column `digest` contains the digest of the body
+- whether the other columns and tables agree with the body
+- whether the repository has the content to which the manifest refers
+
+If a manifest cannot be parsed, only its digest and size are checked. A manifest that is known to be damaged has no
+body, and these checks leave it out. All functions run in a transaction, which the caller starts and ends.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ MAX_PAGE_MANIFESTS: Final = 100
 """Largest number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
 """A page ends before the total size of its bodies exceeds this number of bytes. A page has at least one manifest."""
-_NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
+_NEXT_MANIFESTS = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
        EXISTS (SELECT 1 FROM upstream_check u WHERE u.repository = r.name)
@@ -43,9 +45,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if there is no
-    such repository. `is_mirrored`: whether the repository is mirrored, so that it may lack content. `is_damaged`:
-    whether the manifest is known to be damaged."""
+    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if no row has
+    the repository's id. `is_mirrored`: whether the repository is mirrored; it may then lack content.
+    `is_damaged`: whether the manifest is known to be damaged."""
 
     id: int
     repository: int
@@ -75,15 +77,16 @@ class StoredManifest:
 
     @property
     def manifest(self) -> Manifest | None:
-        """The parsed manifest; None if it cannot be parsed."""
+        """The parsed manifest; None if the body cannot be parsed."""
         manifest = Manifest(self.body, self.media_type, Digest(self.digest))
         return manifest if manifest.is_readable else None
 
 
 def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
-    """Checks a *page*: the next manifests after the row with the key `after` (None: from the first on). Returns their
-    number, their problems, and the key of the last one; None instead of the key if no manifest follows `after`."""
-    rows: list[Any] = db.execute(_NEXT, (after[0] if after else 0, MAX_PAGE_MANIFESTS)).fetchall()
+    """Checks the next *page*: the manifests that follow the row with the key `after`; None: the first manifests.
+    Returns the number of checked manifests, their problems, and the key of the last one. If no manifest follows
+    `after`, None takes the place of the key."""
+    rows: list[Any] = db.execute(_NEXT_MANIFESTS, (after[0] if after else 0, MAX_PAGE_MANIFESTS)).fetchall()
     problems: list[Problem] = []
     size = checked = 0
     for manifest_id, length in rows:
@@ -107,9 +110,8 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest. An entry of an
-    index may be a blob if it does not have the media type of a manifest or index (`blob_children`). Both tables have
-    such an entry."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. Both tables have
+    the entries of an index that may be blobs (`Manifest.blob_children`)."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},

@@ -19,10 +19,11 @@ from storage.future_times import is_future
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
-"""Largest number of events that one transaction removes from the list of events. Also the largest number of events
-outside of the list that it deletes."""
+"""Largest number of events that one transaction removes from the list of events. The same transaction deletes at most
+as many events that are not in the list."""
 MAX_DROPPED: Final = 2000
-"""Largest number of deliveries of a webhook that one transaction deletes."""
+"""Largest number of pending deliveries of one webhook that one transaction deletes, and largest number of its dead
+letters (deliveries that were given up)."""
 _HAS_DELIVERIES: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
 _IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
 """The newest event is never deleted, because SQLite would give its number to the next event."""
@@ -41,11 +42,12 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. Each event is given by its number. `listed_events`: events that
-    must be removed from the list, because they are too old or the list is too long. `unneeded_events`: events that are
-    not in the list and have no deliveries left. `deliveries`: the deliveries to delete, each as the name of the webhook
-    and the number of the event. `dropped`: for each webhook, how many of these deliveries are pending, and how many are
-    dead letters (deliveries that were given up). `bool(excess)` is False if nothing exceeds the limits."""
+    """The events and deliveries that exceed the limits. `bool(excess)` is False if nothing exceeds the limits.
+
+    - `listed_events`: numbers of the events to remove from the list, because they are too old or the list is too long.
+    - `unneeded_events`: numbers of the events that are not in the list and have no deliveries left.
+    - `deliveries`: the deliveries to delete, each as the name of the webhook and the number of the event.
+    - `dropped`: for each webhook, how many pending deliveries and how many dead letters are in `deliveries`."""
 
     listed_events: Sequence[int]
     unneeded_events: Sequence[int]
@@ -54,7 +56,7 @@ class Excess:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this object contains all events and deliveries that exceed the limits."""
+        """Whether this object has all events and deliveries that exceed the limits. If False, there may be more."""
         most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
         return (
             max(len(self.listed_events), len(self.unneeded_events)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
@@ -65,8 +67,8 @@ class Excess:
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
-    """Returns the events and deliveries that exceed the limits, oldest first. If very many do, returns only a part of
-    them (`Excess.is_complete`)."""
+    """Returns the events and deliveries that exceed the limits, oldest first. Returns only the oldest ones if there are
+    more than one transaction may delete (`Excess.is_complete`)."""
     deliveries: list[tuple[str, int]] = []
     dropped: list[DroppedDeliveries] = []
     counts: list[Any] = db.execute(_COUNTS).fetchall()
@@ -81,11 +83,11 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events in the list that are too old, or that are beyond the largest length of the
-    list. An event with a time in the future was stored while the machine's clock was ahead, so its age is not known.
-    Such an event counts as too old if an event with a higher number is too old."""
+    """Returns the numbers of the events to remove from the list, because they are too old or the list is too long. An
+    event with a time in the future was stored while the machine's clock was ahead, so its age is not known. Such an
+    event is removed if an event with a higher number is too old."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
-    # The number of the newest event beyond the list's limit
+    # The highest number of an event that the list has no room for.
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
     count = 0
     for index, (number, event_time) in enumerate(rows):
@@ -97,8 +99,8 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
 
 
 def _oldest_deliveries(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
-    """Returns the `count` oldest pending deliveries of a webhook, or, if `is_pending` is false, its oldest dead
-    letters. Returns at most `MAX_DROPPED` of them."""
+    """Returns the oldest pending deliveries of a webhook if `is_pending`, otherwise its oldest dead letters. Returns
+    `count` of them, or `MAX_DROPPED` if `count` is larger."""
     if count <= 0:
         return []
     rows: list[Any] = db.execute(_OLDEST_DELIVERIES, (webhook, is_pending, min(count, MAX_DROPPED))).fetchall()
@@ -110,7 +112,8 @@ def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
     event_numbers = [(number,) for number in (*excess.listed_events, *excess.unneeded_events)]
     db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}", event_numbers)
-    if excess.listed_events:  # events that have deliveries, and the newest event, are only removed from the list
+    # The newest event, and events that have deliveries, are still stored. They are removed only from the list.
+    if excess.listed_events:
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.listed_events])
         db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.listed_events[-1] + 1,))
 

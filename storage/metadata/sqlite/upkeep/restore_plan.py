@@ -1,8 +1,8 @@
-"""Finds the deleted manifests to put back when a tag shall point at a manifest (`find_plan`).
+"""Finds the deleted manifests to put back before a tag is set to a manifest (`find_plan`).
 
-A deleted manifest is kept for the grace period of garbage collection. During that time it can be *put back*: it then is
-a manifest of its repository again. A *referrer* of a manifest is a manifest whose `subject` field has the digest of
-that manifest.
+A deleted manifest is kept for the grace period of garbage collection. Until the period ends, the manifest can be *put
+back*, which makes it a manifest of its repository again. If the `subject` field of a manifest has the digest of another
+manifest, the first manifest is a *referrer* of the other manifest.
 """
 
 from __future__ import annotations
@@ -37,16 +37,13 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """The deleted manifests to put back when a tag shall point at `target`.
+    """The deleted manifests to put back before a tag is set to `target`. The plan has each manifest only once.
 
-    - `required`: `target` itself, if it is deleted, and the deleted manifests that it lists, directly or through other
-      indexes. Each manifest comes after the manifests that it lists. The tag needs all of them.
+    - `required`: the manifests that the tag needs: `target`, if it is deleted, and the deleted manifests that `target`
+      lists, directly or through other indexes. Each manifest comes after the manifests that it lists.
     - `referrers`: one group of manifests for each deleted referrer of a manifest in `required` or in an earlier group.
-      The group consists of the deleted manifests that the referrer lists, and then the referrer itself. The tag does
-      not need them.
-
-    A group leaves out manifests that come earlier in the plan, so that the plan has each manifest only once. So a group
-    is empty if its referrer comes earlier itself, for example because an index in `required` lists the referrer.
+      A group consists of the deleted manifests that the referrer lists, and then the referrer itself. It leaves out
+      manifests that come earlier in the plan, so it may be empty. The tag does not need the groups.
     """
 
     target: Manifest
@@ -55,15 +52,15 @@ class RestorePlan:
 
 
 def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
-    """Returns the plan for a tag that shall point at the manifest `digest`. The content may change before the plan is
-    carried out, so the transaction that puts the manifests back checks everything again. Raises NameUnknown,
-    ManifestUnknown (the manifest does not exist any more, or is damaged), ManifestTooLarge (the manifest lists too many
-    manifests)."""
+    """Returns the plan for a tag that will point at the manifest `digest`. The content may change before the manifests
+    are put back, so the transaction that puts them back checks everything again. Raises NameUnknown, ManifestUnknown
+    (the manifest does not exist any more, or is damaged), ManifestTooLarge (the search exceeds `MAX_MANIFESTS` or
+    `MAX_INDEX_BYTES`)."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
-    required = walk.deleted_below(digest)
+    required = walk.find_deleted(digest)
     deleted_manifest = deleted_manifests.find(db, repository, digest)
-    target = deleted_manifest.manifest if deleted_manifest else _stored(db, repository, digest)
+    target = deleted_manifest.manifest if deleted_manifest else _stored_manifest(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
     if not target.body:
@@ -72,7 +69,7 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     subjects = [manifest.digest for manifest in required]
     while subjects:
         for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
-            group = walk.deleted_below(referrer)
+            group = walk.find_deleted(referrer)
             plan.referrers.append(group)
             subjects += [manifest.digest for manifest in group]
     return plan
@@ -89,10 +86,10 @@ class _Walk:
         self._visited: set[Digest] = set()
         self._index_bytes = 0
 
-    def deleted_below(self, top: Digest) -> list[PlannedManifest]:
-        """Returns the deleted manifests among `top` and the manifests that it lists, directly or through other indexes.
-        In the result, each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call
-        has visited. Raises ManifestTooLarge."""
+    def find_deleted(self, top: Digest) -> list[PlannedManifest]:
+        """Visits `top` and the manifests that it lists, directly or through other indexes. Returns those that are
+        deleted. Each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call has
+        visited. Raises ManifestTooLarge."""
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
@@ -104,7 +101,7 @@ class _Walk:
                 continue
             self._visited.add(digest_or_manifest)
             self._check_limits(top)
-            row: Any = self._db.execute(_SIZE, (self._repository, digest_or_manifest)).get
+            row: Any = self._db.execute(_TYPE_AND_SIZE, (self._repository, digest_or_manifest)).get
             if row is None:
                 continue
             media_type, size, is_deleted = row
@@ -119,27 +116,28 @@ class _Walk:
     def _listed_in(self, digest: Digest) -> list[Digest]:
         """Returns the digests that an index lists; an empty list if the index cannot be parsed."""
         deleted_manifest = deleted_manifests.find(self._db, self._repository, digest)
-        index = deleted_manifest.manifest if deleted_manifest else _stored(self._db, self._repository, digest)
+        index = deleted_manifest.manifest if deleted_manifest else _stored_manifest(self._db, self._repository, digest)
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:
-        """Raises ManifestTooLarge if this object has visited too many manifests, or has read too many bytes."""
+        """Raises ManifestTooLarge if this object has visited too many manifests, or too many bytes of indexes."""
         is_within = len(self._visited) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
-        if not is_within and len(self._visited) > 1:  # a single index can be put back, whatever its size
+        if not is_within and len(self._visited) > 1:  # the size of a single index is not limited
             raise ManifestTooLarge(
                 f"{self._repo}@{top} lists more manifests than can be put back at once; push the image again"
             )
 
 
-_SIZE: Final = """
+_TYPE_AND_SIZE: Final = """
 SELECT media_type, size, 0 FROM manifest WHERE repository = ?1 AND digest = ?2
  UNION ALL
 SELECT media_type, octet_length(body), 1 FROM deleted_manifest WHERE repository = ?1 AND digest = ?2"""
 """Finds the media type and size of a manifest, and whether it is deleted."""
 
 
-def _stored(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
-    """Returns a manifest that the repository has; None if it does not have it. A damaged manifest has an empty body."""
+def _stored_manifest(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
+    """Returns a manifest of the repository; None if the repository does not have it. A damaged manifest has an empty
+    body."""
     row: Any = db.execute(
         "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
     ).get

@@ -24,18 +24,18 @@ from storage.names import Digest
 MAX_DATABASE_ERRORS: Final = 100
 """Largest number of errors that SQLite reports in one check."""
 _TREE: Final = re.compile(r"Tree (\d+)\b")
-"""Matches the part of a damage message of SQLite that names a table or index by the number of its first page. Other
-messages name the table itself."""
-_TABLE_AREAS: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
+"""Matches, in SQLite's message about damage, the number of the first page of the damaged table or index. Other messages
+contain the name of the table."""
+_CHECKS_BY_AREA: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
 
 class SqliteConsistency:
-    """Implements `storage.consistency.Consistency`, which describes the methods. Reads in a thread of its own, because
-    a check of a large database takes minutes. Repairs may use the whole disk reserve (`ReserveUse.ALL`), so that they
-    are possible on a full disk."""
+    """Implements `storage.consistency.Consistency`, which describes the methods. Reads run in a separate thread,
+    because a check of a large database takes minutes. Repairs may use the whole disk reserve (`ReserveUse.ALL`), so
+    that they are possible on a full disk."""
 
-    areas: Sequence[str] = (manifest_checks.AREA, *_TABLE_AREAS)
+    areas: Sequence[str] = (manifest_checks.AREA, *_CHECKS_BY_AREA)
     """The names of the checks: one for manifests, and one for each item of `TABLE_CHECKS` and `USAGE_CHECKS`."""
 
     def __init__(
@@ -50,7 +50,7 @@ class SqliteConsistency:
         self._clock = clock
 
     async def count_rows(self) -> int:
-        tables = ["manifest", *(check.table for check in _TABLE_AREAS.values())]
+        tables = ["manifest", *(check.table for check in _CHECKS_BY_AREA.values())]
         counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         return await self._scan(lambda db: _number(db.execute(f"SELECT {counts}").get))
 
@@ -58,7 +58,7 @@ class SqliteConsistency:
         return await self._scan(_check_database)
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:
-        check = _TABLE_AREAS[area].check if area in _TABLE_AREAS else manifest_checks.check
+        check = _CHECKS_BY_AREA[area].check if area in _CHECKS_BY_AREA else manifest_checks.check
         return await self._scan(lambda db: check(db, after))
 
     async def confirm(self, problem: Problem) -> Problem | None:
@@ -74,8 +74,8 @@ class SqliteConsistency:
             if current is None:
                 return "the problem had gone before the repair"
             repair_text = None
-            # `with db` makes a savepoint. If a rule of the database, such as a quota, does not allow the repair, the
-            # transaction is rolled back to it.
+            # `with db` makes a savepoint. If a constraint of the database or a quota does not allow the repair, the
+            # transaction is rolled back to the savepoint, and the result is None.
             with suppress(apsw.ConstraintError, QuotaExceeded), db:
                 repair_text = consistency_repairs.repair(db, current, now)
             return repair_text
@@ -103,7 +103,8 @@ class SqliteConsistency:
         )
 
     async def _rebuild_search_index(self) -> str | None:
-        """Replaces the search index by an empty one, which the server then fills. Returns None if this fails."""
+        """Replaces the search index by an empty one, which the server then fills. Returns a text for people that says
+        so; None if SQLite cannot replace the index."""
         try:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
@@ -145,17 +146,17 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
-    # Each connection keeps the list of the parts of the full-text index. If another connection has merged parts, the
-    # kept list is outdated, and the check would report the merged parts as missing. This call makes the connection read
-    # the list again.
+    # Each connection remembers which segments (parts) a full-text index has. If another connection has merged segments,
+    # the check would report the merged segments as missing. This call makes the connection read the list of segments
+    # again.
     index_tables.reload_segment_lists(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             # A line such as "*** in database main ***" is a heading.
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # Two kinds of damage end the check with such an error. If a page is damaged, `texts` already has a message
-        # about the page. If SQLite cannot open a full-text index, the error itself names fts5.
+        # Two kinds of damage end the check with an error. If a page is damaged, `texts` already has a message about the
+        # page. If SQLite cannot open a full-text index, the text of the error contains "fts5".
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]
@@ -177,6 +178,6 @@ def _number(value: Any) -> int:
 
 def _recheck(db: apsw.Connection, problem: Problem) -> Problem | None:
     """Checks the rows of the problem again. Returns the problem as it is now; None if it does not exist any more."""
-    if problem.area in _TABLE_AREAS:
-        return _TABLE_AREAS[problem.area].recheck(db, problem.key, problem.code)
+    if problem.area in _CHECKS_BY_AREA:
+        return _CHECKS_BY_AREA[problem.area].recheck(db, problem.key, problem.code)
     return manifest_checks.recheck(db, problem)

@@ -1,11 +1,11 @@
 """Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
 
-- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content. It checks the
-  blobs with row ids up to `until_blob`, in the order of the ids, and has checked those up to `after_blob`. The columns
-  `until_manifest` and `after_manifest` are the same for manifests.
+- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content. A round checks
+  the blobs in the order of their row ids, up to the id `until_blob`. It has already checked the blobs up to the id
+  `after_blob`. For manifests, the columns are `until_manifest` and `after_manifest`.
 - The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place` in the table
-  `blob`. In the table `damaged_blob`, `former` is the place that it had before, and `place` is the key under which the
-  blob store keeps the damaged bytes aside.
+  `blob`. In the table `damaged_blob`, `former` is the place that the blob had before. There, `place` is the key under
+  which the blob store keeps the damaged bytes aside.
 - A damaged manifest has the size 0 and an empty body. The record of the damage keeps the body.
 - Damaged content is *healed* when its right bytes are stored again.
 """
@@ -37,18 +37,19 @@ BYTES_PER_CHECK: Final = 4 * 1024 * 1024
 """A call of `check_manifests` ends when the hashed bodies together have at least this number of bytes."""
 MANIFESTS_PER_RESTORE: Final = 8
 """Number of damaged manifests that one transaction hashes again."""
-_ROUND: Final = (
+_ROUND_COLUMNS: Final = (
     "id, started, updated, ended, until_blob, until_manifest, total_bytes, after_blob, after_manifest, blobs, "
     "manifests, bytes, damaged"
 )
 _MIRRORED_HOLDERS: Final = """
 SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND substr(r.name, 1, instr(r.name, '/') - 1) IN (SELECT value FROM json_each(?2)) LIMIT ?3"""
-"""The mirrored repositories that have a blob. The name of such a repository begins with the name of its upstream and a
-slash. The query may read all links of the blob (the rows that let a repository serve it). A common layer has very many
-links, so the query runs in the thread for long reads."""
-_OLDEST_BLOB = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
-"""When the oldest blob was created. Reads several rows, because a blob that is healed gets a new time."""
+"""The mirrored repositories that have a blob. The name of a mirrored repository begins with the name of its upstream
+and a slash. The query may read all links of the blob (the rows that let a repository serve it). A common layer has very
+many links, so the query runs in the thread for long lookups."""
+_OLDEST_BLOB_CREATED = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
+"""The time at which the oldest blob was created. A healed blob gets a new time, so the blob with the lowest row id may
+not be the oldest. The query therefore reads several rows."""
 
 
 class SqliteDamageRecords:
@@ -80,7 +81,7 @@ class SqliteDamageRecords:
             db.execute("DELETE FROM scrub_round WHERE ended IS NULL")
             row: Any = db.execute(
                 "INSERT INTO scrub_round (started, updated, until_blob, until_manifest, total_bytes) "
-                f"VALUES (?, ?, ?, ?, ?) RETURNING {_ROUND}",
+                f"VALUES (?, ?, ?, ?, ?) RETURNING {_ROUND_COLUMNS}",
                 (now, now, until_blob, until_manifest, size),
             ).fetchone()
             db.execute(
@@ -98,8 +99,9 @@ class SqliteDamageRecords:
         return await self._write_round(progress, ended=self._clock(), durable=True)
 
     async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
-        """Stores the progress of a round, and returns the stored round. When a round ends, its total becomes the number
-        of bytes that it has read, because blobs may have been deleted or healed since it began."""
+        """Stores the progress of a round, and returns the stored round. `ended`: when the round ended, in seconds since
+        1970; None if it has not ended. When a round ends, its `total_bytes` becomes the number of bytes that were
+        checked, because blobs may have been deleted or healed since the round began."""
         total_bytes = progress.total_bytes if ended is None else progress.checked_bytes
         values = (
             *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),
@@ -109,7 +111,7 @@ class SqliteDamageRecords:
         def update(db: apsw.Connection) -> ScrubRound:
             row: Any = db.execute(
                 "UPDATE scrub_round SET updated = ?, ended = ?, after_blob = ?, after_manifest = ?, blobs = ?, "
-                f"manifests = ?, bytes = ?, damaged = ?, total_bytes = ? WHERE id = ? RETURNING {_ROUND}",
+                f"manifests = ?, bytes = ?, damaged = ?, total_bytes = ? WHERE id = ? RETURNING {_ROUND_COLUMNS}",
                 values,
             ).fetchone()
             return progress if row is None else ScrubRound(*row)
@@ -118,12 +120,12 @@ class SqliteDamageRecords:
 
     async def rounds(self, limit: int) -> Sequence[ScrubRound]:
         rows: list[Any] = self._db.execute(
-            f"SELECT {_ROUND} FROM scrub_round ORDER BY id DESC LIMIT ?", (limit,)
+            f"SELECT {_ROUND_COLUMNS} FROM scrub_round ORDER BY id DESC LIMIT ?", (limit,)
         ).fetchall()
         return [ScrubRound(*row) for row in rows]
 
     async def oldest_blob_created(self) -> float | None:
-        created: float | None = self._db.execute(_OLDEST_BLOB).get
+        created: float | None = self._db.execute(_OLDEST_BLOB_CREATED).get
         return created
 
     async def blobs_after(self, after: int, until: int, limit: int) -> Sequence[StoredBlob]:
@@ -203,8 +205,8 @@ class SqliteDamageRecords:
         )
 
     async def restore_manifests(self) -> int:
-        """Checks again at most `MANIFESTS_PER_RESTORE` damaged manifests, oldest damage first, because faulty memory
-        can have given a right body a wrong hash. The limit keeps the transaction short."""
+        """Hashes at most `MANIFESTS_PER_RESTORE` damaged manifests again, oldest damage first, and restores those with
+        the right digest. Faulty memory can have made the first hash wrong. The limit keeps the transaction short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -214,8 +216,9 @@ class SqliteDamageRecords:
 
 
 def _measure(db: apsw.Connection) -> tuple[int, int, int]:
-    """Returns the highest row ids of the blobs and of the manifests, and the bytes of all blobs together. Does not add
-    up the bytes of the manifests, because that would read all of their bodies."""
+    """Returns the highest row id of a blob, the highest row id of a manifest, and the total size in bytes of all blobs
+    that are not damaged. Leaves out the sizes of manifests: to add them up, SQLite would read all
+    bodies."""
     last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
     last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
     size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
@@ -224,8 +227,8 @@ def _measure(db: apsw.Connection) -> tuple[int, int, int]:
 
 def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
     """Hashes the next manifests whose row ids are above `after` and at most `until`. Returns None if there are none.
-    Hashes at most `MANIFESTS_PER_CHECK` manifests, and stops earlier when their bodies together have at least
-    `BYTES_PER_CHECK` bytes. A separate statement reads each body, so that only one body is in memory at a time."""
+    Stops after `MANIFESTS_PER_CHECK` manifests, or when the hashed bodies together have at least `BYTES_PER_CHECK`
+    bytes. Reads each body with a separate statement, so that only one body is in memory at a time."""
     rows: list[Any] = db.execute(
         "SELECT id, digest FROM manifest WHERE id > ? AND id <= ? AND size > 0 ORDER BY id LIMIT ?",
         (after, until, MANIFESTS_PER_CHECK),

@@ -26,15 +26,14 @@ T = TypeVar("T")
 
 MAX_JOBS: Final = 1000
 """Number of jobs whose records are kept. When a job is added, older jobs that have ended are deleted."""
-MAX_WHOLE_BYTES: Final = 1000
-"""A list of jobs contains the arguments and the result of a job as JSON texts. A text is listed unchanged if it has at
-most this number of bytes."""
-MAX_LISTED_BYTES: Final = 4000
-"""A text with more bytes than MAX_WHOLE_BYTES is listed without the fields that are JSON arrays. If the rest has more
-bytes than MAX_LISTED_BYTES, the list contains `{}` instead."""
+MAX_UNCHANGED_BYTES: Final = 1000
+"""A list of jobs contains the arguments and the result of each job. Their JSON texts are listed unchanged if they have
+at most this number of bytes. A longer text is shortened: the fields that are JSON arrays are left out."""
+MAX_SHORTENED_BYTES: Final = 4000
+"""If a shortened text has more than this number of bytes, the list contains `{}` instead."""
 JOBS_PER_READ: Final = 50
-"""Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the arrays of a long
-result, and other look-ups wait meanwhile."""
+"""Largest number of jobs that one lookup reads, so that other lookups do not wait for long. To shorten a long result,
+SQLite needs about a millisecond."""
 QUEUE_RETRY_SECONDS: Final = 60
 """The value of Retry-After if too many jobs are queued."""
 _COLUMNS: Final = (
@@ -53,17 +52,20 @@ SELECT k.value, (SELECT min(id) FROM job INDEXED BY job_active WHERE {_ACTIVE} A
 
 
 def _shortened(column: str) -> str:
-    """Returns an SQL expression that shortens the JSON text of a column for a list of jobs. If the text is long, the
-    expression leaves out the fields that are arrays. If the text is still too long, or is not an object, the result is
-    `{}`."""
+    """Returns an SQL expression for the JSON text of a column in a list of jobs:
+
+    - A text with at most `MAX_UNCHANGED_BYTES` bytes, and NULL, are unchanged.
+    - A longer JSON object loses the fields that are arrays. If it still has more than `MAX_SHORTENED_BYTES` bytes, the
+      expression gives `{}`.
+    - For any other longer text, the expression gives `{}`."""
     short = f"""(
       SELECT json_group_object(key, CASE type WHEN 'object' THEN json(value) WHEN 'true' THEN json(type)
                                     WHEN 'false' THEN json(type) ELSE value END)
         FROM json_each({column}) WHERE type <> 'array')"""
     return f"""
-    CASE WHEN octet_length({column}) <= {MAX_WHOLE_BYTES} OR {column} IS NULL THEN {column}
+    CASE WHEN octet_length({column}) <= {MAX_UNCHANGED_BYTES} OR {column} IS NULL THEN {column}
          WHEN substr({column}, 1, 1) <> '{{' THEN '{{}}'
-         ELSE (SELECT iif(octet_length(short) <= {MAX_LISTED_BYTES}, short, '{{}}')
+         ELSE (SELECT iif(octet_length(short) <= {MAX_SHORTENED_BYTES}, short, '{{}}')
                  FROM (SELECT {short} AS short)) END"""
 
 
@@ -83,8 +85,8 @@ SELECT {_LISTED_COLUMNS} FROM job WHERE id IN (
 class SqliteJobs:
     """Implements `storage.jobs.Jobs`, which describes the methods.
 
-    On a full disk, changes may use a part of the reserve (disk space that was allocated in advance), because a job may
-    free disk space."""
+    On a full disk, changes may use a part of the reserve (disk space that is set aside for a full disk), because a
+    job may free disk space."""
 
     def __init__(
         self,
@@ -94,14 +96,14 @@ class SqliteJobs:
         clock: Callable[[], float],
         data_version: Callable[[], object],
     ) -> None:
-        """`oldest_active_ids` reads only ids, with `db`. The methods that return jobs read with `scans`, because the
-        result of a job may be long. Changes use `writer`. `clock` returns the time in seconds since 1970.
-        `data_version` returns a value that changes with every commit to the database."""
+        """`db` reads ids for `oldest_active_ids`. `scans` reads for the methods that return jobs, because the result of
+        a job may be long. `writer` runs changes. `clock` returns the time in seconds since 1970. `data_version` returns
+        a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
         self._last_empty_call: tuple[object, frozenset[str]] | None = None
-        """Data version and kinds of the last call of `oldest_active_ids`, if it found no active jobs; otherwise
-        None."""
+        """The data version and the kinds of the last call of `oldest_active_ids`; None if the call found active jobs,
+        or if there was no call."""
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -149,7 +151,8 @@ class SqliteJobs:
 
     async def oldest_active_ids(self, kinds: Collection[str]) -> Mapping[str, int]:
         with _as_storage_failed():
-            # Every server process asks once a second. Most of the time nothing has changed since its last call.
+            # Every server process calls this once a second. The database need not be read if it has not changed since
+            # a call that found no active jobs.
             call = self._data_version(), frozenset(kinds)
             if call == self._last_empty_call:
                 return {}
@@ -199,8 +202,8 @@ class SqliteJobs:
         )
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs a lookup that returns jobs, and not only their ids. Raises StorageFailed if the read fails. Also raises
-        the errors of `lookup`, such as JobUnknown."""
+        """Runs a lookup that returns jobs. Raises StorageFailed if the read fails, and the errors of `lookup`, such as
+        JobUnknown."""
         with _as_storage_failed():
             return await self._scans.run(lookup)
 

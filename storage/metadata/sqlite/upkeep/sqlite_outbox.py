@@ -1,7 +1,8 @@
 """Stores events and their deliveries in the metadata database (`SqliteOutbox`).
 
 The *list of events*, which people and programs read, has the events whose column `kept` is 1. The other events are
-stored only for their deliveries to webhooks. The list and each webhook are *readers* of events.
+stored only for their *deliveries*: a delivery is an event that has yet to be sent to a webhook, or that was given up.
+The list and each webhook are *readers* of events.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_MATCHES
 _NEWER_EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_MATCHES_FILTER} ORDER BY e.id LIMIT ?5"""
 MAX_READ_EVENTS: Final = 5000
-"""Largest number of events that one look-up reads to find those with the requested action or repository. Reading them
-takes a few milliseconds, for which other look-ups wait."""
+"""Largest number of events that one lookup reads to find those with the requested action or repository, so that other
+lookups wait only a few milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
 
@@ -64,9 +65,9 @@ class SqliteOutbox:
         delivery_scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """`db` reads a few rows, and `scans` reads pages of lists. `delivery_scans` searches for deliveries that are
-        due, or that exceed the limits. It is separate, so that other look-ups do not wait if a webhook has very many
-        deliveries. `writer` runs changes. `clock` returns the time in seconds since 1970."""
+        """`db` reads a few rows, and `scans` reads pages of lists. `delivery_scans` runs the lookups that may read all
+        deliveries. It is separate, because a webhook may have very many deliveries, and other lookups must not wait.
+        `writer` runs changes. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans
@@ -79,17 +80,17 @@ class SqliteOutbox:
         if set(rows) == set(map(event_tables.reader_row, readers)):
             return []
         removed = {name for name, _, _ in rows} - {reader.name for reader in readers}
-        counted = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
+        counts = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
         change = partial(event_tables.configure, readers=readers)
         # The result is None if a new reader has the name of a removed webhook that still has deliveries.
-        while (removed_here := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
+        while (removed_by_change := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
             await self._delete_leftovers()
-        # Another process may have removed some of the webhooks meanwhile, and reports their deliveries.
-        return [dropped for dropped in counted if dropped.webhook in removed_here]
+        # Another process may have removed some of the webhooks since the count. That process reports their deliveries.
+        return [dropped for dropped in counts if dropped.webhook in removed_by_change]
 
     async def _delete_leftovers(self) -> None:
-        """Deletes the deliveries of removed webhooks, in several transactions if there are many. Writes nothing if
-        there are none."""
+        """Deletes the leftovers, which are the deliveries of removed webhooks, in several transactions if there are
+        many. Writes nothing if there are none."""
         while await self._scan_deliveries(removed_webhooks.find) is not None:
             await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL)
 
@@ -111,7 +112,7 @@ class SqliteOutbox:
         excluded_repositories: Collection[str] = (),
     ) -> DueDeliveries:
         limits = {"max_repositories": max_repositories, "max_events": max_events}
-        excluded = frozenset(excluded_repositories)  # a copy, because the caller may change the collection meanwhile
+        excluded = frozenset(excluded_repositories)  # a copy, because the caller may change it during the lookup
 
         def look_up(db: apsw.Connection) -> DueDeliveries:
             if not removed_webhooks.is_reader(db, webhook):
@@ -227,9 +228,12 @@ def _read_page(
     repository: str | None,
     db: apsw.Connection,
 ) -> EventPage:
-    """Reads events of the list that are newer, or older, than the event with the number `start`. The query `window`
-    limits the search to a range of events: it returns the number of the last event in the range, and how many events
-    the range has. The query `events` reads those in the range that match `action` and `repository`."""
+    """Reads a page of the list of events. The page begins after the event with the number `start`.
+    `window` and `events` are `_NEWER_WINDOW` and `_NEWER_EVENTS`, or `_OLDER_WINDOW` and `_OLDER_EVENTS`.
+
+    The search reads only the next events of the list, its *window*. The query `window` returns the number of the last
+    event in the window, and how many events the window has. The query `events` returns the events in the window that
+    match `action` and `repository`."""
     has_filter = action is not None or repository is not None
     window_size = max(limit + 1, MAX_READ_EVENTS) if has_filter else limit + 1
     row: Any = db.execute(window, (start, window_size)).get
@@ -243,10 +247,13 @@ def _read_page(
 
 
 def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
-    """Returns the query for at most ?3 deliveries, to the webhook ?4 or to all webhooks. They follow the delivery of
-    the event ?1 to the webhook ?2; newer events come first. With `only_dead`, the query selects only the dead letters
-    (deliveries that were given up), and tells SQLite to use their index: there may be far more deliveries than dead
-    letters. With `only_pending`, it selects only the other deliveries."""
+    """Returns the query for a page of at most ?3 deliveries, newest events first. The page follows the delivery of the
+    event ?1 to the webhook ?2.
+
+    - `has_webhook`: the query selects only deliveries to the webhook ?4.
+    - `only_dead`: the query selects only *dead letters*, which are deliveries that were given up. It makes SQLite use
+      the index of the dead letters, because there may be far more pending deliveries.
+    - `only_pending`: the query selects only deliveries that were not given up."""
     conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:
         conditions.append("d.webhook = ?4")

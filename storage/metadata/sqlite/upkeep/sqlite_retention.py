@@ -1,8 +1,10 @@
 """Finds and deletes tags and manifests for retention, in the metadata database (`SqliteRetention`). *Retention* is the
-job that deletes tags and manifests that no rule of the settings keeps. The *dependents* of a manifest are the manifests
-that it lists, and its referrers. `storage.retention` defines *orphan*.
+job that deletes tags and manifests that no rule of the settings keeps.
 
-If the machine's clock was ahead for a while, times that were stored then can be in the future."""
+The *dependents* of a manifest are the manifests that it lists, and its referrers. An *orphan* is a manifest that has no
+tag, that no stored index lists, and whose subject, if it names one, is not stored (`storage.retention`).
+
+Stored times can be in the future, if the machine's clock was ahead when they were stored."""
 
 from __future__ import annotations
 
@@ -51,20 +53,23 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`. It is NULL if the tag's push time is not in the future (after ?3).
-Otherwise it is the time by which the tag is sorted instead of its push time. This time is the later of two: ?4, which
-`_last_change_before_future` returned, and the newest time in the tag's own history that is not in the future.
+"""SQL expression for `TagFacts.order_time`: the time by which a tag is sorted if its push time is in the future (after
+?3). NULL if the push time is not in the future. The value is the later of two times:
 
-?4 is 0 if the history of the repository has no entry in the future. The tag's push time can be in the future all the
-same: if a client pushes the tag again with the same manifest, the push time changes, but the history gets no entry.
-Then only the tag's own history gives a time."""
+- ?4, the result of `_last_change_before_future`
+- the newest time in the tag's own history that is not in the future; 0 if there is none
+
+?4 can be 0 although the push time is in the future: a push of the tag with the same manifest changes the push time, but
+adds no entry to the history."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
   WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
-"""SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if that entry is about an
-import; otherwise NULL. Also NULL if the entry's time is in the future (after ?3), or if the tag was pushed again after
-the import.
+"""SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history. NULL in these cases:
+
+- The entry is not about an import.
+- The time of the entry is in the future (after ?3).
+- The tag was pushed again after the import.
 
 The condition `updated <= at` shows that the tag was not pushed again. An import first sets the tag; `updated` then
 equals `at`. The import then moves `updated` back to the time of the tag at the other registry. Only a later push makes
@@ -89,8 +94,8 @@ _MANIFEST: Final = "SELECT id, pushed FROM manifest WHERE repository = ?1 AND di
 
 class SqliteRetention:
     """Implements `storage.retention.Retention`, which describes the methods. Its reads run in the thread for long
-    lookups. Its changes free space. So on a full disk, they may use the reserve (disk space that was allocated in
-    advance)."""
+    lookups. On a full disk, its changes may use the reserve (disk space that is set aside for a full disk), because
+    they free disk space."""
 
     def __init__(
         self,
@@ -156,13 +161,14 @@ class SqliteRetention:
                 Orphan(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= since.pushed
-                # Pulls before `recorded_since` may not be recorded. If `recorded_since` is later than `since.pulled`,
-                # a manifest that was pushed before `recorded_since` may have been pulled between the two. It stays.
+                # Pulls before `recorded_since` may have no record. So if `recorded_since` is later than `since.pulled`,
+                # a manifest that was pushed before `recorded_since` may have been pulled after `since.pulled`. Such a
+                # manifest stays.
                 and not pushed < recorded_since > since.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(since.pulled)
             ]
-            if unused:  # reads the tag history only if there is something to delete
+            if unused:  # otherwise the tag history need not be read
                 unused_manifests.add_digests_that_lost_a_tag(db, repository, since.untagged, lost_tags)
                 unused = [manifest for manifest in unused if manifest.digest not in lost_tags.manifest_digests]
             return OrphanPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
@@ -203,7 +209,7 @@ class SqliteRetention:
                 or _is_used_after(db, row[0], row[1], since.pushed, since.pulled)
             ):
                 return None
-            # A manifest that has lost a tag after it was judged has not been without a tag for long enough.
+            # If the manifest has lost a tag after `judged_at`, it has not been without a tag for long enough.
             if digest in unused_manifests.digests_that_lost_a_tag(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
@@ -217,7 +223,8 @@ class SqliteRetention:
     ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
         action = EventAction.DELETE if unused_since is None else EventAction.RETENTION
-        keep_after = math.inf if unused_since is None else unused_since  # infinity: the last use does not matter
+        # With infinity, `_is_used_after` is false for every manifest.
+        keep_after = math.inf if unused_since is None else unused_since
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository_id(db, repo)
@@ -282,19 +289,20 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future_start: float) -> float:
-    """Returns the time of the last change of a tag before the clock went ahead; 0 if no such change is found.
+    """Returns the time of the last change of a tag before the clock went ahead. Returns 0 if the repository has no
+    change with a time in the future (after `future_start`), or if no earlier change is found.
 
-    The row ids of changes show their order, also between repositories. So this finds the first change in this
-    repository with a time in the future (after `future_start`). Of the changes before it, in any repository, it takes
-    the last one whose time is not in the future."""
+    The row ids give the order of the changes of all repositories. The function finds the first change of this
+    repository with a time in the future. Of the changes of all repositories before that change, it takes the last one
+    with a time that is not in the future."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_start)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_start)).get
     return 0.0 if time is None else float(time)
 
 
 def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
-    """Returns the digest of the manifest to which a tag belongs. Returns None if the name is not a `REFERRER_TAG`, or
-    if the repository does not have that manifest."""
+    """Returns the digest in the name of a tag that belongs to a manifest, for example the tag of a signature. Returns
+    None if `REFERRER_TAG` does not match the name, or if the repository does not have the manifest."""
     if REFERRER_TAG.fullmatch(name) is None:
         return None
     digest = Digest(name[:71].replace("-", ":", 1))  # 71: the length of "sha256-" and 64 digits
@@ -309,6 +317,6 @@ def _recorded_since(db: apsw.Connection) -> float:
 
 
 def _is_used_after(db: apsw.Connection, manifest: int, pushed: float, push_limit: float, pull_limit: float) -> bool:
-    """Returns whether the manifest, which was last pushed at `pushed`, was pushed after `push_limit`, or was pulled or
-    imported after `pull_limit`."""
+    """Returns whether the manifest was pushed after `push_limit`, or was pulled or imported after `pull_limit`.
+    `pushed`: the time of its last push."""
     return pushed > push_limit or unused_manifests.last_pull(db, manifest).is_after(pull_limit)
