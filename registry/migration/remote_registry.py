@@ -26,7 +26,7 @@ from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots
-from registry.mirror.upstream_client import Unconfirmed, UnconfirmedNameUnknown, UpstreamContentInvalid
+from registry.mirror.upstream_client import BlobLengthWrong, Unconfirmed, UnconfirmedNameUnknown, UpstreamContentInvalid
 from registry.upstream.catalog import CatalogPage
 from registry.upstream.client import HttpUpstreamClient
 from registry.upstream.destinations import classify_address
@@ -266,6 +266,9 @@ class RemoteRegistry:
             )
             try:
                 await download.run()
+            except BlobLengthWrong:
+                await partial.discard()  # the bytes are possibly those of an error page
+                raise
             except (RegistryError, asyncio.CancelledError):  # cancelled if another blob of the image has failed
                 await discard_if_nearly_empty(partial)
                 raise

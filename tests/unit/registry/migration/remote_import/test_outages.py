@@ -11,6 +11,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub
 from tests.fakes.import_run import ImportRun, assert_complete
+from tests.fakes.raw_http import chunked
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 from tests.fakes.upstream_source import answer, scripted_server
 from tests.unit.registry.migration.remote_import.conftest import APP, Pauses
@@ -173,6 +174,42 @@ async def test_a_proxy_that_responds_to_everything(run_import: ImportRun, pauses
             await run_import(url=script.url, repositories=[f"app{number}" for number in range(50)])
     assert len(run_import.reports()) == FAILURES_TO_END - 1
     assert len(pauses) == 4 * FAILURES_TO_END
+
+
+@pytest.mark.parametrize("page_bytes", [400_000, 600_000], ids=["shorter", "longer"])
+@pytest.mark.slow
+async def test_the_page_of_a_proxy_is_no_part_of_a_blob(
+    store: StoredRegistry, run_import: ImportRun, pauses: Pauses, page_bytes: int
+) -> None:
+    """The old registry and its proxy do not state the lengths of blobs. The first response to a request for a blob has
+    the status 200 and a page of the proxy. The import deletes the bytes of the page, and repeats the request."""
+    image = noise_image("image", 500_000)
+    layer = image.layers[0]
+    bodies = iter([bytes(page_bytes)])
+
+    def reply(head: str) -> bytes:
+        resource = head.split()[1].rpartition("/")[2]
+        if "/manifests/" in head:
+            return answer(200, image.body, content_type=image.media_type)
+        if "/referrers/" in head:
+            return answer(404)
+        if "/tags/list" in head:
+            return answer(200, f'{{"name": "{APP}", "tags": ["1"]}}')
+        if "/blobs/" not in head:
+            return answer(200)
+        response_head = b"HTTP/1.1 200 Said\r\ntransfer-encoding: chunked\r\n\r\n"
+        if head.startswith("HEAD"):
+            return response_head
+        body = image.blobs[resource].read()
+        is_download = resource == layer.digest and "range: " in head.lower()
+        return response_head + chunked(next(bodies, body) if is_download else body)
+
+    async with scripted_server(reply) as script:
+        result = await run_import(url=script.url)
+
+    assert (result["tags"], run_import.reports()) == (1, [])
+    assert pauses
+    await assert_complete(store, APP, image)
 
 
 @pytest.mark.parametrize(("pages", "status"), [(2, 404), (100, 404), (2, 502), (100, 502), (100, 429)])
