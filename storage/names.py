@@ -15,13 +15,13 @@ from storage.errors import BlobUploadUnknown, DigestInvalid, NameInvalid, TagInv
 DEFAULT_TAG = "latest"
 """The tag of a reference that a person types without a tag and without a digest."""
 MAX_NAME_LENGTH = 255
-"""Longest repository name, in characters. Many clients allow no more than that for the host, a slash and the name
+"""Longest repository name, in characters. Many clients allow at most 255 characters for the host, a slash and the name
 together."""
 
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
-_UPLOAD = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UPLOAD_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 ALGORITHMS = ("sha256", "sha512")
 """The supported digest algorithms."""
@@ -97,7 +97,7 @@ class UploadID(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        if not _UPLOAD.fullmatch(text):
+        if not _UPLOAD_ID.fullmatch(text):
             raise BlobUploadUnknown(f"{shown(text)} is not the id of an upload session")
         return super().__new__(cls, text)
 
@@ -136,7 +136,7 @@ def parse_reference(text: str) -> ImageReference:
     otherwise ignored, as in docker. Raises NameInvalid, TagInvalid, DigestInvalid."""
     before_digest, at, digest = text.partition("@")
     repository, colon, tag = before_digest.rpartition(":")
-    if not colon or "/" in tag:  # there is no tag: a colon before a slash would separate a host from a port
+    if not colon or "/" in tag:  # there is no tag; a colon before a slash would belong to a port
         repository, tag = before_digest, ""
     elif not tag:
         raise TagInvalid(f"{shown(text)} ends without a tag")

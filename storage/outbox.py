@@ -1,13 +1,14 @@
 """The interface of the store of events about content, and of their deliveries to webhooks (`Outbox`).
 
-An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
-one transaction, so every change that the server has acknowledged has its events. A *webhook* is an HTTP endpoint to
-which the server sends events. A *delivery* is an event that has to be sent to a webhook, and that the webhook has not
-accepted yet. It is *pending* as long as the server still tries to send it. When the server has given it up, it is a
-*dead letter*.
+An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. The store writes a change
+and its events in one transaction, so every change that the server has acknowledged has its events.
 
-A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
-stored. Times are seconds since 1970.
+A *webhook* is an HTTP endpoint to which the server sends events. A *delivery* is an event for a webhook that the
+webhook has not accepted yet. A delivery is *pending* while the server tries to send it, and is a *dead letter* after
+the server has given it up.
+
+A *reader* is a webhook, or the list of events that people and programs read. The store keeps only events that a reader
+wants. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ MAX_ADDED_EVENTS: Final = 500
 class EventAction(StrEnum):
     """The kind of an event.
 
-    - `PUSH`: a client pushed a manifest; with a tag if it pushed the manifest by tag.
+    - `PUSH`: a client pushed a manifest. The event has a tag if the client pushed the manifest by tag.
     - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.
-    - `MOVE`: a tag was pointed at a manifest without a push. A reader that wants `MOVE` also
-      gets each `PUSH` that moves a tag.
+    - `MOVE`: a tag was pointed at a manifest without a push. A reader that wants `MOVE` also gets each `PUSH` that
+      moves a tag.
     - `RETENTION`: a rule of retention deleted a manifest or tag.
     - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to free space in the cache.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
     - `PULL`: a client pulled a manifest.
     - `FILL`: a mirror fetched a manifest or blob from its upstream.
-    - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
-    - `BLOB_MOUNT`: a repository got a blob that another repository has, without an upload.
-    - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
+    - `BLOB_PUSH`: a client or an import stored a blob, even if the repository had the blob already.
+    - `BLOB_MOUNT`: a repository got a blob from another repository, without an upload.
+    - `BLOB_DELETE`: a client deleted a blob. Garbage collection adds no events."""
 
     PUSH = "push"
     DELETE = "delete"
@@ -58,17 +59,17 @@ CHANGES: Final = frozenset(EventAction) - {
     *(EventAction.PULL, EventAction.FILL),
     *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
 }
-"""The kinds of events about changes of manifests and tags, and about damage. Events of the other kinds are far more
+"""The actions of events about changes of manifests and tags, and about damage. Events with other actions are far more
 frequent."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that is not stored yet. `repository`: the repository's name in the store. `tag` and `digest`: the tag,
-    manifest or blob that the event is about; one of them may be None. `previous`: the digest that the tag pointed at
-    before it moved; None if it did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob;
-    empty and 0 if they are not known. `by`: the client, command or job that caused the event. `reason`: a text for
-    people about the cause of the event."""
+    """An event that is not stored yet. `repository`: the repository's name in the store. `tag`: the tag that the event
+    is about. `digest`: the manifest or blob that the event is about. One of `tag` and `digest` may be None. `previous`:
+    the digest that the tag pointed at before it moved; None if the tag did not move, or is new. `media_type` and `size`
+    (in bytes) describe the manifest or blob; they are empty and 0 if not known. `by`: the client, command or job that
+    caused the event. `reason`: a text for people about the cause of the event."""
 
     action: EventAction
     repository: str
@@ -93,10 +94,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Events that one look-up in the list of events found. A look-up reads a limited number of events, so `events` may
-    be empty although later look-ups find some. `position`: number of the last event that was read, or the number at
-    which the look-up began if it read none; the next look-up begins there. `is_last`: whether the list had no further
-    event to read."""
+    """The result of one look-up in the list of events. A look-up reads a limited number of events, and `events` has
+    those that match. So `events` may be empty although a later look-up finds some. `position`: the `number` for the
+    next look-up. It is the number of the last event that was read, or the number at which the look-up began if it read
+    none. `is_last`: whether the list had no further event to read."""
 
     events: Sequence[Event]
     position: int
@@ -115,9 +116,9 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event that `webhook` has not accepted yet. `attempts`: number of attempts so far, which all failed. `next_at`:
-    time of the next attempt. `dead`: time at which the server gave up the delivery; None if the server still tries.
-    `error`: why the last attempt failed."""
+    """An event that `webhook` has not accepted yet. `attempts`: number of failed attempts so far. `next_at`: time of
+    the next attempt. `dead`: time at which the server gave up the delivery; None if the server still tries. `error`:
+    why the last attempt failed."""
 
     webhook: str
     event: Event
@@ -138,11 +139,13 @@ class DeliveryPosition:
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
-    next time at which a delivery of a repository without a queue here becomes due. None: there is no such delivery, or
-    the time was not determined, because there are as many queues as the caller wanted. `wait_seconds`: the time that
-    the caller must wait before it looks for due deliveries again. It is 0, unless the search was costly because very
-    many repositories have pending deliveries."""
+    """Deliveries of one webhook that are due.
+
+    - `queues`: one sequence for each repository, in the order of the events.
+    - `next_at`: when the next delivery of a repository that has no sequence in `queues` becomes due. None: there is no
+      such delivery, or the time was not determined, because `queues` has as many sequences as the caller wanted.
+    - `wait_seconds`: the time that the caller must wait before it looks for due deliveries again. It is above 0 only if
+      very many repositories have pending deliveries, which makes the search costly."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -151,8 +154,8 @@ class DueDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class FailedDelivery:
-    """The outcome of an attempt that failed. `event`: number of the event. `attempts`, `next_at`, `dead` and `error`
-    replace the values of the delivery."""
+    """The new values of a delivery after a failed attempt to send it. `event`: number of the event. The other fields
+    replace the fields of the `Delivery`."""
 
     event: int
     attempts: int
@@ -165,8 +168,9 @@ class FailedDelivery:
 class EventLimits:
     """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
     removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
-    pending deliveries, and of dead letters, of each webhook. An event that is not in the list and has no pending
-    delivery or dead letter left is deleted. The newest event stays, so that no later event gets its number."""
+    pending deliveries, and of dead letters, of each webhook. An event that is not in the list is deleted when it has
+    neither pending deliveries nor dead letters. The newest event always stays, so that no later event gets its
+    number."""
 
     keep_since: float
     events: int
@@ -188,7 +192,7 @@ class DroppedDeliveries:
 @dataclass(frozen=True, slots=True)
 class WebhookBacklog:
     """How many pending deliveries and how many dead letters a webhook has. `oldest`: time of the oldest event that has
-    a pending delivery to this webhook; None if there is none."""
+    a pending delivery to this webhook; None if no delivery is pending."""
 
     webhook: str
     pending: int
@@ -197,20 +201,20 @@ class WebhookBacklog:
 
 
 class Outbox(Protocol):
-    """The events and deliveries, which all processes share. Changes of content add their events themselves. All methods
-    may raise StorageFailed. Methods that change something may also raise StorageFull."""
+    """The events and deliveries, which all processes share. All methods may raise StorageFailed. Methods that change
+    something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. From then
-        on no method returns or counts a dropped delivery. It stays in the store until `tidy` deletes it. But if a new
-        reader has the name of a removed webhook, this method first deletes the dropped deliveries of that webhook, so
-        that the new reader does not get them. Returns how many deliveries each removed webhook had. Does not write if
+        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. No method
+        returns or counts a dropped delivery, and `tidy` deletes it later. If a new reader has the name of a webhook
+        that was removed earlier, this method first deletes the dropped deliveries of that webhook, so that the new
+        reader does not get them. Returns how many deliveries each webhook had that this call removed. Does not write if
         nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
-        """Adds at most `MAX_ADDED_EVENTS` events. This is for events that come without a change of content, such as
-        pulls. A power cut may lose the newest of them."""
+        """Adds at most `MAX_ADDED_EVENTS` events that come without a change of content, such as pulls. A power cut may
+        lose the newest of these events. The store itself adds the events of each change of content."""
         ...
 
     async def due(
@@ -221,10 +225,10 @@ class Outbox(Protocol):
         max_events: int,
         excluded_repositories: Collection[str] = (),
     ) -> DueDeliveries:
-        """Returns deliveries that are due at the time `now`: of at most `max_repositories` repositories, the longest
-        waiting first, and at most `max_events` of each repository. If the oldest delivery of a repository is not due
-        yet, the other deliveries of that repository are not due either. `excluded_repositories`: repositories to leave
-        out."""
+        """Returns deliveries that are due at the time `now`, of at most `max_repositories` repositories, and at most
+        `max_events` of each repository. The repositories with the oldest pending deliveries come first. If the oldest
+        pending delivery of a repository is not due yet, no delivery of that repository is due. `excluded_repositories`:
+        repositories to leave out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
@@ -238,23 +242,23 @@ class Outbox(Protocol):
         ...
 
     async def first_complete_number(self) -> int:
-        """Returns the number from which on the list is complete: no event with this or a higher number was removed from
-        the list. So the result is higher than the number of the newest removed event, even if the list is empty. The
-        numbers in the list have gaps even if no event was removed, because not every event enters the list."""
+        """Returns the smallest number N for which the list is complete: it has lost no event with the number N or a
+        higher number, and has been enabled since the event N. The numbers of events in a complete list have gaps,
+        because not every event enters the list."""
         ...
 
     async def after(
         self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> EventPage:
-        """Returns at most `limit` events of the list with numbers above `number`, oldest first. `action` and
-        `repository`: only such events (None: all)."""
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first. `action`: returns only
+        events with this action; None: with any. `repository`: returns only events of this repository; None: of any."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
     ) -> EventPage:
-        """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
-        `action` and `repository`: only such events (None: all)."""
+        """Returns at most `limit` events of the list with numbers below `number`, newest first. If `number` is None,
+        begins with the newest event. `action`, `repository`: as for `after`."""
         ...
 
     async def deliveries(
@@ -266,20 +270,20 @@ class Outbox(Protocol):
         only_dead: bool,
         only_pending: bool = False,
     ) -> Sequence[Delivery]:
-        """Returns at most `limit` deliveries of one webhook (None: of all), in the order of `DeliveryPosition`: those
-        that follow `after` (None: from the first on). `only_dead`: only dead letters. `only_pending`: only deliveries
-        that the server still tries."""
+        """Returns at most `limit` deliveries that follow the position `after`, in the order of `DeliveryPosition`. If
+        `after` is None, begins with the first delivery. `webhook`: returns only deliveries to this webhook; None: to
+        any. `only_dead`: returns only dead letters. `only_pending`: returns only pending deliveries."""
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
-        """Makes dead letters due again, so that the server sends them: the dead letters of a webhook (None: of all) and
-        of an event (None: of all). Returns their number."""
+        """Makes dead letters pending and due again, and returns their number. `webhook`: only dead letters to this
+        webhook; None: to any. `event`: only dead letters of the event with this number; None: of any event."""
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes the deliveries of removed webhooks, and then the events and deliveries that exceed the limits, oldest
-        first, in several transactions if there are many. Returns how many pending deliveries and how many dead letters
-        of each webhook exceeded the limits."""
+        """Deletes the deliveries of removed webhooks. Then deletes the events and deliveries that exceed the limits,
+        oldest first. Uses several transactions if there are many. Returns how many pending deliveries and how many dead
+        letters of each webhook exceeded the limits."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

@@ -22,14 +22,13 @@ from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
 """After a failed download, `discard_if_nearly_empty` deletes a partial blob of which fewer bytes than this have
-arrived. Otherwise, an upstream that names many blobs and sends almost nothing of them could fill the store with nearly
-empty files. Exception: if at least one byte has arrived and a client waits for the blob through another handle, the
-partial blob stays."""
+arrived, unless at least one byte has arrived and another client waits for the blob. If such partial blobs stayed, an
+upstream that names many blobs, but sends only a few bytes of each, could fill the store with nearly empty files."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredPartial:
-    """A partial blob whose download no process continues. `size`: number of bytes that it occupies."""
+    """A partial blob whose download no process continues. `size`: number of bytes that the partial blob occupies."""
 
     digest: Digest
     size: int
@@ -49,7 +48,8 @@ class Partial(Protocol):
     size: int
     """Size of the complete blob in bytes."""
     file: OpenFile
-    """The file. It can be read until this handle is closed, even after the bytes were committed or deleted."""
+    """The file with the bytes. It can be read until this handle is closed, even after the bytes were committed or
+    deleted."""
 
     @property
     def is_owner(self) -> bool:
@@ -58,7 +58,7 @@ class Partial(Protocol):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the partial blob was committed or deleted, in any process. Its bytes are then no longer downloaded
+        """Whether the partial blob was committed or deleted, in any process. No process then downloads further bytes
         into `file`. Reading the property makes a system call, and may raise StorageFailed."""
         ...
 
@@ -83,15 +83,15 @@ class Partial(Protocol):
     async def wait(self, offset: int, /) -> int:
         """Waits until the byte at `offset` has arrived, and returns the offset of the first missing byte after it (at
         most `size`). With `offset` equal to `size`, waits until the digest was checked and the blob is committed, and
-        returns `size`. Raises PartialBlobLost if there is no owner that would download the byte; the caller may then
-        call `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest.
-        Raises StorageFailed. Cancelling the call affects neither the download nor other calls."""
+        returns `size`. Raises PartialBlobLost if no owner is left to download the byte; the caller may then call
+        `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest. Raises
+        StorageFailed. Cancelling the call affects neither the download nor other calls."""
         ...
 
     def add_waiter(self) -> None:
         """Registers this handle as a *waiter* until this handle is closed. A waiter is a handle through which a client
-        waits for the blob, unlike a handle that only prefetches the blob. The owner, in any process, sees waiters in
-        its `has_waiters`. A call of `wait` registers nothing. Raises StorageFailed."""
+        waits for the blob; a handle that only prefetches the blob is no waiter. `has_waiters` of the owner, in any
+        process, shows whether there are waiters. Calling `wait` does not register a waiter. Raises StorageFailed."""
         ...
 
     @property
@@ -102,7 +102,8 @@ class Partial(Protocol):
 
     def mark_upstream_request(self, repo: RepositoryName) -> None:
         """Records for all processes that the owner has started to request bytes from the upstream registry. `repo`: the
-        repository from which it requests them. Only for the owner. Raises StorageFailed."""
+        repository of the upstream registry that the owner requests the bytes from. Only for the owner. Raises
+        StorageFailed."""
         ...
 
     @property
@@ -124,8 +125,9 @@ class Partial(Protocol):
 
     @property
     def has_response(self) -> bool:
-        """Whether the present owner has called `mark_response`, in this or another process. Stored bytes do not show
-        this, because they may come from an earlier owner. Reading the property may raise StorageFailed."""
+        """Whether the present owner, in any process, has called `mark_response`. Bytes that have arrived do not show
+        this, because they may come from the download of an earlier owner. Reading the property may raise
+        StorageFailed."""
         ...
 
     async def report_failure(self, reason: str) -> None:
@@ -144,17 +146,20 @@ class Partial(Protocol):
         self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None, /
     ) -> Descriptor:
         """Checks the digest, stores the bytes durably as a blob of `repo`, lets all calls of `wait` return, and returns
-        the blob's descriptor. Only for the owner, when no bytes are missing. If the digest is wrong, it calls and
-        awaits `on_corrupt` (None: nothing to call), deletes all bytes, and raises DigestInvalid; from then on `wait`
-        raises DigestInvalid in all processes. Raises PartialBlobLost if this handle is not the owner or bytes are
-        missing, and deletes nothing then. Raises StorageFull, StorageFailed or QuotaExceeded if the bytes cannot be
-        stored, and deletes them. If the call is cancelled, it takes effect either completely or not at all."""
+        the blob's descriptor. Only for the owner, when no bytes are missing.
+
+        - If the digest is wrong, calls and awaits `on_corrupt` (unless it is None), deletes all bytes, and raises
+          DigestInvalid. From then on, `wait` raises DigestInvalid in all processes.
+        - If this handle is not the owner, or bytes are missing, deletes nothing and raises PartialBlobLost.
+        - If the bytes cannot be stored, deletes them and raises StorageFull, StorageFailed or QuotaExceeded.
+
+        A cancelled call takes effect either completely or not at all."""
         ...
 
     async def discard(self) -> None:
-        """Deletes the partial blob. Only for the owner; does nothing for other handles. The owner calls it if it finds
-        that the blob is stored already, or if its download has failed. From then on `wait` raises PartialBlobLost in
-        all processes for the bytes that have not arrived."""
+        """Deletes the partial blob. Only for the owner; does nothing for other handles. The owner calls this if the
+        blob is stored already, or if the download has failed. From then on, in all processes, `wait` raises
+        PartialBlobLost for the bytes that have not arrived."""
         ...
 
     def close(self) -> None:
@@ -167,11 +172,12 @@ class Partials(Protocol):
     """The partial blobs of a data directory, which all processes share."""
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> Partial:
-        """Returns a handle to the partial blob, which is created if it does not exist. The handle is the owner if there
-        was no owner. `size`: size of the complete blob in bytes. `source`: name of the upstream registry that the bytes
-        come from. Two calls get handles to the same partial blob only if they pass the same `digest`, `size` and
-        `source`, because another upstream might send corrupt bytes. Raises StorageFull, StorageFailed, SizeInvalid
-        (`size` is negative). If the call is cancelled, it leaves no handle open and makes no handle the owner."""
+        """Returns a handle to the partial blob, and creates the partial blob if it does not exist. The handle becomes
+        the owner if there is no owner. `size`: size of the complete blob in bytes. `source`: name of the upstream
+        registry that the bytes come from. Two calls get handles to the same partial blob only if they pass the same
+        `digest`, `size` and `source`, so that corrupt bytes from one upstream do not mix with bytes from another.
+        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). If the call is cancelled, it leaves no
+        handle open and makes no handle the owner."""
         ...
 
     async def list_downloads(self) -> set[Digest]:
@@ -181,7 +187,8 @@ class Partials(Protocol):
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970). Returns the deleted ones. `dry_run`: returns them without deleting them."""
+        1970) or during an earlier boot of the machine. Returns them. `dry_run`: returns them without deleting them.
+        Raises StorageFull, StorageFailed."""
         ...
 
 
@@ -189,7 +196,7 @@ async def discard_if_nearly_empty(partial: Partial) -> None:
     """Deletes a partial blob whose download has failed, if fewer than `MIN_KEPT_BYTES` bytes have arrived. Keeps it if
     some bytes have arrived and another handle is a waiter (`Partial.has_waiters`), because that handle can become the
     owner and continue the download. Only for the owner; does nothing for other handles. Raises nothing: if the files
-    cannot be deleted, they expire later."""
+    cannot be deleted, `Partials.expire` deletes them later."""
     with suppress(RegistryError):
         if not partial.is_owner:
             return

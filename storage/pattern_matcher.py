@@ -1,15 +1,15 @@
 """Matches repository names against many patterns at once (`Matcher`).
 
 Users write patterns (grants, limits of API tokens), so every pattern has to be fast to match. In a pattern, `*` matches
-any text without a slash and `**` matches any text.
+any text without a slash and `**` matches any text. The *prefix* of a pattern is its text before the first star. The
+*rest* is its text from the first star to the end.
 
 A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one lookup in a dict. Older
-stores may also contain patterns with a star before the end. All such patterns that begin with the same prefix form one
-nondeterministic automaton, which reads the name character by character. Each position in a pattern is one bit of a
-large integer, and one shift advances all positions together (the Shift-And algorithm: Baeza-Yates and Gonnet 1992).
-Matching a name of n characters with patterns of m characters in total takes about n * m / 30 nanoseconds.
-
-The *prefix* of a pattern is its text before the first star. The *rest* is its text from the first star on.
+stores may also contain patterns with a star before the end. If a prefix has such patterns, the rests of all patterns
+with this prefix form one nondeterministic automaton, which reads the name character by character. Each position in a
+pattern is one bit of a large integer, and one shift advances all positions together (the Shift-And algorithm:
+Baeza-Yates and Gonnet 1992). Matching a name of n characters with patterns of m characters in total takes about
+n * m / 30 nanoseconds.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _BITS_PER_OPERATION: Final = 1024
 """An operation on an integer of up to this number of bits takes about as long as any other operation in Python. On a
 larger integer, the time grows with the number of bits."""
 MIN_SHARED_CHARACTERS: Final = 4096
-"""`SharedMatcher` shares the matchers of patterns with at least this number of characters in total. A matcher takes
-about ten bytes of memory per character of its patterns, so sharing smaller matchers would save too little."""
+"""Equal sets of patterns share a matcher (`SharedMatcher`) if the patterns have at least this number of characters in
+total. A matcher takes about ten bytes of memory per character, so sharing smaller matchers would save too little."""
 _MAX_SHARED_MATCHERS: Final = 64
 """Largest number of shared matchers that a process keeps in memory."""
 
 
-class _Steps(dict[str, tuple[int, int]]):
-    """The transitions of an automaton: maps a character of a name to two sets of positions. From the positions in the
-    first set, the automaton advances by one when it reads the character. In the positions in the second set, which
-    follow a star, it may stay. A set is an integer with one bit per position."""
+class _Transitions(dict[str, tuple[int, int]]):
+    """The transitions of an automaton: maps a character of a name to two sets of positions. When the automaton reads
+    the character at a position of the first set, it advances to the next position. At a position of the second set,
+    which follows a star, it may stay. A set is an integer with one bit per position."""
 
     def __init__(self, expected: str, stars: str) -> None:
         """Both texts have one character per position. `expected`: the character of the pattern that the position
@@ -53,12 +53,12 @@ class _Steps(dict[str, tuple[int, int]]):
         self._double_stars = _bit_mask(self._stars, "2")
 
     def __missing__(self, character: str) -> tuple[int, int]:
-        """Returns the two sets for `character`, and stores them in the dict if names may contain it."""
+        """Returns the two sets for `character`, and stores them in the dict if names may contain the character."""
         advancing = _bit_mask(self._expected, character) if character in _NAME_CHARACTERS else 0
-        step = advancing, self._double_stars if character == "/" else self._all_stars  # a single star matches no slash
+        sets = advancing, self._double_stars if character == "/" else self._all_stars  # a single star matches no slash
         if character in _NAME_CHARACTERS:
-            self[character] = step
-        return step
+            self[character] = sets
+        return sets
 
 
 def _bit_mask(text: bytes, characters: str) -> int:
@@ -89,7 +89,7 @@ class _OneSegment:
 class _Automaton:
     """Matcher for the rests of several patterns that begin with the same prefix."""
 
-    __slots__ = ("_accepting_later", "_end", "_start", "_steps")
+    __slots__ = ("_accepting_later", "_end", "_start", "_transitions")
 
     def __init__(self, rests: Iterable[str]) -> None:
         texts: list[str] = []
@@ -110,21 +110,21 @@ class _Automaton:
             star_digits.append("0" if text else star_digit)
             size += 1
         expected, stars = "".join(texts), "".join(star_digits)
-        self._steps = _Steps(expected, stars)
+        self._transitions = _Transitions(expected, stars)
         self._end = _bit_mask(expected[::-1].encode("ascii"), _END)
         start_digits = bytearray(b"0" * size)
         for start in starts:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """Maps each character `c` to the positions that accept at least one character after `c`, in byte order. Empty
+        """Maps each character to the positions that accept at least one character that comes later in byte order. Empty
         until the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
-        steps, positions = self._steps, self._start
+        transitions, positions = self._transitions, self._start
         for character in name[prefix_length:]:
-            advancing, staying = steps[character]
+            advancing, staying = transitions[character]
             positions = ((positions & advancing) << 1) | (positions & staying)
             if not positions:
                 return False
@@ -133,10 +133,10 @@ class _Automaton:
     def seek(self, text: str, prefix_length: int) -> str | None:
         """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
         `text`."""
-        steps, positions = self._steps, self._start
-        earlier_positions = []  # for each character read so far, the positions before it
+        transitions, positions = self._transitions, self._start
+        earlier_positions = []  # for each character read so far, the positions before it was read
         for character in text[prefix_length:]:
-            advancing, staying = steps[character]
+            advancing, staying = transitions[character]
             earlier_positions.append(positions)
             positions = ((positions & advancing) << 1) | (positions & staying)
             if not positions:
@@ -151,13 +151,13 @@ class _Automaton:
         return None
 
     def _next_character(self, positions: int, after: str) -> str:
-        """Returns the first character after `after`, in byte order, that one of `positions` accepts. Returns an empty
-        text if they accept no such character."""
+        """Returns the first character that comes after `after` in byte order and that one of `positions` accepts.
+        Returns an empty text if there is no such character."""
         accepting_later = self._accepting_later or self._build_accepting_later()
         if after in accepting_later and not positions & accepting_later[after]:
             return ""
         for character in _NAME_CHARACTERS[bisect_left(_NAME_CHARACTERS, after) :]:
-            advancing, staying = self._steps[character]
+            advancing, staying = self._transitions[character]
             if character > after and positions & (advancing | staying):
                 return character
         return ""
@@ -167,7 +167,7 @@ class _Automaton:
         positions = 0
         for character in reversed(_NAME_CHARACTERS):
             self._accepting_later[character] = positions
-            advancing, staying = self._steps[character]
+            advancing, staying = self._transitions[character]
             positions |= advancing | staying
         return self._accepting_later
 
@@ -188,17 +188,18 @@ class Matcher:
         self._rests = dict(rests)
         """The rests of all patterns with a star, by prefix."""
         self._automata: dict[str, _OneSegment | _Automaton | None] = {}
-        """The automata built so far, by prefix. None: every name that begins with the prefix matches (rest `**`)."""
+        """The automata built so far, by prefix. None: a rest is `**`, so every name that begins with the prefix
+        matches."""
         self._prefix_lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_OPERATION
-        """Upper bound for the cost of matching one character of a name. The unit is this cost for a few patterns. The
-        bound is 1 unless many patterns have a star before the end."""
+        """Upper bound for the cost of matching one character of a name. The unit is the cost of matching a character
+        with only a few patterns. The bound is 1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds one automaton in advance: the one for the prefix with the most patterns. Without this call, the first
-        lookup of a name with this prefix builds it."""
+        """Builds the automaton for the prefix with the most patterns. Without this call, the first lookup of a name
+        with this prefix builds the automaton."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
@@ -259,16 +260,16 @@ class SharedMatcher:
     because a thousand users may have many patterns each. A matcher that the cache has evicted is built again at its
     next use."""
 
-    __slots__ = ("_own", "_patterns")
+    __slots__ = ("_patterns", "_small_matcher")
 
     def __init__(self, patterns: frozenset[str]) -> None:
         self._patterns = patterns
-        self._own = Matcher(patterns) if sum(map(len, patterns)) < MIN_SHARED_CHARACTERS else None
+        self._small_matcher = Matcher(patterns) if sum(map(len, patterns)) < MIN_SHARED_CHARACTERS else None
 
     @property
     def matcher(self) -> Matcher:
         """The matcher of the patterns. Building it may take milliseconds."""
-        return self._own or _shared_matcher(self._patterns)
+        return self._small_matcher or _shared_matcher(self._patterns)
 
 
 @lru_cache(maxsize=_MAX_SHARED_MATCHERS)

@@ -1,12 +1,13 @@
 """Copies SQLite's write-ahead log into the database file (`WriteAheadLog`).
 
 SQLite commits by appending to the log. A *checkpoint* copies the log into the database file and syncs that file. The
-*reserve* is disk space allocated in advance (`storage.data_dir.reserve`), which checkpoints use on a full disk.
+*reserve* is disk space that the registry keeps allocated (`storage.data_dir.reserve`); checkpoints use it on a full
+disk.
 
-A failed fsync can leave *gaps* in the log: parts that are not on the disk. Linux reports such an error once. It then
-treats the bytes that it could not write as written, and these bytes may belong to earlier commits. After a power cut,
-SQLite reads the log only up to the first gap, so it would lose every later commit in the same log, even one whose own
-fsync succeeded. Therefore the log has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
+A failed fsync can leave *gaps* in the log: parts that are not on the disk, perhaps of earlier commits. Linux reports
+the error only once, and then treats the lost bytes as written, so the next fsync can succeed. After a power cut, SQLite
+reads the log only up to the first gap, and would lose every commit after the gap, even one whose own fsync succeeded.
+Therefore the log has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, is_full
 
 CHECKPOINT_LOG_PAGES = 2000
-"""A checkpoint runs after a commit if the log then has at least this number of pages (8 MB), or fewer on a small disk
-(`checkpoint_log_pages`). SQLite's own default is 1,000. A commit that moves a tag writes about eleven pages, and the
-next commit waits while a checkpoint runs. With 1,000 pages, every 90th commit waits, so this wait determines the 99th
-percentile of the latency. With 2,000 pages, only every 180th commit waits."""
+"""If the log has at least this number of pages (8 MB) after a commit, a checkpoint runs. On a small disk, a smaller
+number applies (`checkpoint_log_pages`). The next commit waits while the checkpoint runs. A commit that moves a tag
+writes about eleven pages. With SQLite's default of 1,000 pages, every 90th commit would wait, and the wait would
+determine the 99th percentile of the latency. With 2,000 pages, only every 180th commit waits."""
 PAGE_BYTES = 4096
 """SQLite's default size of a page."""
 RESTART_LOG_PAGES = 16_000
 """With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
 then overwrite the log from its beginning, so that the log does not grow further."""
 RESTART_WAIT_MILLISECONDS = 200
-"""How long a checkpoint waits for the readers of the log. The wait is short, because a reader with a long transaction,
-such as a backup, may need the log for minutes, and no process can commit during the wait."""
+"""Longest time that a checkpoint waits for the readers of the log. The wait is short, because no process can commit
+during it. A reader with a long transaction, such as a backup, may need the log for minutes."""
 RESTART_RETRY_PAGES = 4000
 """After a checkpoint has waited for readers in vain, the log has to grow by this number of pages before a checkpoint
 waits again."""
@@ -49,18 +50,20 @@ log = logging.getLogger("storage.metadata")
 
 
 def checkpoint_log_pages(reserve_bytes: int) -> int:
-    """Returns the smallest number of pages in the log with which a checkpoint runs: CHECKPOINT_LOG_PAGES, or fewer if
-    these pages would take up more than half of the reserve. The database file can grow by the size of the log during a
-    checkpoint. On a full disk, this space comes from the reserve. The other half of the reserve is for later deletes,
-    which append to the log before they free any space. `reserve_bytes`: the full size of the reserve, which is small on
-    a small disk; 0 on a file system that does not tell its size (there is no reserve then)."""
+    """Returns the smallest number of pages in the log with which a checkpoint runs: CHECKPOINT_LOG_PAGES, or the number
+    of pages that fit into half of the reserve, if that is less. The database file can grow by the size of the log
+    during a checkpoint. On a full disk, this space comes from the reserve. The other half of the reserve is for later
+    deletes, which append to the log before they free any space.
+
+    `reserve_bytes`: the full size of the reserve, which is small on a small disk. It is 0 if the file system does not
+    tell its size; the registry then has no reserve, and the result is CHECKPOINT_LOG_PAGES."""
     return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 
 class WriteAheadLog:
     """The write-ahead log, as the commit thread of a process uses it. The caller of each method holds the file lock
-    that only one writing process can hold at a time. All calls come from the same thread. `db` is the connection that
-    commits."""
+    that only one writing process can hold at a time. All calls come from the same thread. The parameter `db` is the
+    connection that commits."""
 
     def __init__(self, database: Path, system: System, reserve: Reserve) -> None:
         """`database`: the database file. Checkpoints use `reserve` on a full disk."""
@@ -73,8 +76,8 @@ class WriteAheadLog:
         """A checkpoint waits for the log's readers if the log has at least this number of pages."""
         self.may_have_gaps = False
         """Whether an fsync of the log has failed since the log was emptied."""
-        self._close_again_at = float("-inf")
-        """When to try again to close the gaps, in seconds of `time.monotonic`."""
+        self._next_close_at = float("-inf")
+        """Time before which `close_gaps` makes no further attempt, in seconds of `time.monotonic`."""
 
     @property
     def is_long(self) -> bool:
@@ -87,33 +90,33 @@ class WriteAheadLog:
         return apsw.SQLITE_OK
 
     def note_error(self, error: apsw.Error) -> None:
-        """Notes that the log may have gaps, if `error` is that of a failed fsync. Call this with each error of a commit
+        """If `error` comes from a failed fsync, notes that the log may have gaps. Call this with each error of a commit
         or checkpoint."""
         if isinstance(error, apsw.IOError):
-            # Every IOError of SQLite has `extendedresult`. Only tests raise IOErrors without it, in place of a commit;
-            # these count as failed fsyncs.
+            # Every IOError of SQLite has `extendedresult`. Only tests raise IOErrors without it; these count as failed
+            # fsyncs.
             result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
-        """If the log may have gaps, copies it into the database file, syncs that file, then empties the log and syncs
-        it too. SQLite reads the log from the page cache, which still has the bytes that the kernel could not write.
-        Raises StorageFull if the disk is full. Raises StorageFailed if this fails for another reason, for example
-        because a reader needs the log for too long. For `CLOSE_RETRY_SECONDS` after a StorageFailed, calls raise it
-        again without another attempt."""
+        """If the log may have gaps, copies the log into the database file and syncs that file, and then empties and
+        syncs the log. No commit gets lost: SQLite reads the log from the page cache, which still has the bytes that the
+        kernel could not write. Raises StorageFull if the disk is full. Raises StorageFailed if an attempt fails for
+        another reason, for example because a reader needs the log for too long. Until `CLOSE_RETRY_SECONDS` after the
+        start of that attempt, further calls raise StorageFailed without another attempt."""
         if not self.may_have_gaps:
             return
-        if time.monotonic() >= self._close_again_at:
-            self._close_again_at = time.monotonic() + CLOSE_RETRY_SECONDS
+        if time.monotonic() >= self._next_close_at:
+            self._next_close_at = time.monotonic() + CLOSE_RETRY_SECONDS
             db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
             try:
-                # Copying the log is not enough. After a power cut, SQLite would still read the log up to the gap, and
-                # put these old pages in the place of newer pages in the database file. So this empties the log as well.
+                # SQLITE_CHECKPOINT_TRUNCATE also empties the log. If the log were only copied, SQLite would still read
+                # it up to the gap after a power cut, and replace newer pages in the database file by its old pages.
                 self._try_checkpoint(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 sync_file(self._system, self._path)
-                self.may_have_gaps, self._close_again_at = False, float("-inf")
+                self.may_have_gaps, self._next_close_at = False, float("-inf")
             except StorageFull:
-                self._close_again_at = float("-inf")  # the caller tries again at once, with space from the reserve
+                self._next_close_at = float("-inf")  # the caller tries again at once, with space from the reserve
                 raise
             except (apsw.Error, OSError) as error:
                 log.warning(
@@ -131,34 +134,36 @@ class WriteAheadLog:
         log.warning("after an error of the disk, all changes of the metadata are on the disk again; check the disk")
 
     def close_gaps_at_end(self, db: apsw.Connection) -> None:
-        """Does the same as `close_gaps`, at once and with the reserve, because this process ends."""
-        self._close_again_at = float("-inf")
+        """Does the work of `close_gaps` before this process ends: makes an attempt even if one failed a moment ago, and
+        uses the reserve if the disk is full. Raises StorageFull, StorageFailed."""
+        self._next_close_at = float("-inf")
         try:
             self.close_gaps(db)
         except StorageFull:
             self._reserve.spend(lambda: self.close_gaps(db), StorageFull)
 
     def shorten(self, db: apsw.Connection) -> None:
-        """Runs a checkpoint. If the log is very long, waits for its readers. Logs errors instead of raising them."""
+        """Runs a checkpoint. If the log has at least `_restart_pages` pages, the checkpoint waits for the log's
+        readers. Logs errors instead of raising them."""
         if self._pages < self._restart_pages:
             self.checkpoint(db)
             return
         self._restart_pages = self._pages + RESTART_RETRY_PAGES
         db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
         try:
-            if self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART):
+            if self._run_checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART):
                 self._restart_pages = RESTART_LOG_PAGES
         finally:
             db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
 
     def checkpoint(self, db: apsw.Connection) -> None:
         """Runs a checkpoint that does not wait for readers. Logs errors instead of raising them."""
-        self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self._run_checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
-    def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
-        """Runs a checkpoint. If the disk is full, uses the reserve. If the checkpoint fails, logs the error and returns
-        False. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`. With SQLITE_CHECKPOINT_RESTART, also returns False, but logs
-        nothing, if a reader still needs the log."""
+    def _run_checkpoint(self, db: apsw.Connection, mode: int) -> bool:
+        """Runs a checkpoint, and returns whether it succeeded. If the disk is full, uses the reserve. Logs the error of
+        a failed checkpoint, unless `mode` is SQLITE_CHECKPOINT_RESTART and a reader still needs the log. `mode`: one of
+        `apsw.SQLITE_CHECKPOINT_*`."""
         self._pages = 0  # the next commit sets it to the length that the log then has
         try:
             try:
@@ -180,7 +185,7 @@ class WriteAheadLog:
         try:
             db.wal_checkpoint(mode=mode)
         except apsw.Error as error:
-            self.note_error(error)  # a checkpoint syncs the log first
+            self.note_error(error)  # a checkpoint begins with an fsync of the log
             if is_full(db, error):
                 raise StorageFull from error
             raise

@@ -1,4 +1,4 @@
-"""Copies the metadata database into a file while processes use it, and reads such copies (`SqliteSnapshots`).
+"""Copies the metadata database into a file while processes use it, and reads the copies (`SqliteSnapshots`).
 
 The copy is made in one read transaction, so it has the state of one moment. Writers do not wait for a read transaction,
 but the write-ahead log grows with each commit until the transaction ends. SQLite copies the pages without interpreting
@@ -32,14 +32,14 @@ from storage.outbox import EventAction
 
 PAGES_PER_STEP: Final = 1024
 """Number of pages that are copied between two reports of the progress."""
-STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
-"""The message of a job in a copy, if the job had not ended when the copy was made."""
+UNFINISHED_JOB_MESSAGE: Final = "it had not ended when this backup was made"
+"""The message that a copy stores for each job that had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""A restore increases the number of the newest event by this much for each second since that event, so that later
-events get numbers that were not used before the restore. A registry adds fewer events per second, on average."""
+"""A restore increases the number of the newest event in the copy by this much for each second since that event. A
+registry adds fewer events per second on average, so events after the restore get numbers that were never used."""
 MIN_EVENT_GAP: Final = 1_000_000_000
-"""A restore increases the number of the newest event by at least this much, even if little time seems to have passed.
-The clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
+"""A restore increases the number of the newest event by at least this much, because the measured time may be too short:
+the clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -80,8 +80,8 @@ class SqliteSnapshots:
             target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             target.pragma("synchronous", "off")  # the file is synced at the end
             with closing(connect(self._database, read_only=True)) as source, closing(target):
-                # The transaction keeps the state of one moment. Without the transaction, the backup would begin again
-                # after each commit of another connection.
+                # In this transaction, `source` keeps the state of one moment. Without the transaction, SQLite would
+                # begin the copy again after each commit of another connection.
                 source.execute("BEGIN; SELECT 1 FROM sqlite_schema")
                 with target.backup("main", source, "main") as backup:
                     while not backup.done and not stopping.is_set():
@@ -91,13 +91,13 @@ class SqliteSnapshots:
                 if stopping.is_set():
                     return
                 target.pragma("journal_mode", "delete")  # a copy is one file, without a write-ahead log
-                self._leave_out(target)
+                self._clean_copy(target)
             sync_file(self._system, path)
         except (apsw.Error, OSError) as error:
             raise _failure(f"cannot copy the database to {path}", error) from error
 
-    def _leave_out(self, db: apsw.Connection) -> None:
-        """Marks the jobs that have not ended as stopped, and deletes three things from a copy:
+    def _clean_copy(self, db: apsw.Connection) -> None:
+        """Sets the state of each unfinished job in a new copy to `stopped`, and deletes three things from the copy:
 
         - the upload sessions, because a backup does not have their bytes
         - the events, because this registry sends them to its webhooks, and a restored copy would send them once more
@@ -112,7 +112,7 @@ class SqliteSnapshots:
             "UPDATE event SET kept = 0, actor = '', address = '', request_id = '', user_agent = '', reason = ''; "
             "UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
             "WHERE state IN ('queued', 'running')",
-            (self._clock(), STOPPED_BY_BACKUP),
+            (self._clock(), UNFINISHED_JOB_MESSAGE),
         )
 
     @contextmanager
@@ -139,8 +139,8 @@ class SqliteSnapshots:
     def mark_restored(self, path: Path, copied_at: float) -> None:
         restored_at = max(self._clock(), copied_at)
         with self._changing(path) as db:
-            # `since` is the time since which all pulls are recorded. Without the table, a later migration creates it
-            # and sets `since`.
+            # From the time `since` on, all pulls are recorded. If a copy lacks the table, a later migration creates the
+            # table and sets `since`.
             if _has_table(db, "pull_recording"):
                 earlier = db.execute("SELECT max(since) FROM pull_recording").get
                 restored_at = max(restored_at, float(earlier or 0.0))
@@ -201,10 +201,10 @@ class SqliteSnapshot:
 
 
 def _increase_event_number(db: apsw.Connection, copied_at: float, restored_at: float) -> None:
-    """Increases the number of the only event in the copy. The registry may have added events after the copy was made,
-    and clients may know their numbers; events after the restore get higher numbers than these. If the copy has no
-    event, adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was made and
-    restored, in seconds since 1970."""
+    """Increases the number of the only event in the copy, so that events after the restore get higher numbers than the
+    events that the registry added after the copy was made. Clients may know the numbers of those events. If the copy
+    has no event, first adds one that the list of events does not show. `copied_at`, `restored_at`: when the copy was
+    made and restored, in seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "

@@ -1,8 +1,8 @@
 """Reads the tag history of the metadata database, moves tags and deletes tags (`SqliteTagHistory`).
 
-The store keeps a deleted manifest for some time. If a tag is moved to such a manifest, the store *puts it back*: it
-then is a manifest of its repository again. Its deleted *referrers* (manifests, such as signatures, that name it as
-their subject) are put back too, if that is possible.
+The store keeps a deleted manifest for some time. If a tag is moved to a deleted manifest, the store *puts the manifest
+back*: the manifest belongs to its repository again. Where possible, the store also puts back the manifest's deleted
+*referrers* (manifests, such as signatures, that name the manifest as their subject).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from storage.tag_rules import IsImmutable
 MAX_PUT_BACK_AT_ONCE: Final = 200
 """Largest number of manifests that one transaction puts back."""
 MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""A transaction that has put back manifests of this many bytes in total puts no further manifest back."""
+"""When a transaction has put back manifests with this many bytes in total, it puts no further manifest back."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -41,12 +41,12 @@ _CHANGES_OF_REPOSITORY: Final = (
     _CHANGES
     + " WHERE h.repository = ?1 AND h.at <= ?2 AND (h.at < ?2 OR h.id < ?3) ORDER BY h.at DESC, h.id DESC LIMIT ?4"
 )
-_CURRENT: Final = (
+_CURRENT_DIGEST: Final = (
     "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
 )
 _HALF_MILLISECOND: Final = 0.0005
-"""Added to a time that a person enters. People see times rounded to milliseconds, so the exact time of an entry can be
-this many seconds later."""
+"""Seconds that are added to a time that a person enters. People see the times of entries rounded to milliseconds, so
+the exact time of an entry can be up to half a millisecond later."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no entry reaches."""
 
@@ -67,27 +67,28 @@ class SqliteTagHistory:
         self._clock = clock
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
-        return await self._scans.run(lambda db: _changes(db, repo, tag, before, limit))
+        return await self._scans.run(lambda db: _read_changes(db, repo, tag, before, limit))
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
-        return await self._digest(repo, _CURRENT, tag)
+        return await self._find_digest(repo, _CURRENT_DIGEST, tag)
 
     async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
         sql = (
             "SELECT digest FROM tag_history WHERE repository = ? AND tag = ? AND digest IS NOT NULL "
             "AND digest IS NOT ? ORDER BY id DESC LIMIT 1"
         )
-        return await self._digest(repo, sql, tag, current)
+        return await self._find_digest(repo, sql, tag, current)
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
         sql = (
             "SELECT digest FROM tag_history INDEXED BY tag_history_tag WHERE repository = ? AND tag = ? AND at <= ? "
             "ORDER BY id DESC LIMIT 1"
         )
-        return await self._digest(repo, sql, tag, at + _HALF_MILLISECOND)
+        return await self._find_digest(repo, sql, tag, at + _HALF_MILLISECOND)
 
-    async def _digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
-        """Returns the digest that `sql` finds in a repository; None if it finds none."""
+    async def _find_digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
+        """Returns the digest that the query `sql` finds, or None if it finds none. The parameters of the query are the
+        row id of the repository, and then `values`."""
 
         def look_up(db: apsw.Connection) -> str | None:
             digest_text: str | None = db.execute(sql, (lookups.repository_id(db, repo), *values)).get
@@ -109,9 +110,9 @@ class SqliteTagHistory:
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
         # Each group in `plan.referrers` consists of a deleted referrer and the deleted manifests that it lists. The
-        # last group comes first, so that each referrer is put back before its subject. If the process dies between two
-        # batches, the subjects of the remaining referrers are still deleted. So a repeated call still finds these
-        # referrers, although `find_plan` searches only for referrers of deleted manifests.
+        # groups are put back in reverse order, so each referrer comes before its subject. If the process dies between
+        # two batches, the subjects of the remaining referrers are still deleted. A repeated call then finds these
+        # referrers, because `find_plan` searches for the referrers of deleted manifests.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.required)
         referrers = [manifest for group in plan.referrers for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
@@ -124,13 +125,12 @@ class SqliteTagHistory:
             restored += await self._writer.run(partial(put_back, digests=batch))
 
         def change(db: apsw.Connection) -> TagMove:
-            put_back_now = put_back(db, batches[-1])
-            # A referrer cannot be put back while a manifest that it lists is deleted. In `batches`, such a manifest can
-            # come after the referrer, because the groups are reversed and `plan.required` comes last. So the referrers
-            # that are left are tried again, but only one batch of them, to keep the transaction short. The tag does not
-            # need the others.
-            restored_so_far = {*restored, *put_back_now}
-            put_back_now += put_back(
+            restored_now = put_back(db, batches[-1])
+            # Tries the skipped referrers again. `put_back` skips a referrer while a manifest that the referrer lists is
+            # deleted, and `batches` can have this manifest after the referrer. Only one batch of referrers is tried
+            # again, to keep the transaction short: the tag does not need its referrers.
+            restored_so_far = {*restored, *restored_now}
+            restored_now += put_back(
                 db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
             )
             now = self._clock()
@@ -142,7 +142,7 @@ class SqliteTagHistory:
             )
             if force and previous not in (None, digest) and is_immutable(tag):
                 _record_forced(db, repo, tag, previous, by, now)
-            return TagMove(tag, digest, previous, [*restored, *put_back_now])
+            return TagMove(tag, digest, previous, [*restored, *restored_now])
 
         return await self._writer.run(change)
 
@@ -153,7 +153,7 @@ class SqliteTagHistory:
 
         def delete(db: apsw.Connection) -> None:
             if force and is_immutable(tag):
-                previous = db.execute(_CURRENT, (lookups.repository_id(db, repo), tag)).get
+                previous = db.execute(_CURRENT_DIGEST, (lookups.repository_id(db, repo), tag)).get
                 manifest_and_tag_changes.delete_tag(db, repo, tag, by, now)
                 _record_forced(db, repo, tag, previous, by, now)
             else:
@@ -162,7 +162,7 @@ class SqliteTagHistory:
         await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
 
-def _changes(
+def _read_changes(
     db: apsw.Connection, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int
 ) -> Page[TagChange]:
     repository = lookups.repository_id(db, repo)
@@ -173,11 +173,11 @@ def _changes(
         before_time = None if before is None else db.execute("SELECT at FROM tag_history WHERE id = ?", (before,)).get
         values = (repository, float("inf") if before_time is None else before_time, before_id, limit + 1)
         rows = db.execute(_CHANGES_OF_REPOSITORY, values).fetchall()
-    return Page([_change(row) for row in rows[:limit]], more=len(rows) > limit)
+    return Page([_to_tag_change(row) for row in rows[:limit]], more=len(rows) > limit)
 
 
-def _change(row: tuple[Any, ...]) -> TagChange:
-    """Returns the entry of a row that `_CHANGES` read."""
+def _to_tag_change(row: tuple[Any, ...]) -> TagChange:
+    """Converts a row of the query `_CHANGES` to an entry of the tag history."""
     row_id, tag, digest, at, actor, address, request_id, user_agent, previous, is_stored, is_deleted = row
     availability = Availability.GONE
     if is_stored:
@@ -196,13 +196,13 @@ def _change(row: tuple[Any, ...]) -> TagChange:
 
 
 def _record_forced(db: apsw.Connection, repo: RepositoryName, tag: Tag, previous: Any, by: Actor, now: float) -> None:
-    """Writes a line to the audit log: `by` has forced a change of the immutable tag, which pointed at the digest
-    `previous`. The change itself has a line of its own, in the tag history."""
+    """Records in the audit log that `by` forced a change of an immutable tag. The tag history has a separate entry for
+    the change. `previous`: the digest that the tag pointed at before the change."""
     record(db, by, now, "tag.force", repo, {"previous": previous}, part=f":{tag}")
 
 
 def _batches(manifests: Sequence[PlannedManifest]) -> list[list[Digest]]:
-    """Divides manifests into batches, one for each transaction. There is at least one batch, which may be empty."""
+    """Divides manifests into batches, one for each transaction. If there are no manifests, returns one empty batch."""
     batches: list[list[Digest]] = [[]]
     batch_bytes = 0
     for manifest in manifests:

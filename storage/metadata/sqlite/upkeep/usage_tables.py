@@ -1,19 +1,20 @@
 """The tables that count the blobs, bytes and tags of sets of repositories: `usage_scope`, `usage_member` and
 `usage_blob`.
 
-A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
-is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and refuse blobs and
-tags that exceed a quota. The functions here define the scopes, count the content that was stored before a scope was
-defined, and find the quota that refused a change. Each function that changes something runs inside a transaction that
-the caller commits. It changes a bounded number of rows.
+A *scope* is a set of repositories whose content is counted (`storage.usage`). A repository that belongs to a scope is a
+*member*. A *link* is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and
+refuse blobs and tags that exceed a quota. The functions here define the scopes, count the content that was stored
+before a scope was defined, and find the quota that refused a change. Each function that changes something runs inside a
+transaction that the caller commits, and changes a bounded number of rows.
 
 A scope can consist of all mirrored repositories of one upstream. While the functions count such a scope, they also add
 the manifests of its members to `cached_manifest`, the table of the candidates for eviction.
 
-A row of `usage_member` says up to where a member is counted. `links_to`: row id of the last blob whose link is counted
-(links are counted in the order of these ids). `tags_to`: name of the last tag that is counted. `manifests_to`: row id
-of the last manifest that was added to `cached_manifest`. NULL in one of these columns: nothing is left to count or to
-add.
+Three columns of `usage_member` say how far a member is counted. NULL in a column: nothing is left to count or to add.
+
+- `links_to`: row id of the last blob whose link is counted. Links are counted in the order of these ids.
+- `tags_to`: name of the last tag that is counted.
+- `manifests_to`: row id of the last manifest that was added to `cached_manifest`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction can
-call `_count_member` several times. The cost of a call is its number of rows plus `_COUNT_CALL_COST`. The transaction
-makes no further call when the sum of the costs has reached BATCH_ROWS. So it counts fewer than 2 * BATCH_ROWS rows."""
+"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. The cost of a call
+is its number of rows plus `_COUNT_CALL_COST`. A transaction repeats the call until the sum of the costs reaches
+BATCH_ROWS, so it counts fewer than 2 * BATCH_ROWS rows."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
@@ -64,8 +65,8 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
                 "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
             )
     for definition in definitions:
-        # `excluded.max_bytes` is a value of the row that SQLite did not insert, because the scope exists already. The
-        # column `excluded` is something else: the prefixes of repositories that do not belong to the scope.
+        # In `excluded.max_bytes`, `excluded` is the row that SQLite did not insert, because the scope exists already.
+        # The column `excluded` has the prefixes of repositories that do not belong to the scope.
         db.execute(
             "INSERT INTO usage_scope (name, prefixes, excluded, upstream, max_bytes, max_tags) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET max_bytes = excluded.max_bytes, "
@@ -85,7 +86,8 @@ def _as_json(definition: ScopeDefinition) -> tuple[str, str]:
 
 
 def count_batch(db: apsw.Connection) -> bool:
-    """Does one small part of the counting, or of the deletion of removed scopes. Returns False if nothing is left."""
+    """Counts a small part of the uncounted content, or deletes a small part of a removed scope. Returns False if
+    nothing is left to do."""
     removed_scope = db.execute(f"SELECT id FROM usage_scope WHERE NOT {_CONFIGURED} LIMIT 1").get
     if removed_scope is not None:
         _delete_batch(db, removed_scope)
@@ -133,9 +135,10 @@ def _delete_batch(db: apsw.Connection, scope: int) -> None:
 
 
 def _add_members(db: apsw.Connection, scope: int, prefixes: list[str], excluded: list[str], position: int) -> bool:
-    """Adds the next repositories that belong to the scope, with nothing counted. `position`: highest row id of the
-    repositories that earlier calls compared with the prefixes. Returns False if there are no more repositories. A
-    repository that was created after the scope is a member already, and its row stays as it is."""
+    """Compares the next repositories with the prefixes of the scope, and adds those that belong to the scope as
+    members, with nothing counted. A repository that was created after the scope is a member already, and its row stays
+    as it is. `position`: highest row id of the repositories that earlier calls compared. Returns False if no repository
+    was left to compare."""
     rows: list[Any] = db.execute(
         "SELECT id, name FROM repository WHERE id > ? ORDER BY id LIMIT ?", (position, _REPOSITORIES_PER_BATCH)
     ).fetchall()
@@ -164,27 +167,26 @@ def _count_member(
     tags_to: str | None,
     manifests_to: int | None,
 ) -> int:
-    """Counts the next links or tags of a member, or else adds its next manifests to `cached_manifest`, at most
-    `BATCH_ROWS`. Returns the number of these rows. `links_to`, `tags_to`: the last link and the last tag that earlier
-    calls counted. `manifests_to`: the last manifest that earlier calls added. None: nothing is left to count or to
-    add."""
+    """Counts the next links of a member. If no links are left, counts its next tags. If no tags are left either, adds
+    its next manifests to `cached_manifest`. Handles at most `BATCH_ROWS` links, tags or manifests, and returns their
+    number. `links_to`, `tags_to`, `manifests_to`: the columns of the member's row in `usage_member`."""
     column: str
     last_done: int | str | None
     if links_to is not None:
-        column, (last_done, rows) = "links_to", _count_links(db, scope, repository, links_to)
+        column, (last_done, row_count) = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
-        column, (last_done, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
+        column, (last_done, row_count) = "tags_to", _count_tags(db, scope, repository, tags_to)
     else:
-        column, (last_done, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+        column, (last_done, row_count) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
     db.execute(
         f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last_done, repository, scope)
     )
-    return rows
+    return row_count
 
 
 def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -> tuple[int | None, int]:
-    """Counts the next links of the repository. Returns the row id of the last blob (None: all links are
-    counted), and the number of links."""
+    """Counts the next links of the repository. Returns the row id of the last blob whose link this call counted (None:
+    no links are left), and the number of links that it counted."""
     rows: list[Any] = db.execute(
         "SELECT l.blob, b.size FROM blob_link l JOIN blob b ON b.id = l.blob "
         "WHERE l.repository = ? AND l.blob > ? ORDER BY l.blob LIMIT ?",
@@ -199,8 +201,8 @@ def _count_links(db: apsw.Connection, scope: int, repository: int, after: int) -
 
 
 def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) -> tuple[str | None, int]:
-    """Counts the next tags of the repository. Returns the name of the last one (None: all tags are counted), and
-    the number of tags."""
+    """Counts the next tags of the repository. Returns the name of the last tag that this call counted (None: no tags
+    are left), and the number of tags that it counted."""
     rows: list[Any] = db.execute(
         "SELECT name FROM tag WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (repository, after, BATCH_ROWS)
     ).fetchall()
@@ -209,9 +211,9 @@ def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) ->
 
 
 def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. Their `rank`, the time by which eviction
-    sorts them, is first the time of the last push. Returns the row id of the last one (None: all manifests are there,
-    or the scope does not belong to an upstream), and the number of manifests."""
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. In a new row, `rank` (the time by which
+    eviction sorts manifests) is the time of the last push. Returns the row id of the last manifest that this call added
+    (None: no manifests are left, or the scope does not belong to an upstream), and the number of added manifests."""
     if upstream is None:
         return None, 0
     rows: list[Any] = db.execute(
@@ -228,16 +230,16 @@ def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, a
 def scope(db: apsw.Connection, name: str) -> ScopeUse | None:
     """Returns the use of a scope; None if there is no such scope."""
     row: Any = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE name = ? AND {_CONFIGURED}", (name,)).get
-    return None if row is None else _use(row)
+    return None if row is None else _to_scope_use(row)
 
 
 def scopes(db: apsw.Connection) -> list[ScopeUse]:
     """Returns the use of all scopes, sorted by name."""
     rows: list[Any] = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE {_CONFIGURED} ORDER BY name").fetchall()
-    return [_use(row) for row in rows]
+    return [_to_scope_use(row) for row in rows]
 
 
-def _use(row: tuple[Any, ...]) -> ScopeUse:
+def _to_scope_use(row: tuple[Any, ...]) -> ScopeUse:
     name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, size, tags, complete = row
     definition = ScopeDefinition(
         name, tuple(json.loads(prefixes)), tuple(json.loads(excluded)), upstream, max_bytes, max_tags
@@ -259,7 +261,8 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
 
 def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
     """Raises QuotaExceeded if a blob of `size` bytes does not fit into a quota of `repo`, unless the quota's scope has
-    the blob `digest` already. A client has stated the size, so it may be larger than SQLite's integers."""
+    the blob already. `size` comes from a client, and may be larger than SQLite's integers. `digest`: the blob's digest;
+    None if it is not known."""
     rows: list[Any] = db.execute(
         "SELECT id, prefixes, excluded, max_bytes, bytes FROM usage_scope "
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
@@ -279,9 +282,8 @@ def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
 
 
 def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
-    """Returns the error for the client if the new link of the repository to the blob does not fit into a quota.
-    `error`: the error that SQLite raised for the insertion of the link. Returns `error` itself if no quota caused
-    it."""
+    """Converts `error`, which SQLite raised when a link of the repository to the blob was inserted, to the error for
+    the client. Returns `error` itself if no quota caused it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -297,8 +299,8 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
-    """Returns the error for the client if a new tag of the repository does not fit into a quota. `error`: the error
-    that SQLite raised for the insertion of the tag. Returns `error` itself if no quota caused it."""
+    """Converts `error`, which SQLite raised when a tag of the repository was inserted, to the error for the client.
+    Returns `error` itself if no quota caused it."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
