@@ -154,8 +154,8 @@ class _NoRequest(RequestContext):
     __slots__ = ()
 
     def __init__(self) -> None:
-        texts = dict.fromkeys(("requested_name", "address", "request_id", "cache_state", "upstream"), "")
-        for field, value in {"principal": UNAUTHENTICATED, **texts, "notice": None, "announced_blob": None}.items():
+        fields = {"principal": UNAUTHENTICATED, "requested_name": "", "address": "", "request_id": "", "notice": None}
+        for field, value in {**fields, "announced_blob": None, "cache_state": "", "upstream": ""}.items():
             object.__setattr__(self, field, value)
 
     def __setattr__(self, field: str, value: object) -> None:

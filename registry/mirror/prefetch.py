@@ -216,7 +216,7 @@ class PrefetchQueue:
         self._start_fill = start_fill
         self._queued: OrderedDict[tuple[RepositoryName, Digest], tuple[Descriptor, ImagePull]] = OrderedDict()
         self._runners: set[asyncio.Task[None]] = set()
-        """The tasks that run `_start_fills`, at most `MAX_RUNNING_FILLS`."""
+        """The tasks that run `_process_queue`, at most `MAX_RUNNING_FILLS`."""
         self._closed = False
 
     def add(
@@ -234,7 +234,7 @@ class PrefetchQueue:
         if self._closed:
             return
         for _ in range(min(MAX_RUNNING_FILLS - len(self._runners), len(self._queued))):
-            runner = start_detached(self._start_fills())
+            runner = start_detached(self._process_queue())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
 
@@ -250,7 +250,7 @@ class PrefetchQueue:
         self._queued.clear()
         await cancel_and_wait(self._runners)
 
-    async def _start_fills(self) -> None:
+    async def _process_queue(self) -> None:
         """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
         the fill ends. So each task in `_runners` has at most one running fill whose blob no client has requested."""
         while self._queued:

@@ -1,6 +1,7 @@
 """Decides which digest is served for a mirrored tag (`ServedTags`).
 
-A tag *moves* when the upstream makes it point at another digest. A *frozen* tag stays at one digest, even if it moves.
+A tag *moves* when the upstream makes it point at another digest. For a *frozen* tag, the mirror serves one digest, even
+if the tag moves.
 A *cooldown* delays the moves of a tag (`registry.mirror.cooldown`).
 
 A `TagChoice` lists the digests that may be served, the preferred one first. `TagChoice.newest_held_back_until` is the

@@ -134,8 +134,8 @@ class UpstreamClient(Protocol):
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
         """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub.
-        Then sends a GET request if the response to HEAD does not state the type, the digest and the size, or if a proxy
-        or firewall in front of the upstream possibly sent it. Raises ManifestUnknown."""
+        Then sends a GET request in two cases: the response to HEAD lacks the type, the size or (for a tag) the digest,
+        or a proxy or firewall in front of the upstream possibly sent this response. Raises ManifestUnknown."""
         ...
 
     async def get_manifest(
@@ -160,8 +160,8 @@ class UpstreamClient(Protocol):
         untrusted: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
-        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. If an endpoint fails,
-        asks the next one, but only before the first call of the sink.
+        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. If an endpoint fails or
+        does not have the blob, asks the next one, but only before the first call of the sink.
 
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
         - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,

@@ -94,8 +94,8 @@ def choose_manifests(
     entries: Sequence[Descriptor], platforms: Sequence[Platform]
 ) -> tuple[list[Descriptor], list[Platform]]:
     """Returns two lists: the entries of an index that are for one of `platforms`, in the order of the index, and the
-    platforms for which the index has no entry. For a platform without a variant, chooses the entry with the usual
-    variant, or the entries with all variants if the index has no entry with the usual one."""
+    platforms for which the index has no entry. For a platform without a variant, chooses the entries with the usual
+    variant; if the index has none, the entries with any variant."""
     chosen_positions: set[int] = set()
     missing: list[Platform] = []
     for requested in platforms:

@@ -201,8 +201,8 @@ class Warmer:
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
         """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which
-        blobs are stored. Call this before any blob of the image is requested: the mirror then begins to prefetch the
-        other blobs, which must count as fetched, not as already stored."""
+        blobs are stored. Call this before any blob of the image is requested: the first request makes the mirror
+        prefetch the other blobs, which must count as fetched, not as already stored."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:

@@ -39,8 +39,8 @@ class OpenConnection(EvictableConnection, Protocol):
 
     def retire(self) -> None:
         """Makes the connection close after one more response, which has the header `Connection: close`: the current
-        response if its headers were not sent yet, otherwise the next response. An idle connection stays open until its
-        next response. May be called repeatedly."""
+        response, or a later one if the current response has started or the next request has arrived. An idle connection
+        stays open until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -64,8 +64,8 @@ class WorkerState:
 
 
 class Retirement:
-    """Tells whether the worker *retires*: another process has taken its place, and it answers only one more request on
-    each connection."""
+    """Tells whether the worker *retires*: another process has taken its place, and the worker answers only one more
+    request on each connection."""
 
     __slots__ = ("_event", "has_begun")
 

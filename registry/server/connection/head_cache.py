@@ -28,9 +28,9 @@ MAX_PARTS: Final = 256
 """The cache has at most this many request lines, and at most this many blocks. When it has that many, a new part
 replaces the part of its kind that was added first."""
 MAX_HEAD_BYTES: Final = 2048
-"""Blocks of larger heads are not cached. This limits both the length of the head and its `RequestHead.size`: the length
-of the request target plus the lengths of all headers, where each short header counts as 64 bytes. So a block in the
-cache has at most 32 headers, and the cache takes about 2 MiB."""
+"""Blocks of larger heads, and longer request lines, are not cached. For a head, the limit applies to its length and to
+its `RequestHead.size`: the length of the request target plus the lengths of all headers, where each short header counts
+as 64 bytes. So a block in the cache has at most 32 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """The cache keeps the hashes of at most this many parts that have arrived. When it has that many, and another part
 arrives, it drops all these hashes."""

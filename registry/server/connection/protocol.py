@@ -378,8 +378,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _current_tls_wait(self, unsent: int, wait_if_sent: Wait | None) -> Wait:
         """Returns what a TLS connection waits for if it may have bytes to send. `unsent`: size of the write buffer. The
-        second buffer, for encrypted bytes, has an unknown size. So the progress is the number of bytes that the
-        client's kernel has acknowledged. If these are all, returns `wait_if_sent`, or a `linger` wait for None."""
+        second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
+        are the progress. If it has all bytes, returns `wait_if_sent`; if that is None, a wait `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

@@ -5,13 +5,14 @@ An application can have an attribute `request_recorder`, an object with these me
 - `on_cached_answer(scope, answer, request_id)` is called for each cached response that the server got from the
   application's method `answer_at_once` (`cached_answers`).
 - `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
-  the application. The scope then has only `type`, `method`, `path`, `raw_path`, `headers` and `client`. The method, the
-  paths and the headers are empty if the server does not know them.
+  the application. The scope then has only `type`, `method`, `path`, `raw_path`, `headers`, `client`, and `scheme` if a
+  trusted proxy states it. The method, the paths and the headers are empty if the server does not know them.
 - `on_connection(change)` is called with 1 for each new connection, and with -1 when the connection has ended.
 
-The server calls the first three methods just before it passes the last bytes of the response to the transport. If the
-body is sent from a file, the server calls them when the kernel has the last byte. If the request is cut off, the server
-calls them at this moment. All methods must return at once and raise nothing.
+The server calls the first two methods just before it passes the last bytes of the response to the transport. It calls
+`on_request_end` later if the body is sent from a file: when the kernel has the last byte. If a request is cut off, it
+calls `on_request_end` then. It calls `on_refused` right after it has written the error response, or when it closes the
+connection without a response. All methods must return at once and raise nothing.
 
 The server adds an empty dictionary to the scope's extensions (`REQUEST_NOTES_EXTENSION`). The application can note in
 this dictionary what it knows about the request. The server empties the dictionary after the report, because a note that

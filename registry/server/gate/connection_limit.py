@@ -253,8 +253,10 @@ class ConnectionLimit:
         """Returns a text that says how many connections the worker may have, and why."""
         if self._max_connections < self._budget:
             return f"this process may have at most {self._max_connections} connections"
-        room = f"there is room for {self._budget} connections in this process"
-        return f"with at most {self._max_open_files} open files {room}"
+        return (
+            f"with at most {self._max_open_files} open files there is room for {self._budget} connections in this "
+            "process"
+        )
 
     def _log_evictions(self, count: int, now: float) -> None:
         self._unlogged_evictions += count
