@@ -216,7 +216,7 @@ class LoginSession:
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
     last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
     version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the account's line
-    in the htpasswd file, or of the settings of the OpenID provider; None if the account's password is in the store.
+    in the htpasswd file, or of the settings of the OpenID provider; None if a password in the store proved the login.
     When the line or the settings change, the session becomes invalid. `groups`: groups that the OpenID provider
     named."""
 

@@ -1,5 +1,5 @@
-"""Functions that call the kernel and the C library. They tie a process to its parent, tune malloc, set the limit of
-open files, and read the state of TCP connections.
+"""Functions that call the kernel and the C library. They tie a process to its parent, tune malloc, allocate memory,
+set and read the limit of open files, and read the state of TCP connections.
 
 On systems other than Linux, a function that needs Linux does nothing, or returns the value that means "unknown".
 """

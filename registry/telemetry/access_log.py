@@ -161,8 +161,8 @@ def _message(
     agent: bytes,
     reason: str,
 ) -> str:
-    """Returns the text of a line. `address`, `trace` and `agent` come from the scope of the request. The other
-    parameters are those of `write_request`."""
+    """Returns the text of a line. `method`, `path`, `address`, `trace` and `agent` come from the scope of the
+    request. The other parameters are those of `write_request`."""
     reason_field = f' reason="{reason}"' if reason else ""
     return (
         f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{status_suffix} "

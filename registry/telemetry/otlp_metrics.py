@@ -128,7 +128,8 @@ class OtlpMetrics:
 
         - Counters and histograms: leaves out series that are 0.
         - Gauges: leaves out only the spare series for upstreams and webhooks that may be configured later
-          (`Metrics.is_series_in_use`). For a missing gauge, the collector would keep the last value."""
+          (`Metrics.is_series_in_use`). A gauge that is 0 is sent, because the collector would keep its last value
+          otherwise."""
         if family.kind != "gauge":
             yield from family.nonzero_series(own_numbers)
             return

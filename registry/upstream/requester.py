@@ -148,7 +148,7 @@ class UpstreamRequester:
         - `kind`: endpoints that are paused for this kind of request after a 429 are not tried.
         - `any_endpoint`: if True (for content with a digest), the next endpoint is tried after an error of
           _NOT_AT_THIS_ENDPOINT. If False (for tags and lists), such an error of the first endpoint in the settings is
-          raised, and no other endpoint is tried.
+          raised, and no further endpoint is tried.
         - `avoid`: URLs of endpoints that are tried after the others.
         - `untrusted`: URLs of endpoints that are tried last, because the caller does not accept their responses.
         - `timeout_seconds`: time limit for all endpoints together; None: no limit. Each endpoint gets an equal part of

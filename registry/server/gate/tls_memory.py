@@ -32,8 +32,8 @@ LARGE_READ_BYTES: Final = 18 * KIB
 """The transport's buffers are small until they hold more bytes than this at once. This number is a bit more than the
 largest TLS record (RFC 8446, 5.2). A request without a large body is smaller than this."""
 MAX_EXAMINED: Final = 100
-"""A *short* search for a silent connection examines at most this many connections. A *long* search examines all of them
-if necessary. Examining one takes up to ten microseconds.
+"""A *short* search for a silent connection examines at most this many connections. A *long* search examines all
+connections if necessary. Examining one takes up to ten microseconds.
 
 A connection is *silent* in four cases: it is idle, its request is stalled, its client has sent no complete request yet,
 or the server only waits until the client closes it."""
@@ -85,7 +85,7 @@ class LargeBufferLimit:
 
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
         """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts
-        (closes) one connection, the first of these that exists:
+        (closes) one connection, the first of these that it finds:
 
         - a silent connection (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one;
         - a connection that is being closed, and still waits for its client;

@@ -25,8 +25,8 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     """Searches `data` for the end of a head, beginning at the offset `start`. Returns the offset after the head. If the
     head does not end in `data`, returns the length of `data`.
 
-    `tail` is empty if the head begins in `data`. Otherwise `tail` is the last bytes of the head, at most
-    three, that were received before `data`. They could be the beginning of the CRLFCRLF that ends the head.
+    `tail` is empty if the head begins in `data`. Otherwise `tail` is the last bytes of the head, at most three, that
+    were received before `data`. They could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
         position = (tail + data[:3]).find(HEAD_END)
@@ -136,8 +136,8 @@ def is_host(value: bytes) -> bool:
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if a request
-    has several, or if it is missing in HTTP/1.1."""
+    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if there are
+    several, or if it is missing in HTTP/1.1."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")

@@ -59,7 +59,8 @@ def listen_for_control(path: Path) -> socket.socket | None:
                 return None
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            old_mask = os.umask(0o177)  # `bind` creates the file, with these permissions: no other user may connect
+            # `bind` creates the file with mode 0600: from the first moment, only the owner and root can connect.
+            old_mask = os.umask(0o177)
             try:
                 sock.bind(address)
             finally:

@@ -26,7 +26,7 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _READY_SECONDS = 30.0
-"""How long queued changes wait for workers that are starting, after the last request. Then they are refused."""
+"""How long after the last request the queued changes wait for workers that are starting. Then they are refused."""
 
 
 class ChangingSupervisor(Protocol):
@@ -152,9 +152,9 @@ class LiveChangeQueue:
     # Steps
 
     def _start_next(self, now: float) -> bool:
-        """Starts the next queued change: the reload if one is queued, otherwise the restart. If a worker is
-        still starting, starts no change and returns False. If the last request is then `_READY_SECONDS` old, also
-        refuses all queued changes."""
+        """Starts the next queued change: the reload if one is queued, otherwise the restart. If a worker is still
+        starting, starts no change and returns False. If the last request is then `_READY_SECONDS` old, also refuses all
+        queued changes."""
         self._is_reload = bool(self._reload_replies)
         if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._last_request_at + _READY_SECONDS:

@@ -105,8 +105,8 @@ class CheckTask:
 
 def take_handover(environment: MutableMapping[str, str]) -> Handover | CheckTask | None:
     """Returns the handover or the check task that an old version of the program has passed to this process in
-    `environment`; None at an ordinary start. Removes the variable from `environment`. Raises ChangeRefused if this
-    version does not know the format of the handover."""
+    `environment`; None at an ordinary start. Removes HANDOVER_VARIABLE from `environment`. Raises ChangeRefused
+    if this version does not know the format of the handover."""
     text = environment.pop(HANDOVER_VARIABLE, None)
     if text is None:
         return None
@@ -151,10 +151,10 @@ class Successor:
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
         """Executes the new version in this process. Does not return if it succeeds; otherwise raises ChangeRefused.
 
-        Blocks `SIGNALS` (all signals that the supervisor handles). The new version unblocks these signals when it
-        has set its handlers. Then calls `must_stop`, which returns True if this process has received a signal to stop
-        but has not handled it yet. The new version would not get this signal, so in this case the method raises
-        ChangeRefused."""
+        First blocks `SIGNALS` (all signals that the supervisor handles). Then calls `must_stop`, which returns True if
+        this process has received a signal to stop but has not handled it yet. The new version would not get this
+        signal, so in this case the method raises ChangeRefused and does not execute the new version. The new version
+        unblocks `SIGNALS` when it has set its handlers. This method unblocks them before it raises ChangeRefused."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()

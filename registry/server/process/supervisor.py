@@ -63,9 +63,9 @@ class Supervisor:
         change_options: LiveChangeOptions,
         on_ready: Callable[[], None] | None,
     ) -> None:
-        """`options`: how the workers serve, and their listening sockets, which a stop closes.
-        `workers`: the number of worker processes. `change_options`: the options for reloads and restarts of the running
-        server. `on_ready` is called once, in the supervisor, when all workers accept connections."""
+        """`options`: how the workers serve, and their listening sockets, which a stop closes. `workers`: the number of
+        worker processes. `change_options`: the options for reloads and restarts of the running server. `on_ready` is
+        called once, in the supervisor, when all workers accept connections."""
         self._options = options
         self._worker_count = workers
         self._change_options = change_options

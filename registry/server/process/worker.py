@@ -217,7 +217,8 @@ class Worker:
 
         - `retire` begins the worker's retirement.
         - `prepare`, `switch` and `discard` call the application's method of this name. If the application is no
-          `LiveApplication`, they call nothing. Before the call, `switch` also reloads the certificates.
+          `LiveApplication`, they call nothing.
+        - `switch` first reloads the certificates, for every application.
 
         Raises ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
         app = self._app if isinstance(self._app, LiveApplication) else None
