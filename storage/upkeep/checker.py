@@ -4,13 +4,13 @@ of each blob are stored, and that all stored bytes belong to a blob.
 The store changes during the check. So a problem that the first check finds is only a candidate, and a second check
 confirms or rejects it. The second check of a blob holds the lock of the blob's digest. A push holds this lock while it
 stores the bytes and then the blob's row in the metadata store. The garbage collector holds the lock while it deletes
-the row and then the bytes. So while the second check holds the lock, bytes and row must agree.
+the row and then the bytes. So while the second check holds the lock, the bytes and the row must agree.
 
 Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
 stores the right bytes again. A repair takes a damaged blob *out of use*: it records the damage and moves the bytes to
-the *quarantine*, where they are kept aside (module `storage.upkeep.quarantine`). If a repair takes too many blobs in a
-row out of use, it stops (`DamageBrake`), because the disk itself may be at fault. Scrub, the job that hashes all
-content, does the same.
+the *quarantine*, which keeps damaged bytes (module `storage.upkeep.quarantine`). A check that has taken too many
+consecutive blobs out of use stops (`DamageBrake`), because the disk itself may be at fault. Scrub, the job that hashes
+all content, stops for the same reason.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
 from storage.upkeep.quarantine import MISSING, DamageBrake, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
-"""Number of blobs whose sizes are compared in one step."""
+"""Number of blobs that one call reads from a store or looks up in it."""
 MISSING_CONTENT_CODES: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
 """Problems that do not count in a mirrored repository, because the mirror fetches content when a client requests it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfirmedProblem:
-    """A confirmed problem. `repair`: how it was repaired, for people; None if it was not repaired."""
+    """A confirmed problem. `repair`: a text for people that says how the problem was repaired; None if it was not
+    repaired."""
 
     problem: Problem
     repair: str | None
@@ -45,9 +46,8 @@ class ConfirmedProblem:
 
 @dataclass(slots=True)
 class CheckReport:
-    """How many problems of each kind a check found (`found`), and how many of them it repaired (`repaired`). `damaged`:
-    number of blobs and manifests that are known to be damaged until a push stores them again; they do not count as
-    problems."""
+    """The result of a check. `found`: number of problems of each kind. `repaired`: number of repaired problems.
+    `damaged`: number of blobs and manifests that are recorded as damaged. They do not count as problems."""
 
     found: dict[ProblemCode, int] = field(default_factory=dict)
     repaired: int = 0
@@ -61,11 +61,14 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """The options of a check. `repair`: whether to repair the problems that can be repaired without a loss of content.
-    `hash_bytes`: whether to read the stored bytes of each blob and compare them with its digest. `quarantine_bytes`:
-    how many damaged bytes a repair keeps in the quarantine (None: all); during the repair, the quarantine may exceed
-    this limit by an eighth. `is_mirrored`: returns whether a repository is mirrored, so that it may lack content that
-    its manifests refer to."""
+    """The options of a check.
+
+    - `repair`: whether to repair the problems that can be repaired without a loss of content.
+    - `hash_bytes`: whether to read the stored bytes of each blob and compare them with its digest.
+    - `quarantine_bytes`: how many damaged bytes the quarantine may have after a check with `repair`. During the check,
+      it may have an eighth more. None: no limit.
+    - `is_mirrored`: returns whether a repository is mirrored. A mirrored repository may lack content to which its
+      manifests refer."""
 
     repair: bool = False
     hash_bytes: bool = False
@@ -94,9 +97,9 @@ class Checker:
 
     async def check(self, options: CheckOptions, on_problem: OnProblem, on_progress: OnProgress) -> CheckReport:
         """Checks the whole store and returns a report. Calls `on_problem` for each problem. If the database file itself
-        is damaged, checks nothing else. Raises StorageFull; StorageFailed if the store fails, or if a repair has taken
-        too many blobs in a row out of use (`DamageBrake`). Repairs that were made before an error or a cancellation are
-        not undone."""
+        is damaged, checks nothing else. Raises StorageFull. Raises StorageFailed if the store fails, or if the check
+        has taken too many consecutive blobs out of use (`DamageBrake`). Repairs that were made before an error or a
+        cancellation are not undone."""
         this_check = _Check(self, options, on_problem, on_progress)
         await this_check.run()
         return this_check.report
@@ -112,8 +115,8 @@ class _Check:
         self._damage = checker.damage
         self._quarantine = Quarantine(checker.blobs, checker.damage, checker.locks)
         self._brake = DamageBrake()
-        self._new_in_quarantine = 0
-        """Number of bytes that were added to the quarantine since it was last shrunk."""
+        self._new_quarantine_bytes = 0
+        """Number of bytes that this check has added to the quarantine since it last shrank the quarantine."""
         self._locks = checker.locks
         self._clock = checker.clock
         self._options = options
@@ -139,8 +142,8 @@ class _Check:
         self.report.damaged = await self._damage.damaged_count()
 
     async def _check_database(self, *, may_repair: bool) -> bool:
-        """Checks the database itself. Returns whether it is damaged in tables that the content needs. With
-        `may_repair`, repairs the search index if nothing else is damaged."""
+        """Checks the database itself. Returns whether it is damaged outside the search index. With `may_repair`,
+        repairs the search index if nothing else is damaged."""
         problems = await self._consistency.check_database()
         is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
         # The repair drops tables of the search index. In a damaged database, this could increase the damage.
@@ -150,12 +153,12 @@ class _Check:
             await self._note(problem, repair)
             if repair is not None:
                 # SQLite's check may have ended at the damage of the search index, before it read the other tables. The
-                # damage is repaired now, so a second check reads them.
+                # damage is repaired now, so a second check reads the other tables.
                 return await self._check_database(may_repair=False)
         return is_damaged
 
     async def _note(self, problem: Problem, repair: str | None = None) -> None:
-        """Counts a problem and reports it. `repair`: how it was repaired; None if it was not repaired."""
+        """Counts a problem and reports it. `repair`: how the problem was repaired; None if it was not repaired."""
         self.report.found[problem.code] = self.report.found.get(problem.code, 0) + 1
         self.report.repaired += repair is not None
         await self._on_problem(ConfirmedProblem(problem, repair))
@@ -188,15 +191,15 @@ class _Check:
         last_id = 0
         while records := await self._consistency.blobs(last_id, BATCH_SIZE):
             last_id = records[-1].id
-            # Leaves out the blobs that are known to be damaged: they have no place (key of the bytes).
-            stored = [record for record in records if record.place]
-            sizes = await self._blobs.stored_sizes([record.place for record in stored])
-            for record, size in zip(stored, sizes, strict=True):
+            # A blob that is recorded as damaged has no place (key of the bytes), and is left out.
+            usable_records = [record for record in records if record.place]
+            sizes = await self._blobs.stored_sizes([record.place for record in usable_records])
+            for record, size in zip(usable_records, sizes, strict=True):
                 is_taken_out = False
                 if size not in (record.size, UNREADABLE):
                     is_taken_out = await self._confirm_size(record.digest)
                 elif self._options.hash_bytes or size == UNREADABLE:
-                    is_taken_out = await self._check_bytes(_stored(record))
+                    is_taken_out = await self._check_bytes(_stored_blob(record))
                 self._brake.note(is_damaged=is_taken_out)
                 if self._options.hash_bytes:
                     await self._advance(1, "hashing blobs")
@@ -204,8 +207,8 @@ class _Check:
                 await self._advance(len(records), "checking blobs")
 
     async def _confirm_size(self, digest: Digest) -> bool:
-        """Checks for the second time a blob whose stored bytes were missing or whose size was wrong. Reports or repairs
-        the problem if it still exists. Returns whether it took the blob out of use."""
+        """Makes the second check of a blob whose bytes were missing or had the wrong size in the first check. Reports
+        or repairs the problem if it still exists. Returns whether it took the blob out of use."""
         async with self._locks.hold(digest):
             record = await self._consistency.blob(digest)
             if record is None or not record.place:
@@ -215,7 +218,7 @@ class _Check:
             if size in (record.size, UNREADABLE):
                 return False
             version = await self._blobs.version(record.place) if self._options.repair else None
-        blob = _stored(record)
+        blob = _stored_blob(record)
         if size is None:
             text = "the bytes of the blob are missing; push it again, or pull it again if it is mirrored"
             problem = Problem(ProblemCode.BLOB_FILE_MISSING, text, item=digest)
@@ -234,8 +237,8 @@ class _Check:
 
     async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
         """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. `version`:
-        the text that identifies them (`BlobStore.version`). Returns False if they have been removed or replaced
-        since."""
+        the text that identifies these bytes (`BlobStore.version`). Returns False if the bytes have been removed or
+        replaced since `version` was read."""
         try:
             check = await self._blobs.check(blob.digest, size, blob.place, self._report_read)
         except BytesMissing:
@@ -254,9 +257,9 @@ class _Check:
             )
 
     async def _check_bytes(self, blob: StoredBlob) -> bool:
-        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Bytes that this
-        process has no permission to read may be right, so they are reported, but not repaired. Returns whether it took
-        the blob out of use."""
+        """Compares the bytes of a blob with its digest. If the bytes are damaged, reports or repairs the damage. If
+        this process has no permission to read the bytes, reports this and repairs nothing, because the bytes may be
+        right. Returns whether it took the blob out of use."""
         try:
             damage = await self._quarantine.find(blob, self._report_read, self._report_read)
         except BytesForbidden as error:
@@ -286,16 +289,16 @@ class _Check:
         await self._note(
             problem, "recorded it as damaged: it is not served any more, and the next push stores it again"
         )
-        self._new_in_quarantine += size
+        self._new_quarantine_bytes += size
         limit = self._options.quarantine_bytes
-        if limit is not None and self._new_in_quarantine * 8 > limit:  # listing a full quarantine takes time
+        if limit is not None and self._new_quarantine_bytes * 8 > limit:  # listing a full quarantine takes time
             await self._shrink_quarantine()
         return True
 
     async def _shrink_quarantine(self) -> None:
         if self._options.quarantine_bytes is not None:
             await self._quarantine.shrink(self._options.quarantine_bytes)
-        self._new_in_quarantine = 0
+        self._new_quarantine_bytes = 0
 
     async def _report_read(self, count: int) -> None:
         """Reports progress while the bytes of a large blob are read, so that the check can be stopped during the
@@ -303,8 +306,8 @@ class _Check:
         await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
-        """Checks a shard (a part of the blob store) for *strays*: stored bytes for whose digest there is no row.
-        Reports a shard that this process has no permission to list."""
+        """Checks a shard (a part of the blob store) for *strays*: stored bytes whose digest has no row in the metadata
+        store. Reports a shard that this process has no permission to list."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
         try:
             listed_blobs = await self._blobs.list_shard(shard)
@@ -322,13 +325,13 @@ class _Check:
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:
-        """Checks bytes without a row for the second time. Reports them. With the option `repair`, also removes them,
-        except bytes that the store cannot read."""
+        """Makes the second check of a stray, and reports the stray if it still exists. With the option `repair`, also
+        removes its bytes, unless the store cannot read them."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return
             [size] = await self._blobs.stored_sizes([stray.place])
-            if size is None or (stray.size == UNREADABLE and size != UNREADABLE):  # it has changed just now
+            if size is None or (stray.size == UNREADABLE and size != UNREADABLE):  # the stray has changed just now
                 return
             repair = None
             if self._options.repair and size != UNREADABLE:
@@ -341,6 +344,6 @@ class _Check:
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)
 
 
-def _stored(record: BlobRecord) -> StoredBlob:
-    """Returns the blob of a record in the form that the quarantine takes."""
+def _stored_blob(record: BlobRecord) -> StoredBlob:
+    """Returns the blob of a record in the form that the class `Quarantine` takes."""
     return StoredBlob(record.id, record.digest, record.size, record.place)

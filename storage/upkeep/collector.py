@@ -6,7 +6,7 @@ the repository refers to the blob yet, and when it deletes the last manifest of 
 The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
-With files, `remove` moves the file to the trash, and `reclaim_space` unlinks the files in the trash
+If the bytes are in files, `remove` moves a file to the trash, and `reclaim_space` unlinks the files in the trash
 (`storage.blobs.files.trash`).
 
 A push stores the bytes first, and then the row. If the process crashes between these steps, it leaves a *stray*: a blob
@@ -38,17 +38,17 @@ IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full. A partial blob is a blob whose
 download from an upstream registry is not complete."""
 CONFIRM_FUTURE_SECONDS = 3600.0
-"""The collector corrects times in the future only after it has seen such times for this many seconds. After a start, a
-machine's clock may be behind, and right times then look like times in the future. Machines usually set the clock within
-this time."""
+"""The collector corrects stored times that are in the future only after it has seen them for this many seconds. The
+clock of a machine may be behind after a start, so that right times seem to be in the future. Machines usually set the
+clock within this many seconds."""
 MIN_STRAY_AGE_SECONDS = 60.0
-"""Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
+"""Bytes without a row are kept for at least this many seconds, because a push stores the row shortly after the
 bytes."""
 SHARDS_PER_ROUND = 16
-"""Largest number of shards of the blob store that are listed in one round, unless the round lists all."""
+"""Largest number of shards of the blob store that a round lists, unless it lists all shards."""
 BLOBS_LISTED_PER_ROUND = 1000
-"""Number of listed blobs after which a round lists no more shards, unless it lists all. Without this limit, the cost of
-a round would grow with the store, because the shards of a large store have many blobs."""
+"""Number of listed blobs after which a round lists no more shards, unless it lists all shards. Without this limit, the
+cost of a round would grow with the store, because the shards of a large store have many blobs."""
 log = logging.getLogger("storage.collect")
 
 OnRealRemoval = Callable[[Removal], None]
@@ -61,10 +61,10 @@ def ignore_removal(_: Removal) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round of garbage collection. `dry_run`: the round removes nothing. `shards`: the numbers of the shards to
-    search for strays. `max_listed`: number of listed blobs after which the round lists no more shards. `report` counts
-    the removals. `on_removal` is called for each removal, and in a dry run for each removal that a real round would
-    make. `on_real_removal` is not called in a dry run."""
+    """One round of garbage collection. `dry_run`: whether the round removes nothing. `shards`: the numbers of the
+    shards to search for strays. `max_listed`: number of listed blobs after which the round lists no more shards.
+    `report` counts the removals. `on_removal` and `on_real_removal` are called for each removal. A dry run counts the
+    removals that a real round would make, and calls only `on_removal` for them."""
 
     dry_run: bool
     shards: Iterable[int]
@@ -81,20 +81,20 @@ class _Round:
             self.on_real_removal(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # lets other tasks run; real removals let them run while they wait for the disk
+        if self.dry_run:  # let other tasks run; real removals do this while they wait for the disk
             await asyncio.sleep(0)
 
 
 class Collector:
     """The garbage collector. Several processes may collect at the same time.
 
-    `grace`: seconds for which a repository keeps a blob to which none of its manifests refers, and a deleted manifest.
-    Strays are kept for this time too, but at least for `MIN_STRAY_AGE_SECONDS`. `expire`: seconds for which an upload
-    session or a partial blob is kept without progress. `is_full`: a function that returns whether the disk is full.
-    While it is full, the collector frees the space of each blob right after removing it, and
-    `IDLE_SECONDS_ON_FULL_DISK` replaces `expire` for partial blobs. `grace` stays the same on a full disk.
-    `check_directory`: raises DataDirectoryReplaced if the data directory is not the opened one any more; no round
-    begins then."""
+    - `grace`: seconds for which a repository keeps a deleted manifest, and a blob to which no manifest of the
+      repository refers. Strays are kept for the same time, or for `MIN_STRAY_AGE_SECONDS` if this is longer.
+    - `expire`: seconds for which an upload session or a partial blob is kept without progress.
+    - `is_full`: returns whether the disk is full. While the disk is full, the collector frees the space of each blob
+      right after removing it, and keeps partial blobs for `IDLE_SECONDS_ON_FULL_DISK` if this is less than `expire`.
+    - `check_directory`: raises DataDirectoryReplaced if the opened data directory was moved away or replaced. Then no
+      round begins."""
 
     def __init__(
         self,
@@ -122,8 +122,9 @@ class Collector:
         self._is_full = is_full
         self._check_directory = check_directory
         self._on_real_removal = on_real_removal
-        self._saw_future_at: float | None = None
-        """When a round first saw times in the future, in seconds of `time.monotonic`; None: the last round saw none."""
+        self._future_seen_since: float | None = None
+        """Since when all rounds have seen times in the future, in seconds of `time.monotonic`; None: the last round saw
+        none, or has corrected them."""
         self._next_shard = int(clock()) % blobs.shard_count
         """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
         often restarted does not list the same shards again and again."""
@@ -131,13 +132,13 @@ class Collector:
     async def collect(
         self, on_removal: OnRemoval | None = None, *, dry_run: bool = False, all_shards: bool = False
     ) -> CollectionReport:
-        """Runs one round, and returns the numbers of its removals. `on_removal` is called after each removal, also in
-        dry runs. `dry_run`: whether to remove nothing, and only to report the removals that a round would make now.
+        """Runs one round, and returns a report that counts its removals. `dry_run`: whether to remove nothing, and only
+        to report the removals that a round would make now. `on_removal` is called for each removal, also in dry runs.
         `all_shards`: whether to search all shards of the blob store for strays, and not only the next shards.
 
-        If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
-        StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
-        error or a cancellation are not undone."""
+        If steps raise StorageFull, the later steps still run, and the round raises the first of these errors at its
+        end. If a step raises StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that
+        were made before an error or a cancellation are not undone."""
         self._check_directory()
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
@@ -167,8 +168,8 @@ class Collector:
         return report
 
     async def free_unlinked_blobs(self) -> int:
-        """Removes the blobs that have no link now, and frees their space at once. Removes nothing else, and no blobs
-        while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
+        """Removes only the blobs that have no link now, and frees their space at once. Removes none while a backup is
+        running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
         this_round = _Round(
             dry_run=False, shards=(), max_listed=0, on_removal=None, on_real_removal=self._on_real_removal
         )
@@ -203,13 +204,13 @@ class Collector:
         if this_round.dry_run:
             return
         if not await self._metadata.has_future_times():
-            self._saw_future_at = None
+            self._future_seen_since = None
             return
-        if self._saw_future_at is None:
-            self._saw_future_at = time.monotonic()
-        if time.monotonic() - self._saw_future_at >= CONFIRM_FUTURE_SECONDS:
+        if self._future_seen_since is None:
+            self._future_seen_since = time.monotonic()
+        if time.monotonic() - self._future_seen_since >= CONFIRM_FUTURE_SECONDS:
             await self._metadata.correct_future_times()
-            self._saw_future_at = None
+            self._future_seen_since = None
 
     async def _empty_trash(self, this_round: _Round) -> None:
         """Frees the disk space of bytes that an earlier round has removed."""
@@ -223,8 +224,8 @@ class Collector:
             await self._blobs.reclaim_space()
 
     async def _expire_partials(self, this_round: _Round) -> None:
-        """Removes the partial blobs without recent progress that no process is downloading. After a restart of the
-        machine, also removes those from before the restart, which may have lost bytes."""
+        """Removes the partial blobs without recent progress that no process is downloading. Also removes partial blobs
+        from before a restart of the machine, because they may have lost bytes."""
         idle_seconds = min(self._expire, IDLE_SECONDS_ON_FULL_DISK) if self._is_full() else self._expire
         before = self._clock() - idle_seconds
         for partial in await self._partials.expire(before, dry_run=this_round.dry_run):
@@ -259,8 +260,8 @@ class Collector:
                 await this_round.note(RemovalKind.UPLOAD, upload_id, size, reason)
 
     async def _drop_deleted_manifests(self, this_round: _Round) -> None:
-        """Removes the deleted manifests whose grace period is over. Until then they are kept, so that they can be put
-        back."""
+        """Removes the deleted manifests whose grace period is over. During the grace period, a deleted manifest can be
+        put back."""
         before = self._clock() - self.grace
         after: DeletedManifest | None = None
         while expired := await self._metadata.deleted_manifests(before, BATCH_SIZE, after):
@@ -273,8 +274,8 @@ class Collector:
                 await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
 
     async def _remove_links(self, this_round: _Round) -> None:
-        """Removes each link whose blob no manifest of the repository has referred to during the whole grace period. A
-        dry run also counts the blobs that would lose their last link."""
+        """Removes a link if no manifest of its repository has referred to the blob during the whole grace period. A dry
+        run also counts the blobs that would lose their last link."""
         before = self._clock() - self.grace
         after: QueuedLink | None = None
         while entries := await self._metadata.queued_links(before, BATCH_SIZE, after):
@@ -293,16 +294,16 @@ class Collector:
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blobs(self, this_round: _Round) -> None:
-        """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
-        row (`place`). These blobs need no grace period: a push of the same blob waits for the lock of the digest, and
-        then stores the bytes again. While a backup is running, leaves the blobs for a later round."""
+        """Removes blobs without a link: first the row, then the bytes. The `place` in the row is the key of the bytes
+        in the blob store. These blobs need no grace period: a push of the same blob waits for the lock of the digest,
+        and then stores the bytes again. While a backup is running, leaves the blobs for a later round."""
         if this_round.dry_run:
             await self._preview_blobs(this_round)
             return
-        is_more = True
-        while is_more:
+        may_continue = True
+        while may_continue:
             async with removal_slot(self._leases) as may_remove:
-                is_more = may_remove and await self._remove_blob_batch(this_round)
+                may_continue = may_remove and await self._remove_blob_batch(this_round)
 
     async def _preview_blobs(self, this_round: _Round) -> None:
         """Counts and reports the blobs that `_remove_blobs` would remove now."""
@@ -333,8 +334,8 @@ class Collector:
         await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")
 
     async def _remove_strays(self, this_round: _Round) -> None:
-        """Removes the strays in some shards of the blob store, except strays that were written recently, and those that
-        the store cannot read. Skips shards that this process has no permission to list."""
+        """Removes the strays in the shards of this round. Keeps strays that were written recently, and strays that the
+        store cannot read. Skips shards that this process has no permission to list."""
         listed_count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)

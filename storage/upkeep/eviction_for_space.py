@@ -3,9 +3,9 @@ pauses all evictions for free space (`EvictionPause`).
 
 The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
 the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
-only after some seconds. If evictions went on until the disk has enough free space, they would then empty the whole
-cache. So each eviction ends when it has removed as many bytes as the disk lacks. If the free space has not grown, the
-next one follows only after a pause.
+only after some seconds. In these cases, an eviction that goes on until the disk has enough free space would empty the
+whole cache. So each eviction ends when it has removed as many bytes as the disk lacks. If the free space has not grown,
+the next eviction follows only after a pause.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
 """Name of a slot (a permit that one process at a time can hold). The process that has begun a pause holds the slot
-until the pause ends. So the evictors of all processes see that there is a pause, and do not evict for free space."""
+until the pause ends. While the slot is held, no process evicts for free space."""
 EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
 less than 1, because clients and mirrors write to the disk at the same time."""
@@ -31,17 +31,18 @@ happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
-"""Each pause is longer than the previous one by this factor, up to a day, until an eviction has an effect. So evictors
-try again and again, but evict only a small part of the cache each day."""
+"""Each pause is longer than the previous pause by this factor, but not longer than `LONGEST_PAUSE_SECONDS`. After an
+eviction with an effect, the next pause has `FIRST_PAUSE_SECONDS` again."""
 log = logging.getLogger("storage.eviction")
 
 
 class FreeSpaceGoal:
-    """The goal of one eviction: that `target` bytes of the disk are free. The goal is reached early when as many bytes
-    are evicted as were lacking at the start, or when a backup holds back the removal of blobs."""
+    """The goal of one eviction for free space. The eviction ends when `target` bytes of the disk are free. It ends
+    earlier in two cases: it has evicted as many bytes as were lacking at the start, or a backup holds back the removal
+    of blobs."""
 
     def __init__(self, collector: Collector, free_bytes: Callable[[], int | None], target: int) -> None:
-        """`free_bytes`: returns the free bytes of the disk; None: not known."""
+        """`free_bytes`: returns the number of free bytes of the disk, or None if the number is not known."""
         self._collector = collector
         self._free_bytes = free_bytes
         self._target = target
@@ -61,7 +62,8 @@ class FreeSpaceGoal:
         return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free() >= self._target
 
     async def free_blobs(self, size: int) -> None:
-        """Frees the blobs that no repository has any more, and adds `size` to the evicted bytes."""
+        """Frees the blobs that no repository has any more. `size`: their size in bytes, which this method adds to
+        `evicted_bytes`."""
         free_before = self._free()
         await self._collector.free_unlinked_blobs()
         self._freed_bytes += max(0, self._free() - free_before)
@@ -69,7 +71,7 @@ class FreeSpaceGoal:
 
     @property
     def effect(self) -> int:
-        """By how many bytes the free space has grown."""
+        """By how many bytes the free space has grown: since the start, or only during the removals if this is more."""
         return max(self._freed_bytes, self._free() - self._free_at_start)
 
     @property
@@ -79,14 +81,14 @@ class FreeSpaceGoal:
         return self.effect >= self.evicted_bytes * EFFECTIVE_FRACTION
 
     def _free(self) -> int:
-        """Returns the free bytes. If they are not known, returns the target, so that nothing is evicted."""
+        """Returns the number of free bytes. If it is not known, returns the target, so that nothing is evicted."""
         free_bytes = self._free_bytes()
         return self._target if free_bytes is None else free_bytes
 
 
 class EvictionPause:
-    """A pause of the evictions for free space. It begins after an eviction that had no effect, and ends early when the
-    free space has grown. It applies to all processes."""
+    """A pause of the evictions for free space. It begins after an eviction that had no effect, and ends early if the
+    free space grows. It applies to the evictors of all processes."""
 
     def __init__(self, leases: Leases, monotonic: Callable[[], float]) -> None:
         """`monotonic`: returns seconds of a clock that is never set back."""
@@ -95,8 +97,8 @@ class EvictionPause:
         self._slot = AsyncExitStack()
         self._goal: FreeSpaceGoal | None = None
         """The goal of the eviction that had no effect; None: this process has not begun a pause."""
-        self._begun = 0.0  # when this process began the pause, in seconds of `monotonic`
-        self._seconds = FIRST_PAUSE_SECONDS  # length of the current or next pause
+        self._begun_at = 0.0  # when this process began the pause, in seconds of `monotonic`
+        self._pause_seconds = FIRST_PAUSE_SECONDS  # length of the current or next pause
         self._is_logged = False
 
     def is_running(self) -> bool:
@@ -104,35 +106,35 @@ class EvictionPause:
         return self._leases.are_slots_held(PAUSE_SLOT, 1)
 
     async def note(self, goal: FreeSpaceGoal) -> None:
-        """Begins a pause if the eviction with this goal had no effect. If it had an effect, makes the next pause short
-        again. Does nothing if a backup ended the eviction."""
+        """Begins a pause if the eviction with this goal had no effect. If the eviction had an effect, makes the next
+        pause short again. If a backup ended the eviction, does nothing."""
         if goal.is_blocked:
             return
         if not goal.has_effect:
             await self._slot.enter_async_context(self._leases.try_slot(PAUSE_SLOT, 1))
-            self._goal, self._begun, self._is_logged = goal, self._monotonic(), False
+            self._goal, self._begun_at, self._is_logged = goal, self._monotonic(), False
         elif goal.evicted_bytes:
-            self._seconds = FIRST_PAUSE_SECONDS
+            self._pause_seconds = FIRST_PAUSE_SECONDS
 
     async def update(self) -> None:
-        """Ends the pause that this process has begun, if its time is over or the free space has grown. As soon as it is
-        certain that the eviction had no effect, logs this, once in each pause."""
+        """Ends the pause that this process has begun, if the pause has lasted long enough or the free space has grown.
+        Logs once in each pause that the eviction had no effect, when this is certain (`SETTLE_SECONDS`)."""
         if self._goal is None:
             return
         if self._goal.has_effect:
-            self._seconds = FIRST_PAUSE_SECONDS
+            self._pause_seconds = FIRST_PAUSE_SECONDS
             await self.aclose()
             return
-        seconds = self._monotonic() - self._begun
-        if seconds >= SETTLE_SECONDS and not self._is_logged:
+        elapsed_seconds = self._monotonic() - self._begun_at
+        if elapsed_seconds >= SETTLE_SECONDS and not self._is_logged:
             self._is_logged = True
             self._log(self._goal)
-        if seconds >= self._seconds:
-            self._seconds = min(self._seconds * PAUSE_FACTOR, LONGEST_PAUSE_SECONDS)
+        if elapsed_seconds >= self._pause_seconds:
+            self._pause_seconds = min(self._pause_seconds * PAUSE_FACTOR, LONGEST_PAUSE_SECONDS)
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the pause that this process has begun, if there is one."""
+        """Ends the pause that this process has begun. Does nothing if there is none."""
         self._goal = None
         await self._slot.aclose()
 
@@ -144,5 +146,5 @@ class EvictionPause:
             "unless the free space grows",
             size_text(goal.evicted_bytes),
             size_text(max(0, goal.effect)),
-            (self._seconds - SETTLE_SECONDS) / 60,
+            (self._pause_seconds - SETTLE_SECONDS) / 60,
         )

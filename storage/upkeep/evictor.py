@@ -3,8 +3,8 @@
 An *upstream* is a registry that this registry mirrors. There are two kinds of limits:
 
 - A *budget* limits the bytes of the content of one upstream, or of all upstreams together.
-- The disk needs free space. Below a low mark, images are evicted until the free space reaches a high mark (module
-  `storage.upkeep.eviction_for_space`).
+- The disk needs free space. If the free space falls below a low mark, images are evicted until it reaches a high mark
+  (module `storage.upkeep.eviction_for_space`).
 
 A *link* is the right of a repository to serve a blob. An eviction removes blobs without links at once. While a backup
 runs, no blob is removed.
@@ -42,10 +42,10 @@ INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull. A client may still be pulling the image."""
 UNUSED_SECONDS: Final = 60.0
 """A link is unused if no manifest of the repository refers to its blob and no client has used the blob within this
-time. An eviction removes unused links when it finds no further image."""
+time. An eviction removes unused links when it finds no further image to evict."""
 CHECK_SECONDS: Final = 2.0
-"""The limits are checked when content is stored, or after this time. After a check that failed or could evict
-nothing, the evictor pauses for this time."""
+"""The evictor checks the limits when content is stored, and at the latest after this time. After a check that failed
+or could evict nothing, it waits for this time even if content is stored."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -63,8 +63,8 @@ log = logging.getLogger("storage.eviction")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The largest number of bytes that a scope may have. A scope is a set of repositories whose bytes are counted
-    together. This scope has the mirrored repositories of `upstreams`."""
+    """The largest number of bytes (`max_bytes`) that a scope may have. A scope is a set of repositories whose bytes are
+    counted together. `scope` is the name of the scope that has the mirrored repositories of `upstreams`."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -101,7 +101,8 @@ async def ignore_evicted(_: EvictedImage) -> None:
 
 
 OnEvictionEnd = Callable[[Sequence[EvictedImage]], None]
-"""Called at the end of each eviction with its images, possibly none. Must return at once and raise nothing."""
+"""Called at the end of each eviction with the evicted images, also if there are none. Must return at once and raise
+nothing."""
 
 
 def ignore_eviction_end(_: Sequence[EvictedImage]) -> None:
@@ -158,7 +159,7 @@ class Evictor:
                 self._wake_up.clear()
                 try:
                     if not await self.check():
-                        # Without this pause, each stored blob would cause another useless check.
+                        # Without this wait, each stored blob would cause another useless check.
                         await asyncio.sleep(CHECK_SECONDS)
                 except Exception as error:
                     log_round_error(log, "eviction stopped with an error", error)
@@ -171,7 +172,7 @@ class Evictor:
         eviction for free space has no effect, all processes pause such evictions (`EvictionPause`). Raises StorageFull,
         StorageFailed."""
         await self._pause.update()
-        if not (self._must_free_space() or await self._is_over_a_budget()):
+        if not (self._must_free_space() or await self._is_any_budget_exceeded()):
             return True
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(ignore_evicted)
@@ -182,9 +183,9 @@ class Evictor:
             return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no budget is exceeded. Then, if the disk lacks free space, evicts about as many bytes as
-        it lacks, and none while a backup runs. Ends early if no further image may be evicted. Returns the number of
-        evicted images. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        """Evicts images until no budget is exceeded. If the disk then lacks free space and no backup runs, evicts about
+        as many bytes as the disk lacks. Ends early if no further image may be evicted. Returns the number of evicted
+        images. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
@@ -202,8 +203,8 @@ class Evictor:
 
     async def plan(self, budget: Budget) -> list[EvictedImage]:
         """Returns the images that `evict_to` would evict."""
-        use = await self._usage.scope(budget.scope)
-        excess = 0 if use is None else use.bytes - budget.max_bytes
+        scope_use = await self._usage.scope(budget.scope)
+        excess = 0 if scope_use is None else scope_use.bytes - budget.max_bytes
         if excess <= 0:
             return []
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
@@ -212,23 +213,23 @@ class Evictor:
         """Returns the images that `evict` would evict for the budgets, not for free space."""
         planned_images: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
-            if await self._is_over(budget):
+            if await self._is_exceeded(budget):
                 target = Budget(budget.scope, budget.upstreams, int(budget.max_bytes * TARGET_FRACTION))
                 planned_images |= {(image.repository, image.digest): image for image in await self.plan(target)}
         return list(planned_images.values())
 
-    async def _is_over_a_budget(self) -> bool:
+    async def _is_any_budget_exceeded(self) -> bool:
         """Returns whether any budget is exceeded."""
-        return any([await self._is_over(budget) for budget in self.limits.budgets])
+        return any([await self._is_exceeded(budget) for budget in self.limits.budgets])
 
-    async def _is_over(self, budget: Budget) -> bool:
+    async def _is_exceeded(self, budget: Budget) -> bool:
         return not await self._has_at_most(budget, budget.max_bytes)
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
-        """Returns whether the scope has at most `size` bytes. If the count is not complete, compares the bytes
-        counted so far. Returns True if there is no such scope."""
-        use: ScopeUse | None = await self._usage.scope(budget.scope)
-        return use is None or use.bytes <= size
+        """Returns whether the scope has at most `size` bytes. If not all bytes of the scope are counted yet, compares
+        the bytes counted so far. Returns True if there is no such scope."""
+        scope_use: ScopeUse | None = await self._usage.scope(budget.scope)
+        return scope_use is None or scope_use.bytes <= size
 
     def _is_disk_low(self) -> bool:
         free_bytes = self._free_bytes() if self.limits.low_free else None
@@ -239,21 +240,21 @@ class Evictor:
         return self._is_disk_low() and not self._pause.is_running()
 
     async def _evict_to_budgets(self, on_evicted: OnEvicted) -> int:
-        """Evicts images to keep the budgets. Returns the number of images."""
+        """For each exceeded budget, evicts images of its upstreams. Returns the number of evicted images."""
         count = 0
         for budget in self.limits.budgets:
-            if await self._is_over(budget):
+            if await self._is_exceeded(budget):
                 target = int(budget.max_bytes * TARGET_FRACTION)
                 is_reached = partial(self._has_at_most, budget, target)
                 count += await self._evict_until(is_reached, budget.upstreams, on_evicted)
-        if await self._is_over_a_budget():
+        if await self._is_any_budget_exceeded():
             self._warn(NOTHING_EVICTABLE)
         return count
 
     async def _evict_for_space(self, on_evicted: OnEvicted) -> tuple[FreeSpaceGoal, int]:
         """Evicts images until the goal for free space is reached. Evicts none while a backup runs. Returns the goal and
         the number of evicted images."""
-        await self._collector.free_unlinked_blobs()  # may be enough after a backup
+        await self._collector.free_unlinked_blobs()  # after a backup, this may free enough space
         goal = FreeSpaceGoal(self._collector, self._free_bytes, max(self.limits.low_free, self.limits.high_free))
         count = await self._evict_until(goal.is_reached, self.limits.upstreams, on_evicted, goal.free_blobs)
         if goal.is_blocked:
@@ -273,8 +274,8 @@ class Evictor:
         free_blobs: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
-        the number of evicted images. `free_blobs` frees blobs that have lost their last link, and gets their size in
-        bytes."""
+        the number of evicted images. `free_blobs` frees the blobs that have lost their last link; its argument is their
+        size in bytes. None: frees them without counting their size."""
         free_blobs = free_blobs or self._free_blobs
         evicted: list[EvictedImage] = []
         started = self._clock()
@@ -298,9 +299,9 @@ class Evictor:
         return len(evicted)
 
     async def _drop_unused_links(self, upstreams: Sequence[str], free_blobs: Callable[[int], Awaitable[None]]) -> int:
-        """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Each
-        search reads the whole queue of garbage collection. So a search without a result is not repeated within
-        `UNUSED_SECONDS`."""
+        """Removes the unused links (`UNUSED_SECONDS`), and frees their blobs. Returns the number of removed links. Each
+        search reads the whole queue of garbage collection. So after a search without a result, this method does nothing
+        for `UNUSED_SECONDS`."""
         if self._monotonic() < self._no_unused_links_until:
             return 0
         dropped = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)

@@ -81,7 +81,7 @@ class Scrubber:
         self._on_scrubbed = on_scrubbed
         self._read_bytes_of_blob = 0
         """Number of bytes that were read of the current blob."""
-        self._new_in_quarantine = 0
+        self._new_quarantine_bytes = 0
         """Upper bound for the number of bytes that were added to the quarantine since it was last shrunk."""
         self._saved_at = 0.0
         self._round: ScrubRound
@@ -180,8 +180,8 @@ class Scrubber:
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
         )
         self._on_damaged(blob.digest)
-        self._new_in_quarantine += blob.size
-        if self._new_in_quarantine * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
+        self._new_quarantine_bytes += blob.size
+        if self._new_quarantine_bytes * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
             await self._shrink_quarantine()
 
     def _report_unreadable(self, digest: Digest, size: int, error: BytesForbidden) -> None:
@@ -194,7 +194,7 @@ class Scrubber:
 
     async def _shrink_quarantine(self) -> None:
         await self._quarantine.shrink(self._quarantine_bytes)
-        self._new_in_quarantine = 0
+        self._new_quarantine_bytes = 0
 
     async def _check_manifests(self) -> None:
         """Checks the manifests that the round has not checked yet."""

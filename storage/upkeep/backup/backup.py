@@ -115,7 +115,7 @@ async def make_backup(
                 reporter.step("warning", reason=reason)
         await copier.run(directory.create)
         mounted_at = await copier.run(partial(mount_point, directory.root))
-        await stack.enter_async_context(copier.holding(directory.locked(holder)))
+        await stack.enter_async_context(copier.in_thread(directory.locked(holder)))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
         async with AsyncExitStack() as removal_block:

@@ -1,7 +1,7 @@
 """The directory that contains the backups of a registry (`BackupDirectory`), and its format.
 
     TARGET/
-      backup.json                              says that this is a directory of backups, and the version of its format
+      backup.json                              marks TARGET as a directory of backups, and has the format's version
       lock                                     locked by the process that makes a backup, or reads one
       blobs/sha256/ab/abcdef…                  the blobs of all snapshots; each is stored once
       incoming/                                blobs that are being copied
@@ -10,14 +10,17 @@
         manifest.json                          written last: a snapshot without it is not complete
 
 A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that the copy names.
-Times in names are UTC. `manifest.json` is an object with these fields: `version` (of the format), `time` (when the
-database was copied, in ISO 8601), `database` (an object with `sha256`, `size` in bytes, and `table_version`, the
-version of the database's tables), `repositories`, `manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and
-`missing` (digests of the blobs that the metadata names but that could not be copied; normally empty).
+Times in names are UTC. `manifest.json` is an object with these fields:
 
-The database contains password hashes and signing keys. So only the user who makes the backups can read the directory.
-If TARGET belongs to another user, like the root of a volume, its mode is not changed. Then only its subdirectories are
-closed to other users.
+- `version`: the version of the format.
+- `time`: when the database was copied, in ISO 8601.
+- `database`: an object with `sha256`, `size` in bytes, and `table_version` (the version of the database's tables).
+- `repositories`, `manifests`, `tags`, `blobs`: how many of them the snapshot has.
+- `size`: the total size of the blobs, in bytes.
+- `missing`: the digests of the blobs that the metadata names but that could not be copied. Normally empty.
+
+The database contains password hashes and signing keys. So only the user who makes the backups can read the directory
+(`BackupDirectory.create`).
 """
 
 from __future__ import annotations
@@ -50,10 +53,10 @@ _MAX_LOCK_TEXT_BYTES: Final = 400
 
 
 def as_backup_error(error: OSError, what: str) -> BackupFailed:
-    """Returns the error for a failed call of the operating system. `what`: what could not be done, as the first part of
-    the message."""
+    """Returns the BackupFailed for a failed call of the operating system. `what`: the first part of the message; it
+    says what failed."""
     if error.errno in DISK_FULL_ERRNOS:
-        reason = "the disk is full; free some space there and run the same command again, which goes on from here"
+        reason = "the disk is full; free some space there and run the same command again to continue from here"
     elif isinstance(error, PermissionError):
         reason = f"{error.strerror}; this process runs as the user with uid {os.geteuid()}, who needs access"
     else:
@@ -120,13 +123,13 @@ def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotMa
 
 
 def _make_private(path: Path) -> None:
-    """Removes all permissions of other users on a directory. Raises OSError."""
+    """Takes from other users all permissions on the directory `path`. Raises OSError."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         path.chmod(0o700)
 
 
 class BackupDirectory:
-    """The paths in a directory of backups, and changes of its files. All methods block. They raise OSError, and
+    """Returns the paths in a directory of backups, and changes its files. All methods block. They raise OSError, and
     the errors that their descriptions name."""
 
     def __init__(self, root: Path, system: System) -> None:
@@ -144,7 +147,8 @@ class BackupDirectory:
         return self.shard(digest.algorithm, digest.encoded[:2]) / digest.encoded
 
     def shard(self, algorithm: str, first_byte: str) -> Path:
-        """Returns a *shard*: the directory of the blobs whose digests begin with this byte, in hex."""
+        """Returns the path of a *shard*: the directory of the blobs whose digests begin with the same byte.
+        `first_byte`: this byte in hex."""
         return self.root / "blobs" / algorithm / first_byte
 
     def database(self, name: str) -> Path:
@@ -152,26 +156,28 @@ class BackupDirectory:
         return self.root / "snapshots" / name / "entrepot.db"
 
     def has_marker(self) -> bool:
-        """Returns whether the directory has the file that says that it is for backups."""
+        """Returns whether the directory contains `backup.json`."""
         return (self.root / _MARKER).exists()
 
     def has_snapshot_since(self, name: str) -> bool:
-        """Returns whether the directory has a complete snapshot with this name or a later one."""
+        """Returns whether the directory has a complete snapshot whose name is `name` or has a later time."""
         folder = self.root / "snapshots"
         names = os.listdir(folder) if folder.exists() else []
         return any(other >= name and (folder / other / "manifest.json").exists() for other in names)
 
     def create(self) -> None:
-        """Creates the directory and its subdirectories if they are missing. Closes the directory and its subdirectories
-        to other users: removes all permissions of other users. If the directory itself belongs to another user, like
-        the root of a volume, its permissions stay, and only the subdirectories are closed. Raises BackupFailed if the
-        directory contains something that is no backup, or if others can enter a subdirectory and this user may not
-        change that."""
+        """Creates the directory and its subdirectories if they are missing, and takes from other users all permissions
+        on them. If the directory itself belongs to another user, like the root of a volume, its permissions stay as
+        they are, and only the permissions on the subdirectories change. Raises the errors of `check`. Also raises
+        BackupFailed in two cases:
+
+        - The directory is not empty, and it is no directory of backups.
+        - Other users can enter a subdirectory, and this process may not change the permissions."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
-        with suppress(PermissionError):  # it belongs to another user
+        with suppress(PermissionError):  # the directory belongs to another user
             _make_private(self.root)
         if _MARKER not in names:
             self._write_json(self.root / _MARKER, {"kind": _KIND, "version": FORMAT_VERSION})
@@ -205,14 +211,15 @@ class BackupDirectory:
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
         """Context manager that holds the lock on the directory. `holder`: text for people that says who holds the lock.
-        `shared`: whether other readers can hold the lock at the same time. A reader that finds no lock file goes on
-        without a lock. If another process holds the lock, raises BackupFailed, which names the holder."""
+        `shared`: False for a process that writes. True for one that only reads: several readers can hold the lock at
+        the same time, and a reader works without the lock if there is no lock file. If another process holds the lock
+        and prevents this call from taking it, raises BackupFailed, whose text names the holder."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
-            yield  # a copy of a backup directory may lack the lock file until a backup is made in it
+            yield  # somebody may have copied the directory without the lock file; the next backup creates the file
             return
         try:
             if not try_flock(fd, shared=shared):
@@ -238,8 +245,8 @@ class BackupDirectory:
         raise BackupFailed(f"{self.root} has too many snapshots of {time_text}")
 
     def remove_unfinished(self) -> int:
-        """Removes the snapshots that are not complete and the blobs that were being copied. Returns the number of
-        removed snapshots. Call it only with the lock."""
+        """Removes what interrupted backups have left: incomplete snapshots, and incomplete copies of blobs. Returns the
+        number of removed snapshots. The caller must hold the lock."""
         for name in os.listdir(self.incoming):
             self._system.unlink(self.incoming / name)
         unfinished = [path for path in (self.root / "snapshots").iterdir() if not (path / "manifest.json").exists()]
@@ -248,7 +255,8 @@ class BackupDirectory:
         return len(unfinished)
 
     def complete_snapshot(self, manifest: SnapshotManifest) -> None:
-        """Makes a snapshot complete. All of its files must be durable already; this call makes their names durable."""
+        """Completes a snapshot: makes the names of its files durable, and then writes `manifest.json`. The contents of
+        the files must be durable already."""
         for algorithm in ALGORITHMS:
             for number in range(256):
                 sync_directory(self._system, self.shard(algorithm, f"{number:02x}"))
@@ -259,8 +267,8 @@ class BackupDirectory:
         self._write_json(folder / "manifest.json", manifest.as_json())
 
     def snapshots(self) -> list[SnapshotManifest]:
-        """Returns the complete snapshots, in the order of their names; none if the directory is missing. Raises
-        BackupFailed if a manifest file cannot be understood."""
+        """Returns the complete snapshots, in the order of their names. Returns an empty list if the directory is
+        missing. Raises BackupFailed if a `manifest.json` cannot be read or parsed."""
         complete: list[SnapshotManifest] = []
         folder = self.root / "snapshots"
         for path in sorted(folder.iterdir()) if folder.exists() else ():
@@ -276,7 +284,7 @@ class BackupDirectory:
     def remove_snapshot(self, name: str) -> None:
         """Removes a snapshot, but not its blobs."""
         folder = self.root / "snapshots" / name
-        self._system.unlink(folder / "manifest.json")  # first, so that a half removed snapshot is not complete
+        self._system.unlink(folder / "manifest.json")  # first, so that a partly removed snapshot is not complete
         sync_directory(self._system, folder)
         self._remove_folder(folder)
 
@@ -292,8 +300,8 @@ class BackupDirectory:
         self._system.rmdir(path)
 
     def _write_json(self, path: Path, value: object) -> None:
-        """Writes a file durably and in one step: after a crash, the file has either its new content or the state before
-        the call."""
+        """Writes a file durably and in one step: after a crash, the file either has all of its new content, or is as it
+        was before the call."""
         new_path = path.with_name(f"{path.name}.new")
         fd = self._system.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:

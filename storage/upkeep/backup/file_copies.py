@@ -34,31 +34,32 @@ THREADS: Final = 4
 _UNSUPPORTED_ERRNOS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EACCES}
 )
-"""Errors of a link or clone which mean that links or clones are not possible for other files either."""
+"""Errors of a call that makes a link or a clone. After such an error, the call would fail for all other files too."""
 _UNLINKABLE_FILE_ERRNOS: Final = frozenset({errno.EMLINK, errno.ENOENT})
-"""Errors of a link which mean that only this file cannot be linked: it has as many names as a file can have, or it was
-removed and has no name."""
+"""Errors of a call that makes a link. They mean that only this file cannot be linked: it has as many names as a file
+can have, or it was removed and has no name."""
 
 _LOST_FILE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors which mean that the disk has lost this file or a part of it."""
 
 
 class BlobDamaged(Exception):
-    """The bytes of a blob are missing, do not have its digest, or cannot be read. The text says which."""
+    """The bytes of a blob are missing, have the wrong size or digest, or cannot be read. The text says which of these
+    is the case."""
 
 
 class BlobForbidden(BlobDamaged):
-    """This process has no permission to open the file of a blob. Its bytes may be right."""
+    """This process has no permission to open the file of a blob. The bytes of the blob may be right."""
 
 
 class FileCopier:
-    """Copies blobs to files. Works in threads, and can be interrupted between two chunks. `copied_bytes` counts the
+    """Copies blobs to files. Works in threads. A cancelled task stops between two chunks. `copied_bytes` counts the
     bytes that were copied, without the bytes of links and clones."""
 
     def __init__(self, system: System, target: Path, *, may_link: bool, may_clone: bool = True, verify: bool) -> None:
         """`target`: the directory of the new files, for error messages. `may_link`: whether a file may be a hard link.
-        `may_clone`: whether it may share blocks on the disk. `verify`: whether linked and cloned bytes are also checked
-        against their digests."""
+        `may_clone`: whether a file may be a clone. `verify`: whether linked and cloned bytes are also checked against
+        their digests."""
         self._system = system
         self._failure = f"cannot write to {target}"
         self._may_link = may_link
@@ -96,13 +97,13 @@ class FileCopier:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify or verify:
                     await self._read_and_check(fd, digest, size, None, on_bytes)
-                    # A restore always checks the bytes, so it always gets here. Its linked files are files of the
-                    # backup, which a copy tool may have written without a sync. So they are synced here.
+                    # A restore links files of the backup, which a copy tool may have written without a sync. A restore
+                    # always checks the bytes, so that it reaches this sync.
                     await self.run(lambda: self._system.sync(fd))
                 else:  # only in a backup: the linked file is a file of the registry, which is durable
                     on_bytes(size)
             else:
-                async with self.holding(self._created(temporary)) as target:
+                async with self.in_thread(self._created(temporary)) as target:
                     await self._read_and_check(fd, digest, size, target, on_bytes)
                     await self.run(lambda: self._system.sync(target))
             await self.run(lambda: self._move(temporary, final))
@@ -112,8 +113,8 @@ class FileCopier:
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
         """Creates the file `final` with these bytes. The file has the name `temporary` until its bytes are durable.
-        Makes only one call in a thread for all of this, because most blobs of a registry are small, and each call in a
-        thread takes time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        Works in a single call in a thread, because most blobs of a registry are small, and each call in a thread takes
+        time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
 
         def write() -> None:
             running_digest = start_digest(digest.algorithm)
@@ -147,7 +148,7 @@ class FileCopier:
         running_digest = start_digest(digest.algorithm)
         offset = 0
         try:
-            async with self.holding(self._created(temporary)) as fd:
+            async with self.in_thread(self._created(temporary)) as fd:
                 async for chunk in chunks:
                     running_digest.update(chunk)
                     await self.run(partial(write_fully, self._system, fd, memoryview(chunk), offset))
@@ -163,17 +164,18 @@ class FileCopier:
             raise
 
     async def check_file(self, path: Path, digest: Digest, size: int, on_bytes: Callable[[int], object]) -> None:
-        """Reads a file and compares its digest. Raises BlobDamaged, BackupFailed."""
-        async with self.holding(self.opened(path)) as fd:
+        """Reads a file. Raises BlobDamaged if the file does not have this digest and size, is missing, or cannot be
+        read. Raises BackupFailed."""
+        async with self.in_thread(self.opened(path)) as fd:
             if os.fstat(fd).st_size != size:
                 raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
             await self._read_and_check(fd, digest, size, None, on_bytes)
 
     @asynccontextmanager
-    async def holding(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
-        """Enters and leaves `resource` in a thread, because opening and closing a file can block for long: a removed
-        file frees its blocks when it is closed, and a network file system writes what is not written yet. Also leaves
-        `resource` if the task is cancelled while it enters."""
+    async def in_thread(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """Context manager that enters and leaves `resource` in a thread, because opening and closing a file can block
+        for long. For example, closing a removed file frees its blocks, and closing a file of a network file system
+        sends its unwritten bytes. Also leaves `resource` if the task is cancelled while the thread enters it."""
         entering = self.run(resource.__enter__)
         try:
             value = await entering
@@ -191,8 +193,9 @@ class FileCopier:
 
     @contextmanager
     def opened(self, path: Path) -> Iterator[int]:
-        """Context manager with the descriptor of a file that is open for reading. Blocks: use it with `holding`. Raises
-        BlobDamaged if there is no such file or the disk cannot open it; BlobForbidden; OSError."""
+        """Context manager with the descriptor of a file that is open for reading. Blocks: use it with `in_thread`.
+        Raises BlobDamaged if the file is missing or the disk has lost it, BlobForbidden if this process may not open
+        it, and OSError for other errors."""
         try:
             fd = self._system.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -218,8 +221,8 @@ class FileCopier:
             os.close(fd)
 
     def _create(self, path: Path) -> int:
-        """Creates the file and returns its descriptor. An interrupted run may have left a file with this name. It may
-        be a hard link to the source file, so this function removes the name, and does not truncate the file."""
+        """Creates the file and returns its descriptor. First removes a file with this name, which an interrupted run
+        may have left. Does not truncate that file instead, because it may be a hard link to the source file."""
         with suppress(FileNotFoundError):
             self._system.unlink(path)
         return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
@@ -231,7 +234,7 @@ class FileCopier:
 
     def _move(self, temporary: Path, final: Path) -> None:
         self._system.rename(temporary, final)
-        with suppress(FileNotFoundError):  # if both are names of the same file, rename(2) does nothing
+        with suppress(FileNotFoundError):  # if both are names of the same file, rename(2) removes neither
             self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:
@@ -294,7 +297,7 @@ class FileCopier:
 
 async def run_together(calls: Iterable[Coroutine[Any, Any, None]], limit: int = THREADS) -> None:
     """Runs the calls, at most `limit` at the same time. If a call raises an error, cancels the other calls, waits until
-    they have ended, and raises that error."""
+    they have ended, and raises the error."""
     pending_calls = iter(calls)
 
     async def work() -> None:

@@ -6,8 +6,8 @@ backup copied them, or an operator put them there. The restore *heals* such a bl
 and does not record it as damaged.
 
 The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
-gets its name last. Until then, the directory contains a marker file, so that no server uses it. After an interruption,
-the same call continues the restore: it skips the blobs that already have their names.
+gets its name last. Until the restore is complete, the data directory contains a marker file, so that no server uses the
+directory. After an interruption, the same call continues the restore: it skips the blobs that already have their names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCo
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
-"""The recorded reason of the damage, for blobs that the restored registry lacks."""
+"""The reason of the damage that the restored registry records for the blobs that it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,14 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _RestoreCounts:
-    """The blobs of a restore: how many, and in some cases which ones. `restored`: number of blobs that this run has
-    restored. `present`: number of blobs that an earlier, interrupted run has restored. `healed`: the restored blobs, of
-    this and of earlier runs, that the snapshot's database records as damaged. `damaged`: blobs that the backup lacks or
-    has with wrong bytes. Leaves out the blobs that the snapshot's database already records as damaged. `forbidden`:
-    blobs whose file in the backup this process has no permission to open."""
+    """What a restore did with the blobs.
+
+    - `restored`: number of blobs that this run has restored.
+    - `present`: number of blobs that earlier, interrupted runs have restored.
+    - `healed`: the blobs that this or an earlier run has restored, and that the snapshot's database records as damaged.
+    - `damaged`: the blobs that are missing or damaged in the backup, without those that the snapshot's database already
+      records as damaged.
+    - `forbidden`: the blobs whose file in the backup this process has no permission to open."""
 
     restored: int = 0
     present: int = 0
@@ -80,13 +83,14 @@ async def restore_backup(
 ) -> JSON:
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
     JSON. Afterwards, the caller must call `storage.composition.prepare_data_dir`. `clock` returns seconds since 1970.
-    If `options` name no snapshot, this function chooses the newest one, and reports a step `warning` in two cases. The
-    first: the times of some snapshots are in the future, so that another one may be the newest. The second: some
-    snapshots are of another registry.
+    If `options` name no snapshot, this function chooses the newest one, and reports a step `warning` in two cases:
 
-    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False, or if this process has no
-    permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
-    the directory. A further call continues from there, for example when the missing blobs are back in the backup."""
+    - The times of some snapshots are in the future, so that the chosen snapshot may not be the newest.
+    - Some snapshots are of another registry.
+
+    Raises BackupFailed if the restore fails. A restore also fails if blobs are missing or damaged and `skip_damaged` is
+    False, or if this process has no permission to open the file of a blob. After an error or a cancellation, the
+    restored blobs stay in the directory, and a further call restores the remaining ones."""
     system = system or System()
     backups = BackupDirectory(options.backups, system)
     copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
@@ -103,7 +107,7 @@ async def restore_backup(
             if foreign:
                 reason = f"restoring {snapshot.name}; {foreign_warning(backups, foreign, 'that of this backup')}"
                 reporter.step("warning", reason=reason)
-        stack.enter_context(_directory_in_restore(layout, snapshot.name, system))
+        stack.enter_context(_locked_data_dir(layout, snapshot.name, system))
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
         await restore.restore_database()
         counts = await restore.restore_blobs()
@@ -134,8 +138,8 @@ async def restore_backup(
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name; the newest one if `name` is None. `snapshots`: oldest first. Raises
-    BackupFailed if there is none; its text lists the ten newest names."""
+    """Returns the snapshot with this name, or the newest snapshot if `name` is None. `snapshots`: oldest first. `root`:
+    the directory of backups. Raises BackupFailed if there is no such snapshot; the text lists the ten newest names."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:
@@ -161,9 +165,9 @@ def _clock_warning(snapshots: list[SnapshotManifest], chosen: SnapshotManifest, 
 
 
 @contextmanager
-def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iterator[None]:
-    """Checks that a restore into the data directory is possible. Creates the directory with the marker file, and keeps
-    the marker locked inside the `with` block. Raises BackupFailed."""
+def _locked_data_dir(layout: Layout, snapshot: str, system: System) -> Iterator[None]:
+    """Context manager that checks that a restore into the data directory is possible, creates the directory with the
+    marker file, and holds a lock on the marker file. Raises BackupFailed."""
     with ExitStack() as stack:
         fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
         stack.callback(os.close, fd)
@@ -181,7 +185,7 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
         def prepare() -> None:
             system.write(fd, [json.dumps({"snapshot": snapshot}).encode()], 0)
             system.sync(fd)
-            # Makes the marker durable before the directory has files that a server uses.
+            # The marker must be durable before the directory has files that a server uses.
             durable_files.sync_directory(system, layout.root)
             durable_files.make_directories(system, layout.root, layout.directories())
             durable_files.sync_directory(system, layout.root)
@@ -191,8 +195,8 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
 
 
 def _open_marker(layout: Layout, system: System) -> int:
-    """Creates the data directory and its marker if they are missing, and opens the marker. Raises BackupFailed if the
-    directory contains other files but no marker of an interrupted restore. Raises OSError."""
+    """Creates the data directory and its marker file if they are missing, and opens the marker file. Raises
+    BackupFailed if the directory is not empty and has no marker file. Raises OSError."""
     durable_files.make_root(system, layout.root)
     names = set(os.listdir(layout.root)) - {"lost+found"}
     if names and layout.restore_marker.name not in names:
@@ -225,8 +229,8 @@ class _Restore:
         self._new_database = layout.root / "restored.db"
 
     async def restore_database(self) -> None:
-        """Copies the database and checks the copy. Until `complete`, the copy does not have the name that a server
-        uses. Raises BackupFailed."""
+        """Copies the database and checks the copy. The copy has a temporary name, which `complete` replaces by the name
+        that a server uses. Raises BackupFailed."""
         source = self._backups.database(self._snapshot.name)
         await self._reporter.report(message="copying the database")
 
@@ -261,13 +265,13 @@ class _Restore:
 
     async def _restore_blob(self, blob: SnapshotBlob) -> None:
         final = self._layout.blob(blob.digest)
-        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before
+        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before it got this name
             self._counts.present += 1
             self._note_bytes(blob.size)
             self._note_healed(blob)
             return
         try:
-            async with self._copier.holding(self._copier.opened(self._backups.blob(blob.digest))) as fd:
+            async with self._copier.in_thread(self._copier.opened(self._backups.blob(blob.digest))) as fd:
                 # If an interrupted restore leaves this file in the trash, garbage collection deletes it.
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
