@@ -114,8 +114,8 @@ class BackgroundWork:
         ]
         if self._activity is not None:
             schedules.append(self._activity.run())
-        if store.run_rounds is not None:  # the rounds of garbage collection; None: this process runs none
-            schedules.append(store.run_rounds())
+        if store.run_upkeep_rounds is not None:  # None: this process runs no rounds
+            schedules.append(store.run_upkeep_rounds())
         if self._upkeep.evictor.limits:
             store.metadata.on_mirrored = self._upkeep.evictor.check_soon
             schedules.append(self._upkeep.evictor.run())

@@ -207,7 +207,7 @@ async def open_registry(
     - `expire`: for how many seconds an upload session or partial blob is kept without progress.
     - `collect_every`: seconds between two *rounds*. In a round, one process runs the garbage collector, and deletes old
       lines of the audit log and the old history of mirrored tags. None: this process runs no rounds.
-    - `starts_rounds`: True: the rounds start now. False: the caller runs `StoredRegistry.run_rounds` later.
+    - `starts_rounds`: True: the rounds start now. False: the caller runs `StoredRegistry.run_upkeep_rounds` later.
     - `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
       there is space again.
     - `may_open_read_only`: whether to open the metadata read-only if the disk is too full to open it for changes
@@ -299,7 +299,7 @@ async def open_registry(
             outbox=database.outbox,
             search=database.search,
             search_index=database.search,
-            run_rounds=run_upkeep_rounds,
+            run_upkeep_rounds=run_upkeep_rounds,
         )
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
@@ -309,8 +309,8 @@ async def open_registry(
             monitor = DiskSpaceMonitor(disk)
             await monitor.check()
             background_tasks.append(asyncio.create_task(monitor.run()))
-        if registry.run_rounds is not None and starts_rounds:
-            background_tasks.append(asyncio.create_task(registry.run_rounds()))
+        if registry.run_upkeep_rounds is not None and starts_rounds:
+            background_tasks.append(asyncio.create_task(registry.run_upkeep_rounds()))
         yield registry
 
 

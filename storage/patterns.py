@@ -25,17 +25,17 @@ _SIMPLE = re.compile(r"[^*]*\*{0,2}")
 _MAX_LENGTH = 255
 """Longest pattern, in characters."""
 _MAX_SEEK_ROUNDS: Final = 4
-"""Largest number of times that `NameSet.seek` searches the patterns and then the limits, before it returns what it has
-found so far."""
+"""Largest number of rounds of `NameSet.seek`. Each round searches the patterns and then the limits. After the last
+round, `seek` returns the text that it has reached."""
 
 _SET_BYTES: Final = 2048
 """Approximate memory of a `NameSet` without its patterns, in bytes."""
 _MATCHED_PATTERN_BYTES: Final = 1200
-"""Approximate memory of a pattern and its part of a matcher, without the characters, in bytes."""
+"""Approximate memory of a pattern and of its entries in a matcher, without its characters, in bytes."""
 _MATCHED_CHARACTER_BYTES: Final = 8
-"""Approximate memory of each character of a pattern, in the pattern and in the matcher, in bytes."""
+"""Approximate memory of one character of a pattern, in the pattern and the matcher together, in bytes."""
 _PATTERN_BYTES: Final = 64
-"""Approximate memory of a pattern without its characters and without a matcher, in bytes."""
+"""Approximate memory of a pattern that is in no matcher, without its characters, in bytes."""
 
 
 class NamePattern(str):
@@ -94,7 +94,7 @@ class NameSet:
 
     `guarded` contains first segments, for example of upstreams whose content may be private. A name below a guarded
     segment matches only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match
-    `ghcr.io/app`, but `ghcr.io/**` does. So a grant for `**` gives no access to such an upstream. This rule does not
+    `ghcr.io/app`, but `ghcr.io/**` does. So a grant for `**` gives no access to a guarded upstream. This rule does not
     apply to `limits`, because limits only remove names.
     """
 
@@ -124,21 +124,21 @@ class NameSet:
         `pattern`.
 
         The method checks only whether the set's patterns contain `pattern` itself or a simple pattern that matches all
-        its names. So it wrongly returns False if these names are matched only by several patterns together, or only by
-        a pattern that is not simple.
+        names of `pattern`. So it returns False, although the set contains these names, in two cases: if only several
+        patterns together match them, or if only a pattern that is not simple matches them.
         """
         if "*" not in pattern:
             return pattern in self
         segment, slash, _ = pattern.partition("/")
-        min_prefix = len(segment) + 1 if slash and segment in self.guarded else 0
-        covered = _has_cover(self.patterns, pattern, min_prefix)
+        min_prefix_length = len(segment) + 1 if slash and segment in self.guarded else 0
+        covered = _has_cover(self.patterns, pattern, min_prefix_length)
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
     def without_first_segments(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of the names in this set that are not below one of these first segments."""
         removed_segments = frozenset(first_segments)
-        # The patterns that begin with a removed segment and a slash are left out. All others do not match below the
-        # segment, because the new set guards it.
+        # The new set lacks the patterns that begin with a removed segment and a slash. The other patterns do not match
+        # below the segment, because the new set guards it.
         kept_patterns = (
             pattern
             for pattern in self.patterns
@@ -148,14 +148,14 @@ class NameSet:
 
     @cached_property
     def has_every_name(self) -> bool:
-        """True only if the set contains every name. Can be False for a set that contains every name, if only several
-        patterns together match all names."""
+        """Whether the pattern `**` puts every name into the set. False if the set contains every name only because
+        several patterns together match all names."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     @cached_property
     def memory_bytes(self) -> int:
-        """Approximate memory of the set with its matchers, in bytes. Does not include large matchers, which sets
-        share."""
+        """Approximate memory of the set and its small matchers, in bytes. Large matchers do not count, because equal
+        sets share them."""
         size = _SET_BYTES + _MATCHED_PATTERN_BYTES * len(self.guarded)
         for patterns in (self.patterns, self.limits or ()):
             characters = sum(map(len, patterns))
@@ -166,36 +166,35 @@ class NameSet:
         return size
 
     def prepare(self) -> None:
-        """Builds the lookup structure in advance, which takes milliseconds for many patterns. Without this call, the
-        first lookup builds the structure."""
+        """Builds the matcher of the patterns, which takes milliseconds for many patterns. Without this call, the first
+        lookup builds the matcher."""
         self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
         """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. The
-        bound is 1 without limits and 2 with limits, or more if many patterns are not simple."""
+        bound is 1 without limits and 2 with limits. If many patterns are not simple, the bound is larger."""
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """Lets a scan of all names in byte order skip names outside the set. `text`: where the scan is now. Returns the
-        text at which the scan may continue without missing a name of the set. The result is equal to `text` or sorts
-        after it, and no name of the set sorts between the two. The result need not be a name, and names outside the set
-        may sort between the result and the next name of the set. Returns None if no name of the set is equal to `text`
-        or sorts after it.
+        """Lets a scan of all names in byte order skip names outside the set. `text`: the text that the scan has
+        reached. Returns the text at which the scan may continue without missing a name of the set. The result is equal
+        to `text` or sorts after it, and no name of the set sorts between the two. The result need not be a name of the
+        set. Returns None if no name of the set is equal to `text` or sorts after it.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             candidate = self._seek_patterns(text)
             if candidate is None or self._limit_matcher is None:
                 return candidate
-            limited = self._limit_matcher.seek(candidate)
-            if limited is None or limited == candidate:
-                return limited
-            text = limited
+            limit_candidate = self._limit_matcher.seek(candidate)
+            if limit_candidate is None or limit_candidate == candidate:
+                return limit_candidate
+            text = limit_candidate
         return text
 
     def _seek_patterns(self, text: str) -> str | None:
         """Does what `seek` does, but ignores the limits. In byte order, the names below one guarded segment follow each
-        other. To these names, only the patterns for that segment apply; to all other names, all patterns apply."""
+        other. Only the patterns below that segment apply to these names. All patterns apply to all other names."""
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
@@ -251,16 +250,18 @@ class NameSet:
         return shared.matcher
 
 
-def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix: int = 0) -> bool:
+def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix_length: int = 0) -> bool:
     """Returns whether `patterns` contains `pattern` itself, or a simple pattern that matches all names that `pattern`
-    matches. `pattern` must contain a star. `min_prefix`: ignores simple patterns whose prefix has fewer characters."""
+    matches. `pattern` must contain a star. Ignores simple patterns whose prefix is shorter than `min_prefix_length`
+    characters."""
     if pattern in patterns:
         return True
     end = len(pattern.prefix) + 1
-    if any(pattern[:length] + "**" in patterns for length in range(min_prefix, end)):
+    if any(pattern[:length] + "**" in patterns for length in range(min_prefix_length, end)):
         return True
-    min_prefix = max(min_prefix, pattern.rfind("/") + 1)  # a single star matches only within the last segment
-    return "**" not in pattern and any(pattern[:length] + "*" in patterns for length in range(min_prefix, end))
+    # A single star matches only within the last segment.
+    min_prefix_length = max(min_prefix_length, pattern.rfind("/") + 1)
+    return "**" not in pattern and any(pattern[:length] + "*" in patterns for length in range(min_prefix_length, end))
 
 
 ALL_NAMES = NameSet(frozenset({NamePattern("**")}))

@@ -18,10 +18,13 @@ MAX_SAVED_PULLS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class PullCount:
-    """New pulls of one manifest. `repository`: the name under which the store has its repository. For a mirrored
-    repository, it begins with the name of the upstream, which clients may leave out. `upstream`: the name of the
-    upstream registry whose mirror has the repository; '' for a hosted repository, one to which clients push. `last`:
-    time of the last of these pulls, in seconds since 1970. `pulls`: number of the pulls."""
+    """New pulls of one manifest.
+
+    - `repository`: the name of the manifest's repository in the store. The name of a mirrored repository begins with
+      the name of its upstream registry, which clients may leave out.
+    - `upstream`: the name of the upstream registry; '' for a hosted repository, to which clients push.
+    - `last`: time of the last of the new pulls, in seconds since 1970.
+    - `pulls`: number of the new pulls."""
 
     repository: RepositoryName
     digest: Digest
@@ -32,8 +35,12 @@ class PullCount:
 
 @dataclass(frozen=True, slots=True)
 class PullRecord:
-    """All pulls of one manifest so far. `upstream`: see `PullCount`. `last`: when it was last pulled, in seconds since
-    1970; for a mirrored or imported manifest without pulls, when it was stored. `pulls`: how often it was pulled."""
+    """All pulls of one manifest so far.
+
+    - `upstream`: see `PullCount`.
+    - `last`: time of the last pull, in seconds since 1970. A manifest without pulls has a record only if it is mirrored
+      or imported; `last` is then the time at which it was stored.
+    - `pulls`: number of pulls."""
 
     upstream: str
     last: float
@@ -44,16 +51,17 @@ class Pulls(Protocol):
     """The store of pulls, which all processes share."""
 
     async def save(self, counts: Sequence[PullCount]) -> None:
-        """Adds pulls, at most `MAX_SAVED_PULLS` entries. Ignores entries of manifests that are not stored. The pulls
-        survive the end of the process, but a power cut may lose the newest ones. Raises StorageFull, StorageFailed."""
+        """Adds the pulls in `counts`, which has at most `MAX_SAVED_PULLS` entries. Ignores the pulls of manifests that
+        are not stored. Saved pulls survive the end of the process, but a power cut may lose the newest ones. Raises
+        StorageFull, StorageFailed."""
         ...
 
     async def mark_recorded(self, now: float) -> None:
-        """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. Times without such
-        records are gaps (`storage.recorded_periods`). Raises StorageFull, StorageFailed."""
+        """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. A time without this
+        record is a gap (`storage.recorded_periods`). Raises StorageFull, StorageFailed."""
         ...
 
-    async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
-        """Returns the record of a manifest. Returns None if there is no such manifest, or if it has no pulls and is
-        neither mirrored nor imported. `repo`: see `PullCount.repository`."""
+    async def record_of(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
+        """Returns the record of a manifest. `repo`: see `PullCount.repository`. Returns None in two cases: if the
+        manifest is not stored, or if it has no pulls and is neither mirrored nor imported."""
         ...

@@ -1,9 +1,9 @@
 """Digests that are computed while bytes arrive (`RunningDigest`). A computation can be saved and continued later.
 
 `hashlib` cannot export the state of a computation. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain C
-structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`), or
-that of the machine. If neither is possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to
-continue a computation later, the caller must append all bytes again.
+structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to or, if that is not
+possible, the libcrypto of the machine (`LibcryptoDigest`). If neither is possible, this module uses `hashlib`
+(`HashlibDigest`). `save` then returns None, and a caller that continues a computation must append all bytes again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class RunningDigest(Protocol):
         ...
 
     def save(self) -> bytes | None:
-        """Returns the state of the computation, which `restore_digest` accepts on the same machine. Returns None if the
-        state cannot be exported."""
+        """Returns the state of the computation, from which `restore_digest` continues on the same machine. Returns None
+        if the state cannot be exported."""
         ...
 
 
 class _LibcryptoHash(NamedTuple):
-    """One hash algorithm of libcrypto. `state_bytes`: size of the C structure that contains its state. `digest_bytes`:
-    length of its digest. `init`, `update`, `final`: its C functions, such as `SHA256_Init`."""
+    """One hash algorithm of libcrypto. `state_bytes`: size of the C structure with the state of a computation.
+    `digest_bytes`: length of a digest. `init`, `update`, `final`: the C functions, such as `SHA256_Init`."""
 
     state_bytes: int
     digest_bytes: int
@@ -56,8 +56,8 @@ _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
 """For each algorithm, the size of the C structure and the length of the digest, in bytes."""
 _SYSTEM_LIBRARIES: tuple[str, ...] = ("libcrypto.so.3", "libcrypto.so.1.1")
 """File names of OpenSSL's libcrypto on a machine. The version number in each name guarantees that the structures have
-the sizes above. A name without a version number could be another library, and macOS aborts a process that loads its
-`libcrypto.dylib`."""
+the sizes in `_SIZES`. A name without a version number could belong to another library, and macOS aborts a process that
+loads `libcrypto.dylib`."""
 
 
 class LibcryptoDigest:
@@ -122,9 +122,9 @@ def _library_files() -> list[str | None]:
     - The first is the file of the module `_hashlib`, which is linked to libcrypto. In some Pythons, such as those that
       uv installs, `_hashlib` and libcrypto are parts of the Python program, and `_hashlib` has no file. The first entry
       is then None, which stands for the running program.
-    - The others are the libcrypto of the machine, in case the functions cannot be looked up in the first file: a
-      program need not export them. This libcrypto may have another version than the one in `hashlib`. The difference
-      does no harm, because all functions that compute a digest come from the same file."""
+    - The others are the names of the machine's libcrypto. They are needed if the first file does not export the
+      functions. The machine's libcrypto may have another version than the libcrypto of `hashlib`. The difference does
+      no harm, because all functions that compute a digest come from the same file."""
     try:
         import _hashlib
     except ImportError:
@@ -135,7 +135,7 @@ def _library_files() -> list[str | None]:
 
 
 @cache
-def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
+def _libcrypto_hash(algorithm: str) -> _LibcryptoHash | None:
     """Returns libcrypto's functions for the algorithm. Returns None if the functions cannot be found, or if the machine
     is not little-endian, which this module does not support."""
     if sys.byteorder != "little":
@@ -145,8 +145,8 @@ def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
 
 def _load_functions(file: str | None, algorithm: str) -> _LibcryptoHash | None:
     """Returns the functions for the algorithm from a file of `_library_files`. Returns None if the file does not have
-    them, or if a test computation with a copied structure gives a wrong digest: the structure then does not have the
-    size in `_SIZES`."""
+    the functions. Also returns None if a test computation with a copied structure gives a wrong digest, which shows
+    that the structure does not have the size in `_SIZES`."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         library, name = ctypes.CDLL(file), algorithm.upper()
@@ -167,20 +167,21 @@ def _load_functions(file: str | None, algorithm: str) -> _LibcryptoHash | None:
 
 
 def can_save_digests() -> bool:
-    """Returns whether the states of digests can be saved."""
-    return all(_libcrypto(algorithm) is not None for algorithm in _SIZES)
+    """Returns whether `RunningDigest.save` can export states on this machine."""
+    return all(_libcrypto_hash(algorithm) is not None for algorithm in _SIZES)
 
 
 def start_digest(algorithm: str) -> RunningDigest:
     """Returns a new computation without any bytes. Raises DigestInvalid for an algorithm that is not supported."""
-    functions = _libcrypto(as_algorithm(algorithm))
+    functions = _libcrypto_hash(as_algorithm(algorithm))
     return LibcryptoDigest(algorithm, functions) if functions else HashlibDigest(algorithm)
 
 
 def restore_digest(algorithm: str, state: bytes | None) -> RunningDigest | None:
-    """Returns a computation that continues from `state`, the result of `save`. Returns None if that is not possible.
-    The caller must then start a new computation and append all bytes again."""
-    functions = _libcrypto(as_algorithm(algorithm))
+    """Returns a computation that continues from `state`, the result of `save`. Returns None if this is not possible;
+    the caller must then start a new computation and append all bytes again. Raises DigestInvalid for an algorithm that
+    is not supported."""
+    functions = _libcrypto_hash(as_algorithm(algorithm))
     if functions is None or state is None or len(state) != functions.state_bytes:
         return None
     return LibcryptoDigest(algorithm, functions, state)

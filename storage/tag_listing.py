@@ -2,10 +2,10 @@
 them and when they were last pulled.
 
 A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest. A *referrer tag* belongs
-to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of cosign store a signature under
-it. The *tree* of a manifest consists of the manifest and, for an index, of the stored manifests that it lists, directly
-or through other indexes. The methods get the name under which the store has a repository; for a mirrored repository,
-this name begins with the name of the upstream. Times are in seconds since 1970.
+to the manifest whose digest its name contains; older versions of cosign store signatures under tags like
+`sha256-….sig`. The *tree* of a manifest consists of the manifest and, for an index, of the stored manifests that it
+lists, directly or through other indexes. The methods take the name of a repository in the store; for a mirrored
+repository, this name begins with the name of its upstream registry. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from storage.names import Digest, RepositoryName, Tag
 MAX_PAGE_TAGS: Final = 200
 """Largest number of tags on a page."""
 MAX_SORTED_BY_SIZE: Final = 2_000
-"""Largest number of tags that are sorted by size, because each size is the sum over a tree."""
+"""Largest number of tags that a call sorts by size. The limit exists because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
-"""Largest number of manifests that a call reads in one tree."""
+"""Largest number of manifests that a call reads in one tree. A larger tree counts as too large to add up."""
 MAX_READ_MANIFESTS: Final = 20_000
-"""Largest number of manifests that one call reads in all trees together. The remaining trees then count as too
-large."""
+"""Largest number of manifests that a call reads in all trees together. Trees beyond this limit count as too large to
+add up."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
 
@@ -39,9 +39,9 @@ UNKNOWN_PREDICATE: Final = "unknown"
 
 
 class TagOrder(StrEnum):
-    """The order of a list. `NAME`: by the bytes of the names. `VERSION`: as people sort versions, `1.9` before `1.10`
-    and `1.10-rc1` before `1.10` (`storage.version_order`). `PUSHED`: by the time of the last push. `SIZE`: by
-    `ManifestFacts.stored_bytes`."""
+    """The order of a list of tags. `NAME`: by the bytes of the names. `VERSION`: as people sort versions, for example
+    `1.9` before `1.10` and `1.10-rc1` before `1.10` (`storage.version_order`). `PUSHED`: by the time of the last push.
+    `SIZE`: by `ManifestFacts.stored_bytes`."""
 
     NAME = "name"
     VERSION = "version"
@@ -62,22 +62,22 @@ class TagQuery:
 
 
 class TagCursor(NamedTuple):
-    """A position in a list: after the tag `name`. `number`: if the list is sorted by the time of the last push or by
-    size, the tag's time or size; otherwise 0."""
+    """The position in a list right after the tag `name`. `sort_value`: in a list sorted by `PUSHED`, the time of the
+    tag's last push; in a list sorted by `SIZE`, the tag's size; in other lists 0."""
 
     name: str
-    number: float = 0.0
+    sort_value: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.number!r} {self.name}"
+        return f"{self.sort_value!r} {self.name}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parses what `str` returns. Raises ValueError."""
-        number, space, name = text.partition(" ")
+        """Parses the text that `__str__` returned. Raises ValueError."""
+        sort_value, space, name = text.partition(" ")
         if not space:
             raise ValueError("the position in the list is not valid")
-        return cls(name, float(number))
+        return cls(name, float(sort_value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,17 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the manifest was last pushed to the repository; in a mirror, when it was stored. A push less than a
-      minute after the stored time does not change it, so the last push may be up to a minute later.
-    - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: total number of
-      pulls of the manifests of its tree.
-    - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
-    - `referrer_types`: the artifact types of its referrers, at most 20.
-    - `bundle_predicates`: the different predicate types that the Sigstore bundles among its referrers state in their
-      annotation; an empty text for a bundle that states none. At most 20 bundles are read.
-    - `referrer_tags`: the texts after the digest in the names of its referrer tags, such as `.sig`; at most 20.
-    - `tags`: the tags that point at it, sorted, at most MAX_TAGS_OF_MANIFEST."""
+    - `stored`: when the manifest was last pushed to the repository; in a mirror, when it was stored. The last push may
+      be up to a minute later, because a push less than a minute after `stored` does not change `stored`.
+    - `last_pulled`: when a manifest of the tree was last pulled; None: no pull is recorded.
+    - `pulls`: total number of pulls of the manifests of the tree.
+    - `stored_bytes`: size in bytes of the stored blobs of the tree, each counted once; None: the tree is too large to
+      add up.
+    - `referrer_types`: the artifact types of the referrers, at most 20.
+    - `bundle_predicates`: the different predicate types of the Sigstore bundles among the referrers, from the
+      annotation `BUNDLE_PREDICATE`; an empty text for a bundle without this annotation. At most 20 bundles are read.
+    - `referrer_suffixes`: the texts after the digest in the names of the referrer tags, such as `.sig`; at most 20.
+    - `tags`: the tags that point at the manifest, sorted, at most MAX_TAGS_OF_MANIFEST."""
 
     digest: Digest
     media_type: str
@@ -106,7 +107,7 @@ class ManifestFacts:
     stored_bytes: int | None
     referrer_types: tuple[str, ...]
     bundle_predicates: tuple[str, ...]
-    referrer_tags: tuple[str, ...]
+    referrer_suffixes: tuple[str, ...]
     tags: tuple[Tag, ...] = ()
 
 
@@ -123,9 +124,9 @@ class ListedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagPage:
-    """A page of a list. `order`: the order of the list. It is the order that the query asks for, with one exception:
-    NAME takes the place of SIZE if more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than
-    MAX_READ_MANIFESTS manifests. `next_after`: where the next page begins; None: this is the last page."""
+    """A page of a list. `order`: the order of the list. This is the order in the query, with one exception: a list that
+    should be sorted by SIZE is sorted by NAME if more than MAX_SORTED_BY_SIZE tags match, or if their trees have more
+    than MAX_READ_MANIFESTS manifests. `next_after`: where the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]
     order: TagOrder
@@ -153,6 +154,6 @@ class TagListing(Protocol):
     async def stored_sizes(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
     ) -> Mapping[Digest, int]:
-        """Returns the digests of those `manifests` and `blobs` that the repository has and that are not damaged, each
-        with its size in bytes. A mirror may lack content that its manifests refer to."""
+        """Returns the sizes in bytes, by digest, of those `manifests` and `blobs` that the repository has and that are
+        not damaged. A mirror may lack content that its manifests refer to."""
         ...

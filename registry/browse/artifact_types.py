@@ -92,7 +92,7 @@ def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool)
     types = (name for name in facts.referrer_types if not name.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),
-        *map(purpose_of_tag, facts.referrer_tags),  # `referrer_tags` has only the suffixes, such as `.sig`
+        *map(purpose_of_tag, facts.referrer_suffixes),
         *map(purpose_of_predicate, (*facts.bundle_predicates, *predicates)),
     }
     return MarksView(

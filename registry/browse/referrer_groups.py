@@ -72,7 +72,7 @@ class ReferrerGroups:
     async def _by_tag(self, repo: RepositoryName, subject: Digest, budget: TextBudget) -> AsyncIterator[ReferrerView]:
         """Yields the manifests to which the referrer tags of `subject` point."""
         facts = await self._listing.manifest(repo, subject)
-        for suffix in facts.referrer_tags:
+        for suffix in facts.referrer_suffixes:
             tag = Tag(subject.replace(":", "-", 1) + suffix)
             try:
                 descriptor = await self._registry.resolve_manifest(repo, tag)

@@ -133,7 +133,7 @@ class ImageWriter:
         """If an import has set the tag, and its record is missing, adds the record. The record is missing if the import
         was interrupted, or if an earlier version of this program ran the import."""
         # `pulls` has a record of the manifest if a client has pulled it, or if `record_import` has added the record.
-        if await self._store.pulls.record(repo, digest) is not None:
+        if await self._store.pulls.record_of(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program == IMPORT_PROGRAM:

@@ -14,10 +14,10 @@ from storage.names import RepositoryName, UploadID
 
 
 class Publication:
-    """Commits content in two steps. First the blob store stores the bytes durably at their *place*, the key under which
-    it can open them later. Then the metadata store commits the blob's *row*, which contains the place and makes the
-    blob exist. This class holds the lock of the digest during both steps, so that the garbage collector does not remove
-    the bytes after the first step."""
+    """Commits content in two steps. First the blob store stores the bytes durably. Their *place* is the key under which
+    the blob store can open them later. Then the metadata store commits the blob's *row*, which contains the place and
+    makes the blob exist. This class holds the lock of the digest during both steps, so that the garbage collector does
+    not remove the bytes between the steps."""
 
     def __init__(self, blobs: BlobStore, metadata: Metadata, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -33,18 +33,17 @@ class Publication:
         )
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
-        """Makes a blob of `repo` from content that came neither through an upload session (`commit_upload`) nor from an
-        upstream (`commit_fill`), for example from a file to which an import of a directory links. Deletes no session's
-        row, so it calls `adopt_blob` and not `add_blob`. `by`: the client that pushed the content; None if no client
-        did. With `by`, the blob's event is a push; without it, there is no event. Raises StorageFull, StorageFailed,
-        QuotaExceeded."""
+        """Makes a blob of `repo` from content that belongs to no upload session and was not downloaded, for example
+        from a file that the import of a directory links into the store. `by`: the client that pushed the content, which
+        the blob's event names; None: no client pushed the content, and there is no event. Raises StorageFull,
+        StorageFailed, QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )
 
     async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`, or by an import. The
-        blob's event calls this a *fill* (`EventAction.FILL`). Raises StorageFull, StorageFailed, QuotaExceeded."""
+        """Makes a blob of `repo` from content that the mirror or an import downloaded from another registry. The blob's
+        event has the action `EventAction.FILL`. Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content,
             lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),

@@ -46,19 +46,19 @@ from storage.usage import Usage
 
 TOUCH_INTERVAL_SECONDS = 60.0
 """Shortest time between two updates of `BlobRow.last_used` of one blob, because many clients may request the same blob
-and each update is a write. If half of the garbage collector's grace period is shorter, the registry uses that time
-instead."""
+and each update is a write. The registry uses half of the garbage collector's grace period if that is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
-    """Functions that tell a `StoredRegistry` about the state of its disk and of its data directory. `problem`: a
-    function that returns a sentence on why nothing can be stored now, or None if no problem is known. `retire`: None if
-    the metadata was opened for changes. If the full disk had no space for that, the metadata was opened read-only, and
-    `retire` is a function that stops reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns
-    a sentence on why a push of a number of bytes cannot be stored; None if it can. `free_bytes`: a function that
-    returns the free bytes of the disk; None if they are not known. `directory_problem`: a function that returns what is
-    wrong if another data directory, or none, is at the path of the opened one; None if nothing is wrong."""
+    """Functions that tell a `StoredRegistry` about the state of its disk and of its data directory.
+
+    - `problem`: implements `StoredRegistry.storage_problem`.
+    - `retire`: implements `StoredRegistry.retire` if the metadata was opened read-only, because the full disk had no
+      space to open it for changes. None if the metadata was opened for changes.
+    - `refusal`: implements `StoredRegistry.push_refusal`.
+    - `free_bytes`: implements `StoredRegistry.free_bytes`.
+    - `directory_problem`: implements `StoredRegistry.directory_problem`."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
@@ -124,10 +124,11 @@ class StoredRegistry:
         outbox: Outbox,
         search: ContentSearch,
         search_index: SearchIndex,
-        run_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        run_upkeep_rounds: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
-        self.run_rounds = run_rounds
-        """Runs the rounds of garbage collection until it is cancelled; None: this process runs none."""
+        self.run_upkeep_rounds = run_upkeep_rounds
+        """Runs the rounds of garbage collection and other upkeep until it is cancelled; None: this process runs no
+        rounds."""
         self._touch_interval = min(TOUCH_INTERVAL_SECONDS, collector.grace / 2)
         self._clock = clock
         self._health = health
@@ -177,8 +178,8 @@ class StoredRegistry:
         return self._health.free_bytes()
 
     def directory_problem(self) -> str | None:
-        """Returns what is wrong if another data directory, or none, is at the path of the opened one. All changes are
-        refused then. None if nothing is wrong. Blocks. Raises OSError."""
+        """Returns None if the opened data directory is still at its path. Otherwise returns what is wrong: another data
+        directory is there, or none is. The store then refuses all changes. Blocks. Raises OSError."""
         return self._health.directory_problem()
 
     @property
@@ -188,7 +189,7 @@ class StoredRegistry:
 
     def retire(self) -> None:
         """Called when another registry has replaced this one. If the metadata is open read-only, stops reading from it,
-        and releases the lock that keeps all processes from changing it. From then on the calls of this registry raise
+        and releases the lock that keeps all processes from changing it. All later calls of this registry raise
         StorageFull. Does nothing if the metadata is open for changes."""
         if self._health.retire is not None:
             self._health.retire()
@@ -202,7 +203,7 @@ class StoredRegistry:
         # The garbage collector keeps an unreferenced blob for some time after its last use, because a client that found
         # the blob may push a manifest that refers to it.
         if row.is_queued_for_collection and self._clock() - row.last_used > self._touch_interval:
-            # The returned descriptor is right even if the time cannot be saved.
+            # The returned descriptor is right even if the time of this use cannot be saved.
             with suppress(StorageFull, DataDirectoryReplaced):
                 await self.metadata.touch_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
@@ -219,8 +220,9 @@ class StoredRegistry:
             return await self._open(row, span)
         except BytesMissing:
             # The bytes are lost, so the blob is marked as damaged. `metadata.blob` then raises BlobUnknown, also for a
-            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If one of them has
-            # done so already, the row has a new place. Then the blob is not marked, and is read from the new place.
+            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If the blob was
+            # stored again already, its row has a new place. `mark_missing` then does not mark the blob, and it is read
+            # from the new place.
             with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
@@ -244,7 +246,7 @@ class StoredRegistry:
     ) -> StoredUpload:
         owner = by.name if by else ANY_ACTOR
         upload = UploadID.random()
-        # `boot` is the id of the machine's present boot: written bytes may not survive a reboot.
+        # The row gets the id of the machine's present boot, because a reboot may lose bytes that were written before.
         await self.metadata.start_upload(upload, repo, as_algorithm(algorithm), self.blobs.boot, owner)
         session = self.blobs.start_upload(upload, algorithm)
         return StoredUpload(self.blobs, self.metadata, self._publication, repo, upload, session, by or Actor())
@@ -265,9 +267,9 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # The number of stored bytes is checked before this request takes the session over from an earlier one. But if
-        # the machine was restarted since the row was saved, some of these bytes may be unusable. Then only the number
-        # of usable bytes is checked, which is not known before the takeover.
+        # If the machine was not restarted since the row was saved, the number of stored bytes is checked before this
+        # request takes the session over from an earlier request. After a restart, some of the stored bytes may be
+        # unusable. Then only the number of usable bytes is checked, which is not known before the takeover.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),
@@ -276,8 +278,8 @@ class StoredRegistry:
         )
 
     async def _upload_row(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> UploadRow:
-        """Returns the row of an upload session. Raises BlobUploadUnknown if there is no such session or another actor
-        than `by` started it (None: the actor is not checked)."""
+        """Returns the row of an upload session. Raises BlobUploadUnknown if there is no such session, or if `by` is not
+        None and another actor started the session."""
         row = await self.metadata.upload(repo, upload)
         if by is not None and row.owner not in (ANY_ACTOR, by.name):
             raise BlobUploadUnknown
@@ -297,9 +299,10 @@ class StoredRegistry:
             await writer.aclose()
 
     async def link_blob(self, repo: RepositoryName, digest: Digest, size: int, fd: int, by: Actor) -> None:
-        """Makes a blob of `repo` from a file of another program without copying its bytes. `fd`: the file, opened for
-        reading. The caller has verified that its `size` bytes have this digest. Raises LinkRefused if the file cannot
-        be linked safely; the caller then pushes the bytes with `start_upload`. Raises StorageFull, StorageFailed."""
+        """Makes a blob of `repo` from a file of another program, without copying the bytes. `fd`: the file, opened for
+        reading. The caller must have verified that the file has `size` bytes and this digest. Raises LinkRefused if the
+        file cannot be linked safely; the caller can then push the bytes with `start_upload`. Raises StorageFull,
+        StorageFailed."""
         await self._publication.commit_content(repo, self.blobs.prepare_link(fd, digest, size), by)
 
     async def mount_blob(

@@ -32,8 +32,8 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""The progress is saved each time this number of bytes was written, and at the end of the request. So if the process
-crashes, at most about this number of bytes must be hashed again when the session is resumed."""
+"""A request saves the session's progress each time it has written this number of bytes, and when it ends. So if the
+process crashes, at most about this number of bytes must be hashed again when the session is resumed."""
 log = logging.getLogger("storage")
 
 
@@ -185,25 +185,29 @@ async def resume(
     """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner. `by`: the
     client that makes the request.
 
-    Each check is called with a number of bytes, and raises an error if the session must not be resumed.
-    `check_before_take_over` (None: no check) is called with the number of stored bytes, while the session still has its
-    old owner. `check_after_take_over` is called with the number of usable bytes, after the takeover. Bytes that were
-    stored before a restart of the machine may be unusable. Raises BlobUploadUnknown, and the errors of the checks."""
-    claimed = await blobs.take_over(upload, check_before_take_over)
+    Each check is a function that gets a number of bytes, and raises an error if the session must not be resumed.
+
+    - `check_before_take_over` gets the number of stored bytes, while the session still has its old owner. None: there
+      is no check before the takeover.
+    - `check_after_take_over` gets the number of usable bytes, after the takeover. Bytes that were stored before a
+      restart of the machine may be unusable.
+
+    Raises BlobUploadUnknown, and the errors of the checks."""
+    claimed_upload = await blobs.take_over(upload, check_before_take_over)
     try:
         # The row is read after the takeover, because until then the old owner can change or delete the row.
         row = await metadata.upload(repo, upload)
-        session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
+        session, saved_bytes = await claimed_upload.resume(row.algorithm, checkpoint_of(row)), row.offset
         if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost
             checkpoint = await session.flush()
             saved_bytes = checkpoint.offset
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)
         check_after_take_over(session.offset)
     except BlobUploadUnknown:
-        await claimed.discard()  # the session was committed or cancelled, so its remaining bytes are useless
+        await claimed_upload.discard()  # the session was committed or cancelled, so its remaining bytes are useless
         raise
     except BaseException:
-        claimed.release()
+        claimed_upload.release()
         raise
     return StoredUpload(blobs, metadata, publication, repo, upload, session, by, saved_bytes)
 

@@ -101,7 +101,7 @@ class RetentionJudge:
         recorded = await self._retention.recorded_periods()
         pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)
-        while tags := await self._retention.tags(repo, after, limit):
+        while tags := await self._retention.tag_facts(repo, after, limit):
             yield [
                 JudgedTag(
                     tag,

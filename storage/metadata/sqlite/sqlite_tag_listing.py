@@ -200,7 +200,7 @@ def _by_push(
     db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
 ) -> list[TagCursor]:
     sql = _BY_PUSHED_DESCENDING if query.is_descending else _BY_PUSHED
-    position = (after.number, after.name) if after else (None, "")
+    position = (after.sort_value, after.name) if after else (None, "")
     return [
         TagCursor(name, pushed) for name, pushed in _rows(db, sql, *_match_values(repository, query), *position, limit)
     ]
@@ -223,7 +223,7 @@ def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _Facts
 def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor | None, limit: int) -> list[TagCursor]:
     ordered = [(size, name) for size, name in (reversed(sizes) if query.is_descending else sizes)]
     if after is not None:
-        position = (after.number, after.name)
+        position = (after.sort_value, after.name)
         ordered = [key for key in ordered if (key < position if query.is_descending else key > position)]
     return [TagCursor(name, size) for size, name in ordered[:limit]]
 
@@ -276,7 +276,7 @@ class _FactsReader:
             stored_bytes=self.stored_bytes(row_id),
             referrer_types=self._referrer_types(digest),
             bundle_predicates=self._bundle_predicates(digest),
-            referrer_tags=self._referrer_tags(digest),
+            referrer_suffixes=self._referrer_suffixes(digest),
             tags=tuple(Tag(name) for (name,) in _rows(self._db, _TAGS_OF, row_id)) if with_tags else (),
         )
 
@@ -326,7 +326,7 @@ class _FactsReader:
             predicate for (predicate,) in _rows(self._db, _BUNDLE_PREDICATES, self._repository, digest, *types)
         )
 
-    def _referrer_tags(self, digest: str) -> tuple[str, ...]:
+    def _referrer_suffixes(self, digest: str) -> tuple[str, ...]:
         """Returns the texts after the digest in the names of the manifest's referrer tags, such as `.sig`."""
         prefix = digest.replace(":", "-", 1)
         # In byte order, "/" follows ".".

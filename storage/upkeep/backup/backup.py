@@ -1,15 +1,15 @@
 """Makes a backup of a registry, also while servers use it (`make_backup`).
 
-A backup adds a *snapshot* to the directory of backups: the registry at one moment. It first copies the metadata
-database, as it is at that moment, and then the blobs that the copy names. If the last repository that has a blob
-deletes it meanwhile, the blob stays in the store, because the backup prevents the removal of blobs (module
-`storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the backup, the copied
-metadata would name a blob that the snapshot lacks.
+A backup adds a *snapshot* to the directory of backups: the state of the registry at one moment. The backup first copies
+the metadata database, and then the blobs that the copied database names. Meanwhile, it prevents the removal of blobs
+from the store (module `storage.upkeep.removal_gate`), so that a blob that clients delete during the backup can still be
+copied. If the blobs were copied first, the database could name a blob that was pushed later and that the snapshot
+lacks.
 
 A blob that the directory has from an earlier run is not copied again. So after an interruption, the next run copies
-only the remaining blobs. A run completes its snapshot with the file `manifest.json`, which is not the manifest of an
-image. An interrupted snapshot lacks this file, and the next run replaces it by a new snapshot. Copied blobs that the
-new snapshot does not need stay until a run removes old snapshots and unneeded blobs (`BackupOptions.keep`).
+only the remaining blobs. A run completes its snapshot by writing the file `manifest.json`, which describes the
+snapshot. An interrupted snapshot lacks this file, and the next run replaces the snapshot by a new one. Copied blobs
+that the new snapshot does not need stay until a run removes old snapshots and unneeded blobs (`BackupOptions.keep`).
 """
 
 from __future__ import annotations
@@ -48,17 +48,21 @@ from storage.upkeep.reporter import Reporter
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
 _KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed its check: {}"
-"""This follows the reason why a blob could not be copied, if the directory has an older file of the blob."""
+"""Added to the reason why a blob could not be copied, if the directory has an older file of the blob."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots of this registry are kept
-    (None: all). `verify`: whether to compare all blobs with their digests. Without it, copied bytes are compared, but
-    usually neither the blobs that the directory has already nor those that become hard links or clones (files that
-    share blocks on the disk). `may_link`: whether files of the backup may be hard links to files of the store, if both
-    are on one file system. `earlier`: the newest backup that was made to `target` (`find_earlier`), to check that
-    `target` still has it or a later one; None: no check."""
+    """The options of a backup.
+
+    - `target`: the directory of backups.
+    - `keep`: how many snapshots of this registry are kept; None: all.
+    - `verify`: whether to compare all blobs with their digests. If False, copied bytes are compared; blobs that the
+      directory has already, and blobs that become hard links or clones (files that share blocks on the disk), are
+      usually not compared.
+    - `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
+    - `earlier`: the newest backup that was made to `target` (`find_earlier`). If `target` has neither this backup nor a
+      later one, its disk may not be mounted, which `make_backup` then checks. None: there is no check."""
 
     target: Path
     keep: int | None = None
@@ -70,8 +74,8 @@ class BackupOptions:
 @dataclass(slots=True)
 class _BackupCounts:
     """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
-    had already. `damaged`: blobs that the registry had recorded as damaged, unless the directory has a readable file
-    with their right bytes. `not_copied`: other blobs that could not be copied."""
+    had already. `damaged`: other blobs, which the registry had recorded as damaged. `not_copied`: the remaining blobs,
+    which could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -91,12 +95,14 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns a report as JSON. Two lists in the report name the blobs that the new snapshot lacks.
-    `damaged`: the blobs that the registry had recorded as damaged. `missing`: other blobs that could not be copied, for
-    example because their bytes are missing or damaged. (`SnapshotManifest.missing` has the blobs of both lists.)
-    `holder`: text that says who makes the backup; a process that tries to make a backup at the same time shows this
-    text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an error, the copied blobs stay for the
-    next run."""
+    """Makes a backup and returns a report as JSON. `holder`: text that says who makes the backup; a process that tries
+    to make a backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped.
+    After an error, the copied blobs stay for the next run.
+
+    Two lists in the report contain the blobs that the new snapshot lacks (`SnapshotManifest.missing` has both lists):
+
+    - `damaged`: the blobs that the registry had recorded as damaged.
+    - `missing`: other blobs that could not be copied, for example because their bytes are missing or damaged."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
@@ -106,9 +112,9 @@ async def make_backup(
         if known_backup is not None and not await copier.run(
             partial(directory.has_snapshot_since, known_backup.snapshot)
         ):
-            # The directory may have older backups than `known_backup`. They do not prove that its disk is mounted:
-            # backups that were made without the disk are in the directory that its mount point hides, and are seen when
-            # the disk is not mounted. So this checks the mount.
+            # Snapshots that are older than `known_backup` do not prove that the disk is mounted: a backup that was made
+            # while the disk was not mounted is in the directory at the mount point, where it is seen only without the
+            # disk.
             await copier.run(partial(check_mounted, directory.root, known_backup))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
@@ -161,18 +167,19 @@ class _Backup:
         self._copier = copier
         self._verify = options.verify
         self._reporter = reporter
-        self._last_backup = 0.0
+        self._last_backup_time = 0.0
         """Time of the newest complete snapshot of this registry, in seconds since 1970; 0 if there is none."""
-        self._foreign: list[SnapshotManifest] = []
+        self._foreign_snapshots: list[SnapshotManifest] = []
         """The snapshots of other registries in the directory."""
         self._missing_before: frozenset[Digest] = frozenset()
-        """The blobs that an earlier snapshot lacks (`SnapshotManifest.missing`): they were damaged, or could not be
-        copied. The directory may have files of these blobs with wrong bytes."""
+        """The blobs that an earlier snapshot lacks (`SnapshotManifest.missing`), because they were damaged or could not
+        be copied. The directory may have files of these blobs with wrong bytes."""
         self._done_bytes = 0
         self.counts = _BackupCounts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
-        """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""
+        """Copies the database and the blobs that it names. Returns the content of `manifest.json`. `name`: the name of
+        the snapshot. `now`: in seconds since 1970."""
         earlier_snapshots = by_age(await self._copier.run(self._directory.snapshots), now)
         self._missing_before = frozenset(digest for snapshot in earlier_snapshots for digest in snapshot.missing)
         path = self._directory.database(name)
@@ -180,29 +187,29 @@ class _Backup:
         await self._copy_database(path)
         with self._snapshots.open(path) as snapshot:
             find = partial(find_foreign, self._snapshots, self._directory, name, earlier_snapshots)
-            self._foreign = await self._copier.run(find)
-            if self._foreign:
-                reason = foreign_warning(self._directory, self._foreign, "this one")
+            self._foreign_snapshots = await self._copier.run(find)
+            if self._foreign_snapshots:
+                reason = foreign_warning(self._directory, self._foreign_snapshots, "this one")
                 self._reporter.step("warning", reason=reason)
-            times = [other.time for other in earlier_snapshots if other not in self._foreign]
-            self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
+            times = [earlier.time for earlier in earlier_snapshots if earlier not in self._foreign_snapshots]
+            self._last_backup_time = max((time for time in times if not is_future(time, now)), default=0.0)
             totals = await self._copier.run(snapshot.totals)
             await self._reporter.report(0, total=totals.size, unit="bytes", message="copying blobs")
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        lacking = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
-        return SnapshotManifest(name, now, sha256, size, version, totals, lacking)
+        missing = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
+        return SnapshotManifest(name, now, sha256, size, version, totals, missing)
 
     async def _copy_database(self, path: Path) -> None:
-        """Copies the database. Meanwhile reports the progress twice a second, because only `report` raises JobStopped
-        when the job is stopped."""
+        """Copies the database. Meanwhile reports the progress twice a second, because `report` raises JobStopped when
+        the job is stopped."""
         pages = [0, 0]  # the number of copied pages, and of all pages
 
-        def note(done: int, total: int) -> None:
+        def note_pages(done: int, total: int) -> None:
             pages[:] = done, total
 
-        copying = asyncio.create_task(self._snapshots.write(path, note))
+        copying = asyncio.create_task(self._snapshots.write(path, note_pages))
         try:
             while not (await asyncio.wait([copying], timeout=0.5))[0]:
                 await self._reporter.report(pages[0], total=pages[1])
@@ -237,16 +244,21 @@ class _Backup:
         the right size. An empty `blob.place` means that the registry has recorded the blob as damaged.
 
         The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
-        with the digest in three cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
-        registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
-        directory may still be the damaged one. Third, if an earlier snapshot lacks the blob.
+        with the digest in three cases, even if `verify` is False:
 
-        A file that fails the check is replaced by bytes of the registry that pass it. Until then it stays, because one
-        failed read does not prove that its bytes are wrong, and they may be the last right ones. A restore compares
-        them with the digest again."""
+        - The blob is recorded as damaged.
+        - The registry has stored the blob since the last backup. The new bytes may replace damaged bytes, which the
+          file in the directory may still have.
+        - An earlier snapshot lacks the blob.
+
+        If the file fails the check, it stays until right bytes from the registry replace it. One failed read does not
+        prove that the file is wrong, and it may be the last right copy. A restore checks the file again."""
         failed_check = ""
         if is_present and (
-            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._missing_before
+            self._verify
+            or not blob.place
+            or blob.created >= self._last_backup_time
+            or blob.digest in self._missing_before
         ):
             path = self._directory.blob(blob.digest)
             try:
@@ -284,8 +296,8 @@ class _Backup:
         await self._reporter.report(self._done_bytes)
 
     async def _copy_blob(self, blob: SnapshotBlob, *, verify: bool) -> None:
-        """Copies one blob. `verify`: whether its bytes are checked even if they are only linked. Raises BlobDamaged,
-        BytesMissing, StorageFailed, BackupFailed."""
+        """Copies one blob. `verify`: whether to check the bytes even if the copy is a link or a clone. Raises
+        BlobDamaged, BytesMissing, StorageFailed, BackupFailed."""
         temporary = self._directory.incoming / blob.digest.encoded
         final = self._directory.blob(blob.digest)
         reader = await self._blobs.open(blob.digest, blob.size, blob.place, None)
@@ -305,15 +317,17 @@ class _Backup:
         self._done_bytes += count
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
-        """Removes the oldest snapshots of this registry until `keep` of them are left, and then the blobs that no
-        remaining snapshot names. These are blobs of removed snapshots, and blobs that an interrupted run has copied and
-        that the registry has deleted since. No run needs them any more: this run holds the lock on the directory, so no
-        other one is copying, and its own snapshot is complete. The snapshots of other registries stay. `newest`: the
-        snapshot of this run. It counts as the newest, whatever the names of the others are: a name contains a time, and
-        the clock may have been ahead when an older snapshot got its name. Returns the removals, as a part of the
+        """Removes the oldest snapshots of this registry until `keep` of them are left. The snapshots of other
+        registries stay. Then removes the blobs that no remaining snapshot names. No run needs these blobs: the snapshot
+        of this run is complete, and no other run is copying, because this run holds the lock on the directory.
+
+        `newest`: the snapshot of this run. It counts as the newest even if another snapshot has a later time in its
+        name, because the clock may have been ahead when that name was made. Returns the removals, as a part of the
         report."""
         stored = await self._copier.run(self._directory.snapshots)
-        others = [snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign]
+        others = [
+            snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign_snapshots
+        ]
         snapshots = [*by_age(others, newest.time), newest]
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
@@ -321,9 +335,9 @@ class _Backup:
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
         removed_blobs = 0
         await self._reporter.report(message="removing blobs that no backup needs")
-        # The newest snapshot comes first, because it names most of the stored blobs. The others are read only while
-        # some of the files in a shard have not been found in a snapshot.
-        kept = [*reversed(snapshots[len(unneeded) :]), *self._foreign]
+        # The newest snapshot comes first, because it names most of the stored blobs. `_remove_unneeded` reads the other
+        # snapshots only while it has not found all blobs of the shard.
+        kept = [*reversed(snapshots[len(unneeded) :]), *self._foreign_snapshots]
         kept_paths = [self._directory.database(snapshot.name) for snapshot in kept]
         with ExitStack() as stack:
             databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
@@ -335,8 +349,8 @@ class _Backup:
         return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed_blobs}
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
-        """Removes the blobs of one shard (the blobs whose digests begin with `first_byte`) that none of the databases
-        names. Returns their number."""
+        """Removes those blobs of one shard that none of the databases names. The shard contains the blobs of
+        `algorithm` whose digests begin with `first_byte`. Returns the number of removed blobs."""
         names = set(os.listdir(self._directory.shard(algorithm, first_byte)))
         for database in databases:
             after = ""
@@ -348,7 +362,7 @@ class _Backup:
 
 
 def _shards() -> Iterator[tuple[str, str]]:
-    """Yields the algorithm, and the first byte of the digests in hex, of each shard."""
+    """Yields, for each shard, the algorithm and the first byte of the digests, in hex."""
     for algorithm in ALGORITHMS:
         for number in range(256):
             yield algorithm, f"{number:02x}"
@@ -359,9 +373,9 @@ def hash_file(path: Path) -> tuple[str, int]:
 
     def read() -> tuple[str, int]:
         with open(path, "rb") as file:
-            running = hashlib.sha256()
+            sha256 = hashlib.sha256()
             while data := file.read(CHUNK_BYTES):
-                running.update(data)
-            return running.hexdigest(), file.tell()
+                sha256.update(data)
+            return sha256.hexdigest(), file.tell()
 
     return with_backup_errors(f"cannot read {path}", read)

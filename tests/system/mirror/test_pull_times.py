@@ -28,7 +28,7 @@ def record(site: MirrorSite, repo: str, digest: str) -> PullRecord | None:
 
     async def read() -> PullRecord | None:
         async with open_registry(site.server.data) as store:
-            return await store.pulls.record(RepositoryName(repo), Digest(digest))
+            return await store.pulls.record_of(RepositoryName(repo), Digest(digest))
 
     return asyncio.run(read())
 

@@ -195,7 +195,7 @@ async def test_pulls_are_stored_although_the_background_work_was_not_started(tmp
         assert (await client("GET", path)).status == 200
         await lifespan.stop()
     async with open_registry(tmp_path) as registry:
-        record = await registry.pulls.record(RepositoryName("a"), index.digest)
+        record = await registry.pulls.record_of(RepositoryName("a"), index.digest)
     assert record is not None
     assert record.pulls == 1
 

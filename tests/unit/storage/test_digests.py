@@ -97,13 +97,13 @@ def test_a_python_with_its_own_openssl_uses_that_of_the_machine(
     """If OpenSSL is linked statically into Python, `_hashlib` has no file. The state of a digest can still be saved, by
     the libcrypto that the program contains or that is installed on the machine."""
     monkeypatch.delattr(_hashlib, "__file__")
-    functions = running_digest._libcrypto.__wrapped__(algorithm)
+    functions = running_digest._libcrypto_hash.__wrapped__(algorithm)
     assert functions is not None
-    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: functions)
+    monkeypatch.setattr(running_digest, "_libcrypto_hash", lambda _: functions)
     test_a_digest_saved_and_restored_at_any_offset_is_correct(algorithm, 1)
 
 
 def test_a_library_without_the_functions_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """If no file has the functions, the state of a digest cannot be saved."""
     monkeypatch.setattr(running_digest, "_library_files", lambda: ["/nowhere/libcrypto.so", "libm.so.6"])
-    assert running_digest._libcrypto.__wrapped__("sha256") is None
+    assert running_digest._libcrypto_hash.__wrapped__("sha256") is None

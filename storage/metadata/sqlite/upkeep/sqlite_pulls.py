@@ -48,7 +48,7 @@ class SqlitePulls:
             lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
 
-    async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
+    async def record_of(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         row: Any = self._db.execute(_RECORD, (repo, digest)).fetchone()
         return None if row is None else PullRecord(*row)
 

@@ -123,7 +123,9 @@ class SqliteRetention:
 
         return await self._scans.run(read)
 
-    async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
+    async def tag_facts(
+        self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS
+    ) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
             repository, future_start = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
             last_change = _last_change_before_future(db, repository, future_start)

@@ -221,12 +221,12 @@ async def test_imported_tags_are_in_the_natural_order_of_their_names(store: Stor
     layout = write_layout(tmp_path / "layout", images)
     repo = RepositoryName("team/app")
     await import_layout(store, layout, repo)
-    tags = await store.retention.tags(repo, None)
+    tags = await store.retention.tag_facts(repo, None)
     assert [tag.name for tag in sorted(tags, key=lambda tag: tag.pushed)] == names
     imported_at = [tag.unrecorded_until for tag in tags]
     assert all(imported_at)
     await import_layout(store, layout, repo)
-    assert [tag.unrecorded_until for tag in await store.retention.tags(repo, None)] == imported_at
+    assert [tag.unrecorded_until for tag in await store.retention.tag_facts(repo, None)] == imported_at
 
 
 async def test_the_images_before_an_error_count_as_imported(store: StoredRegistry, tmp_path: Path) -> None:
@@ -237,6 +237,6 @@ async def test_the_images_before_an_error_count_as_imported(store: StoredRegistr
     (layout / "blobs/sha256" / images["b"].layers[-1].digest.partition(":")[2]).unlink()
     with pytest.raises(ImageFileFailed):
         await import_layout(store, layout, APP)
-    [tag] = await store.retention.tags(APP, None)
+    [tag] = await store.retention.tag_facts(APP, None)
     assert tag.name == "a"
     assert tag.unrecorded_until is not None

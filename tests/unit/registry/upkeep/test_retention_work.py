@@ -160,8 +160,8 @@ async def test_the_report_says_that_a_tag_has_become_immutable(store: StoredRegi
     await push_daily(store, clock, APP, "a", "v1", "last")
 
     class RetentionWithNewRules(HookedRetention):
-        async def tags(self, *arguments: Any) -> Any:
-            tags = await self._inner.tags(*arguments)
+        async def tag_facts(self, *arguments: Any) -> Any:
+            tags = await self._inner.tag_facts(*arguments)
             run.judge.immutable_tags = ImmutableTags([TagRule((NamePattern("team/app"),), (TagPattern("v*"),))])
             return tags
 

@@ -134,7 +134,7 @@ async def test_events_of_deletes_and_moves(store: StoredRegistry) -> None:
 async def test_events_of_deletes_by_retention(store: StoredRegistry, clock: Clock) -> None:
     """The events of tags and manifests that retention deletes have the action `retention`."""
     first = await push_index(store, "first", "v1")
-    (tag_facts,) = await store.retention.tags(APP, None)
+    (tag_facts,) = await store.retention.tag_facts(APP, None)
     clock.pass_days(1)
     assert await store.retention.delete_tag(APP, tag_facts, BY)
     now = clock.now

@@ -28,10 +28,10 @@ UBUNTU = RepositoryName("docker.io/library/ubuntu")
 async def test_pulls_add_up(store: StoredRegistry) -> None:
     """The numbers of pulls are added up. The latest time of a pull counts, in whatever order pulls are stored."""
     image = await push_image(store, APP, "a", "1")
-    assert await store.pulls.record(APP, image.digest) is None
+    assert await store.pulls.record_of(APP, image.digest) is None
     await store.pulls.save([PullCount(APP, image.digest, "", START + 50, 2)])
     await store.pulls.save([PullCount(APP, image.digest, "", START + 20, 3)])
-    assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 50, 5)
+    assert await store.pulls.record_of(APP, image.digest) == PullRecord("", START + 50, 5)
 
 
 async def test_pulls_of_deleted_content_are_ignored(store: StoredRegistry) -> None:
@@ -40,9 +40,9 @@ async def test_pulls_of_deleted_content_are_ignored(store: StoredRegistry) -> No
     image = await push_image(store, APP, "a", "1")
     nowhere = RepositoryName("never/pushed/to")
     await store.pulls.save([PullCount(repo, unknown, "", START, 1) for repo in (APP, nowhere)])
-    assert await store.pulls.record(APP, unknown) is None
-    assert await store.pulls.record(nowhere, unknown) is None
-    assert await store.pulls.record(APP, image.digest) is None
+    assert await store.pulls.record_of(APP, unknown) is None
+    assert await store.pulls.record_of(nowhere, unknown) is None
+    assert await store.pulls.record_of(APP, image.digest) is None
 
 
 async def test_pulls_are_deleted_with_their_manifest(store: StoredRegistry) -> None:
@@ -51,7 +51,7 @@ async def test_pulls_are_deleted_with_their_manifest(store: StoredRegistry) -> N
     await store.pulls.save([PullCount(APP, image.digest, "", START, 1)])
     await store.delete_manifest(APP, image.digest, by=BY)
     await push_image(store, APP, "a", "1")
-    assert await store.pulls.record(APP, image.digest) is None
+    assert await store.pulls.record_of(APP, image.digest) is None
 
 
 async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegistry, clock: Clock) -> None:
@@ -59,12 +59,12 @@ async def test_a_mirrored_manifest_has_a_record_from_the_start(store: StoredRegi
     the mirror stores the manifest again or a client pulls it."""
     image = image_of(descriptor_of(b"config"))
     await store.put_manifest(UBUNTU, image, [Tag("1")], by=Actor("mirror"), sparse=True)
-    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
+    assert await store.pulls.record_of(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
     clock.pass_days(1)
     await store.put_manifest(UBUNTU, image, [Tag("2")], by=Actor("mirror"), sparse=True)
-    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
+    assert await store.pulls.record_of(UBUNTU, image.digest) == PullRecord("docker.io", START, 0)
     await store.pulls.save([PullCount(UBUNTU, image.digest, "docker.io", clock(), 1)])
-    assert await store.pulls.record(UBUNTU, image.digest) == PullRecord("docker.io", clock(), 1)
+    assert await store.pulls.record_of(UBUNTU, image.digest) == PullRecord("docker.io", clock(), 1)
 
 
 KILLED_PROCESS = """
@@ -101,7 +101,7 @@ async def test_stored_pulls_survive_sigkill(tmp_path: Path, clock: Clock) -> Non
     async with asyncio.timeout(60):
         assert await process.wait() == -signal.SIGKILL
     async with open_registry(tmp_path) as store:
-        assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 100, 1)
+        assert await store.pulls.record_of(APP, image.digest) == PullRecord("", START + 100, 1)
 
 
 async def test_content_mirrored_by_an_earlier_version_has_a_record(tmp_path: Path, clock: Clock) -> None:
@@ -110,8 +110,8 @@ async def test_content_mirrored_by_an_earlier_version_has_a_record(tmp_path: Pat
     written = previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     async with clocked_store(tmp_path / "data", clock) as store:
-        record = await store.pulls.record(UBUNTU, digest_of(written.mirrored_manifest))
+        record = await store.pulls.record_of(UBUNTU, digest_of(written.mirrored_manifest))
         assert record is not None
         assert (record.upstream, record.pulls) == ("docker.io", 0)
         assert started <= record.last <= time.time()
-        assert await store.pulls.record(APP, digest_of(written.manifest)) is None
+        assert await store.pulls.record_of(APP, digest_of(written.manifest)) is None

@@ -46,7 +46,7 @@ async def push_index(store: StoredRegistry, children: list[Manifest], *tags: str
 
 
 async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
-    return next(tag for tag in await store.retention.tags(APP, None) if tag.name == name)
+    return next(tag for tag in await store.retention.tag_facts(APP, None) if tag.name == name)
 
 
 async def unused_orphans(store: StoredRegistry, since: float) -> list[Digest]:
@@ -69,7 +69,7 @@ async def test_the_newest_tags(store: StoredRegistry, clock: Clock) -> None:
     await push_image(store, APP, "a", "b", "a")
     clock.pass_days(1)
     await push_image(store, APP, "c", "c")
-    tags = {tag.name: tag for tag in await store.retention.tags(APP, None)}
+    tags = {tag.name: tag for tag in await store.retention.tag_facts(APP, None)}
 
     async def newest(count: int) -> list[str]:
         position = await store.retention.nth_newest(APP, count)
@@ -85,11 +85,11 @@ async def test_tags_are_listed_in_pages(store: StoredRegistry) -> None:
     """Tags are listed in pages, in the order of their names."""
     await push_image(store, APP, "a", *(f"{number:02}" for number in range(5)))
     pages, after = [], None
-    while page := await store.retention.tags(APP, after, limit=2):
+    while page := await store.retention.tag_facts(APP, after, limit=2):
         pages.append([tag.name for tag in page])
         after = page[-1].name
     assert pages == [["00", "01"], ["02", "03"], ["04"]]
-    assert await store.retention.tags(OTHER, None) == []
+    assert await store.retention.tag_facts(OTHER, None) == []
 
 
 async def test_a_pull_of_a_child_counts_for_its_indexes(store: StoredRegistry, clock: Clock) -> None:
@@ -281,7 +281,7 @@ async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> Non
     second = await push_image(store, OTHER, "same", "1")
     size = sum(blob.size for blob in first.blobs)
     assert first.digest == second.digest
-    keys = [(await store.retention.tags(repo, None))[0].manifest for repo in (APP, OTHER)]
+    keys = [(await store.retention.tag_facts(repo, None))[0].manifest for repo in (APP, OTHER)]
     assert await store.retention.freed_bytes(keys[:1]) == 0
     assert await store.retention.freed_bytes(keys) == size
     assert await store.retention.freed_bytes([]) == 0
@@ -311,7 +311,7 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
     started = time.time()
     clock = Clock()
     async with clocked_store(tmp_path / "data", clock) as store:
-        [old_tag, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
+        [old_tag, *_] = [tag for tag in await store.retention.tag_facts(APP, None) if tag.pushed < started]
         assert old_tag.pulled is None
         assert old_tag.unrecorded_until is not None
         assert started <= old_tag.unrecorded_until <= time.time()
@@ -319,7 +319,7 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         new = await push_image(store, APP, "new", "new")
         assert (await tag_facts(store, "new")).unrecorded_until is None
         untagged = await push_image(store, APP, "untagged")
-        for tag in await store.retention.tags(APP, None):
+        for tag in await store.retention.tag_facts(APP, None):
             await store.delete_tag(APP, tag.name, by=BY)
         clock.pass_days(10)
         since = clock() - 5 * DAY

@@ -131,7 +131,7 @@ async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
     assert (facts.last_pulled, facts.pulls) == (START + 10, 1)
     assert facts.stored_bytes == sum(blob.size for blob in image.blobs)
     assert facts.referrer_types == ("application/spdx+json", "application/vnd.cncf.notary.signature")
-    assert facts.referrer_tags == (".sig",)
+    assert facts.referrer_suffixes == (".sig",)
     assert (await store.tag_listing.manifest(APP, image.digest)).tags == (Tag("other"), Tag("v1"))
 
 
@@ -191,7 +191,7 @@ async def test_other_lookups_do_not_wait_for_tag_lists(store: StoredRegistry) ->
     blocked = asyncio.create_task(listing._scans.run(block))
     await asyncio.to_thread(is_reading.wait, 60)
     try:
-        await store.retention.tags(APP, None)
+        await store.retention.tag_facts(APP, None)
         assert not blocked.done()
     finally:
         may_continue.set()

@@ -289,7 +289,7 @@ async def test_without_saved_states_stored_bytes_are_hashed_once(
 ) -> None:
     """If the state of a digest cannot be saved, a request that resumes a session reads nothing. The closing request
     reads the blob once, however many chunks it came in."""
-    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: None)
+    monkeypatch.setattr(running_digest, "_libcrypto_hash", lambda _: None)
     body = os.urandom(30 * 100_000)
     upload = await stored_session(registry, body[:100_000])
     for start in range(100_000, len(body), 100_000):
@@ -306,7 +306,7 @@ async def test_without_saved_states_unsaved_bytes_are_not_hashed_by_a_resumption
     registry: StoredRegistry, gate: ReadGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same if a request has stored bytes whose progress was never saved."""
-    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: None)
+    monkeypatch.setattr(running_digest, "_libcrypto_hash", lambda _: None)
     _, upload = await unsaved_session(registry, bytes(3 * MIB))
     before = gate.bytes_read
     writer = await registry.resume_upload(APP, upload, 3 * MIB)

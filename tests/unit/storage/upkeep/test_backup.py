@@ -109,13 +109,13 @@ async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_
     await restore(tmp_path / "backups", tmp_path / "new")
 
     async with open_registry(tmp_path / "new", clock=lambda: 4e9 + 100) as restored:
-        [tag] = await restored.retention.tags(REPO, None)
+        [tag] = await restored.retention.tag_facts(REPO, None)
         assert tag.unrecorded_until == 4e9
         for pulled, expected in ((4e9 - 1, []), (4e9 + 1, [untagged.digest])):
             page = await restored.retention.unused_orphans(REPO, UnusedSince(4e9, 4e9, pulled), None, LostTags())
             assert [manifest.digest for manifest in page.items] == expected
         await push_image(restored, REPO, "two", "v2")
-        assert [tag.unrecorded_until for tag in await restored.retention.tags(REPO, None)] == [4e9, None]
+        assert [tag.unrecorded_until for tag in await restored.retention.tag_facts(REPO, None)] == [4e9, None]
 
 
 async def test_a_backup_of_a_version_that_recorded_no_pulls(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_a_backup_of_a_version_that_recorded_no_pulls(tmp_path: Path) -> N
     SqliteSnapshots(database).mark_restored(database, started)
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as restored:
-        [tag, *_] = await restored.retention.tags(REPO, None)
+        [tag, *_] = await restored.retention.tag_facts(REPO, None)
         assert tag.unrecorded_until is not None
         assert tag.unrecorded_until >= started
 

@@ -85,7 +85,7 @@ async def test_pulls_of_a_deleted_manifest_do_not_count_for_a_new_one(cache: Cac
     # This pull was counted before the delete.
     await cache.store.pulls.save([PullCount(APP, first.digest, "hub", cache.clock.now, 1)])
     second = await cache.fetch(APP, "second")
-    record = await cache.store.pulls.record(APP, second.digest)
+    record = await cache.store.pulls.record_of(APP, second.digest)
     assert record is not None
     assert (record.last, record.pulls) == (cache.clock.now, 0)
     assert cache.db.execute("SELECT upstream, rank FROM cached_manifest").fetchall() == [("hub", cache.clock.now)]

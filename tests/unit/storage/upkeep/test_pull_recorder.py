@@ -52,7 +52,7 @@ class FakePulls(Pulls):
         self.marks.append(now)
         self.has_marked.set()
 
-    async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
+    async def record_of(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         return None
 
 
@@ -68,11 +68,11 @@ async def test_pulls_are_stored_with_their_number_and_last_time(store: StoredReg
     for _ in range(3):
         clock.now += 10
         recorder.count((APP, image.digest))
-    assert await store.pulls.record(APP, image.digest) is None
+    assert await store.pulls.record_of(APP, image.digest) is None
     await recorder.store()
-    assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 30, 3)
+    assert await store.pulls.record_of(APP, image.digest) == PullRecord("", START + 30, 3)
     await recorder.store()
-    assert await store.pulls.record(APP, image.digest) == PullRecord("", START + 30, 3)
+    assert await store.pulls.record_of(APP, image.digest) == PullRecord("", START + 30, 3)
 
 
 async def test_pulls_are_stored_under_the_full_name(store: StoredRegistry, clock: Clock) -> None:
@@ -90,7 +90,7 @@ async def test_pulls_are_stored_under_the_full_name(store: StoredRegistry, clock
     recorder.count((RepositoryName("docker.io"), image.digest))
     recorder.count((RepositoryName("ubuntu"), image.digest))
     await recorder.store()
-    assert await store.pulls.record(full_name, image.digest) == PullRecord("docker.io", START, 1)
+    assert await store.pulls.record_of(full_name, image.digest) == PullRecord("docker.io", START, 1)
 
 
 async def test_a_full_disk_loses_no_pulls(clock: Clock) -> None:

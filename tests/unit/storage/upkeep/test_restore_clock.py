@@ -25,7 +25,7 @@ async def test_a_restore_while_the_clock_was_ahead(
     await restore(tmp_path / "backups", tmp_path / "new", now=4e9)
     async with open_registry(tmp_path / "new", clock=lambda: 3e9) as restored:
         await restored.collector.collect()
-        [tag] = await restored.retention.tags(REPO, None)
+        [tag] = await restored.retention.tag_facts(REPO, None)
         assert tag.unrecorded_until == 3e9
         assert not await restored.metadata.has_future_times()
 
@@ -37,12 +37,12 @@ async def test_a_restore_while_the_clock_is_behind(store: StoredRegistry, tmp_pa
     await backup(store, tmp_path / "first", now=2e9)
     await restore(tmp_path / "first", tmp_path / "second", now=1e9)
     async with open_registry(tmp_path / "second") as restored:
-        [tag] = await restored.retention.tags(REPO, None)
+        [tag] = await restored.retention.tag_facts(REPO, None)
         assert tag.unrecorded_until == 2e9
         await backup(restored, tmp_path / "third", now=1.1e9)
     await restore(tmp_path / "third", tmp_path / "fourth", now=1.2e9)
     async with open_registry(tmp_path / "fourth") as restored:
-        [tag] = await restored.retention.tags(REPO, None)
+        [tag] = await restored.retention.tag_facts(REPO, None)
         assert tag.unrecorded_until == 2e9
 
 

@@ -437,7 +437,7 @@ async def test_hashes_of_uploads_that_cannot_be_saved(monkeypatch: pytest.Monkey
     """There is a warning if the state of a digest cannot be saved. It names what to install."""
     (finding,) = await hashing_findings()
     assert finding.level is Level.OK
-    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: None)
+    monkeypatch.setattr(running_digest, "_libcrypto_hash", lambda _: None)
     (finding,) = await hashing_findings()
     assert finding.level is Level.WARNING
     assert "OpenSSL 3" in finding.next_step

@@ -109,7 +109,7 @@ async def test_a_tag_whose_import_is_not_recorded_yet_counts_as_imported(
     await RetentionRun(store, clock, rule(keep_pulled_within="14d"))()
     assert await all_tags(store, APP) == ["b0"]
     clock.now = START - DAY  # the import ran while the clock was ahead
-    [tag] = await store.retention.tags(APP, None)
+    [tag] = await store.retention.tag_facts(APP, None)
     assert (tag.imported, tag.unrecorded_until) == (None, None)
 
 
@@ -132,13 +132,13 @@ async def test_an_import_is_no_pull(
     """An import is not counted among the pulls, and the first pull after it is the first one."""
     image = push_old(old_registry, 0, "1")
     await run_import()
-    [tag] = await store.retention.tags(APP, None)
+    [tag] = await store.retention.tag_facts(APP, None)
     assert (tag.pulled, tag.unrecorded_until, tag.pushed) == (None, START, OLD)
-    assert await store.pulls.record(APP, Digest(image.digest)) == PullRecord("", START, 0)
+    assert await store.pulls.record_of(APP, Digest(image.digest)) == PullRecord("", START, 0)
     clock.pass_days(1)
     await pull(store, APP, Digest(image.digest), clock)
-    assert await store.pulls.record(APP, Digest(image.digest)) == PullRecord("", START + DAY, 1)
-    [tag] = await store.retention.tags(APP, None)
+    assert await store.pulls.record_of(APP, Digest(image.digest)) == PullRecord("", START + DAY, 1)
+    [tag] = await store.retention.tag_facts(APP, None)
     assert (tag.pulled, tag.unrecorded_until) == (START + DAY, None)
 
 
@@ -153,7 +153,7 @@ async def test_a_tag_that_moves_at_the_old_registry_counts_again(
     clock.pass_days(20)
     old_registry.write_link(old_registry.tag(APP, "2"), image.digest, at=OLD + 2 * 3600)
     await run_import()
-    moved = (await store.retention.tags(APP, None))[1]
+    moved = (await store.retention.tag_facts(APP, None))[1]
     assert (moved.digest, moved.unrecorded_until, moved.pushed) == (image.digest, START + 20 * DAY, START)
 
 
@@ -203,7 +203,7 @@ async def test_a_tag_that_moved_after_retention_has_deleted_it_is_imported(
     await run_import()
     assert await all_tags(store, APP) == ["b0", "b3"]
     assert (await store.resolve_manifest(APP, Tag("b0"))).digest == new.digest
-    [moved, _] = await store.retention.tags(APP, None)
+    [moved, _] = await store.retention.tag_facts(APP, None)
     assert moved.pushed == clock()
 
 
@@ -222,9 +222,9 @@ async def test_a_second_import_completes_the_records_of_an_interrupted_one(
     clock.pass_days(1)
     result = await run_import()
     assert result["present"] == 4
-    facts = [(tag.pushed, tag.unrecorded_until) for tag in await store.retention.tags(APP, None)]
+    facts = [(tag.pushed, tag.unrecorded_until) for tag in await store.retention.tag_facts(APP, None)]
     expected = [(OLD + number * 3600, START + DAY) for number in range(3)]
     assert facts == [*expected, (START, None)]
     clock.pass_days(1)
     await run_import()
-    assert [tag.unrecorded_until for tag in await store.retention.tags(APP, None)] == [*3 * [START + DAY], None]
+    assert [tag.unrecorded_until for tag in await store.retention.tag_facts(APP, None)] == [*3 * [START + DAY], None]

@@ -41,7 +41,7 @@ def at(text: str) -> float:
 
 
 async def tags_of(store: StoredRegistry) -> dict[str, TagFacts]:
-    return {tag.name: tag for tag in await store.retention.tags(APP, None)}
+    return {tag.name: tag for tag in await store.retention.tag_facts(APP, None)}
 
 
 async def newest(store: StoredRegistry, count: int) -> list[str]:
