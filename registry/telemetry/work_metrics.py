@@ -190,8 +190,8 @@ class EventMetrics:
 
     def attach_memory(self, cells: SharedCells, webhooks: SharedNames) -> None:
         """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan. `webhooks` gives
-        each webhook a number, with which a metric counts. When the metrics are read, `Metrics.label_values` replaces
-        the number by the webhook's name."""
+        each webhook a number, which is its value of the label `webhook`. When the metrics are read,
+        `Metrics.label_values` replaces the number by the webhook's name."""
         self._cells = cells
         self._webhook_names = webhooks
 

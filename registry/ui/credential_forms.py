@@ -1,6 +1,6 @@
 """Handles the forms for API tokens and login sessions of an account. The page about the visitor's own account has these
-forms. Admins also find them on the page about any other account. The page with the tokens of all accounts, for admins,
-only has the form that revokes a token.
+forms. For admins, the page about any account in *Access* has them as well. The page with the tokens of all accounts,
+also for admins, only has the form that revokes a token.
 
 `form` has the fields that the visitor sent. `back` is the path of the page to which the visitor returns after the
 change.

@@ -121,7 +121,7 @@ def query_of(request: Request) -> Query:
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
     """Holds a *slot*, the permit to render a page. Waits until one is free (`PageLimits`). Raises TooManyRequests."""
-    async with request.app.pages.limits.page(_visitor_key(visit_of(request), request.scope)):
+    async with request.app.pages.limits.page(_page_limits_key(visit_of(request), request.scope)):
         yield
 
 
@@ -172,8 +172,8 @@ def image_host(request: Request) -> str:
 
 class PageRoute(APIRoute):
     """A route of a page. `form_pages` is empty if the path of the route has a page. If the route only receives a form,
-    `form_pages` has the paths of the pages with this form, the usual one first. A visitor who
-    has to log in returns to the page with the form, or to the route's own page if `form_pages` is empty."""
+    `form_pages` has the paths of the pages with this form, the usual one first. A visitor who has to log in returns to
+    the page with the form, or to the route's own page if `form_pages` is empty."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 
@@ -291,7 +291,7 @@ def _path_of(scope: Scope) -> str:
     return (raw_path(scope) + (b"?" + query if query else b"")).decode("ascii", "replace")
 
 
-def _visitor_key(visit: Visit, scope: Scope) -> str:
+def _page_limits_key(visit: Visit, scope: Scope) -> str:
     """Returns the text that identifies a visitor in `PageLimits`: the account or, if the visitor is anonymous or not
     identified yet, the network of the client."""
     address = client_address(scope)

@@ -227,9 +227,9 @@ async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
 
 
 def _rules(caller: Caller) -> list[dict[str, Any]]:
-    """Returns the rules of retention, with their durations as texts. `keep_pushed_within` and `keep_pulled_within` are
-    empty texts if they are not set, which is 0 in the settings. `delete_untagged_after` is None if it is not set, which
-    is None in the settings; there, 0 is a duration."""
+    """Returns the rules of retention, with their durations as texts. In the settings, 0 means that
+    `keep_pushed_within` or `keep_pulled_within` is not set; its text is then empty. None means that
+    `delete_untagged_after` is not set, and stays None; 0 is a duration."""
     return [
         {
             "repositories": rule.repositories,

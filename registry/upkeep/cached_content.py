@@ -227,7 +227,7 @@ async def purge_image(
 
 
 def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:
-    """Returns the cached tags and manifests of an image; if `reference` is None, those of the whole repository.
+    """Returns the tags and manifests to delete for an image; if `reference` is None, all those of the repository.
     Blocks."""
     with open_inventory(data) as inventory:
         return inventory.plan_removal_of_all(repo) if reference is None else inventory.plan_removal(repo, reference)

@@ -57,10 +57,10 @@ def upkeep_components(
     on_retention: OnDeleted = ignore_deleted,
     on_eviction_end: OnEvictionEnd = ignore_eviction_end,
 ) -> UpkeepComponents:
-    """Builds the components for an opened registry. `clock` returns seconds since 1970. Three callbacks report what
-    jobs do. Scrub (the job that hashes all stored content again) calls `on_scrubbed` with each number of bytes that it
-    has read. Retention calls `on_retention` with the kind (tag or manifest) and number of the items that it has
-    deleted. Each eviction calls `on_eviction_end` at its end, with the evicted images."""
+    """Builds the components for an opened registry. `clock` returns seconds since 1970. Three callbacks report
+    what upkeep does. Scrub (the job that hashes all stored content again) calls `on_scrubbed` each time that it has
+    read bytes, with their number. Retention calls `on_retention` with the kind (tag or manifest) and number of the
+    items that it has deleted. Each eviction calls `on_eviction_end` at its end, with the evicted images."""
     work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,

@@ -60,7 +60,7 @@ class _ThreadState(threading.local):
     buffer: bytearray | None = None
     """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server that got the thread's last request; None: a proxy got it."""
+    """The IP address of the server that got the thread's last request; None: the connection leads to a proxy."""
 
 
 class BlobClient:

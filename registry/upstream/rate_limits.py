@@ -196,8 +196,8 @@ class RemainingRequests:
         return latest.remaining <= (latest.limit or 0) // 10
 
     async def record(self, headers: Mapping[str, str]) -> None:
-        """Stores the numbers in the headers of a response, for all worker processes. Does nothing if
-        `ratelimit-remaining` is not valid, or if the same numbers were stored within the last
+        """Stores the numbers in the headers of a response, for all worker processes. Does nothing if the headers
+        have no valid `ratelimit-remaining`, or if the same numbers were stored within the last
         REMAINING_REWRITE_SECONDS."""
         remaining = _leading_count(headers.get("ratelimit-remaining"))
         if remaining is None:

@@ -55,8 +55,8 @@ class FoundImage:
 @dataclass(slots=True)
 class FoundContent:
     """The images and other content of a file source. `generated_manifests`: manifests that are not in the source but
-    were made from its content. `file_names`: by digest, the file name of each blob whose file is not
-    named after the digest."""
+    were made from its content. `file_names`: by digest, the file name of each blob whose file is not named after the
+    digest."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)

@@ -59,7 +59,7 @@ class LayoutDirectory:
     `ImageFileWriter`."""
 
     def __init__(self, root: Path) -> None:
-        """Raises ImageFileFailed if the directory has content but is no OCI image layout."""
+        """Raises ImageFileFailed if `root` is a file, or if it has content but is no OCI image layout."""
         self._root = root
         self._error_prefix = f"cannot write to {root}"
         self._temporary: Path | None = None  # the file that is being written

@@ -73,8 +73,8 @@ class RetentionJudge:
         return next(matching, None)
 
     async def repositories(self, after: str | None = None) -> AsyncGenerator[tuple[RepositoryName, NumberedRule]]:
-        """Yields each hosted repository with content that a rule matches, and the rule. Yields the repositories in the
-        order of their names, and begins after the name `after`; None: begins with the first name."""
+        """Yields each hosted repository that has content and that a rule matches, with the first such rule. Yields the
+        repositories in the order of their names, and begins after the name `after`; None: begins with the first."""
         while self.rules:
             page = await self._metadata.repositories(after, _REPOSITORIES_PER_PAGE, self._names)
             for repo in page.items:

@@ -85,9 +85,9 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # A manifest is deleted only if it has had no tag since the time `since.untagged`. The clock is read
-        # again, because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests
-        # immediately would keep the manifests of these tags until its next run.
+        # A manifest is deleted only if it has had no tag since the time `since.untagged`. The clock is read again,
+        # because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests immediately
+        # would keep the manifests of these tags until its next run.
         since = unused_since(rule.settings, self._clock(), await self._retention.recorded_periods())
         if since is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, since)
@@ -143,7 +143,7 @@ class RetentionWork:
     ) -> int:
         """Deletes the orphan `manifest`, and then those of its children and referrers that have become orphans. Does
         not delete orphans that were pushed or pulled within the last `MIN_UNTAGGED_SECONDS`. Returns the number of
-        deleted manifests. If this run is interrupted, the next run of the job deletes the orphans that are left."""
+        deleted manifests. If this run is interrupted, the next run of the job finds the orphans that are left."""
         dependents = await self._retention.delete_unused_orphan(repo, manifest.digest, since, judged_at, ACTOR)
         if dependents is None:
             return 0
