@@ -9,7 +9,7 @@ from typing import Protocol
 
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.outbox import WebhookBacklog
-from storage.usage import ScopeUse
+from storage.usage import ScopeUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class StoreFigures:
     damaged_blobs: int
     damaged_manifests: int
     running_jobs: Mapping[str, int]
-    scopes: Sequence[ScopeUse]
+    scopes: Sequence[ScopeUsage]
     remaining_requests: Mapping[str, int]
     backlogs: Sequence[WebhookBacklog]
 

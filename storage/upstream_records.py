@@ -10,21 +10,22 @@ from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.names import Digest, Reference, RepositoryName
 
 MAX_PAUSE_SECONDS: Final = 3600.0
-"""Longest time for which the mirror sends no requests after a 429 of an upstream, even if the upstream asks for a
-longer pause. So if a stored pause ends even further in the future, the clock was set back after the pause was
+"""Longest pause that the mirror makes in its requests after an upstream has answered 429, even if the upstream asks for
+a longer pause. If a stored pause ends more than this time from now, the clock was set back after the pause was
 stored."""
 CLOCK_TOLERANCE_SECONDS: Final = 1.0
-"""A record that lies more than this many seconds in the future was stored before the clock was set back."""
+"""If the time of a record is more than this number of seconds in the future, the record was stored before the clock was
+set back."""
 
 
 class UpstreamRecords(Protocol):
-    """The mirror's records about its upstreams. All processes share the records, which survive restarts of the server.
-    A power cut may lose recent changes, except changes by `confirm`; the mirror then requests the lost information from
-    the upstream again. Changes raise StorageFull, StorageFailed.
+    """The mirror's records about its upstreams. All processes share the records, and the records survive restarts of
+    the server. Recent changes may be lost in a power cut, except changes by `confirm`. The mirror then requests the
+    lost information from the upstream again. Changes raise StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
-    upstream, named by its URL. *Corrupt* bytes are bytes that an endpoint sent for a blob, but that do not have the
-    blob's digest."""
+    upstream, named by its URL. Bytes that an endpoint sent for a blob are *corrupt* if they do not have the blob's
+    digest."""
 
     async def last_check(
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
@@ -48,17 +49,18 @@ class UpstreamRecords(Protocol):
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
         """Returns the newest manifests of `repo` that have the blob as config or layer, newest first. Returns at most 8
-        and may leave out large manifests."""
+        manifests, and may leave out large manifests."""
         ...
 
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
-        """Returns the name of a repository in this registry that has the blob and whose name begins with `prefix`; None
-        if there is none. `prefix` must end with a slash."""
+        """Returns the name of a repository in this registry that has the blob and whose name begins with `prefix`.
+        Returns None if there is no such repository. `prefix` must end with a slash."""
         ...
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether it is recorded that the upstream's repository has the blob. A download of the blob for `repo`
-        records this, and so does `confirm`. Returns False if `repo` does not have the blob in this registry."""
+        """Returns whether a record says that the upstream's repository has the blob. A download of the blob for `repo`
+        makes such a record, and `confirm` makes one. Returns False if `repo` does not have the blob in this
+        registry."""
         ...
 
     async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
@@ -73,7 +75,7 @@ class UpstreamRecords(Protocol):
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
         """Stores that each of the endpoints (URLs) sent corrupt bytes for the blob one more time. Deletes all records
-        of corrupt bytes, for any blob, that are older than `seconds` seconds."""
+        of corrupt bytes that are older than `seconds` seconds, whatever their blob."""
         ...
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
@@ -83,8 +85,8 @@ class UpstreamRecords(Protocol):
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
-        The mirror sends such a token to an upstream. It chooses a key for each endpoint, scope and login. Returns None
-        if no token is stored or the stored one has expired."""
+        Returns None if no token is stored or the stored token has expired. The mirror sends the token to an upstream.
+        Each endpoint, scope and login has its own key."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
@@ -93,17 +95,20 @@ class UpstreamRecords(Protocol):
         ...
 
     async def delete_token(self, key: str, token: str) -> None:
-        """Deletes `token`, which the upstream has refused, if it is still the token stored under `key`."""
+        """Deletes `token`, which the upstream has refused. Does nothing if another token is stored under `key` now."""
         ...
 
-    async def allowance(self, upstream: str) -> Allowance | None:
-        """Returns the stored state of a rate limit; None if no state is stored. `upstream`: the name of the upstream;
-        for a rate limit on one endpoint and one kind of request, a key that stands for these two."""
+    async def allowance(self, key: str) -> Allowance | None:
+        """Returns the stored state of a rate limit; None if no state is stored. If the limit is for a whole upstream,
+        `key` is the name of the upstream. If the limit is for one endpoint and one kind of request, `key` names
+        both."""
         ...
 
-    async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Stores the state of a rate limit. If a state is stored already, combines the two. Takes `remaining` and
-        `limit` from the state that the upstream reported later (`at`). Takes the later end of the pause (`until`). Does
-        not use a stored `at` in the future, nor a stored `until` more than `MAX_PAUSE_SECONDS` from now: they were
-        stored before the clock was set back."""
+    async def save_allowance(self, key: str, allowance: Allowance) -> None:
+        """Stores the state of a rate limit. `key`: see `allowance`. If a state is stored already, combines the two
+        states:
+
+        - Takes `at`, `remaining` and `limit` from the state with the later `at`, and the later `until`.
+        - Ignores a stored `at` in the future, and a stored `until` more than `MAX_PAUSE_SECONDS` from now. They were
+          stored before the clock was set back."""
         ...

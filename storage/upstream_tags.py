@@ -1,9 +1,9 @@
-"""The interface of the store of the history of mirrored tags (`UpstreamTags`): the digests that an upstream's tag
+"""The interface of the records about mirrored tags (`UpstreamTags`): the digests that an upstream's tag has
 pointed at, and the frozen tags.
 
 An *upstream* is a registry that this registry mirrors. A *sighting* records the digest of an upstream's tag, and the
 time at which the mirror saw that the tag was new or had moved to this digest. The tag counts as pointing at this digest
-until the next sighting. A *frozen* tag stays at one digest in this registry, even if it moves at the upstream.
+until the next sighting. A *frozen* tag stays at one digest in this registry, even if the upstream's tag moves.
 Repositories have their stored names, such as `docker.io/library/ubuntu`. Times are seconds since 1970.
 """
 
@@ -33,16 +33,16 @@ class TagFrozen(Denied):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """The mirror saw at the time `since` that an upstream's tag points at `digest`. This counts until the next
-    sighting."""
+    """At the time `since`, the mirror saw an upstream's tag for the first time, at `digest`, or saw it move to
+    `digest`."""
 
     since: float
     digest: Digest
 
 
 class UpstreamTagMove(NamedTuple):
-    """The mirror saw at `since` that a tag pointed at another digest than before, or saw the tag for the first time.
-    Moves are sorted by these fields."""
+    """At the time `since`, the mirror saw an upstream's tag for the first time, or saw the tag move. Moves are sorted
+    by these fields, in this order."""
 
     since: float
     repository: RepositoryName
@@ -64,56 +64,57 @@ class FrozenTag:
 
 
 class UpstreamTags(Protocol):
-    """The sightings and the frozen tags. All processes share these records, which survive restarts. The reads that do
-    not run in a thread take less than a millisecond. Changes raise StorageFull, StorageFailed."""
+    """The sightings and the frozen tags. All processes share these records, and the records survive restarts. Reads
+    take less than a millisecond, except the reads in a thread. Changes raise StorageFull, StorageFailed."""
 
     async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
         """Returns the stored sightings of the tag, oldest first; an empty sequence if the tag was never seen."""
         ...
 
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
-        """Replaces the stored sightings of the tag. Their times must increase. The caller makes sure that no other
-        process changes them meanwhile. A power cut may lose the change. The mirror then sees the new digest again, and
-        stores the later time of that sighting."""
+        """Replaces the stored sightings of the tag by `sightings`, whose times must increase. The caller makes sure
+        that no other process changes the sightings of the tag meanwhile. The change may be lost in a power cut. The
+        mirror then sees the new digest again, and stores a sighting with a later time."""
         ...
 
     async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:
-        """Returns at most `limit` stored moves of all tags that were seen at `since` or later, in order. With `after`,
-        returns only moves that sort after this move."""
+        """Returns at most `limit` stored moves of all tags, sorted. Leaves out moves that the mirror saw before
+        `since`. If `after` is not None, returns only moves that sort after `after`."""
         ...
 
     async def forget_unused(self, before: float) -> int:
-        """Deletes the sightings of the tags that are not cached any more and whose newest sighting is older than
-        `before`. Returns the number of these tags. Reads all sightings older than `before`, in a thread."""
+        """Deletes the sightings of each tag that is not cached any more, if the newest sighting of the tag is older
+        than `before`. Returns the number of these tags. Reads all sightings older than `before`, in a thread."""
         ...
 
-    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        """Returns the frozen tag, with its digest; None if the tag is not frozen."""
+    async def find_frozen_tag(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        """Returns the record of the frozen tag; None if the tag is not frozen."""
         ...
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         """Returns a page of at most `limit` frozen tags, sorted by repository and then by tag. `after`: a tag in the
-        form `REPOSITORY:TAG`; the page has only tags that sort after it (None: starts with the first tag)."""
+        form `REPOSITORY:TAG`; the page begins with the tag that sorts next. If `after` is None, the page begins with
+        the first tag."""
         ...
 
-    async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
-        """Returns the frozen tags of the repository. Their manifests, and the content that these refer to, must not be
-        evicted from the cache."""
+    async def frozen_tags_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
+        """Returns the frozen tags of the repository. The cache must not evict the manifests of these tags, nor the
+        content that these manifests refer to."""
         ...
 
     async def frozen_tag_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
         """Returns the first frozen tag of the repository that needs the manifest or blob with this digest; None if no
-        frozen tag needs it. A frozen tag needs its manifest, the manifests that this manifest lists, and the blobs of
-        all these manifests, as far as the manifests are cached. Reads the manifests of all frozen tags of the
-        repository, in a thread."""
+        frozen tag needs it. A frozen tag needs its manifest, the manifests that this manifest lists (directly or
+        through other indexes), and the blobs of all these manifests, if the manifests are cached. Reads the manifests
+        of all frozen tags of the repository, in a thread."""
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:
-        """Freezes the tag at the digest, and returns the frozen tag. If the tag is frozen at another digest, replaces
-        that digest. If the tag is already frozen at this digest, changes nothing, so that the frozen tag keeps its time
-        and actor."""
+        """Freezes the tag at `digest`, and returns the frozen tag. If the tag is frozen at another digest, replaces the
+        frozen tag. If the tag is already frozen at `digest`, changes nothing, so that the frozen tag keeps its time and
+        actor."""
         ...
 
     async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:
-        """Unfreezes a tag, and returns the frozen tag as it was. Raises TagNotFrozen."""
+        """Unfreezes a tag, and returns its deleted record. Raises TagNotFrozen."""
         ...

@@ -1,12 +1,13 @@
 """The interface of the counts of disk usage (`Usage`), and the errors for exceeded quotas.
 
-A *usage scope* (here *scope* for short) is a set of repositories, given by prefixes of their names. The store counts
-the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several of the scope's repositories have
-it. There is a scope for each quota, one for the content of each upstream (the registries that this one mirrors), and
-one for all mirrored content.
+A *usage scope* (in this module *scope* for short) is a set of repositories, given by prefixes of their names. The store
+counts the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several repositories of the scope
+have the blob. There is a scope for each quota, one for the content of each *upstream* (a registry that this registry
+mirrors), and one for all mirrored content.
 
-The counts are exact: they change in the transactions that add or remove blobs and tags. A scope that is new in the
-settings is first counted in the background; until it is *complete*, its quota is not enforced.
+The counts are exact: they change in the transactions that add or remove blobs and tags. If a scope is new in the
+settings, its content is first counted in the background. The scope is *complete* when all its content is counted. Only
+the quota of a complete scope is enforced.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from storage.names import Digest, RepositoryName
 
 @dataclass(frozen=True, slots=True)
 class ScopeDefinition:
-    """A scope as the settings define it. `name`: identifies it, such as `quota team/`. A repository belongs to the
-    scope if its name begins with one of `prefixes` and with none of `excluded`; an empty prefix stands for all names.
-    `upstream`: the name of the upstream if the scope counts the mirrored content of one upstream; None for any other
-    scope. `max_bytes` and `max_tags`: the quota; None: no limit."""
+    """A scope as the settings define it. `name`: the name of the scope, such as `quota team/`. A repository belongs to
+    the scope if its name begins with one of `prefixes` and with none of `excluded`; every name begins with an empty
+    prefix. `upstream`: the name of the upstream if the scope counts the mirrored content of one upstream; None for any
+    other scope. `max_bytes` and `max_tags`: the limits of the quota; None if there is no such limit."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -36,9 +37,9 @@ class ScopeDefinition:
 
 
 @dataclass(frozen=True, slots=True)
-class ScopeUse:
-    """What a scope contains now: `blobs` blobs with `bytes` bytes in all, and `tags` tags. While `is_complete` is
-    False, the content that was stored before the scope was defined is still being counted."""
+class ScopeUsage:
+    """What a scope contains now, as far as it is counted. `blobs`, `tags`: the numbers of blobs and tags. `bytes`: the
+    total size of the blobs. `is_complete`: whether all content of the scope is counted."""
 
     definition: ScopeDefinition
     blobs: int
@@ -51,63 +52,64 @@ class Usage(Protocol):
     """The counts of all scopes, which all processes share. Changes raise StorageFull, StorageFailed."""
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
-        """Replaces the scopes by `definitions`. A scope that is new, or whose prefixes changed, begins with nothing
-        counted. Any other scope keeps its counts and takes the quota of its definition. A scope that is not in
-        `definitions` is removed. After this, call `count_batch` until it returns False."""
+        """Replaces the scopes by `definitions`. After this, the caller calls `count_batch` until it returns False.
+
+        - If a scope is new, or its prefixes changed, its counts begin at 0.
+        - Any other scope in `definitions` keeps its counts, and takes the quota of its definition.
+        - A scope that is not in `definitions` is removed."""
         ...
 
     async def count_batch(self) -> bool:
-        """Counts a small part of the stored content that is not counted yet, or deletes a small part of the counts of
-        removed scopes, in one short transaction. Returns False if nothing is left to do. The counts survive the end of
-        the process. Only one process at a time may call this."""
+        """Counts some of the stored content that is not counted yet, or deletes some counts of removed scopes, in one
+        short transaction. Returns False if nothing is left to do. The counts survive the end of the process. Only one
+        process at a time may call this method."""
         ...
 
-    async def scope(self, name: str) -> ScopeUse | None:
-        """Returns the use of a scope; None if there is no such scope. Takes microseconds."""
+    async def scope(self, name: str) -> ScopeUsage | None:
+        """Returns the usage of a scope; None if there is no such scope. Takes microseconds."""
         ...
 
-    async def scopes(self) -> list[ScopeUse]:
-        """Returns the use of all scopes, sorted by name."""
+    async def scopes(self) -> list[ScopeUsage]:
+        """Returns the usage of all scopes, sorted by name."""
         ...
 
-    async def recount(self, name: str) -> ScopeUse | None:
-        """Counts the blobs, bytes and tags of the scope's repositories again, and returns the new counts. Changes
-        nothing. Takes long for a large scope. Returns None if there is no such scope."""
+    async def recount(self, name: str) -> ScopeUsage | None:
+        """Counts the blobs, bytes and tags of the scope's repositories again, and returns the new counts. Does not
+        change the stored counts. Takes long for a large scope. Returns None if there is no such scope."""
         ...
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if it is not known. If the scope of a quota has the blob already, the blob fits into this
-        quota, because a scope counts it once. This is a check in advance: the transaction that adds the blob checks
-        again."""
+        blob's digest; None if the digest is not known. A blob always fits into a quota whose scope has the blob
+        already, because a scope counts each blob once. The transaction that adds the blob checks the quotas again."""
         ...
 
 
-def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:
-    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: the prefix of the quota;
-    empty: the quota is for all repositories."""
+def bytes_quota_error(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:
+    """Returns the error for a blob of `blob_bytes` bytes that does not fit into a quota. `prefix`: the prefix of the
+    quota; empty if the quota is for all repositories."""
     used = f"{_verb(prefix, 'holds', 'hold')} {size_text(used_bytes)}"
     return QuotaExceeded(
-        f"{_repositories(prefix)} may hold {size_text(max_bytes)} and {used}; this blob of {size_text(blob_bytes)} "
-        "does not fit. Delete what is not needed any more, or ask the operator for more room",
+        f"{_repositories_text(prefix)} may hold {size_text(max_bytes)} and {used}; this blob of "
+        f"{size_text(blob_bytes)} does not fit. Delete what is not needed any more, or ask the operator for more room",
         {"prefix": prefix, "max_size": max_bytes, "size": used_bytes, "blob_size": blob_bytes},
     )
 
 
-def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
-    """Returns the error for a new tag that does not fit. `prefix`: as for `bytes_refusal`."""
+def tags_quota_error(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
+    """Returns the error for a new tag that does not fit into a quota. `prefix`: as for `bytes_quota_error`."""
     return QuotaExceeded(
-        f"{_repositories(prefix)} may have {max_tags} tags and {_verb(prefix, 'has', 'have')} {tags}; delete tags that "
-        "are not needed any more, or ask the operator for more",
+        f"{_repositories_text(prefix)} may have {max_tags} tags and {_verb(prefix, 'has', 'have')} {tags}; delete tags "
+        "that are not needed any more, or ask the operator for more",
         {"prefix": prefix, "max_tags": max_tags, "tags": tags},
     )
 
 
-def _repositories(prefix: str) -> str:
-    """Returns how the text of an error names the repositories of the quota."""
+def _repositories_text(prefix: str) -> str:
+    """Returns the words for the repositories of a quota in the text of an error."""
     return prefix or "the repositories of this registry"
 
 
 def _verb(prefix: str, singular: str, plural: str) -> str:
-    """Returns the form of a verb that agrees with `_repositories(prefix)`."""
+    """Returns the form of a verb that agrees with `_repositories_text(prefix)`."""
     return singular if prefix else plural

@@ -8,17 +8,17 @@ from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 MAX_VALUE_DIVISOR: Final = 16
-"""A cache does not store values that are, with their keys, larger than its capacity divided by this number, so that no
-single value evicts most others."""
+"""The capacity of a cache divided by this number is the largest size of a value with its key. A cache does not store a
+larger value, because it would evict most other values."""
 MAX_REMEMBERED_KEYS: Final = 4096
-"""Largest number of requested keys that `should_cache` remembers. Before it would remember more, it forgets the older
-half."""
+"""Largest number of keys that `should_cache` remembers. When this number is reached, `should_cache` forgets the older
+half of the keys."""
 SETTLED_MISSES: Final = 256
-"""After so many calls of `should_cache` for the same version of the data, the data counts as settled: a cached value
-will probably be used before the data changes."""
+"""After more than this number of calls of `should_cache` for the same version of the data, the data counts as
+*settled*: a cached value will probably be used before the data changes."""
 MIN_FREE_DIVISOR: Final = 4
-"""While the data is settled, `should_cache` returns True for every key as long as at least the capacity divided by this
-number is free."""
+"""If the data is settled, and at least the capacity divided by this number is free, `should_cache` returns True for
+every key."""
 V = TypeVar("V")
 
 
@@ -26,24 +26,25 @@ class VersionedCache(Generic[V]):
     """A cache of values that are computed from data with a version.
 
     `version`: a function that returns the current version of the data. When the version has changed, the cache evicts
-    all values, so it never returns a stale value. `capacity`: largest total size in bytes of the cached values and of
-    the texts in their keys. When a new value does not fit, the cache evicts the oldest values."""
+    all values, so it never returns a stale value. `capacity`: largest total size in bytes of the cached values and
+    their keys. When a new value does not fit, the cache evicts the oldest values."""
 
     def __init__(self, version: Callable[[], object], capacity: int) -> None:
         self.version = version
         self.last_version: object = None
-        """Version of the data from which the cached values were computed. `get` updates it. If `get` returns None, the
-        caller reads this attribute, computes the value, and passes both to `put`."""
+        """Version of the data from which the cached values were computed. `get` updates this attribute. If `get`
+        returns None, the caller reads `last_version`, computes the value, and passes both to `put`."""
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
-        """By key: the value, and the size in bytes of the value and its key together. The oldest entry comes first."""
+        """Maps each key to its value, and to the size in bytes of value and key together. The oldest entry comes
+        first."""
         self._recent_hashes: set[int] = set()
-        """Hashes of the keys of the latest calls of `should_cache`. The keys themselves could be long."""
+        """Hashes of the keys in the latest calls of `should_cache`. Hashes are kept because the keys can be long."""
         self._older_hashes: set[int] = set()
-        """Hashes of the keys of the calls before those in `_recent_hashes`."""
+        """Hashes of the keys in earlier calls of `should_cache`."""
         self._misses = 0
-        """Number of calls of `should_cache` since the version last changed."""
+        """Number of calls of `should_cache` since the cache last evicted all values."""
 
     def get(self, key: Hashable) -> V | None:
         """Returns the value of `key`, or None if there is no value for the current version of the data."""
@@ -55,13 +56,13 @@ class VersionedCache(Generic[V]):
         return None if entry is None else entry[0]
 
     def should_cache(self, key: Hashable) -> bool:
-        """Returns whether the caller should cache a value for `key`, which `get` has not found.
+        """Returns whether the caller should cache a value for `key`, which `get` has not found. Returns True in two
+        cases:
 
-        True if this method remembers an earlier call for the key. A client that reads the whole store requests most
-        keys only once. Caching their values would save nothing and would evict other values.
-
-        Also True while the data is settled and the cache has room, because then the value evicts no other. Directly
-        after a change of the data this does not apply: under constant changes, most values would be evicted unused."""
+        - This method remembers an earlier call for the key. Most keys are requested only once, for example by a client
+          that reads the whole store. Their values would evict other values and save nothing.
+        - The data is settled (`SETTLED_MISSES`), and the cache has room (`MIN_FREE_DIVISOR`). While the data
+          changes constantly, most values would be evicted before they are used."""
         self._misses += 1
         if self._misses > SETTLED_MISSES and self._free_bytes * MIN_FREE_DIVISOR >= self._capacity:
             return True
@@ -76,10 +77,10 @@ class VersionedCache(Generic[V]):
         return False
 
     def put(self, key: Hashable, value: V, size: int, version: object) -> None:
-        """Caches `value`. `size`: approximate size in bytes of the value and the key together, but without the texts in
-        the key. This method adds the size of these texts. `version`: the version that the data had before the value was
-        computed. If the data has changed since then, `get` does not return the value. Does nothing if the value with
-        its key is too large, or if the cache has a value for the key already."""
+        """Caches `value`. Does nothing if the value with its key is too large, or if the cache has a value for the key
+        already. `size`: approximate size in bytes of the value and the key together, without the texts in the key. This
+        method adds the size of these texts. `version`: the version that the data had before the value was computed. If
+        the data has another version now, `get` does not return the value."""
         if version != self.last_version:
             if version != self.version():
                 return

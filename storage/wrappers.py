@@ -1,9 +1,9 @@
 """Base classes of wrappers: registries that check or change calls before they pass them on to another registry.
 
 Both base classes turn each call of a method of `Registry` into one `Call` object and pass it to their method `handle`.
-A wrapper overrides only `handle`. In `handle`, the wrapper inspects the call, may change it, and makes it on the other
-registry with `await call.invoke_on(registry)`. The two classes differ in what `handle` does if it is not overridden:
-`RefusingRegistry` refuses every call, `ForwardingRegistry` passes every call on.
+A wrapper overrides only `handle`. The overriding method inspects the call, may change the call, and makes the call on
+the other registry with `await call.invoke_on(registry)`. The base classes differ in their own `handle`:
+`RefusingRegistry.handle` refuses every call, `ForwardingRegistry.handle` passes every call on.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ NO_REPOSITORY: Final = str.__new__(RepositoryName)
 _NO_OPTIONS: Final[dict[str, Any]] = {}
 """The `Call.options` of calls without keyword arguments. Never changed."""
 _OPERATIONS: Final = frozenset(
-    name for part in (Reader, Writer, Deleter, Lister) for name in vars(part) if not name.startswith("_")
+    name for base in (Reader, Writer, Deleter, Lister) for name in vars(base) if not name.startswith("_")
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_REFERENCE: Final = frozenset({"repositories", "tags"})
-"""Names of the methods whose calls have no `Call.log_reference`: the first of their `Call.args` is `after`, which only
-says where a page begins."""
+"""Names of the methods whose calls have an empty `Call.log_reference`, because their first argument in `Call.args`,
+`after`, only says where a page begins."""
 
 
 class Call(Generic[T]):
-    """The method and the arguments of a call that will be made on a registry. `T` is the type of its result.
+    """The method and the arguments of a call on a registry, before the call is made. `T` is the type of the result.
 
-    `operation`: name of the method of `Registry`. `action`: the right on `repo` that the call needs: PULL for methods
-    of Reader and Lister, PUSH for methods of Writer, DELETE for methods of Deleter. `repo`: the repository, or
+    `operation`: name of the method of `Registry`. `action`: the right on `repo` that the call needs (PULL for methods
+    of Reader and Lister, PUSH for methods of Writer, DELETE for methods of Deleter). `repo`: the repository, or
     `NO_REPOSITORY`. `args`: the positional arguments after the repository. `options`: the keyword arguments."""
 
     __slots__ = ("action", "args", "operation", "options", "repo")
@@ -56,8 +56,8 @@ class Call(Generic[T]):
         self.options = options
 
     def invoke_on(self, registry: Registry) -> Coroutine[Any, Any, T]:
-        """Calls the method on `registry` and returns the coroutine, which the caller awaits. May be called more than
-        once, and with different registries."""
+        """Calls the method on `registry` and returns the coroutine of the call. The caller awaits the coroutine.
+        `invoke_on` may be called more than once, and with different registries."""
         method: Callable[..., Coroutine[Any, Any, T]] = getattr(registry, self.operation)
         if self.repo:
             return method(self.repo, *self.args, **self.options)
@@ -65,7 +65,7 @@ class Call(Generic[T]):
 
     @property
     def actor(self) -> Actor | None:
-        """The client on whose behalf the call is made: the option `by`. None for methods without this option, such as
+        """The client on whose behalf the call is made (the option `by`). None for methods without this option, such as
         methods that read."""
         return self.options.get("by")
 
@@ -85,8 +85,8 @@ class Forward(Protocol):
 
 
 class RefusingRegistry(Registry):
-    """A registry that raises Unsupported for every call. A subclass overrides `handle`, to which all methods pass their
-    calls, or overrides single methods."""
+    """A registry that raises Unsupported for every call. All methods pass their calls to `handle`. A subclass overrides
+    `handle` or single methods."""
 
     async def handle(self, call: Call[T]) -> T:
         """Makes the call and returns its result. This implementation raises Unsupported."""
@@ -171,9 +171,9 @@ class RefusingRegistry(Registry):
 
 
 class ForwardingRegistry(RefusingRegistry):
-    """A registry that makes every call on the registry `inner`. A subclass overrides `handle` to do something before or
-    after the call, and makes the call with `await self.forward(call)`. After that, the subclass must not read the
-    `Call` object, because `inner` may have changed it."""
+    """A registry that passes every call on to the registry `inner`. A subclass overrides `handle` to do something
+    before or after a call. The overriding method makes the call with `await self.forward(call)`. The method must not
+    read the `Call` object after this, because `inner` may have changed the object."""
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner
@@ -184,9 +184,9 @@ class ForwardingRegistry(RefusingRegistry):
 
 
 def _passes_all_calls_to_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
-    """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. A `Call` object can
-    then be passed to `handle` directly. Calling the method instead would create another `Call` object, which would cost
-    every request half a microsecond."""
+    """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. If so, a `Call`
+    object is passed to `handle` directly, which saves half a microsecond for each request: a call of the method would
+    create another `Call` object."""
     registry_class = type(registry)
     return isinstance(registry, RefusingRegistry) and all(
         getattr(registry_class, name) is method

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.upkeep.eviction import CachePart
-from storage.usage import ScopeUse
+from storage.usage import ScopeUsage
 
 
 class CachePartResponse(BaseModel):
@@ -52,19 +52,19 @@ class QuotaResponse(BaseModel):
     complete: bool = Field(description="False while the content is still being counted; the quota has no effect then")
 
     @classmethod
-    def from_use(cls, use: ScopeUse) -> Self:
+    def from_usage(cls, usage: ScopeUsage) -> Self:
         """Converts the use of the repositories to which a quota applies."""
         return cls(
-            prefix=use.definition.prefixes[0],
-            size=use.bytes,
-            max_size=use.definition.max_bytes,
-            tags=use.tags,
-            max_tags=use.definition.max_tags,
-            blobs=use.blobs,
-            complete=use.is_complete,
+            prefix=usage.definition.prefixes[0],
+            size=usage.bytes,
+            max_size=usage.definition.max_bytes,
+            tags=usage.tags,
+            max_tags=usage.definition.max_tags,
+            blobs=usage.blobs,
+            complete=usage.is_complete,
         )
 
 
-def is_quota(use: ScopeUse) -> bool:
+def is_quota(usage: ScopeUsage) -> bool:
     """Returns whether a scope belongs to a quota. A scope is a set of repositories whose use is counted."""
-    return use.definition.max_bytes is not None or use.definition.max_tags is not None
+    return usage.definition.max_bytes is not None or usage.definition.max_tags is not None

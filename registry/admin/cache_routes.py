@@ -56,4 +56,4 @@ async def evict_from_cache(caller: AdminCaller, request: EvictionRequest) -> Job
 @router.get("/quotas", tags=["quotas"])
 async def list_quotas(caller: AdminCaller) -> list[QuotaResponse]:
     """Lists the quotas in the settings, and how much of each is used."""
-    return [QuotaResponse.from_use(use) for use in await caller.upkeep.store.usage.scopes() if is_quota(use)]
+    return [QuotaResponse.from_usage(usage) for usage in await caller.upkeep.store.usage.scopes() if is_quota(usage)]

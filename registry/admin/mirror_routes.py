@@ -199,7 +199,7 @@ async def list_cached_images(
     frozen_by_repository: dict[RepositoryName, set[str]] = {}
     for image in page.images:
         if image.repository not in frozen_by_repository:
-            frozen_tags = await store.upstream_tags.frozen_in(image.repository)
+            frozen_tags = await store.upstream_tags.frozen_tags_in(image.repository)
             frozen_by_repository[image.repository] = {frozen.tag for frozen in frozen_tags}
     end = after + len(page.images)
     return CachedImageList(

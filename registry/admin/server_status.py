@@ -233,8 +233,8 @@ async def _add_from_store(
     status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active(limit=MAX_SHOWN_JOBS)]
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
-    scope_uses = await store.usage.scopes()  # a scope is a set of repositories; some scopes belong to a quota
-    status.quotas = [QuotaResponse.from_use(scope_use) for scope_use in scope_uses if is_quota(scope_use)]
+    scope_usages = await store.usage.scopes()  # a scope is a set of repositories; some scopes belong to a quota
+    status.quotas = [QuotaResponse.from_usage(scope_usage) for scope_usage in scope_usages if is_quota(scope_usage)]
     # If the store is read-only, the disk is full. `_upload_status` needs disk space for a connection to the database.
     if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)

@@ -18,7 +18,7 @@ from registry.upkeep.budgets import CACHE_SCOPE, min_free_space, quota_scope
 from storage.composition import database_sizes, open_inventory
 from storage.inventory import StoreFigures
 from storage.outbox import WebhookBacklog
-from storage.usage import ScopeUse
+from storage.usage import ScopeUsage
 
 log = logging.getLogger("registry")
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class StoreMetrics(Collector):
         yield _gauge("entrepot_database_size_bytes", "Size of the metadata database.", database)
         yield _gauge("entrepot_database_log_bytes", "Size of the database's write-ahead log.", log_size)
 
-    def _usage_metrics(self, scopes: Sequence[ScopeUse]) -> Iterator[Metric]:
+    def _usage_metrics(self, scopes: Sequence[ScopeUsage]) -> Iterator[Metric]:
         """Yields the use of the cache and of the quotas. `scopes`: the sets of repositories whose use is counted, one
         for each upstream, one for each quota, and one for the whole cache. A limit that is not set has no time
         series."""

@@ -93,7 +93,7 @@ class ManifestDetails:
     async def frozen_at(self, repo: RepositoryName, reference: Reference) -> Digest | None:
         """Returns the digest at which a mirrored tag is frozen; None if the tag is not frozen. A pull of a frozen tag
         gets this digest."""
-        frozen = await self._upstream_tags.frozen(repo, reference) if isinstance(reference, Tag) else None
+        frozen = await self._upstream_tags.find_frozen_tag(repo, reference) if isinstance(reference, Tag) else None
         return None if frozen is None else frozen.digest
 
     async def _chosen_image(

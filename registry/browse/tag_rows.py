@@ -37,7 +37,7 @@ class TagRows:
         page before; None: the first page. Raises NameUnknown; RequestInvalid for an invalid `after`."""
         page = await self._listing.page(repo, query, _cursor(after), min(limit, MAX_PAGE_TAGS))
         overviews = await self._overviews.read(repo, (tag.manifest for tag in page.items))
-        frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_in(repo)}
+        frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_tags_in(repo)}
         is_immutable = self._immutable_tags.in_repository(repo)
         rows, remaining = [], MAX_PAGE_PLATFORMS
         for tag in page.items:

@@ -64,7 +64,7 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
     repo, reference = image
     if not isinstance(reference, Tag):
         return None
-    if (frozen := await stored.upstream_tags.frozen(repo, reference)) is not None:
+    if (frozen := await stored.upstream_tags.find_frozen_tag(repo, reference)) is not None:
         return frozen.digest
     upstream = next((each for each in settings.upstream if repo.startswith(f"{each.name}/")), None)
     if upstream is None or not upstream.cooldown:

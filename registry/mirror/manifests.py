@@ -98,7 +98,7 @@ class MirroredManifests:
                 result = await look_up(repo, reference)
                 set_cache_state("hit", self._name)
                 return result
-        elif (frozen := await self._served_tags.frozen(repo, reference)) is not None:
+        elif (frozen := await self._served_tags.find_frozen_tag(repo, reference)) is not None:
             result = await self.read(look_up, repo, frozen.digest)
             set_notice(frozen_notice(frozen))
             return result
@@ -176,7 +176,7 @@ class MirroredManifests:
         asks even if the upstream is nearly exhausted. Returns None if the cached copy is current afterwards, otherwise
         a notice. A frozen tag is always current: the upstream is not asked. Raises ManifestUnknown, and, if nothing is
         cached, the errors of the upstream client."""
-        if await self._served_tags.frozen(repo, tag) is not None:
+        if await self._served_tags.find_frozen_tag(repo, tag) is not None:
             return None
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
@@ -196,7 +196,7 @@ class MirroredManifests:
         - Sends no request if the tag is not cached and the upstream's last answer was that it does not have the tag.
           The response to HEAD would probably be a 404, and the upstream client would then send a GET request, which
           counts."""
-        if await self._served_tags.frozen(repo, tag) is None:
+        if await self._served_tags.find_frozen_tag(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
     @property

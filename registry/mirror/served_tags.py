@@ -79,9 +79,9 @@ class ServedTags:
                 return 0.0
         return settings.cooldown
 
-    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+    async def find_frozen_tag(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
         """Returns the frozen tag, with its digest; None: the tag is not frozen."""
-        return await self._tags.frozen(repo, tag)
+        return await self._tags.find_frozen_tag(repo, tag)
 
     async def check_not_frozen(self, repo: RepositoryName, reference: Reference) -> None:
         """Raises TagFrozen if the tag is frozen. For a digest, raises TagFrozen if a frozen tag of the repository needs
@@ -89,7 +89,7 @@ class ServedTags:
         if isinstance(reference, Digest):
             frozen = await self._tags.frozen_tag_that_needs(repo, reference)
         else:
-            frozen = await self._tags.frozen(repo, reference)
+            frozen = await self._tags.find_frozen_tag(repo, reference)
         if frozen is not None:
             raise TagFrozen(
                 f"{frozen} is frozen at {frozen.digest}, which the upstream may no longer have; unfreeze it first: "

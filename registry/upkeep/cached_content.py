@@ -125,7 +125,7 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
 
     upstream = mirrored.upstream
     assert upstream is not None
-    frozen = await stored.upstream_tags.frozen(mirrored.repo, tag)
+    frozen = await stored.upstream_tags.find_frozen_tag(mirrored.repo, tag)
     if frozen is not None:
         return RefreshResult(RefreshOutcome.FROZEN, upstream, frozen.digest, frozen=frozen)
     before = await _cached_digest(stored, mirrored.repo, image)
@@ -209,7 +209,7 @@ async def purge_image(
     errors, nothing has changed. After a cancellation, a part of the content may be deleted."""
     mirrored = await router.mirrored_repository(image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
-        frozen = await stored.upstream_tags.frozen(mirrored.repo, image.reference)
+        frozen = await stored.upstream_tags.find_frozen_tag(mirrored.repo, image.reference)
         if frozen is not None:
             raise _tag_frozen(frozen)
     removal = await asyncio.to_thread(_plan_removal, data, mirrored.repo, None if everything else image.reference)
@@ -237,7 +237,7 @@ async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, remova
     """Raises TagFrozen if `removal` has a frozen tag, or a manifest that a frozen tag of the repository needs."""
     removed_manifests, removed_tags = set(removal.manifests), set(removal.tags)
     read_references: set[Reference] = set()  # many frozen tags can need the same manifests
-    for frozen in await stored.upstream_tags.frozen_in(repo):
+    for frozen in await stored.upstream_tags.frozen_tags_in(repo):
         if frozen.tag in removed_tags:
             raise _tag_frozen(frozen)
         async for manifest in _cached_tree(stored, repo, frozen.digest, read_references):

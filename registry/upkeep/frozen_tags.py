@@ -51,7 +51,7 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
     manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
     `Mirror.resolve_manifest`; then nothing has changed."""
     mirrored = await router.mirrored_repository(requested.repository, consequence=", so there is nothing to freeze")
-    frozen_before = await tags.frozen(mirrored.repo, requested.tag)
+    frozen_before = await tags.find_frozen_tag(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
     digest = (await mirrored.registry.resolve_manifest(mirrored.repo, reference)).digest
     frozen = await tags.freeze(mirrored.repo, requested.tag, digest, by=by)

@@ -29,7 +29,7 @@ from storage.leases import Leases
 from storage.names import Digest
 from storage.upkeep.collector import Collector
 from storage.upkeep.eviction_for_space import EvictionPause, FreeSpaceGoal
-from storage.usage import ScopeUse, Usage
+from storage.usage import ScopeUsage, Usage
 
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
 """The actor that the audit log names for evictions."""
@@ -203,8 +203,8 @@ class Evictor:
 
     async def plan(self, budget: Budget) -> list[EvictedImage]:
         """Returns the images that `evict_to` would evict."""
-        scope_use = await self._usage.scope(budget.scope)
-        excess = 0 if scope_use is None else scope_use.bytes - budget.max_bytes
+        scope_usage = await self._usage.scope(budget.scope)
+        excess = 0 if scope_usage is None else scope_usage.bytes - budget.max_bytes
         if excess <= 0:
             return []
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
@@ -228,8 +228,8 @@ class Evictor:
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
         """Returns whether the scope has at most `size` bytes. If not all bytes of the scope are counted yet, compares
         the bytes counted so far. Returns True if there is no such scope."""
-        scope_use: ScopeUse | None = await self._usage.scope(budget.scope)
-        return scope_use is None or scope_use.bytes <= size
+        scope_usage: ScopeUsage | None = await self._usage.scope(budget.scope)
+        return scope_usage is None or scope_usage.bytes <= size
 
     def _is_disk_low(self) -> bool:
         free_bytes = self._free_bytes() if self.limits.low_free else None

@@ -1,11 +1,12 @@
 """Runs jobs. In a server process, `JobRunner` runs the queued jobs. In a command, `run_in_command` adds one job and
 runs it.
 
-A job's work is a function with a `JobContext` as argument. The work reports its progress to the context, which raises
-JobStopped if a stop of the job was requested. Work that does not report soon after such a request, because it waits or
-searches, is cancelled. In all processes together, only one job of a kind runs at a time: the process that runs it holds
-the slot (a permit) of the kind. If the process dies, its slot becomes free, and a server process continues the job if
-it is resumable.
+The *kind* of a job says which work it does. The work is a function with a `JobContext` as argument. The work reports
+its progress to the context, which raises JobStopped if a stop of the job was requested. If the work does not report
+soon after the request, the process cancels the work.
+
+In all processes together, only one job of a kind runs at a time: the process that runs the job holds the slot (a
+permit) of the kind. If the process dies, the slot becomes free, and a server process continues a resumable job.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ SAVE_SECONDS: Final = 1.0
 STOP_CHECK_SECONDS: Final = 1.0
 """Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
 STOP_GRACE_SECONDS: Final = 5.0
-"""Seconds that a job has to stop itself after this process sees the request. Then the process cancels it. A job stops
-itself at its next report of progress. Most jobs report more often than this, so they are not cancelled."""
+"""Time in seconds between the moment at which the process of a job sees a request to stop the job, and the moment at
+which the process cancels the work. Most jobs report progress within this time, and stop at the report."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 SLOT_ATTEMPTS: Final = 20
-"""Number of times that a command tries to get the slot of its kind of job. A server process holds the slot for a moment
-while it ends the job of a process that has died."""
+"""Number of times that a command tries to get the slot of its kind of job. One attempt could fail because a server
+process holds the slot for a moment, to mark the job of a dead process as failed."""
 SLOT_PAUSE_SECONDS: Final = 0.1
-"""Seconds between two of these attempts."""
+"""Seconds between two attempts of a command to get the slot."""
 log = logging.getLogger("storage.jobs")
 
 OnStep = Callable[[Mapping[str, JSON]], None]
-"""Called with each step of a job: an object, which can be written as JSON, about one thing that the job did."""
+"""Called for each step of a job (one thing that the job did), with an object that can be written as JSON."""
 OnProgress = Callable[[JobProgress], None]
-"""Called with each update of a job's progress."""
+"""Called for each update of a job's progress, with the new progress."""
 
 
 class JobContext:
-    """The object to which the work of a job reports its steps and progress. `job`: the job; its `progress.position` is
-    the position at which an earlier run stopped."""
+    """The object to which the work of a job reports its steps and progress. `job`: the job. If an earlier run of the
+    job was interrupted, the work continues at `job.progress.position`."""
 
     def __init__(
         self, job: Job, jobs: Jobs, *, on_step: OnStep | None = None, on_progress: OnProgress | None = None
     ) -> None:
-        """`on_step` and `on_progress` are called at each step and each progress, for a command that prints them."""
+        """`on_step` and `on_progress`: functions of a command that print each step and each progress."""
         self.job = job
         self.progress = job.progress
         self._jobs = jobs
@@ -79,9 +80,9 @@ class JobContext:
         position: JSON | None = None,
         save_now: bool = False,
     ) -> None:
-        """Updates the given parts of the progress. Writes them to the store at most once a second, unless `save_now` is
-        true. Raises JobStopped if a stop of the job was requested. So the work calls this only where it can be
-        interrupted."""
+        """Updates those fields of the progress that are not None. Writes the progress to the store if the last write
+        was at least `SAVE_SECONDS` ago, or if `save_now` is true. If a stop of the job was requested, a write raises
+        JobStopped. So the work calls this method only where it can be interrupted."""
         changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
         self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
         if self._on_progress is not None:
@@ -94,8 +95,8 @@ class JobContext:
 
 
 Work = Callable[[JobContext], Awaitable[JSON]]
-"""The function that does the work of a job, and returns the job's result. It may be cancelled at any time, when the
-process ends or a stop was requested, and then leaves the store consistent."""
+"""The function that does the work of a job, and returns the job's result. The process may cancel the function at any
+time, and the function then leaves the store consistent."""
 
 
 OnJobEnded = Callable[[str, JobState], None]
@@ -121,19 +122,19 @@ class JobRunner:
         self._leases = leases
         self._work_by_kind = work_by_kind
         self._holder = f"server process {os.getpid()}"
-        self._running: dict[str, asyncio.Task[None]] = {}  # by kind of the job that the task runs
-        self._takes_jobs = True
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # the running tasks, by the kind of their jobs
+        self._may_start_jobs = True
         self._on_ended = on_ended
 
     def stop_starting_jobs(self) -> None:
         """Makes this runner start no more jobs. Its running jobs continue."""
-        self._takes_jobs = False
+        self._may_start_jobs = False
 
     async def wait_until_idle(self) -> None:
         """Waits until the running jobs of this runner have ended, with or without an error. Call `stop_starting_jobs`
         first."""
-        while running := list(self._running.values()):
-            await asyncio.wait(running)
+        while tasks := list(self._tasks.values()):
+            await asyncio.wait(tasks)
 
     async def run(self) -> None:
         """Starts queued jobs until the task is cancelled. The cancellation also cancels the jobs that this process
@@ -142,40 +143,40 @@ class JobRunner:
             while True:
                 pause = POLL_SECONDS
                 try:
-                    if self._takes_jobs:
+                    if self._may_start_jobs:
                         await self._start_jobs()
                 except Exception as error:
                     log_round_error(log, "cannot read the queued jobs", error)
                     pause = RETRY_SECONDS
                 await asyncio.sleep(pause)
         finally:
-            running = list(self._running.values())
-            for task in running:
+            tasks = list(self._tasks.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_jobs(self) -> None:
-        """For each kind of which this process runs no job, starts a task with the oldest job of that kind. The task
-        runs the job unless another process runs a job of the kind."""
-        free_kinds = self._work_by_kind.keys() - self._running.keys()
+        """Starts a task for the oldest job of each kind, except the kinds of which this process runs a job already. The
+        task runs the job unless another process runs a job of the same kind."""
+        free_kinds = self._work_by_kind.keys() - self._tasks.keys()
         for kind, job_id in (await self._jobs.oldest_active_ids(free_kinds)).items():
-            if self._takes_jobs:
+            if self._may_start_jobs:
                 task = asyncio.create_task(self._run_if_free(kind, job_id))
-                self._running[kind] = task
+                self._tasks[kind] = task
                 task.add_done_callback(partial(self._forget, kind))
 
     def _forget(self, kind: str, _task: asyncio.Task[None]) -> None:
-        del self._running[kind]
+        del self._tasks[kind]
 
     async def _run_if_free(self, kind: str, job_id: int) -> None:
-        """Runs the job if this process gets the slot of its kind."""
+        """Runs the job if this process gets the slot of the job's kind."""
         try:
             async with self._leases.try_slot(slot_name(kind), count=1) as has_slot:
                 if not has_slot:
                     return
                 job = await self._jobs.job(job_id)
                 if job.state is JobState.RUNNING and not job.is_resumable:
-                    # The process that ran the job held the slot until it died.
+                    # The process that ran the job has died, because this process has the slot.
                     await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
@@ -193,9 +194,11 @@ class JobRunner:
 
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
-    """Runs the work of a job, stores the state in which it ended, and returns its result. Raises the errors of the
-    work, and JobStopped if it had to be cancelled because a stop was requested. If the task is cancelled, a resumable
-    job stays as it is, so that a server continues it. A job that is not resumable gets the state STOPPED."""
+    """Runs the work of a job, stores the state in which the job ended, and returns the result of the work. Raises the
+    errors of the work. Raises JobStopped if the job was stopped.
+
+    If this call is cancelled, a resumable job keeps its state, so that a server continues the job. A job that is not
+    resumable gets the state STOPPED."""
     job_id = context.job.id
     try:
         result = await _run_until_stopped(context, jobs, work)
@@ -219,22 +222,22 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
 async def _run_until_stopped(context: JobContext, jobs: Jobs, work: Work) -> JSON:
     """Runs the work and returns its result. If a stop was requested and the work does not end within
     `STOP_GRACE_SECONDS`, cancels the work and raises JobStopped. A cancellation of this call cancels the work."""
-    running = asyncio.ensure_future(work(context))
+    work_task = asyncio.ensure_future(work(context))
     try:
-        while not running.done():
-            await asyncio.wait([running], timeout=STOP_CHECK_SECONDS)
-            if not running.done() and await _is_stopping(jobs, context.job.id):
-                await asyncio.wait([running], timeout=STOP_GRACE_SECONDS)
+        while not work_task.done():
+            await asyncio.wait([work_task], timeout=STOP_CHECK_SECONDS)
+            if not work_task.done() and await _is_stopping(jobs, context.job.id):
+                await asyncio.wait([work_task], timeout=STOP_GRACE_SECONDS)
                 break
-        if not running.done():
-            running.cancel()
-            await asyncio.wait([running])
-            if running.cancelled():
+        if not work_task.done():
+            work_task.cancel()
+            await asyncio.wait([work_task])
+            if work_task.cancelled():
                 raise JobStopped
-        return running.result()
+        return work_task.result()
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        work_task.cancel()
+        await asyncio.gather(work_task, return_exceptions=True)
 
 
 async def _is_stopping(jobs: Jobs, job_id: int) -> bool:
@@ -256,28 +259,28 @@ async def run_in_command(
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
 ) -> JSON:
-    """Runs a job in this process, which is not a server, and returns its result. If another process still runs a job of
-    the same kind after `SLOT_ATTEMPTS`, raises JobRunning with a sentence that names the process that runs it. Also
-    raises the errors of the work."""
+    """Runs a job in this process, which is not a server, and returns the job's result. Raises JobRunning, with a
+    message that names the other process, if another process runs a job of the same kind at each of the `SLOT_ATTEMPTS`.
+    Also raises the errors of the work."""
     for attempt in range(SLOT_ATTEMPTS):
         async with leases.try_slot(slot_name(kind), count=1) as has_slot:
-            running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
+            running_jobs = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
             if has_slot:
-                for job in running:
+                for job in running_jobs:
                     if not job.is_resumable:  # the process that ran the job has died, because this process has the slot
                         await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
                 return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)
         if attempt < SLOT_ATTEMPTS - 1:
             await asyncio.sleep(SLOT_PAUSE_SECONDS)
-    raise JobRunning(_who_runs_it(kind, running))
+    raise JobRunning(_job_running_message(kind, running_jobs))
 
 
-def _who_runs_it(kind: str, running: list[Job]) -> str:
-    """Returns the message of JobRunning: who runs the job of this kind."""
-    if not running:
+def _job_running_message(kind: str, running_jobs: list[Job]) -> str:
+    """Returns the message of JobRunning. It says who runs a job of this kind."""
+    if not running_jobs:
         return f"another process has just started a job of the kind {kind}; run `entrepot jobs list`"
-    job = running[-1]
+    job = running_jobs[-1]
     return (
         f"{job.actor} is running {kind} already (job {job.id}, {job.holder}); to watch it, run "
         f"`entrepot jobs show {job.id}`, to stop it, `entrepot jobs stop {job.id}`"

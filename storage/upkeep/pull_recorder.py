@@ -3,8 +3,8 @@
 Counting a pull must not slow down the request, so a pull changes only a dictionary. If the process is killed, the pulls
 that it has not stored yet are lost.
 
-Storing the pulls is a commit, and a commit empties the response caches of all processes. So all processes store their
-pulls at the same times, the multiples of `STORE_SECONDS`. Then the caches are emptied only once in `STORE_SECONDS`.
+The pulls are stored with a commit, and each commit empties the response caches of all processes. To empty the caches
+only once in `STORE_SECONDS`, all processes store their pulls at the same times: the multiples of `STORE_SECONDS`.
 
 The recorder also records that it runs, because retention counts only the time in which pulls were recorded
 (`storage.recorded_periods`).
@@ -28,24 +28,25 @@ from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""
 MARK_SECONDS: Final = 300.0
-"""Seconds between two times at which the recorder records that it runs: a multiple of `STORE_SECONDS`."""
+"""Seconds between two times at which the recorder records that it runs. Must be a multiple of `STORE_SECONDS`."""
 MAX_COUNTED_MANIFESTS: Final = 100_000
-"""Largest number of manifests whose pulls are counted in memory. The counts then take about 20 MB. When this number is
-reached, the pulls are stored at once. While storing them fails, pulls of further manifests are not counted."""
+"""Largest number of manifests whose pulls are counted in memory. This number of counts takes about 20 MB. When the
+number is reached, the pulls are stored at once. If they cannot be stored, pulls of further manifests are not
+counted."""
 log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
 """Takes the name of a repository as clients write it. Returns the registry that serves the repository (not used here),
-the *stored name* of the repository (its name in the store), and the name of its upstream registry (None: it is
-*hosted*, that is, not mirrored). Raises NameUnknown, NameInvalid."""
+the *stored name* of the repository (its name in the store), and the name of its upstream registry. A *hosted*
+repository is not mirrored; for it, the name of the upstream is None. Raises NameUnknown, NameInvalid."""
 
 
 @dataclass(slots=True)
 class _Count:
-    """The pulls of one manifest that are not stored yet. `last`: when the last of them was, in seconds since 1970.
-    `pulls`: their number."""
+    """The pulls of one manifest that are not stored yet. `last_pull`: the time of the last pull, in seconds since 1970.
+    `pulls`: the number of pulls."""
 
-    last: float
+    last_pull: float
     pulls: int
 
 
@@ -62,18 +63,18 @@ class PullRecorder:
         self._clock = clock
         self._capacity = capacity
         self._counts: dict[Pull, _Count] = {}
-        """The count of each manifest. The key is a `Pull`: only the repository's name and the manifest's digest, so it
-        is the same for all pulls of one manifest."""
+        """The count of each manifest. The key has only the repository's name and the manifest's digest, so all pulls of
+        one manifest have the same key."""
         self._is_full = asyncio.Event()
         self._marked_interval = -1.0
-        """The last interval in which `mark` recorded that the recorder runs. The intervals of `MARK_SECONDS` are
-        numbered from 1970."""
+        """The number of the last interval in which `mark_recorded` made a record; -1.0 before the first record. The
+        intervals of `MARK_SECONDS` are counted from 1970."""
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Takes less than a microsecond."""
         manifest_count = self._counts.get(pull)
         if manifest_count is not None:
-            manifest_count.last = self._clock()
+            manifest_count.last_pull = self._clock()
             manifest_count.pulls += 1
         elif len(self._counts) < self._capacity:
             self._counts[pull] = _Count(self._clock(), 1)
@@ -81,8 +82,8 @@ class PullRecorder:
                 self._is_full.set()
 
     async def run(self) -> None:
-        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. Logs an error of the
-        store, and tries again next time."""
+        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. After an error of the
+        store, logs the error and tries again later."""
         logged_error = ""
         while True:
             try:
@@ -93,14 +94,14 @@ class PullRecorder:
             self._is_full.clear()
             try:
                 await self.store()
-                await self.mark()
+                await self.mark_recorded()
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
                 if logged_error != (logged_error := str(error)):  # logs a repeated error once
                     log_round_error(log, "cannot store when images were last pulled", error)
-                # While a batch is being stored, new pulls may fill the dictionary again and set the event. Without this
-                # pause, the next attempt would then follow immediately.
+                # Without this pause, the attempts would follow each other immediately if new pulls fill the dictionary
+                # again during each attempt.
                 await asyncio.sleep(1.0)
 
     async def store(self) -> None:
@@ -109,12 +110,12 @@ class PullRecorder:
         pulls = list(self._counts)
         for start in range(0, len(pulls), MAX_SAVED_PULLS):
             batch = pulls[start : start + MAX_SAVED_PULLS]
-            stored_names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
+            locations = {repo: await self._find_location(repo) for repo in {repo for repo, _ in batch}}
             counts = [(pull, self._counts.pop(pull)) for pull in batch]
             pulls_to_save = [
-                PullCount(name_and_upstream[0], digest, name_and_upstream[1], count.last, count.pulls)
+                PullCount(location[0], digest, location[1], count.last_pull, count.pulls)
                 for (repo, digest), count in counts
-                if (name_and_upstream := stored_names[repo]) is not None
+                if (location := locations[repo]) is not None
             ]
             try:
                 await self._pulls.save(pulls_to_save)  # a cancellation takes effect only after the change has been made
@@ -122,26 +123,27 @@ class PullRecorder:
                 self._count_again(counts)
                 raise
 
-    async def mark(self) -> None:
-        """Records that the recorder runs and has stored the pulls until now, once in each interval of `MARK_SECONDS`.
-        Does nothing on a full disk: no pulls can be stored then, so this time must not count. Raises StorageFailed."""
+    async def mark_recorded(self) -> None:
+        """Records that the recorder runs and has stored all pulls until now. Does this once in each interval of
+        `MARK_SECONDS`. Does nothing on a full disk, because retention must not count the time in which no pulls can be
+        stored. Raises StorageFailed."""
         now = self._clock()
         if now // MARK_SECONDS != self._marked_interval:
             with suppress(StorageFull):
                 await self._pulls.mark_recorded(now)
                 self._marked_interval = now // MARK_SECONDS
 
-    async def _stored_name(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:
-        """Returns the stored name of a repository and the name of its upstream (empty: it is hosted). Returns None if
-        there is no such repository any more."""
+    async def _find_location(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:
+        """Returns the stored name of a repository, and the name of its upstream (empty if the repository is hosted).
+        Returns None if the repository does not exist any more."""
         try:
-            _, stored, upstream = await self._locate(repo)
+            _, stored_name, upstream = await self._locate(repo)
         except (NameUnknown, NameInvalid):
             return None
-        return stored, upstream or ""
+        return stored_name, upstream or ""
 
     def _count_again(self, counts: list[tuple[Pull, _Count]]) -> None:
-        """Puts back counts that could not be stored."""
+        """Adds the pulls of a failed batch to the counts again."""
         for pull, count in counts:
             newer_count = self._counts.setdefault(pull, count)
             if newer_count is not count:

@@ -2,17 +2,16 @@
 Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
 that keeps damaged bytes; the class `Quarantine` moves bytes to it.
 
-After damage was found, the blob is taken out of use in the three steps below. The lock of the blob's digest is held
-during all of them, so that no push stores the bytes, and garbage collection does not remove them, at the same time.
+After damage was found, three steps take the blob out of use. The lock of the blob's digest is held during all three
+steps. Meanwhile, no push can store the bytes, and garbage collection cannot remove them.
 
 1. The place (key in the blob store) and version of the blob's bytes are compared with those of the damaged bytes
-   (`FoundDamage`), because a push may have replaced the damaged bytes since.
-2. The metadata store marks the blob as damaged. From this commit on, the registry does not serve the bytes.
+   (`FoundDamage`), because a push may have replaced the damaged bytes after they were read without the lock.
+2. The metadata store marks the blob as damaged. After this commit, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 
-A crash after step 2 leaves the bytes where they were. The next scrub (the job that reads all content) finds these bytes
-damaged and does step 3. A push of the blob replaces them. The lock is not held while bytes are read to find damage,
-because step 1 shows whether the bytes are still the same.
+A crash after step 2 leaves the damaged bytes at their place. The next scrub (the job that reads all content) finds them
+there and does step 3, unless a push of the blob replaces them first.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from storage.names import Digest
 
 MISSING = "its bytes are missing"
 MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs in a row, the work stops. A disk that fails, or a file system that is not mounted,
-should not take all blobs out of use."""
+"""After this number of damaged blobs in a row, the work stops. Otherwise, a failing disk or a file system that is not
+mounted would take all blobs out of use."""
 log = logging.getLogger("storage.damage")
 
 
@@ -46,15 +45,16 @@ class FoundDamage:
 
 
 class DamageBrake:
-    """Counts how many blobs in a row were taken out of use. `is_on`: whether `note` stops the work."""
+    """Stops the work, with an error, if too many blobs in a row were taken out of use. `is_on`: whether the brake ever
+    stops the work."""
 
     def __init__(self, *, is_on: bool = True) -> None:
         self._is_on = is_on
         self._in_a_row = 0
 
     def note(self, *, is_damaged: bool) -> None:
-        """Notes the next blob. `is_damaged`: whether it was taken out of use. Raises StorageFailed after `MAX_IN_A_ROW`
-        damaged blobs in a row."""
+        """Notes the next blob. `is_damaged`: whether the blob was taken out of use. Raises StorageFailed if the brake
+        is on and at least the last `MAX_IN_A_ROW` blobs were damaged."""
         self._in_a_row = self._in_a_row + 1 if is_damaged else 0
         if self._in_a_row >= MAX_IN_A_ROW and self._is_on:
             raise StorageFailed(
@@ -65,8 +65,8 @@ class DamageBrake:
 
 class Quarantine:
     """Checks blobs of the blob store and takes the damaged ones out of use. All methods may raise StorageFull and
-    StorageFailed. Methods that read bytes also raise BytesForbidden, and what their `on_read` raises. They call
-    `on_read` after each part of the bytes, with the size of the part. It may wait, to limit the rate of the reads."""
+    StorageFailed. Methods that read bytes also raise BytesForbidden. They call `on_read` after each part of the bytes,
+    with the size of the part, and raise the errors of `on_read`. `on_read` may wait, to limit the rate of the reads."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -75,15 +75,16 @@ class Quarantine:
 
     async def find_and_take_out(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
         """Calls `find`, and takes the blob out of use if its bytes are damaged. Returns a text that says what is wrong
-        with the bytes. Returns None if they are not damaged, or were removed or replaced in the meantime."""
+        with the bytes. Returns None if the bytes are not damaged, or were removed or replaced meanwhile."""
         damage = await self.find(blob, on_read, on_second_read)
         return damage.problem if damage is not None and await self.take_out(damage) else None
 
     async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
-        the second read finds damage too, or if there are no bytes. By then the blob may have been deleted, or its bytes
-        replaced; `take_out` and `is_current` check this. `on_second_read` is called during the second read. It should
-        not slow down that read, because clients get the damaged bytes until the read has ended."""
+        the second read finds damage too, or if there are no bytes. `take_out` and `is_current` check whether the blob
+        was deleted, or its bytes replaced, during the reads. `on_second_read` is called instead of `on_read` during the
+        second read. This function should not wait, because clients get the damaged bytes until the blob is taken out of
+        use."""
         first_check = await self._read(blob, on_read, from_disk=False)
         if first_check is not None and first_check.problem is None:
             return None
@@ -125,15 +126,16 @@ class Quarantine:
         return True
 
     async def mark_missing(self, digest: Digest, place: str) -> bool:
-        """Marks the blob as damaged if there are no bytes at `place`, where its row says they are. Returns whether it
-        marked the blob."""
+        """Marks the blob as damaged if its metadata row says that its bytes are at `place`, but `place` has no bytes.
+        Returns whether it marked the blob."""
         return await self.take_out(FoundDamage(digest, place, MISSING, None))
 
     async def check_former_place(self, blob: DamagedBlob, on_read: OnRead) -> bool:
         """Reads the bytes at the *former place* of a damaged blob: the place that the blob had before it was marked as
-        damaged. If the bytes there are right, for example because an operator has restored the file, marks the blob as
-        healed. If they are wrong, because a crash has prevented their move to the quarantine, moves them to the
-        quarantine. Returns whether the blob is healed."""
+        damaged. Returns whether the blob is healed.
+
+        - If the bytes are right, for example because an operator has restored the file, marks the blob as healed.
+        - If the bytes are wrong, moves them to the quarantine. A crash can have prevented this move before."""
         if not blob.former_place:
             return False
         stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)
@@ -142,7 +144,7 @@ class Quarantine:
             return False
         async with self._locks.hold(blob.digest):
             version = await self._blobs.version(blob.former_place)
-            # The place of a blob is empty while it is marked as damaged.
+            # The place of a blob is empty while the blob is marked as damaged.
             if await self._damage.place_of(blob.digest) != "" or version != check.version:
                 return False
             if check.problem is not None:
@@ -154,8 +156,8 @@ class Quarantine:
         return is_healed
 
     async def shrink(self, max_bytes: int) -> int:
-        """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns the number of blobs
-        whose bytes it deleted."""
+        """Deletes the oldest bytes in the quarantine until the quarantine has at most `max_bytes`. Returns the number
+        of blobs whose bytes were deleted."""
         quarantined = await self._blobs.list_quarantine()
         total_bytes = sum(blob.size for blob in quarantined)
         deleted = 0

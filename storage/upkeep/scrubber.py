@@ -1,10 +1,8 @@
 """Scrub (`Scrubber`): reads all stored content again, at a limited rate, and takes damaged content out of use, so that
-it is not served any more.
+it is not served any more. The bytes of a damaged blob go to the *quarantine*, a part of the blob store.
 
-The *quarantine* is the part of the blob store that keeps damaged bytes.
-
-A *round* goes through all blobs and manifests that are stored when it starts. The progress of the round is in the
-store. So any process can continue the round: a command, or a server after a restart.
+A *round* goes through all blobs and manifests that are stored when the round starts. The store keeps the progress of
+the round, so any process can continue the round: a command, or a server after a restart.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ from storage.upkeep.quarantine import DamageBrake, Quarantine
 from storage.upkeep.read_rate import ReadRate
 
 BATCH_SIZE: Final = 500
-"""Number of blobs that one lookup reads."""
+"""Number of blobs whose rows one query of the store returns."""
 MIN_BYTES_PER_BLOB: Final = 64 * 1024
-"""The rate counts each blob as at least this number of bytes, because a disk needs time to find a file."""
+"""The limit of the rate counts a smaller blob as this number of bytes, because a disk needs time to find a file."""
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of the progress."""
-PAGE_SIZE: Final = 100
-"""Number of damaged blobs that one lookup reads."""
+DAMAGED_BATCH_SIZE: Final = 100
+"""Number of damaged blobs whose records one query of the store returns."""
 MAX_REPORTED_HOLDERS: Final = 20
 """Largest number of repositories that the report of a damaged blob names."""
 MAX_LOGGED_UNREADABLE: Final = 20
@@ -52,12 +50,12 @@ def ignore_scrubbed(count: int) -> None:
 
 
 class Scrubber:
-    """One run of scrub: completes the current round, or starts one and completes it.
+    """One run of scrub. It completes the current round. If there is no current round, it starts a round first.
 
-    `rate`: limits the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; during the
-    scrub, the quarantine may exceed this limit by an eighth. `continue_after_many_damaged`: whether to continue after
-    many damaged blobs in a row (`DamageBrake`). `on_damaged`: called for each damaged blob, also for blobs that were
-    known to be damaged before. `on_scrubbed`: called after each read."""
+    `rate`: limits the rate of the reads. `quarantine_bytes`: largest number of damaged bytes that the quarantine keeps;
+    during the scrub, the quarantine may exceed this limit by an eighth. `continue_after_many_damaged`: whether to
+    continue after many damaged blobs in a row (`DamageBrake`). `on_damaged`: called for each damaged blob, even if the
+    blob was already known to be damaged. `on_scrubbed`: called after each read."""
 
     def __init__(
         self,
@@ -89,9 +87,9 @@ class Scrubber:
         self._unreadable = 0
 
     async def run(self) -> dict[str, JSON]:
-        """Runs until the round is complete. Returns the totals of the round, and also how many damaged blobs and
-        manifests this run found to be right again (`healed`), and how many blobs were unreadable. Raises JobStopped,
-        StorageFull and StorageFailed; the next run then continues the round."""
+        """Runs until the round is complete. Returns the totals of the round, the number of damaged blobs and manifests
+        that this run healed (`healed`), and the number of unreadable blobs. Raises JobStopped, StorageFull and
+        StorageFailed; after these errors, the next run continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._recheck_damaged()
         await self._shrink_quarantine()
@@ -120,13 +118,13 @@ class Scrubber:
         }
 
     async def _recheck_damaged(self) -> None:
-        """Checks once more the content that is already known to be damaged, and heals it if its bytes now have the
-        right digest. The *place* of a blob is the key of its bytes in the blob store. A damaged blob has no place, so
-        its bytes are looked for at its *former place*: the one that it had before it was marked as damaged."""
+        """Checks the content that is already known to be damaged, and heals it if its bytes now have the right digest.
+        Looks for the bytes of a damaged blob at its *former place*: the key in the blob store under which the bytes
+        were before the blob was marked as damaged."""
         after: str | None = None
         has_more = True
         while has_more:
-            page = await self._damage.damaged_blobs(after, PAGE_SIZE)
+            page = await self._damage.damaged_blobs(after, DAMAGED_BATCH_SIZE)
             for blob in page.items:
                 try:
                     is_healed = await self._quarantine.check_former_place(blob, self._count_recheck)
@@ -149,7 +147,7 @@ class Scrubber:
                 await self._check_blob(blob)
 
     async def _check_blob(self, blob: StoredBlob) -> None:
-        """Checks one blob, and counts it as checked, even if this process has no permission to read its bytes."""
+        """Checks one blob. Counts the blob as checked, even if this process has no permission to read its bytes."""
         self._read_bytes_of_blob = 0
         problem: str | None = None
         is_readable = True
@@ -160,33 +158,32 @@ class Scrubber:
             is_readable = False
         if problem is not None:
             await self._report_damage(blob, problem)
-        so_far = self._round
+        previous = self._round
         self._read_bytes_of_blob = 0
         self._round = replace(
-            so_far,
+            previous,
             after_blob=blob.row_id,
-            blobs=so_far.blobs + 1,
-            checked_bytes=so_far.checked_bytes + blob.size,
-            damaged=so_far.damaged + (problem is not None),
+            blobs=previous.blobs + 1,
+            checked_bytes=previous.checked_bytes + blob.size,
+            damaged=previous.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
         if is_readable:
             self._brake.note(is_damaged=problem is not None)
 
     async def _report_damage(self, blob: StoredBlob, problem: str) -> None:
-        """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
+        """Reports a damaged blob, and the repositories that have the blob. `problem`: what is wrong with its bytes."""
         holders = await self._damage.holders(blob.digest, MAX_REPORTED_HOLDERS)
         self._context.step(
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
         )
         self._on_damaged(blob.digest)
         self._new_quarantine_bytes += blob.size
-        if self._new_quarantine_bytes * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
+        if self._new_quarantine_bytes * 8 > self._quarantine_bytes:  # listing a full quarantine is slow
             await self._shrink_quarantine()
 
     def _report_unreadable(self, digest: Digest, size: int, error: BytesForbidden) -> None:
-        """Reports a blob that this process has no permission to read. Nothing is known about its bytes, so the blob
-        stays as it is."""
+        """Reports a blob that this process has no permission to read. The blob stays as it is."""
         self._context.step("unreadable", digest=digest, size=size, reason=error.message)
         self._unreadable += 1
         if self._unreadable <= MAX_LOGGED_UNREADABLE:
@@ -208,12 +205,12 @@ class Scrubber:
                         repositories=[manifest.repository],
                     )  # fmt: skip
             self._on_scrubbed(check.size)
-            so_far = self._round
+            previous = self._round
             self._round = replace(
-                so_far,
+                previous,
                 after_manifest=check.last,
-                manifests=so_far.manifests + check.count,
-                damaged=so_far.damaged + damaged,
+                manifests=previous.manifests + check.count,
+                damaged=previous.damaged + damaged,
             )
             await self._rate.wait(check.size, self._save_progress)
 
@@ -224,14 +221,14 @@ class Scrubber:
         await self._rate.wait(count, self._save_progress)
 
     async def _count_recheck(self, count: int) -> None:
-        """Does the same as `_count_reading` for a blob that is known to be damaged. These bytes are not part of the
-        round's total."""
+        """Reports `count` bytes that were read of a blob already known to be damaged, and waits until the rate allows
+        more. Does not add the bytes to `_read_bytes_of_blob`, because the round's total does not contain them."""
         self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
     async def _note_second_read(self, count: int) -> None:
-        """Saves the progress during the second read of a blob, by which the quarantine checks whether the blob is
-        really damaged. Does not limit the rate, because a damaged blob should be taken out of use soon."""
+        """Saves the progress during the second read of a blob, which checks the result of the first read. Does not
+        limit the rate, because a damaged blob should be taken out of use soon."""
         self._on_scrubbed(count)
         await self._save_progress()
 
@@ -243,8 +240,8 @@ class Scrubber:
         self._saved_at = now
         await self._damage.save_round(self._round)
         done_bytes = self._round.checked_bytes + self._read_bytes_of_blob
-        # The round's total was counted when the round began, without the blobs that were damaged then. Some of these
-        # may have been healed since, and the round then reads them too.
+        # The round's total does not contain the blobs that were marked as damaged when the round began. If such a blob
+        # is healed during the round, the round may read it too, and then reads more bytes than its total.
         total_bytes = max(self._round.total_bytes, done_bytes)
         await self._context.report(
             done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True

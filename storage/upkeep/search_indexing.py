@@ -1,8 +1,8 @@
 """Keeps the search index up to date in the background, in one process at a time (`keep_indexed`).
 
-New content is added to the index in small transactions. Content that an earlier version of the program has stored
-without an index is added in the same way. If a config is missing or unreadable, or a manifest is damaged, the indexer
-reads the manifest again later.
+Content is added to the index in small transactions: new content, and content that an earlier version of the program
+has stored without an index. If a manifest is damaged, or its config is missing or unreadable, the indexer reads the
+manifest again later.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ CHECKS_BETWEEN_REREADS: Final = 300
 """The process with the slot reads incomplete manifests again each time it has made this number of checks. A manifest is
 *incomplete* if its labels could not be read completely."""
 CHECKS_BETWEEN_SLOT_ATTEMPTS: Final = 300
-"""A process without the slot tries to get the slot each time it has made this number of checks, even if all content is
-in the index. It also tries whenever content is not in the index."""
+"""A process without the slot tries to get the slot when a check finds content that is not in the index. In addition, it
+tries each time it has made this number of checks."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -55,7 +55,8 @@ MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
 """A JSON document of at most this size is parsed on the event loop, because that takes little time. A larger one is
 parsed in a thread."""
 MayRead = Callable[[RepositoryName, Digest], Awaitable[bool]]
-"""Returns whether clients may read a stored blob of a repository. A private upstream may have to confirm that first."""
+"""Returns whether clients may read a stored blob of a repository. They may not read a blob from a private upstream
+before the upstream has confirmed that its repository has the blob."""
 log = logging.getLogger("storage.search")
 
 
@@ -70,16 +71,16 @@ class SearchIndexer:
     def __init__(
         self, index: SearchIndex, metadata: Metadata, blobs: BlobStore, may_read: MayRead = may_read_all
     ) -> None:
-        """`metadata` and `blobs` have the image configs, which contain the labels. A config that clients may not read
-        (`may_read`) counts as missing."""
+        """`metadata` and `blobs`: the stores with the image configs, which contain the labels. `may_read`: a config for
+        which it returns False counts as missing."""
         self._index = index
         self._metadata = metadata
         self._blobs = blobs
         self._may_read = may_read
-        self._labels_by_config: dict[Digest, Mapping[str, str]] = {}
+        self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
         """The labels in the configs of the current batch. The key is the digest of a config. The value maps the name of
-        each label in the config to the line `name=value`. Many manifests can have the same config, so that its labels
-        are needed more than once."""
+        each label in the config to the *line* of the label, `name=value`. The labels are kept because many manifests
+        can have the same config."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
@@ -87,13 +88,13 @@ class SearchIndexer:
         return self._index.has_unindexed()
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after the first batch that is not full. Content
-        that clients push meanwhile is left to the next call, because many small batches cost more than a few full ones.
-        Returns the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a
-        later call continues."""
+        """Adds the content that is not in the index, in batches. Ends after the first batch that is not full. The next
+        call adds the content that clients push during this call, because many small batches cost more than a few full
+        ones. Returns the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable;
+        a later call continues."""
         batches = 0
         while self.has_unindexed():
-            may_have_more_names = await self._index.index_names()  # of repositories and tags
+            may_have_more_names = await self._index.index_names()  # the names of repositories and tags
             batch = await self._index.unindexed_manifests()
             if batch.end != batch.start:
                 await self._add(batch)
@@ -104,14 +105,13 @@ class SearchIndexer:
         return batches
 
     async def read_incomplete_again(self) -> None:
-        """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
-        the manifests that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index
-        usable."""
+        """Reads the incomplete manifests again. Stores the labels of those that can be read completely now. Raises
+        StorageFull, StorageFailed. A cancellation leaves the index usable."""
         last_read: tuple[str, int] | None = None
         while True:
             page = await self._index.incomplete_manifests(last_read)
             labels = await self._labels_of_all(page.manifests)
-            complete = [entry for entry in labels if entry.missing_config is None]
+            complete = [manifest_labels for manifest_labels in labels if manifest_labels.missing_config is None]
             if complete:
                 await self._index.replace_labels(complete)
             if page.last is None:
@@ -127,40 +127,41 @@ class SearchIndexer:
         await self._index.add_manifests(batch, await self._labels_of_all(batch.manifests))
 
     async def _labels_of_all(self, manifests: Sequence[UnindexedManifest]) -> list[ManifestLabels]:
-        self._labels_by_config.clear()
+        self._lines_by_config.clear()
         labels = []
         for manifest in manifests:
             labels.append(await self.labels_of(manifest))
-            await asyncio.sleep(0)  # lets other tasks run, because small files and documents are read without any wait
+            await asyncio.sleep(0)  # lets other tasks run: reading small files and documents does not wait
         return labels
 
     async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
         """Returns the labels that the index stores for a manifest: its annotations, and the labels in its config if the
-        config can be read. Raises StorageFull, StorageFailed."""
-        lines: Mapping[str, str] = {}
+        config can be read. If both have a label of the same name, returns the label of the config. Raises StorageFull,
+        StorageFailed."""
+        config_lines: Mapping[str, str] = {}
         missing_config = None
         if manifest.config is not None:
             try:
-                lines = await self._config_lines(manifest.repository, manifest.config)
+                config_lines = await self._config_lines(manifest.repository, manifest.config)
             except (NameUnknown, BlobUnknown, BytesMissing):
                 missing_config = manifest.config
-        annotations = await _parse_labels(manifest.annotations or b"")
-        return ManifestLabels(manifest, "\n".join(_first_lines({**annotations, **lines}).values()), missing_config)
+        lines = {**await _parse_labels(manifest.annotations or b""), **config_lines}
+        return ManifestLabels(manifest, "\n".join(_first_lines(lines).values()), missing_config)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
-        """Returns the labels in an image config of a repository, as lines. Returns no labels if the blob is larger than
-        `MAX_INDEXED_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
+        """Returns the lines of the labels in an image config, by name of the label. Returns no lines if the config is
+        larger than `MAX_INDEXED_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
         row = await self._metadata.blob(repo, digest)
         if not await self._may_read(repo, digest):
             raise BlobUnknown
-        if digest not in self._labels_by_config:
+        if digest not in self._lines_by_config:
             config = await self._read(row) if row.size <= MAX_INDEXED_CONFIG_BYTES else b""
-            self._labels_by_config[digest] = await _parse_labels(config, "config", "Labels")
-        return self._labels_by_config[digest]
+            self._lines_by_config[digest] = await _parse_labels(config, "config", "Labels")
+        return self._lines_by_config[digest]
 
     async def _read(self, row: BlobRow) -> bytes:
-        """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read, so that one damaged file
-        does not keep other content out of the index."""
+        """Returns the bytes of a blob. Raises BytesMissing if there are no bytes or they cannot be read, so that one
+        damaged file does not keep other content out of the index. Raises TooManyOpenFiles."""
         try:
             async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
                 if reader.data is not None:
@@ -174,15 +175,15 @@ class SearchIndexer:
 
 
 async def _parse_labels(document: bytes, *path: str) -> Mapping[str, str]:
-    """Returns the labels in a JSON document, as far as they fit into the index: maps the name of each to its line.
-    `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
+    """Returns the lines of the labels in a JSON document, by name of the label. Leaves out lines that do not fit into
+    the index. `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
     if len(document) <= MAX_INLINE_BYTES:
         return _parse_labels_now(document, *path)
     return await asyncio.to_thread(_parse_labels_now, document, *path)
 
 
 def _parse_labels_now(document: bytes, *path: str) -> Mapping[str, str]:
-    """Does what `_parse_labels` does, but blocks. Returns no labels if the document cannot be parsed."""
+    """Does the work of `_parse_labels`, but blocks. Returns no lines if the document cannot be parsed."""
     try:
         value = load_bounded(document) if document else None
     except (ValueError, RecursionError):
@@ -195,14 +196,15 @@ def _parse_labels_now(document: bytes, *path: str) -> Mapping[str, str]:
 
 
 def _line(name: str, value: str) -> str:
-    """Returns a label as one line, even if its value has several. Replaces lone surrogates, because they cannot be
-    stored."""
+    """Returns a label as one line, even if its value has several lines. Replaces lone surrogates, because they cannot
+    be stored."""
     text = " ".join(f"{name[:MAX_VALUE_CHARACTERS]}={value[:MAX_VALUE_CHARACTERS]}".split())
     return text.encode("utf-8", "replace").decode()
 
 
 def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
-    """Returns the lines that fit into `MAX_TEXT_CHARACTERS`, in the order of the names of their labels."""
+    """Sorts the lines by the names of their labels, and returns as many of the first lines as fit into
+    `MAX_TEXT_CHARACTERS`."""
     fitting_lines: dict[str, str] = {}
     remaining = MAX_TEXT_CHARACTERS
     for name, line in sorted(lines.items()):
@@ -214,11 +216,12 @@ def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
 
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
-    """Keeps the index up to date until the task is cancelled. Every server process runs this function; the process that
-    holds the slot does the work. The other processes try to get the slot when content is not in the index. If an error
-    occurs, logs the error and tries again later. If the index is damaged, drops it and builds it again. If it is
-    damaged again before all content is indexed, does not drop it again, because the damage may be in other
-    tables."""
+    """Keeps the index up to date until the task is cancelled. Every server process runs this function. The process that
+    holds the slot does the work. The other processes try to get the slot (`CHECKS_BETWEEN_SLOT_ATTEMPTS`). If an error
+    occurs, logs the error and tries again later.
+
+    If the index is damaged, drops the index and builds it again. If the new index is damaged before all content is in
+    it, does not drop it, because the damage may be in other tables."""
     may_rebuild = True
     checks_without_slot = 0
     while True:
@@ -250,8 +253,8 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
 
 
 def _may_have_work(indexer: SearchIndexer) -> bool:
-    """Returns whether content is not in the index. Also returns True if the index cannot be read: the caller then tries
-    to get the slot, and only the process that gets the slot builds a damaged index again."""
+    """Returns whether content is not in the index. Also returns True if the index cannot be read, so that the process
+    that gets the slot finds the damage and builds the index again."""
     try:
         return indexer.has_unindexed()
     except RegistryError:
@@ -259,7 +262,7 @@ def _may_have_work(indexer: SearchIndexer) -> bool:
 
 
 async def _rebuild(indexer: SearchIndexer) -> float:
-    """Drops the damaged index. Returns the number of seconds to wait before it is built again."""
+    """Drops the damaged index. Returns the number of seconds to wait before the next attempt to build the index."""
     try:
         await indexer.rebuild()
     except Exception:

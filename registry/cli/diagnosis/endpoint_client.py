@@ -73,11 +73,11 @@ class ForgetfulRecords:
         if self._tokens.get(key, ("", 0.0))[0] == token:
             del self._tokens[key]
 
-    async def allowance(self, upstream: str) -> Allowance | None:
-        return self._allowances.get(upstream)
+    async def allowance(self, key: str) -> Allowance | None:
+        return self._allowances.get(key)
 
-    async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        self._allowances[upstream] = allowance
+    async def save_allowance(self, key: str, allowance: Allowance) -> None:
+        self._allowances[key] = allowance
 
 
 class NoLeases:

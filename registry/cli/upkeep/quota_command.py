@@ -11,7 +11,7 @@ from registry.cli.output import human_size, print_json, print_rows
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
-    from storage.usage import ScopeUse
+    from storage.usage import ScopeUsage
 
 HELP = "Show how much of each quota in the settings is used."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
@@ -27,10 +27,10 @@ def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: J
     from registry.admin.cache_models import QuotaResponse, is_quota
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
-    async def read(upkeep: UpkeepComponents) -> list[ScopeUse]:
-        return [use for use in await upkeep.store.usage.scopes() if is_quota(use)]
+    async def read(upkeep: UpkeepComponents) -> list[ScopeUsage]:
+        return [usage for usage in await upkeep.store.usage.scopes() if is_quota(usage)]
 
-    quotas = [QuotaResponse.from_use(use) for use in with_upkeep(config, data, read)]
+    quotas = [QuotaResponse.from_usage(usage) for usage in with_upkeep(config, data, read)]
     if as_json:
         print_json(quotas)
         return

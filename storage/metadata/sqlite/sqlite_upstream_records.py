@@ -246,14 +246,14 @@ class SqliteUpstreamRecords:
             "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.ALL
         )
 
-    async def allowance(self, upstream: str) -> Allowance | None:
+    async def allowance(self, key: str) -> Allowance | None:
         """Returns the rate limit that the upstream stated last; None if none is stored."""
         row: Any = self._db.execute(
-            "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (upstream,)
+            "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (key,)
         ).get
         return None if row is None else Allowance(*row)
 
-    async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
+    async def save_allowance(self, key: str, allowance: Allowance) -> None:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
         If a rate limit is stored already, merges the two: `remaining` and `limit` come from the newer rate limit, and
@@ -265,7 +265,7 @@ class SqliteUpstreamRecords:
         await self._execute(
             _SAVE_ALLOWANCE,
             (
-                *(upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
+                *(key, allowance.at, allowance.remaining, allowance.limit, allowance.until),
                 *(now + CLOCK_TOLERANCE_SECONDS, now + MAX_PAUSE_SECONDS),
             ),
         )

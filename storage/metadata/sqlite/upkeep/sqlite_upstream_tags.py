@@ -111,8 +111,8 @@ class SqliteUpstreamTags:
             )
         return forgotten
 
-    async def frozen(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
-        return self._cache.look_up(bytes_of_record, _find_frozen, repo, tag)
+    async def find_frozen_tag(self, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+        return self._cache.look_up(bytes_of_record, _find_frozen_tag, repo, tag)
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
         repo, _, tag = (after or "").rpartition(":")
@@ -121,7 +121,7 @@ class SqliteUpstreamTags:
         ).fetchall()
         return Page([_frozen_tag(row) for row in rows[:limit]], more=len(rows) > limit)
 
-    async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
+    async def frozen_tags_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
         rows: list[Any] = self._db.execute(f"{_FROZEN} WHERE repository = ? ORDER BY tag", (repo,)).fetchall()
         return [_frozen_tag(row) for row in rows]
 
@@ -133,7 +133,7 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def insert(db: apsw.Connection) -> FrozenTag:
-            current = _find_frozen(db, repo, tag)
+            current = _find_frozen_tag(db, repo, tag)
             if current is not None and current.digest == digest:
                 return current
             db.execute(
@@ -149,7 +149,7 @@ class SqliteUpstreamTags:
         now = self._clock()
 
         def delete(db: apsw.Connection) -> FrozenTag:
-            current = _find_frozen(db, repo, tag)
+            current = _find_frozen_tag(db, repo, tag)
             if current is None:
                 raise TagNotFrozen(f"{repo}:{tag} is not frozen; `entrepot mirror frozen` lists the frozen tags")
             db.execute("DELETE FROM frozen_tag WHERE repository = ? AND tag = ?", (repo, tag))
@@ -172,7 +172,7 @@ def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before:
     return forgotten
 
 
-def _find_frozen(db: apsw.Connection, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
+def _find_frozen_tag(db: apsw.Connection, repo: RepositoryName, tag: Tag) -> FrozenTag | None:
     """Returns the frozen tag; None if the tag is not frozen."""
     row: Any = db.execute(f"{_FROZEN} WHERE repository = ? AND tag = ?", (repo, tag)).fetchone()
     return None if row is None else _frozen_tag(row)

@@ -13,7 +13,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import usage_tables
 from storage.names import Digest, RepositoryName
-from storage.usage import ScopeDefinition, ScopeUse
+from storage.usage import ScopeDefinition, ScopeUsage
 
 
 class SqliteUsage:
@@ -38,13 +38,13 @@ class SqliteUsage:
         # Not durable: after a power cut, the counting continues from the last batch that is on the disk.
         return await self._writer.run(usage_tables.count_batch, durable=False)
 
-    async def scope(self, name: str) -> ScopeUse | None:
+    async def scope(self, name: str) -> ScopeUsage | None:
         return usage_tables.scope(self._db, name)
 
-    async def scopes(self) -> list[ScopeUse]:
+    async def scopes(self) -> list[ScopeUsage]:
         return usage_tables.scopes(self._db)
 
-    async def recount(self, name: str) -> ScopeUse | None:
+    async def recount(self, name: str) -> ScopeUsage | None:
         return await self._scans.run(lambda db: usage_tables.recount(db, name))
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final
 import apsw
 
 from storage.names import Digest, RepositoryName
-from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
+from storage.usage import ScopeDefinition, ScopeUsage, bytes_quota_error, tags_quota_error
 
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
@@ -227,27 +227,27 @@ def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, a
     return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
 
 
-def scope(db: apsw.Connection, name: str) -> ScopeUse | None:
-    """Returns the use of a scope; None if there is no such scope."""
+def scope(db: apsw.Connection, name: str) -> ScopeUsage | None:
+    """Returns the usage of a scope; None if there is no such scope."""
     row: Any = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE name = ? AND {_CONFIGURED}", (name,)).get
-    return None if row is None else _to_scope_use(row)
+    return None if row is None else _to_scope_usage(row)
 
 
-def scopes(db: apsw.Connection) -> list[ScopeUse]:
-    """Returns the use of all scopes, sorted by name."""
+def scopes(db: apsw.Connection) -> list[ScopeUsage]:
+    """Returns the usage of all scopes, sorted by name."""
     rows: list[Any] = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE {_CONFIGURED} ORDER BY name").fetchall()
-    return [_to_scope_use(row) for row in rows]
+    return [_to_scope_usage(row) for row in rows]
 
 
-def _to_scope_use(row: tuple[Any, ...]) -> ScopeUse:
+def _to_scope_usage(row: tuple[Any, ...]) -> ScopeUsage:
     name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, size, tags, complete = row
     definition = ScopeDefinition(
         name, tuple(json.loads(prefixes)), tuple(json.loads(excluded)), upstream, max_bytes, max_tags
     )
-    return ScopeUse(definition, blobs, size, tags, bool(complete))
+    return ScopeUsage(definition, blobs, size, tags, bool(complete))
 
 
-def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
+def recount(db: apsw.Connection, name: str) -> ScopeUsage | None:
     """Counts a scope again, from all links and tags of its members, and returns the result without storing it. Returns
     None if there is no such scope."""
     stored = scope(db, name)
@@ -256,7 +256,7 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
         return None
     row: Any = db.execute(_RECOUNT, (scope_id,)).get
     blobs, size, tags = row
-    return ScopeUse(stored.definition, blobs, size, tags, stored.is_complete)
+    return ScopeUsage(stored.definition, blobs, size, tags, stored.is_complete)
 
 
 def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
@@ -271,7 +271,7 @@ def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Di
     for scope_id, prefixes, excluded, max_bytes, used_bytes in rows:
         is_member = repo.startswith(tuple(json.loads(prefixes))) and not repo.startswith(tuple(json.loads(excluded)))
         if is_member and not (digest and _has_blob(db, scope_id, digest)):
-            raise bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
+            raise bytes_quota_error(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
@@ -295,7 +295,7 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
     if row is None:
         return error
     prefixes, max_bytes, used_bytes, size = row
-    return bytes_refusal(json.loads(prefixes)[0], max_bytes, used_bytes, size)
+    return bytes_quota_error(json.loads(prefixes)[0], max_bytes, used_bytes, size)
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
@@ -311,7 +311,7 @@ def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: in
     if row is None:
         return error
     prefixes, max_tags, tags = row
-    return tags_refusal(json.loads(prefixes)[0], max_tags, tags)
+    return tags_quota_error(json.loads(prefixes)[0], max_tags, tags)
 
 
 def _is_from_trigger(error: apsw.ConstraintError) -> bool:

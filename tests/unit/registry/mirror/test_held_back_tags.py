@@ -441,7 +441,7 @@ async def test_frozen_tags_are_listed_in_pages(site: MirrorSite, worker: MirrorW
     assert list((await tags.frozen_tags(str(frozen[2]), 3)).items) == frozen[3:]
     refrozen = await tags.freeze(MIRRORED_REPO, TAG, second_digest, by=Actor(name="bob"))
     assert (refrozen.digest, refrozen.actor, refrozen.at) == (second_digest, "bob", site.clock.now)
-    assert [each.digest for each in await tags.frozen_in(MIRRORED_REPO)] == [second_digest, first_digest]
+    assert [each.digest for each in await tags.frozen_tags_in(MIRRORED_REPO)] == [second_digest, first_digest]
     assert await tags.unfreeze(MIRRORED_REPO, TAG, by=BY) == refrozen
     with pytest.raises(TagNotFrozen, match=r"docker\.io/library/app:1 is not frozen"):
         await tags.unfreeze(MIRRORED_REPO, TAG, by=BY)
