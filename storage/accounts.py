@@ -41,7 +41,7 @@ class Accounts(Protocol):
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
     epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is
-    cancelled, it takes effect either completely or not at all.
+    cancelled, it takes effect either completely or not at all, unless its docstring says otherwise.
 
     Methods with the parameters `after` and `limit` return a page of a sorted list. The page has at most `limit` items,
     and begins after the sort key `after` (None: at the beginning of the list). A page of large items can have fewer

@@ -44,8 +44,8 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
     then continues with the next round. `what_failed`: the beginning of the line in the log, such as "eviction failed".
 
     Logs a RegistryError, such as StorageFull, in one line, followed by the traceback of its cause if it has one. Logs
-    other errors, such as an SQLite error during a read, with their traceback. Raises CancelledError as
-    `raise_if_cancelled` does."""
+    other errors, such as an SQLite error during a read, with their traceback. No error may end the task, because only a
+    reload of the server would start the task again. Raises CancelledError as `raise_if_cancelled` does."""
     raise_if_cancelled()
     if isinstance(error, RegistryError):
         log.warning("%s: %s; trying again later", what_failed, error, exc_info=error.__cause__)

@@ -36,8 +36,8 @@ class ImageFileFailed(RegistryError):
 
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store keeps the bytes; empty if the blob was recorded as damaged. `created`: when the bytes were last stored, in
-    seconds since 1970: bytes that were damaged can be stored again."""
+    store keeps the bytes; empty if the blob was recorded as damaged. `created`: when the blob was added, in seconds
+    since 1970; if the blob was damaged and then healed, when it was last healed."""
 
     digest: Digest
     size: int
@@ -116,7 +116,8 @@ class Snapshots(Protocol):
         """Marks a copy as restored at the present time. After the copy was made, the copied registry may have recorded
         pulls and events that the copy lacks. So this method changes two things in the copy:
 
-        - `TagFacts.unrecorded_until` becomes the time of the restore, because pulls before it may lack a record.
+        - For the tags in the copy, `TagFacts.unrecorded_until` becomes the time of the restore, because pulls before
+          it may lack a record.
         - Events after the restore get higher numbers than all events of the copied registry.
 
         `copied_at`: when the copy was made, in seconds since 1970. If `copied_at` or the time of an earlier restore is

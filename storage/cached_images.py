@@ -130,7 +130,7 @@ class EvictionRules:
 
 class CachedImages(Protocol):
     """The images of all mirrors. Methods that change something raise StorageFull, StorageFailed. On a full disk, these
-    methods may use the whole reserve: disk space that the store keeps for changes that must not fail."""
+    methods may use the whole reserve: disk space that is allocated in advance, so that content can be deleted."""
 
     async def evict_next(
         self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor

@@ -134,8 +134,8 @@ def list_partials(data: Path) -> list[PartialSummary]:
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory (statistics) of a data directory. Call `check_version` first. Opening the inventory raises
-    StorageFailed, and so do reads in the `with` block."""
+    """Opens the inventory (statistics) of a data directory. Call `check_version` first. If the database cannot be
+    read, raises StorageFailed, also from the `with` block."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 

@@ -88,8 +88,8 @@ def search_words(text: str) -> list[str]:
 class ContentSearch(Protocol):
     """Finds stored content. `words`: the words of the search, in lower case. `within`: the repositories to search, by
     their names in the store (the name of a mirrored repository begins with its upstream). `offset`: the number of
-    entries before the page, at most `MAX_OFFSET`. A search that reaches a limit of rows or time stops,
-    and its page is not complete. All methods raise StorageFailed, and on a full disk StorageFull."""
+    entries before the page, at most `MAX_OFFSET`. A search that reaches a limit of rows or time stops, and its page is
+    not complete. All methods raise StorageFailed, and on a full disk StorageFull."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
@@ -112,8 +112,8 @@ class ContentSearch(Protocol):
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. If
-        several matching manifests of a repository have the same `LabelsMatch.tag`, such as the images of an image
-        index, the page has one entry for them. An entry of `words` with punctuation, such as
+        several matching manifests of a repository have the same `LabelsMatch.tag` (not None), such as the images of an
+        image index, the page has one entry for them. An entry of `words` with punctuation, such as
         `git.example.com/team/app`, is split into several words. If the split gives very many words, only the first ones
         count."""
         ...

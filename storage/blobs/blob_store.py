@@ -1,7 +1,7 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
 A store may keep its bytes in files on a local disk or in objects of a bucket. For a bucket, the methods must not need
-renames, paths, file descriptors, or changes inside a stored object: they replace or delete stored bytes only as a
+renames, paths, file descriptors, or changes inside a stored object: they replace or delete an object only as a
 whole. Two members are for local files only: `BlobStore.prepare_link`, which a store may refuse, and `BlobReader.file`,
 which may be None. The metadata database, not the store, decides which blobs exist.
 

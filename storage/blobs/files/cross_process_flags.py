@@ -9,7 +9,7 @@ downloads it. The *state file* of the partial blob says which bytes are stored. 
 - the upstream has started to send
 
 Each flag has a byte of the state file, and is set while any process holds a lock on the byte. Setting a flag therefore
-writes nothing to the disk, and when a process dies, the kernel clears the flags that the process has set.
+writes nothing to the disk, and when a process dies, the kernel releases the locks of the process.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class CrossProcessFlags:
         self._waiters: set[object] = set()
         """The waiters that are registered in this process."""
         self._owner_offsets: set[int] = set()
-        """Offsets of the bytes that this process has locked as the owner: all its locked bytes except that of
-        `WAITERS_OFFSET`."""
+        """Offsets of the bytes that this process, as the owner, has locked to set flags."""
 
     def add_waiter(self, waiter: object) -> None:
         """Registers a *waiter*: any hashable object that stands for a client that waits for the blob. Sets the flag "a

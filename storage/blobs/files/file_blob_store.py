@@ -168,8 +168,8 @@ class FileBlobStore:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-                # The session has a directory but no file, and `take_over` failed to create the file on the full disk.
-                # It is enough to delete the empty directory.
+                # If the session has a directory but no file, `take_over` cannot create the file on the full disk. It is
+                # then enough to delete the empty directory.
                 with suppress(OSError):  # the directory is not empty
                     self._disk.system.rmdir(directory)
                 return
