@@ -64,9 +64,9 @@ async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUse
     added = await caller.administration.add_user(
         AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
     )
-    # `body.note` is the admin's text about the account. `added.notes` are hints for the admin (`NewAccount`).
+    # `body.note` is the admin's text about the account. The response's `notes` are hints for the admin.
     fields = models.AccountResponse.from_stored(added.account).model_dump()
-    return models.AddedUser(**fields, notes=list(added.notes), password=added.password)
+    return models.AddedUser(**fields, notes=list(added.hints), password=added.password)
 
 
 @router.get("/users/{name}", tags=["users"])
@@ -116,7 +116,7 @@ async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedA
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
     fields = models.AccountResponse.from_stored(added.account).model_dump()
-    return models.AddedAccount(**fields, notes=list(added.notes))
+    return models.AddedAccount(**fields, notes=list(added.hints))
 
 
 @router.get("/robots/{name}", tags=["robots"])

@@ -1,13 +1,15 @@
 """Administration of accounts, groups, grants, API tokens and signing keys, for the command line and the management API.
 
-This module does not check whether the caller may make a change. The management API checks this before it calls this
-module (`registry.auth.rights.management_rights`). On the command line, every user who can write to the store may make
-every change.
+This module does not check whether the caller may make a change. The management API does this check before it calls
+this module (`registry.auth.rights.management_rights`). On the command line, every user who can write to the store may
+make every change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
 stored. Each method that changes something takes `by`, the actor that the audit log names. A *note* is one line of free
-text about an account or a token. A *robot* is an account for a program. The methods can raise AccountInvalid,
-AccountUnknown, AccountExists, LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
+text about an account or a token. A *robot* is an account for a program.
+
+The methods can raise AccountInvalid, AccountUnknown, AccountExists, LastAdmin (after the change, no enabled admin would
+be left), StorageFull, StorageFailed.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ MAX_API_TOKEN_SECONDS = 36525 * 86400.0
 represent."""
 _PASSWORD_LETTERS = "abcdefghjkmnpqrstuvwxyz123456789"
 """The letters and digits of generated passwords. i, l, o and 0 are missing, because each looks like another character.
-The number of letters and digits, 32, divides 256, so a random byte modulo 32 chooses each with the same probability."""
+There are 32 characters. Because 32 divides 256, a random byte modulo 32 chooses each with the same probability."""
 GroupMembers = tuple[AccountName, tuple[str, ...]]
 """The name of a group, and the names of its members."""
 
@@ -59,17 +61,17 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 class NewAccount:
     """A new account.
 
-    - `password`: the generated password; None: none was generated.
-    - `is_first`: whether this is the first account that the registry ever had. From then on, each request needs a login
-      or a grant to everyone.
-    - `notes`: texts that tell the admin which rights the account has from the start, and whether it replaces an account
-      of the same name in the htpasswd file. They are not the note on the account.
+    - `password`: the generated password, or None if no password was generated.
+    - `is_first`: whether this is the first account that the registry ever had. After the first account was added, each
+      request needs a login or a grant to everyone.
+    - `hints`: texts that tell the admin which rights the account has from the start, and whether it replaces an account
+      of the same name in the htpasswd file.
     """
 
     account: Account
     password: str | None
     is_first: bool
-    notes: tuple[str, ...]
+    hints: tuple[str, ...]
 
 
 class Administration:
@@ -77,9 +79,12 @@ class Administration:
 
     `hash_password` returns the hash of a password, and raises TooManyRequests if too many calls wait for hashing.
     `clock` returns seconds since 1970; `random(n)` returns n random bytes. `htpasswd` is the file with further
-    accounts; None: there is none.
+    accounts, or None if the settings name no such file.
 
-    `keep_admin=True` in a call on the store means: refuse the change if no enabled admin would be left.
+    The *version* of an account is a number that increases when its password, its admin right or its enabled flag
+    changes. For a change that the account's owner makes, `expected_version` is the version that the account had when
+    the owner logged in: the method raises Unauthorized if the account has another version now. For a change that
+    somebody else makes, `expected_version` is None, and the method does not check the version.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class Administration:
             name, AccountKind.USER, password_hash=hashed, admin=admin, note=note, by=by
         )
         shown_password = new_password if password is None else None
-        return NewAccount(account, shown_password, is_first, await self._notes_on(account))
+        return NewAccount(account, shown_password, is_first, await self._hints_on(account))
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> NewAccount:
         """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
@@ -134,24 +139,24 @@ class Administration:
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
-        return NewAccount(account, None, is_first, await self._notes_on(account))
+        return NewAccount(account, None, is_first, await self._hints_on(account))
 
-    async def _notes_on(self, account: Account) -> tuple[str, ...]:
-        """Returns `NewAccount.notes` for a new account."""
-        name, notes = account.name, []
+    async def _hints_on(self, account: Account) -> tuple[str, ...]:
+        """Returns `NewAccount.hints` for a new account."""
+        name, hints = account.name, []
         if self._htpasswd is not None and (await self._htpasswd.current()).has_name(name):
-            notes.append(f"the htpasswd file has an account {name}, which this account replaces from now on")
+            hints.append(f"the htpasswd file has an account {name}, which this account replaces from now on")
         if self.accounts.grant_page([Grantee(GranteeKind(account.kind), name)], None, 1).items:
-            notes.append(f"{name} had grants already, which apply to this account")
+            hints.append(f"{name} had grants already, which apply to this account")
         if account.groups:
-            notes.append(f"{name} was already in the groups {', '.join(account.groups)}")
-        return tuple(notes)
+            hints.append(f"{name} was already in the groups {', '.join(account.groups)}")
+        return tuple(hints)
 
     async def set_password(
         self, name: AccountName, password: str | None, *, expected_version: int | None = None, by: Actor
     ) -> str | None:
         """Sets a person's password. If `password` is None, generates a password and returns it. Otherwise, returns
-        None. `expected_version`: as for `add_token`."""
+        None."""
         self.find(name, AccountKind.USER)
         new_password = self._make_password() if password is None else password
         hashed = await self._hashed(name, new_password)
@@ -188,8 +193,8 @@ class Administration:
     async def change_user(
         self, name: AccountName, *, admin: bool | None = None, enabled: bool | None = None, by: Actor
     ) -> None:
-        """Does what `set_admin` and `set_enabled` do for a person, as one change: if it fails, the person keeps both
-        flags. None leaves a flag as it is. Raises LastAdmin if no enabled admin would be left."""
+        """Sets a person's admin flag and enabled flag in one change: if it fails, both flags stay as they are. None
+        leaves a flag as it is. Raises LastAdmin if no enabled admin would be left."""
         self.find(name, AccountKind.USER)
         if admin is not None or enabled is not None:
             await self.accounts.change_account(name, admin=admin, enabled=enabled, keep_admin=True, by=by)
@@ -226,7 +231,7 @@ class Administration:
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
         """Returns the subjects whose grants apply to the account `name`. A subject is the receiver of a grant: an
         account, a group, all accounts, or everyone. `groups`: as for `grants_for`."""
-        # The account may be outside the store, and then its kind is not known here. So both kinds are included.
+        # The list has both kinds of account, because the kind of an account outside the store is not known here.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
         subjects += [Grantee(GranteeKind.GROUP, group) for group in distinct_groups]
@@ -259,13 +264,9 @@ class Administration:
         """Creates an API token for an account and stores it. Returns the stored part of the token, and its full text
         with the secret, which is shown only once.
 
-        `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
-        the actions that the account may do. Empty: the token has no restriction.
-
-        The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-        changes. If the account's owner creates the token, `expected_version` is the version that the account had when
-        the owner logged in: raises Unauthorized if the account has another version now. If somebody else creates it,
-        `expected_version` is None, and there is no such check.
+        - `expires_in`: the lifetime in seconds, or None if the token never expires.
+        - `limits`: restrict the token to some of the actions that the account may do. If `limits` is empty, the token
+          allows all these actions.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -311,9 +312,9 @@ class Administration:
     # Keys and the audit log
 
     async def rotate_key(self, *, at_once: bool = False, by: Actor) -> SigningKey:
-        """Makes a new signing key, which signs all tokens from now on, and returns it. Tokens that an older key signed
-        are accepted for about an hour more: until the last bearer token has expired. With `at_once`, these tokens are
-        refused from now on. Use `at_once` if somebody else may know the old key."""
+        """Makes a new signing key and returns it. This key signs all later tokens. Tokens that an older key signed are
+        accepted for about an hour more, until the last of them has expired. If `at_once` is true, they are refused from
+        now on. Use `at_once` if somebody else may know the old key."""
         return await signing_keys.rotate(
             self.accounts, self._clock(), by, keep_seconds=0.0 if at_once else signing_keys.RETIRED_KEY_SECONDS
         )

@@ -1,4 +1,4 @@
-"""Creates the objects with which one process authenticates requests, from the settings and the store of accounts."""
+"""Creates the objects that authenticate requests in one process. Connects them to the store of accounts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AuthComponents:
     """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
     OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
     1970. `cursors` encrypts the cursors with which clients page through lists. `htpasswd` is the file with further
-    accounts; None: there is none."""
+    accounts, or None if the settings name no such file."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -85,36 +85,39 @@ async def open_auth_components(
 ) -> AsyncIterator[AuthComponents]:
     """Yields the objects for this process and its running event loop. Contacts no token issuer and no OpenID provider.
 
-    - `leases`: slots that all workers share; they limit how many passwords are hashed at the same time.
+    - `leases`: limits how many passwords all workers hash at the same time.
     - `clock`: returns seconds since 1970.
     - `monotonic`: returns monotonic seconds, which measure the age of documents fetched from issuers and the provider.
-    - `on_login`: counts logins.
+    - `on_login`: counts a login. It is called for each login.
 
     When the `async with` block ends, cancels running verifications and writes the collected entries of the audit log.
-    The store must still be open then.
+    The store must stay open until these entries are written.
     """
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
-    # A stamp is a hash of the settings of an issuer or of the provider. A login is refused once the settings that it
-    # depends on have changed, because its stamp is then not in this list any more.
+    # A stamp is a hash of the settings of an issuer or of the provider. A login keeps the stamp
+    # of the settings that it depends on. After a change of these settings, the list has another stamp instead, so the
+    # login is refused.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)
     hashing_pool = HashingPool(leases)
     throttle = LoginThrottle(accounts, clock)
-    passwords = PasswordCheck(accounts, hashing_pool, throttle, clock, htpasswd)
+    password_check = PasswordCheck(accounts, hashing_pool, throttle, clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
-    logins = LoginAudit(accounts, audit_buffer, clock, on_login)
+    login_audit = LoginAudit(accounts, audit_buffer, clock, on_login)
     bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
     login_sessions = LoginSessions(accounts, clock)
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
         openid_login = OpenIDLogin(
-            oidc, accounts, provider, attempts, login_sessions, logins, throttle, htpasswd, clock
+            oidc, accounts, provider, attempts, login_sessions, login_audit, throttle, htpasswd, clock
         )
-    verifier = CredentialVerifier(accounts, bearer_tokens, issuers, passwords, revocation_check, logins, clock)
+    verifier = CredentialVerifier(
+        accounts, bearer_tokens, issuers, password_check, revocation_check, login_audit, clock
+    )
     try:
         yield AuthComponents(
             credential_verifier=verifier,
@@ -134,9 +137,9 @@ async def open_auth_components(
         if openid_login is not None:
             await openid_login.aclose()
         await verifier.aclose()
-        await passwords.aclose()
+        await password_check.aclose()
         await issuers.aclose()
         await login_sessions.aclose()
-        await logins.aclose()
+        await login_audit.aclose()
         await audit_buffer.aclose()
         hashing_pool.close()

@@ -1,7 +1,7 @@
-"""Records logins and denied requests in the audit log, and the time of the last use of each API token.
+"""Writes logins and denied requests to the audit log. Also stores when each API token was last used.
 
-`AuditBuffer` collects entries of the audit log for a second before it writes them to the store. It combines equal
-entries into one with a count, and bounds the number of different entries, so that clients cannot fill the disk. If the
+`AuditBuffer` collects entries of the audit log for a second before it writes them to the store. So that clients cannot
+fill the disk, it combines equal entries into one with a count, and limits the number of different entries. If the
 process dies, the collected entries are lost.
 
 Entries about changes, such as a new account, do not pass through this module. The store writes each of them in the
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 AUDIT_FLUSH_SECONDS: Final = 1.0
 """How long entries are collected before they are written."""
 MAX_COLLECTED_ENTRIES: Final = 1000
-"""The largest number of different entries that are collected before they are written. It is also the largest burst of
-entries about refusals (failed logins and denied requests). Further entries are discarded, and only their number is
-recorded."""
+"""The largest number of different entries that are collected before they are written. Further entries are discarded,
+and only their number is recorded. The constant is also the size of the token bucket that limits entries about refusals
+(failed logins and denied requests)."""
 REFUSALS_PER_SECOND: Final = 5.0
-"""The highest rate at which entries about refusals are added in the long run, in entries per second. Under a steady
+"""The rate at which the token bucket for entries about refusals is refilled, in entries per second. Under a steady
 attack, these entries take about 100 MB a day for each worker."""
 OVERFLOW_ACTION: Final = "audit.overflow"
 """The action of the entry that states how many entries were discarded."""
 LOGIN_ACTION: Final = "login"
 """The action in entries about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""The time for which a login is not recorded again after it was recorded. Two logins count as the same login if they
-have the same account, method, API token and address."""
+"""After a login was recorded, the same login is not recorded again for this time. Two logins count as the same login
+if they have the same account, method, API token and address."""
 
 
 class AuditBuffer:
@@ -63,17 +63,18 @@ class AuditBuffer:
         self._discarded = 0
         """The number of entries that were discarded since the last flush."""
         self._allowed_refusals = float(MAX_COLLECTED_ENTRIES)
-        """The number of entries about refusals that could be added at the time `_allowance_updated_at`."""
+        """The level of the token bucket at the time `_allowance_updated_at`: the number of entries about refusals that
+        may be added."""
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
-        """The task that waits for the end of the interval and then writes the entries; None if there is none."""
+        """The task that waits for the end of the interval and then writes the entries; None if no such task runs."""
         self._write_lock = asyncio.Lock()
-        """Held while entries are written, so that `aclose` waits for a write that runs."""
+        """Held while entries are written, so that `aclose` waits for a running write."""
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Adds an entry. If there are too many entries, discards the entry and counts it. Never waits and never
-        raises."""
+        """Adds an entry, or combines it with an equal entry. If a limit is reached, discards the entry and counts it.
+        Never waits and never raises."""
         key = _entry_key(entry)
         equal_entry = self._collected.get(key)
         if equal_entry is not None:
@@ -93,8 +94,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds an entry for an action at this moment: the actor `by` did `action` on `target`, or tried to do it.
-        `outcome` says whether the action succeeded. Never waits and never raises."""
+        """Adds an entry with the current time: the actor `by` did `action` on `target`, or tried to. `outcome` says
+        whether the action succeeded. Never waits and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -102,8 +103,8 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Waits for a write that runs, if there is one. Then writes the collected entries to the store. If that fails,
-        logs an error, and the entries are lost."""
+        """Waits for a running write, if there is one. Then writes the collected entries to the store. If its own write
+        fails, logs an error, and the entries are lost."""
         async with self._write_lock:
             await self._write_collected()
 
@@ -121,7 +122,7 @@ class AuditBuffer:
             log.error("could not write %d entries of the audit log, which are lost: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Writes the collected entries now, and waits for a write that runs. May be called more than once."""
+        """Waits for a running write, and writes the collected entries now. May be called more than once."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -130,8 +131,8 @@ class AuditBuffer:
         await self.flush()
 
     def _take_allowance(self) -> bool:
-        """Returns whether one more entry about a refusal may be added, and takes this entry from the allowance (a token
-        bucket). The allowance grows by `REFUSALS_PER_SECOND`, to `MAX_COLLECTED_ENTRIES` at most."""
+        """Returns whether one more entry about a refusal may be added. If it may, lowers the level of the token bucket
+        by one. The level rises by `REFUSALS_PER_SECOND` in each second, to at most `MAX_COLLECTED_ENTRIES`."""
         now = self._clock()
         added_allowance = max(0.0, now - self._allowance_updated_at) * REFUSALS_PER_SECOND
         self._allowed_refusals = min(float(MAX_COLLECTED_ENTRIES), self._allowed_refusals + added_allowance)
@@ -157,7 +158,7 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
 
 OnLogin = Callable[[str, Literal["ok", "failed", "throttled"]], None]
 """A function that counts a login. Its arguments are the method (see `LoginAudit`) and the outcome. The outcome
-`throttled` means that the login was refused because of too many failed logins, or because too many logins wait. The
+`throttled` means that the login was refused after too many failed logins, or because too many other logins wait. The
 function must return at once and must not raise errors."""
 
 
@@ -179,7 +180,7 @@ class LoginAudit:
         self._on_login = on_login
         self._clock = clock
         self._recorded_at = SecretCache[float]()
-        """When a login was last recorded, by account, method, id of the API token, and address."""
+        """When a login was last recorded. The key consists of account, method, id of the API token, and address."""
         self._use_writes = UseWrites()
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
@@ -188,7 +189,7 @@ class LoginAudit:
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         recorded_at = self._recorded_at.get(key)
-        # A time in the future is ignored, because the clock was set back after it was recorded.
+        # If `recorded_at` is in the future, the clock was set back in the meantime, so this time is ignored.
         if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
             return
         self._recorded_at.put(key, now)
@@ -201,8 +202,8 @@ class LoginAudit:
         self, user: str, method: str, reason: str, by: Actor, outcome: Literal["failed", "throttled"] = "failed"
     ) -> None:
         """Records a failed login. `reason` is a text for the audit log that the client does not see. `user` is the text
-        that the client sent as its user name. This text is recorded only if it is a valid name of an account, because
-        people type passwords into the wrong field."""
+        that the client sent as its user name. This text is recorded only if it follows the rules for account names. Any
+        other text could be a password that a person typed into the wrong field."""
         self._on_login(method, outcome)
         detail = {"how": method, "reason": reason}
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name_or_empty(user), "failed", detail)
@@ -215,7 +216,7 @@ class LoginAudit:
             self._use_writes.start(token.id, partial(self._write_use, token.id, now))
 
     async def aclose(self) -> None:
-        """Waits until the running writes of uses of API tokens have ended."""
+        """Waits until the tasks that `record_token_use` started have ended."""
         await self._use_writes.wait_until_idle()
 
     async def _write_use(self, token_id: str, now: float) -> None:

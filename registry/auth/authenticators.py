@@ -1,17 +1,17 @@
-"""Authenticators: find the principal of a request from its headers. The principal is the account or anonymous client
-that sends the request, together with its rights.
+"""Authenticators find the principal of a request from the headers of the request. The *principal* is the account or
+anonymous client that sends the request, together with its rights.
 
 - `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one lookup in the cache of
-  verified credentials, which also contains their principals (`registry.auth.credential_cache`). Each request reads the
-  *epoch*, a number in the store that every change of rights increases. So a change of rights by any worker takes effect
-  with the next request (`registry.auth.revocation_across_workers`).
+  verified credentials, which also contains their principals (`registry.auth.credential_cache`). The *epoch* is a number
+  in the store that every change of rights increases. Each request reads the epoch, and a principal with an older epoch
+  is not used. So a change of rights by any worker takes effect with the next request
+  (`registry.auth.revocation_across_workers`).
 - `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
-  accepts, and also an API token as Bearer, and the session cookie of a login with a browser.
+  accepts. In addition, it accepts an API token as Bearer, and the session cookie of a login with a browser.
 
-`HeaderAuthenticator` and `ManagementAuthenticator` ignore all credentials while the registry is *open*, that is until
-its first account is added. A registry is never open if the settings allow logins in another way, such as by an htpasswd
-file.
+`HeaderAuthenticator` and `ManagementAuthenticator` ignore all credentials while the registry is *open*. The registry is
+open if it has never had an account and the settings name no htpasswd file, no token issuer and no OpenID provider.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
-"""The error code in the challenge (`WWW-Authenticate`) for a bearer token that is not valid. The client then gets a new
-token (RFC 6750, 3.1)."""
+"""The error code in the challenge (`WWW-Authenticate`) for a bearer token that is not valid. It tells the client to
+request a new token (RFC 6750, 3.1)."""
 
 
 class HeaderAuthenticator:
     """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. Ignores the
-    header while this registry is open, because some clients send it their login for another registry."""
+    header while this registry is open, because some clients send their login for another registry to this one."""
 
     def __init__(
         self,
         guard: Guarded,
         policy: Policy,
-        credentials: CredentialVerifier,
+        credential_verifier: CredentialVerifier,
         *,
         clock: Callable[[], float],
     ) -> None:
         """`clock` returns seconds since 1970."""
         self._guard = guard
         self._policy = policy
-        self._credentials = credentials
+        self._credential_verifier = credential_verifier
         self._read_epoch = policy.accounts.epoch
         self._clock = clock
-        self._cache = credentials.cache
+        self._cache = credential_verifier.cache
         self._last_epoch: int | None = None
         """The epoch at the last request; None before the first request."""
         self._anonymous = UNPRIVILEGED
@@ -73,7 +73,7 @@ class HeaderAuthenticator:
         if not principal.is_registry_open:
             headers = request.headers(b"authorization")
             if headers:
-                cached_principal = self._cached(self._cache.key_of(headers[0], request.address))
+                cached_principal = self._find_cached_principal(self._cache.key_of(headers[0], request.address))
                 principal = (
                     await self._verify(headers, request)
                     if cached_principal is None or len(headers) > 1
@@ -82,19 +82,21 @@ class HeaderAuthenticator:
         request.principal = principal
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes | None:
-        """Returns a key for the principal that a client's credential stands for. The response cache uses it as a part
-        of its cache keys (`registry.http.answer_cache`). While the store does not change, requests with the same key
-        have the same principal.
+        """Returns a key that stands for a request's principal. The response cache (`registry.http.answer_cache`) uses
+        the key as a part of its cache keys. While the store does not change, requests with the same key have the same
+        principal. `headers` are the values of the Authorization headers, `address` is the client's address.
 
-        `headers` are the values of the Authorization headers, `address` is the client's address. The key is empty for
-        all requests without a credential, and for all requests while the registry is open. Returns None if the response
-        must not be cached: the credential is not in the cache of verified credentials, its validity depends on
-        something outside the store, or there are several Authorization headers.
+        Returns an empty key for all requests without a credential, and for all requests while the registry is open.
+        Returns None in each of these cases, in which the response must not be cached:
+
+        - The cache of verified credentials has no usable principal for the credential.
+        - The validity of the credential depends on something outside the store.
+        - There are several Authorization headers.
         """
         if self._anonymous.is_registry_open or not headers:
             return b""
         key = self._cache.key_of(headers[0], address)
-        cached_principal = self._cached(key)
+        cached_principal = self._find_cached_principal(key)
         return (
             None if cached_principal is None or cached_principal.identity.stamp is not None or len(headers) > 1 else key
         )
@@ -104,28 +106,30 @@ class HeaderAuthenticator:
         Raises Unauthorized or Denied if not."""
         self._guard.check_push(repo)
 
-    def _cached(self, key: bytes) -> Principal | None:
+    def _find_cached_principal(self, key: bytes) -> Principal | None:
         """Returns the cached principal of the credential with the cache key `key`. Returns None if no principal is
-        cached, if its rights were read at another epoch than `_last_epoch`, or if the credential is not valid any
-        more."""
+        cached, if the principal's rights were read at another epoch than `_last_epoch`, or if the credential is not
+        valid any more."""
         cached = self._cache.get(key)
         if cached is None or cached.principal is None or cached.principal.epoch != self._last_epoch:
             return None
         if cached.until <= self._clock():
             return None
-        # An identity with a stamp depends on the htpasswd file or the settings, whose changes do not change the epoch.
-        if cached.identity.stamp and not self._credentials.cached_credential_check.is_current(cached):
+        # A stamp is a hash of the line in the htpasswd file, or of the settings, that an identity depends on. A change
+        # of these does not change the epoch.
+        if cached.identity.stamp and not self._credential_verifier.cached_credential_check.is_current(cached):
             return None
         return cached.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
         """Verifies a credential without using its cached principal, and returns its principal. `headers` are the values
-        of the Authorization headers. Raises Unauthorized, also if there are several headers; TooManyRequests."""
+        of the Authorization headers. Raises Unauthorized if the credential is not valid, or if there are several
+        headers. Raises TooManyRequests."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous
         try:
-            return await principal_of(self._policy, await self._credentials.verify(credential, request.actor))
+            return await principal_of(self._policy, await self._credential_verifier.verify(credential, request.actor))
         except Unauthorized as error:
             if isinstance(credential, Bearer):
                 raise Unauthorized(error.message, reason=INVALID_TOKEN) from None
@@ -133,9 +137,9 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, with one
-    exception: no request may use the repositories that are mirrored from a registry in `guarded_upstreams`. For
-    example, if `ghcr.io` is in `guarded_upstreams`, no request may use `ghcr.io/app`."""
+    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except in
+    the repositories that are mirrored from a registry in `guarded_upstreams`. For example, if `ghcr.io` is in
+    `guarded_upstreams`, no request may use `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded_upstreams: Iterable[str] = ()) -> None:
         self._guard = guard
@@ -158,25 +162,25 @@ class ManagementAuthenticator:
     """Authenticates callers of the management API. While the registry is open, ignores all credentials: every caller is
     anonymous."""
 
-    def __init__(self, policy: Policy, credentials: CredentialVerifier, sessions: LoginSessions) -> None:
+    def __init__(self, policy: Policy, credential_verifier: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
-        self._credentials = credentials
+        self._credential_verifier = credential_verifier
         self._sessions = sessions
 
     async def authenticate(
         self, headers: Sequence[tuple[bytes, bytes]], by: Actor, session: str | None = None
     ) -> Principal:
         """Returns the principal of a caller. `headers` are the request's headers, with names in lower case. `session`
-        is the text of the session cookie; None: there is none. If the request has both a session cookie and an
-        Authorization header, uses the header. `by` describes the client, for the audit log. Raises Unauthorized,
-        TooManyRequests."""
+        is the text of the session cookie, or None if the request has no such cookie. If the request has both a session
+        cookie and an Authorization header, uses the header. `by` describes the client, for the audit log. Raises
+        Unauthorized, TooManyRequests."""
         if not self._policy.is_closed:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):
                 return await self._api_token_principal(token, by)
             case Basic() | Bearer() as credential:
-                return await principal_of(self._policy, await self._credentials.verify(credential, by))
+                return await principal_of(self._policy, await self._credential_verifier.verify(credential, by))
         return await (self._principal(ANONYMOUS) if session is None else self._session_principal(session))
 
     async def _principal(self, identity: Identity) -> Principal:
@@ -193,8 +197,8 @@ class ManagementAuthenticator:
 
     async def _api_token_principal(self, text: str, by: Actor) -> Principal:
         """Returns the principal of the API token `text`. Raises Unauthorized if the token is not valid, or if it is a
-        refresh token. Only `/token` accepts refresh tokens. `by` describes the client, for the audit log."""
-        identity = await self._credentials.verify_api_token(text, by)
+        refresh token, which only `/token` accepts. `by` describes the client, for the audit log."""
+        identity = await self._credential_verifier.verify_api_token(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":
             raise Unauthorized(REFUSED)

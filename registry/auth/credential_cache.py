@@ -1,14 +1,14 @@
 """The cache of verified credentials, and of their principals. A principal is the account that a credential belongs to,
 with its rights.
 
-The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. The hash includes the address, because a login with a
-cached password is not throttled: only clients at the address that sent the right password may skip the limits on failed
-logins.
+The cache key of a credential is a keyed hash of its Authorization header and the client's address. Each cache makes a
+random key for this hash. So that the cache contains no secret, it stores the hash instead of the header. The limits on
+failed logins do not apply to a login with a cached password. The hash includes the address, so that only clients at the
+address that sent the right password can skip these limits.
 
 An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
-rights increases. An entry contains the epoch at which it was verified, and `registry.auth.revocation_across_workers`
-compares this epoch with the current one.
+rights increases. An entry contains the epoch at which its credential was verified, and
+`registry.auth.revocation_across_workers` compares this epoch with the current one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Final
 from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.rights.principal import Identity, Principal
 
-MAX_CACHED_LOGINS: Final = 2048
+MAX_CACHED_BASIC_CREDENTIALS: Final = 2048
 """The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
 issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The largest number of Bearer credentials in the cache. They have a separate limit, because a client that requests
-many bearer tokens must not evict passwords, which would have to be hashed again."""
+"""The largest number of Bearer credentials in the cache. They have a separate limit, so that a client with many bearer
+tokens does not evict passwords. An evicted password must be hashed again."""
 
 
 class VerifiedCredential:
@@ -35,9 +35,8 @@ class VerifiedCredential:
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
     - `until`: when the entry expires, in seconds since 1970. This is not later than the expiry of the identity.
-    - `principal`: the principal of the identity; None until it is first needed. Its rights have an epoch of their own,
-      `principal.epoch`: the epoch at which they were read. They may be read at another time than the identity is
-      checked, so the two epochs can differ.
+    - `principal`: the principal of the identity; None until it is first needed. `principal.epoch` is the epoch at which
+      the rights were read. It can differ from `epoch`.
     """
 
     __slots__ = ("epoch", "identity", "principal", "until")
@@ -50,20 +49,20 @@ class VerifiedCredential:
 
 
 class CredentialCache:
-    """The verified credentials of one process, by the cache key that `key_of` returns. A full cache evicts the oldest
-    entry for a new one."""
+    """The verified credentials of one process, by the cache key that `key_of` returns. Basic and Bearer credentials
+    have separate limits. At a limit, a new entry evicts the oldest entry of its type."""
 
     def __init__(self) -> None:
         # The hash is keyed once and copied for each cache key, because a copy is faster than a new keyed hash.
         self._hash = blake2b(digest_size=16, key=os.urandom(32))
-        # The hash with the last client's address, because one client often sends several requests in a row.
+        # The hash of the last client's address is kept, because one client often sends several requests in a row.
         self._address, self._address_hash = "", self._hash
         self._basic_entries: dict[bytes, VerifiedCredential] = {}
         self._bearer_entries: dict[bytes, VerifiedCredential] = {}
 
     def key_of(self, header: bytes, address: str) -> bytes:
-        """Returns the cache key of a credential: `header` is the value of an Authorization header, `address` the
-        address of the client that sent it."""
+        """Returns the cache key of a credential. `header` is the value of the Authorization header, `address` is the
+        address of the client."""
         if address != self._address:
             address_hash = self._hash.copy()
             address_hash.update(address.encode() + b"\0")  # separates address and header: no address contains NUL
@@ -77,12 +76,12 @@ class CredentialCache:
         return self._basic_entries.get(key) or self._bearer_entries.get(key)
 
     def put(self, key: bytes, verified: VerifiedCredential, credential: Basic | Bearer) -> None:
-        """Stores the entry `verified` under the cache key `key`, and replaces an older one there. `credential` is the
-        credential that the client sent; its type decides which of the two limits applies."""
+        """Stores the entry `verified` under the cache key `key`. Replaces the old entry under this key, if there is
+        one. `credential` is the credential that the client sent; its type decides which of the two limits applies."""
         is_bearer = isinstance(credential, Bearer)
         entries = self._bearer_entries if is_bearer else self._basic_entries
         entries.pop(key, None)
-        if len(entries) >= (MAX_CACHED_BEARER_TOKENS if is_bearer else MAX_CACHED_LOGINS):
+        if len(entries) >= (MAX_CACHED_BEARER_TOKENS if is_bearer else MAX_CACHED_BASIC_CREDENTIALS):
             del entries[next(iter(entries))]
         entries[key] = verified
 
@@ -96,14 +95,17 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the value of the Authorization header for a credential, in its usual form. An entry is stored under the
-    cache key of this form. `registry.auth.authenticators` first looks up the header as the client sent it, because that
-    needs no parsing. For a header in another form, such as `bearer` in lower case, this first lookup finds nothing; the
-    entry is found after the header was parsed."""
+    """Returns the value of the Authorization header for a credential, in its usual form. The cache key of an entry is
+    made from this form.
+
+    `registry.auth.authenticators` first looks up the header as the client sent it, because this lookup needs no
+    parsing. If the header has another form, such as `bearer` in lower case, the first lookup finds nothing. A second
+    lookup, after the header was parsed, finds the entry.
+    """
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # The urlencoded form in a POST to `/token` can contain a user name with a colon; a Basic header cannot. With the
-    # scheme Basic, the user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret
+    # In a Basic header, a user name cannot contain a colon. In the urlencoded form of a POST to `/token`, it can. With
+    # the scheme Basic, the user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret
     # "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

@@ -1,8 +1,8 @@
 """Verifies credentials: passwords, API tokens, bearer tokens that `/token` issued, and tokens of trusted issuers.
 
-Each process caches verified credentials for an hour, so that it need not hash a password that a client sends with every
-request. Each lookup in the cache checks whether the credential is still valid
-(`registry.auth.revocation_across_workers`). For this purpose, an entry contains the *epoch* at which the credential was
+Many clients send their password with every request. Each process caches verified credentials for an hour, so that it
+need not hash the password each time. Each lookup in the cache checks whether the credential is still valid
+(`registry.auth.revocation_across_workers`). For this check, an entry contains the *epoch* at which the credential was
 verified. The epoch is a number in the store that increases when an account, a grant or a signing key changes, or an API
 token is revoked.
 
@@ -43,8 +43,8 @@ class CredentialVerifier:
     """Verifies credentials, for one process and its event loop.
 
     - `revocation_check`: checks whether the account, the API token, the signing key and the settings that an identity
-      depends on are still valid, and returns the identity with the current limits of the API token.
-    - `logins`: records logins in the audit log.
+      depends on are still valid. Returns the identity with the current limits of the API token.
+    - `login_audit`: records logins in the audit log.
     - `clock`: returns seconds since 1970.
     """
 
@@ -53,17 +53,17 @@ class CredentialVerifier:
         accounts: Accounts,
         bearer_tokens: BearerTokens,
         issuers: Issuers,
-        passwords: PasswordCheck,
+        password_check: PasswordCheck,
         revocation_check: RevocationCheck,
-        logins: LoginAudit,
+        login_audit: LoginAudit,
         clock: Callable[[], float],
     ) -> None:
         self._accounts = accounts
         self._bearer_tokens = bearer_tokens
         self._issuers = issuers
-        self._passwords = passwords
+        self._password_check = password_check
         self._revocation_check = revocation_check
-        self._logins = logins
+        self._login_audit = login_audit
         self._clock = clock
         self._verifications = SingleFlight[VerifiedCredential]()
         """The running verifications of Basic credentials, by cache key."""
@@ -109,25 +109,25 @@ class CredentialVerifier:
         return (await self.verify(Basic(user, secret), by)).identity
 
     async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
-        """Returns the identity that a user name and a password prove, for a login with a browser. Refuses all other
-        secrets: a session that was started with a token would outlive the token, and would not have the token's limits.
+        """Returns the identity that a user name and a password prove, for a login with a browser. Refuses a token
+        instead of the password, because the session would outlive the token, and would not have the token's limits.
         Raises the errors of `verify`."""
         method = self._login_method(password)
         if method != "password":
-            self._logins.record_failure(user, method, "a token cannot start a session", by)
+            self._login_audit.record_failure(user, method, "a token cannot start a session", by)
             raise Unauthorized(REFUSED)
         return await self.verify_basic(user, password, by)
 
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves. Call it for a token that the client sent without a user name.
-        Accepts the API tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for
-        later requests to `/token`. Raises Unauthorized if the token is not valid."""
+        """Returns the identity that an API token proves, for a token that the client sent without a user name. Accepts
+        the API tokens that people made. Also accepts refresh tokens, which are API tokens that `/token` issued to a
+        client for later requests to `/token`. Raises Unauthorized if the token is not valid."""
         try:
             identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:
-            self._logins.record_failure("", "token", error.message, by)
+            self._login_audit.record_failure("", "token", error.message, by)
             raise Unauthorized(REFUSED) from None
-        self._logins.record_success(identity, "token", by)
+        self._login_audit.record_success(identity, "token", by)
         return identity
 
     async def aclose(self) -> None:
@@ -143,17 +143,17 @@ class CredentialVerifier:
                 identity = await self._issuers.verify(token)
             else:
                 identity = self._bearer_tokens.verify(token)
-            # Refuses a bearer token if its account was disabled, or the API token behind it was revoked, after the
-            # bearer token was issued. Adds the current limits of that API token to the identity, because a bearer token
-            # does not contain them.
+            # A client can get a bearer token in exchange for an API token. This check refuses the bearer token if its
+            # account was disabled or the API token was revoked later. The check also adds the current limits of the API
+            # token to the identity, because the bearer token does not contain them.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
-                self._logins.record_failure("", "issuer", error.message, by)
+                self._login_audit.record_failure("", "issuer", error.message, by)
             raise Unauthorized(REFUSED) from None
         if is_from_issuer:
-            self._logins.record_success(identity, "issuer", by)
-        return self._store(cache_key, credential, identity, epoch)
+            self._login_audit.record_success(identity, "issuer", by)
+        return self._add_to_cache(cache_key, credential, identity, epoch)
 
     async def _verify_basic(self, cache_key: bytes, credential: Basic, by: Actor) -> VerifiedCredential:
         """Verifies a user name and a secret, which is a password, an API token or an issuer's token. Caches the result
@@ -168,17 +168,17 @@ class CredentialVerifier:
                 if identity.name != user:
                     raise Unauthorized("the token belongs to another account than the user name")
             else:
-                identity = await self._passwords.check(_parse_account_name(user), secret, by.address)
-            # Refuses the login if its account was changed while the code above waited for a hashing or a download.
+                identity = await self._password_check.check(_parse_account_name(user), secret, by.address)
+            # Refuses the login if the account was changed while the code above waited for hashing or a download.
             identity = self._revocation_check.check(identity)
         except TooManyRequests as error:
-            self._logins.record_failure(user, method, error.message, by, "throttled")
+            self._login_audit.record_failure(user, method, error.message, by, "throttled")
             raise
         except Unauthorized as error:
-            self._logins.record_failure(user, method, error.message, by)
+            self._login_audit.record_failure(user, method, error.message, by)
             raise Unauthorized(REFUSED) from None
-        self._logins.record_success(identity, method, by)
-        return self._store(cache_key, credential, identity, epoch)
+        self._login_audit.record_success(identity, method, by)
+        return self._add_to_cache(cache_key, credential, identity, epoch)
 
     def _login_method(self, secret: str) -> str:
         """Returns which kind of secret a client sent with its user name: `token` for an API token, `issuer` for an
@@ -187,13 +187,13 @@ class CredentialVerifier:
             return "token"
         return "issuer" if self._issuers.is_issuer_token(secret) else "password"
 
-    def _store(
+    def _add_to_cache(
         self, cache_key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int
     ) -> VerifiedCredential:
         """Caches a verified credential under `cache_key`, and returns the entry.
 
-        `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
-        number, and the next lookup checks the credential again.
+        `epoch` must be read before the verification. If the epoch changes during the verification, the entry contains
+        the old epoch, and the next lookup checks the credential again.
         """
         verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS)
         self.cache.put(cache_key, verified, credential)
@@ -203,7 +203,7 @@ class CredentialVerifier:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
         `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh
-        token. None: the client sent no user name, so the token can belong to any account, and can be a refresh token.
+        token. If `user` is None, the client sent no user name. The token can be one of any account, or a refresh token.
         """
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:
@@ -216,7 +216,7 @@ class CredentialVerifier:
             raise Unauthorized("the account was removed") from None
         if not account.enabled:
             raise Unauthorized("the account is disabled")
-        self._logins.record_token_use(token)
+        self._login_audit.record_token_use(token)
         return Identity(
             account.name,
             robot=account.kind is AccountKind.ROBOT,
@@ -228,9 +228,9 @@ class CredentialVerifier:
 
 
 def _parse_account_name(user: str) -> AccountName:
-    """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. Such a refusal
-    needs no hashing, so it is faster than others. This does not reveal which accounts exist, because the rules for
-    names are public."""
+    """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. This refusal is
+    faster than others, because it needs no hashing. The shorter time does not reveal which accounts exist, because the
+    rules for names are public."""
     try:
         return AccountName(user)
     except AccountInvalid:

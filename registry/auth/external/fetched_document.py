@@ -14,7 +14,8 @@ from registry.single_flight import SingleFlight
 T = TypeVar("T")
 
 _FETCH_KEY: Final = "fetch"
-"""The one key in `FetchedDocument._fetches`, which runs at most one task per key. So at most one fetch runs."""
+"""The only key in `FetchedDocument._fetches`. At most one fetch runs, because `_fetches` runs at most one task for each
+key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class FetchTimes:
     """The times that control when a document is fetched again, and how long it may be used. All values are in seconds.
     The age of a document is the time since it was fetched.
 
-    - `refresh_age`: from this age on, the document should be fetched again. It may be used until the fetch succeeds.
-    - `max_age`: above this age, the document must not be used.
+    - `refresh_age`: a document of this age or older should be fetched again. The old document may be used until the
+      fetch succeeds.
+    - `max_age`: a document older than this must not be used.
     - `pause_after_failure`: the shortest time from the end of a failed fetch to the start of the next fetch.
     - `pause_after_success`: the shortest time from the end of a successful fetch to the start of the next fetch.
     """
@@ -35,10 +37,11 @@ class FetchTimes:
 
 
 class FetchedDocument(Generic[T]):
-    """A document that `fetch` gets from another service. Callers that need it at the same time share one fetch. The
+    """A document that `fetch` gets from another service. Concurrent callers of `refresh` share one fetch. The
     constructor fetches nothing.
 
-    `fetch` must return the document, or None after a failure, and raise nothing. `clock` returns monotonic seconds.
+    `fetch` must return the document, or None after a failure. It must not raise errors. `clock` returns monotonic
+    seconds.
     """
 
     def __init__(self, fetch: Callable[[], Awaitable[T | None]], times: FetchTimes, clock: Callable[[], float]) -> None:
@@ -46,7 +49,7 @@ class FetchedDocument(Generic[T]):
         self._times = times
         self._clock = clock
         self._document: T | None = None
-        # Times in the past, so that the document is not fresh before the first fetch, and no pause delays that fetch.
+        # These times are in the past, so that `is_fresh` is False at first, and no pause delays the first fetch.
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
         self.last_fetch_failed = False
@@ -56,7 +59,7 @@ class FetchedDocument(Generic[T]):
 
     @property
     def current(self) -> T | None:
-        """The document of the last successful fetch. None if no fetch has succeeded, or if that document is older than
+        """The document of the last successful fetch. None if no fetch has succeeded, or if the document is older than
         `max_age`."""
         return self._document if self._age <= self._times.max_age else None
 
@@ -66,9 +69,9 @@ class FetchedDocument(Generic[T]):
         return self._age < self._times.refresh_age
 
     async def refresh(self) -> None:
-        """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for that one.
-        Does nothing during the pause after a fetch, or after `aclose`. If the caller is cancelled, the fetch
-        continues."""
+        """Fetches the document and waits until the fetch has ended. If a fetch is running already, waits for this fetch
+        and starts none. Does nothing during the pause after a fetch. Does nothing after `aclose`. If the caller is
+        cancelled, the fetch continues."""
         if self._can_refresh:
             await self._fetches.settle(_FETCH_KEY, work=self._fetch_and_store)
 

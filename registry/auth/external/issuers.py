@@ -42,9 +42,9 @@ LEEWAY_SECONDS: Final = 10.0
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
-"""`Issuers` passes only these claims to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
-`jti` is not a text. This module itself reads the claims that the settings name (`account_claim`, `groups_claim` and
-`required`), and can handle values of any type in them."""
+"""The claims that `Issuers` passes to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
+`jti` is not a text. This module reads the claims that the settings name (`account_claim`, `groups_claim` and
+`required`) without joserfc, and accepts values of any type in them."""
 
 
 class Issuers:
@@ -62,16 +62,16 @@ class Issuers:
         self._accounts = accounts
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
-        """The key sets by `_key_set_id`. Issuers whose keys come from the same source share one key set."""
+        """The key sets, by `_key_source`. Issuers whose keys come from the same source share one key set."""
         for issuer in settings:
             if issuer.jwks_file is not None:
-                self._key_sets.setdefault(_key_set_id(issuer), FileKeySet(issuer.jwks_file))
+                self._key_sets.setdefault(_key_source(issuer), FileKeySet(issuer.jwks_file))
             elif issuer.jwks_url is not None:
                 fetch = partial(fetch_key_set, ca_file=issuer.ca_file)
-                self._key_sets.setdefault(_key_set_id(issuer), FetchedKeySet(issuer.jwks_url, fetch, monotonic))
+                self._key_sets.setdefault(_key_source(issuer), FetchedKeySet(issuer.jwks_url, fetch, monotonic))
         self.issuers_by_stamp: Mapping[str, Issuer] = {issuer_stamp(issuer): issuer for issuer in settings}
-        """The settings of each issuer, by their stamp. A stamp is a hash of the settings. Each identity that an
-        issuer's token proves contains the stamp, so that the identity can be refused after a change of the settings."""
+        """The settings of each issuer, by their stamp, which is a hash of the settings. Each identity that an issuer's
+        token proves contains the stamp, so that the identity can be refused after a change of the settings."""
 
     def is_issuer_token(self, text: str) -> bool:
         """Returns whether `text` is a token that names one of the issuers. Does not check the signature, so the token
@@ -94,7 +94,7 @@ class Issuers:
         }
         try:
             algorithm, key_id = algorithm_and_key_id(token, issuer.algorithms)
-            await verify_with_key_set(token, self._key_sets[_key_set_id(issuer)], key_id, algorithm)
+            await verify_with_key_set(token, self._key_sets[_key_source(issuer)], key_id, algorithm)
             checked_claims: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
             check_claims(checked_claims, options, self._clock(), LEEWAY_SECONDS)
             expires = float(claims["exp"])
@@ -107,12 +107,12 @@ class Issuers:
         return self._identity(issuer, claims, expires)
 
     async def aclose(self) -> None:
-        """Cancels the running fetches of key sets and waits until they have ended."""
+        """Cancels the running fetches of key sets, and waits until these fetches have ended."""
         for key_set in self._key_sets.values():
             await key_set.aclose()
 
     def _read_unverified(self, text: str) -> tuple[CompactSignature, dict[str, Any]] | None:
-        """Returns the parts and the claims of a token. Does not check the signature. Returns None if `text` is not a
+        """Parses a token, and returns it with its claims. Does not check the signature. Returns None if `text` is not a
         token, or if the token names none of the issuers."""
         if text.count(".") != 2:
             return None
@@ -136,8 +136,10 @@ class Issuers:
         raise Unauthorized("the token has another audience, or lacks a claim that its issuer's settings require")
 
     def _identity(self, issuer: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
-        """Returns the identity of the robot that a token's claims or the issuer's settings name. Raises Unauthorized if
-        there is no such robot, or if it is disabled. `expires` is the token's expiry, in seconds since 1970."""
+        """Returns the identity of the robot that a token logs in as. If the issuer's settings have an `account_claim`,
+        this claim of the token names the robot. Otherwise the issuer's settings name it (`account`). Raises
+        Unauthorized if there is no such robot, or if it is disabled. `expires` is the token's expiry, in seconds since
+        1970."""
         name = issuer.account if issuer.account_claim is None else claims.get(issuer.account_claim)
         try:
             account = self._accounts.account(AccountName(name if isinstance(name, str) else ""))
@@ -161,9 +163,9 @@ def issuer_stamp(settings: Issuer) -> str:
     return settings_stamp("issuer", settings)
 
 
-def _key_set_id(settings: Issuer) -> tuple[object, ...]:
-    """Returns the source of an issuer's keys: the URL or file, and the authorities to trust. Issuers with the same
-    source can share one key set."""
+def _key_source(settings: Issuer) -> tuple[object, ...]:
+    """Returns the source of an issuer's keys: the URL or the file of the key set, and the file with the certificates of
+    the authorities to trust."""
     return settings.jwks_url, settings.jwks_file, settings.ca_file
 
 

@@ -1,11 +1,15 @@
 """Public keys of token issuers and OpenID providers (JSON Web Key Sets, RFC 7517), from a file or a URL.
 
-Only public keys are accepted, which can verify signatures but not create them.
+Only public keys are accepted. They can verify signatures but not create them.
 
-A key set at a URL is fetched when the first token needs it, and then cached. A key set is fetched again when it is an
-hour old, and when no cached key verifies a token. In the second case, the key of the token is not in the cache, or the
-issuer has replaced the key and kept its id. The time between two fetches is a minute at least, or ten seconds after a
-failure, so that forged tokens cause little traffic. A token that a cached key verifies does not wait for a fetch.
+A key set at a URL is fetched when the first token needs it, and then cached. It is fetched again in these cases:
+
+- A token needs the key set, and the key set is at least an hour old.
+- No cached key fits a token. The issuer may have added a key.
+- The cached key that fits a token does not verify it. The issuer may have replaced the key and kept its id.
+
+The time between two fetches is at least a minute, or at least ten seconds if the first of them failed. So forged tokens
+cause little traffic. A token that a cached key verifies does not wait for a fetch.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ log = logging.getLogger(__name__)
 MIN_RSA_BITS: Final = 2048
 """The shortest RSA key that is accepted (RFC 7518, 3.3)."""
 MAX_FILE_BYTES: Final = 256 * 1024
-"""The largest size of a file with a key set. A larger file is not parsed, because that would block the event loop."""
+"""The largest size of a file with a key set. A larger file is not parsed, because parsing it would block the event
+loop."""
 MAX_KEYS: Final = 100
 """The largest number of entries that are read from one key set. Further entries are ignored."""
 PAUSE_SECONDS: Final = 60.0
@@ -39,11 +44,11 @@ PAUSE_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 10.0
 """The shortest time between a failed fetch of a key set and the next fetch."""
 REFRESH_AGE_SECONDS: Final = 3600.0
-"""From this age on, the next use of a key set fetches it again, because the issuer could have withdrawn a key. The
+"""A key set of this age or older is fetched again at its next use, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
 STALE_SECONDS: Final = 86400.0
-"""Above this age, a cached key set is not used. A key set reaches this age only if it was not used, or if all fetches
-failed."""
+"""A cached key set that is older than this is not used. A key set reaches this age only if it was not used, or if all
+fetches failed."""
 
 _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
     "RSA": RSAKey,
@@ -67,16 +72,21 @@ class KeySet(Protocol):
     """The public keys of a token issuer or an OpenID provider."""
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines which keys
-        fit. Returns None if no key fits. If several keys fit and the token names a key, returns the first of them. If
-        several keys fit and the token names no key (`key_id` is None), returns None. Raises KeySetUnavailable if no key
-        fits and the current keys cannot be fetched."""
+        """Returns the key for a token whose header names `key_id` and `algorithm`. `key_id` is None if the header names
+        no key. `_fits` defines which keys fit the token:
+
+        - One key fits: returns this key.
+        - Several keys fit: returns the first of them, or None if `key_id` is None.
+        - No key fits: returns None.
+
+        Raises KeySetUnavailable instead of returning None if the current keys cannot be fetched.
+        """
         ...
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key to try next if `key`, which `find` returned for a token, does not verify its signature. This
-        is a key of a newer version of the key set. May wait until the key set is fetched. Returns None if there is no
-        newer version, or if no key of it fits."""
+        """Returns the key that fits, from a newer version of the key set. Call this if `find` returned `key` for a
+        token, but `key` does not verify its signature. May wait until the key set is fetched. Returns None if there is
+        no newer version, or if no key in the newer version fits."""
         ...
 
     async def aclose(self) -> None:
@@ -87,9 +97,9 @@ class KeySet(Protocol):
 async def verify_with_key_set(
     token: CompactSignature, keys: KeySet, key_id: str | None, algorithm: str
 ) -> dict[str, Any]:
-    """Checks the signature of a token, whose header names `key_id` and `algorithm`, with the key in `keys` that fits.
-    Returns the claims of the token. May wait until the keys are fetched. Raises TokenInvalid if no key fits or the
-    signature is wrong, and KeySetUnavailable."""
+    """Checks the signature of a token with the key in `keys` that fits, and returns the claims of the token. `key_id`
+    and `algorithm` come from the token's header. May wait until the keys are fetched. Raises TokenInvalid if no key
+    fits or the signature is wrong. Raises KeySetUnavailable if the keys cannot be fetched."""
     key = await keys.find(key_id, algorithm)
     if key is None:
         raise TokenInvalid("fits no key in the key set of its issuer")
@@ -103,16 +113,17 @@ async def verify_with_key_set(
 
 
 class FileKeySet:
-    """A key set in the file at `path`. `find` reads the file again if it has changed. While the file cannot be read, is
-    too large or is malformed, the key set has no keys. The log says so, but not twice in a row for the same error."""
+    """A key set in the file at `path`. `find` reads the file again if the file has changed. While the file cannot be
+    read, is too large or is malformed, the key set has no keys. The error is logged once, and not again until another
+    error occurs or the file was read without an error."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file_state: tuple[int, ...] | None = None
-        """The file's times, inode and size when it was last read; empty if there was no file; None before the first
-        use, and after an error that may be temporary."""
+        """The file's times, inode and size when the file was last read. Empty if there was no file. None before the
+        first use, and after an error that may be temporary, so that the next use reads the file again."""
         self._logged_error = ""
-        """The text of the last error that was logged; empty after the file was read."""
+        """The text of the last error that was logged. Empty if the file was read without an error since then."""
         self._keys: tuple[Key, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
@@ -122,14 +133,14 @@ class FileKeySet:
             try:
                 self._keys, self._file_state, self._logged_error = parse_key_set(self._read()), state, ""
             except (OSError, KeySetUnavailable) as error:
-                # A malformed file stays so until it changes. Errors such as too many open files may be temporary.
+                # A malformed file is not read again until it changes. Too many open files are a temporary error.
                 is_temporary = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
                 self._keys, self._file_state = (), None if is_temporary else state
                 self._log_once(error)
         return _choose_key(self._keys, key_id, algorithm)
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns None, because `find` has just read the current file."""
+        """Returns None, because `find` returned a key from the current file already."""
         return None
 
     def _log_once(self, error: Exception) -> None:
@@ -153,7 +164,7 @@ class FileKeySet:
         return content
 
     async def aclose(self) -> None:
-        """Does nothing, because a file is never fetched."""
+        """Does nothing, because a `FileKeySet` never fetches."""
 
 
 class FetchedKeySet:
@@ -187,7 +198,7 @@ class FetchedKeySet:
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find_replacement` does. Fetches the keys first, except in the pause after a
         fetch."""
-        if self._find_cached(key_id, algorithm) is key:  # if not, the keys were fetched in the meantime
+        if self._find_cached(key_id, algorithm) is key:  # otherwise the keys were fetched in the meantime
             await self._document.refresh()
         found = self._find_cached(key_id, algorithm)
         return None if found is key else found
@@ -209,8 +220,9 @@ class FetchedKeySet:
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
-    """Returns the document at `url`. `ca_file` has the certificates of the authorities to trust; None: those of the
-    system. Follows no redirect. Raises KeySetUnavailable for any failure, and for any status but 200."""
+    """Returns the document at `url`. `ca_file` has the certificates of the authorities to trust. If it is None, the
+    authorities of the system are trusted. Follows no redirect. Raises KeySetUnavailable if the request fails or the
+    response's status is not 200."""
     try:
         status, body = await send_request(url, ca_file)
     except NoUsableResponse as error:
@@ -221,8 +233,8 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
 
 
 def parse_key_set(body: bytes) -> tuple[Key, ...]:
-    """Returns the public keys for signatures in the JSON document `body`, and ignores all other keys (RFC 7517, 5).
-    Raises KeySetUnavailable if `body` is not a key set."""
+    """Returns the public keys in the JSON document `body` that are for signatures. Ignores all other keys (RFC 7517,
+    5). Raises KeySetUnavailable if `body` is not a key set."""
     try:
         document = json.loads(body)
         entries = document["keys"]
@@ -259,9 +271,9 @@ def _choose_key(keys: tuple[Key, ...], key_id: str | None, algorithm: str) -> Ke
 
 
 def _fits(key: Key, key_id: str | None, algorithm: str) -> bool:
-    """Returns whether a key may verify a token whose header names `key_id` and `algorithm`. `key_id` is None if the
-    token names no key; then a key with any id fits. The key must have the type and the curve that the algorithm needs
-    (RFC 7518, 3.1; RFC 8037). If the key set names an algorithm for the key (`alg`), that must be `algorithm`."""
+    """Returns whether a key may verify a token whose header names `key_id` and `algorithm`. If `key_id` is None, the
+    token names no key, and a key with any id fits. The key must have the type and the curve that the algorithm needs
+    (RFC 7518, 3.1; RFC 8037). If the key set names an algorithm for the key (`alg`), it must be `algorithm`."""
     if key_id is not None and key.kid != key_id:
         return False
     try:

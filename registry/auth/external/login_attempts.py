@@ -1,12 +1,12 @@
 """Login attempts: the state of a login at the OpenID provider between its start and the provider's response.
 
-The person's browser stores an attempt as an encrypted cookie. All workers have the key, so any worker can finish the
-login, and nobody else can read or forge an attempt. An attempt contains three random values:
+The person's browser stores an attempt as an encrypted cookie. All workers have the encryption key, so any worker can
+finish the login. Nobody else can read or forge an attempt. An attempt contains three random values:
 
-- `state` is sent to the provider, which returns it in its response. It proves that the response belongs to the login
-  that this browser started (RFC 6749, 10.12).
-- `nonce` is sent to the provider, which writes it into the ID token. It proves that the token was made for this attempt
-  (OpenID Connect Core, 3.1.2.1).
+- `state` is sent to the provider, which returns it in its response. `state` proves that the response belongs to the
+  login that this browser started (RFC 6749, 10.12).
+- `nonce` is sent to the provider, which writes it into the ID token. `nonce` proves that the token was made for this
+  attempt (OpenID Connect Core, 3.1.2.1).
 - `verifier` protects the authorization code. At the start of the login, the provider gets only a hash of `verifier`.
   Later the provider accepts the code only together with `verifier` itself, so a stolen code is of no use (RFC 7636).
 """
@@ -52,8 +52,10 @@ class LoginAttempt:
 
     - `state`, `nonce`, `verifier`: random values, which the module docstring describes.
     - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
-    - `back`: the return path, which is the path on this registry to which the browser goes after the login.
+    - `back`: the path on this registry to which the browser goes after the login.
     - `begun`: when the login started, in seconds since 1970.
+
+    The names of the fields must not change, because the cookies of older versions contain them.
     """
 
     state: str = field(repr=False)
@@ -76,14 +78,13 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, return_path: str) -> LoginAttempt:
-        """Returns a new attempt that starts now. `return_path` is its `back`. (The field keeps this name, because
-        cookies of old versions contain it.)"""
+        """Returns a new attempt that starts now. `return_path` becomes its field `back`."""
         state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, return_path, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
-        """Returns the attempt as an encrypted text, for a cookie. Creates a signing key if the store has none, and then
-        may raise StorageFull or StorageFailed."""
+        """Returns the attempt as an encrypted text, for a cookie. If the store has no signing key, creates one, which
+        can raise StorageFull or StorageFailed."""
         key = await self._keys.current()
         gcm_nonce = self._random(_GCM_NONCE_BYTES)
         plain = json.dumps(asdict(attempt)).encode()
@@ -91,9 +92,9 @@ class LoginAttempts:
         return f"{key.id}.{_base64url(gcm_nonce + encrypted)}"
 
     def open(self, sealed: str, state: str) -> LoginAttempt:
-        """Decrypts and returns an attempt. `sealed` is the text of the browser's cookie; an empty text if there is no
-        cookie. `state` is the value in the provider's response. Raises LoginAttemptInvalid if the attempt is missing,
-        forged or too old, or if the response does not belong to it."""
+        """Decrypts and returns an attempt. `sealed` is the text of the browser's cookie, or an empty text if there is
+        no cookie. `state` is the value in the provider's response. Raises LoginAttemptInvalid if the attempt is
+        missing, forged or too old, or if the response does not belong to the attempt."""
         key_id, _, text = sealed.partition(".")
         key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
@@ -107,8 +108,8 @@ class LoginAttempts:
             raise LoginAttemptInvalid("the login attempt in the browser's cookie cannot be decrypted") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
             raise LoginAttemptInvalid("the provider's response belongs to another login than the attempt in the cookie")
-        # A start in the future is accepted within the same limit, because the clock may have been set back since the
-        # start.
+        # The clock may have been set back since the start. So a start that is less than `ATTEMPT_SECONDS` in the future
+        # is accepted.
         if not attempt.begun - ATTEMPT_SECONDS < self._clock() < attempt.begun + ATTEMPT_SECONDS:
             raise LoginAttemptInvalid(
                 f"the login took too long (more than {ATTEMPT_SECONDS} s), or the clock of this machine was set back"
@@ -118,30 +119,31 @@ class LoginAttempts:
 
 class UsedAttempts:
     """Remembers in the store which attempts were used, so that no worker uses an attempt twice. Otherwise a client
-    could send any number of invented codes with one attempt, and each code causes a request to the provider."""
+    could send any number of invented authorization codes with one attempt, and each code would cause a request to the
+    provider."""
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    async def use(self, attempt: LoginAttempt) -> None:
-        """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
-        Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
-        # The store keeps used attempts in the table of failed logins. This table has keys, and for each key the time
-        # until which logins are throttled. The key of a used attempt throttles nothing: until its time has passed, the
-        # key only shows that the attempt was used.
+    async def mark_used(self, attempt: LoginAttempt) -> None:
+        """Marks the attempt as used. The mark lasts until the attempt has expired. Raises LoginAttemptInvalid if the
+        attempt was used before. Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as
+        used."""
+        # The store keeps used attempts in the table of failed logins. Each row of this table has a key and a time. The
+        # row of a used attempt throttles no login. The row shows that the attempt was used, until the time has passed.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
-        # `LoginAttempts.open` accepts an attempt that begins up to `ATTEMPT_SECONDS` in the future, and then until
-        # `ATTEMPT_SECONDS` after that beginning.
+        # `LoginAttempts.open` accepts an attempt from `ATTEMPT_SECONDS` before its start until `ATTEMPT_SECONDS` after
+        # its start.
         seconds = 2.0 * ATTEMPT_SECONDS
-        # The first check takes microseconds and writes nothing. Only the second is exact, because other workers may use
-        # the same attempt at this moment.
+        # `throttled_until` is fast and writes nothing. Only `mark_once` is exact while another worker uses the same
+        # attempt.
         if self._accounts.throttled_until(key) or not await self._accounts.mark_once(key, seconds):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Returns the cipher for attempts. Its key is derived from a signing key. The signing key itself is used with HMAC
-    for tokens, and a key must not be used with two algorithms."""
+    """Returns the cipher for attempts. The cipher's key is derived from a signing key. The cipher does not use the
+    signing key itself, because HMAC uses it for tokens, and a key must not be used with two algorithms."""
     return AESGCM(hmac.digest(key.secret, _KEY_PURPOSE, "sha256"))
 
 

@@ -104,7 +104,7 @@ class LoginFailed(Exception):
 class OpenIDLogin:
     """Starts and finishes logins at the OpenID provider, for one process and its event loop.
 
-    - `logins` records the logins in the audit log.
+    - `login_audit` records the logins in the audit log.
     - `throttle` limits the failed logins of each network.
     - `htpasswd` is the file with further accounts; None: there is none. No account is created under a name in it.
     - `clock` returns seconds since 1970.
@@ -117,7 +117,7 @@ class OpenIDLogin:
         provider: OpenIDProvider,
         attempts: LoginAttempts,
         sessions: LoginSessions,
-        logins: LoginAudit,
+        login_audit: LoginAudit,
         throttle: LoginThrottle,
         htpasswd: HtpasswdFile | None,
         clock: Callable[[], float],
@@ -127,7 +127,7 @@ class OpenIDLogin:
         self._provider = provider
         self._attempts = attempts
         self._sessions = sessions
-        self._logins = logins
+        self._login_audit = login_audit
         self._throttle = throttle
         self._htpasswd = htpasswd
         self._clock = clock
@@ -163,7 +163,7 @@ class OpenIDLogin:
         self._checks.add(task)
         task.add_done_callback(self._on_check_done)
         identity, return_path = await wait_for_outcome(task)
-        self._logins.record_success(identity, LOGIN_METHOD, by)
+        self._login_audit.record_success(identity, LOGIN_METHOD, by)
         return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), return_path)
 
     async def aclose(self) -> None:
@@ -186,7 +186,7 @@ class OpenIDLogin:
             return await self._identity(claims, by), attempt.back
         except LoginFailed as failed:
             is_throttled = isinstance(failed.shown_error, TooManyRequests)
-            self._logins.record_failure(
+            self._login_audit.record_failure(
                 failed.user, LOGIN_METHOD, failed.reason, by, "throttled" if is_throttled else "failed"
             )
             raise
@@ -225,7 +225,7 @@ class OpenIDLogin:
             async with self._exchanges.slot(visitor_key(None, by.address)):
                 self._throttle.check_provider_logins(by.address)
                 try:
-                    await self._used_attempts.use(attempt)
+                    await self._used_attempts.mark_used(attempt)
                     return await self._exchange(response, attempt)
                 except LoginFailed as failed:
                     # Denied: the response, the code or the token was refused. For any other error, the provider failed.

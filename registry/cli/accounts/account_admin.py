@@ -86,10 +86,10 @@ def administer(
         return run_interruptible(run_work())
 
 
-def print_notes(notes: Iterable[str]) -> None:
-    """Prints `NewAccount.notes` on stderr: what an admin should know about a new account."""
-    for note in notes:
-        print_line(f"note: {note}", err=True)
+def print_hints(hints: Iterable[str]) -> None:
+    """Prints `NewAccount.hints` on stderr: what an admin should know about a new account."""
+    for hint in hints:
+        print_line(f"note: {hint}", err=True)
 
 
 def has_had_account(settings: Settings) -> bool:

@@ -10,7 +10,7 @@ from registry.cli.accounts.account_admin import (
     administer,
     parse_name_or_fail,
     print_first_account_notice,
-    print_notes,
+    print_hints,
 )
 from registry.cli.options import ConfigOption, DataOption, load_or_fail
 from registry.cli.output import print_line
@@ -45,7 +45,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
         create_data_directory=True,
     )
     print_line(f"{account} is added; to make an API token for its login, run: entrepot token add {account}", err=True)
-    print_notes(added.notes)
+    print_hints(added.hints)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 

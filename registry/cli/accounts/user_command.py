@@ -17,8 +17,8 @@ from registry.cli.accounts.account_admin import (
     parse_name_or_fail,
     password_or_fail,
     print_first_account_notice,
+    print_hints,
     print_list,
-    print_notes,
     read_password_file,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail
@@ -92,7 +92,7 @@ def add(
     if added.password is not None:
         print_line(added.password)
     print_line(f"{account} is added{', an admin' if admin else ''}", err=True)
-    print_notes(added.notes)
+    print_hints(added.hints)
     if added.is_first:
         print_first_account_notice(settings, account, admin)
 

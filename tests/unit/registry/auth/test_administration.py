@@ -33,9 +33,9 @@ def administration(worker: AuthWorker) -> Administration:
     return Administration(worker.accounts, _no_hash, clock=worker.clock)
 
 
-async def test_notes_on_a_new_account(worker: AuthWorker, tmp_path: Path) -> None:
+async def test_hints_on_a_new_account(worker: AuthWorker, tmp_path: Path) -> None:
     """An admin who adds an account is told which rights it has from the start, and that it replaces an account of the
-    htpasswd file. If there is nothing to tell, there are no notes."""
+    htpasswd file. If there is nothing to tell, there are no hints."""
     file = await asyncio.to_thread(htpasswd_file, tmp_path)
     administration = Administration(worker.accounts, _any_hash, clock=worker.clock, htpasswd=file)
     await worker.grant("user:carol", "prod/**", "pull,push")
@@ -43,12 +43,12 @@ async def test_notes_on_a_new_account(worker: AuthWorker, tmp_path: Path) -> Non
         await worker.accounts.add_group(AccountName(group), by=ADMIN)
         await worker.accounts.add_member(AccountName(group), CI, by=ADMIN)
     carol = await administration.add_user(AccountName("carol"), None, by=ADMIN)
-    assert carol.notes == ("carol had grants already, which apply to this account",)
-    assert (await administration.add_robot(CI, by=ADMIN)).notes == (
+    assert carol.hints == ("carol had grants already, which apply to this account",)
+    assert (await administration.add_robot(CI, by=ADMIN)).hints == (
         "the htpasswd file has an account ci, which this account replaces from now on",
         "ci was already in the groups dev, ops",
     )
-    assert (await administration.add_robot(AccountName("dave"), by=ADMIN)).notes == ()
+    assert (await administration.add_robot(AccountName("dave"), by=ADMIN)).hints == ()
 
 
 def htpasswd_file(folder: Path) -> HtpasswdFile:

@@ -6,8 +6,8 @@ import base64
 
 from registry.auth.authorization_header import Basic, Bearer
 from registry.auth.credential_cache import (
+    MAX_CACHED_BASIC_CREDENTIALS,
     MAX_CACHED_BEARER_TOKENS,
-    MAX_CACHED_LOGINS,
     CredentialCache,
     VerifiedCredential,
     header_of,
@@ -50,7 +50,9 @@ def test_the_cache_has_a_largest_size() -> None:
     cache = CredentialCache()
     login = cache.key_of(header_of(LOGIN), "")
     cache.put(login, VerifiedCredential(Identity("alice"), 1, 1.0), LOGIN)
-    keys = [cache.key_of(b"%d" % number, "") for number in range(MAX_CACHED_BEARER_TOKENS + MAX_CACHED_LOGINS)]
+    keys = [
+        cache.key_of(b"%d" % number, "") for number in range(MAX_CACHED_BEARER_TOKENS + MAX_CACHED_BASIC_CREDENTIALS)
+    ]
     for key in keys:
         cache.put(key, VerifiedCredential(Identity(None), 1, 1.0), TOKEN)
     assert len(cache) == MAX_CACHED_BEARER_TOKENS + 1

@@ -92,11 +92,11 @@ async def test_concurrent_workers_use_an_attempt_once(
         for accounts in (worker.accounts, other_worker.accounts):
             monkeypatch.setattr(accounts, "throttled_until", lambda _key: 0.0)
         first, second = UsedAttempts(worker.accounts), UsedAttempts(other_worker.accounts)
-        uses = (used_attempts.use(attempt) for used_attempts in (first, second, first, second))
+        uses = (used_attempts.mark_used(attempt) for used_attempts in (first, second, first, second))
         outcomes = await asyncio.gather(*uses, return_exceptions=True)
         assert sum(outcome is None for outcome in outcomes) == 1
         assert sum(isinstance(outcome, LoginAttemptInvalid) for outcome in outcomes) == 3
-        await second.use(replace(attempt, state="another"))
+        await second.mark_used(replace(attempt, state="another"))
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ async def test_remembered_passwords_are_keyed_hashes(worker: AuthWorker) -> None
     await log_in(worker, 1)
     with pytest.raises(Unauthorized):
         await log_in(worker, 2, "a wrong password")
-    passwords = worker.access.credential_verifier._passwords
+    passwords = worker.access.credential_verifier._password_check
     assert len(passwords._verified) == len(passwords._failed_checks) == 1
     assert not passwords._comparisons
     remembered = repr((vars(passwords._verified), vars(passwords._failed_checks)))
