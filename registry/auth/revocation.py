@@ -48,9 +48,9 @@ class RevocationCheck:
         identity, the result has the token's expiry. Raises Unauthorized if the identity is not valid any more. Does not
         check whether the identity has expired.
 
-        Takes about ten microseconds. The result stays right until the store's *epoch* changes or `is_stamp_current`
-        returns False. The epoch is a number in the store that increases when an account, a grant or a signing key
-        changes, or an API token is revoked.
+        Takes about ten microseconds. The result stays right until `is_stamp_current` returns False or the store's
+        *epoch* increases. The epoch is a number that increases when an account, a grant or a signing key changes, or
+        when an API token is revoked.
         """
         if identity.key_id is not None and (self._keys is None or self._keys.find(identity.key_id) is None):
             raise Unauthorized("the key that signed the token is not accepted any more")
@@ -60,9 +60,9 @@ class RevocationCheck:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
             raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
-        # An identity without a version is an account from the htpasswd file. (Token issuers and the OpenID provider
-        # prove identities for accounts in the store, which have a version.) The identity must have a stamp, and is not
-        # valid any more if the store now has an account of the same name.
+        # An identity without a version is for an account in the htpasswd file; all other identities are for accounts in
+        # the store. An identity without a version is valid only if it has a stamp, and only while the store has no
+        # account of the same name.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:
@@ -73,8 +73,8 @@ class RevocationCheck:
 
     def is_stamp_current(self, identity: Identity) -> bool:
         """Returns whether the identity's source outside the store still has the same stamp. True for an identity
-        without a stamp. Takes two microseconds for an account in the htpasswd file, because this calls `stat` on the
-        file, and no measurable time for other identities."""
+        without a stamp. For an account in the htpasswd file, calls `stat` on the file, which takes two microseconds.
+        For other identities, takes no measurable time."""
         if identity.stamp is None or identity.name is None:
             return True
         if identity.stamp.startswith(f"{STAMP_PREFIX}:"):
@@ -105,7 +105,7 @@ class RevocationCheck:
         assert identity.token is not None
         try:
             token, _ = self._accounts.token(identity.token)
-        except AccountUnknown:  # `Accounts.token` also raises this error if there is no such token
+        except AccountUnknown:  # `Accounts.token` raises this error also for an unknown or expired token
             raise Unauthorized("the API token was revoked, or has expired") from None
         if token.account != identity.name:
             raise Unauthorized("the API token belongs to another account")
@@ -113,6 +113,6 @@ class RevocationCheck:
 
 
 def _trusted_name(name: str) -> AccountName:
-    """Returns `name` as an `AccountName`. Does not check its characters, because that takes longer than looking up the
-    account. The name comes from an identity, so it was checked before."""
+    """Returns `name` as an `AccountName`, without a check of its characters: a check takes longer than looking up the
+    account. The name comes from an identity, so its characters were checked before."""
     return str.__new__(AccountName, name)

@@ -47,13 +47,14 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
-"""How many logins in one process may exchange a code at the same time (`max_running`), and how many may exchange a code
-or wait for this (`max_pending`): in total, and from one network. Further logins are refused. An exchange takes up to
-ten seconds if the provider is slow. With the limits for each network, a network can delay only its own logins."""
+"""The limits on exchanges of authorization codes in one process. `max_running` limits the exchanges at the same time.
+`max_pending` limits the running exchanges plus the logins that wait for an exchange; further logins are refused. The
+limits per visitor apply to each network, so that one network cannot block the logins of all others. An exchange takes
+up to ten seconds if the provider is slow."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
-"""What a person can do after most failed logins, as the end of an error text."""
+"""The end of most error texts. It says what the person can do after a failed login."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class AuthorizationResponse:
 
     - `state`: the random value that `OpenIDLogin.begin` put into the URL of the login page.
     - `code`: the authorization code, after a login that succeeded at the provider.
-    - `error`: the provider's error code, after a login that failed there.
+    - `error`: the provider's error code, after a login that failed at the provider.
     - `issuer`: the URL that identifies the provider (`iss`, RFC 9207).
     """
 
@@ -88,9 +89,9 @@ class LoginFailed(Exception):
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
-    - `ends_attempt`: whether the browser's cookie with the login attempt can be deleted. False in two cases. First, the
-      provider's response does not belong to a valid attempt in the cookie; the cookie may have the attempt of another
-      login. Second, too many logins were running or had failed; the browser can then use the attempt again.
+    - `ends_attempt`: whether the caller can delete the browser's cookie with the login attempt. False in two cases:
+      - The attempt in the cookie is not valid, or the provider's response belongs to another login.
+      - Too many logins were running or had failed. The browser can use the attempt again.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", ends_attempt: bool = True) -> None:
@@ -106,7 +107,7 @@ class OpenIDLogin:
 
     - `login_audit` records the logins in the audit log.
     - `throttle` limits the failed logins of each network.
-    - `htpasswd` is the file with further accounts; None: there is none. No account is created under a name in it.
+    - `htpasswd` is the file with further accounts, or None. A login never creates an account whose name is in the file.
     - `clock` returns seconds since 1970.
     """
 
@@ -156,9 +157,9 @@ class OpenIDLogin:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
         Records the login or its failure in the audit log, where `by` describes the client. Raises LoginFailed,
         StorageFull, StorageFailed. If the caller is cancelled, the check of the code continues, and a failure still
-        counts. But the person has to start the login again, because the provider accepts a code only once."""
-        # A client can have this call cancelled by closing its connection. If that ended the check, invented codes would
-        # neither be counted nor limited.
+        counts. The person then has to start the login again, because the provider accepts a code only once."""
+        # This call is cancelled when the client closes its connection. The check runs in its own task, so that an
+        # invented code still counts as a failed login.
         task = start_detached(self._check(response, sealed, by))
         self._checks.add(task)
         task.add_done_callback(self._on_check_done)
@@ -270,8 +271,8 @@ class OpenIDLogin:
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
     async def _account(self, claim_value: object, by: Actor) -> Account:
-        """Returns the account whose name is the value of a claim. If there is no such account, creates it if the
-        setting `oidc.create` is true. Raises LoginFailed."""
+        """Returns the account whose name is the value of a claim. If the account does not exist and the setting
+        `oidc.create` is true, creates the account. Raises LoginFailed."""
         try:
             name = AccountName(claim_value if isinstance(claim_value, str) else "")
         except AccountInvalid:
@@ -304,8 +305,8 @@ class OpenIDLogin:
             raise LoginFailed(_no_account(name), str(error), user=name) from None
 
     async def _reason_not_to_create(self, name: AccountName) -> str:
-        """Returns why a login must not create the account `name`; empty if it may. A login must not create an account
-        whose name is in the htpasswd file. The new account would replace the one in the file and get its rights, but
+        """Returns why a login must not create the account `name`; empty if it may. The reason is always the htpasswd
+        file: a new account would replace the file's account of the same name and get its rights, but the file's account
         may belong to another person."""
         if self._htpasswd is None:
             return ""
@@ -320,8 +321,8 @@ class OpenIDLogin:
         )
 
     def _just_created_account(self, name: AccountName) -> Account:
-        """Returns the account that a concurrent login has created. Raises LoginFailed if there is none, because a group
-        has the name."""
+        """Returns the account that a concurrent login has created. Raises LoginFailed if there is no account, because a
+        group has the name."""
         try:
             return self._accounts.account(name)
         except AccountUnknown:

@@ -1,10 +1,9 @@
-"""The messages of the OpenID Connect protocol: creates the requests of a login to the provider, and parses the
-provider's responses, with the library Authlib.
+"""The messages of the OpenID Connect protocol. For a login, this module creates the requests to the provider and parses
+the provider's responses, with the library Authlib.
 
-The functions keep no state. They send nothing themselves; `registry.auth.external.openid_provider` sends the requests.
-Only `verify_id_token` may wait, because the provider's keys may have to be fetched.
-`openid_provider` imports this module only if the settings name a provider, because Authlib takes memory and time to
-import.
+The functions keep no state, and `registry.auth.external.openid_provider` sends the requests. Only `verify_id_token` can
+wait: for the provider's keys, if they are not cached. `openid_provider` imports this module only if the settings name a
+provider, because Authlib takes memory and time to import.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.2, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
 """
@@ -36,7 +35,7 @@ ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
 MAX_ID_TOKEN_CHARACTERS: Final = 64 * 1024
 """The longest ID token that is verified."""
 _REFUSAL_STATUSES: Final = (400, 401, 403)
-"""The statuses with which a provider refuses an authorization code or the client (RFC 6749, 5.2)."""
+"""The statuses with which a provider refuses an authorization code or the client (400 and 401: RFC 6749, 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,11 @@ def metadata_url(issuer: str) -> str:
 
 
 def parse_metadata(body: bytes, issuer: str) -> ProviderMetadata:
-    """Returns the metadata in a JSON document of the provider `issuer`. Raises ProviderUnavailable if the document
-    names another issuer, or if one of its URLs is missing or not safe.
+    """Returns the metadata in `body`, a JSON document of the provider `issuer`. Raises ProviderUnavailable if the
+    document names another issuer, or if one of its URLs is missing or not safe.
 
-    Authlib's own check of such documents is not used, because it refuses providers that omit a field that no login
-    needs, and accepts URLs with a user name."""
+    Does not use Authlib's check of metadata. That check requires fields that no login needs, and accepts URLs with a
+    user name."""
     document = _json_object(body)
     if document.get("issuer") != issuer:
         raise ProviderUnavailable("its metadata names another issuer")
@@ -94,8 +93,8 @@ def authorization_url(
     nonce: str,
     verifier: str,
 ) -> str:
-    """Returns the URL to which the browser goes for a login. It contains the hash of `verifier`, by the method S256
-    (RFC 7636, 4.2), and not `verifier` itself."""
+    """Returns the URL to which the browser goes for a login. The URL does not contain `verifier`, but its hash by the
+    method S256 (RFC 7636, 4.2)."""
     client = OAuth2Client(None, client_id=client_id, scope=scope, code_challenge_method="S256")
     url: str
     url, _ = client.create_authorization_url(
@@ -151,8 +150,9 @@ async def verify_id_token(
     """Verifies the ID token `text` and returns its claims (OpenID Connect Core 1.0, 3.1.3.7).
 
     - `keys`: the provider's keys. If the keys are not cached, this function waits until they are fetched.
-    - `issuer`, `client_id`: the provider that must have made the token, and the client that it must be for.
-    - `nonce`: the random value that was sent to the provider at the start of the login, which the token must repeat.
+    - `issuer`: the provider that must have made the token.
+    - `client_id`: the client for which the provider must have made the token.
+    - `nonce`: the random value that the token must contain. It was sent to the provider at the start of the login.
     - `now`: seconds since 1970.
 
     Raises IDTokenInvalid, and ProviderUnavailable if the keys cannot be fetched.
@@ -178,16 +178,16 @@ async def verify_id_token(
 
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
-    """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if it is
-    missing, malformed or not safe. An http URL is accepted only if it is on this machine, and if the provider's own URL
-    is an http URL too. Otherwise a remote provider, whose own URL is https, could make this registry send requests to
-    services on this machine."""
+    """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if the URL is
+    missing, malformed or not safe. An http URL is safe only if it names this machine and `issuer` is an http URL too. A
+    provider with an https URL can be remote, and must not make this registry send requests to services on this
+    machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
-        # With this `attacker_can`, the error text for plain http ends with "whoever can change the answers on their way
-        # can log in". The answers are the responses of the provider.
+        # The error text for plain http ends with "whoever can change the answers on their way can", followed by
+        # `attacker_can`.
         check_identity_url(value, example="https://sso.example.com/token", attacker_can="log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")
@@ -197,7 +197,7 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
 
 
 def _json_object(body: bytes) -> Mapping[str, Any]:
-    """Returns the JSON object in `body`, or an empty object if `body` contains none."""
+    """Returns the JSON object in `body`, or an empty object if `body` is not a JSON object."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

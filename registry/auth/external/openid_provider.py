@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_FRESH_SECONDS: Final = 3600.0
-"""From this age on, the next login fetches the provider's metadata again."""
+"""If the cached metadata of the provider has at least this age, the next login fetches the metadata again."""
 METADATA_STALE_SECONDS: Final = 86400.0
-"""Above this age, metadata is not used. Younger metadata is used if it cannot be fetched again."""
+"""If the metadata cannot be fetched again, a login uses the cached metadata up to this age."""
 METADATA_RETRY_SECONDS: Final = 10.0
-"""The shortest time between two fetches of the metadata."""
+"""The shortest time from the end of a fetch of the metadata to the start of the next fetch."""
 
 
 class OpenIDProvider:
@@ -54,7 +54,8 @@ class OpenIDProvider:
         )
         self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._key_sets: dict[str, FetchedKeySet] = {}
-        """The key set of the provider, by its URL. At most one: it is replaced when the metadata names another URL."""
+        """The provider's key set, by its URL. When the metadata names another URL, the key set at the new URL replaces
+        the old key set."""
 
     async def metadata(self) -> ProviderMetadata:
         """Returns the provider's metadata. If the cached metadata is not fresh, first fetches it again and waits for
@@ -69,8 +70,8 @@ class OpenIDProvider:
         return metadata
 
     async def keys(self) -> FetchedKeySet:
-        """Returns the provider's key set, at the URL that its current metadata names. Raises ProviderUnavailable if
-        there is no metadata. Does not fetch the keys; `FetchedKeySet.find` does."""
+        """Returns the provider's key set, whose URL is in the metadata. Raises ProviderUnavailable if there is no
+        metadata. Does not fetch the keys; `FetchedKeySet.find` does."""
         url = (await self.metadata()).keys_url
         if url not in self._key_sets:
             for outdated in self._key_sets.values():
@@ -127,8 +128,8 @@ class OpenIDProvider:
             await key_set.aclose()
 
     def _secret(self) -> str | None:
-        """Returns the client secret, or None if the settings have none. Raises ProviderUnavailable if it cannot be
-        read."""
+        """Returns the client secret, or None if the settings have none. Raises ProviderUnavailable if the secret cannot
+        be read or is empty."""
         try:
             return read_client_secret(self._settings)
         except ProviderInvalid as error:

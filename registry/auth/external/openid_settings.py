@@ -25,12 +25,13 @@ class ProviderInvalid(Exception):
 
 
 class ProviderUnavailable(Exception):
-    """The provider cannot be used at the moment. It sends no response, or one that cannot be used, or the client secret
-    cannot be read during a login. The text says why, for the log."""
+    """A login needs the provider, but the provider sends no usable response, or the client secret cannot be read. The
+    text says why, for the log."""
 
 
 class CodeRefused(Exception):
-    """The provider refuses an authorization code. `reason` is the error code that the provider sends."""
+    """The provider refuses an authorization code or the client. `reason` is the provider's error code, as
+    `loggable_error_code` returns it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -52,8 +53,8 @@ def check_provider(settings: OIDCSettings) -> None:
 
 
 def read_client_secret(settings: OIDCSettings) -> str | None:
-    """Returns the client secret with which this registry authenticates at the provider. Returns None if the settings
-    have none (a public client). Reads the secret at each call, so that a changed file takes effect without a restart.
+    """Returns the client secret with which this registry authenticates at the provider, or None if the settings name no
+    secret (a public client). Reads the secret at each call, so that a changed file takes effect without a restart.
     Raises ProviderInvalid if the secret cannot be read or is empty."""
     if settings.client_secret_env is not None:
         secret, source = os.environ.get(settings.client_secret_env, ""), settings.client_secret_env
@@ -83,7 +84,7 @@ def loggable_error_code(value: object) -> str:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when the settings change. An
-    `Identity` (`registry.auth.rights.principal`) of an account that has logged in at this provider contains the stamp.
-    After a change of the settings, identities with the old stamp are refused."""
+    """Returns the stamp of the provider's settings: a hash that changes when the settings change. The `Identity`
+    (`registry.auth.rights.principal`) that a login at the provider proves contains the stamp. After a change of the
+    settings, identities with the old stamp are refused."""
     return settings_stamp("openid", settings)

@@ -1,9 +1,9 @@
 """Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
 Each lookup of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
-again. So a changed line takes effect with the next request. A thread parses a large file; meanwhile, a lookup searches
-the new text for its one line. If the store has an account of the same name,
-`registry.auth.password.password_check` uses that account and not the line.
+again. A changed line therefore takes effect with the next request. A thread parses a large file. Until the thread has
+finished, a lookup searches the file's text for the one line that it needs. If the store and the file have an account of
+the same name, `registry.auth.password.password_check` uses the account in the store.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 MAX_INLINE_BYTES: Final = 64 * 1024
 """The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
-"""If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
-the same when the file changes twice in a short time, and then `stat` alone would miss the second change. If the
-timestamps are in the future, it is not known how long ago the file changed. Each lookup then reads the file again until
-the timestamps have stayed the same for this time."""
+"""When the file changes twice in a short time, its timestamps can stay the same, and `stat` misses the second change.
+So if the file changed less than this time before a read, the next lookup reads the file again. If the timestamps are in
+the future, each lookup reads the file again until the timestamps have stayed the same for this time."""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, which is a hash of that line. After a login with the line's password, the
-identity of the client (its account) contains the stamp, and is refused when the line has changed. The stamps of token
-issuers and of the OpenID provider have other prefixes."""
+client's identity (its account) contains the stamp. When the line has changed, the identity is refused. The stamps of
+token issuers and of the OpenID provider have other prefixes."""
 
 
 class HtpasswdError(Exception):
@@ -94,18 +93,22 @@ _ADVICE: Final = (
     ". Until it can be read, nobody can log in with its accounts. Repair the file or its permissions; the server then "
     "reads it without a restart"
 )
-"""The end of the line in the log that says why the file cannot be read."""
+"""The end of the log line that says why the file cannot be read."""
 _State = tuple[int, ...]
-"""The file's times of change (`st_mtime_ns`, `st_ctime_ns`), inode and size."""
+"""The state of the file: its timestamps (`st_mtime_ns`, `st_ctime_ns`), inode and size."""
 _Parsed = tuple[HtpasswdContent, list[str]]
 """The content of a file, and a description of each invalid line."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RunningParse:
-    """A large file that a thread parses. `state` is the file's state when it was read. `is_settled`: whether the file
-    cannot change without a change of its state (`_is_settled`). `text` is the file's text. `future` will have the
-    result."""
+    """A large file that a thread parses.
+
+    - `state`: the file's state when it was read.
+    - `is_settled`: what `HtpasswdFile._is_settled` returned for `state`.
+    - `text`: the file's text.
+    - `future`: will have the result of the thread.
+    """
 
     state: _State
     is_settled: bool
@@ -113,8 +116,8 @@ class _RunningParse:
     future: asyncio.Future[_Parsed]
 
     def find(self, name: str) -> HtpasswdLine | None:
-        """Searches the text for the first valid line of the account `name`, without parsing the other lines. Finds only
-        lines that begin with the name; a line that begins with a space is found when the thread has finished."""
+        """Searches the text for the first valid line of the account `name`, without parsing the other lines. Does not
+        find a line that has a space before the name; such a line takes effect when the thread has finished."""
         start, needle = 0, f"\n{name}:"
         text = self.text
         # No line feed precedes the first line.
@@ -159,7 +162,8 @@ class HtpasswdFile:
 
     async def current(self) -> HtpasswdContent:
         """Returns the current content of the file. Callers that need several facts about the file should call this
-        once, because each call may read the file. If the caller is cancelled, a thread that parses continues."""
+        once, because each call may read the file. If the caller is cancelled while a thread parses the file, the thread
+        continues."""
         parse = self._refresh()
         if parse is None:
             return self._content
@@ -191,30 +195,34 @@ class HtpasswdFile:
             return self._running_parse
         is_settled = self._is_settled(state)
         try:
-            content = _load(self._path)
-            text = _decode(content, self._path)
+            file_bytes = _load(self._path)
+            text = _decode(file_bytes, self._path)
         except HtpasswdError as error:
             error_lasts_until_change = is_settled and not isinstance(error, _Unreadable)
             self._store(EMPTY_CONTENT, state if error_lasts_until_change else None, str(error))
             return None
-        if len(content) > MAX_INLINE_BYTES and (loop := _running_loop()):
-            future = loop.run_in_executor(None, _parse, content, text)
+        if len(file_bytes) > MAX_INLINE_BYTES and (loop := _running_loop()):
+            future = loop.run_in_executor(None, _parse, file_bytes, text)
             self._running_parse = _RunningParse(state, is_settled, text, future)
             future.add_done_callback(partial(self._on_parsed, self._running_parse))
             return self._running_parse
-        parsed, problems = _parse(content, text)
-        # At most ten problems, so that the line in the log stays short.
-        self._store(parsed, state if is_settled else None, "; ".join(problems[:10]))
+        content, problems = _parse(file_bytes, text)
+        # At most ten problems, so that the log line stays short.
+        self._store(content, state if is_settled else None, "; ".join(problems[:10]))
         return None
 
     def _is_settled(self, state: _State) -> bool:
-        """Returns whether every later change of the file must change its state, so that an equal state means an
-        unchanged file. True if the last change was longer ago than `SETTLED_NANOSECONDS`, or if a read that long ago
-        saw the same state. The second condition is for a file with times in the future, from a clock that was ahead."""
+        """Returns whether any later change of the file will also change its state. The file then need not be read again
+        until its state changes. True in two cases:
+
+        - The last change was more than `SETTLED_NANOSECONDS` ago.
+        - A read more than `SETTLED_NANOSECONDS` ago saw the same state. The file may have timestamps in the future,
+          from a clock that was ahead.
+        """
         now = self._clock()
         if state != self._last_seen_state:
             self._last_seen_state, self._state_first_seen = state, now
-        last_change = max(state[:2])  # `state` begins with the file's two times
+        last_change = max(state[:2])  # `state` begins with the file's two timestamps
         return now - last_change > SETTLED_NANOSECONDS or abs(now - self._state_first_seen) > SETTLED_NANOSECONDS
 
     def _on_parsed(self, parse: _RunningParse, future: asyncio.Future[_Parsed]) -> None:
@@ -226,8 +234,8 @@ class HtpasswdFile:
         self._store(content, parse.state if parse.is_settled else None, "; ".join(problems[:10]))
 
     def _store(self, content: HtpasswdContent, state: _State | None, problem: str) -> None:
-        """Stores the result of a read. Logs `problem`, unless it is the one that was logged last. An empty `problem`
-        means that the file has none."""
+        """Stores the result of a read. Logs `problem`, unless the read before found the same problem. `problem` is
+        empty if the read found none."""
         self._content, self._state, self._running_parse = content, state, None
         if problem and problem != self._logged_problem:
             log.warning("htpasswd: %s%s", problem, "" if content.is_readable else _ADVICE)
@@ -235,7 +243,7 @@ class HtpasswdFile:
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """Returns the running event loop; None if there is none, as in a command."""
+    """Returns the running event loop, or None if no event loop runs, such as in a command."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -246,31 +254,31 @@ def _load(path: Path) -> bytes:
     """Returns the bytes of the file. Raises HtpasswdError if the file cannot be read or is too large."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            file_bytes = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _Unreadable(_unreadable_text(path, error)) from None
-    if len(content) > MAX_FILE_BYTES:
+    if len(file_bytes) > MAX_FILE_BYTES:
         raise HtpasswdError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-    return content
+    return file_bytes
 
 
-def _decode(content: bytes, path: Path) -> str:
-    """Returns the file's text. Bytes that are not UTF-8 make only their line invalid; in a comment, they are
+def _decode(file_bytes: bytes, path: Path) -> str:
+    """Returns the file's text. Bytes that are not UTF-8 make only their own line invalid; in a comment, they are
     ignored. Raises HtpasswdError for UTF-16, in which some editors save text."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if file_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise HtpasswdError(f"{path} is UTF-16 text; save it as UTF-8")
-    return content.decode(errors="surrogateescape")
+    return file_bytes.decode(errors="surrogateescape")
 
 
 def _unreadable_text(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
-def _parse(content: bytes, text: str) -> _Parsed:
-    """Parses the file with these bytes and this text."""
+def _parse(file_bytes: bytes, text: str) -> _Parsed:
+    """Parses the file, whose bytes and decoded text are given."""
     lines, invalid_names, problems = _parse_lines(text)
     highest_cost = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
-    version = hashlib.blake2b(content, digest_size=12).hexdigest()
+    version = hashlib.blake2b(file_bytes, digest_size=12).hexdigest()
     return HtpasswdContent(lines, frozenset(invalid_names), highest_cost, version), problems
 
 
@@ -321,8 +329,8 @@ def _entries(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _problem(name: str, password_hash: str) -> str:
-    """Returns what is wrong with a line that has this name and this hash. The text ends a sentence that begins with
-    "line 7". It is empty if the line is valid."""
+    """Returns what is wrong with a line that has this name and this hash; empty if the line is valid. The caller puts
+    "line 7", or another number, before the text."""
     if not is_utf8(name + password_hash):
         return "is not UTF-8 text"
     if not password_hash:

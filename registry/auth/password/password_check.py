@@ -1,9 +1,9 @@
 """Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the
 account in the store is used.
 
-Each process hashes a right password once an hour, however many addresses send it: many machines can log in with the
-same password at the same moment. A wrong password is hashed and counted as a failure again for each network that sends
-it.
+Many machines can log in with the same right password at the same moment. Each process hashes a right password only once
+an hour, even if many addresses send it. A wrong password is hashed, and counted as a failure, separately for each
+network that sends it.
 
 Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
@@ -42,11 +42,11 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""How long a wrong password is cached. If a cached password is sent again from the same network, it is refused without
-a hashing. The time is long because docker sends its login for Docker Hub to every mirror of Docker Hub, again and
+"""How long a wrong password is cached. If the same network sends a cached password again, the check refuses it without
+hashing it. The time is long because docker sends its login for Docker Hub to every mirror of Docker Hub, again and
 again."""
 VERIFIED_SECONDS: Final = 3600.0
-"""How long a right password is remembered. In this time it is accepted from further addresses without a hashing."""
+"""How long a right password is cached. In this time, the check accepts it from every address without hashing it."""
 
 _AccountState = tuple[StoredHash, Identity | None]
 """What the store and the htpasswd file have for an account's name: the hash of the password, and the identity that the
@@ -57,13 +57,13 @@ password."""
 @dataclass(slots=True)
 class _FailedCheck:
     """The cache entry of a wrong password. The cache key is a hash of the account's name, the password and the client's
-    network: an IPv4 address, or an IPv6 network of 64 bits, from which a client can choose its addresses.
+    network (an IPv4 address, or an IPv6 network of 64 bits).
 
     - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
-      The entry is valid as long as the account has the same hash and identity.
-    - `epoch`: the store's epoch when the account was last read and still had this hash and identity. The epoch is a
-      number that every change of an account increases.
-    - `file_version`: the version of the htpasswd file at that time.
+      The entry is valid until the hash or the identity changes.
+    - `epoch`: the store's epoch at the last check that the hash and the identity had not changed. The epoch is a number
+      that every change of an account increases.
+    - `file_version`: the version of the htpasswd file at the same check.
     - `until`: when the entry expires, in seconds since 1970.
     """
 
@@ -75,7 +75,7 @@ class _FailedCheck:
 
 @dataclass(frozen=True, slots=True)
 class _VerifiedPassword:
-    """The entry of a right password. The cache key is a hash of the account's name and the password.
+    """The cache entry of a right password. The cache key is a hash of the account's name and the password.
 
     - `checked_against`: the stored hash that the password matched, and the account's identity at that time. Each use of
       the entry compares them with the current ones.
@@ -102,15 +102,16 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        # An account without a hash gets a *dummy salt*, so that its check hashes, too. The salt is computed with this
-        # key. The key differs between stores, so nobody can prepare hashes that fit many stores.
+        # For an account without a stored hash, the password is hashed with a *dummy salt*, so that the check takes as
+        # long as for other accounts. The salt is computed with this key. The key differs between stores, so that nobody
+        # can prepare hashes that fit many stores.
         self._salt_key = hashlib.blake2b(accounts.instance_id().encode()).digest()
         self._failed_checks = SecretCache[_FailedCheck]()
         self._verified = SecretCache[_VerifiedPassword]()
         self._wrong_passwords = WrongPasswords(accounts, clock)
         self._comparisons: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[PasswordComparison]] = {}
-        """The running tasks that hash a password and compare it, by the cache key of `_verified` and the account's
-        state."""
+        """The running tasks that compare a password with a stored hash. The key consists of the password's cache key in
+        `_verified` and the account's state."""
         self._rehashes: dict[str, asyncio.Task[None]] = {}
         """The running tasks that replace hashes with outdated parameters, by the old hash."""
 
@@ -120,8 +121,8 @@ class PasswordCheck:
         wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failure.
 
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
-        long as usual. A client that repeats the same wrong password causes one failure a day, over all workers. So a
-        program with an old password does not lock out a person at the same address who knows the new one.
+        long as for other accounts. A client that repeats the same wrong password causes one failure a day, over all
+        workers. So a program with an old password does not lock out a person at its address who knows the new password.
 
         The texts of Unauthorized are for the audit log. The caller sends the client the same text for all of them.
         """
@@ -134,7 +135,7 @@ class PasswordCheck:
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
         stored_hash, identity = account_state = self._account_state(name, file)
-        comparison, is_first = await self._compare(name, password, account_state, site_of(address))
+        comparison, has_started_hashing = await self._compare(name, password, account_state, site_of(address))
         if not comparison.is_right or identity is None:
             # There is no digest if the hashing has failed, or the hash in the store is malformed. Then it is not known
             # whether the password is wrong.
@@ -142,11 +143,11 @@ class PasswordCheck:
                 until = self._clock() + WRONG_CACHED_SECONDS
                 self._failed_checks.put(key, _FailedCheck(account_state, epoch, file.version, until))
             if await self._wrong_passwords.counts_as_failure(name, address, identity, comparison.digest):
-                # Logins that share a hashing are one guess at the account. Otherwise many machines with an old password
-                # would delay the logins of others for hours.
+                # Concurrent logins with the same password share one hashing, and count as one guess at the account.
+                # Otherwise many machines with an old password would delay the logins of others for hours.
                 await self._throttle.record_failure(
                     *(name, address),
-                    counts_for_account=is_first,
+                    counts_for_account=has_started_hashing,
                     counts_for_address=not self._is_line_unusable(name, file),
                 )
             # The client sees neither text, so it cannot tell whether the account exists.
@@ -157,11 +158,12 @@ class PasswordCheck:
         return identity
 
     def _is_line_unusable(self, name: AccountName, file: HtpasswdContent) -> bool:
-        """Returns whether every password of the account `name` is refused because the htpasswd file cannot be read, or
-        has only invalid lines for the name. Such a failure does not count for the client's address. Its password may be
-        the right one, and the failures would delay everyone at the address. Guesses are no danger, because none of them
-        succeeds. The failure still counts for the account. Otherwise the limits would reveal whether the store has an
-        account of this name."""
+        """Returns whether every password of the account `name` is refused because the account is not in the store, and
+        the htpasswd file cannot be read or has only invalid lines for the name.
+
+        The failed logins do not count for the client's address. Even the right password is refused, and the failures
+        would delay everyone at the address, although no guess can succeed. The failed logins still count for the
+        account. Otherwise the limits would reveal whether the store has an account of this name."""
         return self._htpasswd is not None and file.is_line_unusable(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
@@ -178,8 +180,9 @@ class PasswordCheck:
         await asyncio.gather(*self._rehashes.values(), return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName, file: HtpasswdContent) -> bool:
-        """Returns whether the cache has a failed check under `key`, and the account `name` has not changed since. Reads
-        the account only if the store or the htpasswd file, whose content is `file`, has changed."""
+        """Returns whether the cache has a failed check under `key`, and the account `name` has not changed since that
+        check. Reads the account only if the store or the htpasswd file has changed. `file` is the content of the
+        htpasswd file."""
         failed = self._failed_checks.get(key)
         if failed is None:
             return False
@@ -196,12 +199,13 @@ class PasswordCheck:
         self, name: AccountName, password: str, account_state: _AccountState, site: str
     ) -> tuple[PasswordComparison, bool]:
         """Compares the password of the account `name` with the hash in `account_state`. If another request hashes the
-        same password at this moment, waits for its result. Returns the result, and whether this call has started the
-        hashing. `site` is what `site_of` returns for the client's address: a wider network than that of `network_of`.
-        The queue of the hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
-        # While the queue is full for this client, every password gets 429, even one that is remembered or is being
-        # hashed. Otherwise a client could fill the queue and then guess at no cost. A wrong password would get 429 and
-        # would not be counted, and the remembered right one would be accepted.
+        same password at this moment, waits for the result of that hashing. Returns the result, and whether this call
+        has started a hashing. `site` is the client's network as `site_of` returns it. It is wider than the network of
+        `network_of`, and the queue of hashings limits the logins from each site. Raises TooManyRequests if too many
+        logins wait for hashing."""
+        # While the queue is full for this client, every password gets 429, even a password that is cached or is being
+        # hashed. Otherwise a client could fill the queue and then guess without a counted failure: a wrong password
+        # would get 429, but the right password would be accepted if it is cached.
         self._pool.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)
@@ -209,19 +213,19 @@ class PasswordCheck:
             if verified.checked_against == account_state and self._clock() < verified.until:
                 return PasswordComparison(True), False
             self._verified.remove(key)
-        is_first = (key, *account_state) not in self._comparisons
+        has_started_hashing = (key, *account_state) not in self._comparisons
         comparison = await wait_for_outcome(self._comparison_task(key, password, account_state, site))
         if comparison.is_right:
             self._verified.put(key, _VerifiedPassword(account_state, self._clock() + VERIFIED_SECONDS))
-        return comparison, is_first
+        return comparison, has_started_hashing
 
     def _comparison_task(
         self, key: bytes, password: str, account_state: _AccountState, site: str
     ) -> asyncio.Task[PasswordComparison]:
         """Returns the task that compares the password with the hash in `account_state`. Starts the task if it does
         not run yet. `key` is the cache key of `_verified`."""
-        # A login that begins after a change of the account has another `account_state`, so it does not get an older
-        # result.
+        # After a change of the account, a new login has another `account_state`, and so does not get the result of an
+        # older comparison.
         task_key = (key, *account_state)
         task = self._comparisons.get(task_key)
         if task is None:
@@ -234,8 +238,8 @@ class PasswordCheck:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
         file."""
         dummy_salt = hashlib.blake2b(name.encode(), digest_size=SALT_BYTES, key=self._salt_key).digest()
-        # `compare_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
-        # takes the same time for all accounts, including accounts that do not exist. No password matches `no_hash`.
+        # No password matches `no_hash`. `compare_password` needs the highest bcrypt cost for every account, so that a
+        # wrong password takes the same time for all accounts, including accounts that do not exist.
         no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost, dummy_salt=dummy_salt)
         try:
             account = self._accounts.account(name)
@@ -254,8 +258,8 @@ class PasswordCheck:
         return replace(no_hash, argon2=argon2), identity
 
     def _start_rehash(self, name: AccountName, old_hash: str, password: str) -> None:
-        """Starts a task that replaces the stored hash `old_hash` of an account by a hash with the current parameters.
-        `password` is the account's password. Does nothing if such a task runs."""
+        """Starts a task that replaces the stored hash `old_hash` of an account with a hash that has the current
+        parameters. `password` is the account's password. Does nothing if a task already replaces `old_hash`."""
         if old_hash not in self._rehashes:
             task = self._rehashes[old_hash] = start_detached(self._rehash(name, old_hash, password))
             task.add_done_callback(lambda _: self._rehashes.pop(old_hash, None))
