@@ -54,8 +54,8 @@ class OldRegistryDown(RegistryError):
 class LastTagChange:
     """The latest change of a tag. `digest`: the digest that the tag has pointed at since the change; None if the change
     deleted the tag. `at`: the time of the change, in seconds since 1970. `actor`: the account or command that made the
-    change. `program`: the User-Agent of the client that made the change. For a change by the registry itself, the name
-    of its program, such as `IMPORT_PROGRAM`."""
+    change. `program`: the User-Agent of the client that made the change; `IMPORT_PROGRAM` if an import made it; empty
+    for other changes that no client made."""
 
     digest: Digest | None
     at: float
@@ -95,9 +95,9 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known. If this registry has not recorded a pull of the manifest, retention counts it as pulled now.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This method replaces the time
-        of the tag's last push, which is the time of the import, with the time at the old registry. If the tag's
-        previous change in this registry is later than the time at the old registry, uses the time of that change.
-        Skips a tag that no longer points at the manifest, or that was pushed again after the import. The history of
-        tags keeps the time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This method sets the time of
+        the tag's last push, which is the time of the import, back to the time at the old registry. If the tag's
+        previous change in this registry is later than the time at the old registry, uses the time of that change. Never
+        sets a time forward. Skips a tag that no longer points at the manifest, or that was pushed again after the
+        import. The history of tags keeps the time of the import."""
         ...

@@ -84,7 +84,7 @@ class Flock:
 
 class PollBackOff:
     """The pauses between attempts to take a lock. Each pause is twice as long as the previous one, up to
-    `longest_seconds`. Make a new object for each lock that you wait for."""
+    `longest_seconds`. Make a new object for each wait for a lock."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 

@@ -328,7 +328,7 @@ class Metadata(Protocol):
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
         """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970). The
-        session that has been idle longest comes first. If `after` is not None, returns only later sessions."""
+        session that has been idle longest comes first. If `after` is not None, returns only sessions that follow it."""
         ...
 
     async def drop_upload(self, upload: UploadID, before: float) -> bool:

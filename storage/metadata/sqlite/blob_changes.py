@@ -100,8 +100,9 @@ def add_link(
     """Adds the repository's link to the blob, or updates the link if it exists. Queues the link if no manifest of the
     repository refers to the blob yet. Raises QuotaExceeded if the blob does not fit into a quota.
 
-    `is_confirmed`: True if a client pushed the blob to this repository, or the mirror downloaded it for this repository
-    from the upstream (the registry that the repository mirrors). A link that is already confirmed stays confirmed."""
+    `is_confirmed`: whether it is certain that the repository has the blob: a client pushed the blob to this repository,
+    or the mirror downloaded it for this repository from the upstream (the registry that the repository mirrors). A link
+    that is already confirmed stays confirmed."""
     try:
         db.execute(
             "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
@@ -255,7 +256,7 @@ def save_upload(db: apsw.Connection, upload: UploadID, offset: int, state: bytes
     """Stores the progress of an upload session: `offset` bytes have arrived. `state` is the state of the digest's
     computation after these bytes; None if it is not saved. Raises BlobUploadUnknown if there is no such session.
 
-    If `offset` is smaller than the stored offset, it depends on `boot`:
+    If `offset` is smaller than the stored offset, the effect depends on `boot`:
 
     - Same boot as the stored one: changes nothing, because another process has continued the session and stored more
       bytes.

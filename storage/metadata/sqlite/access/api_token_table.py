@@ -49,10 +49,10 @@ _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
 `_IN_USE_FOR_SECONDS` ago. The token of a machine that stays logged in is in use. A job that logs in each time that it
 runs leaves tokens that are not in use."""
 _IN_USE_FRACTION: Final = 0.75
-"""At most this fraction of `MAX_REFRESH_TOKENS` is kept in preference to other tokens because they are in use."""
+"""Tokens in use take precedence over other tokens only up to this fraction of `MAX_REFRESH_TOKENS`."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
-because older versions had no limit. Then several logins revoke the excess. This keeps each transaction short: other
+because older versions allowed this. Then several logins revoke the excess. This keeps each transaction short: other
 changes wait until it has ended."""
 MAX_LIMITS_PER_PAGE = 500
 """A page of tokens ends when its tokens together have this number of limits (`TokenLimit`) or more. With limits, a
@@ -85,9 +85,10 @@ _EXCESS_REFRESH_TOKENS: Final = (
 one (?2), and skips the first ?7 tokens, which stay. With its order, a host that logs in often revokes its own tokens,
 and not those that other machines use. It sorts by class:
 
-- Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`), but at most ?8. Without this
-  limit, all kept tokens could be tokens in use, and a machine that has just logged in would lose its token at the next
-  login of another machine.
+- Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`), but at most ?8. All machines
+  behind one NAT have the same note, so only the class shows which of them stay logged in. Without the limit ?8, all
+  kept tokens could be tokens in use, and a machine that has just logged in would lose its token at the next login of
+  another machine.
 - Class 1 comes next: the tokens that are not in use, and the tokens in use that exceed the limit of class 2.
 - Class 0 comes last: the tokens whose last use has a time after ?3, the latest plausible time. This time was stored
   while the clock was ahead. If a token was never used, the time of the login counts.

@@ -79,7 +79,7 @@ class SqliteAccounts:
         self._writer = writer
         self._clock = clock
 
-    def _run_with_full_reserve(
+    def _run_using_all_reserve(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
@@ -91,7 +91,7 @@ class SqliteAccounts:
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.ALL)
 
-    def _run_with_half_reserve(
+    def _run_using_half_reserve(
         self,
         change: Callable[Concatenate[apsw.Connection, Actor, float, P], T],
         by: Actor,
@@ -158,14 +158,14 @@ class SqliteAccounts:
         refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
-        return await self._run_with_half_reserve(
+        return await self._run_using_half_reserve(
             account_table.add, by, name, kind, password_hash, admin, note, refuse_name_with_rights
         )
 
     async def set_password(
         self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        await self._run_with_full_reserve(account_table.set_password, by, name, password_hash, expected_version)
+        await self._run_using_all_reserve(account_table.set_password, by, name, password_hash, expected_version)
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
         """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
@@ -188,11 +188,11 @@ class SqliteAccounts:
         by: Actor,
     ) -> None:
         takes_rights_away = admin is False or enabled is False
-        run = self._run_with_full_reserve if takes_rights_away else self._run_with_half_reserve
+        run = self._run_using_all_reserve if takes_rights_away else self._run_using_half_reserve
         await run(account_table.set_flags, by, name, admin, enabled, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        await self._run_with_full_reserve(account_table.remove, by, name, keep_admin)
+        await self._run_using_all_reserve(account_table.remove, by, name, keep_admin)
 
     # Groups
 
@@ -209,22 +209,22 @@ class SqliteAccounts:
         return group_table.groups_of(self._db, member)
 
     async def add_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._run_with_half_reserve(group_table.add, by, name)
+        await self._run_using_half_reserve(group_table.add, by, name)
 
     async def remove_group(self, name: AccountName, *, by: Actor) -> None:
-        await self._run_with_full_reserve(group_table.remove, by, name)
+        await self._run_using_all_reserve(group_table.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         await self.add_members(group, [member], by=by)
 
     async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
-        await self._run_with_half_reserve(group_table.add_members, by, group, members)
+        await self._run_using_half_reserve(group_table.add_members, by, group, members)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         await self.remove_members(group, [member], by=by)
 
     async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
-        await self._run_with_full_reserve(group_table.remove_members, by, group, members)
+        await self._run_using_all_reserve(group_table.remove_members, by, group, members)
 
     # Rights
 
@@ -243,10 +243,10 @@ class SqliteAccounts:
         await self.put_grants([grant], by=by)
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        await self._run_with_half_reserve(grant_table.put_all, by, grants)
+        await self._run_using_half_reserve(grant_table.put_all, by, grants)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
-        await self._run_with_full_reserve(grant_table.remove, by, subject, pattern)
+        await self._run_using_all_reserve(grant_table.remove, by, subject, pattern)
 
     # API tokens
 
@@ -261,10 +261,10 @@ class SqliteAccounts:
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        await self._run_with_half_reserve(api_token_table.add, by, token, secret_hash, expected_version)
+        await self._run_using_half_reserve(api_token_table.add, by, token, secret_hash, expected_version)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
-        await self._run_with_full_reserve(api_token_table.revoke, by, token_id)
+        await self._run_using_all_reserve(api_token_table.revoke, by, token_id)
 
     async def save_token_use(self, token_id: str, at: float) -> None:
         """Stores that the token was used at the time `at` (seconds since 1970)."""
@@ -279,13 +279,13 @@ class SqliteAccounts:
         return login_session_table.sessions(self._db, self._clock(), account)
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        await self._run_with_half_reserve(login_session_table.add, by, session, secret_hash)
+        await self._run_using_half_reserve(login_session_table.add, by, session, secret_hash)
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
-        await self._run_with_full_reserve(login_session_table.end, by, session_id)
+        await self._run_using_all_reserve(login_session_table.end, by, session_id)
 
     async def end_login_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
-        return await self._run_with_full_reserve(login_session_table.end_all, by, account, except_id)
+        return await self._run_using_all_reserve(login_session_table.end_all, by, account, except_id)
 
     async def save_session_use(self, session_id: str, at: float) -> None:
         """Stores that a request with the session came at the time `at` (seconds since 1970)."""
@@ -301,12 +301,12 @@ class SqliteAccounts:
         keys = self.signing_keys()
         if keys and keys[0].retired is None:  # the key that signs comes first
             return keys[0]
-        return await self._run_with_full_reserve(login_tables.ensure_key, by, make_key)
+        return await self._run_using_all_reserve(login_tables.ensure_key, by, make_key)
 
     async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
         """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep_seconds`
         more."""
-        await self._run_with_full_reserve(login_tables.rotate_key, by, key, keep_seconds)
+        await self._run_using_all_reserve(login_tables.rotate_key, by, key, keep_seconds)
 
     # Throttling of logins. A *throttling key* is a text that names an account, a client's network, or both. Each key
     # has a time. Each failed login under a key moves the key's time further into the future. While the time lies too
