@@ -223,7 +223,7 @@ class CommitThread:
 
         - If the disk is full, refuses the changes that must not use the reserve.
         - If the commit finds no space, frees a part of the reserve and repeats the changes that may use the reserve.
-        - In both cases, runs a checkpoint after the commits."""
+        - In both cases, runs a checkpoint after the commits, unless it has refused all changes."""
         disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
         if disk_is_full:
@@ -249,7 +249,7 @@ class CommitThread:
         except StorageFull:
             disk_is_full = True
             with suppress(StorageFull):
-                # Frees the reserve part by part. Calls `attempt` after each part, until it succeeds.
+                # Frees the reserve part by part. Calls `attempt` after each part, until it succeeds or no part is left.
                 self._reserve.spend(attempt, StorageFull)
         if disk_is_full:
             # Once a checkpoint has copied all of the log, the next commits overwrite it and need no new space.

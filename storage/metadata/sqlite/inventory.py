@@ -134,8 +134,8 @@ class SqliteInventory:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.
 
         - The removal of a tag also removes its manifest, unless the manifest has other tags or is in an index.
-        - The removal of a manifest also removes its tags, and those of its children and referrers that have no tag and
-          are in no index that stays.
+        - The removal of a manifest also removes its tags, children and referrers. A child or referrer stays if it has a
+          tag or is in an index that stays.
 
         Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)

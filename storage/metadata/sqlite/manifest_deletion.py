@@ -1,8 +1,9 @@
 """Deletes a manifest and all its tags (`ManifestDeletion`, `delete_manifest`).
 
-A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. So many
-tags are deleted in *portions*, each in a transaction of its own. The last transaction deletes the remaining tags and
-the manifest. If the process dies between two portions, the manifest is still there and has fewer tags.
+A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. The tags
+of such a manifest are therefore deleted in *portions*, each in a transaction of its own. The last transaction deletes
+the remaining tags and the manifest. If the process dies between two portions, the manifest is still there and has fewer
+tags.
 
 A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
 other indexes. A manifest that an immutable tag needs is not deleted (`storage.metadata.sqlite.needing_tags`).

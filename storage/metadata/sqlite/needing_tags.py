@@ -89,7 +89,7 @@ class NeedingTagsCheck:
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
         """Checks all tags that need the manifest. Returns the id of the entry of the tag history that was the newest
-        when the check began. Tags that later entries set are not checked. Must not run in a transaction that changes
+        when the check began. The check may miss tags that later entries set. Must not run in a transaction that changes
         something, because the check takes long if very many tags need the manifest. Raises NameUnknown,
         ManifestUnknown, and Denied if an immutable tag needs the manifest."""
         last_id = last_entry_id(db)

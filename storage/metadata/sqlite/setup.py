@@ -38,8 +38,8 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
 
     On a full disk, uses the reserve (disk space that the registry keeps allocated for this case) to open and migrate
     the database. If the reserve does not suffice to open it, calls `free_space`, which deletes files that the registry
-    can do without, and opens it again. Raises StorageFull if there is still too little space to open or migrate the
-    database; DataDirectoryError if the database cannot be used for another reason; OSError."""
+    can do without, and tries again to open it. Raises StorageFull if there is still too little space to open or migrate
+    the database; DataDirectoryError if the database cannot be used for another reason; OSError."""
     try:
         _create_or_migrate(layout, system, free_space)
     except apsw.FullError:

@@ -31,8 +31,8 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""With one in this number of the 'not found' checks that a process stores, beginning with the first, the process also
-deletes surplus ones."""
+"""A process deletes surplus 'not found' checks when it stores its first 'not found' check. It deletes them again each
+time that it has stored this number of further ones."""
 MAX_TOKENS = 2000
 """Largest number of stored bearer tokens of upstreams. Without it, clients could make the mirror store any number of
 tokens: some token services issue a token for any name that a client requests, with a lifetime of years."""
@@ -247,14 +247,15 @@ class SqliteUpstreamRecords:
         )
 
     async def allowance(self, key: str) -> Allowance | None:
-        """Returns the rate limit that the upstream stated last; None if none is stored."""
+        """Returns the rate limit that the upstream stated last; None if none is stored. `key`: see
+        `UpstreamRecords.allowance`."""
         row: Any = self._db.execute(
             "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (key,)
         ).get
         return None if row is None else Allowance(*row)
 
     async def save_allowance(self, key: str, allowance: Allowance) -> None:
-        """Stores a rate limit that the upstream stated at `allowance.at`.
+        """Stores a rate limit that the upstream stated at `allowance.at`. `key`: see `UpstreamRecords.allowance`.
 
         If a rate limit is stored already, merges the two: `remaining` and `limit` come from the newer rate limit, and
         `until` gets the later value. The mirror must not send a request before `until`.

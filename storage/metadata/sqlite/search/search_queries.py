@@ -53,7 +53,7 @@ MAX_TOKENS_OF_WORD: Final = 8
 *token* is a unit of the full-text index, a run of letters and digits: the word `a-b` has two tokens. The number is
 limited because SQLite compares the positions of the tokens one by one in each manifest that has all tokens."""
 MAX_TOKENS: Final = 16
-"""Largest total number of tokens in the words of a search for labels."""
+"""Largest total number of tokens in the words of a search for labels. The number is limited for the same reason."""
 _TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")

@@ -38,7 +38,9 @@ MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
 QUEUE_PAGE_ROWS: Final = 5000
 """Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
-garbage collection may have to remove. Reading this many rows takes about twenty milliseconds."""
+garbage collection may have to remove. Reading this many rows takes about twenty milliseconds. The number is high
+because most rows may have no unused link: if a manifest is deleted and stored again, the rows of its blobs stay in the
+queue until garbage collection checks them."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
 """The positions in the collect queue before its first link and after its last one. Blobs, which have `WHOLE_STORE` in

@@ -53,7 +53,7 @@ def mark_blob(
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Adds the damage record of a blob whose row has lost its place, so that its bytes cannot be found."""
+    """Adds the damage record of a blob whose row already has no place. The place of the blob's bytes is unknown."""
     _record_damage(db, digest, "", reason, "", now)
 
 

@@ -19,8 +19,8 @@ from storage.names import Digest
 MAX_DROPPED: Final = 500
 """Largest number of rows that `drop_of_repository` deletes."""
 MAX_DROPPED_BYTES: Final = 1024 * 1024
-"""Largest total size, in bytes, of the rows that one transaction deletes, so that other changes do not wait for long.
-A single larger manifest is deleted in a transaction of its own."""
+"""Largest total size, in bytes, of the manifests that one transaction deletes, so that other changes do not wait for
+long. A single larger manifest is deleted in a transaction of its own."""
 _OLDEST: Final = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository

@@ -45,9 +45,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if no row has
-    the repository's id. `is_mirrored`: whether the repository is mirrored; it may then lack content.
-    `is_damaged`: whether the manifest is known to be damaged."""
+    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if there is no
+    such repository. `is_mirrored`: whether the repository is mirrored; it may then lack content. `is_damaged`: whether
+    the manifest is known to be damaged."""
 
     id: int
     repository: int

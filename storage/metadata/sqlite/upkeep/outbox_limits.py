@@ -67,8 +67,8 @@ class Excess:
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
-    """Returns the events and deliveries that exceed the limits, oldest first. Returns only the oldest ones if there are
-    more than one transaction may delete (`Excess.is_complete`)."""
+    """Returns the events and deliveries that exceed the limits, oldest first. If one transaction may not delete all of
+    them, returns only the oldest ones (`Excess.is_complete`)."""
     deliveries: list[tuple[str, int]] = []
     dropped: list[DroppedDeliveries] = []
     counts: list[Any] = db.execute(_COUNTS).fetchall()

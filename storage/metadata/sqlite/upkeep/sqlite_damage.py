@@ -49,7 +49,7 @@ and a slash. The query may read all links of the blob (the rows that let a repos
 many links, so the query runs in the thread for long lookups."""
 _OLDEST_BLOB_CREATED = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
 """The time at which the oldest blob was created. A healed blob gets a new time, so the blob with the lowest row id may
-not be the oldest. The query therefore reads several rows."""
+not have the earliest time. The query therefore reads several rows."""
 
 
 class SqliteDamageRecords:
@@ -217,8 +217,7 @@ class SqliteDamageRecords:
 
 def _measure(db: apsw.Connection) -> tuple[int, int, int]:
     """Returns the highest row id of a blob, the highest row id of a manifest, and the total size in bytes of all blobs
-    that are not damaged. Leaves out the sizes of manifests: to add them up, SQLite would read all
-    bodies."""
+    that are not damaged. Leaves out the sizes of manifests: to add them up, SQLite would read all bodies."""
     last_blob: Any = db.execute("SELECT ifnull(max(id), 0) FROM blob").get
     last_manifest: Any = db.execute("SELECT ifnull(max(id), 0) FROM manifest").get
     size: Any = db.execute("SELECT ifnull(sum(size), 0) FROM blob WHERE place <> ''").get
