@@ -1,7 +1,7 @@
-"""Produces the tar archive of an image for `docker load` (`ImageArchive`) while the server sends it.
+"""Produces the tar archive of an image for `docker load`, piece by piece while the server sends it (`ImageArchive`).
 
-The archive is both a docker archive and an OCI image layout, for one platform. Its bytes depend only on the image and
-on the image's name. So a client can resume a download from any process.
+The archive is both a docker archive and an OCI image layout, for one platform. Every server process produces the same
+bytes for the same image and name, so a client can resume a download at any process.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MAX_LAYERS: Final = 1_000
-"""Largest number of layers of an image that is sent. Docker accepts at most 127."""
-_FORMAT: Final = b"1"
-"""A part of the ETag. Change it with the archive's format, so that no client joins parts of different archives."""
+"""The largest number of layers that an image in an archive may have. Docker accepts at most 127."""
+_FORMAT_VERSION: Final = b"1"
+"""The version of the archive's format. Change it whenever the format changes: the ETag then changes as well, so a
+client that resumes a download does not join bytes of two formats."""
 _BATCH: Final = 20
 """How many blobs are looked up before other tasks can run."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of an archive: bytes, or the blob `digest`. `start`: its offset in the archive."""
+    """A part of an archive: the blob `digest`; or, if `digest` is None, the bytes `data`. `start`: the offset of the
+    part in the archive."""
 
     start: int
     size: int
@@ -53,22 +55,23 @@ class _Part:
 
     @property
     def stop(self) -> int:
-        """The offset in the archive of the next part."""
+        """The offset of the next part in the archive."""
         return self.start + self.size
 
 
 class ImageArchive:
-    """The archive of one image. `etag` identifies its bytes. `file_name` is for the download, in ASCII."""
+    """The archive of one image. `etag` identifies the bytes of the archive. `file_name`: the file name for the
+    download, in ASCII."""
 
     def __init__(
         self, registry: Registry, repo: RepositoryName, file_name: str, contents: Sequence[bytes | Descriptor]
     ) -> None:
-        """`contents`: the bytes and the blobs of the archive, in their order."""
+        """`contents`: the bytes and the blobs of the archive, in the order of the archive."""
         self._registry = registry
         self._repo = repo
         self._parts: list[_Part] = []
         self.file_name = file_name
-        identity, offset = hashlib.sha256(_FORMAT), 0
+        identity, offset = hashlib.sha256(_FORMAT_VERSION), 0
         for content in contents:
             if isinstance(content, bytes):
                 part = _Part(offset, len(content), data=content)
@@ -102,12 +105,12 @@ class ImageArchive:
 async def open_archive(
     registry: Registry, repo: RepositoryName, reference: Reference, platform: str | None, name: str
 ) -> ImageArchive:
-    """Returns the archive of an image. `platform`: the platform or the digest of the image to take from an index; None:
-    the index must list only one image. `name`: the repository's name as the client wrote it.
+    """Returns the archive of an image. `platform`: for an index, the platform or the digest of the image to take; None:
+    the only image of the index. `name`: the repository's name as the client wrote it.
 
-    Raises ManifestUnknown if there is no such image, or the image cannot be sent. Raises RequestInvalid if `platform`
-    is None and the index lists several images. Raises BlobUnknown if a blob is missing or has the wrong size. Also
-    raises the errors of mirrors, because a mirror fetches what is not cached."""
+    Raises ManifestUnknown if there is no such image, or if the image cannot be sent (`_blobs`). Raises RequestInvalid
+    if `platform` is None and the index lists several images. Raises BlobUnknown if a blob is missing or has the wrong
+    size. A mirror fetches content that is not cached, and raises its own errors if the fetch fails."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
@@ -131,8 +134,9 @@ async def open_archive(
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once; None if the image cannot be sent. Registries need not store the layers
-    in `Manifest.foreign`."""
+    """Returns the blobs of an image, each once. Returns None if the image cannot be sent: the manifest is damaged or
+    describes no image, has more than MAX_LAYERS layers, or has layers that registries need not store
+    (`Manifest.foreign`)."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:
@@ -141,8 +145,8 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the entry of an index for the archive. `wanted`: the platform or the digest of the image. Raises
-    ManifestUnknown, RequestInvalid."""
+    """Returns the index entry of the image for the archive. `wanted`: the platform or the digest of the image; None:
+    the only image. Raises ManifestUnknown, RequestInvalid."""
     images = {}
     for entry in index.manifests:
         entry_view = index_entry(entry)
@@ -174,7 +178,7 @@ def _contents(
     manifest: Manifest, blobs: Sequence[Descriptor], tagged_name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
     """Yields the parts of the archive. `tagged_name`: the image's name and tag, such as `team/app:v1`; None: the client
-    has chosen the image by its digest."""
+    has chosen the image by its digest. `platform`: the platform in the index entry of the image, if there is one."""
     assert manifest.config is not None
     descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if tagged_name is not None:

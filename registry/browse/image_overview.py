@@ -1,5 +1,6 @@
-"""Reads the overviews of manifests that lists and detail pages show (`OverviewReader`): the platforms with their sizes,
-the time of creation, and whether signatures, SBOMs or attestations refer to the manifest."""
+"""Reads overviews of manifests for the list of tags and the page of one manifest (`OverviewReader`). An overview has
+the platforms with their sizes, the time of creation, and whether signatures, SBOMs or attestations refer to the
+manifest."""
 
 from __future__ import annotations
 
@@ -24,24 +25,26 @@ from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
 
 MAX_PAGE_PLATFORMS: Final = 2_000
-"""How many platforms one page lists. Of further platforms, the page shows only the number."""
+"""How many platforms a page lists. For further platforms, the page shows only how many there are."""
 _MAX_CHILDREN_READ: Final = 500
-"""How many children of indexes (the manifests that an index lists) are read for one page. The sizes of further ones are
-not shown."""
+"""How many children are read for one page. A *child* is a manifest that an index lists. The page does not show the
+sizes of further children."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of manifests are read for one page. In addition, the same number of bytes may be read of children of
-indexes."""
+"""How many bytes of manifests are read for one page. This limit applies once to the manifests of the page, and once to
+the children of its indexes."""
 _MAX_ATTESTATIONS_READ: Final = 2
-"""How many of BuildKit's attestations of one index are read, to find out whether they contain an SBOM."""
+"""How many attestations by BuildKit are read for each index, to find out whether one contains an SBOM."""
 _BATCH: Final = 10
 """How many manifests are read before other requests may run on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What is shown of one manifest. `more_platforms`: how many entries of an index are not shown. `marks`: whether the
-    manifest has a signature, an SBOM and so on. `children`: for an index, the summaries of those of its manifests that
-    were read, by digest."""
+    """What is shown of one manifest.
+
+    - `more_platforms`: how many entries of an index are not shown.
+    - `marks`: whether the manifest has a signature, an SBOM or an attestation.
+    - `children`: the summaries of those children of an index that were read, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]
@@ -65,19 +68,18 @@ class OverviewReader:
         known: Mapping[Digest, ManifestSummary] | None = None,
     ) -> Mapping[Digest, Overview]:
         """Returns the overviews of manifests of a repository, by digest. The caller has checked the right to pull.
-        `known`: summaries that the caller has already read. Summaries of other manifests are read, unless a manifest is
-        too large."""
-        facts = {each.digest: each for each in manifests}
+        `known`: summaries that the caller has already read. This method reads the summaries of the other manifests,
+        except those that are too large."""
+        facts_by_digest = {facts.digest: facts for facts in manifests}
         summaries = dict(known or {})
-        sizes = {digest: each.size for digest, each in facts.items() if digest not in summaries}
-        summaries.update(await self._summaries(repo, sizes))
+        sizes = {digest: facts.size for digest, facts in facts_by_digest.items() if digest not in summaries}
+        summaries.update(await self._read_summaries(repo, sizes))
         entries_by_index = _shown_entries(summaries)
         all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
         present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
-        # Selects which of the manifests in indexes to read: those that the repository has. Leaves out further
-        # attestations after the first `_MAX_ATTESTATIONS_READ` of an index. At most `_MAX_CHILDREN_READ` of the
-        # selected manifests are read.
+        # Selects the children that the repository has, but at most `_MAX_ATTESTATIONS_READ` attestations of each index.
+        # Then reads at most `_MAX_CHILDREN_READ` of the selected children.
         for shown_entries in entries_by_index.values():
             attestation_count = 0
             for entry in shown_entries:
@@ -85,18 +87,18 @@ class OverviewReader:
                 is_excess = entry.is_attestation and attestation_count > _MAX_ATTESTATIONS_READ
                 if entry.digest in present_sizes and not is_excess:
                     child_sizes.setdefault(entry.digest, present_sizes[entry.digest])
-        children = await self._summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
+        children = await self._read_summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
-        for number, (digest, each) in enumerate(facts.items()):
+        for number, (digest, facts) in enumerate(facts_by_digest.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
             summary, shown_entries = summaries[digest], entries_by_index[digest]
-            overviews[digest] = await self._overview(repo, each, summary, shown_entries, children, present_sizes)
+            overviews[digest] = await self._overview(repo, facts, summary, shown_entries, children, present_sizes)
         return overviews
 
-    async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
-        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests in bytes. Once
-        `_MAX_PAGE_BYTES` are read, further manifests get the summary `UNREADABLE`, as damaged ones do."""
+    async def _read_summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
+        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests in bytes, by digest. A
+        manifest that would exceed `_MAX_PAGE_BYTES`, and each manifest after it, gets the summary `UNREADABLE`."""
         summaries, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
@@ -119,9 +121,9 @@ class OverviewReader:
         children: Mapping[Digest, ManifestSummary],
         present: Container[Digest],
     ) -> Overview:
-        """Returns the overview of one manifest. `entries`: the entries that the page shows, if it is an index.
-        `children`: the summaries of the manifests that indexes list, by digest. `present`: the digests of the listed
-        manifests that the repository has."""
+        """Returns the overview of one manifest. `entries`: for an index, the entries that the page shows. `children`:
+        the summaries of the children of all indexes on the page, by digest. `present`: the digests of those children
+        that the repository has."""
         own_children = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(
@@ -135,7 +137,7 @@ class OverviewReader:
             if not entry.is_attestation
         ]
         # An index has no config. For an index, the overview uses the config of the first image that has a config.
-        image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
+        image = summary if summary.config else next((child for child in own_children.values() if child.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:
             config = await self._reader.read_config_summary(repo, image.config)
@@ -149,7 +151,8 @@ class OverviewReader:
                     size=summary.size,
                 )
             ]
-        predicates = {*summary.predicates, *(each for child in own_children.values() for each in child.predicates)}
+        child_predicates = (name for child in own_children.values() for name in child.predicates)
+        predicates = {*summary.predicates, *child_predicates}
         is_attested = bool(predicates) or any(entry.is_attestation for entry in entries)
         return Overview(
             summary=summary,
@@ -162,7 +165,8 @@ class OverviewReader:
 
 
 def _shown_entries(summaries: Mapping[Digest, ManifestSummary]) -> dict[Digest, Sequence[IndexEntry]]:
-    """Returns the entries that a page shows of each index: the first MAX_PAGE_PLATFORMS of all indexes together."""
+    """Returns the index entries that a page shows, by the digest of the manifest. All indexes of the page together show
+    at most MAX_PAGE_PLATFORMS entries."""
     shown_entries: dict[Digest, Sequence[IndexEntry]] = {}
     remaining = MAX_PAGE_PLATFORMS
     for digest, summary in summaries.items():

@@ -32,8 +32,8 @@ MAX_RAW_BYTES: Final = 64 * 1024
 """The size of the largest manifest whose bytes are included in its details."""
 _MAX_PARTS: Final = 12
 """How many layers get a bar of their own in the chart of an image's size."""
-_USUAL_PLATFORM: Final = "linux/amd64"
-"""The platform of an index that is shown by default, if the repository has its image."""
+_DEFAULT_PLATFORM: Final = "linux/amd64"
+"""The platform whose image in an index is shown by default, if the repository has this image."""
 _TITLE: Final = "org.opencontainers.image.title"
 
 
@@ -56,8 +56,8 @@ class ManifestDetails:
         self._upstream_tags = upstream_tags
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
-        """Returns the details of a manifest. `platform`: which image of an index to show, by its platform, such as
-        `linux/arm64`, or by its digest; None: the image of a default platform (`choose_platform`). Raises NameUnknown.
+        """Returns the details of a manifest. `platform`: for an index, the platform, such as `linux/arm64`, or the
+        digest of the image to show; None: the image of a default platform (`choose_platform`). Raises NameUnknown.
         Raises ManifestUnknown if there is no such manifest, or if the index lists no such image."""
         frozen = await self.frozen_at(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
@@ -91,8 +91,8 @@ class ManifestDetails:
         )
 
     async def frozen_at(self, repo: RepositoryName, reference: Reference) -> Digest | None:
-        """Returns the digest at which a mirrored tag is frozen; None if the tag is not frozen. A pull of a frozen tag
-        gets this digest."""
+        """Returns the digest that a pull of a frozen tag gets. Returns None if `reference` is a digest, or a tag that
+        is not frozen."""
         frozen = await self._upstream_tags.find_frozen_tag(repo, reference) if isinstance(reference, Tag) else None
         return None if frozen is None else frozen.digest
 
@@ -109,8 +109,8 @@ class ManifestDetails:
             child = await self._registry.get_manifest(repo, Digest(chosen_platform.digest))
         except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
-        # If the manifest is large, this parses it in a thread, so that the event loop need not parse it below. The
-        # summary is not needed.
+        # Parses a large manifest in a thread, so that the code below need not parse it on the event loop. The summary
+        # itself is not needed.
         await self._reader.summary_of(child)
         if not child.is_readable or not is_image(child):
             return None
@@ -147,17 +147,20 @@ class ManifestDetails:
 
 
 def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: str | None) -> PlatformView | None:
-    """Returns the platform to show: the one with the name or digest `wanted`. If `wanted` is None, chooses among the
-    platforms whose image the repository has: returns `linux/amd64` or else the first one; None if there is none. Raises
-    ManifestUnknown if there is no platform `wanted`."""
+    """Returns the platform to show.
+
+    - `wanted` is the name or the digest of a platform: returns this platform. Raises ManifestUnknown if `platforms`
+      does not contain it.
+    - `wanted` is None: considers only platforms whose image the repository has. Returns `linux/amd64` if it is one of
+      them, otherwise the first of them, or None if there are none."""
     if wanted is not None:
         for platform in platforms:
             if wanted in (platform.name, platform.digest):
                 return platform
         raise ManifestUnknown(f"{index} lists no image for the platform {wanted[:80]!r}")
     present_platforms = [platform for platform in platforms if platform.present]
-    usual = (platform for platform in present_platforms if platform.name == _USUAL_PLATFORM)
-    return next(usual, present_platforms[0] if present_platforms else None)
+    default = (platform for platform in present_platforms if platform.name == _DEFAULT_PLATFORM)
+    return next(default, present_platforms[0] if present_platforms else None)
 
 
 def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
@@ -168,8 +171,9 @@ def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
 def build_steps(
     layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Container[Digest]
 ) -> list[BuildStep]:
-    """Assigns the layers in order to the entries of the history that have added a layer. Layers that remain come last,
-    without a command, because some builders write an incomplete history or none."""
+    """Returns the build steps of an image: one for each entry of the history. The entries that have added a layer get
+    the layers in order. Some builders write an incomplete history or none; each remaining layer becomes a step without
+    a command at the end."""
     views = [layer_view(layer, present) for layer in layers]
     next_layer = iter(views)
     steps = [
@@ -196,8 +200,7 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns how many build steps of an image are missing from `steps`; the real number can be larger. Each entry of
-    the history is a step, and each layer belongs to a step of its own. So an image has at least as many steps as
-    entries, and at least as many as layers. It has more if some layers belong to no entry (`build_steps`)."""
-    in_history = 0 if config is None else len(config.history) + config.more_history
-    return max(in_history, len(manifest.layers), len(steps)) - len(steps)
+    """Returns how many build steps of an image are missing from `steps`; the real number can be larger. An image has at
+    least one step for each entry of its history, and at least one for each layer."""
+    history_length = 0 if config is None else len(config.history) + config.more_history
+    return max(history_length, len(manifest.layers), len(steps)) - len(steps)

@@ -5,12 +5,12 @@ Two libraries make the HTML safe, one after the other. markdown-it-py escapes HT
 a few elements and attributes from the result. Images become links, because a page may not load anything from other
 hosts.
 
-Some short texts become very long HTML: each row of a table is filled up to the number of its columns, and each
-reference to a link repeats the whole address. Other short texts take long to parse, because each level of nested quotes
-checks all lines again. So the work and the size are limited. If a text exceeds a limit, its beginning is formatted, up
-to the last block that is within the limits. The rest is shown as plain text.
+Some short texts become very long HTML: a short row of a table is filled with empty cells, and each use of a link
+definition repeats the whole address. Other short texts take long to parse, because the parser checks all lines again
+for each level of nested quotes. This module therefore limits the work and the size. If a text exceeds a limit, only its
+beginning is formatted, up to the last block that is within the limits. The rest is shown as plain text.
 
-Import this module only when a description is rendered, because most servers never show one.
+Import this module only when a description is rendered. Most servers never need the two libraries.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ example, the start and the end of a table cell, and inline elements are the piec
 10 to 20 µs. A table of 600 rows and 6 columns has 12,000 block elements, and a list of 800 links has 7,000 inline
 elements."""
 _ELEMENTS_PER_BRACKET: Final = 4
-"""Each `[` counts as this number of inline elements, because the parser searches for the end of a link there."""
+"""Each `[` counts as this number of inline elements, because the parser searches for the end of a link at each `[`."""
 _MAX_RULE_CALLS: Final = 150_000
-"""How many times the parser may try a rule for blocks, such as whether a list begins at a line. A call takes about
-1 µs. The parser makes about 14 calls for each line of a paragraph. For a line that continues nested quotes without a
-`>`, it makes 6 more for each level of nesting."""
+"""How many calls of rules the parser may make. A *rule* checks whether one kind of block, such as a list, begins at a
+line. A call takes about 1 µs. The parser makes about 14 calls for each line of a paragraph. If a line continues nested
+quotes without a `>`, the parser makes 6 more calls for each level of nesting."""
 _MAX_LINK_STEPS: Final = 100_000
-"""How many steps the parser may take, in all texts together, to find the ends of links. A step takes 1 to 3 µs. A list
-of 800 links takes 1,600 steps. Brackets that are never closed take many, because the search starts again at each."""
+"""How many steps the parser may take, in all blocks together, to find the ends of links. A step takes 1 to 3 µs. A list
+of 800 links takes 1,600 steps. Unclosed brackets take many steps, because the search starts again at each bracket."""
 _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
-"""How many characters the addresses and titles of all links may have together. Each reference to a link repeats
-them."""
+"""How many characters the addresses and titles of all links in the HTML may have together. Each use of a link
+definition repeats its address and title."""
 _MAX_NESTING: Final = 20
-"""How many levels of nested quotes are formatted. A nested list counts as two levels. A block that is nested deeper is
-shown as plain text, and so is everything after it. `_BoundedBlockParser` checks this limit, because the parser's own
-check (`maxNesting`) would drop the text of that block."""
+"""How many levels of nested quotes are formatted. A nested list counts as two levels. A top-level block with more
+levels is shown as plain text, and so is everything after it. `_BoundedBlockParser` checks this limit, because the
+parser's own check (`maxNesting`) would drop the text at the deeper levels."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {
@@ -69,23 +69,23 @@ _SCHEMES: Final = frozenset({"http", "https", "mailto"})
 _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 """Matches the end of a line, as the parser sees it."""
-_IS_CUT: Final = "is_cut"
-"""The key in the parser's environment whose value is true if only the beginning of the text has tokens."""
-_LAST_HEADING_LEVEL: Final = 6
-"""The largest number of a heading in HTML: `h6`, the least important one."""
+_CUT_KEY: Final = "is_cut"
+"""A key in the parser's environment (`env`). Its value is True if `_parse_texts` has removed the last blocks."""
+_MAX_HEADING_LEVEL: Final = 6
+"""The level of the least important heading in HTML, `h6`."""
 
 
 class RenderedText(NamedTuple):
-    """A rendered description. `is_fully_formatted`: False if its end, or all of it, is shown as plain text, because it
-    is too long or takes too much work."""
+    """A rendered description. `is_fully_formatted`: False if the description is too long or takes too much work, so
+    that its end, or all of it, is shown as plain text."""
 
     html: str
     is_fully_formatted: bool
 
 
 def render_markdown(text: str, top_heading: int = 1) -> RenderedText:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: which heading in the
-    HTML stands for a heading of level 1 in the Markdown; from 1 (`h1`) to 6 (`h6`)."""
+    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. `top_heading`: the level in the
+    HTML, from 1 (`h1`) to 6 (`h6`), of the headings that have level 1 in the Markdown."""
     formatted, end = _format(text[: _formatted_length(text)], top_heading)
     return RenderedText(_clean(formatted + _plain(text[end:])), end == len(text))
 
@@ -103,10 +103,10 @@ def _plain(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>\n" if text else ""
 
 
-def _clean(unsafe: str) -> str:
+def _clean(unsafe_html: str) -> str:
     """Returns HTML without the elements, attributes and URL schemes that are not allowed."""
     return nh3.clean(
-        unsafe,
+        unsafe_html,
         tags=set(_TAGS),
         attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
         url_schemes=set(_SCHEMES),
@@ -133,7 +133,7 @@ class _Budget:
 
 
 class _CountedTokens(list[Token]):
-    """The tokens of a parser, each of which counts as an element."""
+    """A list for the tokens of a parser. Each token counts as one of the `elements` that may be formatted."""
 
     def __init__(self, elements: _Budget) -> None:
         super().__init__()
@@ -145,20 +145,20 @@ class _CountedTokens(list[Token]):
 
 
 class _CountedRules(Ruler[RuleFuncBlockType]):
-    """The rules of a block parser. Each call of a rule counts, also those that only check whether a block ends."""
+    """The rules of a block parser. Counts each call of a rule, even if the call only checks whether a block ends."""
 
     def __init__(self, original: Ruler[RuleFuncBlockType]) -> None:
         super().__init__()
         self._original = original
         self._calls = _Budget(_MAX_RULE_CALLS)
-        self._counted: dict[str, list[RuleFuncBlockType]] = {}
+        self._counted_rules: dict[str, list[RuleFuncBlockType]] = {}
 
     def getRules(self, chainName: str = "") -> list[RuleFuncBlockType]:
-        if chainName not in self._counted:
-            self._counted[chainName] = [self._count(rule) for rule in self._original.getRules(chainName)]
-        return self._counted[chainName]
+        if chainName not in self._counted_rules:
+            self._counted_rules[chainName] = [self._with_count(rule) for rule in self._original.getRules(chainName)]
+        return self._counted_rules[chainName]
 
-    def _count(self, rule: RuleFuncBlockType) -> RuleFuncBlockType:
+    def _with_count(self, rule: RuleFuncBlockType) -> RuleFuncBlockType:
         def counted(state: StateBlock, startLine: int, endLine: int, silent: bool) -> bool:
             self._calls.spend(1)
             return rule(state, startLine, endLine, silent)
@@ -188,7 +188,7 @@ class _BoundedBlockParser(ParserBlock):
             super().parse(src, md, env, tokens)
         except _TooComplex:
             self.is_complete = False
-            if tokens and not _ends_block(tokens[-1]):
+            if tokens and not _ends_top_level_block(tokens[-1]):
                 _remove_block_and_rest(tokens, len(tokens) - 1)
         outTokens.extend(tokens)
         return outTokens
@@ -220,7 +220,7 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
     """Returns Markdown as HTML, and the number of characters of the Markdown that the HTML shows. If the Markdown
     exceeds a limit, the HTML shows only the top-level blocks at its beginning that are within the limits."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
-    blocks = parser.block = _BoundedBlockParser(parser.block)
+    block_parser = parser.block = _BoundedBlockParser(parser.block)
     parser.inline = _BoundedInlineParser(parser.inline)
     parser.core.ruler.at("inline", _parse_texts)
     env: dict[str, object] = {}
@@ -229,16 +229,16 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
         if token.children is not None:
             token.children = _with_links_for_images(token.children)
         elif token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(_LAST_HEADING_LEVEL, int(token.tag[1:]) + top_heading - 1)}"
+            token.tag = f"h{min(_MAX_HEADING_LEVEL, int(token.tag[1:]) + top_heading - 1)}"
     rendered: str = parser.renderer.render(tokens, parser.options, {})
-    if blocks.is_complete and not env.get(_IS_CUT):
+    if block_parser.is_complete and not env.get(_CUT_KEY):
         return rendered, len(markdown)
     return rendered, _characters_in_lines(markdown, _count_lines(tokens))
 
 
 def _parse_texts(state: StateCore) -> None:
-    """Parses the text of each block. Replaces the parser's own rule for this. In contrast to that rule, removes the
-    top-level block that takes too much work, and all blocks after it."""
+    """Parses the text of each block, in place of the parser's own rule `inline`. If a text takes too much work, removes
+    the top-level block that contains the text, and all blocks after it."""
     attribute_characters = _Budget(_MAX_ATTRIBUTE_CHARACTERS)
     for index, token in enumerate(state.tokens):
         if token.type == "inline":
@@ -248,11 +248,11 @@ def _parse_texts(state: StateCore) -> None:
                 attribute_characters.spend(sum(_attribute_lengths(token.children)))
             except _TooComplex:
                 _remove_block_and_rest(state.tokens, index)
-                state.env[_IS_CUT] = True
+                state.env[_CUT_KEY] = True
                 return
 
 
-def _ends_block(token: Token) -> bool:
+def _ends_top_level_block(token: Token) -> bool:
     """Tells whether a top-level block ends with this token."""
     return token.level == 0 and token.nesting <= 0
 
@@ -269,15 +269,15 @@ def _count_lines(tokens: Sequence[Token]) -> int:
     return next((token.map[1] for token in reversed(tokens) if token.level == 0 and token.map is not None), 0)
 
 
-def _characters_in_lines(text: str, lines: int) -> int:
-    """Returns the number of characters in the first `lines` lines of a text, with the ends of the lines."""
+def _characters_in_lines(text: str, line_count: int) -> int:
+    """Returns the number of characters in the first `line_count` lines of a text, including the line ends."""
     ends = (match.end() for match in _LINE_END.finditer(text))
-    return next(islice(ends, lines - 1, None), len(text)) if lines else 0
+    return next(islice(ends, line_count - 1, None), len(text)) if line_count else 0
 
 
 def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
-    """Replaces each image by a link to the image. The text of the link is the image's alternative text. An image inside
-    a link, such as a badge, becomes the text of that link."""
+    """Returns the tokens with a link to the image in place of each image. The text of the link is the image's
+    alternative text. For an image inside a link, such as a badge, only this text remains in the outer link."""
     result: list[Token] = []
     open_links = 0
     for token in tokens:

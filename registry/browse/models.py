@@ -24,8 +24,8 @@ class View(BaseModel):
 
 
 def utc_time(seconds: float) -> datetime:
-    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. Returns the last time of the year 9999 for
-    any later time. Earlier versions stored such times, because they accepted durations of any length."""
+    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. For a time after the year 9999, which earlier
+    versions could store, returns the last time of that year."""
     return datetime.fromtimestamp(min(round(seconds, 3), MAX_SHOWN_TIME), UTC)
 
 
@@ -35,7 +35,9 @@ class PlatformView(View):
     name: str = Field(description="Such as `linux/arm64/v8`; empty if it is not known", examples=["linux/amd64"])
     digest: str
     media_type: str
-    present: bool = Field(description="Whether this registry has the manifest; a mirror fetches it with the next pull")
+    present: bool = Field(
+        description="Whether this registry has the manifest. A mirror fetches a missing manifest with the next pull"
+    )
     size: int | None = Field(
         description="Size of config and layers as they are stored and transferred; null if it is not known, as for a "
         "manifest that is not present"
@@ -43,7 +45,7 @@ class PlatformView(View):
 
 
 class MarksView(View):
-    """What refers to the image, besides its tags. Nothing is verified."""
+    """Which kinds of artifacts refer to the image. The registry does not verify them."""
 
     signed: bool = Field(description="There is a signature, such as cosign's or Notation's")
     sbom: bool = Field(description="There is a list of what the image contains")
@@ -62,7 +64,7 @@ class TagRow(View):
     more_platforms: int = Field(description="Number of platforms that are not in `platforms`")
     stored_bytes: int | None = Field(
         description="Size of what this registry stores of the image, for all platforms; null if the images on the page "
-        "have too many manifests or blobs to add up their sizes. The list is sorted by this with `order=size`"
+        "have too many manifests or blobs to add up their sizes. `order=size` sorts the list by this field"
     )
     created: datetime | None = Field(description="When the image was made, as its config or annotation says")
     pushed: datetime = Field(description="When the tag was last pushed; in a mirror, when it was last fetched")
@@ -72,14 +74,15 @@ class TagRow(View):
     marks: MarksView
     immutable: bool = Field(description="Clients cannot move or delete the tag")
     frozen_at: str | None = Field(
-        description="If the tag is frozen: the digest that each pull gets, even after the tag moves at the upstream"
+        description="The digest that each pull of a frozen tag gets, even after the tag moves at the upstream; null: "
+        "the tag is not frozen"
     )
 
 
 class TagRowPage(View):
-    """A page of the tags of a repository. To get the next page, send `next` as `after`; null: this is the last page.
-    `order`: the order of the list. It is the one that was asked for, with one exception: a list with too many tags or
-    manifests for the order `size` has the order `name`."""
+    """A page of the tags of a repository. `next`: to get the next page, send this value as `after`; null: this is the
+    last page. `order`: the order of the list. If a list has too many tags or manifests to sort it by `size`, its order
+    is `name`."""
 
     items: list[TagRow]
     next: str | None
@@ -105,8 +108,8 @@ class BuildStep(View):
 
 
 class SizePart(View):
-    """A part of an image's size, such as a bar of a chart. The part `rest` is all layers that have no part of their
-    own. `step`: for a layer, the index of its step in `steps` of the image; null for the other parts."""
+    """A part of an image's size, such as a bar of a chart. The part of the kind `rest` stands for all layers that have
+    no part of their own. `step`: for a layer, the index of its step in `steps` of the image; null for other kinds."""
 
     kind: Literal["layer", "config", "rest"]
     size: int
@@ -134,7 +137,7 @@ class ConfigView(View):
 
 class ImageView(View):
     """An image of one platform. `config` is null if the config is not present, is too large, or is not the config of an
-    image. `steps` then has the layers without commands."""
+    image. In these cases, each layer is a step without a command."""
 
     digest: str
     platform: str
@@ -157,8 +160,9 @@ class FileView(View):
 class ManifestView(View):
     """A manifest in detail.
 
-    `image` is the image itself or, for an index, the image of the platform that was asked for, or of the first one
-    that is present. `tags`: the first tags that point at the manifest."""
+    `image`: the image that is shown; null if there is none. For an index, it is the image of the requested platform. If
+    the request names no platform, it is the image for linux/amd64 or, if this image is not present, the first one that
+    is present. `tags`: the first tags that point at the manifest."""
 
     reference: str = Field(description="The tag or digest that was asked for")
     digest: str
@@ -187,8 +191,8 @@ class ManifestView(View):
 
 
 class AttachedFile(View):
-    """A file of a referrer. `predicate_type`: the type of the statement in the file, if it is an attestation. This is
-    what the file's annotation in the referrer's manifest says; empty if there is none."""
+    """A file of a referrer. `predicate_type`: for an attestation, the type of the statement in the file, according to
+    the file's annotation in the referrer's manifest; empty if there is no annotation."""
 
     title: str
     digest: str
@@ -207,16 +211,19 @@ class ReferrerView(View):
     created: datetime | None
     annotations: dict[str, str]
     about: str = Field(
-        description="Digest of the manifest to which it refers. Each of BuildKit's attestations in an index refers to "
-        "the image of one platform"
+        description="Digest of the manifest to which the referrer refers. An attestation by BuildKit, in an index, "
+        "refers to the image of one platform"
     )
-    tag: str | None = Field(description="The tag by which it was found, such as `sha256-….sig`; null: by its subject")
+    tag: str | None = Field(
+        description="The tag by which the referrer was found, such as `sha256-….sig`; null: it was found by its "
+        "subject or in an index"
+    )
     files: list[AttachedFile] = Field(description="At most 10")
 
 
 class ReferrerGroup(View):
-    """The referrers of one artifact type. `purpose`: what the type is for, as far as it is known; nothing is
-    verified."""
+    """The referrers that have the same artifact type and purpose. The registry derives the purpose from their types,
+    annotations and tags, and does not verify it."""
 
     artifact_type: str
     purpose: Literal["signature", "sbom", "attestation", "other"]
@@ -233,10 +240,13 @@ class ReferrersView(View):
 
 
 class FileContent(View):
-    """A file of an artifact. `text` is null if the file is large, is not text, or is not present.
+    """A file of an artifact.
 
-    `statement`: the statement that a DSSE envelope or a Sigstore bundle in the file contains, as JSON text; null: there
-    is none, or it is too long or too deeply nested to show. `predicate_type`: the type of that statement."""
+    - `text`: null if the file is large, is not text, or is not present.
+    - `statement`: the statement in the DSSE envelope or Sigstore bundle that the file contains, as JSON text; null if
+      there is no statement, or if it is too long or too deeply nested to show.
+    - `predicate_type`: the type of the statement, as the statement itself says or, if it does not, as the file's
+      annotation says; empty if neither says it."""
 
     title: str
     digest: str
@@ -279,7 +289,7 @@ class ComparedLayer(View):
 
 class ConfigChange(View):
     """A difference between the configs. `name`: the variable, label, port or volume that differs; empty for other
-    fields. `base` and `other`: the values in the two configs; null if the config does not have it."""
+    fields. `base` and `other`: the value in each config; null if the config has no such value."""
 
     field: str = Field(examples=["env"])
     name: str
@@ -288,8 +298,8 @@ class ConfigChange(View):
 
 
 class ComparisonView(View):
-    """How one image differs from another. `shared_layers` are in both, `base_layers` and `other_layers` only in one of
-    them. At most 1000 changes are listed."""
+    """How one image differs from another. `shared_layers` are in both images, `base_layers` only in `base`, and
+    `other_layers` only in `other`. At most 1000 changes are listed."""
 
     base: ComparedImage
     other: ComparedImage
@@ -301,7 +311,7 @@ class ComparisonView(View):
 
 
 class RemovedTag(View):
-    """A tag, and what it points or pointed at: a tag that was removed, that would be removed, or that was restored."""
+    """A tag that was removed, would be removed, or was restored, with the digest that it pointed or points at."""
 
     tag: str
     digest: str
@@ -317,12 +327,13 @@ class RefusedTag(View):
 class RemovalPlanView(View):
     """What a removal of tags would remove.
 
-    `manifests` are those that nothing uses any more after the removal. Images that have other tags, or that an index
-    lists, stay."""
+    `manifests`: the digests of the manifests that nothing uses after the removal, and that are removed with the tags.
+    Images that have other tags, or that an index lists, stay."""
 
     tags: list[RemovedTag]
     referrer_tags: list[RemovedTag] = Field(
-        description="Tags such as `sha256-….sig`, which belong to images that would be removed, and go with them"
+        description="Tags such as `sha256-….sig` that belong to images that would be removed; these tags would be "
+        "removed as well"
     )
     immutable_tags: list[str] = Field(description="Tags that stay, because clients may not delete them")
     unknown_tags: list[str] = Field(description="Tags that do not exist")
@@ -334,8 +345,8 @@ class RemovalPlanView(View):
 
 
 class RemovedTags(View):
-    """What was removed. To undo it, send `removed` as `tags` to `/repositories/NAME/tag-restoration`, within the grace
-    period of garbage collection. `manifests`: number of manifests that were removed."""
+    """What was removed. To undo the removal, send `removed` as `tags` to `/repositories/NAME/tag-restoration`, within
+    the grace period of garbage collection. `manifests`: number of manifests that were removed."""
 
     removed: list[RemovedTag]
     refused: list[RefusedTag]

@@ -26,17 +26,17 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import BUNDLE_PREDICATE, TagListing
 
 MAX_REFERRERS: Final = 100
-"""The limit on the listed referrers that were found by their subject, and the limit on the listed attestations of an
-index. Further ones are left out."""
+"""How many referrers that were found by their subject are listed, and also how many attestations of an index. Further
+referrers and attestations are left out."""
 MAX_FILES: Final = 10
-"""How many files of an artifact are listed and read. Further ones are left out."""
+"""How many files of an artifact are listed and read. Further files are left out."""
 # The keys of annotations of manifests, layers and index entries.
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 _REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
-_IN_TOTO: Final = "application/vnd.in-toto+json"
+_ATTESTATION_TYPE: Final = "application/vnd.in-toto+json"
 """The artifact type under which BuildKit's attestations are shown."""
 
 
@@ -81,20 +81,20 @@ class ReferrerGroups:
             yield await self._view(repo, descriptor, subject, budget, tag)
 
     async def _in_index(
-        self, repo: RepositoryName, index: Manifest, listed_digests: Collection[str], budget: TextBudget
+        self, repo: RepositoryName, manifest: Manifest, listed_digests: Collection[str], budget: TextBudget
     ) -> AsyncIterator[ReferrerView]:
-        """Yields BuildKit's attestations that the index lists and the repository has, except those with a digest in
-        `listed_digests`."""
-        summary = await self._reader.summary_of(index)
+        """Yields BuildKit's attestations that an index lists and the repository has, except those with a digest in
+        `listed_digests`. Yields nothing if `manifest` is no index."""
+        summary = await self._reader.summary_of(manifest)
         if summary.kind != "index":
             return
-        entries = await self._reader.run_in_thread_if_large(len(index.body), lambda: _attestations(index))
+        entries = await self._reader.run_in_thread_if_large(len(manifest.body), lambda: _attestations(manifest))
         sizes = await self._listing.stored_sizes(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
-                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]  # no digest is longer
+                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, manifest.digest)[:200]  # no digest is longer
                 descriptor = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
-                yield await self._view(repo, descriptor, about, budget, artifact_type=_IN_TOTO)
+                yield await self._view(repo, descriptor, about, budget, artifact_type=_ATTESTATION_TYPE)
 
     async def _view(
         self,
@@ -106,9 +106,9 @@ class ReferrerGroups:
         *,
         artifact_type: str | None = None,
     ) -> ReferrerView:
-        """Returns the view of a referrer. `about`: the digest of the manifest to which it refers. `tag`: the tag by
-        which it was found; None: it was found in another way. `artifact_type`: its type; None: the type that its
-        manifest states."""
+        """Returns the view of a referrer. `about`: the digest of the manifest to which the referrer refers. `tag`: the
+        referrer tag that points at the referrer; None: the referrer was found in another way. `artifact_type`: the type
+        to show; None: the type that the referrer's manifest states."""
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._read_manifest(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
@@ -134,15 +134,15 @@ class ReferrerGroups:
         return manifest if (await self._reader.summary_of(manifest)).kind != "unreadable" else None
 
     async def files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
-        """Returns the files of an artifact. Small files have their texts."""
+        """Returns the files of an artifact, with the texts of small files."""
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
         shown_layers, budget = layers[:MAX_FILES], TextBudget()
         layer_digests = {layer.digest for layer in shown_layers}
         sizes = await self._listing.stored_sizes(repo, (), layer_digests) if layer_digests else {}
-        texts: dict[Digest, FileText] = {}  # an artifact may name the same file several times
+        texts: dict[Digest, FileText] = {}  # by digest, because an artifact may list the same file several times
         for digest, size in sizes.items():
-            text = await self._text(repo, digest) if size <= MAX_FILE_BYTES else None
+            text = await self._read_text(repo, digest) if size <= MAX_FILE_BYTES else None
             texts[digest] = text or FileText("binary")
         return FileContents(
             digest=manifest.digest,
@@ -150,8 +150,8 @@ class ReferrerGroups:
             more=max(0, len(layers) - MAX_FILES),
         )
 
-    async def _text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
-        """Returns the texts to show for a file; None if the file has been deleted in the meantime."""
+    async def _read_text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
+        """Reads a file and returns the text to show; None if the file has been deleted in the meantime."""
         return await self._reader.read_parsed(repo, digest, MAX_FILE_BYTES, file_text_of, max_on_loop_bytes=0)
 
 
@@ -167,7 +167,7 @@ def _attestations(index: Manifest) -> list[Descriptor]:
 
 
 def _content(file: AttachedFile, file_text: FileText | None) -> FileContent:
-    """Returns a file with its text. `file_text`: the text; None if the repository does not have the file."""
+    """Returns a file with its text. `file_text`: the text; None: the repository does not have the file."""
     text = file_text or FileText("binary")
     return FileContent(
         **file.model_dump(exclude={"predicate_type"}),
@@ -191,7 +191,8 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
 
 
 def _purpose(view: ReferrerView) -> Purpose:
-    """Returns the purpose of a referrer: by its tag, by a predicate type that it states, or by its artifact type."""
+    """Returns the purpose of a referrer. Derives it from the referrer tag if there is one, otherwise from the first
+    predicate type if there is one, otherwise from the artifact type."""
     if view.tag is not None:
         return purpose_of_tag(view.tag[71:])  # after `sha256-` and 64 hex digits
     predicates = _predicates(view)
@@ -208,7 +209,7 @@ def _predicates(view: ReferrerView) -> list[str]:
     return [predicate for predicate in predicates if predicate]
 
 
-def _group_key(item: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
-    """Returns the sort key of a group. The order is: signatures, SBOMs, attestations, others."""
-    (artifact_type, purpose), _ = item
+def _group_key(group: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
+    """Returns the sort key of a group. Signatures come first, then SBOMs, attestations and others."""
+    (artifact_type, purpose), _ = group
     return list(Purpose).index(purpose), artifact_type

@@ -86,7 +86,7 @@ class ContentStore(Protocol):
 class RepositoryBrowser:
     """Reads stored content for the principal of a request, and sends no requests to upstreams (except for `archive`).
 
-    The parameter `request` is the context of the request for which a method reads. `repo` is the stored name of a
+    The parameter `request` is the context of the request that a method answers. `repo` is the stored name of a
     repository (`registry.router.Router.stored_name`). A repository is *hosted* if it is not mirrored. If the principal
     may not pull from the repository, a method raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or
     ManifestUnknown.
@@ -109,7 +109,7 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`). `live` is the registry that clients use, with mirrors."""
         self._registry = registry
         self._live = live
-        # The text of TooManyRequests says that there are too many "answers" or "lists".
+        # The error text of TooManyRequests contains "answers" or "lists".
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
         self.answer_memory_limit = AnswerMemoryLimit(_ANSWER_BYTES)
@@ -148,14 +148,14 @@ class RepositoryBrowser:
     async def raw_manifest(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns a manifest, with its bytes as they were pushed. Raises ManifestUnknown."""
         async with self._reading(request):
-            return await self._get(repo, reference)
+            return await self._get_manifest(repo, reference)
 
     async def raw_config(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> bytes:
-        """Returns the config of an image of one platform. Raises ManifestUnknown; BlobUnknown if the manifest has no
-        config, or the config is not stored or too large to show."""
+        """Returns the config of an image of one platform. Raises ManifestUnknown. Raises BlobUnknown if the manifest
+        has no config, or if the config is not stored or is too large to show."""
         async with self._reading(request):
-            manifest = await self._get(repo, reference)
-            # Parses the manifest, in a thread if it is large. The properties below then do not have to parse it.
+            manifest = await self._get_manifest(repo, reference)
+            # Parses the manifest, in a thread if it is large. Its properties then need no parsing below.
             await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
             data = None if config is None else await self._reader.read_blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
@@ -167,13 +167,13 @@ class RepositoryBrowser:
         """Returns the artifacts that refer to a manifest: signatures, SBOMs, attestations and others. Raises
         ManifestUnknown."""
         async with self._reading(request):
-            return await self._referrers.read(repo, await self._get(repo, reference))
+            return await self._referrers.read(repo, await self._get_manifest(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
         """Returns the files of an artifact. The result has the text of each file that is small, is text, and is stored.
         Raises ManifestUnknown."""
         async with self._reading(request):
-            return await self._referrers.files(repo, await self._get(repo, reference))
+            return await self._referrers.files(repo, await self._get_manifest(repo, reference))
 
     async def compare(
         self,
@@ -184,7 +184,8 @@ class RepositoryBrowser:
         platform: str | None = None,
     ) -> ComparisonView:
         """Compares two images of a repository. `platform`: for an index, the platform whose image is compared; None: a
-        platform that both have. Raises ManifestUnknown, also if one of the two is not an image that is stored here."""
+        platform that both images have. Raises ManifestUnknown, also if one of the two is not an image that is
+        stored here, or if they have no platform in common."""
         async with self._reading(request):
             views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
             if platform is None and (common := common_platform(*views)) is not None:
@@ -203,7 +204,7 @@ class RepositoryBrowser:
         name: str,
     ) -> ImageArchive:
         """Returns an image as a tar archive for `docker load`. The caller has to read the archive while `request` is
-        the current request (`as_current_request`). A mirror fetches content that is not cached. The parameters and
+        the current request (`as_current_request`). A mirror fetches content that is not cached. The parameters and the
         errors are those of `registry.browse.image_archive.open_archive`."""
         with as_current_request(request):
             return await open_archive(self._live, repo, reference, platform, name)
@@ -216,8 +217,8 @@ class RepositoryBrowser:
 
     async def description(self, request: RequestContext, repo: RepositoryName, top_heading: int = 1) -> DescriptionView:
         """Returns the description of a repository, as text and as HTML. `top_heading`: the level of the highest
-        headings in the HTML. While the call waits to render, it holds no slot to read, so other visitors can
-        read."""
+        headings in the HTML. While this method waits to render, it does not hold a slot to read, so other
+        visitors can read."""
         description = await self.stored_description(request, repo)
         return await self._descriptions.view(repo, description, visitor_of(request), top_heading)
 
@@ -231,13 +232,13 @@ class RepositoryBrowser:
         top_heading: int = 1,
     ) -> DescriptionView:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
-        has edited; None: the revision is not checked. `top_heading`: as for `description`. `repo` has to be hosted, and
-        the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if the text is too
-        long, and PreconditionFailed if somebody has changed the description in the meantime."""
+        has edited; None: the revision is not checked. `top_heading`: as for `description`. The repository has to be
+        hosted, and the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if the
+        text is too long, and PreconditionFailed if the description has another revision than `revision`."""
         return await self._descriptions.put(repo, text, revision, by, visitor_of(request), top_heading)
 
     async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
-        """Renders a description with this text, as `description` does. Raises RequestInvalid if the text is too
+        """Renders `text` as `description` renders a stored description. Raises RequestInvalid if the text is too
         long."""
         return await self._descriptions.preview(text, visitor_of(request), top_heading)
 
@@ -256,11 +257,11 @@ class RepositoryBrowser:
         by: Actor,
         expected: Mapping[Tag, Digest] | None = None,
     ) -> RemovedTags:
-        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that are unused afterwards. `expected`: the digest
-        that each tag has to point at; a tag that points at another digest stays. `repo` has to be hosted. The principal
-        needs the right to delete, and also the right to pull, because the result has digests. The result lists the tags
-        that could not be deleted. Raises Unauthorized, NameUnknown. After a cancellation, some of the tags may be
-        removed."""
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that are unused afterwards. `expected`: for a tag,
+        the digest that it has to point at; the tag stays if it points at another digest. `repo` has to be hosted. The
+        principal needs the right to delete, and also the right to pull, because the result has digests. The result also
+        lists the tags that could not be removed. Raises Unauthorized, NameUnknown. After a cancellation, some of the
+        tags may be removed."""
         with as_current_request(request):
             await self._registry.tags(repo, None, 1)  # checks the right to pull
             return await self._remover.remove(repo, tags, expected or {}, by)
@@ -272,7 +273,7 @@ class RepositoryBrowser:
 
     @asynccontextmanager
     async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
-        """Waits for a slot to read for the visitor, and holds it. Inside the `async with` block, `request` is the
+        """Waits for a slot to read for the visitor, and holds the slot. Inside the `async with` block, `request` is the
         current request. `is_list`: the block reads a list of tags. Raises TooManyRequests."""
         visitor = visitor_of(request)
         async with AsyncExitStack() as slots:
@@ -282,7 +283,7 @@ class RepositoryBrowser:
             with as_current_request(request):
                 yield
 
-    async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
+    async def _get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns the stored manifest that a pull of `reference` would get. A *frozen* tag stays at one digest in this
         registry, even if it moves at the upstream, so a pull of a frozen tag gets the manifest with that digest."""
         return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)

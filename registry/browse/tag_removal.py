@@ -1,10 +1,9 @@
-"""Removes several tags of a *hosted* repository, whose content clients push to this registry, and restores removed tags
-(`TagRemover`).
+"""Removes several tags of a repository at once, and restores removed tags (`TagRemover`). The repository has to be
+*hosted*: clients push its content to this registry.
 
-A *plan* lists what a removal would delete. A `RemovedTag` is a tag with its digest. It stands for a tag that a plan
-would remove, for a removed tag, and also for a removed tag that was restored. A *referrer tag* belongs to the manifest
-whose digest its name contains, such as `sha256-….sig`. A manifest is *unused* if it has no tag, no index lists it, and
-its subject is not in the repository. `storage.retention` calls such a manifest an *orphan*.
+A *plan* lists what a removal would delete. The name of a *referrer tag*, such as `sha256-….sig`, contains the digest of
+the manifest to which the tag belongs. A manifest is *unused* if it has no tag, no index lists it, and it has no
+subject in the repository. `storage.retention` calls an unused manifest an *orphan*.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ class TagRemover:
         self, repo: RepositoryName, tags: Sequence[Tag], expected: Mapping[Tag, Digest], by: Actor
     ) -> RemovedTags:
         """Deletes the tags, the manifests that are unused afterwards, and the referrer tags of these manifests. Returns
-        which tags were deleted, for `restore`, and which were not. After the first deletion, an error does not end the
-        removal. `expected`: the digest that each tag has to point at. A tag that points at another digest, or that
-        moves during the removal, stays. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
+        which tags were deleted, for `restore`, and which were not. If a deletion fails, the removal goes on.
+        `expected`: for a tag, the digest that it has to point at. A tag that points at another digest, or that moves
+        during the removal, stays. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removal_plan(repo, tags, is_immutable)
         moved = {tag.name: tag.digest for tag in plan.tags if expected.get(tag.name, tag.digest) != tag.digest}
@@ -90,14 +89,14 @@ class TagRemover:
     async def _removal_plan(
         self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
     ) -> TagRemovalPlan:
-        """Returns the plan for the removal of the tags that are not immutable. Immutable tags stay, and so do the
-        manifests that they need."""
+        """Returns the plan for the removal of `tags`, without immutable tags and without the manifests that they
+        need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
-        """Undoes `remove`: points the tags at these digests again, and restores the manifests. Refuses a tag that
-        exists again, or that cannot be restored. The caller has checked the rights to push and to pull. Raises
+        """Undoes `remove`: points each tag at its digest in `tags` again, and restores the manifests. Refuses a tag
+        that exists again, or that cannot be restored. The caller has checked the rights to push and to pull. Raises
         NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
@@ -134,18 +133,18 @@ class _Removal:
         self.problem: str | None = None
 
     async def run(self, tags: Sequence[PlannedTag]) -> None:
-        """Deletes the requested ones of `tags` (`is_requested`), and the manifests that are unused then. The other
-        `tags` are referrer tags. Those of the deleted manifests are deleted next, together with the manifests that are
-        unused then, and so on. A manifest that stays keeps its referrer tags."""
+        """Deletes tags in rounds. The first round deletes the requested tags (`is_requested`). Each later round deletes
+        the referrer tags of the manifests that earlier rounds have deleted. After the tags of a round, deletes the
+        manifests that are unused then. A manifest that stays keeps its referrer tags."""
         batch = [tag for tag in tags if tag.is_requested]
-        waiting = [tag for tag in tags if not tag.is_requested]
+        referrer_tags = [tag for tag in tags if not tag.is_requested]
         while batch:
             await self._delete_unused([tag.digest for tag in batch if await self._delete(tag)])
-            batch = [tag for tag in waiting if _subject(tag) in self.manifests]
-            waiting = [tag for tag in waiting if _subject(tag) not in self.manifests]
+            batch = [tag for tag in referrer_tags if _subject_of(tag) in self.manifests]
+            referrer_tags = [tag for tag in referrer_tags if _subject_of(tag) not in self.manifests]
 
     async def _delete(self, tag: PlannedTag) -> bool:
-        """Deletes a tag if it points at the planned digest. Returns whether it did."""
+        """Deletes a tag if it points at the planned digest. Returns whether the tag was deleted."""
         unmoved = Condition(frozenset({tag.digest}))
         try:
             await self._registry.delete_tag(self._repo, tag.name, by=self._by, condition=unmoved)
@@ -158,9 +157,9 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes the manifests in `digests` that are unused. Then repeats this for the dependents of the deleted
-        manifests: the manifests that they list, and their referrers. Each deletion checks in its own transaction that
-        the manifest is unused."""
+        """Deletes the manifests in `digests` that are unused. Does the same for the *dependents* of each deleted
+        manifest: the manifests that the deleted manifest lists, and its referrers. Each deletion checks in its own
+        transaction that the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
@@ -174,6 +173,6 @@ class _Removal:
             pending.extend(deletion.dependents)
 
 
-def _subject(tag: PlannedTag) -> str:
+def _subject_of(tag: PlannedTag) -> str:
     """Returns the digest in the name of a referrer tag."""
     return tag.name[:71].replace("-", ":", 1)  # 71 characters: `sha256-` and 64 hex digits

@@ -1,6 +1,6 @@
 """The command `entrepot client PROGRAM` prints configuration files that make a client, such as docker, pull through
-this registry's mirrors. The command `entrepot client check PROGRAM` checks whether the files of a client on this
-machine do that.
+this registry's mirrors. The command `entrepot client check PROGRAM` checks whether a client on this machine is
+configured to do so.
 
 An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
 """
@@ -51,10 +51,10 @@ PROGRAMS = {
     ),
     "buildkit": ("buildkitd.toml", "entrepot client buildkit --config /etc/entrepot/entrepot.toml"),
 }
-"""The clients for which the command can print files, each with a description of the files and an example."""
+"""For each client for which the command can print files: a description of the files, and an example."""
 CHECK_HELP = (
-    "Read the configuration of a client on this machine, and say whether its pulls come through this registry; if not, "
-    "why, and what to write. The exit code is 1 if they do not."
+    "Read the configuration of a client on this machine, and say whether the client pulls through this registry. If it "
+    "does not, say why, and what to write, and exit with code 1."
 )
 CHECK_EXAMPLES = """\b
 Examples:
@@ -147,16 +147,17 @@ def check(
 
 
 def select_target(
-    settings: Settings, url: str | None, upstream: list[str] | None
+    settings: Settings, url: str | None, upstream_names: list[str] | None
 ) -> tuple[RegistryAddress, list[MirroredHost]]:
-    """Returns the registry's address and the hosts whose images it mirrors, from the values of --url and --upstream.
-    Ends the command if one of them is not valid."""
-    return _parse_address(url) if url else _address_in_settings(settings), _select_hosts(settings, upstream or [])
+    """Returns the registry's address and the hosts whose images clients pull through it. `url` and `upstream_names`:
+    the values of --url and --upstream. Ends the command if one of these values is not valid."""
+    address = _parse_address(url) if url else _address_in_settings(settings)
+    return address, _select_hosts(settings, upstream_names or [])
 
 
 def _parse_address(url: str) -> RegistryAddress:
     """Parses `url`, the value of --url, by the rules of the setting `public_url`. A value without a scheme means plain
-    http. Ends the command with the error text of the setting's validator if the value is not valid."""
+    http. If the value is not valid, ends the command with the error text of the setting's validator."""
     try:
         public_url = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
@@ -166,9 +167,9 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address that the settings give. If the address comes from `listen` and its host is a wildcard, such
-    as `0.0.0.0`, the result has the host `localhost` in its place. In that case, prints a hint on stderr, because other
-    machines cannot use this address. Ends the command if `listen` has port 0 and there is no `public_url`."""
+    """Returns the address in the settings: `public_url` or, if it is not set, `listen`. If the host in `listen` is a
+    wildcard, such as `0.0.0.0`, returns an address with the host `localhost`, and prints a hint on stderr, because
+    other machines cannot use this address. Ends the command if `listen` has port 0 and `public_url` is not set."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks a free port when it starts, so the settings do not tell the port; "
@@ -184,11 +185,12 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
-    """Returns the hosts that `names` select; all hosts if `names` is empty. `names`: the values of --upstream. Ends the
-    command for a name that is not mirrored.
+    """Returns the hosts that `names`, the values of --upstream, select.
 
-    If the settings have no upstream, each name becomes an upstream with default settings, and an empty `names` means
-    docker.io."""
+    - If the settings have upstreams: returns the hosts of the named upstreams, or all hosts if `names` is empty. Ends
+      the command for a name that is not mirrored.
+    - If the settings have no upstream: each name becomes an upstream with default settings. If `names` is empty, this
+      upstream is docker.io."""
     from registry.clients.client_setup import mirrored_hosts
 
     if not settings.upstream:
@@ -204,15 +206,15 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. An upstream with aliases has several hosts, each
-    with its own `prefix`, the beginning of image names. If `name` is a prefix, it selects only the host with this
+    """Returns whether `name`, a value of --upstream, selects `host`. An upstream with aliases has several hosts. The
+    `prefix` of a host is the beginning of its image names. If `name` is a prefix, it selects only the host with this
     prefix. Otherwise it is the name of an upstream, and selects all hosts of that upstream."""
     return host.prefix == name or (host.upstream == name and all(other.prefix != name for other in all_hosts))
 
 
 def _default_upstream(name: str) -> Upstream:
-    """Returns an upstream with default settings. Ends the command with the error text of the validator if the name is
-    not valid."""
+    """Returns an upstream with default settings. If the name is not valid, ends the command with the error text of the
+    setting's validator."""
     try:
         return Upstream(name=name)
     except ValidationError as error:
@@ -220,9 +222,9 @@ def _default_upstream(name: str) -> Upstream:
 
 
 def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
-    """Ends the command if docker would get images of another registry in place of those of Docker Hub. docker asks the
-    mirror in daemon.json for `library/ubuntu`, without the host `docker.io`. This registry then asks its default
-    upstream, which therefore has to be docker.io."""
+    """Ends the command if docker would get another registry's images in place of Docker Hub's. docker asks the mirror
+    in daemon.json for `library/ubuntu`, without the host `docker.io`. This registry fetches such a name from its
+    default upstream, which therefore has to be docker.io."""
     has_docker_hub = any(host.upstream == DOCKER_HUB for host in hosts)
     if has_docker_hub and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(

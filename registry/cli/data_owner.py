@@ -1,8 +1,8 @@
-"""Prepares and opens the data directory for a command, also while a server uses the same directory.
+"""Prepares and opens the data directory for a command. A server may use the directory at the same time.
 
-If root starts a command on a data directory that another user's server uses, the command first becomes that user.
-Otherwise its new files would belong to root, and the server could not read, rename or remove them. `operator_actor`
-still names the user who started the command.
+If root starts a command and another user runs the server, the command first becomes that user. Otherwise the files that
+the command creates would belong to root, and the server could not read, rename or remove them. `operator_actor` still
+names the user who started the command.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ user."""
 
 
 class OwnerError(Exception):
-    """The kernel does not let this process become the user who owns the data directory. The text is one line for
-    people."""
+    """The kernel does not let this process become the user who owns the data directory. The error's text is one line
+    for people."""
 
 
 def server_user(data: Path) -> tuple[int, int]:
     """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError.
 
-    Usually these are the uid and the gid of the directory. There are two exceptions, for directories to which other
-    users than the owner may write. If both apply, the first one counts:
+    Returns the first of these that applies:
 
-    - The user of this process may write to a directory of another user, is not root, and owns the database, unless
-      there is no database yet. This user can run a server there, so the uid and the gid are those of this process.
-    - The directory belongs to root and has a database. This is so on a volume of Kubernetes (`fsGroup`), where another
-      user runs the server. The uid is that of the database. The gid is that of the directory, or that of the database
-      if all users may write to the directory."""
+    - The uid and the gid of this process, if its user is not root, may write to the directory of another user, and owns
+      the database. A missing database counts as the user's own. This user can run a server there.
+    - The uid of the database, if root owns the directory, the directory has a database, and the directory's group or
+      all users may write to it, as on a volume of Kubernetes (`fsGroup`). The gid is that of the directory; if all
+      users may write to the directory, it is that of the database.
+    - The uid and the gid of the directory."""
     from storage.composition import layout_of
 
     directory = data.stat()
@@ -72,7 +72,7 @@ def server_user(data: Path) -> tuple[int, int]:
 
 
 def may_write_as_group(directory: os.stat_result) -> bool:
-    """Returns whether this process's user is in the group of a directory, and the group may write to it."""
+    """Returns whether this process is in the group of a directory, and the group may write to the directory."""
     return bool(directory.st_mode & stat.S_IWGRP) and directory.st_gid in {os.getegid(), *os.getgroups()}
 
 
@@ -82,8 +82,8 @@ def become_owner(data: Path) -> None:
 
     Does nothing if the process is not root, if the server's user is root, or if `data` does not exist. Must be called
     while the process has only one thread, because capset(2) changes only the calling thread. In some containers, the
-    kernel does not allow the switch. In this case, the process stays root if `data` belongs to root; otherwise raises
-    OwnerError."""
+    kernel does not allow the switch. The process then stays root if `data` belongs to root; otherwise, this function
+    raises OwnerError."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     uid, gid = server_user(data)
@@ -104,9 +104,9 @@ def become_owner(data: Path) -> None:
 
 
 def operator_actor() -> Actor:
-    """Returns the actor of this command for the audit log, the history of tags and the jobs: `cli:` with the name of
-    the operating system's user who runs the command. Under sudo, that is the user who called sudo. If the user has no
-    name, the uid takes its place. The result is the same before and after `become_owner`."""
+    """Returns the actor of this command for the audit log, the history of tags and the jobs: `cli:` with the name
+    of the operating system's user who runs the command, or with the uid of a user without a name. Under sudo, this is
+    the user who called sudo. The result is the same before and after `become_owner`."""
     from storage.content import Actor
 
     return Actor(name=f"cli:{_operator_name or _user_name()}")
@@ -139,7 +139,7 @@ def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:
         # The command imports modules later, and Python may be installed where only root can read, such as in /root.
         # This capability allows the process to read all files, but not to create or change them.
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # 0: this process
-        # Effective, permitted and inheritable capabilities: the lower 32 of each, then the upper 32 of each.
+        # The lower 32 bits of the effective, permitted and inheritable capabilities, then the upper 32 bits of each.
         capability_sets = (ctypes.c_uint32 * 6)(_CAP_DAC_READ_SEARCH, _CAP_DAC_READ_SEARCH, 0, 0, 0, 0)
         _raise_on_error(libc.capset(header, capability_sets))
 
@@ -152,8 +152,8 @@ def _raise_on_error(result: int) -> None:
 
 
 def _can_read_program(uid: int, gid: int) -> bool:
-    """Returns whether the user can read the directories from which Python imports modules. Starts a child process that
-    becomes the user and asks the kernel, because access control lists count as well as the permission bits."""
+    """Returns whether the user can read the directories from which Python imports modules. A child process becomes the
+    user and asks the kernel, which checks access control lists as well as the permission bits."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:
@@ -179,7 +179,7 @@ def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> No
     try:
         should_create = create_if_missing and not has_data(settings.data)
         is_directory = settings.data.is_dir()
-    except OSError as error:  # for example, a directory above it cannot be searched
+    except OSError as error:  # for example, this user may not search a parent directory
         raise DataDirectoryError(
             f"the data directory {settings.data.absolute()} cannot be read: {error.strerror}; run the command as the "
             "user of the server, or name the right directory with --data"

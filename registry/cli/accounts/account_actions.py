@@ -16,9 +16,9 @@ from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     ForceOption,
     administer,
-    all_pages,
     parse_name_or_fail,
     print_list,
+    read_all_pages,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption
 from registry.cli.output import comma_list, local_time, print_line
@@ -107,7 +107,7 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
             config,
             data,
             as_json,
-            read=lambda administration: all_pages(
+            read=lambda administration: read_all_pages(
                 lambda after: administration.accounts.accounts(words.kind, after, PAGE_SIZE),
                 lambda account: account.name,
             ),

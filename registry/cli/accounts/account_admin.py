@@ -95,8 +95,8 @@ def print_hints(hints: Iterable[str]) -> None:
 def has_had_account(settings: Settings) -> bool:
     """Returns whether there ever was an account in the data directory. The directory may be missing, or its data may be
     of an older version. If root runs the command, the process first becomes the user who owns the data directory, and
-    remains that user (`become_owner`). Ends the command with one line on stderr if that fails or if the data cannot be
-    read."""
+    remains that user (`become_owner`). Ends the command with one line on stderr if the process cannot become that user,
+    or if the data cannot be read."""
     from registry.cli.data_owner import become_owner
     from storage import composition
 
@@ -134,9 +134,9 @@ def print_list(
         print_rows(tuple(columns), rows, empty_message)
 
 
-def all_pages(read_page: Callable[[str | None], Page[T]], sort_key: Callable[[T], str]) -> list[T]:
-    """Reads all pages of a list and returns the items. `read_page` returns the page after the item with the given sort
-    key; None means the first page."""
+def read_all_pages(read_page: Callable[[str | None], Page[T]], sort_key: Callable[[T], str]) -> list[T]:
+    """Reads all pages of a list and returns the items. `read_page` takes the sort key of an item and returns the page
+    that follows this item; for None, it returns the first page."""
     items: list[T] = []
     while True:
         page = read_page(sort_key(items[-1]) if items else None)
@@ -152,13 +152,13 @@ def parse_name_or_fail(text: str) -> AccountName:
 
 
 def read_password_file(file: Path | None) -> str | None:
-    """Returns the text of a file with a password, for the argument `file_text` of `password_or_fail`. Returns None if
-    `file` is None or `-` (stdin), or if the file cannot be read.
+    """Returns the text of a password file, for the argument `file_text` of `password_or_fail`. Returns None if `file`
+    is None or `-` (stdin), or if the file cannot be read.
 
-    Call this before `has_had_account`. That function can switch the process to another user, who may have no right to
-    read the file. A file that cannot be read is no error here, because `entrepot user add --if-first` needs no password
-    if the registry has or had an account. If the command needs the password, `password_or_fail` tries again to read the
-    file, and reports the error."""
+    Call this before `has_had_account`, which can switch the process to a user who may not read the file. A file that
+    cannot be read is no error here, because `entrepot user add --if-first` needs no password if the registry has or had
+    an account. If the command needs the password, `password_or_fail` tries to read the file again, and reports the
+    error."""
     if file is None or str(file) == "-":
         return None
     try:
@@ -168,9 +168,9 @@ def read_password_file(file: Path | None) -> str | None:
 
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_text: str | None = None) -> str | None:
-    """Returns the password for the account `name`: reads it from `file`, or asks for it at the terminal. Returns None
-    if `generate` is true, so that the registry generates a password. `file_text`: the text of `file`; None: it has not
-    been read yet.
+    """Returns the password for the account `name`. Reads it from `file`; if `file` is None, asks for it at the
+    terminal. Returns None if `generate` is true; the registry then generates a password. `file_text`: the text of
+    `file`; None: the file has not been read yet.
 
     The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
     the command if there is no password, or if the password is not acceptable."""
@@ -209,8 +209,8 @@ def _first_line(file: Path, text: str | None) -> str:
 
 
 def print_first_account_notice(settings: Settings, name: str, admin: bool) -> None:
-    """Prints on stderr that from now on everyone has to log in, and which commands to run next. `name` is the name of
-    the first account, which was just added; `admin` says whether it is an admin."""
+    """Prints on stderr that from now on everyone has to log in, and which commands to run next. `name`: the name of the
+    first account, which was just added. `admin`: whether this account is an admin."""
     lines = [
         f"The registry at {settings.data.absolute()} is closed from now on: everyone has to log in,",
         "and can do only what an admin granted them. Running servers know this already. What to do next:",

@@ -15,9 +15,9 @@ from registry.cli.accounts.account_admin import (
     PAGE_SIZE,
     NoteOption,
     administer,
-    all_pages,
     parse_name_or_fail,
     print_list,
+    read_all_pages,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
 from registry.cli.output import local_time, print_line, print_text
@@ -108,7 +108,9 @@ def list_tokens(
     def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:
             administration.accounts.account(name)  # raises AccountUnknown if there is no such account
-        return all_pages(lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda token: token.id)
+        return read_all_pages(
+            lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda token: token.id
+        )
 
     print_list(
         config,
