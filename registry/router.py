@@ -227,7 +227,7 @@ class Router(RefusingRegistry):
             call.args = digest, stored
         elif self._private_upstreams:
             # The stored names of an upstream's repositories begin with the upstream's name and a slash.
-            call.args = digest, source.without_first_segments(self._private_upstreams)
+            call.args = digest, source.without_names_below(self._private_upstreams)
         return await call.invoke_on(self.hosted)
 
     async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:

@@ -35,7 +35,7 @@ _MATCHED_PATTERN_BYTES: Final = 1200
 _MATCHED_CHARACTER_BYTES: Final = 8
 """Approximate memory of one character of a pattern, in the pattern and the matcher together, in bytes."""
 _PATTERN_BYTES: Final = 64
-"""Approximate memory of a pattern that is in no matcher, without its characters, in bytes."""
+"""Approximate memory of a pattern without its characters and without its entries in a matcher, in bytes."""
 
 
 class NamePattern(str):
@@ -134,7 +134,7 @@ class NameSet:
         covered = _has_cover(self.patterns, pattern, min_prefix_length)
         return covered and (self.limits is None or _has_cover(self.limits, pattern))
 
-    def without_first_segments(self, first_segments: Iterable[str]) -> NameSet:
+    def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of the names in this set that are not below one of these first segments."""
         removed_segments = frozenset(first_segments)
         # The new set lacks the patterns that begin with a removed segment and a slash. The other patterns do not match

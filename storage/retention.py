@@ -144,7 +144,7 @@ class LostTags:
     object for all pages of the repository, so that each entry of the history is read only once.
 
     `manifest_digests`: the digests of the manifests that have lost a tag. `last_entry`: the id of the newest entry of
-    the history when it was last read; 0: the history was not read yet."""
+    the history when it was last read; 0: no entry was read yet."""
 
     manifest_digests: set[str] = field(default_factory=set)
     last_entry: int = 0
@@ -203,7 +203,7 @@ class Retention(Protocol):
 
         - is immutable,
         - belongs to a manifest in the repository (`TagFacts.subject`), or
-        - has been pushed, moved or pulled since it was judged."""
+        - has been pushed, moved, deleted or pulled since it was judged."""
         ...
 
     async def delete_unused_orphan(
@@ -219,8 +219,8 @@ class Retention(Protocol):
         """Deletes the orphans among the manifests `digests`, of which there are at most `MAX_ORPHANS`. `unused_since`:
 
         - A time in seconds since 1970, for a deletion by retention. Orphans that were pushed or pulled after this time
-          stay, because a client may be about to push an index that lists them. The events of the deletions name
-          retention as the reason.
+          stay, because a client may be about to push an index that lists them. The events of the deletions have the
+          action `EventAction.RETENTION`.
         - None, for a deletion that a client asked for. Deletes the orphans whenever they were last used."""
         ...
 

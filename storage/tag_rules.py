@@ -68,8 +68,7 @@ class ImmutableTags:
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)
         self._rules = [
-            (NameSet(frozenset(rule.repositories)).without_first_segments(upstreams), rule.tag_matcher)
-            for rule in rules
+            (NameSet(frozenset(rule.repositories)).without_names_below(upstreams), rule.tag_matcher) for rule in rules
         ]
 
     def is_immutable(self, repo: RepositoryName, tag: str) -> bool:

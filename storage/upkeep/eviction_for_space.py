@@ -1,5 +1,5 @@
 """Decides when an eviction for free space on the disk is complete (`FreeSpaceGoal`). After an eviction without effect,
-pauses all evictions for free space (`EvictionPause`).
+pauses the automatic evictions for free space (`EvictionPause`).
 
 The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
 the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
@@ -21,7 +21,7 @@ from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
 """Name of a slot (a permit that one process at a time can hold). The process that has begun a pause holds the slot
-until the pause ends. While the slot is held, no process evicts for free space."""
+until the pause ends. While the slot is held, `Evictor.check` does not evict for free space in any process."""
 EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
 less than 1, because clients and mirrors write to the disk at the same time."""
@@ -31,8 +31,9 @@ happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
-"""Each pause is longer than the previous pause by this factor, but not longer than `LONGEST_PAUSE_SECONDS`. After an
-eviction with an effect, the next pause has `FIRST_PAUSE_SECONDS` again."""
+"""Each pause is longer than the previous pause by this factor, but not longer than `LONGEST_PAUSE_SECONDS`. So
+evictions without an effect remove only a small part of the cache each day. After an eviction with an effect, the next
+pause has `FIRST_PAUSE_SECONDS` again."""
 log = logging.getLogger("storage.eviction")
 
 
@@ -87,8 +88,8 @@ class FreeSpaceGoal:
 
 
 class EvictionPause:
-    """A pause of the evictions for free space. It begins after an eviction that had no effect, and ends early if the
-    free space grows. It applies to the evictors of all processes."""
+    """A pause of the automatic evictions for free space (`Evictor.check`), in all processes. It begins after an
+    eviction that had no effect, and ends early if the free space grows. `Evictor.evict` ignores it."""
 
     def __init__(self, leases: Leases, monotonic: Callable[[], float]) -> None:
         """`monotonic`: returns seconds of a clock that is never set back."""

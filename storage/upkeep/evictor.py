@@ -184,8 +184,9 @@ class Evictor:
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
         """Evicts images until no budget is exceeded. If the disk then lacks free space and no backup runs, evicts about
-        as many bytes as the disk lacks. Ends early if no further image may be evicted. Returns the number of evicted
-        images. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        as many bytes as the disk lacks, even during a pause (`EvictionPause`). Ends early if no further image may be
+        evicted. Returns the number of evicted images. Raises StorageFull, StorageFailed, and the errors of
+        `on_evicted`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():

@@ -59,7 +59,7 @@ class RetentionJudge:
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
         # The first segments of the names of mirrored repositories. A default upstream also serves `library/…`.
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
-        self._names = NameSet.of(patterns).without_first_segments(mirrored)  # repositories to which a rule can apply
+        self._names = NameSet.of(patterns).without_names_below(mirrored)  # repositories to which a rule can apply
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule | None:
         """Returns the first rule that matches the repository; None: no rule does, or the repository is mirrored."""

@@ -100,10 +100,10 @@ class WriteAheadLog:
 
     def close_gaps(self, db: apsw.Connection) -> None:
         """If the log may have gaps, copies the log into the database file and syncs that file, and then empties and
-        syncs the log. No commit gets lost: SQLite reads the log from the page cache, which still has the bytes that the
-        kernel could not write. Raises StorageFull if the disk is full. Raises StorageFailed if an attempt fails for
-        another reason, for example because a reader needs the log for too long. Until `CLOSE_RETRY_SECONDS` after the
-        start of that attempt, further calls raise StorageFailed without another attempt."""
+        syncs the log. SQLite reads the log from the page cache, which still has the bytes that the kernel could not
+        write. Raises StorageFull if the disk is full. Raises StorageFailed if an attempt fails for another reason, for
+        example because a reader needs the log for too long. Until `CLOSE_RETRY_SECONDS` after the start of that
+        attempt, further calls raise StorageFailed without another attempt."""
         if not self.may_have_gaps:
             return
         if time.monotonic() >= self._next_close_at:

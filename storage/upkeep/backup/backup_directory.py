@@ -19,8 +19,8 @@ Times in names are UTC. `manifest.json` is an object with these fields:
 - `size`: the total size of the blobs, in bytes.
 - `missing`: the digests of the blobs that the metadata names but that could not be copied. Normally empty.
 
-The database contains password hashes and signing keys. So only the user who makes the backups can read the directory
-(`BackupDirectory.create`).
+The database contains password hashes and signing keys. So only the user who makes the backups can read the snapshots
+and blobs (`BackupDirectory.create`).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class FileCopier:
                 if self._verify or verify:
                     await self._read_and_check(fd, digest, size, None, on_bytes)
                     # A restore links files of the backup, which a copy tool may have written without a sync. A restore
-                    # always checks the bytes, so that it reaches this sync.
+                    # always checks the bytes, so it always reaches this sync.
                     await self.run(lambda: self._system.sync(fd))
                 else:  # only in a backup: the linked file is a file of the registry, which is durable
                     on_bytes(size)

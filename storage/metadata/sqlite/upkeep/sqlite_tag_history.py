@@ -26,9 +26,9 @@ from storage.tag_history import Availability, TagChange, TagMove
 from storage.tag_rules import IsImmutable
 
 MAX_PUT_BACK_AT_ONCE: Final = 200
-"""Largest number of manifests that one transaction puts back."""
+"""Largest number of manifests in a batch (`_batches`)."""
 MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""When a transaction has put back manifests with this many bytes in total, it puts no further manifest back."""
+"""When a batch has manifests with this many bytes in total, no further manifest is added to it."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -202,7 +202,8 @@ def _record_forced(db: apsw.Connection, repo: RepositoryName, tag: Tag, previous
 
 
 def _batches(manifests: Sequence[PlannedManifest]) -> list[list[Digest]]:
-    """Divides manifests into batches, one for each transaction. If there are no manifests, returns one empty batch."""
+    """Divides manifests into batches. Each transaction puts back one batch; the last transaction also tries a second
+    batch. If there are no manifests, returns one empty batch."""
     batches: list[list[Digest]] = [[]]
     batch_bytes = 0
     for manifest in manifests:
