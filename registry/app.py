@@ -139,8 +139,8 @@ class Entrepot(FastAPI):
 
     @property
     def service(self) -> Service:
-        """The service that answers requests now. Raises RuntimeError if the server has not started the application, or
-        if `release` was called."""
+        """The service that answers requests now. Raises RuntimeError if there is none: if the server has not started
+        the application, or if `release` was called."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service

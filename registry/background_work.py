@@ -14,7 +14,7 @@ This work is:
 The *cooldown* of a tag is a period after the tag has moved to another digest at the upstream. During this period, the
 mirror still serves the older digest.
 
-Only one process at a time does most of this work: the process that holds the work's lease (a lock across processes).
+Most kinds of this work have a lease (a lock across processes). Only the process that holds the lease does the work.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ class ArchiveResponse(Response):
         downloads: RunningDownloads,
     ) -> None:
         """`open_archive`: a function that returns the archive; it is called when the download has a slot. `request`:
-        the context of the request. Each time that a blob is opened, the rights of its principal are checked. `headers`:
-        the headers of the HTTP request."""
+        the context of the request; the rights of the context's principal are checked each time that a blob is opened.
+        `headers`: the headers of the HTTP request."""
         super().__init__()
         self._open_archive = open_archive
         self._request = request

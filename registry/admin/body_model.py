@@ -1,6 +1,7 @@
 """The base class of the request bodies of the management API (`BodyModel`). It limits how many errors the validation of
-a body can report. Without this limit, 600 KB of unknown fields would become 68,000 error objects, which take 60 MB and
-block the event loop for most of a second. The size of a body is limited in `registry.admin.body_limits`."""
+a body can report. `registry.admin.body_limits` limits the size of a body and the number of its JSON values. Without the
+limits on errors and values, 600 KB of unknown fields would become 68,000 error objects, which take 60 MB and block the
+event loop for most of a second."""
 
 from __future__ import annotations
 

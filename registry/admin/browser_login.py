@@ -4,7 +4,7 @@
 provider. The *text* of a session is the secret in the session cookie. An *attempt* is the state of an unfinished login
 at the provider; the browser keeps it, encrypted, in another cookie. `login_problem` returns what a page shows after a
 failed login. `local_path` checks the path to which the browser goes after the login. If a visitor who is not logged in
-sends a form, the browser goes back to the page that has the form; `form_page_path` returns the path of this page.
+sends a form, the browser goes after the login to the page that has the form; `form_page_path` returns that path.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class BrowserLogin:
         log. Returns the text of the session.
 
         `by` describes the browser. `replaces`: the text of the browser's present session, which ends if the login
-        succeeds; None: the browser has no session. Raises Unauthorized for a wrong user name or password, and Denied if
-        the registry has no accounts. Raises TooManyRequests after too many failed logins, or if too many passwords wait
-        to be hashed. Raises StorageFull, StorageFailed.
+        succeeds; None: the browser has no session. Raises Unauthorized for a wrong user name or password, for a
+        disabled account, and for a token instead of a password. Raises Denied if the registry has no accounts. Raises
+        TooManyRequests after too many failed logins, or if too many passwords wait to be hashed. Raises StorageFull,
+        StorageFailed.
         """
         if self._is_registry_open():
             raise Denied("this registry has no accounts yet; nobody needs a login")

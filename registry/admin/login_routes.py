@@ -34,7 +34,8 @@ DEFAULT_RETURN_PATH: Final = "/api/docs"
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
-    # With `no-referrer`, browsers would send `Origin: null` with a form, and `check_same_origin` would refuse it.
+    # With `no-referrer`, browsers would send `Origin: null` with a form, and over http `check_same_origin` would refuse
+    # the form.
     "referrer-policy": "same-origin",
     "x-frame-options": "DENY",
     # Forbids everything except the forms of the pages.

@@ -57,10 +57,11 @@ class ManagementRoute(APIRoute):
     max_body_bytes = MAX_BODY_BYTES
 
     async def check_rights(self, request: Request) -> None:
-        """Keeps callers without rights from making the registry receive and parse a body. `get_route_handler` calls
+        """Keeps callers without rights from making the registry receive and parse a body. The route's handler calls
         this method before it receives the body, and does not call it if the route has no body. The function of the
-        route checks the rights again when the body has arrived. This implementation calls `require_login`; a subclass
-        may check other rights. Raises the errors of `identify_caller` and `require_login`."""
+        route checks the rights again when the body has arrived. This implementation requires only an account
+        (`require_login`); a subclass may check other rights. Raises the errors of `identify_caller` and
+        `require_login`."""
         await require_login(await identify_caller(request, None, None))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -131,7 +131,8 @@ class SecurityHeaders:
 
     `public_url`: the registry's URL for clients; None if the settings do not give it. HSTS applies to all ports of a
     host name. It is sent only if `public_url` is an https URL with the port 443: if the registry has another port,
-    other services with its host name may use http."""
+    other services with its host name may use http. Without `public_url`, the port is not known, because a reverse proxy
+    may remove it from Host."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app

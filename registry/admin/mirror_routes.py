@@ -105,7 +105,10 @@ class RefreshResponse(BaseModel):
         description="When the cooldown of the digest ends (a cooldown is the time before clients get a new digest); "
         "null: no cooldown holds the digest back"
     )
-    served: str | None = Field(description="The digest that pulls get while `digest` is held back; null: none")
+    served: str | None = Field(
+        description="The digest that pulls get while `digest` is held back; null: pulls of the tag fail, or `digest` "
+        "is not held back"
+    )
     unblocked_blobs: int = Field(
         description="Number of the image's blobs that this registry may now request again from an endpoint of the "
         "upstream that had sent corrupt bytes for them"
@@ -135,7 +138,8 @@ class ContentToPurge(BodyModel):
 
 
 class PurgeResponse(BaseModel):
-    """Counts what was deleted from the cache. `size`: the total bytes of the blobs that no other content uses."""
+    """Counts what was deleted from the cache. `size`: the total bytes of the deleted manifests' blobs that no
+    other content uses."""
 
     tags: int
     manifests: int

@@ -50,8 +50,8 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
     async def get_token(request: Request) -> Response:
         """Query parameters: `service`, `scope` (may be repeated, or hold several scopes separated by spaces),
         `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send an account name and its
-        password, or an API token in the password's place, by Basic authentication. Without these, the token is for
-        anonymous access."""
+        password by Basic authentication; an API token or a trusted issuer's token may take the password's place.
+        Without an Authorization header, the token is for anonymous access."""
         actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
