@@ -86,7 +86,7 @@ class UpstreamRecords(Protocol):
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
         Returns None if no token is stored or the stored token has expired. The mirror sends the token to an upstream.
-        Each endpoint, scope and login has its own key."""
+        Each combination of endpoint, scope and login has its own key."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:

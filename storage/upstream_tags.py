@@ -1,5 +1,5 @@
-"""The interface of the records about mirrored tags (`UpstreamTags`): the digests that an upstream's tag has
-pointed at, and the frozen tags.
+"""The interface of the records about mirrored tags (`UpstreamTags`): the digests that an upstream's tag has pointed
+at, and the frozen tags.
 
 An *upstream* is a registry that this registry mirrors. A *sighting* records the digest of an upstream's tag, and the
 time at which the mirror saw that the tag was new or had moved to this digest. The tag counts as pointing at this digest
@@ -78,8 +78,9 @@ class UpstreamTags(Protocol):
         ...
 
     async def moves(self, since: float, after: UpstreamTagMove | None, limit: int) -> Sequence[UpstreamTagMove]:
-        """Returns at most `limit` stored moves of all tags, sorted. Leaves out moves that the mirror saw before
-        `since`. If `after` is not None, returns only moves that sort after `after`."""
+        """Returns at most `limit` stored moves of all tags, sorted. If `after` is None, starts with the first move that
+        the mirror saw at `since` or later. Otherwise starts with the first move that sorts after `after`, and ignores
+        `since`."""
         ...
 
     async def forget_unused(self, before: float) -> int:

@@ -54,7 +54,7 @@ class Usage(Protocol):
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
         """Replaces the scopes by `definitions`. After this, the caller calls `count_batch` until it returns False.
 
-        - If a scope is new, or its prefixes changed, its counts begin at 0.
+        - If a scope is new, or its `prefixes`, `excluded` or `upstream` changed, its counts begin at 0.
         - Any other scope in `definitions` keeps its counts, and takes the quota of its definition.
         - A scope that is not in `definitions` is removed."""
         ...
@@ -80,8 +80,9 @@ class Usage(Protocol):
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if the digest is not known. A blob always fits into a quota whose scope has the blob
-        already, because a scope counts each blob once. The transaction that adds the blob checks the quotas again."""
+        blob's digest; None if the digest is not known. A blob with a known digest fits into each quota whose scope has
+        the blob already, because a scope counts each blob once. The transaction that adds the blob checks the quotas
+        again."""
         ...
 
 

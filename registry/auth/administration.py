@@ -82,9 +82,9 @@ class Administration:
     accounts, or None if the settings name no such file.
 
     The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-    changes. For a change that the account's owner makes, `expected_version` is the version that the account had when
-    the owner logged in: the method raises Unauthorized if the account has another version now. For a change that
-    somebody else makes, `expected_version` is None, and the method does not check the version.
+    changes. Some methods take an `expected_version`. For a change that the account's owner makes, it is the version
+    that the account had when the owner logged in: the method raises Unauthorized if the account has another version
+    now. For a change that somebody else makes, it is None, and the method does not check the version.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Creates the objects that authenticate requests in one process. Connects them to the store of accounts."""
+"""Creates the objects that authenticate requests in one process, from the settings and the store of accounts."""
 
 from __future__ import annotations
 
@@ -96,9 +96,8 @@ async def open_auth_components(
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
-    # A stamp is a hash of the settings of an issuer or of the provider. A login keeps the stamp
-    # of the settings that it depends on. After a change of these settings, the list has another stamp instead, so the
-    # login is refused.
+    # A stamp is a hash of the settings of an issuer or of the provider. A login keeps the stamp of the settings that it
+    # depends on. After a change of these settings, the list has another stamp instead, so the login is refused.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)

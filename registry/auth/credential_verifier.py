@@ -109,9 +109,9 @@ class CredentialVerifier:
         return (await self.verify(Basic(user, secret), by)).identity
 
     async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
-        """Returns the identity that a user name and a password prove, for a login with a browser. Refuses a token
-        instead of the password, because the session would outlive the token, and would not have the token's limits.
-        Raises the errors of `verify`."""
+        """Returns the identity that a user name and a password prove, for a login with a browser. Refuses
+        tokens, because a session would outlive the token, and would not have the token's limits. Raises the errors of
+        `verify`."""
         method = self._login_method(password)
         if method != "password":
             self._login_audit.record_failure(user, method, "a token cannot start a session", by)
@@ -203,7 +203,8 @@ class CredentialVerifier:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
         `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh
-        token. If `user` is None, the client sent no user name. The token can be one of any account, or a refresh token.
+        token. If `user` is None, the client sent no user name. The token can then belong to any account, and can be a
+        refresh token.
         """
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:

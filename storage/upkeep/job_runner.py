@@ -3,7 +3,7 @@ runs it.
 
 The *kind* of a job says which work it does. The work is a function with a `JobContext` as argument. The work reports
 its progress to the context, which raises JobStopped if a stop of the job was requested. If the work does not report
-soon after the request, the process cancels the work.
+soon after the request, because it waits or searches, the process cancels the work.
 
 In all processes together, only one job of a kind runs at a time: the process that runs the job holds the slot (a
 permit) of the kind. If the process dies, the slot becomes free, and a server process continues a resumable job.
@@ -80,9 +80,9 @@ class JobContext:
         position: JSON | None = None,
         save_now: bool = False,
     ) -> None:
-        """Updates those fields of the progress that are not None. Writes the progress to the store if the last write
-        was at least `SAVE_SECONDS` ago, or if `save_now` is true. If a stop of the job was requested, a write raises
-        JobStopped. So the work calls this method only where it can be interrupted."""
+        """Updates the fields of the progress whose arguments are not None. Writes the progress to the store if the last
+        write was at least `SAVE_SECONDS` ago, or if `save_now` is true. If a stop of the job was requested, a write
+        raises JobStopped. So the work calls this method only where it can be interrupted."""
         changes: dict[str, Any] = {"done": done, "total": total, "unit": unit, "message": message, "position": position}
         self.progress = replace(self.progress, **{name: value for name, value in changes.items() if value is not None})
         if self._on_progress is not None:
@@ -259,9 +259,9 @@ async def run_in_command(
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
 ) -> JSON:
-    """Runs a job in this process, which is not a server, and returns the job's result. Raises JobRunning, with a
-    message that names the other process, if another process runs a job of the same kind at each of the `SLOT_ATTEMPTS`.
-    Also raises the errors of the work."""
+    """Runs a job in this process, which is not a server, and returns the job's result. Raises JobRunning
+    if another process holds the slot of the kind at each of the `SLOT_ATTEMPTS`. The message says who runs a job of the
+    kind. Also raises the errors of the work."""
     for attempt in range(SLOT_ATTEMPTS):
         async with leases.try_slot(slot_name(kind), count=1) as has_slot:
             running_jobs = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]

@@ -83,8 +83,8 @@ class Quarantine:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
         the second read finds damage too, or if there are no bytes. `take_out` and `is_current` check whether the blob
         was deleted, or its bytes replaced, during the reads. `on_second_read` is called instead of `on_read` during the
-        second read. This function should not wait, because clients get the damaged bytes until the blob is taken out of
-        use."""
+        second read. It should not slow down this read, because clients get the damaged bytes until the blob is taken
+        out of use."""
         first_check = await self._read(blob, on_read, from_disk=False)
         if first_check is not None and first_check.problem is None:
             return None

@@ -44,7 +44,7 @@ MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
 """The claims that `Issuers` passes to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
 `jti` is not a text. This module reads the claims that the settings name (`account_claim`, `groups_claim` and
-`required`) without joserfc, and accepts values of any type in them."""
+`required`) without joserfc, and can handle values of any type in them."""
 
 
 class Issuers:

@@ -84,9 +84,9 @@ class KeySet(Protocol):
         ...
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key that fits, from a newer version of the key set. Call this if `find` returned `key` for a
-        token, but `key` does not verify its signature. May wait until the key set is fetched. Returns None if there is
-        no newer version, or if no key in the newer version fits."""
+        """Returns the key for a token from a newer version of the key set, chosen as in `find`. Call this if `find`
+        returned `key`, but `key` does not verify the token's signature. May wait until the key set is fetched. Returns
+        None if there is no newer version, or if no key in the newer version fits."""
         ...
 
     async def aclose(self) -> None:

@@ -102,7 +102,7 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        # For an account without a stored hash, the password is hashed with a *dummy salt*, so that the check takes as
+        # If a `StoredHash` has no argon2 hash, the password is hashed with a *dummy salt*, so that the check takes as
         # long as for other accounts. The salt is computed with this key. The key differs between stores, so that nobody
         # can prepare hashes that fit many stores.
         self._salt_key = hashlib.blake2b(accounts.instance_id().encode()).digest()
@@ -200,9 +200,9 @@ class PasswordCheck:
     ) -> tuple[PasswordComparison, bool]:
         """Compares the password of the account `name` with the hash in `account_state`. If another request hashes the
         same password at this moment, waits for the result of that hashing. Returns the result, and whether this call
-        has started a hashing. `site` is the client's network as `site_of` returns it. It is wider than the network of
-        `network_of`, and the queue of hashings limits the logins from each site. Raises TooManyRequests if too many
-        logins wait for hashing."""
+        has started a hashing. `site` is the client's network as `site_of` returns it, which is wider than the network
+        of `network_of`. The queue of hashings counts logins by site. Raises TooManyRequests if too many logins wait for
+        hashing."""
         # While the queue is full for this client, every password gets 429, even a password that is cached or is being
         # hashed. Otherwise a client could fill the queue and then guess without a counted failure: a wrong password
         # would get 429, but the right password would be accepted if it is cached.
