@@ -20,23 +20,24 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Media types of the configs of ordinary images. The artifact type of an image is the media type of its config. The
-text summary leaves out these two types, because they tell people nothing new."""
+"""Media types of the configs of ordinary images. For such an image, the text summary does not show the artifact type,
+which is the media type of the config."""
 MAX_LISTED = 20
-"""Maximum number of tags, and of referrers, that the text summary lists. Of the others it shows only the number."""
+"""Maximum number of tags, and of referrers, that the text summary lists. Of more, it shows only the number."""
 
 
 async def summarize_image(
-    registry: Registry, image_reference: ImageReference, served: Digest | None = None
+    registry: Registry, image_reference: ImageReference, served_digest: Digest | None = None
 ) -> dict[str, Any]:
     """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
     any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises ManifestUnknown
     if there is no such manifest.
 
-    `served`: the digest that a pull of the reference gets; None: a pull gets the digest at which the reference points
-    in the store. The two can differ for a mirrored tag, for example because the tag is kept at an older digest."""
+    `served_digest`: the digest that a pull of the reference gets. For a mirrored tag, it can differ from the digest
+    that the store has for the tag, for example because the tag is kept at an older digest. None: the two digests are
+    the same."""
     repo = image_reference.repository
-    manifest = await registry.get_manifest(repo, served or image_reference.reference)
+    manifest = await registry.get_manifest(repo, served_digest or image_reference.reference)
     summary: dict[str, Any] = {
         "reference": str(image_reference),
         "repository": repo,
@@ -60,8 +61,8 @@ async def summarize_image(
 
 
 async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
-    """Returns the tags that point at the manifest. If the repository is deleted in the meantime, returns the tags that
-    were found until then."""
+    """Returns the tags that point at the manifest. If the repository is deleted in the meantime, returns the tags
+    found until then."""
     tags: list[Tag] = []
     after: str | None = None
     try:
@@ -136,8 +137,8 @@ async def _platform_and_created(
 
 def _platform_option(platform: object) -> str | None:
     """Returns the platform in the form of docker's option `--platform`, such as `linux/arm64/v8`. `platform`: a JSON
-    object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns None if it is not
-    an object, or has none of these fields."""
+    object with the fields `os`, `architecture` and `variant`, each of which may be missing. Returns None if
+    `platform` is not an object or has none of these fields."""
     if not isinstance(platform, dict):
         return None
     parts = [platform.get(name) for name in ("os", "architecture", "variant")]

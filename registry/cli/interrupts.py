@@ -27,8 +27,8 @@ T = TypeVar("T")
 INTERRUPTED = "interrupted"
 """The default reason that an interrupted command prints on stderr, after `entrepot: `."""
 CLEANUP_SECONDS = 3.0
-"""Maximum number of seconds for the cleanup after the first signal. If it took longer, people would believe that the
-command hangs."""
+"""Maximum number of seconds for the cleanup after the first signal. A longer cleanup would look as if the command
+hangs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
 """The bytes that are written to a terminal before the command's last line. They show the cursor, which a progress bar
@@ -39,8 +39,8 @@ class SignalExit:
     """A callable that prints one line with the reason on stderr and ends the process immediately, with the exit code
     128 + the signal's number. It can be called in any thread.
 
-    The constructor saves the terminal's settings, and the call restores them. So the object must be constructed before
-    the command changes the terminal, for example for a password prompt.
+    The constructor saves the terminal's settings, and the call restores them. The object must be constructed before the
+    command changes these settings, as a password prompt does.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class SignalExit:
             os._exit(128 + signal_number)
 
     def _restore_terminal(self) -> None:
-        """Restores the saved terminal settings, because a password prompt turns off the display of typed text. Does
-        nothing in a background process, which the kernel would stop if it changed the terminal."""
+        """Restores the saved terminal settings. Does nothing in a background process: the kernel would stop a
+        background process that changes the terminal."""
         if self._terminal_settings is not None and os.tcgetpgrp(0) == os.getpgrp():
             termios.tcsetattr(0, termios.TCSANOW, self._terminal_settings)
 
@@ -109,8 +109,8 @@ class _SignalWatch:
     the reaction. The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) without waiting for
     the main thread, and the signal thread reads the pipe.
 
-    After the first signal, the signal thread calls `cancel` in `loop`. After a second signal, or if the block still
-    runs CLEANUP_SECONDS after the first signal, the signal thread prints `reason` and ends the process."""
+    After the first signal, the signal thread calls `cancel` in `loop`. After a second signal, or if the `with`
+    block still runs CLEANUP_SECONDS after the first signal, the signal thread prints `reason` and ends the process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object], reason: str) -> None:
         self.first_signal: int | None = None
@@ -153,8 +153,9 @@ class _SignalWatch:
             self.exit_now(second_signal, self._reason)
 
     def _wait_for_signal(self, timeout_seconds: float | None) -> int | None:
-        """Waits for the next signal and returns its number. Returns None once the block of the context manager is left.
-        If neither happens within the timeout, ends the process with the exit code of the first signal."""
+        """Waits for the next signal and returns its number. Returns None if the `with` block ends first. If neither
+        happens within the timeout, ends the process with the exit code of the first signal. `timeout_seconds` None:
+        waits without a limit."""
         while True:
             if not select.select([self._read_fd], [], [], timeout_seconds)[0]:
                 assert self.first_signal is not None

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 EXPIRY_WARNING_FRACTION: Final = 1 / 10
-"""A warning appears when the remaining lifetime of a certificate is less than this fraction of its whole lifetime, and
-also less than `EXPIRY_WARNING_DAYS` days."""
+"""There is a warning if the time until a certificate expires is less than this fraction of its whole lifetime, and also
+less than `EXPIRY_WARNING_DAYS`."""
 EXPIRY_WARNING_DAYS: Final = 21.0
-_RENEW: Final = (
+_RENEW_STEP: Final = (
     "renew it, and find out why it was not renewed automatically; the server reads new files without a restart"
 )
 
 
 def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:
-    """Returns the findings about the server's certificate. `url`: the registry's address for clients. `now`: the time
-    in seconds since 1970. Reads the files of the certificate and the key, so call it while the process can still read
-    the key."""
+    """Returns the findings about the server's certificate. Reads the files of the certificate and the key. Call this
+    function before `become_owner`, because perhaps only root can read the key. `url`: the registry's address for
+    clients. `now`: the time in seconds since 1970."""
     try:
         files = certificate_files(settings.tls)
         if files is None:
@@ -45,10 +45,11 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
     except CertificateError as error:
         expired = "expired" in error.message
         why = "the server does not start with it" + (", and clients refuse it" if expired else "")
-        return [problem(CHECK, error.message, why, _RENEW if expired else "correct the settings and files of [tls]")]
+        step = _RENEW_STEP if expired else "correct the settings and files of [tls]"
+        return [problem(CHECK, error.message, why, step)]
     chain = _chain(files.certificate)
-    is_guessed = not settings.public_url and listens_everywhere(settings)
-    findings = [*_check_age(chain, now), *_check_names(chain[0], url, is_guessed), *_check_chain(chain)]
+    is_host_guessed = not settings.public_url and listens_everywhere(settings)
+    findings = [*_check_age(chain, now), *_check_names(chain[0], url, is_host_guessed), *_check_chain(chain)]
     if findings:
         return findings
     until = chain[0].not_valid_after_utc
@@ -62,26 +63,27 @@ def _chain(file: Path) -> Sequence[Certificate]:
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
-    """Yields a finding for each certificate that is not valid now, and for a server's certificate that expires soon."""
+    """Yields a finding for each certificate of the chain that is not valid now. Also yields a finding if the server's
+    own certificate expires soon."""
     now_utc = datetime.fromtimestamp(now, UTC)
     for number, certificate in enumerate(chain):
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        name = "the certificate" if number == 0 else f"the certificate of the authority {_name(certificate)}"
+        name = "the certificate" if number == 0 else f"the certificate of the authority {_subject_name(certificate)}"
         if now_utc < begins:
-            what = f"{name} is valid only from {begins:%Y-%m-%d %H:%M} UTC on"
+            what = f"{name} is not valid before {begins:%Y-%m-%d %H:%M} UTC"
             yield problem(CHECK, what, "clients refuse it until then", "look at the clock of this machine, or wait")
         elif now_utc > ends:
-            yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
+            yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW_STEP)
         else:
             days_left = (ends - now_utc).total_seconds() / 86400
             lifetime_days = (ends - begins).total_seconds() / 86400
             if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime_days * EXPIRY_WARNING_FRACTION):
                 what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
-                yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
+                yield warning(CHECK, what, "clients refuse it from then on", _RENEW_STEP)
 
 
-def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterator[Finding]:
-    """Yields a finding if the certificate is not valid for the host in the registry's address. `is_guessed`: the
+def _check_names(certificate: Certificate, url: str, is_host_guessed: bool) -> Iterator[Finding]:
+    """Yields a finding if the certificate is not valid for the host in the registry's address. `is_host_guessed`: the
     settings do not say under which name clients connect, so the host is a guess."""
     from cryptography import x509
 
@@ -90,14 +92,14 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         why = "clients do not look at the common name any more"
-        step = f"make a certificate with subjectAltName = {_wanted_name(certificate, host, is_guessed)}"
+        step = f"make a certificate with subjectAltName = {_wanted_name(certificate, host, is_host_guessed)}"
         yield problem(CHECK, "the certificate names no host (subjectAltName)", why, step)
         return
-    dns = names.get_values_for_type(x509.DNSName)
+    dns_names = names.get_values_for_type(x509.DNSName)
     addresses = names.get_values_for_type(x509.IPAddress)
-    if not _is_named(host, dns, [str(address) for address in addresses]):
-        names_text = ", ".join([*dns, *map(str, addresses)])
-        if is_guessed:
+    if not _is_valid_for(host, dns_names, [str(address) for address in addresses]):
+        names_text = ", ".join([*dns_names, *map(str, addresses)])
+        if is_host_guessed:
             what = f"the certificate is for {names_text}, and the settings do not say by which name clients connect"
             step = f"set public_url to the address that clients use, with one of the names: {names_text}"
             yield warning(CHECK, what, "clients refuse the certificate under another name", step)
@@ -107,14 +109,14 @@ def _check_names(certificate: Certificate, url: str, is_guessed: bool) -> Iterat
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
 
 
-def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
-    """Returns the name that the certificate should have, as openssl writes it: `DNS:registry.example.com`, or `IP:` and
-    an address. `host`: the host in the registry's address. If `is_guessed`, the settings do not say under which name
-    clients connect. The function then ignores `host`, and uses the common name of the present certificate. If there is
-    no usable common name, it uses this machine's name."""
+def _wanted_name(certificate: Certificate, host: str, is_host_guessed: bool) -> str:
+    """Returns the subjectAltName that the certificate should have, in the notation of openssl, such as
+    `DNS:registry.example.com` or `IP:192.0.2.1`. It contains `host`, the host in the registry's address. If
+    `is_host_guessed`, it contains the common name of the present certificate instead. If there is no usable common
+    name, it contains the name of this machine."""
     from cryptography.x509.oid import NameOID
 
-    if is_guessed:
+    if is_host_guessed:
         names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         host = next((name for name in names if name and " " not in name), socket.gethostname())
     try:
@@ -123,14 +125,14 @@ def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
         return f"DNS:{host}"
 
 
-def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
-    """Returns whether a certificate with these DNS names and IP addresses is valid for the host."""
+def _is_valid_for(host: str, names: Sequence[str], addresses: Sequence[str]) -> bool:
+    """Returns whether a certificate with these DNS `names` and IP addresses is valid for the host."""
     try:
         return str(ipaddress.ip_address(host)) in addresses
     except ValueError:  # the host is a name
         pass
     parent_domain = host.partition(".")[2]
-    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns)
+    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in names)
 
 
 def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
@@ -140,7 +142,7 @@ def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
         try:
             certificate.verify_directly_issued_by(issuer)
         except Exception:  # the class of the error depends on the kind of the key
-            what = f"the file has {_name(issuer)} after {_name(certificate)}, which did not sign it"
+            what = f"the file has {_subject_name(issuer)} after {_subject_name(certificate)}, which did not sign it"
             step = "put the certificates in order: the server's, then the one that signed it, and so on"
             yield problem(CHECK, what, "many clients cannot verify the certificate", step)
             return
@@ -158,11 +160,11 @@ def _has_trusted_issuer(certificate: Certificate) -> bool:
 
     issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)
     for authority in ssl.create_default_context().get_ca_certs():
-        names: Any = authority["subject"]  # a tuple of names, each a tuple of pairs
-        if sorted(value for parts in names for _, value in parts) == issuer_values:
+        subject: Any = authority["subject"]  # a tuple of tuples of pairs, such as ("commonName", "Example CA")
+        if sorted(value for pairs in subject for _, value in pairs) == issuer_values:
             return True
     return False
 
 
-def _name(certificate: Certificate) -> str:
+def _subject_name(certificate: Certificate) -> str:
     return certificate.subject.rfc4514_string() or "a certificate without a name"

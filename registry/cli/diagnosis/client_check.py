@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry, answer_findings
+from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry, probe_findings
 from registry.cli.diagnosis.containerd_check import check_containerd
 from registry.cli.diagnosis.docker_check import check_docker
 from registry.cli.diagnosis.finding import Finding
@@ -60,7 +60,7 @@ def check_client(
     # Only the client has to trust the certificate, not this machine. The check above finds out from the client's files
     # whether the client trusts it.
     if answer is not None and answer.error is not ProbeError.UNTRUSTED:
-        findings = [*answer_findings(program, answer), *findings]
+        findings = [*probe_findings(program, answer), *findings]
     return findings
 
 

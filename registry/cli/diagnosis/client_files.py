@@ -34,10 +34,12 @@ class FileUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """The files of one client. `program`: the name of the client. A finding (a result for the user) about a file has
-    this name as its `check`. `root`: the root directory of the client's file system, such as the mount point of a disk;
-    `/` for this machine. `home`: the home directory of the user who runs the client; None: files in a home
-    directory are not read. `home` is a path on this machine, not one below `root`."""
+    """Reads the files of one client program.
+
+    - `program`: the name of the client. It is also the `check` of each finding about a file.
+    - `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
+    - `home`: the home directory of the user who runs the client, as a path on this machine, not relative to `root`.
+      None: files in a home directory count as missing."""
 
     program: str
     root: Path = Path("/")
@@ -45,14 +47,14 @@ class ClientFiles:
 
     def path(self, name: str) -> Path:
         """Returns the path on this machine of the client's file `name`. If `name` begins with `~/`, the file is in
-        `home`. Otherwise `name` is an absolute path of the client, and the file is below `root`."""
+        `home`. Otherwise `name` is an absolute path in the client's file system, and the file is below `root`."""
         if name.startswith("~/"):
             return (self.home or Path("/nonexistent")) / name[2:]
         return self.root / name.lstrip("/")
 
-    def first(self, *names: str) -> str | None:
-        """Returns the first of the paths that exists; None if none exists. A path that this user has no permission to
-        access counts as one that exists."""
+    def first_existing(self, *names: str) -> str | None:
+        """Returns the first of the paths that exists; None if none exists. A path that this user may not access
+        counts as existing."""
         return next((name for name in names if self._passes(Path.exists, name)), None)
 
     def is_directory(self, name: str) -> bool:
@@ -60,22 +62,22 @@ class ClientFiles:
         return self._passes(Path.is_dir, name)
 
     def has_certificate(self, *folders: str) -> bool:
-        """Returns whether there is a file with the certificate of an authority in one of the directories. Raises
-        FileUnusable if none has been found, but one of the directories cannot be listed."""
-        unusable = None
+        """Returns whether one of the directories contains an authority's certificate (`*.crt`). Raises FileUnusable if
+        no certificate was found and one of the directories cannot be listed."""
+        first_error = None
         for folder in folders:
             try:
-                if self.names(folder, "*.crt"):
+                if self.matching_files(folder, "*.crt"):
                     return True
             except FileUnusable as error:
-                unusable = unusable or error
-        if unusable is not None:
-            raise unusable
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
         return False
 
-    def names(self, folder: str, pattern: str) -> list[str]:
-        """Returns the sorted paths of the files in a directory whose names match the pattern; an empty list if there is
-        no such directory. Raises FileUnusable."""
+    def matching_files(self, folder: str, pattern: str) -> list[str]:
+        """Returns the sorted paths of the files in a directory. Leaves out files whose names do not match `pattern`.
+        Returns an empty list if there is no such directory. Raises FileUnusable if the directory cannot be listed."""
         try:
             # In contrast to `Path.glob`, `listdir` raises an error if this user may not list the directory.
             return sorted(f"{folder}/{name}" for name in os.listdir(self.path(folder)) if fnmatchcase(name, pattern))
@@ -89,7 +91,7 @@ class ClientFiles:
         try:
             return test(self.path(name))
         except PermissionError:
-            return True  # the method that reads the file later raises FileUnusable with the reason
+            return True  # a later read of the file raises FileUnusable with the reason
 
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
@@ -136,7 +138,7 @@ class ClientFiles:
             raise self._invalid(name, "YAML", "it is no mapping")
         return value
 
-    def modified(self, name: str) -> float | None:
+    def modification_time(self, name: str) -> float | None:
         """Returns the time at which a file was last written, in seconds since 1970; None if it is not known."""
         try:
             return self.path(name).stat().st_mtime
@@ -163,34 +165,35 @@ class TargetRegistry:
     """The registry through which a client should pull.
 
     - `hosts`: the hosts whose images the client should pull through the registry.
-    - `default`: the name of the upstream that serves image names without a host, such as `ubuntu`; None: there is none.
+    - `default_upstream`: the name of the upstream to which image names without a host refer, such as `ubuntu`. None:
+      there is none.
     - `setup`: the files that `entrepot client` prints for the client.
-    - `answer`: what a *probe* of the address found. A probe is a few requests from this machine to `/livez` and `/v2/`.
-      None: there was no probe."""
+    - `probe_result`: the result of a *probe*: this machine requested `/livez` and `/v2/` at `address`. None: there was
+      no probe."""
 
     address: RegistryAddress
     hosts: Sequence[MirroredHost]
-    default: str | None
+    default_upstream: str | None
     setup: ClientSetup
-    answer: ProbeResult | None = None
+    probe_result: ProbeResult | None = None
 
     def is_at(self, url: str) -> bool:
-        """Returns whether `url` leads to this registry."""
-        return _same_host(url, self.address.url) and urlsplit(url).scheme == urlsplit(self.address.url).scheme
+        """Returns whether `url` has the scheme, host and port of this registry."""
+        return _same_host_and_port(url, self.address.url) and urlsplit(url).scheme == urlsplit(self.address.url).scheme
 
     def differs_only_in_scheme(self, url: str) -> bool:
         """Returns whether `url` has the host and port of this registry, but another scheme (http or https)."""
-        return _same_host(url, self.address.url) and not self.is_at(url)
+        return _same_host_and_port(url, self.address.url) and not self.is_at(url)
 
     @property
     def needs_ca(self) -> bool:
         """Whether a probe has found that this machine does not trust the registry's certificate."""
-        return self.answer is not None and self.answer.error is ProbeError.UNTRUSTED
+        return self.probe_result is not None and self.probe_result.error is ProbeError.UNTRUSTED
 
     @property
     def asks_for_login(self) -> bool:
         """Whether a probe has found that the registry requires a login."""
-        return self.answer is not None and self.answer.status == 401
+        return self.probe_result is not None and self.probe_result.status == 401
 
     def content_for(self, name: str) -> str:
         """Returns the content that `entrepot client` prints for the file with the path `name`. If there is no file with
@@ -198,10 +201,10 @@ class TargetRegistry:
         return next((text for path, text in self.setup.files if path == name), self.setup.files[0][1])
 
 
-def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
-    """Returns a finding if no registry answers at the registry's address; an empty list if a registry answers. If the
-    server requires a client certificate, which this command does not have, the finding is only a warning."""
-    if answer.error is not None:
+def probe_findings(check: str, result: ProbeResult) -> list[Finding]:
+    """Returns a finding if the probe got no response from a registry; otherwise an empty list. If the server requires a
+    client certificate, which this command does not have, the finding is only a warning."""
+    if result.error is not None:
         steps = {
             ProbeError.DNS: "correct the address (--url, or public_url in the settings), or add the name to the DNS",
             ProbeError.REFUSED: "start the server, or correct the address and the port (--url, public_url, listen)",
@@ -209,22 +212,22 @@ def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
             ProbeError.UNREACHABLE: "look for a firewall or a missing route between the two machines",
             ProbeError.UNTRUSTED: "make this machine trust the authority of the certificate, or renew the certificate",
             ProbeError.NO_TLS: "use http:// in the address, or set [tls] in the server's settings",
-            ProbeError.CLIENT_CERTIFICATE: f"try it with the certificate of a client: {_CURL} {answer.url}/v2/",
+            ProbeError.CLIENT_CERTIFICATE: f"try it with the certificate of a client: {_CURL} {result.url}/v2/",
             ProbeError.TLS_ENDED: "if it requires a client certificate (tls.client_auth), try it with one: "
-            f"{_CURL} {answer.url}/v2/; otherwise look at the log of the server or proxy",
+            f"{_CURL} {result.url}/v2/; otherwise look at the log of the server or proxy",
             ProbeError.NO_HTTP: "use https:// in the address, if the server has [tls]",
         }
-        what = f"{answer.url} does not answer this machine: {answer.error.value}"
-        make_finding = warning if answer.error is ProbeError.CLIENT_CERTIFICATE else problem
-        return [make_finding(check, what, answer.detail, steps[answer.error])]
-    if not answer.is_registry:
-        what = f"{answer.url} is no registry: GET /v2/ answers {answer.status}"
+        what = f"{result.url} does not answer this machine: {result.error.value}"
+        make_finding = warning if result.error is ProbeError.CLIENT_CERTIFICATE else problem
+        return [make_finding(check, what, result.detail, steps[result.error])]
+    if not result.is_registry:
+        what = f"{result.url} is no registry: GET /v2/ answers {result.status}"
         advice = "let the proxy pass all paths to Entrepot, or correct the address"
         return [problem(check, what, "another server answers, or a proxy that does not pass /v2/ on", advice)]
     return []
 
 
-def _same_host(first_url: str, second_url: str) -> bool:
+def _same_host_and_port(first_url: str, second_url: str) -> bool:
     """Returns whether two URLs have the same host and port. Returns False if one of them is not a valid URL. All
     loopback hosts count as the same host."""
     try:

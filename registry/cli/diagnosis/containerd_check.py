@@ -1,11 +1,13 @@
 """Checks whether containerd on a machine pulls through this registry. Reads `config.toml`, and the `hosts.toml` files
 in the directories that its `config_path` names.
 
-The section that contains `config_path` depends on the version of the file. Versions 1 and 2 belong to containerd 1.x
-(2.x still reads them), version 3 to containerd 2.x. A `config_path` may be a list, separated by colons. containerd 1.x
-searches each directory in the list. From 2.1 on, the transfer service pulls images. It treats the whole list as the
-path of one directory, without an error message (containerd #12415, #12636, #12808). Such a list is the default of 2.1
-and 2.2.
+The version of the file's format determines which section contains `config_path`. Versions 1 and 2 belong to containerd
+1.x. Version 3 belongs to containerd 2.x, which still reads versions 1 and 2.
+
+`config_path` may be a list of directories, separated by colons. containerd 1.x searches each of these directories.
+containerd 2.1 and later pull images through the transfer service. This service treats the whole list as the path of one
+directory, without an error message (containerd #12415, #12636, #12808). In 2.1 and 2.2, the default of `config_path` is
+a list.
 
 Sources: containerd, docs/hosts.md and docs/cri/registry.md; core/remotes/docker/config/hosts.go.
 """
@@ -19,14 +21,14 @@ from typing import Any
 from registry.cli.diagnosis.client_files import ClientFiles, FileUnusable, TargetRegistry
 from registry.cli.diagnosis.containerd_hosts import check_host, check_own_host
 from registry.cli.diagnosis.finding import Finding, Level, ok, problem, warning
-from registry.cli.diagnosis.k3s_check import check_k3s, kubernetes_on
+from registry.cli.diagnosis.k3s_check import check_k3s, distributions_on
 from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
-CERTS = "/etc/containerd/certs.d"
+CERTS_FOLDER = "/etc/containerd/certs.d"
 _CONFIG_FILE = "/etc/containerd/config.toml"
 _SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
-"""The plugin that has the settings about registries, by the version of the file."""
+"""The name of the plugin that has the settings about registries, by the version of the file's format."""
 _RESTART = "then run: systemctl restart containerd"
 _WILDCARDS = frozenset("*?[")
 
@@ -47,7 +49,7 @@ class ContainerdConfig:
         """The name of the plugin whose settings about registries containerd reads."""
         return _SECTIONS.get(self.version, _SECTIONS[3])
 
-    def registry(self, section: str | None = None) -> dict[str, Any]:
+    def registry_settings(self, section: str | None = None) -> dict[str, Any]:
         """Returns the settings about registries in a plugin; an empty dict if there are none. `section`: the name of
         the plugin; None: the plugin that containerd reads."""
         plugin = self.plugins.get(section or self.section)
@@ -65,19 +67,21 @@ class ContainerdConfig:
 
 def check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings. `files`: the files of the machine on which containerd runs. `target`: the registry through
-    which containerd should pull. k3s and RKE2 have their own containerd with other files, which are checked, too. On a
-    machine with k3s or RKE2, another containerd is checked only if it has a `config.toml`."""
+    which containerd should pull.
+
+    k3s and RKE2 contain a containerd with its own files. If the machine has k3s or RKE2, this function checks these
+    files, and checks a separate containerd only if there is a `config.toml`."""
     findings: list[Finding] = []
-    for kubernetes in kubernetes_on(files):
-        findings += check_k3s(files, target, kubernetes)
-    if findings and files.first(_CONFIG_FILE) is None:
+    for distribution in distributions_on(files):
+        findings += check_k3s(files, target, distribution)
+    if findings and files.first_existing(_CONFIG_FILE) is None:
         return findings
-    return [*findings, *_check_containerd(files, target)]
+    return [*findings, *_check_separate_containerd(files, target)]
 
 
-def _check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
+def _check_separate_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings about a containerd that is not part of k3s or RKE2."""
-    file = files.first(_CONFIG_FILE)
+    file = files.first_existing(_CONFIG_FILE)
     try:
         config = None if file is None else _load(files, file)
     except FileUnusable as error:
@@ -93,20 +97,20 @@ def _check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Findin
                 file=_CONFIG_FILE,
                 lines=_config_lines(2),
             ),
-            # No finding that a hosts.toml is correct, because containerd does not read it.
-            *(each for each in _check_hosts(files, [CERTS], target) if each.level is not Level.OK),
+            # Findings that a hosts.toml is correct are left out, because containerd does not read the file.
+            *(finding for finding in _check_hosts(files, [CERTS_FOLDER], target) if finding.level is not Level.OK),
         ]
     findings = list(_check_config(config))
     # With a problem in `config.toml`, containerd does not read the hosts.toml files.
     are_hosts_files_ignored = any(finding.level is Level.PROBLEM for finding in findings)
-    directories = [path for path in str(config.registry().get("config_path") or "").split(":") if path]
-    mirrors = config.registry().get("mirrors")
+    directories = [path for path in str(config.registry_settings().get("config_path") or "").split(":") if path]
+    mirrors = config.registry_settings().get("mirrors")
     if not directories and isinstance(mirrors, dict) and mirrors:
-        return [*findings, *_check_inline(config, mirrors, target)]
-    hosts = _check_hosts(files, directories or [CERTS], target)
+        return [*findings, *_check_mirrors(config, mirrors, target)]
+    host_findings = _check_hosts(files, directories or [CERTS_FOLDER], target)
     if are_hosts_files_ignored:  # leave out findings that a hosts.toml is correct
-        return [*findings, *(finding for finding in hosts if finding.level is not Level.OK)]
-    return [*findings, *hosts]
+        return [*findings, *(finding for finding in host_findings if finding.level is not Level.OK)]
+    return [*findings, *host_findings]
 
 
 def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
@@ -116,53 +120,54 @@ def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
     if document is None:
         return None
     merged = _plugins(file, document)
-    for pattern in _list(file, document, "imports"):
-        for path in _imported(files, pattern):
+    for pattern in _text_list(file, document, "imports"):
+        for path in _imported_paths(files, pattern):
             for plugin, settings in _plugins(path, files.toml(path) or {}).items():
                 merged[plugin] = {**merged.get(plugin, {}), **settings}
     version = document.get("version", 1)
     if not isinstance(version, int):
-        raise _wrong(file, "version", "is no number")
+        raise _wrong_type(file, "version", "is no number")
     # containerd reads the version 0 as 1.
-    return ContainerdConfig(file, version or 1, merged, _list(file, document, "disabled_plugins"))
+    return ContainerdConfig(file, version or 1, merged, _text_list(file, document, "disabled_plugins"))
 
 
 def _plugins(file: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the settings of each plugin in a file. Raises FileUnusable."""
     plugins = document.get("plugins", {})
     if not isinstance(plugins, dict) or not all(isinstance(settings, dict) for settings in plugins.values()):
-        raise _wrong(file, "plugins", "does not have a table for each plugin")
+        raise _wrong_type(file, "plugins", "does not have a table for each plugin")
     return dict(plugins)
 
 
-def _list(file: str, document: dict[str, Any], key: str) -> list[str]:
-    """Returns the texts in a list of a file; empty if there is no such list. Raises FileUnusable."""
+def _text_list(file: str, document: dict[str, Any], key: str) -> list[str]:
+    """Returns the list under `key` in a file as texts; an empty list if the key is missing. Raises FileUnusable."""
     values = document.get(key, [])
     if not isinstance(values, list):
-        raise _wrong(file, key, "is no list")
+        raise _wrong_type(file, key, "is no list")
     return [str(value) for value in values]
 
 
-def _imported(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the directory in the
-    pattern is an absolute path without wildcards and cannot be listed."""
+def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
+    """Returns the paths of the files that match a pattern of `imports`. If the pattern is an absolute
+    path with wildcards only in the file name, raises FileUnusable if the directory cannot be listed. With any other
+    pattern, ignores directories that cannot be listed."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):
-            return files.names(folder, name)
+            return files.matching_files(folder, name)
         return sorted("/" + str(path.relative_to(files.root)) for path in files.root.glob(pattern.lstrip("/")))
     except (OSError, ValueError):  # a directory cannot be read; the pattern is empty or not valid
         return []
 
 
-def _wrong(file: str, key: str, what: str) -> FileUnusable:
+def _wrong_type(file: str, key: str, what: str) -> FileUnusable:
     return FileUnusable(
         problem(CHECK, f"{key} in {file} {what}", "containerd does not start with it", f"correct the file, {_RESTART}")
     )
 
 
 def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
-    """Yields the problems of `config.toml` itself."""
+    """Yields problems and warnings about `config.toml` itself."""
     file, config_lines = config.file, _config_lines(config.version)
     step = f"write this to {file}, {_RESTART}"
     if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
@@ -172,9 +177,9 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
             "the file in Docker's package containerd.io does so; without the plugin, only nerdctl and ctr can pull",
             f"remove cri from disabled_plugins if Kubernetes uses this containerd, {_RESTART}",
         )
-    path = config.registry().get("config_path")
+    path = config.registry_settings().get("config_path")
     for version, section in _SECTIONS.items():
-        if section != config.section and config.registry(section).get("config_path") and not path:
+        if section != config.section and config.registry_settings(section).get("config_path") and not path:
             version_text = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
             yield problem(
                 CHECK,
@@ -185,14 +190,14 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
                 lines=config_lines,
             )
             return
-    if path and config.registry().get("mirrors"):
+    if path and config.registry_settings().get("mirrors"):
         yield problem(
             CHECK,
             f"{file} has both config_path and registry.mirrors",
             "the plugin for Kubernetes does not start: `mirrors` cannot be set when `config_path` is provided",
             f"remove the sections [plugins.{config.section!r}.registry.mirrors…] from {file}, {_RESTART}",
         )
-    if not path and not config.registry().get("mirrors"):
+    if not path and not config.registry_settings().get("mirrors"):
         yield problem(
             CHECK,
             f"{file} does not set config_path",
@@ -202,10 +207,10 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
             lines=config_lines,
         )
     elif path and ":" in str(path):
-        yield _list_finding(config, str(path))
+        yield _directory_list_finding(config, str(path))
 
 
-def _list_finding(config: ContainerdConfig, path: str) -> Finding:
+def _directory_list_finding(config: ContainerdConfig, path: str) -> Finding:
     """Returns the finding for a `config_path` with several directories."""
     what = f'{config.file} sets config_path = "{path}", a list of directories'
     step = f"name one directory, {_RESTART}"
@@ -229,9 +234,9 @@ def _check_hosts(files: ClientFiles, directories: list[str], target: TargetRegis
     yield from check_own_host(files, directories, target)
 
 
-def _check_inline(config: ContainerdConfig, mirrors: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
-    """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. containerd 1.x
-    supports such mirrors as an alternative to `hosts.toml`."""
+def _check_mirrors(config: ContainerdConfig, mirrors: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
+    """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. Mirrors in
+    `config.toml` are the deprecated alternative to `hosts.toml`."""
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",
@@ -254,12 +259,12 @@ def _inline_finding(
     if endpoints and target.is_at(endpoints[0]):
         return ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({config.file})")
     what = f"registry.mirrors in {config.file} sends pulls of {host.prefix} to {', '.join(endpoints) or 'no mirror'}"
-    path = f"{CERTS}/{host.prefix}/hosts.toml"
+    path = f"{CERTS_FOLDER}/{host.prefix}/hosts.toml"
     step = f"write this to {path}, and set config_path in place of registry.mirrors, {_RESTART}"
     return problem(CHECK, what, "", step, file=path, lines=target.content_for(path))
 
 
-def _config_lines(version: int, directory: str = CERTS) -> str:
+def _config_lines(version: int, directory: str = CERTS_FOLDER) -> str:
     """Returns the lines of `config.toml` that set `config_path`, for a file of this version. For version 1, returns
     lines for version 2."""
     version = max(2, version)

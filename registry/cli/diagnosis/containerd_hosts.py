@@ -108,7 +108,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
             problem(
                 CHECK,
                 f"containerd does not trust the certificate of {address.host}",
-                target.answer.detail if target.answer else "",
+                target.probe_result.detail if target.probe_result else "",
                 f"copy the certificate of its authority to {directories[0]}/{address.host}/ca.crt, and write this to "
                 f"{file}; write the line with ca in the hosts.toml of each mirrored host as well",
                 file=file,
@@ -176,7 +176,7 @@ def _check_entry(
     if target.needs_ca and not settings.get("ca") and settings.get("skip_verify") is not True:
         what = f"{file} names no authority for {url}, whose certificate this machine does not trust"
         lines = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n  ca = "{_CA_FILE}"\n'
-        why = target.answer.detail if target.answer else ""
+        why = target.probe_result.detail if target.probe_result else ""
         step = f"copy the authority's certificate to {_CA_FILE}, and write this in the file; no restart is needed"
         yield problem(CHECK, what, why, step, file=file, lines=lines)
     first_url = next(iter(sections))

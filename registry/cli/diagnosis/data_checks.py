@@ -33,23 +33,24 @@ from storage.data_dir.check import (
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
-_TEMPORARY: Final = frozenset({"tmpfs", "ramfs"})
+_MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 """File systems in memory."""
-_CONTAINER: Final = frozenset({"overlay", "aufs"})
+_CONTAINER_FILE_SYSTEMS: Final = frozenset({"overlay", "aufs"})
 """File systems of the layers of containers."""
 SLOW_SYNC_SECONDS: Final = 0.1
-"""If a sync takes longer than this, each push is noticeably slow."""
-_SYNCS: Final = 5
+"""If a sync takes longer than this, there is a warning, because each push is noticeably slow."""
+_SYNC_COUNT: Final = 5
 """How many syncs are measured."""
 _FEW_INODES_FRACTION: Final = 0.02
 """If less than this fraction of the inodes is free, there is a warning."""
 _FULL_FRACTION: Final = 0.05
-"""If less than this fraction of the disk is free and the settings have no `disk.min_free`, there is a warning."""
+"""If less than this fraction of the disk is free, there is a warning, unless `disk.min_free` or `disk.min_free_percent`
+is set."""
 
 
 def data_checks(settings: Settings) -> dict[str, Check]:
-    """Returns the checks by name. The checks change nothing in the data directory, except that they create temporary
-    files and remove them at once. Call `registry.cli.data_owner.become_owner` first."""
+    """Returns the checks by name. The checks create temporary files in the data directory and remove them at once. They
+    change nothing else. Call `registry.cli.data_owner.become_owner` first."""
     checks: dict[str, Callable[[Settings], Sequence[Finding]]] = {
         "data directory": _check_directory,
         "disk": _check_space,
@@ -57,12 +58,12 @@ def data_checks(settings: Settings) -> dict[str, Check]:
         "locks": _check_locks,
         "database": _check_database,
     }
-    return {name: _threaded(check, settings) for name, check in checks.items()}
+    return {name: _async_check(check, settings) for name, check in checks.items()}
 
 
-def _threaded(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
-    """Returns a check that runs the blocking function `check` in a thread. Without a data directory, only
-    `_check_directory` is run."""
+def _async_check(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+    """Returns a check that runs the blocking function `check` in a thread. If there is no data directory, only
+    `_check_directory` runs; other checks return no findings."""
 
     def run_blocking() -> Sequence[Finding]:
         if check is not _check_directory and not _is_directory(settings.data):
@@ -83,8 +84,8 @@ def _is_directory(data: Path) -> bool:
 
 
 def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
-    """Returns whether a system call on the path returns within this time. If the disk hangs, all such system calls
-    hang. If this function returns False, its thread is still waiting for the disk."""
+    """Returns whether the disk of the path `data` responds to a system call within `seconds`. If it does not, a daemon
+    thread of this function continues to wait for the disk."""
     thread = threading.Thread(target=lambda: os.access(data, os.F_OK), daemon=True, name="check")
     thread.start()
     thread.join(seconds)
@@ -126,7 +127,8 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
     if status.st_mode & stat.S_IWOTH:
         why = "every user of this machine can delete or replace content"
         step = f"chmod o-w {data}"
-        if server_uid != status.st_uid and not may_write_as_group(status):  # the server could not write any more
+        if server_uid != status.st_uid and not may_write_as_group(status):
+            # After `chmod o-w` alone, the server could not write to the directory.
             step = f"chown {server_uid} {data} && {step}"
         yield problem(name, f"everybody may write to {data}", why, step)
     database = layout_of(data).metadata
@@ -172,12 +174,13 @@ def _often_changed_files(data: Path) -> Iterator[Path]:
 
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
-    """Yields a finding if the file system does not keep content, or if the server does not start on it."""
+    """Yields a finding if a restart or the removal of a container deletes the content of the file system. Also yields
+    a finding if the server does not start on this file system."""
     kind = file_system_type(data)
-    if kind in _TEMPORARY:
+    if kind in _MEMORY_FILE_SYSTEMS:
         why = "all content is gone after a restart of the machine"
         yield warning(name, f"{data} lies in memory ({kind})", why, "use a directory on a disk, with --data")
-    elif kind in _CONTAINER:
+    elif kind in _CONTAINER_FILE_SYSTEMS:
         why = "all content is gone when the container is removed, and writing is slow"
         yield warning(name, f"{data} lies in the layer of a container ({kind})", why, "mount a volume there")
     try:
@@ -187,8 +190,8 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
 
 
 def _check_space(settings: Settings) -> list[Finding]:
-    """Checks that the disk has enough free inodes, and enough free space for new content and for the settings in
-    `[disk]`. Without such a setting, warns if less than `_FULL_FRACTION` of the disk is free."""
+    """Checks that the disk has enough free inodes, room for new content, and as much free space as the settings in
+    `[disk]` require. If the settings require no free space, warns if less than `_FULL_FRACTION` of the disk is free."""
     name, data = "disk", settings.data.absolute()
     space = os.statvfs(data)
     size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -199,8 +202,9 @@ def _check_space(settings: Settings) -> list[Finding]:
     if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
         what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
         findings.append(warning(name, what, "each blob needs one, whatever its size", step))
-    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason`: less space is free than
-    # the settings in [disk] require. `disk_full_reason`: the disk has no room for new content.
+    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason` returns a text if
+    # less space is free than the settings in [disk] require. `disk_full_reason` returns one if there is no room for new
+    # content.
     try:
         with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
             reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)
@@ -222,21 +226,21 @@ def _check_space(settings: Settings) -> list[Finding]:
 
 
 def _check_sync(settings: Settings) -> list[Finding]:
-    """Checks that a file can be written and synced, and how long that takes."""
+    """Checks that a file can be written and synced, and that a sync is fast."""
     name, data = "sync", settings.data.absolute()
     if (reason := write_problem(data)) is not None:
         step = "look at the log of the kernel (dmesg) for errors of the disk, and at the owner and the mount options"
         return [problem(name, reason, "nothing can be pushed, and no cached content stored", step)]
     times = []
     with tempfile.TemporaryFile(dir=data, buffering=0) as file:
-        for _ in range(_SYNCS):
+        for _ in range(_SYNC_COUNT):
             start = time.monotonic()
             file.write(bytes(4096))
             os.fsync(file.fileno())
             times.append(time.monotonic() - start)
-    median = sorted(times)[_SYNCS // 2]
+    median = sorted(times)[_SYNC_COUNT // 2]
     if median > SLOW_SYNC_SECONDS:
-        why = "each push waits for several of them, and all pushes wait for each other"
+        why = "each push waits for several syncs, and all pushes wait for each other"
         step = "use a local disk, best an SSD; look for other programs that write much"
         return [warning(name, f"a sync of a small file takes {median * 1000:.0f} ms", why, step)]
     return [ok(name, f"a sync of a small file takes {median * 1000:.1f} ms")]
@@ -267,7 +271,7 @@ def _check_database(settings: Settings) -> list[Finding]:
     try:
         check_version(settings.data)
     except RestoreNotEnded:
-        return []  # the check of the data directory has a finding about this
+        return []  # `_check_directory` has a finding about this
     except NoRegistry as error:
         step = "start the server, which makes the database; if it has run before, correct the setting `data`"
         return [warning(name, str(error), "", step)]

@@ -27,7 +27,7 @@ _RESTART = "then run: systemctl restart docker"
 
 def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings. Of the mirrored hosts, checks only Docker Hub, because docker uses mirrors for no other."""
-    file = files.first(*_FILES) or _FILES[0]
+    file = files.first_existing(*_FILES) or _FILES[0]
     try:
         daemon = files.json(file)
     except FileUnusable as error:
@@ -42,7 +42,7 @@ def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
 def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegistry) -> list[Finding]:
     """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
     new_content, next_step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
-    if target.default != DOCKER_HUB:
+    if target.default_upstream != DOCKER_HUB:
         return [
             problem(
                 CHECK,
@@ -116,7 +116,7 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
             problem(
                 CHECK,
                 f"docker does not trust the certificate of {address.host}",
-                target.answer.detail if target.answer else "",
+                target.probe_result.detail if target.probe_result else "",
                 f"copy the certificate of its authority to {folder}/ca.crt; no restart is needed",
                 file=f"{folder}/ca.crt",
             )

@@ -1,8 +1,8 @@
 """Checks the proxies of docker: whether docker sends its requests to this registry through a proxy.
 
-dockerd reads its proxies from `daemon.json` (`proxies`, since 23.0), or else from its environment, which systemd sets.
-The proxies in a person's `config.json` are for containers and builds; dockerd does not use them. A *finding* is one
-result of the check.
+dockerd reads its proxies from `proxies` in `daemon.json` (since version 23.0). If they are missing there, it reads them
+from its environment, which systemd sets. The proxies in a user's `config.json` are for containers and builds; dockerd
+does not use them. A *finding* is one result of the check.
 
 Sources: Docker docs, "Daemon proxy configuration" and "Use a proxy server with the docker CLI"; systemd.exec(5),
 "Environment"; golang.org/x/net/http/httpproxy, whose rules for NO_PROXY docker follows.
@@ -30,51 +30,56 @@ in an earlier folder."""
 _NEW_DROP_IN = "/etc/systemd/system/docker.service.d/zz-entrepot.conf"
 """The path of the drop-in that a finding suggests. systemd applies drop-ins in the order of their names, so this one is
 applied after the others."""
-_PERSONS_FILE = "~/.docker/config.json"
-"""The configuration of a person's docker client."""
+_USER_CONFIG = "~/.docker/config.json"
+"""The configuration of a user's docker CLI."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Proxies:
-    """The proxies that a file sets. `file`: its path. `by_scheme`: the proxies for http and for https. `exempt`: the
-    hosts that are reached without a proxy, in the form of NO_PROXY."""
+    """The proxies that a file sets. `file`: the path of the file. `by_scheme`: the proxies for `http` and for `https`;
+    an empty text if there is none. `no_proxy`: the hosts that docker reaches without a proxy, in the format of the
+    variable NO_PROXY."""
 
     file: str
     by_scheme: Mapping[str, str]
-    exempt: str
+    no_proxy: str
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the URL of the proxy through which `url` is reached, without a user name and password; None if no
-        proxy is used."""
+        """Returns the URL of the proxy through which docker reaches `url`; None if docker uses no proxy for it. Leaves
+        out the user name and password of the proxy."""
         parts = urlsplit(url)
         proxy = self.by_scheme.get(parts.scheme)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        if not proxy or is_exempt(self.exempt, parts.hostname or "", port):
+        if not proxy or is_exempt(self.no_proxy, parts.hostname or "", port):
             return None
         proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         return f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
 
 
-def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
+def proxy_findings(
+    files: ClientFiles, daemon_file: str, daemon_config: dict[str, Any], target: TargetRegistry
+) -> Iterator[Finding]:
     """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `files`: reads
-    docker's files. `name` and `daemon`: the path and the content of daemon.json. `target`: this registry."""
+    docker's files. `daemon_file` and `daemon_config`: the path and the content of daemon.json. `target`: this
+    registry."""
     url, host = target.address.url, target.address.host
     try:
-        daemon_proxies = _of_daemon(name, daemon) or _of_systemd(files)
-        person_proxies = _of_person(files)
+        daemon_proxies = _proxies_in_daemon_json(daemon_file, daemon_config) or _proxies_from_systemd(files)
+        user_proxies = _proxies_in_user_config(files)
     except FileUnusable as error:
         yield error.finding
         return
     if daemon_proxies is not None and (proxy := daemon_proxies.proxy_for(url)) is not None:
-        exempt = ",".join(filter(None, (daemon_proxies.exempt, urlsplit(url).hostname)))
-        if daemon_proxies.file == name:
-            merged = {**daemon, "proxies": {**daemon["proxies"], "no-proxy": exempt}}
-            file, lines = name, json.dumps(merged, indent=2) + "\n"
+        no_proxy = ",".join(filter(None, (daemon_proxies.no_proxy, urlsplit(url).hostname)))
+        if daemon_proxies.file == daemon_file:
+            merged = {**daemon_config, "proxies": {**daemon_config["proxies"], "no-proxy": no_proxy}}
+            file, lines = daemon_file, json.dumps(merged, indent=2) + "\n"
             step = f"write this to {file}, {_RESTART}"
         elif not daemon_proxies.file.endswith((".conf", ".service")):  # an EnvironmentFile, which overrides a drop-in
-            file, lines, step = daemon_proxies.file, "", f"write NO_PROXY={exempt} in {daemon_proxies.file}, {_RESTART}"
+            file, lines = daemon_proxies.file, ""
+            step = f"write NO_PROXY={no_proxy} in {file}, {_RESTART}"
         else:
-            file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={exempt}" "no_proxy={exempt}"\n'
+            file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={no_proxy}" "no_proxy={no_proxy}"\n'
             step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
         what = f"{daemon_proxies.file} makes docker ask the proxy {proxy} for {host}"
         why = (
@@ -82,15 +87,15 @@ def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target
             "from Docker Hub instead, and says nothing"
         )
         yield warning(CHECK, what, why, step, file=file, lines=lines)
-    if person_proxies is not None and (proxy := person_proxies.proxy_for(url)) is not None:
-        what = f"{person_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"
+    if user_proxies is not None and (proxy := user_proxies.proxy_for(url)) is not None:
+        what = f"{user_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"
         why = "docker itself does not use it for pulls, but programs in containers reach this registry only through it"
-        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {person_proxies.file}")
+        yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {user_proxies.file}")
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:
-    """Returns whether the list `no_proxy`, in the form of NO_PROXY, makes docker reach `host` and `port` without a
-    proxy. Also returns True if the host is this machine."""
+    """Returns whether docker reaches `host` and `port` without a proxy if the variable NO_PROXY has the value
+    `no_proxy`. Also returns True if the host is this machine."""
     host = host.lower().rstrip(".")
     if is_loopback_host(host):
         return True
@@ -100,7 +105,7 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
 
 def _matches(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
     """Returns whether an entry of NO_PROXY is for this host and port. An entry is `*`, a network, an IP address or a
-    domain; an address or a domain may have a port. `address`: the host as an IP address; None: the host is a name."""
+    domain; an address or a domain may have a port. `address`: the host as an IP address; None if the host is a name."""
     if entry == "*":
         return True
     if "/" in entry:
@@ -126,27 +131,27 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _of_daemon(name: str, daemon: dict[str, Any]) -> _Proxies | None:
+def _proxies_in_daemon_json(file: str, config: dict[str, Any]) -> _Proxies | None:
     """Returns the proxies in daemon.json; None if it sets none."""
-    proxies = daemon.get("proxies")
+    proxies = config.get("proxies")
     if not isinstance(proxies, dict):
         return None
     by_scheme = {scheme: str(proxies.get(f"{scheme}-proxy") or "") for scheme in ("http", "https")}
-    return _Proxies(name, by_scheme, str(proxies.get("no-proxy") or "")) if any(by_scheme.values()) else None
+    return _Proxies(file, by_scheme, str(proxies.get("no-proxy") or "")) if any(by_scheme.values()) else None
 
 
-def _of_systemd(files: ClientFiles) -> _Proxies | None:
+def _proxies_from_systemd(files: ClientFiles) -> _Proxies | None:
     """Returns the proxies in the environment that systemd gives docker; None if it gives none. Raises FileUnusable."""
     drop_ins: dict[str, str] = {}  # file name -> path; a file replaces a file with the same name in an earlier folder
     units = [f"{folder}/docker.service" for folder in _UNIT_FOLDERS]
     for folder in _UNIT_FOLDERS:
-        paths = files.names(f"{folder}/docker.service.d", "*.conf")
+        paths = files.matching_files(f"{folder}/docker.service.d", "*.conf")
         drop_ins |= {path.rpartition("/")[2]: path for path in paths}
-    unit = next((path for path in reversed(units) if files.first(path)), None)
+    unit = next((path for path in reversed(units) if files.first_existing(path)), None)
     variables: dict[str, tuple[str, str]] = {}  # variable -> its value, and the file that sets it
     environment_files: list[str] = []
     for path in [*([] if unit is None else [unit]), *(drop_ins[key] for key in sorted(drop_ins))]:
-        for key, value in _settings(files.text(path) or ""):
+        for key, value in _unit_settings(files.text(path) or ""):
             if key == "Environment":
                 variables = {**variables, **_assignments(value, path)} if value else {}
             elif key == "EnvironmentFile":
@@ -157,16 +162,17 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
                 variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
-        """Returns the value of a variable, whose name may be in upper case, and the file that sets it."""
+        """Returns the value of a variable and the file that sets it; two empty texts if there is no such variable. A
+        variable with the name in upper case counts first."""
         return variables.get(name.upper()) or variables.get(name) or ("", "")
 
-    by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
-    source = next((path for value, path in by_scheme.values() if value), None)
-    values = {scheme: value for scheme, (value, _) in by_scheme.items()}
-    return None if source is None else _Proxies(source, values, find("no_proxy")[0])
+    found = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
+    file = next((path for value, path in found.values() if value), None)
+    by_scheme = {scheme: value for scheme, (value, _) in found.items()}
+    return None if file is None else _Proxies(file, by_scheme, find("no_proxy")[0])
 
 
-def _settings(text: str) -> Iterator[tuple[str, str]]:
+def _unit_settings(text: str) -> Iterator[tuple[str, str]]:
     """Yields the keys and values of a systemd unit, in the order of the file."""
     for line in text.replace("\\\n", " ").splitlines():
         key, separator, value = line.strip().partition("=")
@@ -184,13 +190,13 @@ def _assignments(text: str, file: str) -> dict[str, tuple[str, str]]:
     return {name: (value, file) for name, separator, value in (word.partition("=") for word in words) if separator}
 
 
-def _of_person(files: ClientFiles) -> _Proxies | None:
-    """Returns the proxies in a person's config.json; None if there are none. Raises FileUnusable."""
+def _proxies_in_user_config(files: ClientFiles) -> _Proxies | None:
+    """Returns the proxies in a user's config.json; None if there are none. Raises FileUnusable."""
     if files.home is None:
         return None
-    proxies = (files.json(_PERSONS_FILE) or {}).get("proxies")
+    proxies = (files.json(_USER_CONFIG) or {}).get("proxies")
     default = proxies.get("default") if isinstance(proxies, dict) else None
     if not isinstance(default, dict):
         return None
     by_scheme = {scheme: str(default.get(f"{scheme}Proxy") or "") for scheme in ("http", "https")}
-    return _Proxies(_PERSONS_FILE, by_scheme, str(default.get("noProxy") or ""))
+    return _Proxies(_USER_CONFIG, by_scheme, str(default.get("noProxy") or ""))

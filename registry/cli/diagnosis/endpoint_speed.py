@@ -23,12 +23,12 @@ from storage.content import Manifest, Span
 from storage.errors import RegistryError
 from storage.names import Reference, RepositoryName, Tag
 
-MAX_BYTES: Final = 8 << 20
+MAX_BLOB_BYTES: Final = 8 << 20
 """How many bytes of a blob are fetched from each endpoint."""
 MEASURE_SECONDS: Final = 30.0
 """Time limit for measuring one endpoint."""
 _CONNECT_SECONDS: Final = 10.0
-"""Time limit for connecting, and for each wait for bytes of the response to `/v2/`."""
+"""Time limit for each of these: connecting, the TLS handshake, and the first byte of the response to GET `/v2/`."""
 DEFAULT_IMAGES: Final = {
     "docker.io": "library/alpine:latest",
     "registry.k8s.io": "pause:3.10",
@@ -43,24 +43,25 @@ _SIMILAR_FRACTION: Final = 0.9
 
 @dataclass(slots=True)
 class EndpointSpeed:
-    """The results of measuring one endpoint. Times are in seconds; None: not measured.
+    """The results of measuring one endpoint. A time is None if it was not measured.
 
-    - `connect` and `tls`: the time to connect, and the time of the TLS handshake. Not measured through a proxy.
-    - `first_byte`: the time from GET `/v2/` to the first byte of the response. Through a proxy, this is the time of the
-      whole request, including the connection.
-    - `manifest`: the time to fetch the manifest of an image. For an index, includes the time to fetch one of the
-      manifests in it.
-    - `bytes`: how many bytes of a blob arrived in `blob_seconds`.
+    - `connect_seconds` and `tls_seconds`: the time to connect, and the time of the TLS handshake. Not measured through
+      a proxy.
+    - `first_byte_seconds`: the time from GET `/v2/` to the first byte of the response. Through a proxy, this is the
+      time of the whole request, including the connection.
+    - `manifest_seconds`: the time to fetch the manifest of an image. For an index, this includes the time to fetch one
+      of the manifests that it lists.
+    - `blob_bytes`: how many bytes of a blob arrived in `blob_seconds`.
     - `proxy`: the URL of the proxy; None: no proxy was used.
     - `error`: why the endpoint does not work; None: it works.
     - `notes`: sentences for the user, such as why something was not measured."""
 
     url: str
-    connect: float | None = None
-    tls: float | None = None
-    first_byte: float | None = None
-    manifest: float | None = None
-    bytes: int = 0
+    connect_seconds: float | None = None
+    tls_seconds: float | None = None
+    first_byte_seconds: float | None = None
+    manifest_seconds: float | None = None
+    blob_bytes: int = 0
     blob_seconds: float | None = None
     proxy: str | None = None
     error: str | None = None
@@ -68,31 +69,33 @@ class EndpointSpeed:
 
     @property
     def bytes_per_second(self) -> float | None:
-        """How many bytes of a blob arrive in a second; None if that was not measured."""
-        return self.bytes / self.blob_seconds if self.blob_seconds else None
+        """How many bytes of a blob arrived per second; None if this was not measured."""
+        return self.blob_bytes / self.blob_seconds if self.blob_seconds else None
 
 
 class _CountingSink:
-    """Counts the bytes of a blob, and discards them (`registry.mirror.upstream_client.BlobSink`)."""
+    """Implements `registry.mirror.upstream_client.BlobSink`: counts the bytes of a blob, and discards them."""
 
     def __init__(self) -> None:
-        self.bytes = 0
-        self.started: float | None = None
+        self.byte_count = 0
+        self.start_time: float | None = None
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        self.started = time.monotonic()
+        self.start_time = time.monotonic()
 
     def take(self, offset: int, data: memoryview) -> None:
-        self.bytes += len(data)
+        self.byte_count += len(data)
 
 
 async def measure_endpoint(
     upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None, seconds: float = MEASURE_SECONDS
 ) -> EndpointSpeed:
-    """Measures one endpoint. `image`: a repository (with its name at the upstream) and a tag; the manifest and the
-    largest layer of this image are fetched. None: only connections are measured. `seconds`: the time limit. If the
-    limit ends the download of a blob, the speed is that of the bytes that have arrived. RegistryError and OSError are
-    in the result and are not raised."""
+    """Measures one endpoint. Does not raise RegistryError or OSError: the result contains the error.
+
+    - `image`: a repository (with its name at the upstream) and a tag. The manifest of this image and a part of its
+      largest layer are fetched. None: only connections are measured.
+    - `seconds`: the time limit. If it ends the download of a layer, the speed is computed from the bytes that have
+      arrived."""
     speed, limit = EndpointSpeed(url), asyncio.timeout(seconds)
     try:
         speed.proxy = OutboundProxies().proxy_for(url)
@@ -103,11 +106,11 @@ async def measure_endpoint(
                 if speed.proxy is not None:
                     start = time.monotonic()
                     await client.ping()
-                    speed.first_byte = time.monotonic() - start
+                    speed.first_byte_seconds = time.monotonic() - start
                 if image is not None:
                     await _measure_content(client, *image, speed)
     except TimeoutError:
-        if not speed.bytes:
+        if not speed.blob_bytes:
             speed.error = f"no answer within {seconds if limit.expired() else _CONNECT_SECONDS:g} s"
     except ssl.SSLCertVerificationError as error:
         speed.error = f"its certificate is not trusted: {error.verify_message}"
@@ -123,21 +126,21 @@ def _measure_connection(upstream: Upstream, url: str, speed: EndpointSpeed) -> N
     parts = urlsplit(url)
     host, is_tls = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
-    context = TrustStore(upstream.ca_file).context() if is_tls else None  # reads files, so it is not measured
+    context = TrustStore(upstream.ca_file).context() if is_tls else None  # before `start`, because it reads files
     address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4]
     start = time.monotonic()
     connection = socket.create_connection((str(address[0]), port), _CONNECT_SECONDS)
     try:
-        speed.connect = time.monotonic() - start
+        speed.connect_seconds = time.monotonic() - start
         if context is not None:
             start = time.monotonic()
             connection = context.wrap_socket(connection, server_hostname=host)
-            speed.tls = time.monotonic() - start
+            speed.tls_seconds = time.monotonic() - start
         start = time.monotonic()
         connection.sendall(f"GET /v2/ HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
         if not connection.recv(1):
             raise OSError("the connection was closed without an answer")
-        speed.first_byte = time.monotonic() - start
+        speed.first_byte_seconds = time.monotonic() - start
     finally:
         connection.close()
 
@@ -146,27 +149,28 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
     """Measures how long the manifest of an image takes, and how fast a part of its largest layer arrives."""
     start = time.monotonic()
     manifest = await _image_manifest(client, repo, tag)
-    speed.manifest = time.monotonic() - start
+    speed.manifest_seconds = time.monotonic() - start
     # The registry does not have foreign layers: clients fetch them from other servers.
     layers = [layer for layer in manifest.layers if layer.digest not in manifest.foreign]
     if not layers:
         speed.notes.append(f"{repo}:{tag} has no layers, so the speed of blobs is not measured")
         return
-    layer = max(layers, key=lambda each: each.size)
+    largest_layer = max(layers, key=lambda layer: layer.size)
     sink = _CountingSink()
     try:
-        await client.fetch_blob(repo, layer.digest, Span(0, min(layer.size, MAX_BYTES)), sink, expected_size=layer.size)
+        span = Span(0, min(largest_layer.size, MAX_BLOB_BYTES))
+        await client.fetch_blob(repo, largest_layer.digest, span, sink, expected_size=largest_layer.size)
     finally:
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.
-        if sink.started is not None and sink.bytes:
+        if sink.start_time is not None and sink.byte_count:
             # At least a microsecond, because `bytes_per_second` would be None for a time of 0.
-            speed.bytes, speed.blob_seconds = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
+            speed.blob_bytes, speed.blob_seconds = sink.byte_count, max(time.monotonic() - sink.start_time, 1e-6)
 
 
 async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
-    """Returns the manifest of an image. For an index, returns the manifest for linux/amd64, or the first one if there
-    is none for linux/amd64."""
+    """Returns the manifest of an image. For an index, returns the manifest that it lists for linux/amd64, or the
+    first one if there is none for linux/amd64."""
     manifest = await client.get_manifest(repo, tag)
     if not manifest.manifests:
         return manifest
@@ -175,14 +179,14 @@ async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag:
 
 
 def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
-    """Returns the measured endpoints, the best first: by the speed of blobs, and at the same speed by the time to
-    connect and to answer. Endpoints that failed come last."""
+    """Returns the measured endpoints, the best first. The best endpoint has the highest speed of blobs. Of endpoints
+    with the same speed, the one that connects and responds fastest comes first. Endpoints that failed come last."""
 
-    def key(speed: EndpointSpeed) -> tuple[bool, float, float]:
-        latency = (speed.connect or 0.0) + (speed.tls or 0.0) + (speed.first_byte or 0.0)
+    def sort_key(speed: EndpointSpeed) -> tuple[bool, float, float]:
+        latency = (speed.connect_seconds or 0.0) + (speed.tls_seconds or 0.0) + (speed.first_byte_seconds or 0.0)
         return speed.error is not None, -(speed.bytes_per_second or 0.0), latency
 
-    return sorted(speeds, key=key)
+    return sorted(speeds, key=sort_key)
 
 
 def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, str]:
@@ -212,11 +216,11 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
     """Returns whether `first` is nearly as good as `best`. Compares the speed of blobs. If this speed was not measured
-    at one of the two, or at both, compares the time to the first byte."""
+    for both, compares the time to the first byte instead."""
     if first is best:
         return True
     if first.error is not None:
         return False
     if best.bytes_per_second and first.bytes_per_second:
         return first.bytes_per_second >= _SIMILAR_FRACTION * best.bytes_per_second
-    return (first.first_byte or 0.0) <= (best.first_byte or 0.0) / _SIMILAR_FRACTION
+    return (first.first_byte_seconds or 0.0) <= (best.first_byte_seconds or 0.0) / _SIMILAR_FRACTION

@@ -1,6 +1,6 @@
 """Checks whether k3s or RKE2 on a machine pulls through this registry, by its file `registries.yaml`.
 
-Both have their own containerd. Whenever they start, they generate its `config.toml` and `hosts.toml` files from
+k3s and RKE2 contain their own containerd. At each start, they generate its `config.toml` and `hosts.toml` files from
 `registries.yaml`, so `registries.yaml` is the only file to change.
 
 Sources: k3s docs, "Private Registry Configuration"; RKE2 docs, "Containerd Registry Configuration".
@@ -24,9 +24,9 @@ _EVERY_HOST = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class Kubernetes:
+class KubernetesDistribution:
     """A distribution of Kubernetes. `file`: its `registries.yaml`. `generated_file`: the configuration of containerd
-    that the distribution generates from `file`. `restart`: the command that restarts it."""
+    that the distribution generates from `file`. `restart`: the command that restarts the distribution."""
 
     name: str
     file: str
@@ -34,14 +34,14 @@ class Kubernetes:
     restart: str
 
 
-KUBERNETES = (
-    Kubernetes(
+DISTRIBUTIONS = (
+    KubernetesDistribution(
         "k3s",
         "/etc/rancher/k3s/registries.yaml",
         "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
         "systemctl restart k3s (on agents: k3s-agent)",
     ),
-    Kubernetes(
+    KubernetesDistribution(
         "RKE2",
         "/etc/rancher/rke2/registries.yaml",
         "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
@@ -50,49 +50,54 @@ KUBERNETES = (
 )
 
 
-def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
-    """Returns the distributions that are on the machine."""
-    return [each for each in KUBERNETES if files.first(each.file, each.generated_file) is not None]
+def distributions_on(files: ClientFiles) -> list[KubernetesDistribution]:
+    """Returns the distributions that have a file on the machine."""
+    return [
+        distribution
+        for distribution in DISTRIBUTIONS
+        if files.first_existing(distribution.file, distribution.generated_file) is not None
+    ]
 
 
-def check_k3s(files: ClientFiles, target: TargetRegistry, kubernetes: Kubernetes) -> list[Finding]:
+def check_k3s(files: ClientFiles, target: TargetRegistry, distribution: KubernetesDistribution) -> list[Finding]:
     """Checks `registries.yaml` of a distribution. Returns the findings: what is right or wrong, with the next step.
-    `target`: this registry, the hosts whose images should be pulled through it, and (`answer`) how the registry
-    answered this machine."""
-    file = kubernetes.file
+    `target`: describes this registry."""
+    file = distribution.file
     try:
-        document = replace(files, program=kubernetes.name).yaml(file)
-        mirrors, configs = _mapping(kubernetes, document, "mirrors"), _mapping(kubernetes, document, "configs")
+        document = replace(files, program=distribution.name).yaml(file)
+        mirrors, configs = _mapping(distribution, document, "mirrors"), _mapping(distribution, document, "configs")
     except FileUnusable as error:
         return [error.finding]
-    step = f"write this to {file}, then run: {kubernetes.restart}"
-    lines = _merged(document or {}, target)
-    findings = [_host_finding(kubernetes, document, mirrors, host, target, lines) for host in target.hosts]
-    findings += _check_own_host(kubernetes, mirrors, configs, target, lines)
-    changed_at = files.modified(file)
-    if changed_at is not None and changed_at > (files.modified(kubernetes.generated_file) or changed_at):
-        what = f"{file} is newer than what {kubernetes.name} has made of it"
-        why = f"{kubernetes.name} reads the file only when it starts"
-        findings.append(warning(CHECK, what, why, f"run: {kubernetes.restart}"))
+    step = f"write this to {file}, then run: {distribution.restart}"
+    new_content = _corrected_content(document or {}, target)
+    findings = [_host_finding(distribution, document, mirrors, host, target, new_content) for host in target.hosts]
+    findings += _check_own_host(distribution, mirrors, configs, target, new_content)
+    changed_at = files.modification_time(file)
+    if changed_at is not None and changed_at > (files.modification_time(distribution.generated_file) or changed_at):
+        what = f"{file} has changed since {distribution.name} last started"
+        why = f"{distribution.name} reads the file only when it starts"
+        findings.append(warning(CHECK, what, why, f"run: {distribution.restart}"))
     for key in document or {}:
         if key not in ("mirrors", "configs", "auths"):
-            why = f"{kubernetes.name} does not read it; the keys are mirrors and configs"
-            findings.append(warning(CHECK, f"{file} has the unknown key {key!r}", why, step, file=file, lines=lines))
+            why = f"{distribution.name} does not read it; the keys are mirrors and configs"
+            findings.append(
+                warning(CHECK, f"{file} has the unknown key {key!r}", why, step, file=file, lines=new_content)
+            )
     return findings
 
 
 def _host_finding(
-    kubernetes: Kubernetes,
+    distribution: KubernetesDistribution,
     document: dict[str, Any] | None,
     mirrors: dict[str, Any],
     host: MirroredHost,
     target: TargetRegistry,
-    lines: str,
+    new_content: str,
 ) -> Finding:
-    """Returns a finding that says whether containerd pulls the images of a host through the registry. `lines`: the
-    content that the file should have (`_merged`)."""
-    file = kubernetes.file
-    step = f"write this to {file}, then run: {kubernetes.restart}"
+    """Returns a finding that says whether containerd pulls the images of a host through the registry. `new_content`:
+    the content that the file should have (`_corrected_content`)."""
+    file = distribution.file
+    step = f"write this to {file}, then run: {distribution.restart}"
     name = host.prefix if host.prefix in mirrors else _EVERY_HOST
     endpoints = _endpoints(mirrors.get(name))
     position = next((number for number, url in enumerate(endpoints) if target.is_at(url)), None)
@@ -100,8 +105,8 @@ def _host_finding(
         return ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})")
     if position is not None:
         what = f"{file} names {endpoints[0]} before this registry, for {name}"
-        why = "containerd asks this registry only if that fails"
-        return warning(CHECK, what, why, step, file=file, lines=lines)
+        why = f"containerd asks this registry only if {endpoints[0]} fails"
+        return warning(CHECK, what, why, step, file=file, lines=new_content)
     if document is None:
         what = f"there is no {file}"
     elif name not in mirrors:
@@ -112,28 +117,32 @@ def _host_finding(
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
     else:
         what = f"{file} does not name this registry for {name}, but {', '.join(endpoints)}"
-    why = f"{kubernetes.name} pulls images of {host.prefix} from {', '.join(endpoints) or host.server}"
-    return problem(CHECK, what, why, step, file=file, lines=lines)
+    why = f"{distribution.name} pulls images of {host.prefix} from {', '.join(endpoints) or host.server}"
+    return problem(CHECK, what, why, step, file=file, lines=new_content)
 
 
 def _check_own_host(
-    kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: TargetRegistry, lines: str
+    distribution: KubernetesDistribution,
+    mirrors: dict[str, Any],
+    configs: dict[str, Any],
+    target: TargetRegistry,
+    new_content: str,
 ) -> Iterator[Finding]:
     """Yields a finding if containerd cannot pull images whose names begin with the registry's own host, or does not
-    trust the registry's certificate. `lines`: the content that the file should have."""
-    address, file = target.address, kubernetes.file
-    step = f"write this to {file}, then run: {kubernetes.restart}"
-    if _needs_plain_http(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):
+    trust the registry's certificate. `new_content`: the content that the file should have."""
+    address, file = target.address, distribution.file
+    step = f"write this to {file}, then run: {distribution.restart}"
+    if _needs_http_entry(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):
         what = f"{file} does not say that {address.host} speaks plain HTTP"
         why = f"only images whose names begin with {address.host} need this: containerd expects TLS there"
-        yield warning(CHECK, what, why, step, file=file, lines=lines)
+        yield warning(CHECK, what, why, step, file=file, lines=new_content)
     config = configs.get(address.host)
     tls = config.get("tls") if isinstance(config, dict) else None
     if target.needs_ca and not (isinstance(tls, dict) and (tls.get("ca_file") or tls.get("insecure_skip_verify"))):
         what = f"{file} names no authority for {address.host}, whose certificate this machine does not trust"
-        why = target.answer.detail if target.answer else ""
+        why = target.probe_result.detail if target.probe_result else ""
         step = f"copy the authority's certificate to {_CA_FILE}, and {step}"
-        yield problem(CHECK, what, why, step, file=file, lines=lines)
+        yield problem(CHECK, what, why, step, file=file, lines=new_content)
 
 
 def _endpoints(mirror: Any) -> list[str]:
@@ -143,26 +152,26 @@ def _endpoints(mirror: Any) -> list[str]:
     return [url if "://" in url else f"https://{url}" for url in texts]
 
 
-def _mapping(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
+def _mapping(distribution: KubernetesDistribution, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
     """Returns a mapping in the file; empty if there is none. Raises FileUnusable."""
     mapping = (document or {}).get(key)
     if mapping is not None and not isinstance(mapping, dict):
-        what, why = f"{key} in {kubernetes.file} is no mapping", f"{kubernetes.name} does not start with it"
-        step = f"correct the file, then run: {kubernetes.restart}"
+        what, why = f"{key} in {distribution.file} is no mapping", f"{distribution.name} does not start with it"
+        step = f"correct the file, then run: {distribution.restart}"
         raise FileUnusable(problem(CHECK, what, why, step))
     return mapping or {}
 
 
-def _merged(document: dict[str, Any], target: TargetRegistry) -> str:
-    """Returns the whole content that the file should have: its present content without unknown keys, and with the
-    missing entries."""
+def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
+    """Returns the whole content that the file should have: its present content without unknown keys, and with
+    the missing entries for this registry."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}
     address, mirrors = target.address, merged.get("mirrors") or {}
-    names = [host.prefix for host in target.hosts] + ([address.host] if _needs_plain_http(target) else [])
+    names = [host.prefix for host in target.hosts] + ([address.host] if _needs_http_entry(target) else [])
     for name in names:
-        other_urls = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
+        other_urls = [url for url in _endpoints(mirrors.get(name)) if not _has_registry_host(url, target)]
         present_mirror = mirrors.get(name)
         mirrors[name] = {
             **(present_mirror if isinstance(present_mirror, dict) else {}),
@@ -176,12 +185,11 @@ def _merged(document: dict[str, Any], target: TargetRegistry) -> str:
     return str(yaml.safe_dump(merged, sort_keys=False))
 
 
-def _needs_plain_http(target: TargetRegistry) -> bool:
-    """Returns whether the file has to state that the registry speaks plain HTTP. At `localhost` and 127.0.0.0/8,
-    containerd expects plain HTTP anyway. docker does too, so `is_trusted_by_docker` tells whether the registry is at
-    such an address."""
+def _needs_http_entry(target: TargetRegistry) -> bool:
+    """Returns whether the file has to state that the registry speaks plain HTTP. For `localhost` and 127.0.0.0/8, this
+    is not needed: containerd expects plain HTTP from them. `is_trusted_by_docker` is True for the same hosts."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 
 
-def _leads_here(url: str, target: TargetRegistry) -> bool:
+def _has_registry_host(url: str, target: TargetRegistry) -> bool:
     return target.is_at(url) or target.differs_only_in_scheme(url)

@@ -15,8 +15,9 @@ from registry.cli.diagnosis.finding import Finding, ok, problem, warning
 from registry.clients.client_setup import MirroredHost
 
 CHECK = "podman"
-_SYSTEM, _USER = "/etc/containers/registries.conf", "~/.config/containers/registries.conf"
-"""The configuration for all users, and the configuration of one user, which replaces it."""
+_SYSTEM_FILE, _USER_FILE = "/etc/containers/registries.conf", "~/.config/containers/registries.conf"
+"""The configuration for all users, and the configuration of one user. If the user has one, podman does not read the one
+for all users."""
 _V1_KEYS = ("search", "insecure", "block")
 """The tables below `registries` in a file of the old format, version 1."""
 DROP_IN = "/etc/containers/registries.conf.d/50-entrepot.conf"
@@ -25,9 +26,12 @@ _WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemct
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """A `[[registry]]` table. `prefix`: the beginning of the image names that the table is for, or `*.` with a domain:
-    then it is for all hosts in this domain. `values`: the settings in the table. `file`: the path of the file that
-    contains it."""
+    """A `[[registry]]` table.
+
+    - `prefix`: the table is for images whose names begin with this text. A prefix such as `*.example.com` is for images
+      of all hosts in the domain.
+    - `values`: the settings in the table.
+    - `file`: the path of the file that contains the table."""
 
     prefix: str
     values: dict[str, Any]
@@ -47,7 +51,7 @@ class RegistryEntry:
 
 def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     """Returns the findings: what is right or wrong in the configuration, with the next step. `files`: the files of the
-    machine. `target`: this registry and its address, and the hosts whose images the machine should pull through it."""
+    machine. `target`: describes this registry."""
     try:
         entries, old_file = _load(files)
     except FileUnusable as error:
@@ -71,12 +75,13 @@ def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
 
 
 def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
-    """Returns the entries of all files; a later file replaces the entries of an earlier one that have the same prefix.
-    Also returns the path of the first file in the old format; None if there is no such file. Raises FileUnusable."""
-    main = files.first(_USER) or _SYSTEM
+    """Returns the entries of all files. If several files have an entry with the same prefix, returns the entry of the
+    last file. Also returns the path of the first file in the old format; None if there is no such file. Raises
+    FileUnusable."""
+    main = files.first_existing(_USER_FILE) or _SYSTEM_FILE
     names = [main]
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
-        names += files.names(folder, "*.conf")
+        names += files.matching_files(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
     old_file = None  # the path of the first file in the old format
     for name in names:
@@ -89,15 +94,17 @@ def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     return list(entries.values()), old_file
 
 
-def _find(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
-    """Returns the entry that podman uses for an image: the one with the longest prefix."""
-    return max((each for each in entries if each.matches(name)), key=lambda each: len(each.prefix), default=None)
+def _entry_for(entries: list[RegistryEntry], name: str) -> RegistryEntry | None:
+    """Returns the entry that podman uses for an image: of the entries that match its name, the one with the longest
+    prefix. Returns None if no entry matches."""
+    matching_entries = (entry for entry in entries if entry.matches(name))
+    return max(matching_entries, key=lambda entry: len(entry.prefix), default=None)
 
 
 def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: TargetRegistry) -> list[Finding]:
     """Checks whether podman pulls the images of a host through the registry. Returns the findings."""
     lines = target.content_for(DROP_IN)
-    entry = _find(entries, f"{host.prefix}/some/app")
+    entry = _entry_for(entries, f"{host.prefix}/some/app")
     if entry is None:
         what = f"no file of podman has a [[registry]] for {host.prefix}"
         return [problem(CHECK, what, f"podman pulls from {host.server}", _WRITE_STEP, file=DROP_IN, lines=lines)]
@@ -138,7 +145,8 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegis
         yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     if mirror_source is not sources[0]:
         what = f"{entry.file} names {sources[0].get('location')} before this registry"
-        yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
+        why = f"podman asks this registry only if {sources[0].get('location')} fails"
+        yield warning(CHECK, what, why, "put this registry's mirror first")
     by_digest = entry.values.get("mirror-by-digest-only") is True and mirror_source is not entry.values
     if by_digest or mirror_source.get("pull-from-mirror") == "digest-only":
         what, why = f"{entry.file} uses the mirror only for pulls by digest", f"tags are pulled from {host.server}"
@@ -148,16 +156,18 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegis
 
 def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry) -> Iterator[dict[str, Any]]:
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
-    mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
-    `registry.corp/team` needs `HOST/registry.corp/team`, where HOST is this registry. The name of the upstream in the
-    settings may take the place of its host: if that name is `corp`, `HOST/corp/team` leads to the mirror as well."""
+    mirrors and the entry itself.
+
+    The location of a source must be this registry's host with the whole prefix of the entry below it: an entry for
+    `registry.corp/team` needs `HOST/registry.corp/team`. If the settings of this registry name the upstream `corp`, the
+    location `HOST/corp/team` leads to the mirror as well."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.upstream}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
     # For this registry, an image name without a host means an image of the default upstream.
-    if target.default == host.upstream and not path_below_host:
+    if target.default_upstream == host.upstream and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:
         if isinstance(source, dict) and str(source.get("location") or "").rstrip("/") in registry_locations:
@@ -168,12 +178,12 @@ def _wrong_mirror_finding(
     entry: RegistryEntry, host: MirroredHost, target: TargetRegistry, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
     """Returns the finding for an entry that does not lead to this registry's mirror of the host."""
-    registry_source = next((source for source in sources if _host(source) == target.address.host), None)
+    registry_source = next((source for source in sources if _location_host(source) == target.address.host), None)
     if registry_source is not None:
         what = f"the mirror {registry_source['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.upstream}"
         return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
-    # The last source is the location of the entry itself; all sources before it are mirrors.
+    # The last source is the entry itself. All sources before it are mirrors.
     mirrors = ", ".join(str(source.get("location")) for source in sources[:-1])
     what = f"{entry.file} has no mirror for {host.prefix}"
     if mirrors:
@@ -186,7 +196,7 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
     findings."""
     address = target.address
     if address.is_plain_http:
-        entry = _find(entries, f"{address.host}/app")
+        entry = _entry_for(entries, f"{address.host}/app")
         if entry is not None and entry.values.get("insecure") is True:
             return [ok(CHECK, f"podman reaches {address.host} by plain HTTP")]
         what = f"podman expects TLS of {address.host}, which speaks plain HTTP"
@@ -202,7 +212,7 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
     if not is_trusted:
         what = f"podman does not trust the certificate of {address.host}"
         step = f"copy the certificate of its authority to {folders[0]}/ca.crt"
-        detail = target.answer.detail if target.answer else ""
+        detail = target.probe_result.detail if target.probe_result else ""
         return [problem(CHECK, what, detail, step, file=f"{folders[0]}/ca.crt")]
     findings = [ok(CHECK, f"podman reaches {address.host} by TLS")]
     if target.asks_for_login and not _has_login(files, address.host):
@@ -215,7 +225,7 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
 
 
 def _has_login(files: ClientFiles, host: str) -> bool:
-    """Returns whether a file with logins has a login for the host."""
+    """Returns whether podman has a login for the host. Ignores files with logins that cannot be read."""
     for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
         try:
             logins = (files.json(name) or {}).get("auths")
@@ -226,5 +236,5 @@ def _has_login(files: ClientFiles, host: str) -> bool:
     return False
 
 
-def _host(source: dict[str, Any]) -> str:
+def _location_host(source: dict[str, Any]) -> str:
     return str(source.get("location") or "").partition("/")[0]

@@ -34,13 +34,13 @@ class ProbeError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The response of the server at an address.
+    """The result of a probe.
 
     - `error`: why there was no response; None: there was one.
-    - `detail`: a message about the error, usually that of the system; may be empty.
+    - `detail`: a message about the error, for example that of the operating system; may be empty.
     - `instance`: a random id that the server gets at each start (header `X-Entrepot-Instance`); None: there was no
       response, or the server is not Entrepot.
-    - `status`: the HTTP status of the response to GET `/v2/`.
+    - `status`: the HTTP status of the response to GET `/v2/`; 0 if there was no response.
     - `is_registry`: whether the response to GET `/v2/` is that of a registry."""
 
     url: str
@@ -91,8 +91,8 @@ def _tls_error(reason: str) -> ProbeError:
 
 
 def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int, dict[str, str]]:
-    """Sends a GET, and returns the status and the headers of the response, with names in lower case. Raises OSError,
-    HTTPException."""
+    """Sends a GET request, and returns the status and the headers of the response. The names of the headers are in
+    lower case. Raises OSError, HTTPException."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
@@ -105,12 +105,12 @@ def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int
         connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
     try:
         connection.connect()
-        # If the server has closed the connection, the request cannot be sent, but the reason can still be read, such as
-        # the alert of TLS 1.3 for a missing client certificate.
+        # If the server has closed the connection, sending the request fails. `getresponse` can still read the reason,
+        # such as the alert of TLS 1.3 for a missing client certificate.
         with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             connection.request("GET", path, headers={"User-Agent": "entrepot-check"})
-        answer = connection.getresponse()
-        answer.read(65536)
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+        response = connection.getresponse()
+        response.read(65536)
+        return response.status, {name.lower(): value for name, value in response.getheaders()}
     finally:
         connection.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from registry import __version__
-from registry.cli.diagnosis.client_files import answer_findings
+from registry.cli.diagnosis.client_files import probe_findings
 from registry.cli.diagnosis.finding import Finding, in_thread, ok, problem, user_name, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
 from registry.clients.registry_address import RegistryAddress
@@ -104,7 +104,7 @@ class ServerCheck:
         if needs_certificate and answer.error in (ProbeError.CLIENT_CERTIFICATE, ProbeError.TLS_ENDED):
             what = f"{url} requires a client certificate, as tls.client_auth says; nothing more was checked there"
             return [ok(name, what)]
-        if findings := answer_findings(name, answer):
+        if findings := probe_findings(name, answer):
             return findings
         if answer.instance is None:
             step = "let the proxy pass /livez and all other paths to this server"

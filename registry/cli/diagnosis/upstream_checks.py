@@ -22,12 +22,12 @@ from storage.names import RepositoryName, Tag
 
 ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
 """The repository that Docker's documentation names for requests that ask how many pulls Docker Hub still allows. A HEAD
-request does not count as a pull."""
+request for it does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
 """If an endpoint takes longer than this to respond to GET `/v2/`, there is a warning."""
-_PLAIN_SECONDS: Final = 2.0
-"""Time limit for a response to plain HTTP, after TLS has failed."""
-_FEW_FRACTION: Final = 1 / 10
+_PLAIN_HTTP_SECONDS: Final = 2.0
+"""Time limit for the response to a plain HTTP request, which is sent after TLS has failed."""
+_FEW_PULLS_FRACTION: Final = 1 / 10
 """If no more than this fraction of the allowed pulls is left, there is a warning."""
 
 OnDate = Callable[[str, str, float], None]
@@ -35,7 +35,7 @@ OnDate = Callable[[str, str, float], None]
 arrived, in seconds since 1970. The caller uses them to check the clock of this machine (`clock_checks`)."""
 
 
-def upstream_check(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:
+def upstream_checks(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:
     """Returns one check for each endpoint of an upstream, by name. `clock` returns seconds since 1970."""
     checks: dict[str, Check] = {}
     for url in upstream.endpoints:
@@ -61,21 +61,21 @@ class _EndpointCheck:
         except RegistryError as error:
             step = "name an http or https proxy in HTTPS_PROXY, or unset the variable"
             return [problem(self._name, error.message, "", step)]
-        if proxy is None and (finding := await self._dns()) is not None:
+        if proxy is None and (finding := await self._check_dns()) is not None:
             return [finding]
         async with open_endpoint(self._upstream, self._url, self._clock) as (client, records):
-            findings = await self._reach(client, proxy)
+            findings = await self._check_response(client, proxy)
             if any(finding.level == "problem" for finding in findings):
                 return findings
-            findings += await self._login(client)
-            if self._upstream.name == DOCKER_HUB and not any(each.level == "problem" for each in findings):
+            findings += await self._check_login(client)
+            if self._upstream.name == DOCKER_HUB and not any(finding.level == "problem" for finding in findings):
                 findings += await self._request_allowance(client)
                 allowance = await records.allowance(self._upstream.name)
                 if allowance is not None and allowance.remaining is not None:
                     findings.append(self._allowance_finding(allowance.remaining, allowance.limit))
         return findings
 
-    async def _dns(self) -> Finding | None:
+    async def _check_dns(self) -> Finding | None:
         """Returns a problem if the endpoint's host name cannot be resolved; None otherwise."""
         parts = urlsplit(self._url)
         host = parts.hostname or ""
@@ -87,7 +87,7 @@ class _EndpointCheck:
             return problem(self._name, f"the name {host} cannot be resolved: {reason}", "no image can be fetched", step)
         return None
 
-    async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
+    async def _check_response(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
         """Sends GET `/v2/` to the endpoint, and returns a finding about the response. `proxy`: the proxy through which
         the request goes; None: there is none."""
         start = time.monotonic()
@@ -95,7 +95,7 @@ class _EndpointCheck:
         try:
             response = await client.ping()
         except RegistryError as error:
-            step = _step_for("timeout" if isinstance(error, UpstreamTimeout) else error.message, self._upstream)
+            step = _next_step("timeout" if isinstance(error, UpstreamTimeout) else error.message, self._upstream)
             if proxy is None and await self._speaks_plain_http():
                 step = "the endpoint speaks plain HTTP: write http:// in endpoints"
             why = "clients get only cached images"
@@ -119,15 +119,15 @@ class _EndpointCheck:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
         if the URL has no port: plain HTTP would then use port 80, where another server may answer.
 
-        Tries plain HTTP, because the error of the TLS connection is not enough: some servers that speak plain HTTP
-        never answer a TLS handshake. The error is then a timeout, which has many other causes."""
+        Sends a request, because the error of the TLS connection does not suffice: some servers that speak plain HTTP
+        never answer a TLS handshake. The error is then a timeout, which can have many other causes."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False
-        answer = await in_thread(lambda: probe(f"http://{parts.netloc}", seconds=_PLAIN_SECONDS))
-        return answer.error is None
+        result = await in_thread(lambda: probe(f"http://{parts.netloc}", seconds=_PLAIN_HTTP_SECONDS))
+        return result.error is None
 
-    async def _login(self, client: HttpUpstreamClient) -> list[Finding]:
+    async def _check_login(self, client: HttpUpstreamClient) -> list[Finding]:
         """Tries the login in the settings, and returns a finding about it; an empty list if there is no login."""
         login = ConfiguredLogin(self._upstream)
         if not login.is_configured:
@@ -166,14 +166,14 @@ class _EndpointCheck:
     def _allowance_finding(self, remaining: int, limit: int | None) -> Finding:
         of_limit = "" if limit is None else f" of {limit}"
         what = f"{remaining}{of_limit} pulls are left"
-        if limit is not None and remaining <= limit * _FEW_FRACTION:
+        if limit is not None and remaining <= limit * _FEW_PULLS_FRACTION:
             step = "configure a login for docker.io (username, password_file), whose allowance is larger"
             return warning(self._name, what, "once no pulls are left, clients get only cached images", step)
         return ok(self._name, what)
 
 
-def _step_for(error: str, upstream: Upstream) -> str:
-    """Returns the next step for an endpoint that cannot be reached, which depends on the text of the error."""
+def _next_step(error: str, upstream: Upstream) -> str:
+    """Returns what the user should do about an endpoint that cannot be reached. `error`: the text of the error."""
     text = error.lower()
     if "expired" in text:
         return (

@@ -1,10 +1,10 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
 cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`). The
-commands about frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, whatever the
-upstream has.
+commands about frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, even if the
+tag moves at the upstream.
 
-An *upstream* is a remote registry that this registry mirrors: this registry caches the content of the upstream. Modules
-that take long to import are imported inside the functions, so that `entrepot --help` is quick.
+An *upstream* is a remote registry whose content this registry caches. Modules that take long to import are imported
+inside the functions, so that `entrepot --help` is quick.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def warm(
 
 
 def _images_to_warm(settings: Settings, references: list[str], file: Path | None) -> list[ImageReference]:
-    """Returns the images to fetch. `references` and `file` are the arguments and the option --file; if neither is
+    """Returns the images to fetch. `references`: the arguments of the command. `file`: the option --file. If neither is
     given, takes both from `[warm]` in the settings. Ends the command with an error if there is no image or a reference
     is not valid."""
     from registry.mirror.warm.targets import ReferencesError, parse_references, read_references
@@ -192,8 +192,8 @@ Examples:
   entrepot mirror purge ubuntu:24.04 --mirror docker.io
   entrepot mirror purge --all ghcr.io/org/app --config entrepot.toml
 
-The command sends nothing to the upstream registry. The next pull fetches the content again. What a frozen tag needs is
-dropped only with --force, because the upstream may no longer have it.""",
+The command sends nothing to the upstream registry. The next pull fetches the content again. Content that a
+frozen tag needs is dropped only with --force, because the upstream may no longer have this content.""",
 )
 def purge(
     references: ReferencesArgument,
@@ -287,8 +287,8 @@ def load_mirror_settings(config: Path | None, data: str | None, mirror: list[str
 
 
 def _parse_platforms(texts: list[str]) -> list[Platform] | None:
-    """Returns the platforms to fetch; None if `all` is among the texts, and this machine's platform if there are no
-    texts. Ends the command with an error if a text is not valid."""
+    """Returns the platforms to fetch. Returns None, which means all platforms, if `all` is among the texts. Returns
+    this machine's platform if there are no texts. Ends the command with an error if a text is not valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:

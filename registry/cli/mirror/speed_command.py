@@ -137,11 +137,11 @@ def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] 
 def _as_json(speed: EndpointSpeed) -> dict[str, Any]:
     return {
         "url": speed.url,
-        "connect": speed.connect,
-        "tls": speed.tls,
-        "first_byte": speed.first_byte,
-        "manifest": speed.manifest,
-        "bytes": speed.bytes,
+        "connect": speed.connect_seconds,
+        "tls": speed.tls_seconds,
+        "first_byte": speed.first_byte_seconds,
+        "manifest": speed.manifest_seconds,
+        "bytes": speed.blob_bytes,
         "bytes_per_second": speed.bytes_per_second,
         "proxy": speed.proxy is not None,
         "error": speed.error,
@@ -159,7 +159,8 @@ def _print(upstream: Upstream, speeds: list[EndpointSpeed], sentence: str, snipp
     table = new_table(upstream.name, "connect", "TLS", "first byte", "manifest", "speed", "error")
     for speed in rank(speeds):
         rate = speed.bytes_per_second
-        cells = [speed.url, *map(_milliseconds, (speed.connect, speed.tls, speed.first_byte, speed.manifest))]
+        times = (speed.connect_seconds, speed.tls_seconds, speed.first_byte_seconds, speed.manifest_seconds)
+        cells = [speed.url, *map(_milliseconds, times)]
         cells += ["-" if rate is None else f"{human_size(int(rate))}/s", speed.error or "-"]
         table.add_row(*map(Text, cells))
     plain_console().print(table)

@@ -120,13 +120,13 @@ def _checks(
         return checks
     checks["address"] = server.address
     if settings.upstream:
-        from registry.cli.diagnosis.upstream_checks import upstream_check
+        from registry.cli.diagnosis.upstream_checks import upstream_checks
 
         def on_date(url: str, text: str, arrived: float) -> None:
             dates[url] = text, arrived
 
         for upstream in settings.upstream:
-            checks |= upstream_check(upstream, on_date, clock)
+            checks |= upstream_checks(upstream, on_date, clock)
     return checks
 
 

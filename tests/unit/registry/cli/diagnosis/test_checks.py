@@ -103,7 +103,7 @@ def test_certificate_findings(authority: CertificateAuthority, tmp_path: Path) -
         assert "renew it" in finding.next_step
     expiring = worst_finding(with_chain, pair.key, days=1.9)
     assert (expiring.level, "expires in 0 days" in expiring.what) == (Level.WARNING, True)
-    assert "is valid only from" in worst_finding(with_chain, pair.key, days=-5).what
+    assert "is not valid before" in worst_finding(with_chain, pair.key, days=-5).what
     for_other_name = worst_finding(with_chain, pair.key, "https://registry.example.com")
     assert "is for localhost, 127.0.0.1, and not for registry.example.com" in for_other_name.what
     assert "subjectAltName" not in worst_finding(with_chain, pair.key, "https://127.0.0.1:5000").what

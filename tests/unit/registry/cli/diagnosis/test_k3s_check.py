@@ -90,7 +90,7 @@ def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
     findings = findings_of("containerd", tmp_path)
     assert not problems_in(findings)
     warnings = [finding.what for finding in at_level(findings, Level.WARNING)]
-    expected = ("before this registry", "speaks plain HTTP", "is newer than", "unknown key 'mirror'")
+    expected = ("before this registry", "speaks plain HTTP", "has changed since", "unknown key 'mirror'")
     assert [what in warning for what, warning in zip(expected, warnings, strict=True)] == [True] * 4
 
 
