@@ -1,7 +1,7 @@
 """Output of commands, for people and for programs: lines, tables, JSON, sizes, times.
 
-Commands print only with the functions of this module. These functions replace control characters, because names and
-texts from images, archives, settings and other servers could control the terminal.
+Commands print only with the functions of this module. These functions replace control characters, with which a name or
+text from an image, an archive, the settings or another server could control the terminal.
 
 Functions import `rich` when they need it, because the import takes a noticeable time and most commands print no table.
 """
@@ -29,13 +29,14 @@ _UNWRAPPED_COLUMNS = ("role", "platform", "size")
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """Prints one line on stdout, or on stderr. Prints `?` in place of control characters, also of line breaks."""
+    """Prints one line on stdout (with `err`, on stderr). Prints `?` in place of each control character, including line
+    breaks."""
     typer.echo(printable_line(text), err=err)
 
 
 def print_text(text: str, *, err: bool = False, end: str = "\n") -> None:
-    """Prints several lines on stdout, or on stderr, and then `end`. Prints `?` in place of control characters, except
-    for line breaks and tabs."""
+    """Prints `text`, which may have several lines, and then `end`, on stdout (with `err`, on stderr). Prints `?` in
+    place of control characters, except for line breaks and tabs."""
     typer.echo(printable_text(text) + end, err=err, nl=False)
 
 
@@ -80,17 +81,17 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_mess
     plain_console().print(table)
 
 
-def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
-    """Prints one model as a JSON object, or several models as a JSON array, indented."""
-    if isinstance(items, Sequence):
-        json_value: Any = [item.model_dump(mode="json") for item in items]
+def print_json(models: Sequence[BaseModel] | BaseModel) -> None:
+    """Prints one model as an indented JSON object, or a list of models as an indented JSON array."""
+    if isinstance(models, Sequence):
+        json_value: Any = [model.model_dump(mode="json") for model in models]
     else:
-        json_value = items.model_dump(mode="json")
+        json_value = models.model_dump(mode="json")
     print_json_value(json_value, indent=2)
 
 
 def print_json_value(value: Any, *, indent: int | None = None) -> None:
-    """Prints a value, made of JSON types, as a JSON document, on one line if `indent` is None."""
+    """Prints a value of JSON types as a JSON document. If `indent` is None, prints the document on one line."""
     print_json_document(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
@@ -108,8 +109,8 @@ def human_size(size_bytes: int) -> str:
 
 
 def local_time(unix_seconds: float | None, none_text: str = "-") -> str:
-    """Returns a Unix time as local time with minutes, such as `2026-01-31 09:30`. Returns `none_text` for None, and
-    a time in the year 9999 for any later time."""
+    """Returns a Unix time as text in local time, such as `2026-01-31 09:30`. Returns `none_text` for None. Returns
+    `MAX_SHOWN_TIME`, a time in the year 9999, in place of a later time."""
     if unix_seconds is None:
         return none_text
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(unix_seconds, MAX_SHOWN_TIME)))

@@ -69,16 +69,16 @@ def serve(
 
 def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None) -> int:
     """Runs the server until a signal stops it, and returns the exit code. `flags` and `config`: the flags and the
-    settings file from which the settings come. A reload reads the settings from them again.
+    settings file of the command, from which a reload reads the settings again.
 
-    If root starts the command and the data directory belongs to another user, the process becomes that user. Before
-    that, it binds the port, because only root may bind a port below 1024. The port may already be open: systemd or an
-    old version of the program may have opened it.
+    First, binds the port, unless systemd or an old version of the program has opened it already. Then, if root started
+    the command and the data directory belongs to another user, the process becomes that user. The port comes first
+    because only root may bind a port below 1024.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if root started the command and the process
     may not become the user who owns the data directory."""
-    gc.disable()  # during these imports, garbage collection would find nothing, but take a tenth of their time
+    gc.disable()  # garbage collection would take a tenth of the time of these imports, and find nothing
     from pydantic.warnings import UnsupportedFieldAttributeWarning
 
     from registry.app import create_app
@@ -104,8 +104,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     gc.enable()
     try:
-        # What a running old version of the program asks of this process. `CheckTask`: to check whether this version
-        # could take over. `Handover`: to take over. None: no old version has started this process.
+        # The request of a running old version of the program to this process. `CheckTask`: check whether this version
+        # can take over. `Handover`: take over. None: no old version has started this process.
         start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:
@@ -117,8 +117,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
-    # FastAPI suppresses this warning with `warnings.catch_warnings` while it builds a route, which does not work
-    # reliably while other threads run. The warning does not help operators who read the log.
+    # This warning does not help operators who read the log. FastAPI itself suppresses it with
+    # `warnings.catch_warnings`, which is not reliable while other threads run.
     warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     with ExitStack() as stack:
         for sock in all_sockets:
@@ -127,7 +127,6 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         addresses = [address_of(sock) for sock in all_sockets]
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])
-        # Clients must log in if the registry has or had accounts, or if the settings name another source of accounts.
         listener_options, requires_login = prepare(
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )

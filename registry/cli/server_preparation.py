@@ -26,12 +26,12 @@ log = logging.getLogger("registry")
 
 def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
-    directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
-    listener's options and whether clients must log in. Ends the command with an error message if a check fails. Logs a
-    warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
+    directory if it is missing, and checks the settings and files for TLS and for logins. Returns the listener's options
+    and whether clients must log in. Ends the command with an error message if a check fails. Logs a warning if the
+    state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
-    `bound_to_loopback`: see `check_open_to_everyone`. `may_migrate`: whether the data may be migrated to this version's
-    format. False: a running server uses the data, so data of another version is an error."""
+    `bound_to_loopback`: see `check_open_to_everyone`. `may_migrate`: whether data of an older version may be migrated.
+    If False, data of another version is an error. It is False while a running server uses the data."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
@@ -65,12 +65,12 @@ def clients_must_log_in(settings: Settings) -> bool:
 
 
 def build_listener_options(settings: Settings) -> ListenerOptions:
-    """Returns the options of the listener, which apply to a connection before a request is read: TLS, trusted proxies
-    and the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
+    """Returns the options that the listener applies to a connection before it reads a request: TLS, trusted proxies and
+    the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
     used.
 
-    If root started the command, this must run while the process is still root, because only root may be able to read
-    the TLS key."""
+    If root started the command, call this function before the process becomes another user, who may not be allowed to
+    read the TLS key."""
     from registry.server.gate.certificates import Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
@@ -86,8 +86,8 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
 
 
 def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
-    """Returns the files of the settings `[tls]`, and whether clients need a certificate; None: the server speaks plain
-    HTTP. Does not read the files. Raises CertificateError if the settings contradict each other."""
+    """Returns the files of the settings `[tls]`, and whether clients need a certificate. Returns None if the server
+    speaks plain HTTP. Does not read the files. Raises CertificateError if the settings contradict each other."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles
 
     client_auth = tls.effective_client_auth
@@ -111,9 +111,9 @@ def check_open_to_everyone(settings: Settings, *, bound_to_loopback: bool, requi
     """Raises OpenToEveryoneError if the registry requires no login and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
-    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. But a
-    proxy on this machine can pass on the requests of other machines. There is probably one if `trusted_proxies` is set,
-    or if `public_url` names another host than this machine."""
+    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. Even with
+    such a socket, other machines can reach the registry through a proxy on this machine. This function assumes that
+    there is a proxy if `trusted_proxies` is set, or if `public_url` names another host than this machine."""
     if requires_login or settings.insecure_open:
         return
     if not bound_to_loopback:

@@ -1,6 +1,7 @@
-"""Functions with which `entrepot serve` takes over from the running version of the server at `entrepot restart`. The
-new version replaces the old one in the same process. Before that, it checks in a process of its own whether it can take
-over. The module also provides the sockets to listen on: those of the old version, those from systemd, or new ones."""
+"""Functions with which `entrepot serve` takes over from the running version of the server at `entrepot restart`. First,
+the new version checks in a process of its own whether it can take over. Then it replaces the old version in the old
+version's process. The module also provides the sockets to listen on: those of the old version, those from systemd, or
+new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from registry.server.gate.listener import ListenError
 
 STOP_AND_START = "stop the server and start it again (systemctl restart entrepot, or docker restart)"
-"""The advice in an error text if `entrepot restart` cannot apply a changed address."""
+"""The advice in error texts about a changed setting that neither a reload nor `entrepot restart` can apply."""
 
 
 def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
@@ -29,7 +30,7 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
-        # The interpreter's command line does not end with the arguments of this command, so it cannot be reused.
+        # The interpreter's command line does not end with the arguments of this command: build a new one.
         command = ["-m", "registry", *arguments]
     metrics = metrics_address(settings) or ""
     # `check_takeover` of the new process compares these facts with its own settings.
@@ -56,7 +57,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting `data` takes effect only if you stop the server and start it again")
     if settings.workers < 2:
         fail("the setting `workers` cannot become 1 in a restart: stop the server and start it again")
-    # Not computed from the setting `listen`: systemd may have opened the server's socket at another address.
+    # Not from the setting `listen`, which has no effect if systemd has opened the server's socket.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     server_addresses = _server_addresses(facts)
@@ -68,9 +69,9 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                 bound_to_loopback = is_loopback(sock.getsockname()[0])
                 addresses = [address_of(sock)]
             if metrics is not None:
-                is_kept = metrics == facts["metrics"]
+                is_unchanged = metrics == facts["metrics"]
                 check_metrics_port(
-                    addresses, server_addresses[-1] if is_kept else address_of(stack.enter_context(bind(metrics)))
+                    addresses, server_addresses[-1] if is_unchanged else address_of(stack.enter_context(bind(metrics)))
                 )
         except ListenError as error:
             _fail_to_listen(error, server_addresses)
@@ -80,7 +81,8 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
 
 def _server_addresses(facts: dict[str, str]) -> list[str]:
     """Returns the addresses of the running server's sockets. If it has a socket for the metrics, its address is the
-    last one. A server of an older version does not report its sockets; then returns the addresses in its settings."""
+    last one. For a server of an older version, which does not report its sockets, returns the addresses in its
+    settings."""
     if "sockets" in facts:
         return facts["sockets"].split()
     return [facts["listen"], *filter(None, [facts["metrics"]])]
@@ -98,9 +100,11 @@ def _fail_to_listen(error: ListenError, server_addresses: Sequence[str]) -> NoRe
       root may open port 443: the server was started by root, but does not run as root any more."""
     from registry.server.gate.listener import overlaps
 
-    new, port = error.used_address, error.forbidden_port
+    used_address, forbidden_port = error.used_address, error.forbidden_port
     for address in server_addresses:
-        if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
+        if (used_address is not None and overlaps(used_address, address)) or (
+            forbidden_port is not None and _port(address) == forbidden_port
+        ):
             fail(
                 f"the running server itself uses port {_port(address)}, so the new address takes effect only if you "
                 f"{STOP_AND_START}"
@@ -117,8 +121,7 @@ def _port(address: str) -> int | None:
 def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
     """Ends the command with an error message if a socket of the registry has the same port as the socket for the
     metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets.
-    The check of the settings at the start (`check_ports`) cannot find this if systemd has opened the registry's
-    socket."""
+    `check_ports` compares only the settings, which do not have the port of a socket that systemd has opened."""
     if any(_port(address) == _port(metrics) for address in addresses):
         fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 
@@ -131,28 +134,30 @@ def metrics_address(settings: Settings) -> str | None:
 def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
-    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). `handover`:
-    what the old version hands over to this one; None: the server has just been started.
+    """Returns the sockets to listen on, and the socket that serves only the metrics, or None if there is none.
+    `handover`: the data that the old version hands over to this one; None at an ordinary start.
 
-    With a handover, takes over the sockets of the old version, of which the socket for the metrics is the last. Opens
-    new sockets for the addresses that have changed in the settings. Without a handover, uses the sockets that systemd
-    has opened, or else opens a new one. Ends the command with an error message if a socket cannot be opened."""
+    - With a handover, takes over the sockets of the old version. If it has a socket for the metrics, this is the last
+      one. If an address has changed in the settings, opens a new socket in place of the old one.
+    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one.
+
+    Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 
     try:
         if handover is not None:
             sockets = [listening_socket(file) for file in handover.sockets]
-            old_address = handover.facts.get("metrics") or None
-            old_metrics = sockets.pop() if old_address else None
-            if old_metrics is not None and old_address != metrics_address(settings):
-                old_metrics.close()
-                old_metrics = None
+            old_metrics_address = handover.facts.get("metrics") or None
+            old_metrics_socket = sockets.pop() if old_metrics_address else None
+            if old_metrics_socket is not None and old_metrics_address != metrics_address(settings):
+                old_metrics_socket.close()
+                old_metrics_socket = None
             if settings.listen != handover.facts["listen"]:
                 for sock in sockets:
                     sock.close()
                 sockets = [bind(settings.listen)]
-            return sockets, old_metrics or _bind_metrics(settings)
+            return sockets, old_metrics_socket or _bind_metrics(settings)
         return activated_sockets(os.environ) or [bind(settings.listen)], _bind_metrics(settings)
     except ListenError as error:
         fail(error.message)

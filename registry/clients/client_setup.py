@@ -21,8 +21,8 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 _CERTS_D = {"folder": "/etc/containerd/certs.d"}
-"""The value of the placeholder `{folder}` in a hint: the directory that contains containerd's hosts.toml files. A dict,
-so that it can be passed to `hint` as `**_CERTS_D`."""
+"""The directory with containerd's hosts.toml files, as the value of the placeholder `{folder}` in a hint: `hint(text,
+**_CERTS_D)`."""
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
@@ -71,12 +71,13 @@ class MirroredHost:
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
     """Whether this registry serves image names without a host, such as `ubuntu`, from this upstream. docker sends only
-    such names to a mirror. So docker can use this registry as a mirror only if this is true for Docker Hub."""
+    names without a host to a mirror, and these names mean images of Docker Hub. So this registry can be docker's mirror
+    only if `has_short_names` is true for Docker Hub."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
-    """Returns one host for the upstream's name and one for each of its aliases (further host names). Leaves out the
-    upstream's name if it has no dot and there are aliases, because then it is no host name."""
+    """Returns one host for the upstream's name and one for each of its aliases (further host names). If there are
+    aliases and the upstream's name has no dot, it is not a host name, and is left out."""
     name_is_host = "." in upstream.name or not upstream.aliases
     prefixes = [upstream.name, *upstream.aliases] if name_is_host else upstream.aliases
     return [MirroredHost(prefix, upstream.name, _server_url(prefix, upstream)) for prefix in prefixes]
@@ -92,7 +93,7 @@ def _server_url(host: str, upstream: Upstream) -> str:
 def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
     """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, hints tell people
     to write this registry's address and the upstream's name in front of the image name."""
-    daemon = docker_daemon(address, hosts)
+    daemon = docker_daemon_settings(address, hosts)
     hints = [
         hint("merge this into /etc/docker/daemon.json, then run: systemctl reload docker"),
         hint("in Docker Desktop, put it into Settings, Docker Engine"),
@@ -103,7 +104,7 @@ def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
     return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
 
 
-def docker_daemon(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> dict[str, list[str]]:
+def docker_daemon_settings(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> dict[str, list[str]]:
     """Returns the content that docker's daemon.json needs; an empty dict if docker needs no such file."""
     daemon = {}
     if is_docker_mirror(hosts):
@@ -144,8 +145,8 @@ def docker_image_name_hints(address: RegistryAddress, hosts: Sequence[MirroredHo
 
 
 def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror, which tells this
-    registry the upstream."""
+    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror. By HOST, this
+    registry recognizes the upstream."""
     files = []
     for host in hosts:
         path = f"{_CERTS_D['folder']}/{host.prefix}/hosts.toml"
@@ -209,7 +210,7 @@ def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> C
     if address.is_plain_http:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
     hints = [hint("a builder with the docker driver does not read this file: it uses docker's own daemon.json")]
-    if address.is_trusted_by_docker:  # docker trusts loopback addresses
+    if address.is_trusted_by_docker:  # true only for loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address: a builder in a container reaches it only with --driver-opt network=host",

@@ -18,7 +18,7 @@ from registry.clients.client_setup import (
     MirroredHost,
     buildkit_setup,
     containerd_setup,
-    docker_daemon,
+    docker_daemon_settings,
     docker_image_name_hints,
     docker_setup,
     hint,
@@ -43,8 +43,8 @@ _ROBOT_HINT: Final = hint(
 
 
 def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns docker's setup. If nothing has to be configured, the setup has no file."""
-    if docker_daemon(address, hosts):
+    """Returns docker's set-up. If nothing has to be configured, the set-up has no file."""
+    if docker_daemon_settings(address, hosts):
         setup, commands = docker_setup(address, hosts), ["systemctl reload docker"]
     else:
         setup, commands = ClientSetup((), tuple(docker_image_name_hints(address, hosts))), []
@@ -55,9 +55,9 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 
 def _docker_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint to grant everyone the right to pull the mirrored images of Docker Hub, if docker uses this mirror
-    and there are accounts: docker sends no login to a mirror, and shows no error if the mirror refuses its
-    requests."""
+    """If docker uses this registry as its mirror and there are accounts, returns the hint to let everyone pull the
+    mirrored images of Docker Hub. docker sends no login to a mirror, and shows no error if the mirror refuses a
+    request."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [
@@ -90,8 +90,8 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
 
 
 def _containerd_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns for each upstream a hint to grant everyone the right to pull its images, if there are accounts:
-    containerd sends no login to a mirror."""
+    """If there are accounts, returns a hint for each upstream: to let everyone pull its images. containerd sends no
+    login to a mirror."""
     if not has_accounts:
         return []
     return [
@@ -134,10 +134,10 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
 
 def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns containerd's hosts.toml files, and a kind.yaml that mounts the directory with these files into the node.
-    If containerd needs no such files, kind needs no file either."""
+    If containerd needs no hosts.toml file, returns no file."""
     setup = _containerd(address, hosts, has_accounts)
     hints = []
-    if address.is_trusted_by_docker:  # docker trusts loopback addresses
+    if address.is_trusted_by_docker:  # true only for loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address, which nodes in containers do not reach: use the address that this "
@@ -173,7 +173,7 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
 def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns the set-up of Synology's Container Manager and similar systems. People either fill in a form, or write
     docker's configuration file, which is not at docker's usual path on these systems."""
-    daemon = docker_daemon(address, hosts)
+    daemon = docker_daemon_settings(address, hosts)
     hints = [
         hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
         hint("other NAS systems ask for the same URL in the settings of their registries"),
@@ -187,7 +187,7 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
             ),
         )
     if has_accounts:
-        hints.append(hint("fill in the user name and, as the password, an API token; those of a robot suffice"))
+        hints.append(hint("fill in an account's name and, as the password, its API token; a robot account suffices"))
     hints += _docker_grant_hints(hosts, has_accounts)
     hints += docker_image_name_hints(address, hosts)
     if not daemon:
@@ -229,11 +229,11 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 
 
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
-    daemon = docker_daemon(address, hosts)
+    daemon = docker_daemon_settings(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    # docker accepts plain HTTP from a loopback address even without this option. But the docker of this job runs in a
-    # container, which cannot reach a loopback address of this machine. So people have to write another address in its
-    # place, and for that address docker needs the option.
+    # A loopback address also gets this option, although docker accepts plain HTTP from it. The docker of this job runs
+    # in a container and cannot reach a loopback address of this machine. People have to replace it by another address,
+    # for which docker needs the option.
     if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
@@ -255,9 +255,11 @@ def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
-    # The lines of buildkitd.toml without its comments, which say where the file is on a machine.
-    config = [line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")]
-    inline = [f"            {line}".rstrip() for line in "\n".join(config).strip().splitlines()]
+    # Without the comments of buildkitd.toml, which say where the file is on a machine.
+    config_lines = [
+        line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")
+    ]
+    inline_lines = [f"            {line}".rstrip() for line in "\n".join(config_lines).strip().splitlines()]
     lines = [
         "on: push",
         "jobs:",
@@ -266,7 +268,7 @@ def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
         "    steps:",
         "      - uses: actions/checkout@v4",
         "      - uses: docker/setup-buildx-action@v3",
-        *(["        with:", "          buildkitd-config-inline: |", *inline] if inline else []),
+        *(["        with:", "          buildkitd-config-inline: |", *inline_lines] if inline_lines else []),
     ]
     if has_accounts:
         lines += [

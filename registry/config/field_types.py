@@ -29,8 +29,8 @@ _DURATION = re.compile(rf"(?:{_COUNT_AND_UNIT}\s*)+", re.IGNORECASE)
 MAX_HOST_LENGTH = 253
 """Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
 _HOST_CHARACTERS = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]*(%[a-z0-9._-]+)?")
-"""The characters of a host name, and of an IPv6 address with or without a zone. If a URL has other characters, such as
-a backslash, programs disagree on where its host ends."""
+"""The characters of a host name, and of an IPv6 address with or without a zone. With other characters, such as a
+backslash, programs disagree on where the host of a URL ends."""
 
 
 class SettingsGroup(BaseModel):
@@ -48,8 +48,8 @@ def split_commas(value: object) -> object:
 
 def _check_network(value: str) -> str:
     """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
-    Raises ValueError for other text, and for a network whose address has bits set after the prefix. Also raises it for
-    a network of all addresses: a `NetworkList` names clients or proxies to trust, and trusting all is a mistake."""
+    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network of
+    all addresses. The networks name clients or proxies to trust, and nobody should trust all addresses."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -112,8 +112,8 @@ def parse_duration(value: object) -> object:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration as text that `parse_duration` accepts: `1h30m` for `5400.0`. Rounds fractions of a second to
-    milliseconds."""
+    """Returns a duration as text that `parse_duration` accepts: `1h30m` for `5400.0`. Returns a duration with a
+    fraction of a second in milliseconds, rounded: `1500ms` for `1.5`."""
     if seconds != int(seconds):
         return f"{round(seconds * 1000)}ms"
     remaining, parts = int(seconds), []
@@ -151,6 +151,7 @@ def is_duration(field: FieldInfo) -> bool:
     """Returns whether the type of a setting is `Duration` or `Duration | None`."""
     metadata = field.metadata
     if get_origin(field.annotation) in (Union, UnionType):
-        # `Duration` is an `Annotated[float, …]`. In `Duration | None`, pydantic leaves its validators in there.
-        metadata = [item for kind in get_args(field.annotation) for item in get_args(kind)[1:]]
+        # `Duration` is an `Annotated[float, …]`. pydantic copies its validators to `field.metadata`, but not those of
+        # `Duration | None`.
+        metadata = [item for member in get_args(field.annotation) for item in get_args(member)[1:]]
     return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)

@@ -7,7 +7,7 @@ from command-line flags, environment variables and the settings file. Durations 
 Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect at
 `entrepot restart`, but not at a reload. A restart loads the program again in the first process of the server, and
 replaces the worker processes one after the other, so the server does not stop. A setting with `AT_START` takes effect
-only when the server is stopped, which ends all its processes, and is then started.
+only when the server is stopped, with all its processes, and started again.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """
@@ -100,8 +100,8 @@ _HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 def _check_public_url(value: str | None) -> str | None:
-    """Returns the scheme, host and port of the registry's address; None if it is not set. Raises ValueError if the
-    address has another part, such as a path."""
+    """Returns the scheme, host and port of the registry's address; None for None. Raises ValueError if the address has
+    another part, such as a path, or if its host has characters that a URL cannot have."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")
@@ -165,8 +165,8 @@ class DownloadSettings(SettingsGroup):
     at_once: int = Field(
         default=4,
         ge=1,
-        description="How many images each worker process sends at the same time; others get 429. One account gets at "
-        "most half of this number, rounded up. So do all clients without an account at one address together",
+        description="How many images each worker process sends at the same time; others get 429. At most half of "
+        "this number, rounded up, is for one account, or for all clients without an account at one address together",
     )
 
 

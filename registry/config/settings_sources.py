@@ -56,8 +56,8 @@ class SettingsSource:
     """The values from one source of settings: from all flags, from all variables, or from the file."""
 
     values: Mapping[str, Any]
-    """The values by the name of the setting or group. The value of a group is a mapping from the names in the group to
-    their values."""
+    """Maps the name of each setting or group to its value. The value of a group is a mapping from the names of its
+    settings to their values."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
@@ -82,11 +82,11 @@ class LoadedSettings:
 
     settings: Settings
     origins: Mapping[str, str]
-    """By the setting's dotted name (`gc.grace`): the flag, the variable or the path of the file that sets it, or
-    `default`. If `upstream` is not set, its value is made from the setting `mirror`, and its origin is that of
-    `mirror`."""
+    """Maps the dotted name of each setting, such as `gc.grace`, to the flag, the variable or the path of the file that
+    sets it, or to `default`. If `upstream` is not set, its value is made from the setting `mirror`, and its origin is
+    that of `mirror`."""
     warnings: tuple[str, ...]
-    """Each is one line of text."""
+    """Each warning is one line of text."""
 
 
 def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) -> Iterator[tuple[SettingPath, Any]]:
@@ -116,8 +116,8 @@ def variable_name(path: SettingPath) -> str:
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> LoadedSettings:
-    """Returns the settings from all sources. `flags` has the values of the flags that were given, by the name of the
-    setting. `config` is the path of the settings file; None: the file that ENTREPOT_CONFIG names, if it is set. Raises
+    """Returns the settings from all sources. `flags` maps the names of settings to the values of the flags that were
+    given. `config` is the path of the settings file; None: the file that ENTREPOT_CONFIG names, if it is set. Raises
     ConfigError."""
     file = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     unknown_names = _unknown_variables()
@@ -137,9 +137,8 @@ def check_ports(loaded: LoadedSettings) -> None:
     """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even if the hosts differ: the
     server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not call this function, because only `entrepot serve` knows on which sockets the server
-    listens. Other commands read the server's settings file, but do not know its flag `--listen`, or whether systemd
-    opens its socket. When the server starts, it also compares the ports of its sockets."""
+    Only `entrepot serve` needs this check. Other commands do not know the flag `--listen` of the server, or whether
+    systemd opens the server's socket. When the server starts, it also compares the ports of its open sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -171,13 +170,13 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
     try:
         values: dict[str, Any] = EnvSettingsSource(Settings)()
     except SettingsError as error:
-        # pydantic's message has a name in quotes: that of a group, or that of a setting that is a list of tables.
+        # pydantic's message quotes the name of a group, or of a setting that is a list of tables.
         group = next((path[0] for path, _ in setting_fields() if f'"{path[0]}"' in str(error)), "")
         per_setting = variable_name((group, "NAME"))
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    # pydantic also reads unknown variables that begin with the name of a group, such as ENTREPOT_GC__X.
+    # Remove the values of unknown variables. pydantic reads those with the name of a group, such as ENTREPOT_GC__X.
     for name in unknown_names:
         group, *names_in_group = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if names_in_group and isinstance(values.get(group), dict):
@@ -293,8 +292,8 @@ def _check_source(source: SettingsSource) -> None:
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
     """Returns the name of a setting for messages, such as `upstream[docker.io].tag_ttl` for the path `("upstream", 0,
-    "tag_ttl")`. `values` are the values of the source, from which the name of a table is taken. If an entry of a list
-    has no name, or is not a table, the brackets contain its position in the list, counted from 1."""
+    "tag_ttl")`. The brackets contain the name, issuer or prefix of the list's entry, taken from `values` (the values of
+    the source). If the entry has none of these, the brackets contain its position in the list, counted from 1."""
     text = ""
     for part in path:
         if isinstance(part, str):

@@ -43,7 +43,7 @@ class UpkeepSettings(SettingsGroup):
 
 class ScrubSettings(SettingsGroup):
     """Scrub, which reads all stored content again to find out whether the disk has changed or lost any of it. Damaged
-    content is not served any more. What a mirror can fetch again, it fetches; the rest waits for a push."""
+    content is not served any more. A mirror fetches it again if it can; other damaged content waits for a push."""
 
     every: Duration = Field(
         default=30 * 86400.0,
@@ -88,14 +88,14 @@ class ImmutableRule(SettingsGroup):
 
 
 def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[str]) -> None:
-    """Raises ValueError if a pattern of a rule is only for repositories of an upstream."""
+    """Raises ValueError if a pattern of a rule matches only repositories of an upstream."""
     names = frozenset(upstreams)
     for rule in rules:
         for pattern in rule.repositories:
-            first, slash, _ = pattern.partition("/")
-            if slash and first in names:
+            first_name, slash, _ = pattern.partition("/")
+            if slash and first_name in names:
                 raise ValueError(
-                    f"immutable: {pattern!r} is mirrored from {first}, and its tags follow that registry; name "
+                    f"immutable: {pattern!r} is mirrored from {first_name}, and its tags follow that registry; name "
                     "repositories that are pushed here"
                 )
 
@@ -123,9 +123,10 @@ class Quota(SettingsGroup):
     max_size: ByteSize | None = Field(
         default=None,
         gt=0,
-        description="Largest size of their blobs. A blob counts once, however many repositories use it",
+        description="Largest total size of the repositories' blobs. A blob counts once, however many repositories "
+        "use it",
     )
-    max_tags: int | None = Field(default=None, gt=0, description="Largest number of their tags")
+    max_tags: int | None = Field(default=None, gt=0, description="Largest number of the repositories' tags")
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
@@ -135,7 +136,7 @@ class Quota(SettingsGroup):
 
 
 class CacheSettings(SettingsGroup):
-    """The cache of mirrored content. Images that were not pulled for the longest time go first."""
+    """The cache of mirrored content. Images that were not pulled for the longest time are evicted first."""
 
     max: ByteSize | None = Field(
         default=None,

@@ -1,9 +1,10 @@
 """The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
 
-An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream;
-until it is complete, the received bytes are a *partial*. An *allowance* is the number of requests that an upstream
-still accepts, as it reported with its rate limit. A *frozen* tag stays at one digest: the mirror does not ask the
-upstream about it. Times are in seconds since 1970.
+An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream.
+The received bytes of an unfinished fill are a *partial*. An *allowance* is the number of requests that an upstream
+still accepts, as it reported with its rate limit. For a *frozen* tag, the mirror serves one digest and does not ask the
+upstream. An upstream's *cooldown* delays the moment at which pulls get the newest digest of a tag; until this moment,
+the tag is *held back*. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _SHORT_DIGEST = len("sha256:") + 12
 async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
     """Returns the state of the mirrors as JSON types, in two lists. "upstreams" has an entry for each upstream in the
     settings: its endpoints (URLs), the numbers of cached objects, the rate limit, and the tags that are frozen or held
-    back by a cooldown. "fills" has the unfinished downloads from all upstreams."""
+    back. "fills" has the unfinished downloads from all upstreams."""
     with open_inventory(settings.data) as inventory:
         upstreams = [await _upstream_status(upstream, stored, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
@@ -68,8 +69,8 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    # For `docker.io`, this is `docker.io/:`, the repository name `docker.io/` with an empty tag. The store sorts by
-    # repository and then by tag, so this sorts before all tags of the upstream.
+    # The repository name `UPSTREAM/` with an empty tag. The store sorts by repository and then by tag, so this text is
+    # before all tags of the upstream.
     after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)
@@ -82,10 +83,9 @@ async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags whose newest digest is not served yet, because of the upstream's *cooldown*: the
-    delay after which pulls get a new digest of a tag. Leaves out the tags in `frozen`.
+    """Returns for JSON the cached tags that are held back. Leaves out the tags in `frozen`.
 
-    For each tag, "served" is the digest that pulls get (None: pulls get no digest), "newest" is the digest at the
+    For each tag, "served" is the digest that pulls get now (None: pulls are refused), "newest" is the digest at the
     upstream, and "from" is the time from which pulls get the newest digest."""
     if not upstream.cooldown:
         return []
@@ -109,8 +109,8 @@ async def _held_back_tags(
 async def _count_stale_tags(
     upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
 ) -> int:
-    """Returns how many cached tags are stale. For a stale tag, the last check at the upstream is so long ago that the
-    mirror asks the upstream again at the next pull. A frozen tag is never stale."""
+    """Returns how many cached tags are stale. A tag is stale if the mirror has not checked it at the upstream within
+    its time to live; the next pull then starts a check. A frozen tag is never stale."""
     freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
@@ -120,9 +120,9 @@ async def _count_stale_tags(
 
 
 def _allowance_values(allowance: Allowance | None, paused_until: float | None) -> dict[str, Any] | None:
-    """Returns the state of the rate limit for JSON; None if nothing is known about it. `paused_until`: the time until
-    which the mirror requests no manifests, because the upstream refused a request for a manifest with status 429; None:
-    there is no such pause. The key "at" has the time at which the upstream reported "remaining" and "limit"."""
+    """Returns the state of the rate limit for JSON; None if nothing is known about it. "at" is the time at which the
+    upstream reported "remaining" and "limit". "until" is `paused_until`: the time until which the mirror requests no
+    manifests, because the upstream refused such a request with status 429; None if requests are not paused."""
     if allowance is None and paused_until is None:
         return None
     return {
@@ -134,8 +134,8 @@ def _allowance_values(allowance: Allowance | None, paused_until: float | None) -
 
 
 def _fills(data: Path) -> list[dict[str, Any]]:
-    """Returns the unfinished downloads for JSON: "size" of the whole blob in bytes, "here" for the number of bytes
-    received so far, and "running" for whether a process is downloading now."""
+    """Returns the unfinished downloads for JSON: "size" is the size of the whole blob in bytes, "here" is the number
+    of bytes received so far, and "running" is whether a process is downloading the rest now."""
     return [
         {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_owned}
         for partial in list_partials(data)

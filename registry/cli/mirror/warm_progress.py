@@ -1,7 +1,7 @@
 """Progress of `entrepot mirror warm`, which fetches images into the cache: a line for each image that is done, and in a
 terminal also a bar for each blob that is being fetched.
 
-`WarmResult` is the result for one image. A *reference* is the image's name with a tag or digest.
+`WarmResult` is the result for one image. A *reference* is an image's name with a tag or digest.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class LineProgress(WarmObserver):
 
 
 class BarProgress(LineProgress):
-    """Shows a bar for each blob that is being fetched, and one for all blobs together. Prints a line for each image,
-    like its base class."""
+    """Shows a bar for each blob that is being fetched, and one for all blobs together. Prints a line for each image, as
+    `LineProgress` does."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -69,9 +69,9 @@ class BarProgress(LineProgress):
         self._progress.update(self._total_task, total=self._total_bytes)
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Moves the bar of the blob to `count` bytes, the number of bytes received so far. Hides the bar of a complete
+        """Shows the bar of the blob at `count` bytes, the number of bytes received so far. Hides the bar of a complete
         blob."""
-        # If a download starts again, its counts are smaller than before. The bar does not move back.
+        # A download that starts again reports smaller counts than before. The bar then stays where it is.
         count = max(count, self._fetched_bytes.get(blob, 0))
         self._fetched_bytes[blob] = count
         task = self._progress.tasks[self._progress.task_ids.index(self._blob_tasks[blob])]
@@ -93,7 +93,8 @@ def show_progress() -> Iterator[WarmObserver]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    # If stdout is a terminal too, rich prints the lines above the bars. If it is a file, rich must not touch the lines.
+    # With `redirect_stdout`, rich prints the lines on stderr, above the bars. If stdout is not a terminal, the lines
+    # must stay on stdout.
     redirect_stdout = sys.stdout.isatty()
     with Progress(*columns, console=progress_console(), transient=True, redirect_stdout=redirect_stdout) as progress:
         yield BarProgress(progress)
@@ -109,7 +110,7 @@ def result_text(result: WarmResult) -> str:
 
 def total_text(results: list[WarmResult], start_time: float) -> str:
     """Returns the last line, about all images together, such as `2 references cached, 1 failed; 30.1 MiB fetched, 0 B
-    already cached, 7.4 s`. `start_time`: when the command started to fetch, in seconds of the monotonic clock."""
+    already cached, 7.4 s`. `start_time`: the value of `time.monotonic()` when the command started to fetch."""
     successes = sum(result.error is None for result in results)
     fetched, already_stored = (
         sum(result.fetched for result in results),

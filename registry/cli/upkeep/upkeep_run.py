@@ -1,9 +1,9 @@
-"""Runs the work of upkeep commands on the data directory, also while a server uses it, and shows its progress.
+"""Runs the work of upkeep commands on the data directory, which a server may use at the same time. Shows the progress.
 
-In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line:
-one for each step, and at the end one with the totals. The key `event` says which step it is; in the last line it is
-`done`. A command that completes prints the line `done`, even if it has found problems. A command that fails or is
-interrupted does not.
+In a terminal, a command shows a bar with its progress. With --json, it prints one JSON object per line on stdout: one
+for each step, and at the end one with the totals. The key `event` names the step; in the last line, its value is
+`done`. A command that completes prints the last line even if it has found problems. A command that fails or is
+interrupted does not print it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LEFT_OUT_KEYS = frozenset({"records", "more", "evicted", "listed_problems"})
 """Keys in a job's result that --json leaves out: lists of the job's steps, which the command has printed already, and
-`more`, which says whether such a list is incomplete. Only clients of the management API need them: they get the result
-of a job, but not its steps."""
+`more`, which says whether such a list is incomplete. Clients of the management API need these keys, because the API
+sends the result of a job, but not its steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -69,9 +69,9 @@ def run_as_job(
     show and stop it. Returns the job's result. Ends the command with one line on stderr if another process runs a job
     of the same kind.
 
-    `kind` and `arguments`: the kind and the arguments of the job. `get_work` returns the function that does the work of
-    the job in the opened data directory. With `as_json`, prints each step as a line of JSON; otherwise calls `on_step`
-    for each step and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
+    `kind` and `arguments`: the kind and the arguments of the job. `get_work` gets the opened data directory and returns
+    the function that does the work of the job. With `as_json`, prints each step as a line of JSON; otherwise calls
+    `on_step` for each step and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
 
     async def run_job(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
