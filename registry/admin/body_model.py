@@ -1,4 +1,4 @@
-"""The base class of the request bodies of the management API (`BodyModel`). It limits how many errors the validation of
+"""`BodyModel`: the base class of the request bodies of the management API. It limits how many errors the validation of
 a body can report. `registry.admin.body_limits` limits the size of a body and the number of its JSON values. Without the
 limits on errors and values, 600 KB of unknown fields would become 68,000 error objects, which take 60 MB and block the
 event loop for most of a second."""
@@ -11,8 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 MAX_UNKNOWN_FIELDS: Final = 20
-"""If an object has at most this many more fields than its model, there is an error for each unknown field. If it has
-more, there is a single error, which names no field."""
+"""If an object has at most this many fields more than its model, `BodyModel` reports an error for each unknown field.
+Otherwise it reports a single error, which names no field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""
@@ -20,7 +20,7 @@ FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 
 class BodyModel(BaseModel):
     """Base class of request bodies. An unknown field is an error. Error texts never show the input, because it may hold
-    a password. Each list field has the type `FailFastList`, and each object field has `max_entries`, so that no body
+    a password. Each list field has the type `FailFastList`, and each `dict` field has `max_entries`, so that no body
     can cause many errors."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -28,8 +28,8 @@ class BodyModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_field_count(cls, fields: Any) -> Any:
-        """Raises one error if the object has so many fields that more than `MAX_UNKNOWN_FIELDS` must be unknown. Only
-        counts the fields and does not look at their names."""
+        """Raises one error if the object has over `MAX_UNKNOWN_FIELDS` more fields than the model, whatever their names
+        are."""
         if isinstance(fields, dict) and len(fields) > len(cls.model_fields) + MAX_UNKNOWN_FIELDS:
             raise PydanticCustomError(
                 "too_many_fields",
@@ -40,8 +40,8 @@ class BodyModel(BaseModel):
 
 
 def max_entries(limit: int) -> BeforeValidator:
-    """Returns a validator for a field that is an object whose keys are not fixed. It reports one error if the object
-    has more than `limit` entries. `Field(max_length=…)` would report an error for each invalid entry as well."""
+    """Returns a validator for a `dict` field. The validator reports one error if the object has more than `limit`
+    entries. `Field(max_length=…)` would also report an error for each invalid entry."""
 
     def check_count(entries: Any) -> Any:
         if isinstance(entries, dict) and len(entries) > limit:

@@ -99,7 +99,7 @@ async def start_script() -> Response:
 
 @docs_router.get("/{name}")
 async def docs_asset(name: str) -> Response:
-    """Returns a file of Swagger UI. Raises HTTPException (404) for any other name."""
+    """Returns a file of Swagger UI. Raises HTTPException (404) if `name` is not in `_ASSET_TYPES`."""
     if name not in _ASSET_TYPES:
         raise HTTPException(404, "there is nothing at this path")
     path = await asyncio.to_thread(_asset_path, name)
@@ -133,8 +133,8 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route of the OpenAPI document. The route function gets the application from the request. A reference from the
-function to an application would keep the application in memory, because FastAPI caches route functions for ever."""
+"""The route of the OpenAPI document. The route function must get the application from the request, not from a closure:
+FastAPI caches route functions for ever, and a closure would keep the application in memory."""
 
 
 @openapi_router.get(OPENAPI_PATH)

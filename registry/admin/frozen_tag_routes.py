@@ -40,7 +40,8 @@ class TagToFreeze(BodyModel):
     """A tag, and optionally the digest at which it is to be frozen."""
 
     reference: str = Field(
-        description="`NAME:TAG`: frozen at the digest that a pull would get now; or `NAME:TAG@DIGEST`",
+        description="`NAME:TAG` freezes the tag at the digest that a pull would get now. `NAME:TAG@DIGEST` freezes the "
+        "tag at DIGEST",
         max_length=MAX_REFERENCE_CHARACTERS,
         examples=["ubuntu:24.04"],
     )
@@ -54,15 +55,15 @@ async def list_frozen_tags(
     ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[FrozenTagResponse]:
-    """Lists the frozen tags, sorted by repository and tag. If you are not an admin, you see those of the repositories
-    on which you have the action `admin`."""
+    """Lists the frozen tags, sorted by repository and tag. If you are not an admin, you see only the frozen
+    tags of the repositories on which you have the action `admin`."""
     return models.list_page(await _visible_page(caller, after, limit), FrozenTagResponse.from_stored, str)
 
 
 @router.put("/mirror/frozen", tags=["mirror"])
 async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse:
-    """Freezes a mirrored tag: it stays at its digest, and the upstream is not asked for it any more. You have to be an
-    admin, or have the action `admin` on the repository."""
+    """Freezes a mirrored tag: the tag stays at one digest, and the registry no longer asks the upstream for the tag.
+    You have to be an admin, or have the action `admin` on the repository."""
     tag_reference = parse_tag_reference(body.reference)
     await check_may_manage(caller, tag_reference.repository)
     upkeep = caller.upkeep
@@ -93,13 +94,13 @@ async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
 async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[FrozenTag]:
     """Returns a page of the frozen tags that the caller may see. `after`: a tag in the form `REPOSITORY:TAG`, after
     which the page starts; None: the page starts with the first tag."""
-    tags = caller.upkeep.store.upstream_tags
+    upstream_tags = caller.upkeep.store.upstream_tags
     if caller.rights.admin:
-        return await tags.frozen_tags(after, limit)
+        return await upstream_tags.frozen_tags(after, limit)
     names = caller.principal.names(Action.ADMIN)
     visible: list[FrozenTag] = []
     while True:
-        batch = await tags.frozen_tags(after, _BATCH_SIZE)
+        batch = await upstream_tags.frozen_tags(after, _BATCH_SIZE)
         for frozen in batch.items:
             if frozen.repository in names:
                 if len(visible) == limit:

@@ -25,8 +25,8 @@ scrape, which is 10 s by default."""
 
 
 class StoreReader:
-    """Reads the metrics of the store for scrapes. Only one read runs at a time. Otherwise repeated scrapes could block
-    all threads of the process when the disk hangs."""
+    """Reads the metrics of the store for scrapes. Only one read runs at a time. Otherwise, while the disk hangs,
+    repeated scrapes could block all threads of the default executor."""
 
     def __init__(self, store: Collector, wait_seconds: float) -> None:
         self._store = store
@@ -36,13 +36,13 @@ class StoreReader:
 
     async def read(self) -> Sequence[Metric]:
         """Waits for the running read, or starts a read if none is running, and returns the metrics. Returns an empty
-        list if the read takes longer than `wait_seconds`. The read continues after that, and also after a cancellation.
-        Raises the errors of the collector."""
+        list if the read takes longer than `wait_seconds`. The read continues after this timeout, and after a
+        cancellation of the caller. Raises the errors of the collector."""
         if self._latest_read is None or self._latest_read.done():
             self._latest_read = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
         reading = self._latest_read
-        ended, _ = await asyncio.wait([reading], timeout=self._wait_seconds)
-        if not ended:
+        done, _ = await asyncio.wait([reading], timeout=self._wait_seconds)
+        if not done:
             log.warning("metrics of the store are missing, because the disk has not answered yet")
             return []
         return reading.result()

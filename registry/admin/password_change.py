@@ -1,4 +1,4 @@
-"""`change_password`: sets a password for a caller of the API or a visitor of a page."""
+"""`change_password`: changes the password of a person, for the management API and for the pages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ async def change_password(caller: Caller, name: AccountName, old: str, new: str 
     person's browser sessions end. Callers who set their own password have to give the old one. An admin may set the
     password of every other person.
 
-    Raises AccountUnknown. Raises Unauthorized if the caller has no account, or if another request has changed the
-    caller's own account, for example its password, since this request was authenticated. Raises Denied if the caller
-    may not set the password or the old password is wrong, TooManyRequests after too many wrong passwords, and
-    AccountInvalid if the new password is not acceptable."""
+    Raises AccountUnknown. Raises Denied if the caller may not set the password, or if the old password is wrong. Raises
+    TooManyRequests after too many wrong passwords. Raises AccountInvalid if the new password is not acceptable. Raises
+    Unauthorized in two cases:
+    - The caller has no account.
+    - After the authentication of this request, another request has changed the caller's own account, for example its
+      password."""
     caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, old)
@@ -36,6 +38,6 @@ async def _check_old_password(caller: Caller, account: AccountName, old: str) ->
         principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:
         raise Denied("the old password is not right") from None
-    # `authenticate` also accepts an API token in place of the password. That is not the old password.
+    # `authenticate` also accepts an API token in place of the password. A token is no proof of the password.
     if principal.name != account or not management_rights_of(principal).is_logged_in_as_person:
         raise Denied("the old password is not right")

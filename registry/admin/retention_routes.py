@@ -1,5 +1,5 @@
 """The routes of `/api/v1/retention`. They show which tags the rules in the settings keep, and start the deletion of all
-others. The OpenAPI document shows the docstrings of the routes."""
+other tags. The OpenAPI document shows the docstrings of the routes."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class RetentionTotals(BaseModel):
     tags_deleted: int
     manifests_deleted: int = Field(description="Manifests that have no tag now and would be deleted")
     bytes_freed: int = Field(
-        description="Bytes that garbage collection frees after the rule has deleted all these tags and manifests"
+        description="Bytes that garbage collection frees after the rule has deleted the counted tags and manifests"
     )
     bytes_left: int = Field(
         description="Bytes that the images of deleted tags still occupy, because the rule has no delete_untagged_after"
     )
     complete: bool = Field(
         description="False: the repository has more than about 5000 tags or manifests, or the rule would delete more "
-        "than 20,000 manifests. The totals then count only a part of them"
+        "than 20,000 manifests. The totals then count only a part of the tags and manifests"
     )
 
     @classmethod
@@ -98,12 +98,12 @@ async def preview_retention(
     """Says for each tag of a repository whether the rules in the settings keep it, and why. The totals count the first
     5000 tags; `entrepot retention preview` counts all. Needs the right `admin` on the repository."""
     repo = RepositoryName(repository)
-    # Whoever has the right `admin` on a repository may grant rights on it, and may see this.
+    # Whoever has the right `admin` on a repository may grant rights on it, and may see the preview.
     if not caller.rights.may_grant(NamePattern(repo)):
-        raise Denied(f"{caller.rights.account_name} may not see this: it needs the right `admin` on {repo}")
+        raise Denied(f"{caller.rights.account_name} may not see this preview without the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # An account runs one preview at a time. So do all clients without a login in one network together.
+    # Each account runs one preview at a time. All clients in one network that have no login share one.
     async with preview.slots.slot(caller.visitor):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)
@@ -127,14 +127,14 @@ class RepositoryPreviewResponse(BaseModel):
     )
 
     @classmethod
-    def from_preview(cls, found: RepositoryPreview) -> Self:
+    def from_preview(cls, preview: RepositoryPreview) -> Self:
         """Converts the preview of a repository."""
         return cls(
-            repository=found.repository,
-            rule=found.rule.text,
-            tags_kept=found.tags_kept,
-            tags_deleted=found.tags_deleted,
-            complete=found.is_complete,
+            repository=preview.repository,
+            rule=preview.rule.text,
+            tags_kept=preview.tags_kept,
+            tags_deleted=preview.tags_deleted,
+            complete=preview.is_complete,
         )
 
 
@@ -151,7 +151,7 @@ async def preview_repositories(
     preview = caller.upkeep.retention_preview
     async with preview.slots.slot(caller.visitor):
         page = await preview.repositories(after, limit)
-    return models.list_page(page, RepositoryPreviewResponse.from_preview, lambda each: each.repository)
+    return models.list_page(page, RepositoryPreviewResponse.from_preview, lambda preview: preview.repository)
 
 
 @router.post("/retention", tags=["retention"], status_code=202)

@@ -25,7 +25,7 @@ MAX_QUARANTINED = 1000
 
 class RoundResponse(BaseModel):
     """A round of scrub. `ended` is null until the round is complete. `blobs`, `manifests` and `bytes`: what the round
-    has read so far. `total_bytes`: the bytes of all blobs that it reads."""
+    has read so far. `total_bytes`: the bytes of all blobs that the round reads."""
 
     id: int
     started: datetime
@@ -137,18 +137,17 @@ async def read_scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def read_quarantine(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    # `damage.place_of` returns where the right bytes of a blob are: "" while the blob is damaged.
-    # `QuarantinedResponse.place` is where the damaged bytes are.
+    # `damage.place_of` returns "" for a damaged blob.
     return [
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
     ]
 
 
-async def delete_quarantined(store: StoredRegistry, text: str) -> None:
-    """Deletes the entry of the quarantine with the digest `text`. Raises DigestInvalid, and BlobUnknown if there is no
-    such entry."""
-    digest = Digest(text)
+async def delete_quarantined(store: StoredRegistry, digest_text: str) -> None:
+    """Deletes the entry of the quarantine with this digest. Raises DigestInvalid, and BlobUnknown if there is no such
+    entry."""
+    digest = Digest(digest_text)
     async with store.locks.hold(digest):
         if not await store.blobs.delete_quarantined(digest):
             raise BlobUnknown(f"the quarantine has no bytes of {digest}")

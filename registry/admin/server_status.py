@@ -29,7 +29,7 @@ from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
 MAX_SHOWN_JOBS: Final = 100
-"""Largest number of jobs in the status. More may be queued, and browsers poll the page that shows them."""
+"""Largest number of jobs in the status. More jobs may be queued."""
 _BREAKER_RANKS: Final = {"closed": 0, "half-open": 1, "open": 2}
 """Ranks the states of a circuit breaker. A higher number is worse."""
 
@@ -92,7 +92,7 @@ class UploadStatus(BaseModel):
     open: int
     size: int = Field(description="Bytes that have arrived and are recorded")
     oldest: datetime | None = Field(
-        description="When the upload that has been idle for the longest time last made progress; null: none is open"
+        description="Time of the last progress of the upload that has been idle longest; null: no upload is open"
     )
 
 
@@ -102,7 +102,7 @@ class FillStatus(BaseModel):
     digest: str
     size: int
     received: int
-    running: bool = Field(description="False: nobody downloads it now; it continues when the blob is requested again")
+    running: bool = Field(description="False: the download has stopped; it continues when the blob is requested again")
 
 
 class JobStatus(BaseModel):
@@ -140,11 +140,11 @@ class EndpointStatus(BaseModel):
 
     url: str
     breaker: Literal["closed", "open", "half-open", "unknown"] = Field(
-        description="`closed`: requests are sent to it. `open`: none are, because it failed several times. "
-        "`half-open`: the next request tries it. `unknown`: no worker has reported"
+        description="`closed`: requests are sent to the endpoint. `open`: no requests are sent, because it failed "
+        "several times. `half-open`: the next request tries it. `unknown`: no worker has reported"
     )
     failing_in: int = Field(description="Number of workers whose last requests to it failed")
-    retry_in: float | None = Field(description="Seconds until it is tried again")
+    retry_in: float | None = Field(description="Seconds until the endpoint is tried again")
     last_error: str | None
     last_error_at: datetime | None
 
@@ -158,8 +158,10 @@ class UpstreamStatus(BaseModel):
         description="How many more requests the upstream allows, according to its last response that stated a number"
     )
     limit: int | None
-    remaining_at: datetime | None = Field(description="Time of that response")
-    paused_until: datetime | None = Field(description="No manifests are requested until then, because it answered 429")
+    remaining_at: datetime | None = Field(description="Time of the response that stated `remaining`")
+    paused_until: datetime | None = Field(
+        description="Until this time, no manifests are requested, because the upstream answered 429"
+    )
 
 
 class ServerStatus(BaseModel):
@@ -178,7 +180,7 @@ class ServerStatus(BaseModel):
     disk: DiskStatus
     uploads: UploadStatus | None
     fills: list[FillStatus]
-    jobs: list[JobStatus] = Field(description=f"Those that run or wait, oldest first, at most {MAX_SHOWN_JOBS}")
+    jobs: list[JobStatus] = Field(description=f"Jobs that run or wait, oldest first, at most {MAX_SHOWN_JOBS}")
     cache: list[CachePartResponse]
     quotas: list[QuotaResponse]
     upstreams: list[UpstreamStatus]
@@ -242,7 +244,7 @@ async def _add_from_store(
 
 def status_without_store(settings: Settings, problem: str, clock: Callable[[], float] = time.time) -> ServerStatus:
     """Returns the status of the server without the parts that come from the store, for a process that cannot open the
-    store. `problem`: why it cannot. Blocks. Raises OSError if the data directory cannot be read."""
+    store. `problem`: why it cannot open the store. Blocks. Raises OSError if the data directory cannot be read."""
     status = _status_of_reports(settings, clock(), None)
     status.store_problem = problem
     return status
@@ -303,12 +305,15 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
-    """Returns the state of an upstream that the workers have reported. It lacks the rate limit (`_add_allowance`)."""
-    endpoint_reports = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
+    """Returns the state of an upstream that the workers have reported. `_add_allowance` adds the rate limit."""
+    endpoint_reports = [
+        endpoint for report in reports for endpoint in report.endpoints if endpoint.upstream == upstream.name
+    ]
     return UpstreamStatus(
         name=upstream.name,
         endpoints=[
-            _endpoint_status(url, [each for each in endpoint_reports if each.url == url]) for url in upstream.endpoints
+            _endpoint_status(url, [report for report in endpoint_reports if report.url == url])
+            for url in upstream.endpoints
         ],
         remaining=None,
         limit=None,

@@ -38,8 +38,8 @@ class EndedLoginSessions(BaseModel):
 @router.get("/sessions", tags=["sessions"])
 async def list_sessions(caller: LoggedInCaller, account: AccountQuery = None) -> LoginSessionList:
     """Lists the browsers in which you are logged in: when and from where you logged in, and when the last request came.
-    An admin may list those of every account. An account has at most 20 sessions: a further login ends the one that was
-    not used for the longest time."""
+    An admin may list the browsers of every account. An account has at most 20 sessions: a further login ends the
+    session that was not used for the longest time."""
     name = _account(caller, account)
     caller.rights.check_may_see(name)
     items = [models.LoginSessionResponse.from_stored(session) for session in caller.administration.sessions(name)]
@@ -48,8 +48,8 @@ async def list_sessions(caller: LoggedInCaller, account: AccountQuery = None) ->
 
 @router.delete("/sessions/{id}", status_code=204, tags=["sessions"])
 async def end_session(caller: LoggedInCaller, session_id: Annotated[str, Path(alias="id", max_length=40)]) -> None:
-    """Ends one of your sessions, which may be the one that you use; an admin may end every session. All later requests
-    with it are refused. Answers 404 for a session that has ended or that you may not see."""
+    """Ends one of your sessions, even the one that you use. An admin may end every session. All later requests with
+    the ended session are refused. Answers 404 for a session that has ended or that you may not see."""
     session, _secret_hash = caller.accounts.login_session(session_id)
     caller.rights.check_may_end(session)
     await caller.administration.end_session(session_id, by=caller.actor)

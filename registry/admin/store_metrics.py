@@ -1,5 +1,4 @@
-"""Collects the metrics of the store for a scrape by Prometheus (`StoreMetrics`). They are read from the data
-directory."""
+"""`StoreMetrics`: reads the metrics of the store from the data directory, for a scrape by Prometheus."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ from storage.usage import ScopeUsage
 log = logging.getLogger("registry")
 T = TypeVar("T")
 MIN_CACHED_SECONDS: Final = 10.0
-"""Shortest time between two reads of the figures (the numbers that are counted in the database) in one process, in
+"""The *figures* are the numbers that are counted in the database. Each process caches them for at least this many
 seconds."""
 CACHED_PER_READ: Final = 50.0
-"""The figures are cached for at least this many times the duration of the last read. So reading the figures of a large
-store, which takes about 0.1 s for a million blobs, uses at most 2% of the time."""
+"""The figures are cached for at least this many times the duration of the last read. The reads then take at most 2% of
+the time, even for a large store. For a million blobs, a read takes about 0.1 s."""
 _QUOTA_SCOPE_PREFIX: Final = quota_scope("")
 """The beginning of the name of a quota's scope (a set of repositories whose use is counted). The `prefix` of the quota
 follows."""
@@ -58,26 +57,26 @@ class StoreMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics. Does not raise an error if the store cannot be read."""
-        disk = self._try(lambda: list(self._disk_metrics()))
-        figures = self._try(self._read)
+        disk_metrics = self._try(lambda: list(self._disk_metrics()))
+        figures = self._try(self._current_figures)
         yield _gauge("entrepot_store_readable", "1 if the metrics of the store could be read.", figures is not None)
-        yield from disk or ()
+        yield from disk_metrics or ()
         if figures is not None:
             yield from _content_metrics(figures)
             yield from self._usage_metrics(figures.scopes)
             yield from self._backlog_metrics(figures.backlogs)
 
     def _try(self, read: Callable[[], T]) -> T | None:
-        """Returns the result of `read`. If `read` fails, logs the error and returns None, because the other metrics are
-        still useful. For example, the disk metrics are useful if the disk is too full to open the database."""
+        """Returns the result of `read`. If `read` fails, for example because the disk is too full to open the database,
+        logs the error and returns None."""
         try:
             return read()
         except Exception as error:
             log.warning("metrics of the store are missing, because it cannot be read: %s", error)
             return None
 
-    def _read(self) -> StoreFigures:
-        """Returns the cached figures, or reads them from the database if the cached ones are too old."""
+    def _current_figures(self) -> StoreFigures:
+        """Returns the cached figures, or reads new figures from the database if the cached ones are too old."""
         with self._lock:
             started = self._monotonic()
             if self._figures is None or started >= self._valid_until:
@@ -132,13 +131,13 @@ class StoreMetrics(Collector):
 
     def _backlog_metrics(self, backlogs: Sequence[WebhookBacklog]) -> Iterator[Metric]:
         """Yields the numbers of events that wait for the webhooks in the settings."""
-        names = ["webhook"]
-        pending = GaugeMetricFamily("entrepot_events_pending", "Events that wait for a webhook.", labels=names)
-        dead = GaugeMetricFamily("entrepot_events_dead_letters", "Events that were given up.", labels=names)
+        labels = ["webhook"]
+        pending = GaugeMetricFamily("entrepot_events_pending", "Events that wait for a webhook.", labels=labels)
+        dead = GaugeMetricFamily("entrepot_events_dead_letters", "Events that were given up.", labels=labels)
         age = GaugeMetricFamily(
             "entrepot_events_oldest_pending_age_seconds",
             "Age of the oldest event that waits for a webhook, 0 if none waits.",
-            labels=names,
+            labels=labels,
         )
         by_webhook = {backlog.webhook: backlog for backlog in backlogs}
         for webhook in self._webhooks:

@@ -68,8 +68,7 @@ async def revoke_token(caller: LoggedInCaller, token_id: Annotated[str, Path(ali
 
 @router.get("/keys", tags=["keys"])
 async def list_keys(caller: AdminCaller) -> list[models.SigningKeyResponse]:
-    """Lists the keys that sign the tokens of `/token`, without their secrets. The first is the one that signs new
-    tokens."""
+    """Lists the keys that sign the tokens of `/token`, without their secrets. The first key signs new tokens."""
     return [models.SigningKeyResponse.from_stored(key) for key in caller.accounts.signing_keys()]
 
 

@@ -1,7 +1,7 @@
 """`SecretCache`: a bounded cache whose keys are hashes of secrets.
 
 A cache key is a keyed hash (BLAKE2b) of one or more secrets, with a random key that each cache makes for itself. So the
-cache contains no secret, and its keys are no help for guessing a secret without that random key.
+cache contains no secret, and nobody can test a guess of a secret against the cache keys without the random key.
 """
 
 from __future__ import annotations

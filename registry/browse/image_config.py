@@ -1,5 +1,5 @@
-"""Parses configs of images (`parse_config`). The OCI image spec, "Image Configuration", defines their format, which is
-also docker's.
+"""Parses configs of images (`parse_config`). The OCI image spec, "Image Configuration", defines the format,
+which docker also uses.
 
 The registry does not check a config when a client pushes it, so every member can be missing or have any type.
 """
@@ -20,16 +20,16 @@ from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, 
 from storage.names import Digest
 
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
-"""The shell that builders write before the command of a step."""
+"""The shell that builders write before the command of a build step."""
 _NOP: Final = "#(nop)"
-"""The mark that docker without BuildKit writes before the command of a step that adds no layer."""
+"""The mark that docker without BuildKit writes before the command of a build step that adds no layer."""
 _BUILDKIT: Final = "# buildkit"
-"""The comment that BuildKit writes behind the command of a step."""
+"""The comment that BuildKit writes behind the command of a build step."""
 _INSTRUCTION: Final = re.compile(
     r"(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME"
     r"|WORKDIR)\b"
 )
-"""The instruction of a Dockerfile that BuildKit writes before the command of a step."""
+"""The instruction of a Dockerfile that BuildKit writes before the command of a build step."""
 _JSON: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)
 
 
@@ -49,7 +49,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What is shown of a config. `platform`: such as `linux/arm64/v8`; empty if the config does not say it.
+    """The shown parts of a config. `platform`: such as `linux/arm64/v8`; empty if the config does not say it.
     `more_history`: how many entries of the history are not in `history`."""
 
     view: ConfigView
@@ -109,11 +109,11 @@ def platform_text(fields: Mapping[str, object]) -> str:
     return "" if "unknown" in texts else "/".join(texts)
 
 
-def _history(parts: Sequence[object]) -> list[HistoryEntry]:
+def _history(items: Sequence[object]) -> list[HistoryEntry]:
     budget = TextBudget()
     entries = []
-    for part in parts:
-        fields = _object(part)
+    for item in items:
+        fields = _object(item)
         entries.append(
             HistoryEntry(
                 readable_command(budget.text(fields.get("created_by"))),

@@ -19,8 +19,8 @@ from registry.printable import is_utf8
 class CommandLine(TyperGroup):
     """The command `entrepot`, with all its subcommands.
 
-    Refuses an argument that is not UTF-8, with a usage error: names, notes and paths of directories are stored in JSON
-    and SQLite, which have only Unicode. The path of a file may have any bytes.
+    Refuses, with a usage error, each argument that is not UTF-8, except paths of files. Names, notes and paths of
+    directories are stored in JSON and SQLite, which have only Unicode.
 
     If a write to the standard output fails, ends the command with one line on stderr and exit code 1. Prints no line
     if the standard output is a pipe whose reader has ended."""
@@ -28,12 +28,12 @@ class CommandLine(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Runs the command with the arguments `args`; None: the arguments of this process. Passes `rest` and `options`
         on to typer. Raises SystemExit."""
-        words = sys.argv[1:] if args is None else list(args)
-        if not all(map(is_utf8, words)):
+        arguments = sys.argv[1:] if args is None else list(args)
+        if not all(map(is_utf8, arguments)):
             for parameter in _text_parameters(self):
                 parameter.callback = _require_utf8
         try:
-            return super().main(words, *rest, **options)
+            return super().main(arguments, *rest, **options)
         except SystemExit as end:
             try:
                 sys.stdout.flush()
@@ -58,13 +58,12 @@ def _end_without_stdout(error: OSError) -> None:
 
 
 def _text_parameters(command: Any) -> Iterator[Any]:
-    """Yields the arguments and options whose values must be UTF-8, of a command and of its subcommands. Only the name
-    of a file need not be UTF-8: an argument or option names a file if its metavar (the placeholder in the help text)
-    contains `FILE`."""
+    """Yields the arguments and options whose values must be UTF-8, of a command and of its subcommands. Leaves out
+    those that name a file: their metavar (the placeholder in the help text) contains `FILE`."""
     for subcommand in getattr(command, "commands", {}).values():
         yield from _text_parameters(subcommand)
     if isinstance(command, TyperCommand):
-        yield from (each for each in command.params if "FILE" not in (getattr(each, "metavar", None) or ""))
+        yield from (param for param in command.params if "FILE" not in (getattr(param, "metavar", None) or ""))
 
 
 def _require_utf8(_context: object, _parameter: object, value: Any) -> Any:

@@ -83,12 +83,12 @@ def settings_as_toml(loaded: LoadedSettings) -> str:
     settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
     # Sorts by group: the group of `gc.grace` is `("gc",)`. The group of a top-level setting is `()`, which comes first.
-    for path, field in sorted(setting_fields(), key=lambda item: item[0][:-1]):
+    for path, field in sorted(setting_fields(), key=lambda path_and_field: path_and_field[0][:-1]):
         value, origin = plain_value(loaded.settings, path), loaded.origins[".".join(path)]
         if table_model(field):
             for table in value:
                 tables += ["", f"# ({origin})", f"[[{'.'.join(path)}]]"]
-                tables += [f"{name} = {toml_value(item)}" for name, item in table.items()]
+                tables += [f"{name} = {toml_value(table_value)}" for name, table_value in table.items()]
             continue
         line = f"# {path[-1]} =" if value is None else f"{path[-1]} = {toml_value(value)}"
         settings.append((path, [f"# {field.description} ({origin})", line]))
@@ -111,9 +111,9 @@ def _print_table(loaded: LoadedSettings) -> None:
         texts = {name: display_text(value)}
         if table_model(field) and value:
             texts = {
-                f"{name}[{item.get('name', number)}].{key}": display_text(item_value)
-                for number, item in enumerate(value, 1)
-                for key, item_value in item.items()
+                f"{name}[{entry.get('name', number)}].{key}": display_text(entry_value)
+                for number, entry in enumerate(value, 1)
+                for key, entry_value in entry.items()
             }
         for setting, text in texts.items():
             table.add_row(Text(setting), Text(text, style), Text(origin, style))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELP = "Show what happened to the content, and which events are not delivered to webhooks yet."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 IDLE_SECONDS = 3600.0
-"""How long `follow` (`registry.admin.event_stream`) waits for an event before it yields an empty page. `tail` ignores
+"""How long `follow` (`registry.events.event_feed`) waits for an event before it yields an empty page. `tail` ignores
 empty pages."""
 COLUMNS = ("event", "time", "action", "what", "actor", "detail")
 EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'

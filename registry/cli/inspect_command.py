@@ -55,10 +55,13 @@ def inspect(
 
 
 async def _served_digest(settings: Settings, stored: StoredRegistry, image: ImageReference) -> Digest | None:
-    """Returns the digest that a pull of `image` gets, if this may be another digest than that of the stored tag. There
-    are two such cases, both for a tag of a mirrored repository. A *frozen* tag stays at one digest. If the upstream
-    (the mirrored registry) has a *cooldown* in the settings, a new digest is served only after this delay. Returns None
-    in all other cases, and if the cooldown allows no digest yet."""
+    """Returns the digest that a pull of `image` gets, if it may differ from the digest of the stored tag. This
+    happens for tags of mirrored repositories:
+    - A *frozen* tag stays at one digest.
+    - If the upstream (the mirrored registry) has a *cooldown* in the settings, a new digest is served only after this
+      delay.
+
+    Returns None in all other cases, and if the cooldown allows no digest yet."""
     from storage.names import Tag
 
     repo, reference = image
@@ -66,7 +69,7 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
         return None
     if (frozen := await stored.upstream_tags.find_frozen_tag(repo, reference)) is not None:
         return frozen.digest
-    upstream = next((each for each in settings.upstream if repo.startswith(f"{each.name}/")), None)
+    upstream = next((mirrored for mirrored in settings.upstream if repo.startswith(f"{mirrored.name}/")), None)
     if upstream is None or not upstream.cooldown:
         return None
     from registry.mirror.served_tags import ServedTags

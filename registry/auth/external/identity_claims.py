@@ -1,8 +1,8 @@
 """Reads claims in the tokens of trusted issuers and of the OpenID provider. A *claim* is a named value in a token (JWT,
 RFC 7519).
 
-Also hashes the settings of an issuer or of the provider, so that a change of the settings ends the logins under them
-(`settings_stamp`).
+`settings_stamp` hashes the settings of an issuer or of the provider. After a change of these settings, the registry
+refuses the sessions and tokens of earlier logins.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def claim_values(claim: object) -> set[str]:
         return {str(claim).lower()}
     if isinstance(claim, str | int):
         return {str(claim)}
-    return {item for item in claim if isinstance(item, str)} if isinstance(claim, list) else set()
+    return {text for text in claim if isinstance(text, str)} if isinstance(claim, list) else set()
 
 
 def groups_from_claim(claim: object) -> tuple[str, ...]:
     """Returns the groups that a claim names, in alphabetical order. Leaves out texts that are not valid group names
-    (`AccountName`: groups are named by the same rules as accounts), and the groups above `MAX_CLAIM_GROUPS`."""
+    (`AccountName`: groups are named by the same rules as accounts), and groups after the first `MAX_CLAIM_GROUPS`."""
     groups = []
     for name in sorted(claim_values(claim))[:_MAX_CLAIM_TEXTS]:
         try:

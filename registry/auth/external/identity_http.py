@@ -23,7 +23,7 @@ STEP_SECONDS: Final = TOTAL_SECONDS / 2
 
 
 class NoUsableResponse(Exception):
-    """The server sent no response, or one that is too large. The text says why, for the log."""
+    """The request failed, or its response cannot be used. The text says why, for the log."""
 
 
 async def send_request(
@@ -78,8 +78,8 @@ async def send_request(
 
 
 def _is_from_closed_connection(error: AttributeError) -> bool:
-    """Returns whether anyio has raised the error for a new connection that the server has reset at once. uvloop has
-    then closed the connection, and anyio calls the method `getpeername` of its socket, which is None."""
+    """Returns whether the error means that the server has reset a new connection at once. uvloop then closes the
+    connection and sets its socket to None, and anyio calls `getpeername` on this None."""
     return error.obj is None and error.name == "getpeername"
 
 

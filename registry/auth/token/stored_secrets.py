@@ -29,7 +29,7 @@ def has_hash(secret: str, secret_hash: bytes) -> bool:
 
 class UseWrites:
     """The running tasks that record in the store when an API token or a login session was last used. There is at most
-    one task for each token or session. Used from one event loop."""
+    one task for each token or session. Call the methods from one event loop only."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -49,6 +49,6 @@ class UseWrites:
             del self._tasks[used_id]
 
     async def wait_until_idle(self) -> None:
-        """Waits until the running tasks have ended. Ignores their errors. If the caller is cancelled, cancels them.
-        Further tasks can still be started."""
+        """Waits until the running tasks have ended. Ignores their errors. If the caller is cancelled, cancels the
+        tasks. `start` can still start further tasks; this method does not wait for those."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -22,7 +22,7 @@ from storage.names import RepositoryName
 MAX_NAMES: Final = 100
 """The largest number of repositories in one request for a token."""
 MAX_NAME_CHARACTERS: Final = 8 * 1024
-"""The largest number of characters in all repository names of one request for a token together. The token contains the
+"""The largest total number of characters in the repository names of one request for a token. The token contains the
 names, and must fit into the headers of a request."""
 MAX_SCOPES: Final = 200
 """The largest number of scopes in one request for a token, repeated and unknown ones included. It is twice `MAX_NAMES`,
@@ -40,7 +40,7 @@ _ACTIONS: Final[Mapping[str, Action]] = {
 """The actions in a scope for a repository."""
 _CATALOG_ACTIONS: Final = frozenset({"*", "search"})
 """The actions in a scope for the list of repositories. `docker search` asks for `registry:catalog:search`. A search
-shows no more than the list, so both get the same token."""
+shows no more than the list, so both actions get the same token."""
 _REPOSITORY_KIND: Final = re.compile(r"repository(\([a-z0-9]+\))?")
 """The first part of a scope for a repository. In `repository(plugin)`, `plugin` is a class of repositories, which this
 registry ignores."""
@@ -65,14 +65,14 @@ class RequestedAccess:
     @property
     def is_pull_only(self) -> bool:
         """Whether the client requests to pull from at least one repository, and requests nothing else."""
-        only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
-        return only_repositories and all(actions == Action.PULL for actions in self.actions.values())
+        names_only_repositories = bool(self.actions) and not self.has_unknown_scopes and CATALOG not in self.actions
+        return names_only_repositories and all(actions == Action.PULL for actions in self.actions.values())
 
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
     """Returns the access that a client requests. `values` are the values of all `scope` parameters of its request.
-    Raises RequestInvalid for more than `MAX_SCOPES` scopes, for more than `MAX_NAMES` repositories, or for more than
-    `MAX_NAME_CHARACTERS` characters in their names together."""
+    Raises RequestInvalid for more than `MAX_SCOPES` scopes, for more than `MAX_NAMES` repositories, and for repository
+    names with more than `MAX_NAME_CHARACTERS` characters in total."""
     requested_actions: dict[str, Action] = {}
     has_unknown_scopes = False
     name_characters = 0

@@ -211,8 +211,8 @@ def _print_explanation(explanation: RightsExplanation) -> None:
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has none. The
-    grants that were removed before stay removed."""
+    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has no such
+    grant, and does not restore the grants that were already removed."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():

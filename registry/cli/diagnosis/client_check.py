@@ -57,8 +57,8 @@ def check_client(
     files = ClientFiles(program, root or Path("/"), home)
     target = TargetRegistry(address, hosts, default, SETUPS[program](address, hosts), answer)
     findings = CHECKS[program](files, target)
-    # Only the client has to trust the certificate, not this machine. The check above finds out from the client's files
-    # whether the client trusts it.
+    # This machine need not trust the certificate, so UNTRUSTED is no finding. Whether the client trusts it has been
+    # checked above, in the client's files.
     if answer is not None and answer.error is not ProbeError.UNTRUSTED:
         findings = [*probe_findings(program, answer), *findings]
     return findings

@@ -93,7 +93,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
             warning(
                 CHECK,
                 f"containerd expects TLS of {address.host}, which speaks plain HTTP",
-                f"images named {address.host}/NAME cannot be pulled; images that it mirrors can",
+                f"images named {address.host}/NAME cannot be pulled; mirrored images can",
                 f"write this to {file}; no restart is needed",
                 file=file,
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',
@@ -120,8 +120,8 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
 
 def _has_ca(files: ClientFiles, folder: str | None, document: dict[str, Any] | None, sections: dict[str, Any]) -> bool:
     """Returns whether containerd has the certificate of an authority for a host. `folder`: the directory for the host;
-    None if there is none. `document`: its hosts.toml; None if there is none. `sections`: the endpoints in it. Raises
-    FileUnusable."""
+    None if there is none. `document`: the content of the `hosts.toml` in the directory; None if there is none.
+    `sections`: the tables `[host."URL"]` of the `hosts.toml`, by URL. Raises FileUnusable."""
     if any(isinstance(entry, dict) and entry.get("ca") for entry in sections.values()):
         return True
     # containerd also trusts a certificate in a directory without a hosts.toml.
@@ -131,9 +131,9 @@ def _has_ca(files: ClientFiles, folder: str | None, document: dict[str, Any] | N
 def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None:
     """Returns the directory that containerd uses for a host; None if there is none."""
     name, colon, port = host.rpartition(":")
-    names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
+    folder_names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
     # containerd tries all names, also `_default`, in one directory before it searches the next directory.
-    candidates = [f"{directory}/{each}" for directory in directories for each in names]
+    candidates = [f"{directory}/{folder_name}" for directory in directories for folder_name in folder_names]
     return next((path for path in candidates if files.is_directory(path)), None)
 
 

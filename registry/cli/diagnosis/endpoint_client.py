@@ -23,7 +23,7 @@ from storage.names import Digest, Reference, RepositoryName
 class ForgetfulRecords:
     """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. It keeps only what the HTTP
     client needs: tokens, and *allowances* (the states of rate limits). All other methods are about manifests and blobs;
-    they store nothing and find nothing. `UpstreamRecords` explains them."""
+    they store nothing and find nothing. `UpstreamRecords` documents all methods."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[str, float]] = {}

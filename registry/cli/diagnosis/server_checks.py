@@ -24,7 +24,7 @@ MIN_FILES: Final = 4096
 MIN_CONNECTIONS: Final = 256
 """If a worker accepts fewer connections than this at a time, there is a warning."""
 _BUSY_LOOP_SECONDS: Final = 1.0
-"""If the event loop of a worker is late by more than this, there is a warning."""
+"""If the event loop of a worker is late by more than this many seconds, there is a warning."""
 
 
 class ServerCheck:
@@ -42,7 +42,7 @@ class ServerCheck:
         if not reports:
             what = f"no server runs on {self._settings.data.absolute()}"
             return [warning("server", what, "", "start it: entrepot serve, or systemctl start entrepot")]
-        return [*self._workers(reports)] or [ok("server", f"{len(reports)} worker processes serve")]
+        return [*self._worker_findings(reports)] or [ok("server", f"{len(reports)} worker processes serve")]
 
     async def address(self) -> Sequence[Finding]:
         """Checks that the registry's address leads to the server of this data directory."""
@@ -66,7 +66,7 @@ class ServerCheck:
     async def _reports(self) -> list[WorkerReport]:
         return await in_thread(lambda: read_worker_reports(self._settings.data))
 
-    def _workers(self, reports: Sequence[WorkerReport]) -> Iterator[Finding]:
+    def _worker_findings(self, reports: Sequence[WorkerReport]) -> Iterator[Finding]:
         """Yields the problems that the reports of the workers show."""
         now = self._clock()
         for report in reports:
@@ -92,11 +92,11 @@ class ServerCheck:
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
     def _address_findings(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
-        """Returns a finding about the response to a probe of the registry's address. `instances`: the ids that the
+        """Returns the findings about the response to a probe of the registry's address. `instances`: the ids that the
         workers of this data directory report. A response with another id comes from another server."""
         name, url = "address", self._address.url
-        is_set = self._settings.public_url is not None
-        if answer.error is not None and is_set and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):
+        has_public_url = self._settings.public_url is not None
+        if answer.error is not None and has_public_url and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):
             # Some networks do not let a machine connect to its own public address.
             step = f"try it from another machine: curl {url}/livez"
             return [warning(name, f"{url} does not answer this machine: {answer.error.value}", answer.detail, step)]
@@ -178,7 +178,7 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
             try:
                 status = path.stat()
             except OSError:
-                continue  # the check of the login has a finding about this
+                continue  # the check of the login reports this error
             if status.st_mode & 0o004:
                 why = f"it has the password for {upstream.name}"
                 owner = user_name(status.st_uid)
