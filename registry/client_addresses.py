@@ -9,7 +9,7 @@ from typing import Final
 _MAPPED_PREFIX: Final = "::ffff:"
 """An IPv6 socket reports an IPv4 client as this prefix and the IPv4 address: `::ffff:192.0.2.1` (RFC 4291, 2.5.5.2)."""
 _MAPPED_BYTES: Final = bytes(10) + b"\xff\xff"
-"""The same prefix in binary form. A binary address has 16 bytes: this prefix and the 4 bytes of the IPv4 address."""
+"""`_MAPPED_PREFIX` in binary form. A binary address has 16 bytes: this prefix and the 4 bytes of the IPv4 address."""
 
 
 def plain_address(address: str) -> str:
@@ -35,8 +35,8 @@ def network_of(address: str) -> str:
 
 
 def site_of(address: str) -> str:
-    """Returns the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address. A provider may have
-    given this network to one customer, who can then use all of its addresses.
+    """Returns the *site* of an address: the network that a provider may have given to one customer, who can then use
+    all of its addresses. It is the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address.
 
     If `address` is not an IP address, returns it unchanged."""
     network = network_of(address)

@@ -25,7 +25,7 @@ def is_utf8(text: str) -> bool:
 
 
 def printable_line(text: str) -> str:
-    """Returns the text as one line: with `?` in place of each control character, also of a line break."""
+    """Returns the text as one line: with `?` in place of each control character, including line breaks."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)

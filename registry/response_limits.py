@@ -19,13 +19,14 @@ import h11._connection
 from h11._receivebuffer import ReceiveBuffer
 
 MAX_HEADER_LINES: Final = 500
-"""Largest number of lines in the head of a response, together with the heads of the interim responses (1xx) before it;
-also the largest number of lines in its trailers. Real servers send fewer than 100 lines. 500 lines take about 5 ms."""
+"""Largest number of lines in the head of a response and the heads of the interim responses (1xx) before it, taken
+together. The trailers of a response have the same limit. Real servers send fewer than 100 lines. 500 lines take about
+5 ms."""
 
 
 PIECES_PER_PAUSE: Final = 64
-"""Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
-read from the socket yields ten thousand pieces, which would block the event loop."""
+"""Number of pieces of a body after which other tasks of the event loop get a turn. If a server sends chunks of one
+byte, one read from the socket yields ten thousand pieces, which would block the event loop."""
 
 
 class TooManyHeaderLines(ValueError):
@@ -36,8 +37,8 @@ class TooManyHeaderLines(ValueError):
 
 
 class NoCookies(CookieJar):
-    """A cookie jar for httpx2 that stores and sends no cookies. It does not even parse the cookies of a response: a
-    `CookieJar` whose policy refuses all cookies parses them first."""
+    """A cookie jar for httpx2 that stores and sends no cookies. It does not parse the cookies of a response. A
+    `CookieJar` whose policy refuses all cookies would parse them."""
 
     def extract_cookies(self, response: HTTPResponse, request: Request) -> None:
         """Does nothing."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import MAX_NUMBER, USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
+from registry.cli.options import MAX_ID, USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
 from registry.cli.output import local_time, plural, print_json, print_json_document, print_line, print_rows
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def tail(
     after: Annotated[
         int | None,
         typer.Option(
-            "--after", metavar="N", min=0, max=MAX_NUMBER, help="Begin after event N. [default: with the next event]"
+            "--after", metavar="N", min=0, max=MAX_ID, help="Begin after event N. [default: with the next event]"
         ),
     ] = None,
     config: ConfigOption = None,
@@ -166,7 +166,7 @@ def retry(
     event: Annotated[
         int | None,
         typer.Argument(
-            metavar="[EVENT]", min=1, max=MAX_NUMBER, help="The number of the event, as `events list` shows it."
+            metavar="[EVENT]", min=1, max=MAX_ID, help="The number of the event, as `events list` shows it."
         ),
     ] = None,
     webhook: WebhookOption = None,

@@ -1,5 +1,5 @@
-"""`LiveConfiguration`: the settings of a running server. Each reload reads them again from the same flags, environment
-variables and file as at the start."""
+"""`LiveConfiguration`: the settings of a running server. Each reload reads them again from the flags, environment
+variables and file that the start read."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads and checks the settings, and the files for logins that they name, such as the htpasswd file. Returns
-        the settings as a proposal, which takes effect with `accept`. Raises ChangeRefused if the settings or a file
-        cannot be used, or if a changed setting cannot take effect in a reload."""
+        """Reads and checks the settings. Also checks the files for logins that the settings name, such as the htpasswd
+        file. Returns the settings as a proposal; `accept` makes it take effect. Raises ChangeRefused if the settings or
+        a file cannot be used, or if a changed setting cannot take effect in a reload."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
             raise ChangeRefused(str(error)) from None
         changes = list(self._changes(settings))
-        # Some changes take effect only when the server is stopped and started, others also at `entrepot restart`, which
-        # replaces the program of the running server.
+        # A "start" change takes effect only when the server is stopped and started. For a "restart" change,
+        # `entrepot restart` is enough. It replaces the program of the running server.
         for effect, when in (
             ("start", f"if you {STOP_AND_START}"),
             ("restart", "at a restart: run `entrepot restart`"),
@@ -76,17 +76,18 @@ class LiveConfiguration:
         self.settings = settings
 
     def _changes(self, settings: Settings) -> Iterator[tuple[str, TakesEffect]]:
-        """Yields the name of each changed setting, and when its change takes effect. A changed address usually
-        takes effect at a restart, which opens the new socket while the present sockets are still open. This would fail
-        if the new address overlaps with a present one. Such a change takes effect only when the server is stopped and
-        started again."""
+        """Yields the name of each changed setting, and when its change takes effect.
+
+        A restart opens the socket of a changed address while the old sockets are still open. This fails if the new
+        address overlaps with the address of an old socket. An overlapping address therefore takes effect only when the
+        server is stopped and started."""
         from registry.server.gate.listener import overlaps
 
         new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}
         for name, effect in changed_settings(self.settings, settings):
             address = new_addresses.get(name)
-            is_used = address is not None and any(overlaps(address, bound_address) for bound_address in self._addresses)
-            yield name, "start" if is_used else effect
+            is_overlapping = address is not None and any(overlaps(address, bound) for bound in self._addresses)
+            yield name, "start" if is_overlapping else effect
 
     def _check_files(self, settings: Settings) -> None:
         """Makes the same checks as the start of the server. Raises ChangeRefused."""

@@ -17,10 +17,10 @@ from registry.config.settings_sources import ConfigError, LoadedSettings, check_
 USAGE_ERROR = 2
 """Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
 
-MAX_NUMBER: Final = 10**18 - 1
+MAX_ID: Final = 10**18 - 1
 """Largest id of a job or an event that a command accepts: the largest number with 18 digits, as in the management API
-(`registry.http.query.MAX_NUMBER`). It fits into SQLite's integers, which end at 2^63 - 1 (19 digits). For a number that
-does not fit, Python raises OverflowError."""
+(`registry.http.query.MAX_NUMBER`). SQLite stores integers up to 2^63 - 1 (19 digits). For a larger number, Python's
+SQLite library raises OverflowError."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -120,8 +120,8 @@ def one_line_errors() -> Iterator[None]:
     except RegistryError as error:
         fail(error.for_operators())
     except OSError as error:
-        if error.filename is None:  # an operator could not tell what to fix
+        if error.filename is None:  # the message would not tell the operator what to fix
             raise
         if error.filename == STDOUT_NAME:  # stdout cannot be written: `CommandLine` handles this error
             raise
-        fail(f"{error.filename}: {error.strerror}")  # a file that this user may not use, for example
+        fail(f"{error.filename}: {error.strerror}")  # for example, this user has no permission to read the file

@@ -1,5 +1,5 @@
-"""Conversion of settings to text. `plain_value` returns a setting's value as plain JSON types. `display_text` turns
-such a value into text for people, `toml_value` into TOML.
+"""Converts settings to text. A *plain value* is a setting's value as plain JSON types (`plain_value`). `display_text`
+turns a plain value into text for people, and `toml_value` turns it into TOML.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """
@@ -31,18 +31,18 @@ def plain_value(settings: Settings, path: SettingPath) -> Any:
     dict has only the settings that have a value."""
     value, field = setting_value(settings, path), dict(setting_fields())[path]
     if table_model(field):
-        return [_plain_table(item) for item in value]
+        return [_plain_table(table) for table in value]
     return _plain(value, field)
 
 
-def _plain_table(item: BaseModel) -> dict[str, Any]:
+def _plain_table(table: BaseModel) -> dict[str, Any]:
     """Returns one table of a list of tables as a dict, without the settings that have no value."""
-    values = {name: _plain(getattr(item, name), field) for name, field in type(item).model_fields.items()}
+    values = {name: _plain(getattr(table, name), field) for name, field in type(table).model_fields.items()}
     return {name: value for name, value in values.items() if value not in (None, [], {})}
 
 
 def _plain(value: Any, field: FieldInfo) -> Any:
-    """Returns the value of a setting that is not a list of tables, as `plain_value` does."""
+    """Returns the plain value of a setting that is not a list of tables. `value`: the setting's value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, SecretStr):

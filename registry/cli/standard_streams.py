@@ -17,9 +17,9 @@ def prepare_streams() -> None:
     """Opens those of the file descriptors 0, 1 and 2 that are closed, and makes the errors of stdout recognizable. Must
     be called before the process opens files.
 
-    Without this, a file that the process opens would get the lowest closed descriptor. This file could be the database,
-    and what is printed would go into it. Afterwards, a read of a closed stdin finds nothing, a write to a closed stdout
-    fails, and a write to a closed stderr does nothing."""
+    Otherwise the next file that the process opens, such as the database, would get the lowest closed descriptor, and
+    the process would print into this file. After the call, a read of a stdin that was closed finds nothing, a write to
+    a stdout that was closed fails, and a write to a stderr that was closed does nothing."""
     # Opens descriptor 1 read-only, so that writes to it fail.
     for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -28,19 +28,19 @@ def prepare_streams() -> None:
             os.set_inheritable(os.open(os.devnull, flags), True)
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
-    before = sys.stdout
+    old_stdout = sys.stdout
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Stdout(1, "w", closefd=False)),
-        encoding=before.encoding if before else "utf-8",
-        errors=before.errors if before else "surrogateescape",
-        line_buffering=bool(before and before.line_buffering),
-        write_through=bool(before and getattr(before, "write_through", False)),
+        encoding=old_stdout.encoding if old_stdout else "utf-8",
+        errors=old_stdout.errors if old_stdout else "surrogateescape",
+        line_buffering=bool(old_stdout and old_stdout.line_buffering),
+        write_through=bool(old_stdout and getattr(old_stdout, "write_through", False)),
     )
 
 
 def discard_stdout() -> None:
-    """Sends what is still in the buffer of stdout, and all that follows, to /dev/null. Otherwise Python would try to
-    write it again at exit, fail, and end the process with exit code 120."""
+    """Sends what is still in the buffer of stdout, and all later output, to /dev/null. Otherwise Python would try to
+    write the buffer again at exit. This would fail, and the process would end with exit code 120."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_device, 1)
     os.close(null_device)

@@ -1,7 +1,7 @@
 """Finds the settings that differ between two configurations, and says which of them can change while the server runs.
 
 A reload does not change a setting if its field has the `json_schema_extra` `AT_RESTART` or `AT_START`. If the field of
-a group, such as `[gc]`, has one of them, a reload changes no setting of the group.
+a group, such as `[gc]`, has one of these two values, a reload changes no setting of the group.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _has_tables(value: Any) -> bool:
 
 
 def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
-    """Returns the tables by the field that names them, or by their position, counted from 1, if they have none."""
+    """Returns the tables by name. The name is the value of the table's first field in `keys` that has a value. A table
+    without such a field gets its position as its name, counted from 1."""
     keys = ("name", "issuer", "prefix")
     return {
         str(next((getattr(table, key) for key in keys if getattr(table, key, None)), position)): table
@@ -73,14 +74,14 @@ def _changed_tables(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) 
     """Yields the texts to append to the name of a list of tables: `[docker.io].tag_ttl` for a changed setting, or
     `[docker.io]` for a table that was added or removed. Yields an empty text if only the order of the tables has
     changed."""
-    is_same = True
+    only_order_changed = True
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:
-            is_same = False
+            only_order_changed = False
             yield f"[{name}]"
         elif old[name] != new[name]:
-            is_same = False
+            only_order_changed = False
             for _, changed_name in _changed_paths(old[name], new[name]):
                 yield f"[{name}].{changed_name}"
-    if is_same:
+    if only_order_changed:
         yield ""

@@ -1,10 +1,10 @@
 """`PullEvents`: records pulls as events, if the settings ask for that.
 
 Recording a pull must take almost no time in the request, so the request only adds the pull to a list in memory. The
-list is stored every few seconds. If the process is killed, the pulls since the last time are lost. The list is bounded:
-if there are more than 2,000 pulls a second, only the first pulls of each interval get events, and the others are only
-counted. Storing the pulls empties the response caches of all processes, so all processes store their pulls at the same
-times. Then the caches are emptied only once per interval.
+list is stored every few seconds. If the process is killed, the pulls that are not stored yet are lost. The list is
+bounded: if there are more than 2,000 pulls a second, only the first pulls of each interval get events. The later pulls
+of the interval are only counted. Each time that a process stores its pulls, the response caches of all processes are
+emptied. All processes store their pulls at the same times, so that the caches are emptied only once per interval.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
 
 STORE_SECONDS: Final = 5.0
 """Seconds between two times at which the pulls are stored."""
-MAX_EVENTS: Final = 10_000
-"""Largest number of pulls in memory, which then take about 5 MB. While there are so many, further pulls are dropped."""
+MAX_PULLS: Final = 10_000
+"""Largest number of pulls in memory, where they take about 5 MB. While the list is full, further pulls are dropped."""
 log = logging.getLogger("registry.events")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
@@ -69,14 +69,14 @@ class PullEvents:
 
     def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
         """Adds a pull of a client. `name`: the client's account, or `anonymous`. Takes less than a microsecond."""
-        if len(self._pulls) < MAX_EVENTS:
+        if len(self._pulls) < MAX_PULLS:
             self._pulls.append((pull, self._clock(), name, address, request_id))
         else:
             self._dropped += 1
 
     async def run(self) -> None:
-        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. Logs an error of the
-        store, and tries again next time."""
+        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. If the store fails, logs
+        the error, and tries again at the next multiple."""
         logged_error = ""
         while True:
             await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)
@@ -89,14 +89,14 @@ class PullEvents:
                     log_round_error(log, "cannot store pulls as events", error)
 
     async def store(self) -> None:
-        """Stores the pulls so far. Pulls that cannot be stored because of an error stay in memory. Raises StorageFull,
-        StorageFailed."""
+        """Stores the pulls that are in memory. Pulls that cannot be stored because of an error stay in memory. Raises
+        StorageFull, StorageFailed."""
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self._on_unrecorded(dropped)
             log.warning(
                 "%d pulls have no event, because there were more than %d within %g seconds, or the store failed",
-                *(dropped, MAX_EVENTS, STORE_SECONDS),
+                *(dropped, MAX_PULLS, STORE_SECONDS),
             )
         for _ in range(0, len(self._pulls), MAX_ADDED_EVENTS):
             batch = self._pulls[:MAX_ADDED_EVENTS]

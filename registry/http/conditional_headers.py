@@ -19,7 +19,7 @@ _ANY: frozenset[str] = frozenset()
 """What `_entity_tags` returns for the header value `*`, which matches any content."""
 _MATCHES_NOTHING = frozenset({""})
 """What `_entity_tags` returns for a header without any usable entity tag. It contains only an empty string,
-which is never a digest. It is not an empty set, because that is `_ANY`."""
+which is never a digest. It cannot be the empty set, because the empty set is `_ANY`."""
 
 
 def has_read_condition(exchange: Exchange) -> bool:
@@ -34,8 +34,9 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
     """Returns whether the response to a GET or HEAD is 304, because the client has the content already (RFC 9110,
     13.1.2).
 
-    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so no entity tag in
-    the request matches. Raises PreconditionFailed if If-Match lists entity tags and none of them matches."""
+    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag. Then If-None-Match
+    matches nothing, and If-Match matches only as `*`. Raises PreconditionFailed if If-Match lists entity tags and none
+    of them matches."""
     required_tags = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
     # `*` (`_ANY`, which is empty) requires only that the content exists, and it does.
     if required_tags and (etag_digest is None or etag_digest not in required_tags):
@@ -62,8 +63,8 @@ def _entity_tags(
     """Returns the entity tags in a conditional header (RFC 9110, 8.8.3), without their quotes.
 
     Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None if the request does not have the header.
-    `accept_weak`: weak tags, such as `W/"sha256:…"`, are returned like strong ones; False: they are left out.
-    `refuse_invalid`: raises RequestInvalid for text that is no entity tag; False: such text is left out."""
+    `accept_weak`: whether weak tags, such as `W/"sha256:…"`, are returned or left out. `refuse_invalid`: whether text
+    that is no entity tag raises RequestInvalid or is left out."""
     values = exchange.headers(header)
     if not values:
         return None

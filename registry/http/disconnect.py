@@ -20,8 +20,8 @@ class DisconnectWatch:
     """Watches whether the client of one request disconnects. It must not be used before the request's body has been
     received, because it discards what the client sends.
 
-    `wait_disconnected`: a coroutine function that returns when the client has disconnected. A task awaits it. The task
-    starts when it is first needed, and `close` cancels it."""
+    `wait_disconnected`: a coroutine function that returns when the client has disconnected. It runs in a task, which
+    starts when it is first needed. `close` cancels the task."""
 
     def __init__(self, wait_disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._wait_disconnected = wait_disconnected
@@ -30,7 +30,8 @@ class DisconnectWatch:
         self._has_cancelled = False  # whether this object has cancelled that task
 
     def check(self) -> None:
-        """Raises ClientGone if the client has disconnected. If the watch has not started yet, only starts it."""
+        """Raises ClientGone if the client has disconnected. If the watch has not started yet, only starts the
+        watch."""
         if self._start_watch().done():
             raise ClientGone
 

@@ -1,7 +1,7 @@
-"""Handlers of extensions of the distribution API: one lists the extensions, another lists the history of a tag.
+"""Handlers for two extensions of the distribution API: the list of the extensions, and the history of a tag.
 
 Source: OCI distribution spec, "extensions/README.md" and "extensions/_oci.md". It defines the path of an extension as
-`_<namespace>/<component>/<module>`. In the path of our extension, a tag takes the place of the module.
+`_<namespace>/<component>/<module>`. In the path of the history, the tag takes the place of the module.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 
     async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        # With `n=0`, this asks for one entry, so that the errors of `read` are still raised, and then drops the entry.
+        # For `n=0`, reads one entry and drops it, so that `read` still raises its errors.
         page = await read(exchange.repo, tag, last, max(limit, 1))
         changes = page.items[:limit]
         headers = [JSON, REVALIDATE]

@@ -13,11 +13,11 @@ from registry.http.error_statuses import error_json, status_of
 from storage.errors import TooManyRequests
 
 HEALTH_PATH_PREFIX: Final = "/health/"
-"""All paths with this prefix are health checks."""
+"""Every path with this prefix is the path of a health check."""
 HEALTH_PATHS: Final = frozenset({"/livez", "/readyz"})
-"""The paths of health checks that do not have this prefix."""
+"""The paths of health checks that do not begin with `HEALTH_PATH_PREFIX`."""
 HEALTH_KEY_PREFIX: Final = "health "
-"""Prefix of the keys under which health checks are counted, so that they have a limit of their own."""
+"""Prefix of the keys under which health checks are counted. It gives health checks a limit of their own."""
 
 RateLimit = Callable[[str], float]
 """Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. Otherwise
@@ -28,8 +28,8 @@ Refuse = Callable[[Scope, Send, TooManyRequests], Awaitable[None]]
 
 
 def rate_key(name: str, has_account: bool, address: str) -> str:
-    """Returns the key under which a request is counted: the account `name`, or the network of the client's IP address
-    for a request without an account."""
+    """Returns the key under which a request is counted. If the client has an account, the key contains its `name`.
+    Otherwise the key is the network of the client's IP address."""
     return f"account {name}" if has_account else network_of(address)
 
 
@@ -44,7 +44,7 @@ class RateLimitedApp:
     """Applies the rate limit to `app`, the application for all paths outside `/v2`.
 
     A request is counted under the client's network, because its account is not known yet. Health checks are counted
-    separately, so that many pulls from a network do not make the registry look unhealthy to a monitor in that
+    separately, so that many requests from a network do not make the registry look unhealthy to a monitor in that
     network."""
 
     def __init__(self, app: AsgiApp, rate_limit: RateLimit | None, refuse: Refuse | None = None) -> None:

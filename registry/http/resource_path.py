@@ -55,8 +55,8 @@ def parse_path(path: bytes) -> Resource:
 
 
 def _segments(path: bytes) -> list[str]:
-    """Returns the percent-decoded segments of `path`, the part after `/v2/`. Raises NameInvalid if it cannot be decoded
-    or has an escaped '/'."""
+    """Returns the percent-decoded segments of `path`, the part after `/v2/`. Raises NameInvalid if `path` cannot be
+    decoded or has an escaped '/'."""
     if b"%" not in path and path.isascii() and b"\0" not in path:
         return path.decode("ascii").split("/")
     try:

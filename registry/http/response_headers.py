@@ -39,8 +39,8 @@ def content_headers(digest: Digest) -> list[Header]:
 def blob_headers(digest: Digest, *, verified: bool) -> list[Header]:
     """Returns the headers that identify a blob and say whether a cache may store it.
 
-    `verified`: whether the registry has the whole blob and has checked its digest. If not, the bytes may turn out not
-    to have the digest that the client requested, so the response has no ETag, and no cache may store it."""
+    `verified`: whether the registry has the whole blob and has checked its digest. If it is False, the bytes may differ
+    from the blob that the client requested. The response then has no ETag, and no cache may store it."""
     if verified:
         return [*content_headers(digest), IMMUTABLE, ACCEPT_RANGES]
     return [(b"docker-content-digest", digest.encode("ascii")), NEVER_STORE, ACCEPT_RANGES]
@@ -50,8 +50,8 @@ def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
     """Returns the headers that describe the upload session with the id `upload`, which has received `offset` bytes and
     is continued at the URL `location`.
 
-    Range names the last byte that was received. For a session without bytes, no value would be right. But clients
-    expect the header, so its value is then `0-0`."""
+    Range names the last byte that was received. For a session without bytes, Range is `0-0`, because clients expect the
+    header."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),

@@ -109,7 +109,7 @@ class DirectoryContentSource:
             if reason not in self._refusals:
                 self._refusals.add(reason)
                 note = f"the file of this blob, and others like it, are copied, because they cannot be linked: {reason}"
-                self._report.note(repo, note, digest=digest)
+                self._report.record_note(repo, note, digest=digest)
             return False
         self._report.linked += 1
         return True
@@ -175,20 +175,20 @@ class DirectoryImport:
         were already imported."""
         await run_workers(self._chosen_repositories(), self._import_repository, REPOSITORIES_AT_A_TIME)
         await self._report.show_progress("", save_now=True)
-        for pattern in self._repositories.unmatched():
-            self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
+        for pattern in self._repositories.unmatched_patterns():
+            self._report.record_note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _chosen_repositories(self) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
         async for entry in read_in_thread(self._directory.repositories()):
             if isinstance(entry, BrokenEntry):
-                self._report.problem(entry.name, entry.reason)
+                self._report.record_problem(entry.name, entry.reason)
             elif self._repositories.includes(entry):
                 upstream = self._router.naming.upstream_of(entry)
                 if upstream is None:
                     yield entry
                 else:
-                    self._report.problem(entry, f"its name belongs to the mirror of {upstream} here")
+                    self._report.record_problem(entry, f"its name belongs to the mirror of {upstream} here")
 
     async def _import_repository(self, repo: RepositoryName) -> None:
         """Imports the tags and manifests of a repository. Raises only `FATAL_ERRORS`, and reports other errors as
@@ -202,21 +202,21 @@ class DirectoryImport:
                 continue
             try:
                 if await asyncio.to_thread(self._directory.revision_time, repo, tag.digest) is None:
-                    self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
+                    self._report.record_problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                     continue
                 await self._image_writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)
             except FATAL_ERRORS:
                 raise
             except RegistryError as error:
                 reported.update((tag.digest, *_path_to_broken(error)))
-                self._report.problem(repo, error.message, tag=tag.tag, digest=tag.digest)
+                self._report.record_problem(repo, error.message, tag=tag.tag, digest=tag.digest)
         await self._import_untagged(repo, reported)
         await self._note_left_out(repo)
 
     def _report_broken(self, repo: RepositoryName, entry: BrokenEntry, kind: str) -> None:
         """Reports an entry of the repository that cannot be imported. `kind` is `tag` or `digest`. If a directory
         cannot be listed, the entry has no name, and the problem names only the repository."""
-        self._report.problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
+        self._report.record_problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
         """Imports the untagged manifests of the repository. Without `overwrite`, leaves out those that retention has
@@ -243,19 +243,19 @@ class DirectoryImport:
                 failed[revision] = error.message
                 reported.update(_path_to_broken(error))
         if left_out:
-            self._report.note(repo, f"manifests that retention has deleted here stay deleted: {left_out}")
+            self._report.record_note(repo, f"manifests that retention has deleted here stay deleted: {left_out}")
         for digest, reason in failed.items():
             if digest not in reported:
-                self._report.problem(repo, reason, digest=digest)
+                self._report.record_problem(repo, reason, digest=digest)
 
     async def _note_left_out(self, repo: RepositoryName) -> None:
         """Reports content that is not imported because no image needs it: unfinished pushes, and blobs without a
         manifest."""
         try:
             if uploads := await asyncio.to_thread(self._directory.count_unfinished_uploads, repo):
-                self._report.note(repo, f"unfinished pushes are left out: {uploads}")
+                self._report.record_note(repo, f"unfinished pushes are left out: {uploads}")
         except ContentBroken as error:
-            self._report.note(repo, error.message)
+            self._report.record_note(repo, error.message)
         unused = 0
         async for digest in read_in_thread(self._directory.blob_digests(repo)):
             if isinstance(digest, BrokenEntry):
@@ -266,7 +266,7 @@ class DirectoryImport:
             except BlobUnknown:
                 unused += 1
         if unused:
-            self._report.note(repo, f"blobs to which no imported manifest refers are left out: {unused}")
+            self._report.record_note(repo, f"blobs to which no imported manifest refers are left out: {unused}")
 
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

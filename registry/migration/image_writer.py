@@ -103,22 +103,22 @@ class ImageWriter:
                 await self._add_missing_record(repo, tag, digest, set_at)
                 return
             await self.import_manifest(repo, digest)  # the stored manifest is damaged; the tag keeps its time
-            self._report.imported(repo, tag, digest)
+            self._report.record_imported(repo, tag, digest)
             return
         if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
             raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
         if not self._overwrite and (reason := await self._reason_to_keep(repo, tag, digest)) is not None:
-            self._report.note(repo, reason, tag=tag)
+            self._report.record_note(repo, reason, tag=tag)
             return
         # The tag must still point at `current_digest`. If there was no tag, there must still be none (`negated`).
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             manifest = await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
         except PreconditionFailed:
-            self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
+            self._report.record_note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
         await self._record_import(repo, tag, manifest, set_at)
-        self._report.imported(repo, tag, digest)
+        self._report.record_imported(repo, tag, digest)
 
     async def _record_import(
         self, repo: RepositoryName, tag: Tag, manifest: Manifest, set_at: float | TimeEstimator

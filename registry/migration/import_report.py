@@ -24,9 +24,9 @@ that is, as a record for commands that watch the job."""
 
 @dataclass(slots=True)
 class ImportReport:
-    """Counts the results of an import. `present`: tags that pointed at the same digest in this registry already.
+    """Counts the results of an import. `present`: tags that this registry already had with the same digest.
     `linked`, `copied` and `fetched`: new blobs whose bytes came by a hard link, by a copy of the file, or over the
-    network. `shared`: blobs that another repository of this registry had already. `bytes`: size of the blobs that were
+    network. `shared`: blobs that another repository of this registry already had. `bytes`: size of the blobs that were
     linked, copied or fetched."""
 
     context: JobContext
@@ -43,12 +43,12 @@ class ImportReport:
     notes: int = 0
     _listed: list[dict[str, str]] = field(default_factory=list)
 
-    def imported(self, repository: str, tag: str, digest: str) -> None:
+    def record_imported(self, repository: str, tag: str, digest: str) -> None:
         """Records that a tag was imported, with all manifests and blobs below it."""
         self.tags += 1
         self.context.step("imported", repository=repository, tag=tag, digest=digest)
 
-    def problem(self, repository: str, reason: str, **what: str) -> None:
+    def record_problem(self, repository: str, reason: str, **what: str) -> None:
         """Records content that could not be imported. `what`: the tag, digest or file that the problem is about."""
         self.problems += 1
         listed_problem = {"repository": repository, **what, "reason": reason}
@@ -56,14 +56,14 @@ class ImportReport:
             self._listed.append(listed_problem)
         self.context.step("problem", **listed_problem)
 
-    def note(self, repository: str, reason: str, **what: str) -> None:
+    def record_note(self, repository: str, reason: str, **what: str) -> None:
         """Records a note: information for the user."""
         self.notes += 1
         self.context.step("note", repository=repository, **what, reason=reason)
 
     async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
-        """Reports how many tags are done, and the repository that is imported now. `save_now`: stores this at once;
-        otherwise, it is stored at most once a second. Raises JobStopped."""
+        """Reports how many tags are done, and the repository that is imported now. `save_now`: whether to store the
+        progress at once; if it is False, the progress is stored at most once a second. Raises JobStopped."""
         await self.context.report(self.tags + self.present, unit="tags", message=repository, save_now=save_now)
 
     def result(self) -> JSON:
@@ -94,6 +94,6 @@ class RepositoryFilter:
             self._unmatched.pop(pattern, None)
         return bool(included or not self._include) and not excluded
 
-    def unmatched(self) -> list[str]:
+    def unmatched_patterns(self) -> list[str]:
         """Returns the patterns that have matched no repository so far."""
         return list(self._unmatched)

@@ -96,9 +96,9 @@ class RemoteImport:
             await run_workers(tags, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
         if not self._has_any_name:
-            self._report.note("", f"{self._source.host} lists no repositories: it may need another login")
-        for pattern in self._repositories.unmatched():
-            self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
+            self._report.record_note("", f"{self._source.host} lists no repositories: it may need another login")
+        for pattern in self._repositories.unmatched_patterns():
+            self._report.record_note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _tags_to_import(self, names: list[str] | None) -> AsyncGenerator[OldRegistryTag]:
         """Yields the tags to import. Sorts each batch of tags in the natural order of their names (`build-9` before
@@ -124,7 +124,7 @@ class RemoteImport:
         except _ENDING_ERRORS:
             raise
         except RegistryError as error:
-            self._report.problem(repo, error.message)
+            self._report.record_problem(repo, error.message)
         if tags:
             yield tags
 
@@ -135,12 +135,12 @@ class RemoteImport:
             try:
                 repo = RepositoryName(name)
             except NameInvalid as error:
-                self._report.problem(name, error.message)
+                self._report.record_problem(name, error.message)
                 continue
             if not self._repositories.includes(repo):
                 continue
             if (upstream := self._router.naming.upstream_of(repo)) is not None:
-                self._report.problem(repo, f"its name belongs to the mirror of {upstream} here")
+                self._report.record_problem(repo, f"its name belongs to the mirror of {upstream} here")
                 continue
             yield repo
 
@@ -157,7 +157,7 @@ class RemoteImport:
         except _ENDING_ERRORS:
             raise
         except RegistryError as error:
-            self._report.problem(repo, error.message, tag=tag)
+            self._report.record_problem(repo, error.message, tag=tag)
 
     async def _import_referrers(self, repo: RepositoryName, digest: Digest) -> None:
         """Imports the referrers of a manifest and of its children, then the referrers of these referrers, and so on.
@@ -179,7 +179,7 @@ class RemoteImport:
             except _ENDING_ERRORS:
                 raise
             except RegistryError as error:
-                self._report.problem(repo, error.message, digest=subject)
+                self._report.record_problem(repo, error.message, digest=subject)
             try:
                 stored = await self._store.get_manifest(repo, subject)
             except ManifestUnknown:  # in this registry, the manifest is damaged or was deleted
@@ -207,7 +207,7 @@ class RemoteImport:
         except _ENDING_ERRORS:
             raise
         except RegistryError as error:
-            self._report.problem(repo, error.message, digest=referrer)
+            self._report.record_problem(repo, error.message, digest=referrer)
             return False
         return True
 

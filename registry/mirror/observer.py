@@ -13,7 +13,7 @@ class MirrorObserver(Protocol):
     """Receives reports about the requests and fills of the mirror of one upstream. The methods are called on the event
     loop. They return immediately and raise nothing."""
 
-    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+    def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list of tags.
         The requests are sent inside its `with` block. `endpoint`: the URL of the endpoint, without secrets. `repo`: the
         repository's name at the upstream."""
@@ -54,7 +54,7 @@ class MirrorObserver(Protocol):
 class _NoObserver:
     """A `MirrorObserver` that counts nothing."""
 
-    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+    def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         return nullcontext()
 
     def on_response(self, seconds: float) -> None:

@@ -143,7 +143,7 @@ class UpstreamCounts:
         self._cells = cells
         self._label = metrics.label(upstream)
 
-    def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
+    def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         return (
             nullcontext()
             if self._tracing is None

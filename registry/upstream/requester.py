@@ -200,7 +200,7 @@ class UpstreamRequester:
     ) -> T:
         """Returns the result of `operation` at one endpoint. Raises UpstreamTimeout after `timeout_seconds`, and the
         errors of `operation`. The circuit breaker of the endpoint counts the failure or success."""
-        with self._observer.request(loggable_origin(endpoint.url), repo), endpoint.attempt(repo) as attempt:
+        with self._observer.trace_request(loggable_origin(endpoint.url), repo), endpoint.attempt(repo) as attempt:
             attempt.timeout_seconds = timeout_seconds
             if timeout_seconds is None:
                 return await operation(endpoint, attempt)

@@ -52,8 +52,8 @@ def measure(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. Has the
-    option `data` like the other commands, but does not use the data directory."""
+    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. Accepts
+    `data` like the other commands, but does not use the data directory."""
     from registry.cli.diagnosis.endpoint_speed import advice
     from registry.cli.interrupts import run_interruptible
 
@@ -84,8 +84,8 @@ def _settings(config: Path | None, data: str | None, mirror: list[str] | None) -
 
 
 def _select(settings: Settings, name: str | None, endpoints: list[str]) -> list[Upstream]:
-    """Returns the settings of the upstream `name`; None: those of all upstreams. If `endpoints` is not empty, it
-    replaces the endpoints of the upstream. Ends the command if `name` is not an upstream in the settings, if an
+    """Returns the settings of the upstream `name`, or of all upstreams if `name` is None. If `endpoints` is not empty,
+    it replaces the endpoints of the upstream. Ends the command if `name` is not an upstream in the settings, if an
     endpoint is not a URL, or if `endpoints` are given for several upstreams."""
     from pydantic import ValidationError
 
@@ -114,9 +114,9 @@ async def _measure(upstream: Upstream, image: str | None) -> list[EndpointSpeed]
 
 
 def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
-    """Returns the image to fetch. `image`: the value of --image. If it is None, the image is the default one for the
-    upstream. If there is no default either, prints a hint and returns None; then only the connections are measured.
-    Ends the command if --image is not valid."""
+    """Returns the image to fetch. `image`: the value of --image; None: the upstream's default image is fetched. If the
+    upstream has no default image, prints a hint and returns None, so that only the connections are measured. Ends the
+    command if --image is not valid."""
     from registry.cli.diagnosis.endpoint_speed import DEFAULT_IMAGES
     from storage.errors import RegistryError
     from storage.names import RepositoryName, Tag
@@ -127,7 +127,7 @@ def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] 
         print_line(hint, err=True)
         return None
     name, _, tag = text.removeprefix(f"{upstream.name}/").rpartition(":")
-    # Without a colon, `name` is empty, and `tag` is the whole text.
+    # If the text has no colon, `name` is empty, and `tag` contains the name of the repository.
     try:
         return RepositoryName(name or tag), Tag(tag if name else "latest")
     except RegistryError as error:

@@ -26,7 +26,7 @@ HELP = (
 EXAMPLES = (
     "\b\nExamples:\n  entrepot doctor -c /etc/entrepot/entrepot.toml\n  entrepot doctor --offline --json\n"
     "  sudo entrepot doctor -c /etc/entrepot/entrepot.toml\n\n"
-    "Start it as root if the server's key or the clients' files can only be read by root."
+    "Run the command as root if only root can read the server's key or the clients' files."
 )
 
 
@@ -49,8 +49,8 @@ def doctor(
     try:
         loaded = load_settings({name: value for name, value in flags.items() if value}, config)
     except ConfigError as error:
-        step = "correct it; entrepot config shows all settings and where each comes from"
-        findings = [problem("settings", str(error), "the server does not start", step)]
+        next_step = "correct it; entrepot config shows all settings and where each comes from"
+        findings = [problem("settings", str(error), "the server does not start", next_step)]
         raise typer.Exit(print_findings(findings, as_json=as_json)) from None
     raise typer.Exit(print_findings(diagnose(loaded, config, offline=offline), as_json=as_json))
 
@@ -58,11 +58,11 @@ def doctor(
 def diagnose(
     loaded: LoadedSettings, config: Path | None = None, *, offline: bool = False, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """Runs all checks and returns their findings. `config`: the value of --config. `offline`: runs only checks without
-    network connections. `clock` returns seconds since 1970. Must be called in the main thread.
+    """Runs all checks and returns their findings. `config`: the value of --config. `offline`: whether to leave out the
+    checks that connect to the network. `clock` returns seconds since 1970. Must be called in the main thread.
 
-    If the process runs as root, it becomes the user who owns the data directory, after it has read the files that only
-    root can read."""
+    A process that runs as root first reads the files that only root can read. Then it becomes the user who owns the
+    data directory."""
     import os
 
     from registry.cli.data_owner import OwnerError, become_owner
@@ -84,11 +84,11 @@ def diagnose(
         run_checks({"certificate": partial(_in_this_thread, certificate_findings, settings, address.url, clock())})
     )
     client_findings = run_interruptible(run_checks(_client_checks(settings)))
-    is_hung = not responds(settings.data)
-    if is_hung:
+    is_disk_hung = not responds(settings.data)
+    if is_disk_hung:
         what = f"the disk of {settings.data.absolute()} did not respond within {CHECK_SECONDS:g} s"
-        step = "look at the log of the kernel (dmesg) for errors of the disk, and at the mount"
-        findings.append(problem("data directory", what, "the server hangs as well", step))
+        next_step = "look at the log of the kernel (dmesg) for errors of the disk, and at the mount"
+        findings.append(problem("data directory", what, "the server hangs as well", next_step))
     else:
         try:
             become_owner(settings.data)
@@ -96,7 +96,7 @@ def diagnose(
             findings.append(problem("data directory", str(error), "", "run the command as that user"))
     dates: dict[str, tuple[str, float]] = {}
     checks = _checks(settings, dates, offline=offline, clock=clock)
-    if not is_hung:
+    if not is_disk_hung:
         checks = {**_data_checks(settings, clock), **checks}
     findings += run_interruptible(run_checks(checks))
     return [*findings, *clock_findings(clock(), dates), *client_findings]
@@ -105,8 +105,8 @@ def diagnose(
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks of the server and the upstreams, by name. The checks of upstreams store in `dates`, by the URL
-    of each endpoint, its Date header and the time at which the response arrived."""
+    """Returns the checks of the server and the upstreams, by name. The checks of upstreams fill `dates`. It maps the
+    URL of an endpoint to the Date header of a response and the time at which the response arrived."""
     from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, limit_findings
     from registry.clients.registry_address import registry_address
 
@@ -169,7 +169,7 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
     """Returns the findings about a client program of this machine. If something is wrong, returns only one warning,
-    with the first bad finding, because it is not a problem of the registry if a client does not use it."""
+    with the text of the first bad finding. It returns no problem, because a client need not use this registry."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
     from registry.clients.client_setup import mirrored_hosts
@@ -180,5 +180,5 @@ def _client_findings(settings: Settings, program: str) -> list[Finding]:
     first_bad = next((finding for finding in findings if finding.level is not Level.OK), None)
     if first_bad is None:
         return findings
-    step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
-    return [warning(f"client {program}", first_bad.what, first_bad.why, step)]
+    next_step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
+    return [warning(f"client {program}", first_bad.what, first_bad.why, next_step)]

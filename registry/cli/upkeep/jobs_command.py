@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import MAX_NUMBER, ConfigOption, DataOption, JsonOption
+from registry.cli.options import MAX_ID, ConfigOption, DataOption, JsonOption
 from registry.cli.output import local_time, print_json, print_line, print_rows
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HELP = "Show and stop long work, such as a garbage collection or a backup, that a server or a command runs."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 JobArgument = Annotated[
-    int, typer.Argument(metavar="JOB", min=0, max=MAX_NUMBER, help="The number of the job, as `jobs list` shows it.")
+    int, typer.Argument(metavar="JOB", min=0, max=MAX_ID, help="The number of the job, as `jobs list` shows it.")
 ]
 
 

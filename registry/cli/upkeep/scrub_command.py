@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 HELP = (
     "Read all stored content again, to find what the disk has changed or lost. Damaged content is not served any more; "
     "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged, "
-    "or if the command may not read some of the content. A server does the same on a schedule, see [scrub] in the "
-    "settings."
+    "or if the command has no permission to read some content. A server does the same on a schedule, see [scrub] in "
+    "the settings."
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
 SHOWN_DAMAGED = 1000
-"""Number of damaged blobs that `status` shows."""
+"""Largest number of damaged blobs that `status` shows."""
 app = typer.Typer(help=HELP, epilog=EXAMPLES, invoke_without_command=True, rich_markup_mode=None)
 quarantine = typer.Typer(
     help="Show and delete the damaged bytes that are kept.", no_args_is_help=True, rich_markup_mode=None
@@ -50,7 +50,7 @@ def scrub(
     as_json: JsonLinesOption = False,
 ) -> None:
     """Runs a round of scrub to its end: the round that an earlier job left unfinished, or else a new one. Prints what
-    is damaged. Does nothing if a subcommand is given."""
+    is damaged. If a subcommand is given, only refuses the options that stand before it."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
             fail(f"write the options after the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from storage.names import RepositoryName, Tag
     from storage.tag_history import TagChange, TagMove
 
-HELP = "Show what a tag pointed at in the past, and move, restore or delete it. Also while a server is running."
+HELP = "Show what a tag pointed at in the past, and move, restore or delete it. Works while a server is running."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 TagArgument = Annotated[str, typer.Argument(metavar="REPO:TAG", help="The tag, such as team/app:v1.")]
 ForceOption = Annotated[
@@ -77,14 +77,14 @@ def _row(change: TagChange) -> tuple[str, ...]:
     """Returns the cells of an entry of the history."""
     from datetime import datetime
 
-    availability = {None: "-", "stored": "yes", "deleted": "yes, it was deleted", "gone": "no"}
+    availability_texts = {None: "-", "stored": "yes", "deleted": "yes, it was deleted", "gone": "no"}
     return (
         datetime.fromtimestamp(change.at).strftime("%Y-%m-%d %H:%M:%S"),
         change.tag,
         change.digest or "(deleted)",
         change.by.name,
         change.by.address or "-",
-        availability[change.availability],
+        availability_texts[change.availability],
     )
 
 
@@ -107,7 +107,9 @@ def restore(
     to: Annotated[str | None, typer.Option("--to", metavar="DIGEST", help="The manifest to point at again.")] = None,
     at: Annotated[
         str | None,
-        typer.Option("--at", metavar="TIME", help="Point at what it pointed at then: 2h (ago), or a date and time."),
+        typer.Option(
+            "--at", metavar="TIME", help="Go back to the tag's manifest at this time: 2h (ago), or a date and time."
+        ),
     ] = None,
     force: ForceOption = False,
     config: ConfigOption = None,
@@ -235,8 +237,8 @@ def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
 
 def _parse_time_or_fail(text: str) -> float:
     """Returns the time of --at in seconds since 1970. `text`: a duration before now, or a date and time. A date and
-    time without a time zone is local time. Ends the command if the text is neither. A time in whole seconds means the
-    end of that second, because `tag history` shows whole seconds."""
+    time without a time zone is local time. Because `tag history` shows only whole seconds, a time in whole seconds
+    means the end of its second. Ends the command if `text` is neither a duration nor a time."""
     import time
     from datetime import datetime
 

@@ -15,16 +15,19 @@ from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
 """While another request waits for a connection, a request is too slow if it needs more than 15 s for 256 KiB
-(`SLOW_SLOT_SECONDS`). If all clients of its fill have left, its time is multiplied by this factor before it is compared
-with the 15 s. So more than 5 s are then too slow."""
+(`SLOW_SLOT_SECONDS`). If no client waits for its blob, its time is multiplied by this factor before it is compared with
+the 15 s, so that the request is too slow if it needs more than 5 s."""
 
 
 class RunningRequest:
-    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
-    the response. `is_new_connection`: whether it is the first request of its connection. `has_share`: whether it holds
-    one of the limited shares of its repository (`ConnectionSlots.repository_share`). A request with a share is not cut
-    off while a client waits for its blob.
-    `cancel_scope`: a timeout around the request. To cancel the request, the deadline of this timeout is set to now."""
+    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`.
+
+    - `sink`: receives the response.
+    - `is_new_connection`: whether the request is the first one of its connection.
+    - `has_share`: whether the request holds one of the limited shares of its repository
+      (`ConnectionSlots.repository_share`). A request with a share is not cut off while a client waits for its blob.
+    - `cancel_scope`: a timeout around the request. The request is cancelled by setting the deadline of this timeout to
+      now."""
 
     def __init__(
         self,
@@ -42,9 +45,11 @@ class RunningRequest:
         self._sent_at = asyncio.get_running_loop().time()
 
     def slowness(self) -> float:
-        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR` if no client waits
-        for the blob. If a client waits, returns 0 in three cases, so that the request is not cut off: it has a share,
-        it is not slower than `SLOW_SLOT_SECONDS`, or all of its bytes would have to be requested again."""
+        """Returns how many seconds the request needs for 256 KiB.
+
+        - If no client waits for the blob, the seconds are multiplied by `UNATTENDED_FACTOR`.
+        - If a client waits, returns 0 for a request that must not be cut off: it has a share, it is not slower than
+          `SLOW_SLOT_SECONDS`, or all of its bytes would have to be requested again."""
         elapsed = asyncio.get_running_loop().time() - self._sent_at
         seconds = elapsed / max(self._sink.new_bytes / (256 * 1024), 1.0)
         if not self._demand.has_clients:
@@ -54,9 +59,9 @@ class RunningRequest:
         return seconds
 
     def cut_off(self) -> None:
-        """Cancels the request. Its missing bytes are requested again later. If all clients have left, and a later
-        request would begin where this one began, gives up the fill, so that the same bytes are not requested and cut
-        off again and again."""
+        """Cancels the request. Its missing bytes are requested again later. If all clients have left, and the later
+        request would begin at the same byte as this request, gives up the fill. Otherwise the same bytes could be
+        requested and cut off again and again."""
         if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
             self._demand.give_up()
         self.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ResponseFraming:
-    """The framing of a response's body. `start` decides it; without that call the response has no body.
+    """The framing of a response's body. `start` chooses it. If `start` is not called, the response has no body.
 
     `has_body`: whether the response has a body. `is_chunked`: whether the body is chunked. `body_bytes`: how many bytes
     of the body were counted so far."""

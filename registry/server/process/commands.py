@@ -3,8 +3,8 @@ on these sockets is received as a whole.
 
 A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
 is sent with the line. So even a large payload takes no space in the socket's buffer. The worker runs its commands one
-after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
-command it belongs, even if the supervisor has not waited for earlier answers.
+after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. An answer has the number of its command, so
+the supervisor can tell it from the late answer to an earlier command.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def command_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send_command(sock: socket.socket, number: int, name: str, payload: bytes | None = None) -> None:
-    """Sends a command. Raises OSError if the worker has ended, or if the socket is full, because many
-    earlier commands are still unread."""
+    """Sends a command. Raises OSError if the worker has ended, or if the socket's buffer is full of commands that the
+    worker has not read yet."""
     if payload is None:
         sock.send(f"{number} {name}".encode())
         return
-    file = os.memfd_create("command-payload")
+    descriptor = os.memfd_create("command-payload")
     try:
-        with open(file, "wb", closefd=False) as stream:
+        with open(descriptor, "wb", closefd=False) as stream:
             stream.write(payload)
-        socket.send_fds(sock, [f"{number} {name}".encode()], [file])
+        socket.send_fds(sock, [f"{number} {name}".encode()], [descriptor])
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
 def receive_answer(sock: socket.socket) -> Answer | None:
@@ -88,16 +88,16 @@ class CommandReceiver:
     def _receive(self) -> None:
         """Queues the command that has arrived. Called when the socket is readable."""
         try:
-            data, files, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
-            data, files = b"", []
+            data, descriptors = b"", []
         if not data:  # the supervisor has ended; `Worker` notices this by its `alive_pipe`, and exits
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)
-        self._commands.put_nowait((int(number), name, b"".join(map(_read_and_close, files))))
+        self._commands.put_nowait((int(number), name, b"".join(map(_read_and_close, descriptors))))
 
     async def _run_commands(self) -> None:
         while True:
@@ -111,8 +111,8 @@ class CommandReceiver:
                 self._sock.send(answer.encode()[:_MESSAGE_BYTES])
 
 
-def _read_and_close(file: int) -> bytes:
-    with open(file, "rb") as stream:
+def _read_and_close(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as stream:
         stream.seek(0)
         return stream.read()
 

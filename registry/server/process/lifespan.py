@@ -43,8 +43,8 @@ class Lifespan:
             raise StartFailed(last_line or "the application refused to start")
 
     async def stop(self) -> None:
-        """Shuts the application down. Raises the exception of its shutdown. Does nothing if the lifespan has not
-        started or has ended."""
+        """Shuts the application down. Raises the exception that the application raises while it shuts down. Does
+        nothing if the lifespan has not started or has ended."""
         if self._task is None or self._task.done():
             return
         await self._send_event("lifespan.shutdown")

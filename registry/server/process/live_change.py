@@ -1,7 +1,7 @@
 """Types that describe a change of the configuration while the server runs.
 
-A *reload* has two phases. First every worker prepares the new configuration, while the old one is still in use. If all
-workers have prepared it, all of them switch to the new configuration. Otherwise all of them discard it. The server
+A *reload* has two phases. First every worker prepares the new configuration, while the old configuration is still in
+use. If all workers succeed, all of them switch to the new configuration. Otherwise all of them discard it. The server
 handles a configuration only as bytes: a `ConfigurationSource` makes the bytes in the parent process, and the
 application of each worker parses them.
 """
@@ -39,7 +39,7 @@ class ConfigurationSource(Protocol):
         changes a setting that cannot change while the server runs."""
 
     def accept(self, proposal: Proposal) -> None:
-        """Puts the proposal in force: workers that start from now on use it."""
+        """Puts the proposal in force: workers that start later use it."""
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class LiveApplication(Protocol):
     workers. Used in a worker."""
 
     async def prepare(self, configuration: bytes) -> None:
-        """Prepares to use the configuration. May raise any exception; then nothing changes."""
+        """Prepares to use the configuration. May raise any exception. If it raises one, nothing changes."""
 
     async def switch(self) -> None:
         """Uses the prepared configuration for all new requests."""

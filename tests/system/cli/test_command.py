@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.command import app
-from registry.cli.options import MAX_NUMBER
+from registry.cli.options import MAX_ID
 from storage.composition import layout_of, prepare_data_dir
 from tests.fakes.commands import command_environment, entrepot, entrepot_program
 from tests.fakes.server_process import ROOT
@@ -66,7 +66,7 @@ def test_numbers_are_limited(name: str) -> None:
     unlimited = [
         each.name
         for each in numbers
-        if each.type_descriptor.annotation is int and (each.max is None or each.max > MAX_NUMBER)
+        if each.type_descriptor.annotation is int and (each.max is None or each.max > MAX_ID)
     ]
     assert unlimited == []
 

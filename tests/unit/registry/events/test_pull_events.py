@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from registry.events.pull_events import MAX_EVENTS, PullEvents
+from registry.events.pull_events import MAX_PULLS, PullEvents
 from storage.content import digest_of
 from storage.errors import NameUnknown
 from storage.names import RepositoryName
@@ -24,7 +24,7 @@ async def test_too_many_pulls_are_counted(tmp_path: Path, caplog: pytest.LogCapt
     counts: list[int] = []
     async with clocked_store(tmp_path, clock) as store:
         events = PullEvents(store.outbox, locate, clock, on_unrecorded=counts.append)
-        for _ in range(MAX_EVENTS + 3):
+        for _ in range(MAX_PULLS + 3):
             events.add((APP, digest_of(b"manifest")), "alice", "192.0.2.1", "request")
         await events.store()
         await events.store()

@@ -97,7 +97,7 @@ def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: 
 def test_the_empty_observer_accepts_all_calls() -> None:
     """`UNOBSERVED`, which counts nothing, accepts each call."""
     observer: MirrorObserver = UNOBSERVED
-    with observer.request("https://registry.example.com", "team/app"):
+    with observer.trace_request("https://registry.example.com", "team/app"):
         pass
     observer.on_response(1.0)
     observer.on_error(BlobUnknown("x"))
