@@ -17,8 +17,8 @@ class Activity:
     """The activity of the server in a period of time.
 
     - `pulls`, `pushes`: manifests that clients pulled and pushed.
-    - `hits`, `misses`: requests for mirrored content that the mirrors answered with stored content, and requests for
-      which they had to download the content.
+    - `hits`: requests for mirrored content that the mirrors answered with stored content.
+    - `misses`: requests for mirrored content that the mirrors had to download.
     - `fetched_bytes`: bytes of content that the mirrors downloaded from the upstreams. `saved_bytes`: bytes of stored
       content that the mirrors sent to clients without a download."""
 
@@ -42,12 +42,13 @@ class ActivityLog(Protocol):
     """The store of the activity, which all processes share."""
 
     async def add(self, at: float, activity: Activity) -> None:
-        """Adds activity to the hour that contains `at` (in seconds since 1970), and deletes the hours that are older
-        than `KEEP_SECONDS`. Additions survive the end of the process, but a power cut may lose the newest ones. Raises
-        StorageFull, StorageFailed."""
+        """Adds activity to the hour that contains `at` (in seconds since 1970), and deletes the counts of hours that
+        are older than `KEEP_SECONDS`. A crash of the process loses no added activity; a power cut may lose the newest.
+        Raises StorageFull, StorageFailed."""
         ...
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:
         """Returns the activity since `since`, oldest first, in buckets of `seconds`, a multiple of an hour. Each bucket
-        starts at a multiple of `seconds` since 1970, and the first one contains `since`. Leaves out empty buckets."""
+        starts at a multiple of `seconds` since 1970. The bucket that contains `since` is whole, so it can include
+        earlier activity. Leaves out empty buckets."""
         ...

@@ -2,8 +2,8 @@
 Such a time is wrong: it was stored while the clock of the machine was ahead, and the clock has been set back since
 then.
 
-Code that compares a stored time with the present time must not wait until the clock has reached a time in the future,
-because that can take years.
+Code that compares a stored time with the present time must not wait until the clock has reached a time in the future:
+this can take years.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_future(stored_time: float, now: float) -> bool:
 
 def corrected_write_time(path: str | os.PathLike[str], status: os.stat_result) -> float:
     """Returns when the file at `path`, whose status is `status`, was last written, in seconds since 1970. If this time
-    is in the future, returns the present time instead, and also gives it to the file. So the age of a file that was
+    is in the future, returns the present time instead, and sets it as the file's time. So the age of a file that was
     written while the clock was ahead counts from now on. The present time is that of the machine's clock, because the
     times of files come from this clock."""
     now = time.time()

@@ -1,5 +1,5 @@
-"""The periods in which a server recorded pulls (`RecordedPeriods`). Retention keeps what was pulled within some time.
-While no server runs, nobody can pull, so only the time in which a server ran counts."""
+"""The periods in which a server recorded pulls (`RecordedPeriods`). Retention keeps content that was pulled within a
+given time. Only time in which a server ran counts, because nobody can pull while no server runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ it could not store pulls, or the clock has jumped ahead."""
 @dataclass(frozen=True, slots=True)
 class RecordedPeriods:
     """The periods in which a server recorded pulls, oldest first. Each is given by its begin and its end, in seconds
-    since 1970. The times between two periods are *gaps*. The time before the first period is a gap, too: no server ran
-    on the store yet. Without any period, nothing is known, and all time counts as recorded."""
+    since 1970. The times between two periods are *gaps*. The time before the first period is a gap, too, because no
+    server had run on the store yet. Without any period, nothing is known, and all time counts as recorded."""
 
     periods: Sequence[tuple[float, float]] = ()
 
@@ -36,4 +36,4 @@ class RecordedPeriods:
 
 
 ALWAYS_RECORDED: Final = RecordedPeriods()
-"""Without gaps."""
+"""No periods: all time counts as recorded."""

@@ -28,17 +28,17 @@ MAX_PAGE_BYTES: Final = 8 * MIB
 PAGE_TIMEOUT_SECONDS: Final = 300.0
 """Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
 CATALOG_SCOPE: Final = "registry:catalog:*"
-"""The list can be read with a token of this scope (token specification of Distribution)."""
+"""The scope of a token that may read the list (token specification of Distribution)."""
 _NO_REPOSITORY: Final = RepositoryName("catalog")
-"""The requester limits the concurrent requests for each repository. Requests for the list are counted under this
-name."""
+"""Stands for a repository in the requests for the list: the requester limits the concurrent requests per repository,
+and these requests are for no repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
     """A page of the list of repositories. `names`: the names as the upstream sent them. `next_url`: the URL of the next
-    page; None if this page is the last one, or came from another origin after a redirect. `response`: the response with
-    this page, without its body."""
+    page; None if this page is the last one, or came from another origin after a redirect. `response`: the response that
+    contained this page, but with an empty body."""
 
     names: Sequence[str]
     next_url: str | None
@@ -54,8 +54,8 @@ class CatalogReader:
 
     async def page(self, previous: CatalogPage | None) -> CatalogPage:
         """Returns the page after `previous`, or the first page if `previous` is None. Raises ValueError if `previous`
-        has no `next_url`, NameUnknown if the upstream has no such list, Denied if the login may not read it. Also
-        raises UpstreamUnavailable, UpstreamTimeout, TooManyRequests and StorageFailed."""
+        has no `next_url`, NameUnknown if the upstream offers no list, Denied if the login at the upstream may not read
+        the list. Also raises UpstreamUnavailable, UpstreamTimeout, TooManyRequests and StorageFailed."""
         if previous is not None and previous.next_url is None:
             raise ValueError("no page follows the last one")
 
@@ -85,14 +85,14 @@ class CatalogReader:
 
 
 def _parse(response: UpstreamResponse) -> list[str]:
-    """Returns the names in the body of a response. Raises UpstreamUnavailable if it is not a list of names."""
+    """Returns the names in the body of a response. Raises UpstreamUnavailable if the body has no list of names."""
     server = loggable_origin(response.url)
     try:
         # Uses the bounds for a page of tags, because a page of repositories is a list of names as well.
         document = load_bounded(response.body, TAG_PAGE_BOUNDS)
         names = document["repositories"] if isinstance(document, dict) else ""
         if names is None:
-            return []  # null stands for an empty list
+            return []  # the upstream sends null for an empty list
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError
     except (ValueError, LookupError, RecursionError):

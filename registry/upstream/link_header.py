@@ -17,10 +17,11 @@ _RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECA
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
     """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
-    to a next page. The returned URL has the path and the query from the header, and the origin of `url`. The origin in
-    the header is not used, because a registry behind a proxy may name an internal origin there, and because the login
-    must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH, or if
-    the link is not valid. If such a header were ignored, the list would be incomplete without notice."""
+    to a next page. The returned URL has the path and the query from the header, and the origin of `url`. Ignores the
+    origin in the header: a registry behind a proxy may name an internal origin there, and the client must not send its
+    login to another origin.
+
+    Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link is not valid."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(
@@ -40,7 +41,7 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
 def _on_origin_of(url: str, link: str) -> str | None:
     """Returns the URL with the path and the query of `link`, which may be relative to `url`, and with the origin of
     `url`. Returns None if `link` is not valid, or if its path does not begin with `/`. Such a path could change the
-    host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. Appended to `https://far.test`, this path
+    host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. Appended to `https://far.test`, the path
     gives the host `far.test.evil.test`."""
     base = urlsplit(url)
     try:

@@ -1,11 +1,11 @@
 """Notices that another data directory has taken the place of the opened one (`OpenedDirectory`), for example because an
 operator has restored a backup beside a running server.
 
-The process then has the old database open, but finds the blobs by their paths, and these are the blobs of the other
-directory. Garbage collection by the old database would delete blobs that the new one needs. A push would be recorded
-only in the old database, which nobody opens again. So each change checks first that the directory is still the opened
-one. This check is one `stat` of the database file, which takes two microseconds. SQLite has such a check too, but only
-in the modes without a write-ahead log (SQLITE_READONLY_DBMOVED).
+The process then still uses the old database, which it has open, but the paths of blobs lead to the other directory.
+Garbage collection by the old database would delete blobs that the new one needs. A push would be recorded only in the
+old database, which nobody opens again. So each change checks first that the directory is still the opened one. This
+check is one `stat` of the database file, which takes two microseconds. SQLite's own check (SQLITE_READONLY_DBMOVED)
+does not work with a write-ahead log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from storage.errors import DataDirectoryReplaced
 
 class OpenedDirectory:
     """The data directory of `layout`, as it was when this object was made. Make the object before the database is
-    opened. If the directory is replaced before the database is opened, it then counts as replaced, too."""
+    opened, so that a replacement between these two moments is noticed, too."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -27,7 +27,7 @@ class OpenedDirectory:
         self._database = self._read_identity()
 
     def check(self) -> None:
-        """Raises DataDirectoryReplaced if `problem` finds something; StorageFailed if the directory cannot be read.
+        """Raises DataDirectoryReplaced if `problem` returns a text, StorageFailed if the directory cannot be read.
         Blocks."""
         with as_storage_errors():
             if self.problem() is not None:

@@ -17,15 +17,15 @@ steps (`JobContext.step`)."""
 
 
 def collection_work(collector: Collector) -> Work:
-    """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to remove
-    nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs without a row in the
-    database. Such a search has to list all blobs of the store. By default, a round searches only some shards, and the
-    next round continues after these.
+    """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to report
+    garbage without removing it. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs
+    without a row in the database. Such a search has to list all blobs of the store. By default, a round searches only
+    some shards, and the next round continues after these.
 
     Each removal is reported as a step (`JobContext.step`). Its event is `removed`, or in a dry run `would be removed`.
     Its fields are `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals for each kind and the
     number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be stopped after each
-    removal; the next round removes the remaining garbage. So if a restart of the server interrupts the job, the job
+    removal; the next round removes the remaining garbage. If a restart of the server interrupts the job, the job
     begins again with a new round."""
 
     async def collect(context: JobContext) -> JSON:

@@ -17,7 +17,7 @@ class RemovalKind(StrEnum):
     - `LINK`: a repository's link to a blob.
     - `BLOB`: a blob without links.
     - `STRAY`: bytes for which the database has no row.
-    - `TRASH`: the disk space of bytes that an interrupted round removed, but did not free."""
+    - `TRASH`: bytes whose disk space an interrupted round did not free when it removed them."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"
@@ -47,8 +47,8 @@ OnRemoval = Callable[[Removal], Awaitable[None]]
 
 @dataclass(slots=True)
 class CollectionReport:
-    """The result of one round: the number of removed items of each kind (`counts`), and the freed bytes (`sizes`). A
-    dry run has the numbers of a real round. An empty report is false."""
+    """The result of one round: the number of removed items of each kind (`counts`), and the freed bytes (`sizes`). The
+    report of a dry run has the numbers that a real round would have. An empty report is false."""
 
     counts: dict[RemovalKind, int] = field(default_factory=dict)
     sizes: dict[RemovalKind, int] = field(default_factory=dict)

@@ -1,16 +1,15 @@
 """Prevents the removal of blobs while a backup copies them.
 
-A backup copies the metadata first and then the blobs that the copy names. A blob that loses its last repository
-meanwhile must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal
+A backup copies the metadata first and then the blobs that the copy names. A blob that loses its last repository during
+the backup must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal
 slots*: permits, each of which one process at a time can hold. A backup takes all of these slots before it copies the
 metadata, and holds them until the last blob is copied. A slot is free again as soon as its process dies, so a backup
 that was killed prevents no removals.
 
-While a backup waits for the remaining slots, no collector gets another slot. So the backup waits until the current
-batches of the collectors end, and not until they have removed all garbage.
+While a backup waits for the remaining slots, no collector gets another slot. So the backup waits only until the current
+batches of the collectors end.
 
-It would not suffice if the collector checked whether a backup is running: the backup could begin between the check and
-the removal.
+A check by the collector that no backup runs would not suffice: a backup could begin between the check and the removal.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ SLOT_COUNT: Final = 16
 """Number of removal slots."""
 KEPT_FREE: Final = SLOT_COUNT // 2
 """A garbage collector takes a slot only if this number of other slots is free. So collectors hold at most half of the
-slots, and a backup that starts takes the other half at once. From then on, no collector can take a slot: that would
-need the slot itself and this number of other free slots, but at most this number of slots is free, even when all
-collectors have given back theirs."""
+slots, and a backup that starts takes the other half at once. From then on, at most half of the slots can be free. A
+collector would need one more, so no collector takes a slot until the backup ends."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

@@ -1,4 +1,4 @@
-"""Changes of tags by people: to move, restore or delete a tag (`TagChanges`)."""
+"""Moves, restores and deletes tags for people (`TagChanges`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TagChanges:
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
     ) -> TagMove:
-        """Points the tag at a manifest. `target`: the manifest's digest, or another tag of the manifest. Creates the
+        """Points the tag at a manifest. `target`: the manifest's digest, or a tag that points at it. Creates the
         tag if there is none. Puts the manifest back if it was deleted. Raises ManifestUnknown, ManifestBlobUnknown."""
         digest = target if isinstance(target, Digest) else await self._history.current(repo, target)
         if digest is None:
@@ -45,14 +45,14 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Points the tag at an earlier or other manifest. Puts the manifest back if it was deleted.
+        """Points the tag at another manifest, usually an earlier one. Puts the manifest back if it was deleted.
 
-        `to`: the digest of any manifest of the repository; the tag need not have pointed at it. `at`: takes the
-        manifest that the tag pointed at then, in seconds since 1970. Without both, takes the last manifest other than
-        the current one.
+        `to`: the digest of any manifest of the repository; the tag need not have pointed at it. `at`: a time in seconds
+        since 1970; takes the manifest that the tag pointed at then. Without `to` and `at`, takes the last manifest
+        other than the current one.
 
         Raises ManifestUnknown if the tag did not exist at the time `at`, if it never pointed at another manifest, or if
-        the manifest is not kept any more. Raises ManifestBlobUnknown if a part of the image is missing. Raises
+        the store no longer has the manifest. Raises ManifestBlobUnknown if a part of the image is missing. Raises
         PreconditionFailed if another client changed the tag during this call."""
         current = await self._history.current(repo, tag)
         if to is not None:
@@ -85,6 +85,6 @@ class TagChanges:
         )
 
     async def delete(self, repo: RepositoryName, tag: Tag, *, by: Actor, force: bool = False) -> None:
-        """Deletes the tag; its manifest stays. Raises ManifestUnknown."""
+        """Deletes the tag; its manifest stays. Raises ManifestUnknown if there is no such tag."""
         is_immutable = self._immutable_tags.in_repository(repo)
         await self._history.delete_tag(repo, tag, by=by, is_immutable=is_immutable, force=force)

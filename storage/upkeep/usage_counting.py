@@ -1,5 +1,5 @@
-"""Counts in the background the blobs, bytes and tags of *usage scopes* (sets of repositories), after the scopes in the
-settings of the server have changed (`count_scopes`)."""
+"""Counts the blobs, bytes and tags of *usage scopes* (sets of repositories) in the background, after the scopes in the
+server's settings have changed (`count_scopes`)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger("storage.usage")
 
 
 async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Replaces the scopes by `definitions` and counts their content, in one process at a time. Returns when all scopes
-    are *complete*: their content is counted. If the process dies, the next process that calls this function continues
-    the count. Raises StorageFull, StorageFailed.
+    """Replaces the stored scopes by `definitions` and counts their content, in one process at a time. Returns when all
+    scopes are *complete*: their content is counted. If the process dies, the next process that calls this function
+    continues the count. Raises StorageFull, StorageFailed.
 
-    Only servers call this. A command may have other settings than the server. If a command called this, it would remove
-    the scopes that its settings lack, and the quotas and budgets of these scopes would have no effect any more."""
+    Only servers call this function. A command may have other settings than the server. Its call would remove the
+    scopes that its settings lack, and the quotas and cache budgets of these scopes would have no effect any more."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         await _count(usage)
@@ -45,7 +45,7 @@ async def _count(usage: Usage) -> None:
     """Counts until all scopes are complete."""
     is_logged = False
     while await usage.count_batch():
-        if not is_logged and (names := await _uncounted(usage)):
+        if not is_logged and (names := await _uncounted_names(usage)):
             log.info("counting what is stored for: %s; until that is done, their limits have no effect", names)
             is_logged = True
         await asyncio.sleep(PAUSE_SECONDS)
@@ -64,7 +64,7 @@ async def count_scopes_with_retries(usage: Usage, leases: Leases, definitions: S
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _uncounted(usage: Usage) -> str:
+async def _uncounted_names(usage: Usage) -> str:
     """Returns the names of the scopes that are not complete, separated by commas."""
     # A quota for all hosted repositories has an empty prefix, so the name of its scope is `quota ` with a final blank.
-    return ", ".join(use.definition.name.strip() for use in await usage.scopes() if not use.is_complete)
+    return ", ".join(scope.definition.name.strip() for scope in await usage.scopes() if not scope.is_complete)

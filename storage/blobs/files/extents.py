@@ -12,14 +12,15 @@ Extent = tuple[int, int]
 
 class Extents:
     """A set of byte positions, stored as extents. Extents that touch or overlap are merged into one. `add` and `remove`
-    search in logarithmic time, and then shift the items of a list whose length is twice the number of extents."""
+    search in logarithmic time. If the number of extents changes, they then shift the rest of the list."""
 
     __slots__ = ("_bounds",)
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
         self._bounds: list[int] = []
-        """The bounds of the extents in ascending order: start, stop, start, stop, … No two are equal. So the number of
-        bounds that are not greater than a position (`bisect_right`) is odd if the position is inside an extent."""
+        """The bounds of the extents in ascending order: start, stop, start, stop, … No two are equal, because extents
+        that touch are merged. If a position is inside an extent, the number of bounds up to the position
+        (`bisect_right`) is odd."""
         for start, stop in extents:
             self.add(start, stop)
 
@@ -42,7 +43,7 @@ class Extents:
         """Adds the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the range of the replaced bounds
             # The merged extent begins at `start`, or earlier if another extent begins earlier and reaches `start`. It
             # ends at `stop`, or later if another extent begins at or before `stop` and ends later.
             bounds[first:end] = [start] * (first % 2 == 0) + [stop] * (end % 2 == 0)
@@ -51,7 +52,7 @@ class Extents:
         """Removes the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the range of the replaced bounds
             # If an extent contains the position before `start`, that extent now ends at `start`. If an extent contains
             # `stop`, that extent now begins at `stop`.
             bounds[first:end] = [start] * (first % 2) + [stop] * (end % 2)

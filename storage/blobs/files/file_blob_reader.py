@@ -16,7 +16,7 @@ from storage.data_dir.blocking_calls import as_storage_errors
 from storage.errors import StorageFailed
 
 CHUNK_BYTES = 256 * 1024
-"""Largest number of bytes in one read, and so in one chunk of an iteration."""
+"""Largest number of bytes in one read. Each read gives one chunk of an iteration."""
 
 
 class FileBlobReader:
@@ -47,7 +47,7 @@ class FileBlobReader:
             while offset < stop:
                 chunk = await file.read(min(CHUNK_BYTES, stop - offset))
                 if not chunk:
-                    raise truncated_file(self.descriptor, offset)
+                    raise truncated_file_error(self.descriptor, offset)
                 offset += len(chunk)
                 yield chunk
 
@@ -65,7 +65,7 @@ class FileBlobReader:
 
 
 class SmallBlobReader:
-    """Holds the bytes of a small blob, or of a small span of a blob (`data`). Iterating yields them in one chunk."""
+    """Holds the bytes (`data`) of a small blob, or of a small span of a blob. Iterating yields them in one chunk."""
 
     location: str | None = None  # as for `FileBlobReader`
     is_incomplete = False  # as for `FileBlobReader`
@@ -89,6 +89,6 @@ class SmallBlobReader:
         """Does nothing, because no file is open."""
 
 
-def truncated_file(descriptor: Descriptor, length: int) -> StorageFailed:
-    """Returns the error for a blob's file that has only `length` bytes, fewer than the blob."""
+def truncated_file_error(descriptor: Descriptor, length: int) -> StorageFailed:
+    """Returns the error to raise if a blob's file ends after `length` bytes, before the blob does."""
     return StorageFailed(f"the file of {descriptor.digest} ends after {length} bytes")

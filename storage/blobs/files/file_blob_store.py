@@ -17,7 +17,7 @@ from pathlib import Path
 from storage.blobs.blob_store import UNREADABLE, BytesMissing, ContentCheck, ListedBlob, OnRead, QuarantinedBytes
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.content_check import FileCheck
-from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
+from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file_error
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, version_at_path
 from storage.blobs.files.trash import Trash
@@ -111,7 +111,7 @@ class FileBlobStore:
         finally:
             os.close(fd)
         if len(data) < length:
-            raise truncated_file(descriptor, start + len(data))
+            raise truncated_file_error(descriptor, start + len(data))
         return data
 
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:

@@ -17,14 +17,14 @@ from storage.names import Digest
 
 def version_of_status(status: os.stat_result) -> str:
     """Returns a text that identifies a file and its bytes. If another file gets the same name, the text changes: the
-    new file may have the same inode number, but not also the same modification time."""
+    new file may reuse the inode number, but then has another modification time."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def version_at_path(path: Path) -> str | None:
     """Returns the version of the file at `path` (`version_of_status`); `damaged` if the inode is damaged; None if there
-    is no such file. Raises StorageFailed if the directory of the file is missing too. The blobs are then probably not
-    lost: their file system is not mounted, or an operator has moved them. Raises OSError."""
+    is no file. Raises StorageFailed if the directory of the file is missing too: the blobs are then probably not lost,
+    but their file system is not mounted, or an operator has moved them. Raises other OSErrors."""
     try:
         return version_of_status(os.stat(path))
     except FileNotFoundError:
@@ -45,9 +45,12 @@ class QuarantineDirectory:
         self._system = system
 
     def take_in(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file at `place` (a path relative to the data directory) into the quarantine. If the disk is
-        too full for a new name, unlinks the file. Does nothing if there is no file. Leaves the file where it is if its
-        inode is so damaged that the move fails."""
+        """Moves the blob's file at `place` (a path relative to the data directory) into the quarantine. Three cases
+        differ:
+
+        - There is no file: does nothing.
+        - The disk is too full for a new directory entry: unlinks the file.
+        - The inode is so damaged that the move fails: leaves the file where it is."""
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:

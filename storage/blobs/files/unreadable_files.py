@@ -1,5 +1,5 @@
-"""Lets work on many files skip the files that cannot be read (`skip_unreadable`, `has_unreadable_inode`). A file cannot
-be read if the disk has lost it, or if its permissions forbid it, for example because root has copied it there."""
+"""Lets code that works on many files skip those that cannot be read (`skip_unreadable`, `has_unreadable_inode`). A file
+cannot be read if the disk has lost it, or if its permissions forbid it, for example because root has created it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     (`FORBIDDEN_ERRNOS`), and logs a warning instead (`warn_unreadable`). Raises other errors. The file stays where it
     is.
 
-    Work on many files does not stop at such a file. Otherwise one damaged inode, or one file of root, would stop
-    garbage collection, for example, until an operator has repaired it."""
+    Without this function, one damaged inode or one file of root would stop garbage collection, for example, until an
+    operator has repaired it."""
     try:
         yield
     except OSError as error:
@@ -55,8 +55,8 @@ def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
 
 
 def describe_forbidden(path: Path, error: OSError) -> str:
-    """Returns a text that says that this process may not read the file at `path`, and which command changes that. If a
-    directory above the file denies the access, the text names that directory. `error`: has one of
+    """Returns a text that says that this process may not read the file at `path`, and which command gives it
+    permission. If a directory above the file denies the access, the text names that directory. `error`: has one of
     `FORBIDDEN_ERRNOS`."""
     while path != path.parent and not os.access(path.parent, os.X_OK, effective_ids=True):
         path = path.parent
@@ -84,8 +84,8 @@ def _is_warning_due(name: str) -> bool:
 def has_unreadable_inode(path: Path) -> bool:
     """Returns whether there is a file at `path` whose inode cannot be read; if so, logs the warning of
     `skip_unreadable`. Raises OSError. Code that deletes or moves the file calls this function first, instead of running
-    the deletion or move inside `skip_unreadable`: an error of a change must not be skipped, because it can mean that
-    the disk refuses all changes."""
+    the deletion or move inside `skip_unreadable`: an error of the deletion or move must not be skipped, because it can
+    mean that the disk refuses all changes."""
     with skip_unreadable(path):
         with suppress(FileNotFoundError):
             os.stat(path, follow_symlinks=False)

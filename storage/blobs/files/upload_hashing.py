@@ -7,9 +7,9 @@ Stored bytes have to be hashed in these cases:
 - The machine was rebooted, so the stored bytes may be damaged.
 - This process cannot save the state of a digest between two requests (`storage.running_digest`).
 
-A client can cause this work with requests that have no body, so the work must not delay other requests. A thread hashes
-only a limited number of bytes at a time (a *step*). The sessions of a process take turns, and few steps run at the same
-time, so that most threads remain free for other calls.
+A client can cause much of this work cheaply, with requests that have no body. The work must therefore not delay other
+requests. A thread hashes only a limited number of bytes at a time (a *step*). The sessions of a process take turns, and
+few steps run at the same time, so that most threads remain free for other calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONCURRENT_STEPS = 2
 
 
 class UploadHasher:
-    """Hashes for all upload sessions of the process."""
+    """Hashes stored bytes of all upload sessions of one process."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -36,7 +36,7 @@ class UploadHasher:
 
     async def hash_into(self, running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
         """Adds the bytes of `file` from `start` up to, but without, `stop` to the digest. If this call is cancelled,
-        it ends after the present step. Raises BlobUploadInvalid (a newer request has taken the session over),
+        it ends after the current step. Raises BlobUploadInvalid (a newer request has taken the session over),
         StorageFailed."""
         while start < stop:
             step_end = min(start + STEP_BYTES, stop)

@@ -23,7 +23,7 @@ from storage.metadata.sqlite.blob_changes import make_repository
 from storage.metadata.sqlite.needing_tags import NeedingTagsCheck, TargetManifest
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import heal_manifest
-from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest
+from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_pull_row
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.tag_history import not_restorable
@@ -106,7 +106,7 @@ def put_manifest(
                 return False
         _update_manifest(db, repo, repository, stored, manifest, by, now, is_push=not sparse)
     if sparse:  # the name of a mirrored repository begins with the name of its upstream
-        add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
+        add_mirrored_pull_row(db, manifest_id, repo.partition("/")[0], now)
     action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
         previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)

@@ -31,7 +31,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, TargetManifest, last_entry_id
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import damage_changes, deleted_manifests, event_tables
-from storage.metadata.sqlite.upkeep.sqlite_pulls import delete_pulls
+from storage.metadata.sqlite.upkeep.sqlite_pulls import delete_pull_row
 from storage.names import Digest, RepositoryName
 from storage.outbox import EventAction
 from storage.tag_rules import IsImmutable, immutable_delete_denied, nothing_immutable
@@ -210,7 +210,7 @@ def _delete(
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository_id, manifest_id, now))
     db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
-    delete_pulls(db, manifest_id)
+    delete_pull_row(db, manifest_id)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     damage_changes.forget_manifest(db, repository_id, target.digest)
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository_id,))

@@ -326,7 +326,7 @@ class SqliteMetadata:
 
     async def has_future_times(self) -> bool:
         """Returns whether `correct_future_times` would change anything."""
-        return future_times.are_there_future_times(self._db, self._clock())
+        return future_times.has_future_times(self._db, self._clock())
 
     async def correct_future_times(self) -> None:
         """Replaces stored times that are in the future by the present time. A time gets into the future if it is stored

@@ -16,16 +16,16 @@ from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
 _MAX_KEPT_NAMES: Final = 300_000
-"""Largest number of names in all cached lists together; a single list may have more. These names usually take
-10 MB of memory, and up to 100 MB if all of them have the greatest length."""
+"""Largest number of names in all cached lists together. A single list is cached even if it has more. This number of
+names usually takes 10 MB of memory, and up to 100 MB if all names have the greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
 """If the tag history has more new entries than this, the list is read again, without a check whether one of the entries
 is about the repository."""
 _NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
 _NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
 _HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
-"""NOT INDEXED forbids the indexes of the table. SQLite then finds the first entry after the given one by its id, and
-reads on in the order of the ids."""
+"""NOT INDEXED forbids the indexes of the table. SQLite then reads only the entries with greater ids, in the order of
+the ids."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,8 @@ class VersionLists:
         self, db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
     ) -> list[str]:
         """Returns names of tags that match `query`, at most `limit`. Their order is ascending or descending, as `query`
-        says. The first name is the next one after the tag `after`; None: the first one of the list."""
+        says. Begins with the name after the tag `after` in this order. If `after` is None, begins with the first
+        name."""
         names, text = self._names(db, repository), query.text.lower()
         if query.is_descending:
             stop = len(names) if after is None else bisect_left(names, version_key(after.name), key=version_key)
@@ -87,7 +88,7 @@ class VersionLists:
 
 def _is_current(db: apsw.Connection, repository: int, cached_list: _VersionList, newest_entry: int) -> bool:
     """Returns whether the list is known to be current. Returns False if a tag of the repository has changed since the
-    list was made, and also if there are more than `_MAX_NEW_ENTRIES` to check."""
+    list was made. Also returns False if the tag history has more than `_MAX_NEW_ENTRIES` new entries."""
     if newest_entry == cached_list.newest_entry:
         return True
     if not 0 < newest_entry - cached_list.newest_entry <= _MAX_NEW_ENTRIES:

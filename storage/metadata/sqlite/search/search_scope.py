@@ -51,7 +51,7 @@ def time_limit(db: apsw.Connection) -> Iterator[None]:
 @dataclass(frozen=True)
 class SearchScope:
     """The repositories of a search. `within`: the set of their names. `ids`: the row ids of the repositories by their
-    names, if there are only few repositories; None: there are many."""
+    names; None: the search reads the rows of all repositories."""
 
     within: NameSet
     ids: dict[str, int] | None
@@ -73,14 +73,14 @@ class SearchScope:
 
     @property
     def ids_json(self) -> str | None:
-        """The row ids as a JSON array; None: there are many repositories."""
+        """The row ids (`ids`) as a JSON array; None if `ids` is None."""
         return None if self.ids is None else json.dumps(list(self.ids.values()))
 
     @property
     def reads_hidden_rows(self) -> bool:
-        """Whether a search also reads rows of repositories that are not in the scope. Such a search reaches its limits
-        earlier if there are many of these rows. To keep that secret, its page always states that it may not be
-        complete."""
+        """Whether a search also reads rows of repositories that are not in the scope. Many such rows make the search
+        reach its limits earlier. To hide from the person whether there are many, the page always states that it may not
+        be complete."""
         return self.ids is None and not self.within.has_every_name
 
     def __contains__(self, name: str) -> bool:

@@ -39,12 +39,12 @@ class SqliteSearch:
         searches: ScanThread | ImmutableScans,
         data_version: Callable[[], object],
     ) -> None:
-        """Does short lookups with `db`, searches in `searches`, and changes the index through `writer`. `data_version`
-        returns a value that changes with every commit to the database."""
+        """Runs short lookups on `db` and searches in the thread `searches`. Changes the index through `writer`.
+        `data_version` returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
         self._complete_at: object = None
-        """The last data version at which all content was known to be in the index."""
+        """The last data version at which all content was in the index, as far as known. None if there was none yet."""
         self._writer = writer
         self._searches = searches
 
@@ -94,8 +94,8 @@ class SqliteSearch:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _has_unindexed(self, db: apsw.Connection) -> bool:
-        """Returns whether there is content that is not in the index. If a call has returned False, does not read the
-        tables again before the next commit."""
+        """Returns whether there is content that is not in the index. After a call that returned False, later calls do
+        not read the tables until the next commit."""
         version = self._data_version()
         if version != self._complete_at and not index_tables.has_unindexed(db):
             self._complete_at = version

@@ -4,9 +4,8 @@ A delivery is *pending* until the webhook has received the event or the server h
 is its oldest pending delivery. Deliveries of a repository are sent in order, so only the time of its head says whether
 the repository has anything to send now.
 
-The pending deliveries of a webhook can all belong to one repository, or each to a different one. So each statement
-names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the webhook to find
-the head of one repository.
+Each statement names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the
+webhook to find the head of one repository.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from storage.outbox import DueDeliveries
 
 MAX_FIRST_HEADS: Final = 500
 """Number of heads that a look-up reads first. If the webhook has no further heads, the look-up needs no other statement
-to find the due ones. SQLite reads this number of heads in about two milliseconds."""
+to find the due heads. SQLite reads this number of heads in about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. Some of them
 can be *dead letters*: deliveries that were given up. These are often older than all pending deliveries, so the number
@@ -43,11 +42,11 @@ WITH RECURSIVE head (event, repository, next_at) AS (
    WHERE d.webhook = ?1 AND d.event = (SELECT p.event FROM {_PENDING} AND p.repository > h.repository
                                         ORDER BY p.repository, p.event LIMIT 1)"""
 """The beginning of a statement. Finds the heads of the webhook ?1, one repository after the other, in the order of the
-repositories' names. So SQLite reads one pending delivery of each repository, and not all."""
+repositories' names. SQLite reads only one pending delivery of each repository."""
 _FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
 # The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time. ?3 is the latest plausible
-# time of a next attempt; a later one was stored before the clock was set back (see `_is_due`). ?4 has the repositories
-# to leave out (a JSON array).
+# time of a next attempt; a time after ?3 was stored before the clock was set back (see `_is_due`). ?4 is a JSON array
+# of the repositories to leave out.
 _IS_DUE: Final = "(next_at <= ?2 OR next_at > ?3)"
 _IS_INCLUDED: Final = "repository NOT IN (SELECT value FROM json_each(?4))"
 _DUE_AMONG_THE_OLDEST: Final = f"""
@@ -78,8 +77,9 @@ def find_due(
     max_events: int,
     excluded: Collection[str],
 ) -> DueDeliveries:
-    """Returns the deliveries that `storage.outbox.Outbox.due` describes: at most `max_events` of each of at most
-    `max_repositories` repositories. `now`: in seconds since 1970. `excluded`: the repositories to leave out.
+    """Returns the deliveries that `storage.outbox.Outbox.due` describes: those of at most `max_repositories`
+    repositories, and at most `max_events` of each. `now`: in seconds since 1970. `excluded`: the repositories to leave
+    out.
 
     If at most `MAX_FIRST_HEADS` repositories have pending deliveries, reads all heads. Otherwise searches for due heads
     among the oldest deliveries first, and reads all heads only if it finds fewer than `max_repositories`."""

@@ -4,7 +4,7 @@ until the clock has reached these times.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
-replaces it. Then the garbage stays for the usual time from now on.
+replaces it. The garbage then stays for the usual time, counted from the present.
 
 The table `pull_recording` has the *recording start*: the time since which all pulls are recorded. Content that was
 pushed earlier may have been pulled without a record, so retention treats it as pulled at the recording start. A restore
@@ -23,11 +23,11 @@ from storage.metadata.sqlite.blob_changes import queue_for_collection
 from storage.names import Digest
 
 MAX_CORRECTED_ROWS: Final = 500
-"""Largest number of rows of each table that one transaction corrects, because other changes wait for it."""
+"""Largest number of rows of each table that one transaction corrects. Other changes wait for the transaction."""
 MAX_CORRECTED_MANIFESTS: Final = 20
 """Largest number of deleted manifests that one transaction corrects. Their rows have bodies of up to 4 MiB, so each
 takes up to 10 ms."""
-_ARE_THERE_FUTURE_TIMES: Final = """
+_HAS_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
     OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)
     OR EXISTS (SELECT 1 FROM pull_recording WHERE since > ?1)"""
@@ -41,17 +41,17 @@ UPDATE blob_link SET needed = ?3
  WHERE repository = ?1 AND blob = (SELECT id FROM blob WHERE digest = ?2) AND needed > ?4"""
 
 
-def are_there_future_times(db: apsw.Connection, now: float) -> bool:
+def has_future_times(db: apsw.Connection, now: float) -> bool:
     """Returns whether `correct_future_times` would change anything. `now`: in seconds since 1970. Reads at most one
     entry of an index of each table, and the only row of `pull_recording`."""
-    return bool(db.execute(_ARE_THERE_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
+    return bool(db.execute(_HAS_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
     """Replaces times that are more than `CLOCK_MARGIN_SECONDS` after `now` (seconds since 1970) by `now`. Corrects at
     most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue and
     the links that they name, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
-    start. Returns whether there may be more. Runs inside a transaction, which the caller commits."""
+    start. Returns whether there may be more times to correct. Runs inside a transaction, which the caller commits."""
     future_start = now + CLOCK_MARGIN_SECONDS
     db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_start))
     entries: list[Any] = db.execute(
@@ -60,8 +60,8 @@ def correct_future_times(db: apsw.Connection, now: float) -> bool:
     for repository, digest in entries:
         queue_for_collection(db, repository, Digest(digest), now)
         db.execute(_CORRECT_LINK, (repository, digest, now, future_start))
-    is_more = len(entries) == MAX_CORRECTED_ROWS
+    may_be_more = len(entries) == MAX_CORRECTED_ROWS
     for sql, limit in (_CORRECT_UPLOADS, MAX_CORRECTED_ROWS), (_CORRECT_DELETED_MANIFESTS, MAX_CORRECTED_MANIFESTS):
         db.execute(sql, (now, future_start, limit))
-        is_more = is_more or db.changes() == limit
-    return is_more
+        may_be_more = may_be_more or db.changes() == limit
+    return may_be_more

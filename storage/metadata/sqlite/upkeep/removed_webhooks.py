@@ -25,7 +25,7 @@ from storage.outbox import DroppedDeliveries
 IS_OF_READER: Final = "+d.webhook IN (SELECT name FROM event_reader)"
 """SQL condition: the table `event_reader` has the webhook of the delivery `d`. The `+` keeps SQLite
 from choosing an index for this condition."""
-_REMOVED: Final = """
+_FIND_REMOVED: Final = """
 WITH RECURSIVE webhook (name) AS (
   SELECT min(webhook) FROM event_delivery
   UNION ALL
@@ -53,20 +53,20 @@ def has_deliveries(db: apsw.Connection, webhooks: Set[str]) -> bool:
     )
 
 
-def count(db: apsw.Connection, webhooks: Set[str]) -> list[DroppedDeliveries]:
-    """Returns how many deliveries each of the webhooks has, if it has some. Reads all of them, so it must not run in a
-    transaction that changes something."""
+def count_deliveries(db: apsw.Connection, webhooks: Set[str]) -> list[DroppedDeliveries]:
+    """Returns the numbers of deliveries of the webhooks. Leaves out webhooks without deliveries. Reads all the
+    deliveries, so it must not run in a transaction that changes something."""
     rows: list[Any] = db.execute(_COUNTS, (json.dumps(sorted(webhooks)),)).fetchall()
     return [DroppedDeliveries(*row) for row in rows]
 
 
-def find(db: apsw.Connection) -> str | None:
-    """Returns the name of a webhook with leftovers; None if there is none."""
-    webhook: str | None = db.execute(_REMOVED).get
+def find_removed(db: apsw.Connection) -> str | None:
+    """Returns the name of a webhook with leftovers; None if there are no leftovers."""
+    webhook: str | None = db.execute(_FIND_REMOVED).get
     return webhook
 
 
 def delete_portion(db: apsw.Connection) -> None:
-    """Deletes at most `outbox_limits.MAX_DROPPED` leftovers of a webhook, inside a transaction that the caller
-    commits."""
-    db.execute(_DELETE_OLDEST, (find(db), outbox_limits.MAX_DROPPED))
+    """Deletes at most `outbox_limits.MAX_DROPPED` leftovers of one webhook, if there are leftovers. Runs inside a
+    transaction, which the caller commits."""
+    db.execute(_DELETE_OLDEST, (find_removed(db), outbox_limits.MAX_DROPPED))

@@ -12,7 +12,7 @@ from storage.imports import LastTagChange
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep.sqlite_pulls import add_imported_manifest
+from storage.metadata.sqlite.upkeep.sqlite_pulls import add_imported_pull_row
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import RETENTION_ACTOR
 
@@ -98,7 +98,7 @@ class SqliteImportRecords:
             manifest = db.execute(_MANIFEST, (repo, digest)).get
             if manifest is None:
                 return
-            add_imported_manifest(db, manifest, self._clock())
+            add_imported_pull_row(db, manifest, self._clock())
             for tag, set_at in (tags or {}).items():
                 db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 

@@ -80,7 +80,9 @@ class SqliteOutbox:
         if set(rows) == set(map(event_tables.reader_row, readers)):
             return []
         removed = {name for name, _, _ in rows} - {reader.name for reader in readers}
-        counts = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
+        counts = (
+            await self._scan_deliveries(partial(removed_webhooks.count_deliveries, webhooks=removed)) if removed else []
+        )
         change = partial(event_tables.configure, readers=readers)
         # The result is None if a new reader has the name of a removed webhook that still has deliveries.
         while (removed_by_change := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
@@ -91,7 +93,7 @@ class SqliteOutbox:
     async def _delete_leftovers(self) -> None:
         """Deletes the leftovers, which are the deliveries of removed webhooks, in several transactions if there are
         many. Writes nothing if there are none."""
-        while await self._scan_deliveries(removed_webhooks.find) is not None:
+        while await self._scan_deliveries(removed_webhooks.find_removed) is not None:
             await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL)
 
     async def add(self, events: Sequence[NewEvent]) -> None:

@@ -43,7 +43,7 @@ class SqlitePulls:
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def mark_recorded(self, now: float) -> None:
-        # `ReserveUse.NONE`: as long as `save` cannot store pulls, the store must not say that all pulls are recorded.
+        # `ReserveUse.NONE`: on a full disk, `save` cannot store pulls, so the store must not say that all are recorded.
         await self._writer.run(
             lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
@@ -53,7 +53,7 @@ class SqlitePulls:
         return None if row is None else PullRecord(*row)
 
 
-def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
+def add_mirrored_pull_row(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
     """Adds a row with 0 pulls to `manifest_pull` for a mirrored manifest that was just stored. The row has `now`
     (seconds since 1970) as the time of the last pull. Does nothing if the manifest has a row already. Runs inside a
     transaction, which the caller commits."""
@@ -63,7 +63,7 @@ def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, 
     )
 
 
-def add_imported_manifest(db: apsw.Connection, manifest_id: int, now: float) -> None:
+def add_imported_pull_row(db: apsw.Connection, manifest_id: int, now: float) -> None:
     """Gives a manifest that was imported from another registry a row with 0 pulls. The row has the time of the import,
     `now` (seconds since 1970), as the time of the last pull. Does nothing if the manifest was pulled already. Runs
     inside a transaction, which the caller commits."""
@@ -74,7 +74,7 @@ def add_imported_manifest(db: apsw.Connection, manifest_id: int, now: float) -> 
     )
 
 
-def delete_pulls(db: apsw.Connection, manifest_id: int) -> None:
+def delete_pull_row(db: apsw.Connection, manifest_id: int) -> None:
     """Deletes the row of a manifest in `manifest_pull`, before the manifest itself is deleted. Runs inside a
     transaction, which the caller commits."""
     db.execute("DELETE FROM manifest_pull WHERE manifest = ?", (manifest_id,))

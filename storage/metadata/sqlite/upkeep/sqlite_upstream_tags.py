@@ -52,7 +52,7 @@ WITH RECURSIVE needed (tag, digest) AS (
      WHERE b.repository = (SELECT id FROM repository WHERE name = ?1) AND b.digest = ?2)
  ORDER BY tag LIMIT 1"""
 """The first frozen tag of the repository ?1 that needs the manifest or blob with the digest ?2. A tag needs its
-manifest, the manifests that this one lists, directly or through other indexes, and the blobs of all these manifests."""
+manifest. An index needs the manifests that it lists. Each manifest needs its blobs."""
 
 
 class SqliteUpstreamTags:
@@ -67,9 +67,9 @@ class SqliteUpstreamTags:
         clock: Callable[[], float],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """`db` is the connection for short reads, which run on the event loop. `cache` runs the lookup whether a tag is
-        frozen, because the mirror needs it at each request for a tag. `scans` runs long reads in a thread, `writer`
-        runs changes. `clock` returns the time in seconds since 1970."""
+        """`db` is the connection for short reads, which run on the event loop. `cache` answers whether a tag is frozen,
+        because the mirror asks this at each request for a tag. `scans` runs long reads in a thread, `writer` runs
+        changes. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._cache = cache
         self._writer = writer
@@ -160,8 +160,8 @@ class SqliteUpstreamTags:
 
 
 def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
-    """Deletes the sightings of those `tags` that are still unused (`_UNUSED`). Returns the number of these tags.
-    `before`: the newest sighting of an unused tag is older than this time, in seconds since 1970."""
+    """Deletes the sightings of those `tags` that are still unused: the newest sighting is older than `before` (seconds
+    since 1970), and the tag is not in the cache. Returns the number of these tags."""
     forgotten = 0
     for repo, tag in tags:
         row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()

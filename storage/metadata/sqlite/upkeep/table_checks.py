@@ -20,20 +20,20 @@ PAGE_ROWS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken`: an SQL
-    condition on a row (alias `t`) that is true if the row breaks the rule. `text`: a description of the problem for
+    """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken_if`: an
+    SQL condition on a row (alias `t`) that is true if the row breaks the rule. `text`: a description of the problem for
     people; `{repository}` and `{item}` stand for the names in the problem."""
 
     code: ProblemCode
-    broken: str
+    broken_if: str
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """The rules for the rows of a table. `area`: the name of the check, which each of its problems states. `key`: the
-    columns of the table's key. `repository`, `item`: SQL expressions for two names that a problem states: the name of
-    the repository, and the tag or digest that the row is about. Each is empty if the row has none."""
+    """The rules for the rows of a table. `area`: the name of the check, which its problems carry. `key`: the columns of
+    the table's key. `repository`, `item`: SQL expressions for two names that a problem states: the name of the
+    repository, and the tag or digest that the row is about. Each is empty if the row has no such name."""
 
     area: str
     table: str
@@ -43,7 +43,8 @@ class TableCheck:
     rules: tuple[Rule, ...]
 
     def check(self, db: apsw.Connection, after: Key | None) -> CheckedPage:
-        """Checks the next rows, at most `PAGE_ROWS`, after the key `after`; None: from the first row on."""
+        """Checks the next rows, at most `PAGE_ROWS`, after the key `after`. If `after` is None, begins at the first
+        row."""
         columns = ", ".join(self.key)
         where = "" if after is None else f"WHERE ({columns}) > ({', '.join('?' * len(self.key))})"
         statement = f"SELECT * FROM {self.table} {where} ORDER BY {columns} LIMIT {PAGE_ROWS}"
@@ -52,7 +53,7 @@ class TableCheck:
         return CheckedPage(len(rows), problems, self._key(rows[-1]) if len(rows) == PAGE_ROWS else None)
 
     def recheck(self, db: apsw.Connection, key: Key, code: ProblemCode) -> Problem | None:
-        """Checks the row with this key. Returns its problem with this code; None if there is none."""
+        """Checks the row with this key. Returns its problem with this code; None if it has no such problem."""
         conditions = " AND ".join(f"{column} = ?" for column in self.key)
         rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)
         return next((problem for row in rows for problem in self._problems(row) if problem.code is code), None)
@@ -61,7 +62,7 @@ class TableCheck:
         """Returns the rows that `statement` selects. For each row: its key, the two names, and for each rule
         whether the row breaks the rule."""
         key_columns = ", ".join(f"t.{column}" for column in self.key)
-        rules = ", ".join(f"({rule.broken})" for rule in self.rules)
+        rules = ", ".join(f"({rule.broken_if})" for rule in self.rules)
         return db.execute(
             f"SELECT {key_columns}, {self.repository}, {self.item}, {rules} FROM ({statement}) t", parameters
         ).fetchall()
@@ -85,7 +86,7 @@ _NO_MANIFEST: Final = "NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = t.manif
 
 
 def _reference_check(table: str) -> TableCheck:
-    """Returns the check of `manifest_blob` or `manifest_child`."""
+    """Returns the check of `table`, which is `manifest_blob` or `manifest_child`."""
     text = "the metadata has a reference to this digest from a manifest that does not exist"
     rule = Rule(ProblemCode.REFERENCE_WITHOUT_MANIFEST, _NO_MANIFEST, text)
     return TableCheck(table, table, ("repository", "digest", "manifest"), _REPOSITORY, "t.digest", (rule,))

@@ -2,9 +2,9 @@
 
 A *scope* is a set of repositories whose blobs, bytes and tags are counted. Each quota has a scope: the repositories
 that it limits. The cache of mirrored content has scopes too: one for each upstream, and one for all upstreams together.
-So a wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much or too little.
+A wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much or too little.
 
-A blob counts once in a scope. A scope also counts the *links* of each blob: the repositories in the scope that have the
+A scope counts each blob once. It also counts the *links* of each blob: the repositories in the scope that have the
 blob. A new scope is not complete until the content that was stored before it is counted. Such a scope is not checked.
 """
 
@@ -69,8 +69,8 @@ wrong count is not a problem of one repository."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
-    """Counts the blob or scope of the problem again. Returns a text that says what was done; None for a problem of
-    another kind. Runs in a transaction."""
+    """Counts the blob or scope of the problem again. Returns a text that says what was done; None if the code of the
+    problem is not from these checks. Runs in a transaction."""
     if problem.code is ProblemCode.USAGE_LINKS:
         _recount_blob(db, problem.key)
     elif problem.code is ProblemCode.USAGE_TOTALS:
@@ -98,8 +98,8 @@ def _recount_blob(db: apsw.Connection, key: Key) -> None:
 
 
 def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
-    """Corrects the totals of all scopes that have counted the blob, when its size in bytes is corrected from `before`
-    to `after`."""
+    """Corrects the totals of all scopes that have counted a blob, when the size of the blob in bytes is corrected from
+    `before` to `after`. `blob`: the row id of the blob."""
     db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))
     db.execute(
         "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",
