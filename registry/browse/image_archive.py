@@ -134,9 +134,9 @@ async def open_archive(
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once. Returns None if the image cannot be sent: the manifest is damaged or
-    describes no image, has more than MAX_LAYERS layers, or has layers that registries need not store
-    (`Manifest.foreign`)."""
+    """Returns the blobs of an image, each once. Returns None if the image cannot be sent: the manifest cannot be
+    parsed (`Manifest.is_readable`), describes no image, has more than MAX_LAYERS layers, or has layers that registries
+    need not store (`Manifest.foreign`)."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:

@@ -172,8 +172,8 @@ def build_steps(
     layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Container[Digest]
 ) -> list[BuildStep]:
     """Returns the build steps of an image: one for each entry of the history. The entries that have added a layer get
-    the layers in order. Some builders write an incomplete history or none; each remaining layer becomes a step without
-    a command at the end."""
+    the layers in order. Some builders write an incomplete history or none; each remaining layer becomes a step at
+    the end, without a command."""
     views = [layer_view(layer, present) for layer in layers]
     next_layer = iter(views)
     steps = [
@@ -201,6 +201,6 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
     """Returns how many build steps of an image are missing from `steps`; the real number can be larger. An image has at
-    least one step for each entry of its history, and at least one for each layer."""
+    least as many steps as its history has entries, and at least as many as it has layers."""
     history_length = 0 if config is None else len(config.history) + config.more_history
     return max(history_length, len(manifest.layers), len(steps)) - len(steps)

@@ -54,9 +54,9 @@ _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
 """How many characters the addresses and titles of all links in the HTML may have together. Each use of a link
 definition repeats its address and title."""
 _MAX_NESTING: Final = 20
-"""How many levels of nested quotes are formatted. A nested list counts as two levels. A top-level block with more
-levels is shown as plain text, and so is everything after it. `_BoundedBlockParser` checks this limit, because the
-parser's own check (`maxNesting`) would drop the text at the deeper levels."""
+"""A top-level block with this many levels of nested quotes, or more, is shown as plain text, and so is everything after
+it. A nested list counts as two levels. `_BoundedBlockParser` checks this limit, because the parser's own check
+(`maxNesting`) would drop the text at the deeper levels."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {

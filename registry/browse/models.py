@@ -81,8 +81,8 @@ class TagRow(View):
 
 class TagRowPage(View):
     """A page of the tags of a repository. `next`: to get the next page, send this value as `after`; null: this is the
-    last page. `order`: the order of the list. If a list has too many tags or manifests to sort it by `size`, its order
-    is `name`."""
+    last page. `order`: the order of the list. It is the requested order, with one exception: the order
+    `name` replaces `size` if the list has too many tags or manifests for `size`."""
 
     items: list[TagRow]
     next: str | None
@@ -211,7 +211,7 @@ class ReferrerView(View):
     created: datetime | None
     annotations: dict[str, str]
     about: str = Field(
-        description="Digest of the manifest to which the referrer refers. An attestation by BuildKit, in an index, "
+        description="Digest of the manifest to which the referrer refers. In an index, an attestation by BuildKit "
         "refers to the image of one platform"
     )
     tag: str | None = Field(
@@ -244,7 +244,7 @@ class FileContent(View):
 
     - `text`: null if the file is large, is not text, or is not present.
     - `statement`: the statement in the DSSE envelope or Sigstore bundle that the file contains, as JSON text; null if
-      there is no statement, or if it is too long or too deeply nested to show.
+      `text` is null, if there is no statement, or if it is too long or too deeply nested to show.
     - `predicate_type`: the type of the statement, as the statement itself says or, if it does not, as the file's
       annotation says; empty if neither says it."""
 

@@ -185,7 +185,8 @@ class RepositoryBrowser:
     ) -> ComparisonView:
         """Compares two images of a repository. `platform`: for an index, the platform whose image is compared; None: a
         platform that both images have. Raises ManifestUnknown, also if one of the two is not an image that is
-        stored here, or if they have no platform in common."""
+        stored here. If `platform` is None and one of the two is an index, also raises it if they have no platform in
+        common."""
         async with self._reading(request):
             views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
             if platform is None and (common := common_platform(*views)) is not None:
@@ -234,12 +235,13 @@ class RepositoryBrowser:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
         has edited; None: the revision is not checked. `top_heading`: as for `description`. The repository has to be
         hosted, and the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if the
-        text is too long, and PreconditionFailed if the description has another revision than `revision`."""
+        text is too long or is not UTF-8, and PreconditionFailed if the description has another revision than
+        `revision`."""
         return await self._descriptions.put(repo, text, revision, by, visitor_of(request), top_heading)
 
     async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
         """Renders `text` as `description` renders a stored description. Raises RequestInvalid if the text is too
-        long."""
+        long or is not UTF-8."""
         return await self._descriptions.preview(text, visitor_of(request), top_heading)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:

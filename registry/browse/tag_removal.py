@@ -89,8 +89,9 @@ class TagRemover:
     async def _removal_plan(
         self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
     ) -> TagRemovalPlan:
-        """Returns the plan for the removal of `tags`, without immutable tags and without the manifests that they
-        need."""
+        """Returns the plan for the removal of those `tags` that are not immutable. The plan has no immutable referrer
+        tags either, but its manifests can include manifests to which these point. `remove` does not delete these
+        manifests, because they have a tag."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 

@@ -167,9 +167,10 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address in the settings: `public_url` or, if it is not set, `listen`. If the host in `listen` is a
-    wildcard, such as `0.0.0.0`, returns an address with the host `localhost`, and prints a hint on stderr, because
-    other machines cannot use this address. Ends the command if `listen` has port 0 and `public_url` is not set."""
+    """Returns the address in the settings: `public_url` or, if it is not set, `listen`. If `public_url` is not
+    set and the host in `listen` is a wildcard, such as `0.0.0.0`, returns an address with the host `localhost`, and
+    prints a hint on stderr, because other machines cannot use this address. Ends the command if `public_url` is not set
+    and `listen` has port 0."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks a free port when it starts, so the settings do not tell the port; "
@@ -187,10 +188,10 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
     """Returns the hosts that `names`, the values of --upstream, select.
 
-    - If the settings have upstreams: returns the hosts of the named upstreams, or all hosts if `names` is empty. Ends
-      the command for a name that is not mirrored.
-    - If the settings have no upstream: each name becomes an upstream with default settings. If `names` is empty, this
-      upstream is docker.io."""
+    - If the settings have upstreams: returns the hosts that the names select (`_is_selected`); all hosts if `names` is
+      empty. Ends the command for a name that is not mirrored.
+    - If the settings have no upstream: each name becomes an upstream with default settings. An empty `names` means
+      docker.io."""
     from registry.clients.client_setup import mirrored_hosts
 
     if not settings.upstream:
