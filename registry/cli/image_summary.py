@@ -20,10 +20,10 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Media types of the configs of ordinary images. For such an image, the text summary does not show the artifact type,
-which is the media type of the config."""
+"""Media types of the configs of ordinary images. If the artifact type is one of them, the text summary does not show
+it. The artifact type of a manifest that states none is the media type of its config."""
 MAX_LISTED = 20
-"""Maximum number of tags, and of referrers, that the text summary lists. Of more, it shows only the number."""
+"""Maximum number of tags, and of referrers, that the text summary lists. Of the others, it shows only the number."""
 
 
 async def summarize_image(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 EXPIRY_WARNING_FRACTION: Final = 1 / 10
-"""There is a warning if the time until a certificate expires is less than this fraction of its whole lifetime, and also
-less than `EXPIRY_WARNING_DAYS`."""
+"""There is a warning if the time until the server's certificate expires is less than this fraction of its whole
+lifetime, and also less than `EXPIRY_WARNING_DAYS`."""
 EXPIRY_WARNING_DAYS: Final = 21.0
 _RENEW_STEP: Final = (
     "renew it, and find out why it was not renewed automatically; the server reads new files without a restart"

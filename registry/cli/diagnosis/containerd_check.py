@@ -58,7 +58,8 @@ class ContainerdConfig:
 
     @property
     def pulls_locally(self) -> bool:
-        """Whether a setting switches off the transfer service, through which containerd 2.x pulls by default."""
+        """Whether a setting switches off the transfer service, through which containerd 2.1 and later pull by
+        default."""
         plugin = self.plugins.get(self.section)
         if self.version < 3 or not isinstance(plugin, dict):
             return False
@@ -70,7 +71,7 @@ def check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding
     which containerd should pull.
 
     k3s and RKE2 contain a containerd with its own files. If the machine has k3s or RKE2, this function checks these
-    files, and checks a separate containerd only if there is a `config.toml`."""
+    files, and checks a separate containerd only if `/etc/containerd/config.toml` exists."""
     findings: list[Finding] = []
     for distribution in distributions_on(files):
         findings += check_k3s(files, target, distribution)
@@ -148,9 +149,9 @@ def _text_list(file: str, document: dict[str, Any], key: str) -> list[str]:
 
 
 def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`. If the pattern is an absolute
-    path with wildcards only in the file name, raises FileUnusable if the directory cannot be listed. With any other
-    pattern, ignores directories that cannot be listed."""
+    """Returns the paths of the files that match a pattern of `imports`. If the directory in the pattern is an absolute
+    path without wildcards and cannot be listed, raises FileUnusable. With any other pattern, leaves out directories
+    that this user may not list, and returns an empty list if the pattern is empty or not valid."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):
@@ -247,10 +248,10 @@ def _check_mirrors(config: ContainerdConfig, mirrors: dict[str, Any], target: Ta
         lines=_config_lines(config.version),
     )
     for host in target.hosts:
-        yield _inline_finding(config, mirrors, host, target)
+        yield _mirror_finding(config, mirrors, host, target)
 
 
-def _inline_finding(
+def _mirror_finding(
     config: ContainerdConfig, mirrors: dict[str, Any], host: MirroredHost, target: TargetRegistry
 ) -> Finding:
     mirror = mirrors.get(host.prefix) or mirrors.get("*")

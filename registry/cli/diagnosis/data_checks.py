@@ -174,8 +174,8 @@ def _often_changed_files(data: Path) -> Iterator[Path]:
 
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
-    """Yields a finding if a restart or the removal of a container deletes the content of the file system. Also yields
-    a finding if the server does not start on this file system."""
+    """Yields a finding if the content of the file system is lost when the machine restarts or the container is removed.
+    Also yields a finding if the server does not start on this file system."""
     kind = file_system_type(data)
     if kind in _MEMORY_FILE_SYSTEMS:
         why = "all content is gone after a restart of the machine"
@@ -202,8 +202,8 @@ def _check_space(settings: Settings) -> list[Finding]:
     if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
         what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
         findings.append(warning(name, what, "each blob needs one, whatever its size", step))
-    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason` returns a text if
-    # less space is free than the settings in [disk] require. `disk_full_reason` returns one if there is no room for new
+    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason` returns a text if less
+    # space is free than the settings in [disk] require. `disk_full_reason` returns a text if there is no room for new
     # content.
     try:
         with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:

@@ -37,7 +37,7 @@ _USER_CONFIG = "~/.docker/config.json"
 @dataclass(frozen=True, slots=True)
 class _Proxies:
     """The proxies that a file sets. `file`: the path of the file. `by_scheme`: the proxies for `http` and for `https`;
-    an empty text if there is none. `no_proxy`: the hosts that docker reaches without a proxy, in the format of the
+    an empty text if there is none. `no_proxy`: the hosts that are reached without a proxy, in the format of the
     variable NO_PROXY."""
 
     file: str
@@ -45,8 +45,8 @@ class _Proxies:
     no_proxy: str
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the URL of the proxy through which docker reaches `url`; None if docker uses no proxy for it. Leaves
-        out the user name and password of the proxy."""
+        """Returns the URL of the proxy through which `url` is reached, without the user name and password of the proxy.
+        Returns None if `url` is reached without a proxy."""
         parts = urlsplit(url)
         proxy = self.by_scheme.get(parts.scheme)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -162,8 +162,8 @@ def _proxies_from_systemd(files: ClientFiles) -> _Proxies | None:
                 variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
-        """Returns the value of a variable and the file that sets it; two empty texts if there is no such variable. A
-        variable with the name in upper case counts first."""
+        """Returns the value of a variable and the file that sets it; two empty texts if there is no such variable. If
+        the name is set in upper case and in lower case, the one in upper case counts."""
         return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     found = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}

@@ -215,8 +215,8 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
 
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
-    """Returns whether `first` is nearly as good as `best`. Compares the speed of blobs. If this speed was not measured
-    for both, compares the time to the first byte instead."""
+    """Returns whether `first` is nearly as good as `best`. Compares the speed of blobs. If this speed is missing for
+    one endpoint or both, compares the time to the first byte instead."""
     if first is best:
         return True
     if first.error is not None:

@@ -51,7 +51,7 @@ DISTRIBUTIONS = (
 
 
 def distributions_on(files: ClientFiles) -> list[KubernetesDistribution]:
-    """Returns the distributions that have a file on the machine."""
+    """Returns the distributions whose `file` or `generated_file` exists on the machine."""
     return [
         distribution
         for distribution in DISTRIBUTIONS
@@ -163,8 +163,8 @@ def _mapping(distribution: KubernetesDistribution, document: dict[str, Any] | No
 
 
 def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
-    """Returns the whole content that the file should have: its present content without unknown keys, and with
-    the missing entries for this registry."""
+    """Returns the whole content that the file should have: its present content without unknown keys, and with the
+    missing entries for this registry."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}

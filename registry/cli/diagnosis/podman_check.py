@@ -16,8 +16,8 @@ from registry.clients.client_setup import MirroredHost
 
 CHECK = "podman"
 _SYSTEM_FILE, _USER_FILE = "/etc/containers/registries.conf", "~/.config/containers/registries.conf"
-"""The configuration for all users, and the configuration of one user. If the user has one, podman does not read the one
-for all users."""
+"""The configuration for all users, and the configuration of one user. If the user's file exists, podman does not read
+the file for all users."""
 _V1_KEYS = ("search", "insecure", "block")
 """The tables below `registries` in a file of the old format, version 1."""
 DROP_IN = "/etc/containers/registries.conf.d/50-entrepot.conf"
@@ -28,8 +28,8 @@ _WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemct
 class RegistryEntry:
     """A `[[registry]]` table.
 
-    - `prefix`: the table is for images whose names begin with this text. A prefix such as `*.example.com` is for images
-      of all hosts in the domain.
+    - `prefix`: the table is for images whose name is this text, or begins with this text and `/`, `:` or `@`. A prefix
+      such as `*.example.com` is for images of all hosts in the domain.
     - `values`: the settings in the table.
     - `file`: the path of the file that contains the table."""
 
@@ -158,9 +158,9 @@ def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegi
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself.
 
-    The location of a source must be this registry's host with the whole prefix of the entry below it: an entry for
-    `registry.corp/team` needs `HOST/registry.corp/team`. If the settings of this registry name the upstream `corp`, the
-    location `HOST/corp/team` leads to the mirror as well."""
+    A source leads to the mirror if its location is HOST/PREFIX: this registry's host and the whole prefix of the entry.
+    An entry for `registry.corp/team` needs `HOST/registry.corp/team`. The name of the upstream in the settings of this
+    registry may replace the upstream's host: if this name is `corp`, `HOST/corp/team` leads to the mirror as well."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.upstream}{path_below_host}",

@@ -26,7 +26,7 @@ request for it does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
 """If an endpoint takes longer than this to respond to GET `/v2/`, there is a warning."""
 _PLAIN_HTTP_SECONDS: Final = 2.0
-"""Time limit for the response to a plain HTTP request, which is sent after TLS has failed."""
+"""Time limit, as in `PROBE_SECONDS`, of the plain HTTP probe of an https endpoint that has not responded."""
 _FEW_PULLS_FRACTION: Final = 1 / 10
 """If no more than this fraction of the allowed pulls is left, there is a warning."""
 
@@ -173,7 +173,8 @@ class _EndpointCheck:
 
 
 def _next_step(error: str, upstream: Upstream) -> str:
-    """Returns what the user should do about an endpoint that cannot be reached. `error`: the text of the error."""
+    """Returns what the user should do about an endpoint that cannot be reached. `error`: the text of the error, or
+    `timeout`."""
     text = error.lower()
     if "expired" in text:
         return (

@@ -1,7 +1,7 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
 cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`). The
 commands about frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, even if the
-tag moves at the upstream.
+upstream moves or deletes the tag.
 
 An *upstream* is a remote registry whose content this registry caches. Modules that take long to import are imported
 inside the functions, so that `entrepot --help` is quick.
