@@ -1,6 +1,6 @@
 """`ActivityCounts`: computes the activity of the server (such as pulls, pushes and cache hits) from the counts in
-shared memory, and remembers how much of it is already stored in the database (`storage.activity`). A *cell* is one
-number in that memory."""
+shared memory, and remembers which part of the activity is already stored in the database (`storage.activity`). A *cell*
+is one number in the shared memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from registry.telemetry.shared_cells import SharedCells
 from storage.activity import Activity
 
 _PULLED: Final = ("200", "304")
+"""A response with one of these statuses to a GET or HEAD request for a manifest counts as a pull."""
 _PUSHED: Final = ("201",)
-"""Statuses of the responses that count as pulls and as pushes of manifests."""
+"""A response with this status to a PUT request for a manifest counts as a push."""
 _ROUTES: Final = ("manifests", "blobs")
 """Routes whose requests count as cache hits or misses."""
 _HITS: Final = ("hit", "stale", "revalidated")
@@ -27,8 +28,8 @@ _FIELD_COUNT: Final = len(fields(Activity))
 class ActivityCounts:
     """The activity that all processes of one server have counted together.
 
-    Cells in the same memory hold the activity that was stored already. So another process can continue the work if the
-    process that stores the activity dies, or after a restart that keeps the counts."""
+    The shared memory also records which activity was stored. If the process that stores the activity dies, another
+    process can therefore continue. A restart that keeps the counts keeps this record too."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
         """`plan`: reserves cells for the stored activity. `requests`: counts the complete responses by route, method
@@ -41,8 +42,8 @@ class ActivityCounts:
         """Position of the first cell for the stored activity. There is one cell for each field of `Activity`."""
 
     def attach_memory(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
-        """Makes the methods use the memory `cells`, laid out by the `plan`. `totals` returns the total of each of its
-        cells over all processes."""
+        """Makes the methods use the memory `cells`, laid out by the `plan`. `totals` returns a number for
+        each cell: the total over all processes."""
         self._cells = cells
         self._totals = totals
 
@@ -56,16 +57,18 @@ class ActivityCounts:
         """Returns the activity since the server's start that is not stored yet. Takes some milliseconds."""
         totals = self._totals()
         stored = totals[self._first_stored : self._first_stored + _FIELD_COUNT]
-        return Activity(*(max(0, int(now - before)) for now, before in zip(self._counted(totals), stored, strict=True)))
+        return Activity(
+            *(max(0, int(now - before)) for now, before in zip(self._field_totals(totals), stored, strict=True))
+        )
 
     def on_stored(self, activity: Activity) -> None:
-        """Records that the activity is stored now. If the process is killed before this call, the activity is stored
-        twice. This does little harm, because the activity is only shown in charts."""
+        """Records that the activity is stored now. If the process is killed after it has stored the activity and before
+        this call, the activity is stored twice. This does little harm, because only charts show the activity."""
         for position, number in enumerate(astuple(activity)):
             self._cells.own[self._first_stored + position] += number
 
-    def _counted(self, totals: Sequence[float]) -> Iterator[float]:
-        """Yields the numbers of an `Activity`, in the order of its fields."""
+    def _field_totals(self, totals: Sequence[float]) -> Iterator[float]:
+        """Yields the activity since the server's start: one number for each field of `Activity`, in this order."""
         requests, mirror = self._requests, self._mirror
         yield sum(
             totals[requests.cell("manifests", method, status)] for method in ("GET", "HEAD") for status in _PULLED

@@ -1,9 +1,9 @@
 """`ActivityRecorder`: stores the activity of the server (such as pulls and pushes) from time to time.
 
 All processes count the activity in shared memory, and one process stores these counts in the database. Each commit
-empties the response caches of all processes. So the counts are stored rarely, only if there is activity to store, and
-only at times at which the pulls of each manifest are stored anyway (`storage.upkeep.pull_recorder`). If the server is
-killed, only the activity that was not stored yet is lost.
+empties the response caches of all processes. To cause few commits, the process stores the counts every 5 minutes, and
+only if there is activity to store. At these times, the pulls of each manifest are stored too
+(`storage.upkeep.pull_recorder`). If the server is killed, the activity that was not stored yet is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.leases import Leases
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
 SLOT: Final = "activity"
-"""Name of a slot (a permit). The process that stores the activity holds it."""
+"""Name of the *slot*, a permit that one process at a time can hold. Its holder stores the activity."""
 _LATE_SECONDS: Final = 10.0
 """Activity that is stored at most this long after the end of an hour is counted for that hour."""
 log = logging.getLogger("registry.telemetry")
@@ -40,8 +40,8 @@ class ActivityRecorder:
 
     async def run(self) -> None:
         """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
-        runs this, but only the process that holds the slot stores the activity. After an error tries again the next
-        time, and logs the error if it differs from the one before."""
+        runs this method, but only the process that holds the slot stores the activity. After an error, gives up the
+        slot and tries again later. Logs the error, unless it equals the error before it."""
         logged_error = ""
         while True:
             try:
@@ -57,11 +57,11 @@ class ActivityRecorder:
             await self._wait()
 
     async def store(self) -> None:
-        """Stores the activity of all processes that is not stored yet. Raises StorageFull, StorageFailed; the activity
-        is then stored by the next call.
+        """Stores the activity of all processes that is not stored yet. Raises StorageFull or StorageFailed; the next
+        call then stores the activity.
 
-        Each process writes only to its own part of the shared memory. A process without such a part cannot record in
-        the memory which activity is stored, so this method does nothing there."""
+        Does nothing in a process without a column in the shared memory, because such a process cannot record which
+        activity is stored (`ActivityCounts.has_own_column`)."""
         if not self._counts.has_own_column:
             return
         activity = self._counts.unstored()

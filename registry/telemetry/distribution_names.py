@@ -1,10 +1,13 @@
 """The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
 
-Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
-`registry/storage/driver/base/base.go`. There are four differences. Durations have the buckets of our own metrics. The
-size of a request is the size of its body, without its head. The requests of a mirror include those answered with an
-error (`_proxy_metrics`). Entrepot has no storage driver: a call of the `Registry` interface counts as the driver's
-action that makes up most of its work (`ACTIONS`).
+The names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go`
+and `registry/storage/driver/base/base.go`, with four differences:
+
+- Durations have the buckets of our own metrics.
+- The size of a request is the size of its body, without its head.
+- The requests of a mirror include the requests that are answered with an error (`_proxy_metrics`).
+- Entrepot has no storage driver. Instead, each call of the `Registry` interface counts as one action of a storage
+  driver, the action that does most of the call's work (`ACTIONS`).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from registry.telemetry.exposition import cumulative
+from registry.telemetry.exposition import cumulative_buckets
 from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
@@ -43,13 +46,14 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
-"""Distribution's storage action for operations of our registry interface. Other operations are not counted."""
+"""Distribution's storage action for each counted operation of our `Registry` interface."""
 _PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
-"""Distribution's value of the label `type` for our routes with mirrored content."""
+"""Distribution's value of the label `type` for each of our routes with mirrored content."""
 _DRIVER: Final = "filesystem"
 """The value of the label `driver`."""
 Translate = Callable[..., tuple[str, ...] | None]
-"""Returns Distribution's label values for our label values; None: Distribution has no such series."""
+"""A function that gets our label values of a series and returns Distribution's; None: Distribution has no such
+series."""
 
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
@@ -97,8 +101,8 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
 
 
 def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
-    """Yields the metrics of mirrors. An answer with the cache state `miss` counts as a miss, any other as a hit. An
-    answer that is an error counts as well; Distribution counts only manifests and blobs that it sends."""
+    """Yields the metrics of mirrors. An answer with the cache state `miss` counts as a miss, any other answer as a hit.
+    Errors count as answers too; Distribution counts only manifests and blobs that it sends."""
     requests: dict[str, float] = dict.fromkeys(_PROXIED.values(), 0.0)
     misses, pulled = dict(requests), dict(requests)
     for (_, route, cache), count in _counts(metrics.mirror.requests, totals):
@@ -108,9 +112,7 @@ def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric
     for (_, content), count in _counts(metrics.mirror.fetched_bytes, totals):
         pulled[content] += count
     pushed = {
-        name: sum(
-            count for (_, of_route, _), count in _counts(metrics.mirror.served_bytes, totals) if of_route == route
-        )
+        name: sum(count for (_, served, _), count in _counts(metrics.mirror.served_bytes, totals) if served == route)
         for route, name in _PROXIED.items()
     }
     for name, text, values in (
@@ -131,7 +133,7 @@ def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric
 
 
 def _counts(family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Yields the label values and the count of each series that is not 0."""
+    """Yields the label values and the count of each series whose count is not 0."""
     for values, cells in family.nonzero_series(totals):
         yield values, cells[0]
 
@@ -148,5 +150,5 @@ def _histogram(
             sums[translated] = [total + count for total, count in zip(sums[translated], cells, strict=True)]
     metric = HistogramMetricFamily(name, text, labels=labels)
     for distribution_labels, total in sums.items():
-        metric.add_metric(distribution_labels, *cumulative(family, total))
+        metric.add_metric(distribution_labels, *cumulative_buckets(family, total))
     return metric

@@ -30,8 +30,8 @@ Collect = Callable[[], Iterable[Metric]]
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out a series if
-    it has labels and its value is 0, because most of the possible series with labels have this value."""
+    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out
+    series that have labels and the value 0: these are most of the possible series."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -48,7 +48,7 @@ class CellCollector(Collector):
 
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
-    """Returns the metric of a family. `totals`: the totals of all cells."""
+    """Returns the metric of a family. `totals`: for each cell, the total over all processes."""
     label_names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.help_text, labels=label_names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -60,15 +60,15 @@ def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Met
     for label_values, cells in family.nonzero_series(totals) if label_names else unlabelled:
         labels = [*metrics.label_values(family, label_values).values()]
         if isinstance(family, Histogram):
-            histogram.add_metric(labels, *cumulative(family, cells))
+            histogram.add_metric(labels, *cumulative_buckets(family, cells))
         else:
             number_metric.add_metric(labels, cells[0])
     return histogram if isinstance(family, Histogram) else number_metric
 
 
-def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
-    """Returns the buckets of a series, each with the number of values up to its bound, and the sum of all values.
-    `cells`: the cells of the series."""
+def cumulative_buckets(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+    """Returns the buckets of a series, each with the number of observed values up to its bound, and the sum of
+    all observed values. `cells`: the cells of the series."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
     for bound, count in zip(bounds, cells, strict=False):  # the last cell is no bucket: it has the sum
@@ -79,8 +79,8 @@ def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[st
 
 def process_metrics(metrics: Metrics, started_at: float, certificate: Path | None = None) -> Iterator[Metric]:
     """Yields the metrics about the server and its processes. `started_at`: when the server was started, in seconds
-    since 1970. `certificate`: the file with the server's certificate; None: it has none. Reads this file and files of
-    /proc."""
+    since 1970. `certificate`: the file with the server's certificate; None: the server has none. Reads this file and
+    files in /proc."""
     build_info = {"version": __version__, "python": platform.python_version()}
     yield InfoMetricFamily("entrepot_build", "The version of the server.", value=build_info)
     yield GaugeMetricFamily(

@@ -28,7 +28,7 @@ well."""
 CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
 """The values of the label `cache` (see `registry.request.set_cache_state`)."""
 RESPONSE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the buckets of an upstream's response times."""
+"""Upper bounds of the buckets for the response times of upstreams, in seconds."""
 _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (UpstreamTimeout, "timeout"),
     (UpstreamContentInvalid, "invalid"),
@@ -39,11 +39,11 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (StorageFull, "storage"),
     (StorageFailed, "storage"),
 )
-"""Kind of each class of errors. An error has the kind of the first class in this list to which it belongs. Errors of
-other classes are not counted: the content does not exist, or the upstream does not support ranges."""
+"""Kind of each class of errors. The first class in this list of which an error is an instance decides. Errors of other
+classes, such as an error that says that the content does not exist, are not counted."""
 
 BREAKER_OPEN: Final = "breaker_open"
-"""Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
+"""Kind of the error if a request was not sent, because the circuit breakers of all endpoints were open."""
 
 FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
 """How a *fill* (the fetch of a blob) ended. `unknown`: the upstream does not have the blob. `abandoned`: no client
@@ -60,8 +60,8 @@ class MirrorMetrics:
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
         self._answer_cells: dict[tuple[str, str, str], tuple[int, int]] = {}
-        """The cells in `requests` and `served_bytes` for an upstream, a route and a cache state, all of which are few.
-        Finding them takes longer than counting."""
+        """By upstream, route and cache state: the cells in `requests` and `served_bytes`. They are kept because finding
+        them takes longer than counting. There are few combinations."""
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",
@@ -108,13 +108,13 @@ class MirrorMetrics:
         )
 
     def attach_memory(self, names: SharedNames) -> None:
-        """Sets the list of upstreams. `label` returns the position of an upstream in it."""
+        """Sets the list of upstreams, which is in the shared memory."""
         self._names = names
         self._answer_cells.clear()
 
     def label(self, name: str) -> str:
-        """Returns the value of the label `upstream` with which `Family.cell` finds a cell. This is not the upstream's
-        name, but the position of the name in the list of upstreams, as text. Adds a name that is not in the list."""
+        """Returns the value that `Family.cell` needs for the label `upstream`: the position of the upstream's name in
+        the list of upstreams, as text. Adds the name if the list does not have it."""
         return self._names.label_value(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
@@ -181,7 +181,7 @@ class UpstreamCounts:
         else:
             outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
         cells[self._metrics.fills.cell(self._label, outcome)] += 1
-        # No request to the upstream fails with these errors: a wrong digest is found only when the whole blob has
-        # arrived, and storage errors are those of this registry. Other errors were counted when the request failed.
+        # Other errors were counted when the request to the upstream failed. With these errors, no request fails: a
+        # wrong digest is found when the whole blob has arrived, and storage errors come from this registry.
         if isinstance(error, DigestInvalid | StorageFull | StorageFailed):
             self.on_error(error)

@@ -4,8 +4,8 @@ registry.
 
 All workers of a server share the times, in memory that is mapped before the fork. The memory has two rows of cells. A
 hash of the program and the network chooses one cell in each row, and each recorded request writes its time into both.
-Networks are not stored, so nobody can list them, and nothing has to be evicted. In rare cases, other clients have
-written to both cells; then the time of their request is shown.
+Networks are not stored, so nobody can list them, and the memory does not grow. If other clients have written to both
+cells, which is rare, the page shows the time of their requests.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PROGRAMS: Final = {
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_ROW_SHIFT: Final = 24
-"""How many of the lowest bits of the hash are dropped before the other bits choose the cell in the second row."""
+"""The cell in the second row is chosen by the bits of the hash from this bit upwards."""
 _PAUSE_SECONDS: Final = 10.0
-"""Time after a recorded request for which no further request of the same connection is recorded."""
+"""Time after a request in which `record` ignores further requests of the same connection."""
 _MAX_CONNECTIONS: Final = 4096
-"""Largest number of connections for which a process remembers when to record a request again."""
+"""Largest number of connections in `RecentClients._next_record_times`."""
 
 
 class RecentClients:
@@ -48,11 +48,11 @@ class RecentClients:
         self._clock = clock
         self._cells = memoryview(mmap(-1, 2 * 8 * _ROW_CELLS)).cast("d")
         self._next_record_times: dict[object, float] = {}
-        """By connection (address and port): when to record a request of it again, in seconds since 1970."""
+        """By connection (address and port): until when `record` ignores its requests, in seconds since 1970."""
 
     def record(self, scope: Scope) -> None:
-        """Records the time of a request of a known program. Takes a fifth of a microsecond if a request of the same
-        connection was recorded a moment ago."""
+        """Records the time of a request of a known program. Then ignores further requests of the same connection for
+        `_PAUSE_SECONDS`, which takes a fifth of a microsecond for each."""
         connection, now = scope["client"], self._clock()
         if self._next_record_times.get(connection, 0.0) > now:
             return
@@ -66,10 +66,10 @@ class RecentClients:
                 self._cells[cell] = now
 
     def last_seen(self, address: str, program: str) -> float | None:
-        """Returns when a program, one of the values of `PROGRAMS`, has last sent a request from the network of this
-        address, in seconds since 1970. None: not in the last `RECENT_SECONDS`."""
-        # If another client has overwritten one of the cells, the time in that cell is later, unless the clock was set
-        # back in the meantime. So take the older time.
+        """Returns when a program (a value of `PROGRAMS`) has last sent a request from the network of this address, in
+        seconds since 1970; None if it has sent none in the last `RECENT_SECONDS`."""
+        # If another client has overwritten one of the cells, this cell has a later time than the other cell, unless
+        # the clock was set back. So the older time is the right one.
         seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
         return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 

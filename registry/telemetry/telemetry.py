@@ -1,4 +1,4 @@
-"""`Telemetry`: the metrics of one server, its traces, and the recorder of its requests."""
+"""`Telemetry`: the metrics and traces of one server, and the recorder of its requests."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from registry.telemetry.tracing import Tracing
 
 
 class Telemetry:
-    """The metrics of a server, and the recorder of its requests. Create it before the fork, so that all workers share
-    the metrics. Call `start_worker` in each worker.
+    """The metrics and traces of a server, and the recorder of its requests. Create it before the fork, so that all
+    workers share the metrics. Call `start_worker` in each worker.
 
-    `metrics_port`: the port that serves nothing but the metrics; None: there is none."""
+    `metrics_port`: the port that serves only the metrics; None: there is no such port."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in its own column (its part of the shared memory), and send traces and metrics if
-        OpenTelemetry is configured. Does nothing if it was called in this process before."""
+        """Makes this process count in its own column (its part of the shared memory). If OpenTelemetry is configured,
+        also makes it send traces and metrics. A second call in the same process does nothing."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

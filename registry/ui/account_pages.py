@@ -36,8 +36,8 @@ _LANGUAGE_SECONDS: Final = 365 * 86400
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. Their handlers hold no *slot* (the permit to render a page), because a form may arrive slowly. A
-handler that renders a page acquires a slot itself (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. A form may arrive slowly, so its handler starts without
+a slot, and acquires one before it renders a page (`page_slot`)."""
 
 
 @router.get(LOGIN_PAGE_PATH)
@@ -107,8 +107,8 @@ async def choose_language(request: Request) -> Response:
 
 
 async def _start_session(request: Request, user: str, password: str) -> str:
-    """Starts a session in place of the browser's old one, and returns its cookie's value. Raises the errors of
-    `BrowserLogin.start_with_password`."""
+    """Starts a session in place of the browser's old session, and returns the cookie value of the new session. Raises
+    the errors of `BrowserLogin.start_with_password`."""
     actor = unauthenticated_actor(request.scope)
     return await _browser_login(request).start_with_password(
         user, password, actor, replaces=cookies_of(request).session
@@ -116,7 +116,7 @@ async def _start_session(request: Request, user: str, password: str) -> str:
 
 
 async def _login_page(request: Request, status: int, next_path: str, user: str = "", problem: str = "") -> Response:
-    """Returns the login page. `user` fills its first field."""
+    """Returns the login page. `user`: the user name in its form. `problem`: why the visitor could not log in."""
     query = f"?next={quote(next_path, safe='/')}"
     return await page_response(
         request,

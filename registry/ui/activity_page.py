@@ -88,18 +88,18 @@ ACTIONS: Final = {
 }
 """The names of frequent actions on the page. Other actions are shown as they are in the log."""
 _MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
-"""The most characters that are read of each filter in the query."""
+"""For each filter that is a text: how many of its characters are read."""
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
-"""The kind of an action is its part before the dot, such as `tag` in `tag.put`. The targets of actions of these kinds
-have pages below `REPOSITORIES_PATH`."""
+"""Kinds of actions whose targets have pages below `REPOSITORIES_PATH`. The kind of an action is its part before the
+dot, such as `tag` in `tag.put`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ActivityRow:
-    """A row of the list: an audit log entry, its time, the path of the page about its target (None: there is no such
-    page), and its details as texts."""
+    """A row of the list: an audit log entry, its time, and its details as texts. `target_path`: the path of the page
+    about the target of the entry; None if there is no such page."""
 
     entry: AuditEntry
     at: datetime
@@ -114,8 +114,8 @@ async def activity(request: Request) -> Response:
     With `after`, the id of an entry, the page begins with the next older entry. Raises Unauthorized, Denied,
     AccountInvalid, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
-    chosen = _chosen(query)
-    length, until = PERIODS[chosen["period"]].seconds, _seconds_of(chosen["until"])
+    chosen = _chosen_filters(query)
+    length, until = PERIODS[chosen["period"]].seconds, _parse_time(chosen["until"])
     audit_query = AuditQuery(
         actor=chosen["account"] or None,
         action=chosen["action"] or None,
@@ -143,9 +143,9 @@ async def activity(request: Request) -> Response:
     )
 
 
-def _chosen(query: Query) -> dict[str, str]:
-    """Returns the filters in a query; a filter that is missing has an empty text. Raises RequestInvalid."""
-    chosen = {name: (query.one(name) or "").strip()[:max_count] for name, max_count in _MAX_CHARACTERS.items()}
+def _chosen_filters(query: Query) -> dict[str, str]:
+    """Returns the filters in a query. The text of a missing filter is empty. Raises RequestInvalid."""
+    chosen = {name: (query.one(name) or "").strip()[:max_length] for name, max_length in _MAX_CHARACTERS.items()}
     for name, choices in (("outcome", OUTCOMES), ("period", PERIODS)):
         chosen[name] = query.one(name) or ""
         if chosen[name] and chosen[name] not in choices:
@@ -153,7 +153,7 @@ def _chosen(query: Query) -> dict[str, str]:
     return chosen
 
 
-def _seconds_of(text: str) -> float | None:
+def _parse_time(text: str) -> float | None:
     """Parses the time in a field of a form, such as `2026-11-28T12:00`. A time without a zone is in UTC. Returns
     seconds since 1970; None if the field is empty. Raises RequestInvalid."""
     if not text:

@@ -41,8 +41,8 @@ TOP_HEADING: Final = 3
 
 router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes that receive a form. While a handler of `router` reads the description, or a handler of `_forms` receives
-the form, it holds no *slot* (the permit to render a page). It acquires one (`page_slot`) before it renders a page."""
+"""The routes that receive a form. A *slot* is the permit to render a page. The handlers of `router` and `_forms` start
+without a slot, and acquire one before they render a page (`page_slot`)."""
 
 
 def description_html(html: str) -> Markup:
@@ -58,7 +58,7 @@ async def description_form(request: Request, path: str) -> Response:
     """Shows the form with the present text. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported,
     NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
-    stored = await _writable_repository(caller, name)
+    stored = await _require_writable(caller, name)
     description = await caller.repository_browser.stored_description(caller.context_for(stored), stored)
     async with page_slot(request):
         if description is None:
@@ -68,13 +68,17 @@ async def description_form(request: Request, path: str) -> Response:
 
 @_forms.post(DESCRIPTION_PATH + "/{path:path}")
 async def write_description(request: Request, path: str) -> Response:
-    """Receives the form with the fields `text` and `revision`, the revision that the visitor has edited. With
-    `action=save`, replaces the description and redirects to the repository; an empty text removes the description. With
-    `action=preview`, shows how the text will look. If somebody else has changed the description in the meantime, shows
-    their text and the form again. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
+    """Receives the form. Its fields are `action`, `text`, and `revision` (the revision of the description that the
+    visitor has edited).
+
+    - `action=save`: replaces the description and redirects to the repository. An empty text removes the description. If
+      somebody else has changed the description in the meantime, shows their text and the form again instead.
+    - `action=preview`: shows how the text will look.
+
+    Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
     RequestInvalid, FormTooLarge."""
     caller, stored, form = await receive_repository_form(
-        request, repository_in(path), _writable_repository, _MAX_FORM_BYTES
+        request, repository_in(path), _require_writable, _MAX_FORM_BYTES
     )
     text = (form.one("text") or "").replace("\r\n", "\n")  # browsers send CRLF
     revision = _revision(form.one("revision"))
@@ -95,8 +99,9 @@ async def write_description(request: Request, path: str) -> Response:
         return await _form_page(request, stored, text, revision, preview=preview)
 
 
-async def _writable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the hosted repository `name`, if the visitor may read and write its description."""
+async def _require_writable(caller: Caller, name: RepositoryName) -> RepositoryName:
+    """Returns the stored name of the hosted repository `name`. Raises an error if the visitor may not read or not write
+    its description."""
     await require_readable(caller, name)
     return await require_pushable(caller, name)
 
@@ -128,8 +133,8 @@ async def _form_page(
         theirs=None if theirs is None else description_html(theirs.html),
         are_theirs_fully_formatted=theirs is None or theirs.formatted,
         problem=problem,
-        # The browser counts characters, each of which takes at least one byte. So it accepts every allowed text. The
-        # limit in bytes is checked when the text is saved or previewed.
+        # The browser counts characters, not bytes. A character takes at least one byte, so the browser accepts every
+        # allowed text. The limit in bytes is checked when the text is saved or previewed.
         max_characters=MAX_DESCRIPTION_BYTES,
     )
 

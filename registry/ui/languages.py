@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 LANGUAGES: Final = {"en": "English", "zh-Hans": "简体中文"}
-"""The name of each language in that language, by BCP 47 tag."""
+"""By BCP 47 tag: what the speakers of the language call it."""
 DEFAULT_LANGUAGE: Final = "en"
 LOCALE_FOLDER: Final = Path(__file__).parent / "locale"
 CATALOGUES: Final = {"zh-Hans": LOCALE_FOLDER / "zh_Hans.po"}
@@ -27,14 +27,13 @@ _MAX_RANGES: Final = 30
 
 def choose_language(chosen: str, accept_language: str) -> str:
     """Returns a key of `LANGUAGES`. `chosen`: the visitor's choice on a page, or an empty string. `accept_language`:
-    the browser's header. Without a choice, the available language with the highest weight in the header is used. Every
-    variant of Chinese selects simplified Chinese, because its readers prefer that to English."""
+    the browser's header. If `chosen` is empty, the available language with the highest weight in the header is used.
+    Every variant of Chinese selects simplified Chinese, because readers of all variants prefer it to English."""
     if chosen in LANGUAGES:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}  # by primary language, such as `zh`
     best, best_weight = DEFAULT_LANGUAGE, 0.0
-    # `split` returns at most `_MAX_RANGES` ranges, and then the rest of a longer header, unsplit. The slice drops the
-    # rest.
+    # If the header has more ranges, `split` returns the rest as one more text, which the slice drops.
     for text in accept_language.split(",", _MAX_RANGES)[:_MAX_RANGES]:
         match = _RANGE.fullmatch(text)
         if match is None or match[1].lower() not in languages:
@@ -63,6 +62,6 @@ def load_translations(language: str) -> gettext.NullTranslations:
 
 
 def translatable(text: str) -> str:
-    """Returns `text` unchanged. A call marks a text for the catalogues, and a page translates it later. `text` has to
-    be a string literal, because a tool collects it from the source."""
+    """Returns `text` unchanged. A call marks `text` as one that a page translates later. `text` has to be a string
+    literal, because a tool collects it from the source for the catalogues."""
     return text

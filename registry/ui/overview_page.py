@@ -49,8 +49,8 @@ _REQUESTS: Final = (
     False,
 )
 _BYTES: Final = (translatable("Bytes of mirrored content"), (translatable("Saved"), translatable("Fetched")), True)
-"""These three constants are arguments for `TitledChart`: the title, the names of the series, and whether their values
-are sizes."""
+"""`_TRAFFIC`, `_REQUESTS` and `_BYTES` are arguments for `TitledChart`: the title, the names of the series, and whether
+the values are bytes."""
 _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
@@ -80,8 +80,8 @@ class ChartedPeriod:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryCount:
-    """How many repositories of an upstream the visitor may pull. `upstream`: None for hosted repositories. `has_more`:
-    there are more than `count`; the others were not counted."""
+    """How many repositories of an upstream the visitor may pull. `upstream`: the name of the upstream; None for hosted
+    repositories. `has_more`: whether there are more than `count` repositories."""
 
     upstream: str | None
     count: int
@@ -111,8 +111,8 @@ async def overview(request: Request) -> Response:
 
 @router.get(f"{OVERVIEW_PATH}/now")
 async def current_state(request: Request) -> Response:
-    """Returns the part of the page that shows the current state, for htmx. Redirects all other requests to the whole
-    page. Raises Unauthorized, Denied."""
+    """Returns the part of the page that shows the current state, if htmx requests it. Redirects other requests to the
+    whole page. Raises Unauthorized, Denied."""
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
     caller = await admin_of(request)
@@ -168,8 +168,8 @@ def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPer
 
 
 async def _count_repositories(request: Request, caller: Caller) -> list[RepositoryCount]:
-    """Returns how many hosted repositories the visitor may pull, and how many of each upstream. Counts at most one page
-    of each list."""
+    """Returns how many hosted repositories the visitor may pull, and how many repositories of each upstream. Reads one
+    page of each list, so it counts no more repositories than one page has."""
     components: PageComponents = request.app.service.pages
     counts = []
     for upstream in (None, *visible_upstreams(components, caller.principal.listable_names)):

@@ -42,8 +42,8 @@ OWN_ACCOUNT_PATH: Final = "/ui/account"
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. The handlers start without a slot, and acquire one
+before they render a page (`page_slot`)."""
 
 
 @router.get(OWN_ACCOUNT_PATH)
@@ -78,8 +78,8 @@ async def _logged_in_visitor(request: Request) -> Caller:
 
 
 class _PasswordRefused(Exception):
-    """The password was not changed: the old password in the form is wrong, or the two new ones differ. `problem` says
-    which."""
+    """The password was not changed, because the old password in the form is wrong, or the two new passwords differ.
+    `problem` says which of the two it is."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -102,8 +102,9 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    """Sets the password of the visitor. As this ends all sessions of the account, also starts a new session for this
-    browser. Raises _PasswordRefused, AccountInvalid, Denied, TooManyRequests."""
+    """Sets the password of the visitor, which ends all sessions of the account. Then starts a new session for this
+    browser; if the start fails, redirects to the login page. Raises _PasswordRefused, AccountInvalid, Denied,
+    TooManyRequests."""
     old, new = form.one("old") or "", form.one("new") or ""
     if not new or new != form.one("again"):
         raise _PasswordRefused(400, translatable("The two new passwords differ."))
@@ -128,7 +129,7 @@ async def _own_page(
 ) -> Response:
     identity = caller.principal.identity
     grants, has_more_grants = grants_that_apply(caller, name, identity.groups)
-    stored = _stored(caller, name)
+    stored = _stored_account(caller, name)
     groups = dict.fromkeys((*caller.accounts.groups_of(name), *identity.groups))
     return await page_response(
         request,
@@ -148,7 +149,7 @@ async def _own_page(
     )
 
 
-def _stored(caller: Caller, name: AccountName) -> Account | None:
+def _stored_account(caller: Caller, name: AccountName) -> Account | None:
     """Returns the visitor's account in the store; None if the account is in the htpasswd file instead, or was removed a
     moment ago."""
     if caller.principal.identity.version is None:  # only accounts in the store have a version

@@ -1,7 +1,7 @@
 """The style sheet, the scripts and the icon of the pages, which browsers cache for ever.
 
 The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
-path. All files have the same path up to their names, so scripts can import each other by relative paths.
+path. The paths of all files differ only in the file name, so scripts can import each other by relative paths.
 `htmx.min.js` comes from the installed package `django-js-lib-htmx`, whose Python code is not used. The other files are
 in the folder `static`.
 """
@@ -66,9 +66,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(STATIC_PATH + "/{version}/{name}")
 async def page_file(request: Request, version: str, name: str) -> Response:
-    """Returns a file of the pages. During a restart, the old and the new version of the program serve together. So the
-    `version` in the path may be that of the other version. The response then has this process's file, and `no-cache`,
-    so that the browser does not keep the file for the wrong path. Raises HTTPException (404)."""
+    """Returns a file of the pages. `version` may be the hash of another version of the program, because the old and the
+    new version serve at the same time during a restart. The response then contains this process's file with `no-cache`,
+    so that the browser does not keep it under the path of the other version. Raises HTTPException (404)."""
     files: PageFiles = request.app.pages.files
     content = await asyncio.to_thread(files.content, name)
     if content is None:

@@ -39,20 +39,23 @@ _PULLING_PROGRAMS: Final = {
     "nas": ("docker",),
     "ci": ("docker", "buildkit"),
 }
-"""For each client (a key of `CLIENT_NAMES`): the programs that pull for it (values of
-`registry.telemetry.recent_clients.PROGRAMS`). Most clients pull themselves, but k3s, for example, pulls by means of
-containerd. A request from one of these programs shows that the client is set up."""
+"""For each client (a key of `CLIENT_NAMES`): the programs that pull images for it (values of
+`registry.telemetry.recent_clients.PROGRAMS`). For example, k3s pulls with containerd. A request from one of the
+programs shows that the client is set up."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up. The query can have `client`, a key of `CLIENT_NAMES`; without it, the page shows
-    docker. Shows only the upstreams from which the visitor may pull something. Says whether the client has lately sent
-    a request from the visitor's own network. An admin can add `from`, an IP address, to the query: the page then says
-    the same about the network of that address. Other visitors may not learn which clients other networks have. Raises
-    NameUnknown, RequestInvalid."""
+    """Shows how a client is set up, with the upstreams from which the visitor may pull something. Says whether the
+    client has lately sent a request from the visitor's own network. The parameters of the query are:
+
+    - `client`: a key of `CLIENT_NAMES`; `docker` if it is missing.
+    - `from`, only for admins: an IP address. The page then also says whether the client has lately sent a request from
+      the network of this address. Other visitors may not learn which clients other networks have.
+
+    Raises NameUnknown, RequestInvalid."""
     client = query_of(request).one("client") or "docker"
     if client not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
@@ -89,8 +92,8 @@ def _asked_address(request: Request) -> str:
 
 
 def _last_seen(request: Request, client: str, address: str) -> datetime | None:
-    """Returns the time of the client's last request from the network of `address`; None: it has sent no request lately,
-    or `address` is empty."""
+    """Returns the time of the client's last request from the network of `address`. Returns None if the client has sent
+    no request lately, or if `address` is empty."""
     recent = request.app.telemetry.recent_clients
     times = [recent.last_seen(address, name) for name in _PULLING_PROGRAMS[client]] if recent and address else []
     request_times = [at for at in times if at is not None]
@@ -98,9 +101,9 @@ def _last_seen(request: Request, client: str, address: str) -> datetime | None:
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client can pull through this registry. Only the images of the default upstream
-    have short names (without a host, such as `ubuntu`), because the registry looks up a name without an upstream
-    there."""
+    """Returns the hosts whose images a client can pull through this registry. A short name has no
+    host, such as `ubuntu`. Only images of the default upstream have short names, because the registry looks up a name
+    without an upstream in the default upstream."""
     return [
         replace(host, has_short_names=upstream.default)
         for upstream in settings.upstream

@@ -61,8 +61,8 @@ class SiteRoutes(BaseRoute):
     each application, and search them twice for each request."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Returns the match of the first route that matches fully, or else of the first that matches partially (another
-        method), and what that route adds to the scope."""
+        """Returns the match of the first route that matches fully, and what this route adds to the scope. If no route
+        matches fully, does the same for the first route that matches only the path, but not the method."""
         partial: tuple[Match, Scope] = Match.NONE, {}
         if scope["type"] != "http" or not scope["path"].startswith(UI_PREFIX):
             return partial
@@ -82,8 +82,8 @@ class SiteRoutes(BaseRoute):
 
 @router.get("/")
 async def root(request: Request) -> Response:
-    """Redirects browsers, which ask for HTML, to the pages. Sends all other clients the text that `/` returns when the
-    pages are off."""
+    """Redirects clients that accept HTML, such as browsers, to the pages. Sends all other clients the text that `/`
+    returns when the pages are off."""
     if "text/html" in request.headers.get("accept", ""):
         return redirect(HOME_PATH)
     return PlainTextResponse(await welcome(request), headers={"vary": "Accept"})

@@ -20,8 +20,8 @@ from storage.names import RepositoryName
 class VisitorRights:
     """What a visitor may do with a repository, according to the rights of their account and to the settings.
 
-    - `may_push`: may write the description and restore tags. `may_delete`: may delete tags. Nobody may do either in a
-      mirrored repository.
+    - `may_push`: may write the description and restore tags. Always False for a mirrored repository.
+    - `may_delete`: may delete tags. Always False for a mirrored repository.
     - `may_download`: may download an image as an archive."""
 
     may_push: bool
@@ -45,11 +45,12 @@ async def receive_repository_form(
     check: Callable[[Caller, RepositoryName], Awaitable[RepositoryName]],
     max_bytes: int = MAX_FORM_BYTES,
 ) -> tuple[Caller, RepositoryName, Query]:
-    """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `check` returns the
-    stored name, or raises an error if the visitor may not change the repository, as `require_pushable` does. This
-    function calls `check` before it receives the form, so that nobody without rights can send one. It calls `check`
-    again when the form has arrived, because the rights may have changed meanwhile. `max_bytes`: the largest size of the
-    form. Raises the errors of `receive_form`."""
+    """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `max_bytes`: the
+    largest size of the form. Raises the errors of `receive_form`.
+
+    `check`: a function such as `require_pushable`. It returns the stored name, or raises an error if the visitor may
+    not change the repository. `check` is called before the form is received, so that nobody without rights can send a
+    form. It is called again when the form has arrived, because the rights may have changed in the meantime."""
 
     async def check_visitor(request: Request) -> tuple[Caller, RepositoryName]:
         caller = caller_of(request)

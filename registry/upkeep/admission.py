@@ -1,8 +1,8 @@
-"""`Admission`: a wrapper of a registry object that refuses a push before its bytes are received, if they do not fit
-into the store.
+"""`Admission`: wraps a registry object. If the bytes of a push do not fit into the store, refuses the push before the
+bytes are received.
 
-A push is refused if a quota would be exceeded, or if less of the disk would stay free than the settings require. The
-transaction that stores the content checks the quotas again, with the exact sizes.
+The bytes do not fit if they would exceed a quota, or if the disk would then have less free space than the settings
+require. The transaction that stores the content checks the quotas again, with the exact sizes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ is not known."""
 
 class Admission(ForwardingRegistry):
     """Passes each call on to `inner`, except pushes whose content does not fit: these raise StorageFull or
-    QuotaExceeded. `push_refusal` gets the number of bytes of a push, and returns why the disk is too full for them;
-    None: it is not. `check_quota`: checks the quotas; None: there are no quotas."""
+    QuotaExceeded. `push_refusal` gets the number of bytes of a push. It returns why the disk is too full for these
+    bytes, or None if the bytes fit. `check_quota`: checks the quotas; None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
@@ -43,7 +43,7 @@ class Admission(ForwardingRegistry):
 
     async def _admit(self, call: Call[T]) -> None:
         """Raises StorageFull or QuotaExceeded if the content that the call stores does not fit."""
-        # The size and digest that the request states for the blob that it sends; None: it sends no blob.
+        # The size and the digest of the blob in the request, as the client states them; None: the request has no blob.
         announced = current_request().announced_blob
         if call.operation == "resume_upload" and announced is None:
             return  # the request resumes the session only to cancel it
@@ -52,6 +52,6 @@ class Admission(ForwardingRegistry):
         if not is_without_body and (reason := self._push_refusal(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:
-            # A chunk is checked together with the bytes before it, if the request names its offset in the session.
+            # If the request names the offset of a chunk in the session, the bytes before the chunk count as well.
             offset = (call.args[1] or 0) if call.operation == "resume_upload" else 0
             await self._check_quota(call.repo, offset + size, announced.digest)

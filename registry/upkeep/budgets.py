@@ -17,8 +17,8 @@ from storage.usage import ScopeDefinition
 CACHE_SCOPE: Final = "cache"
 """Name of the scope of all mirrored content."""
 _TARGET_FREE_FACTOR: Final = 1.1
-"""`cache.target_free` is how much of the disk is free after an eviction. If it is not set, it is `cache.min_free` times
-this factor."""
+"""The setting `cache.target_free` is how much of the disk an eviction leaves free. Its default is `cache.min_free`
+times this factor."""
 
 
 def upstream_scope(upstream: str) -> str:
@@ -32,7 +32,7 @@ def quota_scope(prefix: str) -> str:
 
 
 def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
-    """Returns the scopes: one for each upstream, one for all of them, and one for each quota."""
+    """Returns the scopes: one for each upstream, one for all upstreams together, and one for each quota."""
     upstream_prefixes = tuple(f"{upstream.name}/" for upstream in settings.upstream)
     scopes = [
         ScopeDefinition(upstream_scope(upstream.name), (f"{upstream.name}/",), upstream=upstream.name)
@@ -55,8 +55,9 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
-    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none. After a tag
-    has moved at the upstream, clients get the older image until the cooldown is over, so the cache keeps this image."""
+    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none. A *cooldown*
+    begins when a tag moves at the upstream. Until it ends, clients get the older image, so the cache keeps this
+    image."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)
@@ -71,7 +72,7 @@ def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> Cach
 
 
 def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budget:
-    """Returns a budget of `max_bytes` bytes for an upstream, or for all of them if `upstream` is None."""
+    """Returns a budget of `max_bytes` bytes for an upstream, or for all upstreams together if `upstream` is None."""
     if upstream is not None:
         return Budget(upstream_scope(upstream), (upstream,), max_bytes)
     return Budget(CACHE_SCOPE, tuple(configured.name for configured in settings.upstream), max_bytes)

@@ -25,15 +25,15 @@ class TagReference(NamedTuple):
 
 
 class FreezeResult(NamedTuple):
-    """A frozen tag. `is_new`: whether this call has frozen the tag, or has frozen it at another digest than before."""
+    """The result of `freeze_tag`. `is_new`: False if the tag was frozen at this digest before the call."""
 
     frozen: FrozenTag
     is_new: bool
 
 
 def parse_tag_reference(text: str) -> TagReference:
-    """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. Without a tag and a digest, the tag is `latest`. Raises
-    NameInvalid, DigestInvalid or TagInvalid. Raises TagInvalid also if there is a digest but no tag."""
+    """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. The tag of `NAME` is `latest`. Raises NameInvalid, DigestInvalid
+    or TagInvalid. A digest without a tag (`NAME@DIGEST`) raises TagInvalid."""
     tagged, at_sign, digest_text = text.partition("@")
     repository, reference = parse_reference(tagged)
     assert isinstance(reference, Tag)
@@ -46,10 +46,14 @@ def parse_tag_reference(text: str) -> TagReference:
 
 
 async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FreezeResult:
-    """Freezes a mirrored tag at the digest that `requested` names. If it names none, a tag that is frozen already keeps
-    its digest, and any other tag is frozen at the digest that a pull would get now. The upstream is asked for the
-    manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
-    `Mirror.resolve_manifest`; then nothing has changed."""
+    """Freezes a mirrored tag:
+
+    - at the digest in `requested`, if there is one.
+    - otherwise, if the tag is frozen already, at its present digest.
+    - otherwise at the digest that a pull would get now.
+
+    If the manifest is not cached, asks the upstream for it. Raises NameUnknown if the repository is not mirrored, and
+    the errors of `Mirror.resolve_manifest`. After an error, nothing has changed."""
     mirrored = await router.mirrored_repository(requested.repository, consequence=", so there is nothing to freeze")
     frozen_before = await tags.find_frozen_tag(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
@@ -59,6 +63,6 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
 
 
 async def unfreeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FrozenTag:
-    """Unfreezes a tag. Returns its record from before this call, which says at which digest the tag was frozen. The
-    repository's upstream need not be in the settings any more. Raises TagNotFrozen."""
+    """Unfreezes a tag. Returns the record of the tag from before this call, with the digest at which it was frozen.
+    Also works if the settings no longer have the upstream of the repository. Raises TagNotFrozen."""
     return await tags.unfreeze(await router.stored_name(requested.repository), requested.tag, by=by)

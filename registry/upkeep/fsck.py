@@ -1,5 +1,5 @@
-"""The job that checks the store for damage (`fsck_work`). A *step* is a record that a job sends to a command that runs
-or watches the job."""
+"""The job that checks the store for damage (`fsck_work`). A *step* is a record that a job sends to the commands that
+run or watch the job."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not
       repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
-      was recorded as damaged before the check is not a problem, so it counts only here. A damaged blob without such a
-      record is a problem, and its repair is to record it. After this repair, it counts in `found`, in `repaired` and
-      here.
-    - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are further ones."""
+      was recorded as damaged before the check is not a problem: it counts in `damaged`, but not in `found`. A damaged
+      blob without a record is a problem, which is repaired by recording the blob as damaged. The blob then counts in
+      `found`, `repaired` and `damaged`.
+    - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are more
+      problems."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:
@@ -53,7 +54,7 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
             is_mirrored=lambda name: name.startswith(mirrored),
         )
         check_report = await store.checker.check(options, on_problem, on_progress)
-        await context.report(save_now=True)  # saves the last progress, because not every progress is saved at once
+        await context.report(save_now=True)  # saves the last progress, which `on_progress` may not have saved
         count_by_code = {code.value: count for code, count in check_report.found.items()}
         return {
             "found": count_by_code,

@@ -17,8 +17,7 @@ from storage.names import Digest, RepositoryName
 from storage.upkeep.job_runner import JobContext
 
 MAX_QUEUED: Final = 1000
-"""Largest number of blobs that wait to be fetched. Further blobs are not queued; the next pull or the next scrub
-fetches them."""
+"""Largest number of queued blobs. Further blobs are not queued; the next pull or the next scrub fetches them."""
 MAX_REPOSITORIES: Final = 20
 """Largest number of mirrored repositories through which a blob is requested, one after another."""
 WAIT_SECONDS: Final = 1.0
@@ -27,10 +26,11 @@ log = logging.getLogger("registry.upkeep.scrub")
 
 
 class Refetcher:
-    """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` counts the mirrored blobs that
-    were fetched, and `failed` those that could not be fetched. Blobs that no mirror has are not counted.
+    """Fetches queued blobs, one at a time, while the `async with` block runs. `fetched` is the number of blobs that
+    were fetched, and `failed` the number of blobs that could not be fetched. Neither includes blobs that are in no
+    mirrored repository.
 
-    The mirror itself limits its connections, and serves waiting clients first."""
+    The mirror limits its own connections, and serves clients before this object."""
 
     def __init__(self, damage: DamageRecords, router: Router, context: JobContext) -> None:
         self.fetched = 0
@@ -59,8 +59,9 @@ class Refetcher:
             self._wake.set()
 
     async def finish(self) -> None:
-        """Waits until all queued blobs were tried. Raises JobStopped if a stop of the job was requested."""
-        # `_run` clears `_wake` when it has tried all queued blobs.
+        """Waits until a fetch of each queued blob has succeeded or failed. Raises JobStopped if a stop of the job was
+        requested."""
+        # `_run` clears `_wake` when the queue is empty.
         while self._wake.is_set() and self._task is not None and not self._task.done():
             await self._context.report(message="fetching damaged blobs again", save_now=True)
             await asyncio.sleep(WAIT_SECONDS)
@@ -74,8 +75,8 @@ class Refetcher:
             self._wake.clear()
 
     async def _fetch(self, digest: Digest) -> None:
-        """Fetches one blob through one mirrored repository after another, until one succeeds. Logs the error if none
-        succeeds."""
+        """Requests the blob through one mirrored repository after another, until a request succeeds. If none succeeds,
+        logs the last error."""
         problem: RegistryError | None = None
         for repo in await self._damage.mirrored_holders(digest, self._router.mirrors, MAX_REPOSITORIES):
             try:
@@ -103,8 +104,8 @@ async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Diges
 
 
 async def _wait_until_stored(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
-    """Opens the blob and waits for its last byte. Opening starts the download. The last byte can be read only once the
-    blob is stored."""
+    """Opens the blob, which starts its download, and waits for its last byte. This byte becomes readable when the blob
+    is stored."""
     reader = await registry.open_blob(repo, digest)
     try:
         offset, end_offset = reader.span

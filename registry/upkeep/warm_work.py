@@ -28,8 +28,9 @@ _REPORT_SECONDS: Final = 1.0
 
 
 def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[str, JSON]:
-    """Returns the arguments of the job. `references`: as in `docker pull`. `platforms`: such as `linux/amd64`; `all`
-    stands for every platform; empty: the platform of this machine. Raises RequestInvalid."""
+    """Checks and returns the arguments of the job. `references`: names of images, as in `docker pull`. `platforms`: for
+    example, `linux/amd64`. `all` stands for every platform. An empty sequence stands for the platform of this machine.
+    Raises RequestInvalid."""
     from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references
 
     try:
@@ -45,9 +46,10 @@ def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[
 
 
 def warm_work(store: StoredRegistry, router: Router) -> Work:
-    """Returns the function that runs the job. It fetches all images, and reports the number of bytes. Its result is a
-    JSON object: `images` and `failed` are numbers of images, and `results` has one entry for each image. The job fails
-    if no image could be fetched completely. If the job is stopped, the content that was fetched stays cached."""
+    """Returns the function that runs the job. It fetches all images, and reports the number of stored bytes. The
+    result is a JSON object. `images`: the number of images. `failed`: how many images could not be fetched completely.
+    `results`: the outcome of each image. The job fails with UpstreamUnavailable if all images have failed. If the job
+    is stopped, the content that was fetched stays cached."""
 
     async def work(context: JobContext) -> JSON:
         from registry.mirror.warm.targets import parse_platforms, parse_references
@@ -79,7 +81,7 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
 
 
 def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
-    """Returns the outcome of one image as a JSON object. `fetched` and `already_stored` are in bytes."""
+    """Returns the outcome of one image as a JSON object. `fetched` and `already_stored` are numbers of bytes."""
     return {
         "image": str(image),
         "fetched": result.fetched,
@@ -91,8 +93,8 @@ def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
 class _WarmProgress:
     """Counts the bytes of the blobs that the job needs, and the bytes that are stored. It is a `WarmObserver`."""
 
-    def __init__(self, images: int) -> None:
-        self._images = images
+    def __init__(self, image_count: int) -> None:
+        self._image_count = image_count
         self._images_done = 0
         self._stored: dict[Digest, int] = {}
         self._sizes: dict[Digest, int] = {}
@@ -110,7 +112,7 @@ class _WarmProgress:
     @property
     def message(self) -> str:
         """A text for people that says how many images are done, including those that could not be fetched."""
-        return f"{self._images_done} of {self._images} images"
+        return f"{self._images_done} of {self._image_count} images"
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
         """Records the size of the blob. Several images may have the same blob."""

@@ -162,7 +162,7 @@ class LiveChangeQueue:
                 self._reload_replies, self._restart_replies = [], []
                 self._end(ChangeOutcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
             return False
-        self._notifier.reloading()
+        self._notifier.report_reloading()
         try:
             if self._reload_replies:
                 self._running_replies, self._reload_replies = self._reload_replies, []
@@ -245,7 +245,7 @@ class LiveChangeQueue:
             log.error("the configuration is not reloaded, the old one stays in force: %s", outcome.message)
         else:
             log.error("the workers are not renewed: %s", outcome.message)
-        self._notifier.ready(outcome.message if outcome.ok else "running; the last change was refused")
+        self._notifier.report_ready(outcome.message if outcome.ok else "running; the last change was refused")
         for reply in replies:
             with suppress(OSError):
                 reply(outcome)

@@ -20,16 +20,17 @@ from registry.server.process.free_memory import MemoryTrimmer
 from registry.server.server_limits import ServerLimits
 
 CONNECTIONS_PER_STEP: Final = 100
-"""Number of connections that `visit_in_steps` visits before the event loop handles other events. Refusing the request
-of a connection that has timed out takes about 80 microseconds, so a step takes about 8 ms at most."""
+"""Number of connections that `visit_in_steps` visits before the event loop handles other events. The slowest visit is
+one that refuses the request of a connection that has timed out. It takes about 80 microseconds, so a step takes at most
+about 8 ms."""
 
 _Connection = TypeVar("_Connection")
 
 
 async def visit_in_steps(connections: Collection[_Connection], visit: Callable[[_Connection], None]) -> None:
     """Calls `visit` for each connection that is in `connections` now. Between two steps of `CONNECTIONS_PER_STEP`
-    connections, the event loop handles other events. Skips connections that are no longer in `connections` when their
-    step comes. A cancellation leaves the remaining connections unvisited."""
+    connections, the event loop handles other events. Skips a connection that was removed from `connections` before its
+    step. A cancellation leaves the remaining connections unvisited."""
     to_visit = list(connections)
     for start in range(0, len(to_visit), CONNECTIONS_PER_STEP):
         if start:
@@ -58,8 +59,8 @@ class Maintenance:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        # The checks of the timeouts have a task of their own. With many connections they can take longer than a second
-        # on a busy worker, and must not delay the Date header.
+        # The checks of the timeouts have a task of their own: if a busy worker has many connections, the checks can
+        # take longer than a second, and they must not delay the Date header.
         self._tasks = [self._loop.create_task(self._check_timeouts()), self._loop.create_task(self._maintain())]
 
     def stop(self) -> None:
@@ -76,9 +77,14 @@ class Maintenance:
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
     async def _maintain(self) -> None:
-        """Once a second, updates the Date header, adapts the number of allowed connections, and returns free memory to
-        the system if that is due. Fewer connections are allowed if more files are open that belong neither to a
-        connection nor to a request. Every few seconds, checks whether the files of the certificate have changed."""
+        """Once a second:
+
+        - updates the Date header.
+        - adapts the number of allowed connections to the number of files that this process has opened for other
+          purposes.
+        - returns free memory to the system if that is due.
+
+        Every few seconds, checks whether the files of the certificate have changed."""
         certificates_checked_at = self._loop.time()
         memory = MemoryTrimmer(self._loop, self._state.connections)
         while True:
@@ -94,8 +100,8 @@ class Maintenance:
 
     def _run_action(self, action: Callable[[], None]) -> None:
         """Calls `action`. If it fails, reports the error to the event loop, which logs each different error once
-        (`LoopErrors`). The other actions and the later rounds must still run: without them, the Date header would stand
-        still, and connections would have no timeouts."""
+        (`LoopErrors`). The error must not end the task: the Date header would stand still, and connections would have
+        no timeouts."""
         try:
             action()
         except Exception as error:

@@ -18,21 +18,21 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _PREPARE_SECONDS = 60.0
-"""Time for all workers to prepare. If one takes longer, the reload is refused."""
+"""Time for all workers to prepare. If a worker takes longer, the reload is refused."""
 _SWITCH_SECONDS = 20.0
 """Time for all workers to switch. A worker that takes longer is killed, and starts again with the new configuration."""
 
 
 def command_numbers() -> Iterator[int]:
-    """Returns an iterator over the numbers for commands, from 1 on. The number 0 is for commands whose answer is
-    ignored."""
+    """Returns an iterator over the numbers for commands: 1, 2, 3 and so on. The number 0 is for commands whose answer
+    is ignored."""
     return itertools.count(1)
 
 
 class Reload:
-    """One reload. `proposal`: the new configuration, which was checked. `source` puts it in force. `numbers`: the
-    numbers for the commands to the workers. While the reload runs, the supervisor must not fork workers: a new worker
-    would have the old configuration."""
+    """One reload. `proposal`: the new configuration, already checked. `source`: puts the proposal in force. `numbers`:
+    the numbers for the commands to the workers. While the reload runs, the supervisor must not fork workers: a new
+    worker would have the old configuration."""
 
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
@@ -47,13 +47,13 @@ class Reload:
         self._is_switching = False
         self._deadline = time.monotonic() + _PREPARE_SECONDS
         self._workers = {worker.pid: worker for worker in pool.serving}
-        self._waiting = dict(self._workers)
+        self._unanswered = dict(self._workers)
         """The workers, by pid, that have not answered the current command yet."""
         for worker in list(self._workers.values()):
             if not pool.send(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
-        self._switch_when_prepared()  # needed here if there are no workers, because then no answer will arrive
+        self._switch_when_prepared()  # without workers, no answer arrives that would call this method
 
     @property
     def deadline(self) -> float:
@@ -62,48 +62,48 @@ class Reload:
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
         """Called with a worker's answer to a command. Ignores answers to commands that are not of this reload."""
-        if self.outcome is not None or worker.pid not in self._waiting:
+        if self.outcome is not None or worker.pid not in self._unanswered:
             return
         if not self._is_switching and answer.number == self._prepare_number:
             if answer.failure is not None:
                 self._refuse(answer.failure)
                 return
-            del self._waiting[worker.pid]
+            del self._unanswered[worker.pid]
             self._switch_when_prepared()
         elif self._is_switching and answer.number == self._switch_number:
-            del self._waiting[worker.pid]
+            del self._unanswered[worker.pid]
             if answer.failure is not None:
                 log.error("the worker %d cannot switch to the new configuration: %s", worker.pid, answer.failure)
                 self._pool.kill(worker)
             self._end_when_switched()
 
     def on_exit(self, worker: WorkerProcess, how: str) -> None:
-        """Called when a worker has ended. `how` is the part of a sentence that follows "the worker"."""
+        """Called when a worker has ended. `how`: how it ended, such as "ended with exit code 1"."""
         if self.outcome is not None or self._workers.pop(worker.pid, None) is None:
             return
-        self._waiting.pop(worker.pid, None)
+        self._unanswered.pop(worker.pid, None)
         if self._is_switching:
             self._end_when_switched()  # the worker starts again with the new configuration
         else:
             self._refuse(f"the worker {worker.pid} {how} before it had the new configuration")
 
     def step(self, now: float) -> None:
-        """Ends a phase that takes too long."""
+        """Ends the current phase if it takes too long. `now` is in seconds of `time.monotonic`."""
         if self.outcome is not None or now < self._deadline:
             return
         if not self._is_switching:
-            pids = ", ".join(map(str, self._waiting))
+            pids = ", ".join(map(str, self._unanswered))
             self._refuse(f"the workers {pids} did not prepare the new configuration within {_PREPARE_SECONDS:g} s")
             return
-        for worker in self._waiting.values():
+        for worker in self._unanswered.values():
             log.error("killing the worker %d: it does not switch to the new configuration", worker.pid)
             self._pool.kill(worker)
-        self._waiting.clear()
+        self._unanswered.clear()
         self._end_when_switched()
 
     def _switch_when_prepared(self) -> None:
         """If all workers have prepared the proposal, puts it in force and tells the workers to switch."""
-        if self._waiting:
+        if self._unanswered:
             return
         try:
             self._source.accept(self._proposal)  # from here on, a worker that starts again uses the proposal
@@ -113,18 +113,18 @@ class Reload:
             return
         self._is_switching = True
         self._deadline = time.monotonic() + _SWITCH_SECONDS
-        self._waiting = dict(self._workers)
+        self._unanswered = dict(self._workers)
         for worker in self._workers.values():
             if not self._pool.send(worker, self._switch_number, "switch"):
                 self._pool.kill(worker)
         self._end_when_switched()
 
     def _end_when_switched(self) -> None:
-        if not self._waiting:
+        if not self._unanswered:
             self.outcome = reload_outcome(self._proposal)
 
     def _refuse(self, reason: str) -> None:
-        """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""
+        """Ends the reload, and tells the workers to discard the proposal. Their answers are ignored."""
         for worker in self._workers.values():
             self._pool.send(worker, 0, "discard")
         self.outcome = ChangeOutcome(False, reason)

@@ -1,7 +1,7 @@
 """`Renewal`: replaces workers by new processes, one after another.
 
-Each old worker accepts connections until its replacement does. Then the old worker *retires*: it answers one more
-request on each connection, and ends with its last connection.
+Each old worker accepts connections until its replacement is ready. Then the old worker *retires*: it answers one more
+request on each connection, and ends when its last connection is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `surplus`: workers that end without a replacement, because the number of workers is reduced. They
-    end last. `fork` starts a worker with the given index."""
+    retire last. `fork` starts a worker with the given index."""
 
     def __init__(
         self,
@@ -37,13 +37,16 @@ class Renewal:
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`; 0: immediately."""
+        """When `step` must be called at the latest, in seconds of `time.monotonic`. The value 0 means: immediately."""
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. Returns True if the supervisor must not start this worker again: it is
-        surplus, its replacement was started already, or it is itself the replacement. The renewal is abandoned if the
-        replacement ends. `how`: how the worker ended, such as "ended with exit code 1"."""
+        """Called when a worker has ended. `how`: how it ended, such as "ended with exit code 1". Returns True if the
+        supervisor must not start this worker again:
+
+        - the worker is surplus.
+        - its replacement was started already.
+        - the worker is a replacement. This also ends the renewal as failed."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)

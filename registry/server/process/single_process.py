@@ -44,7 +44,7 @@ class SingleProcessReloads:
     def announce_ready(self) -> None:
         """Tells the service manager that the server is ready, and calls `on_ready`. The worker calls `announce_ready`
         when the worker accepts connections."""
-        self._change_options.notifier.ready("1 worker serves")
+        self._change_options.notifier.report_ready("1 worker serves")
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
@@ -66,7 +66,7 @@ class SingleProcessReloads:
             self._control = ControlSocket(self._listener, self._change_options.control, actions, watch, unwatch)
 
         def end() -> None:
-            self._change_options.notifier.stopping()
+            self._change_options.notifier.report_stopping()
             task.cancel()
             self.close()
 
@@ -98,7 +98,7 @@ class SingleProcessReloads:
             self._reload_requested.clear()
             replies, self._waiting_replies = self._waiting_replies, []
             try:
-                self._change_options.notifier.reloading()
+                self._change_options.notifier.report_reloading()
                 outcome = await self._reload()
             except Exception as error:
                 log.error("a reload failed", exc_info=error)
@@ -107,7 +107,7 @@ class SingleProcessReloads:
                 log.info("%s", outcome.message)
             else:
                 log.error("the configuration is not reloaded, the old one stays in force: %s", outcome.message)
-            self._change_options.notifier.ready(
+            self._change_options.notifier.report_ready(
                 outcome.message if outcome.ok else "running; the last change was refused"
             )
             for reply in replies:

@@ -254,7 +254,7 @@ class Supervisor:
         workers = self._pool.workers.values()
         if len(workers) == self._worker_count and all(worker.is_ready for worker in workers):
             self._start_succeeded = True
-            self._change_options.notifier.ready(f"{self._worker_count} workers serve")
+            self._change_options.notifier.report_ready(f"{self._worker_count} workers serve")
             if self._on_ready is not None:
                 self._on_ready()
 
@@ -262,7 +262,7 @@ class Supervisor:
         """Tells all workers to stop. From now on, no worker is started or replaced."""
         if not self._is_stopping:
             self._is_stopping = True
-            self._change_options.notifier.stopping()
+            self._change_options.notifier.report_stopping()
             self._starts_due.clear()
             self._changes.cancel()
             self._close_control()  # the next server can then open its own control socket before this process ends

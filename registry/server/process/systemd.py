@@ -10,28 +10,28 @@ import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 
-_FIRST_FILE = 3
-"""The number of the first descriptor that systemd passes."""
+_FIRST_DESCRIPTOR = 3
+"""The first file descriptor that systemd passes."""
 
 
 class Notifier:
-    """Reports the state of the server to the service manager. Does nothing if no service manager asked for such
-    reports."""
+    """Reports the state of the server to the service manager."""
 
     def __init__(self, address: str | None) -> None:
-        """`address`: the value of NOTIFY_SOCKET."""
+        """`address`: the value of the environment variable NOTIFY_SOCKET. None or empty: no service manager asks for
+        reports, and the methods do nothing."""
         # "@" stands for the zero byte with which the name of an abstract socket begins (unix(7)).
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
 
-    def ready(self, status: str) -> None:
+    def report_ready(self, status: str) -> None:
         """Reports that the server is ready: after its start, after a reload and after a restart."""
         self._send(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
 
-    def reloading(self) -> None:
-        """Reports that a reload or a restart has begun. `ready` must be called after it."""
+    def report_reloading(self) -> None:
+        """Reports that a reload or a restart has begun. `report_ready` must be called when it has ended."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self) -> None:
+    def report_stopping(self) -> None:
         """Reports that the server stops."""
         self._send("STOPPING=1")
 
@@ -51,17 +51,17 @@ def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    return [listening_socket(descriptor) for descriptor in range(_FIRST_FILE, _FIRST_FILE + int(count))]
+    return [listening_socket(descriptor) for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))]
 
 
-def listening_socket(file: int) -> socket.socket:
-    """Returns the socket with the descriptor `file`. Makes it non-blocking, and not inheritable by programs that this
+def listening_socket(descriptor: int) -> socket.socket:
+    """Returns the socket with this file descriptor. Makes it non-blocking, and not inheritable by programs that this
     process executes. Raises OSError or ValueError if the descriptor is not a listening TCP socket."""
-    sock = socket.socket(fileno=file)
+    sock = socket.socket(fileno=descriptor)
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"the descriptor {file} is no TCP socket")
+        raise ValueError(f"the descriptor {descriptor} is no TCP socket")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ValueError(f"the socket with the descriptor {file} does not listen")
+        raise ValueError(f"the socket with the descriptor {descriptor} does not listen")
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock

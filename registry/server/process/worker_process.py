@@ -1,5 +1,5 @@
 """The supervisor's record of a worker (`WorkerProcess`): when the worker started, what it has reported, and how it
-ended. The *supervisor* is the process that starts and watches the workers. Each worker is a child process of it.
+ended. The *supervisor* is the process that starts and watches the workers. The workers are its child processes.
 
 A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
 "ready". If it fails, it writes the reason, in one line.
@@ -32,14 +32,14 @@ class WorkerProcess:
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False
-    """True if the worker was forked before an upgrade replaced the program in the supervisor's process. The worker then
-    runs the old version, with the old settings."""
+    """True if the worker runs the version and the settings from before an upgrade. The upgrade has replaced the program
+    in the supervisor's process (`exec`), but not in this worker."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     is_ready: bool = False
     """Whether the worker accepts connections."""
     exit_expected: bool = False
-    """Whether the supervisor wants the worker to end for good. If so, the supervisor does not restart the worker."""
+    """Whether the worker shall end for good. If so, the supervisor does not restart it."""
     kill_at: float = float("inf")
     """When the supervisor sends SIGKILL if the worker has not ended by then."""
 
@@ -54,7 +54,7 @@ class WorkerProcess:
         return bool(data)
 
     def read_remaining_status(self) -> None:
-        """Reads all that is in the status pipe of a worker that has ended."""
+        """Reads the rest of the status pipe. Call this after the worker has ended."""
         try:
             while self.read_status():
                 pass
@@ -85,7 +85,8 @@ def report_failure(status_writer: int, reason: str) -> None:
 
 
 def reap_if_ended(pid: int) -> bool:
-    """Returns whether the child process has ended. If so, reaps it: after that, its pid can be used again."""
+    """Returns whether the child process has ended. If it has, also reaps it: then the system can give its pid to
+    another process."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:  # the process was reaped before

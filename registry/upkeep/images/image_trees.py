@@ -17,9 +17,9 @@ MAX_DEPTH: Final = 8
 
 @dataclass(slots=True)
 class ImageTree:
-    """An image with everything that belongs to it. `manifests`: all its manifests, each index after the manifests that
-    it lists. `missing`: digests of listed manifests that the file does not contain, or that it contains without their
-    blobs."""
+    """An image with its manifests and blobs. `manifests`: all manifests of the image; an index comes after the
+    manifests that it lists. `missing`: digests of the listed manifests that are not in the file, or whose blobs are not
+    in the file."""
 
     root: Manifest
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
@@ -28,8 +28,8 @@ class ImageTree:
 
 
 def read_tree(content: FoundContent, image: FoundImage) -> ImageTree:
-    """Reads the manifests of an image. Leaves out manifests that an index lists but that are `missing` in the file:
-    `docker save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
+    """Reads the manifests of an image. Removes manifests that are `missing` in the file from the indexes that list
+    them: `docker save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
     root = content.manifest(image.digest, image.media_type)
     if root is None:
         raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")
@@ -39,9 +39,9 @@ def read_tree(content: FoundContent, image: FoundImage) -> ImageTree:
 
 
 def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, depth: int) -> Manifest:
-    """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many levels of manifests are
-    still allowed, this manifest's level included. Returns the manifest. If the file lacks some of the listed manifests,
-    returns an index of the other manifests instead."""
+    """Adds a manifest to `tree`, with the manifests and blobs that it lists. `depth`: how many levels of manifests are
+    still allowed, including the level of `manifest`. Returns `manifest`. If the file lacks some of the listed
+    manifests, adds and returns an index of the other listed manifests instead."""
     if depth == 0:
         raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
     replaced: dict[str, Manifest | None] = {}
@@ -67,15 +67,15 @@ def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, de
 
 
 def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
-    """Returns whether the file contains the blobs of a listed manifest. Blobs can be missing: containerd may have the
-    manifests of platforms that docker has not pulled, without their blobs, and `docker save` writes these manifests."""
+    """Returns whether the file contains all blobs of a listed manifest. Blobs can be missing: for a platform that
+    docker has not pulled, containerd may have only the manifest, and `docker save` writes this manifest."""
     needed_digests = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
     return all(content.source.size(content.file_of(digest)) is not None for digest in needed_digests)
 
 
 def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str, Manifest | None]) -> Manifest:
-    """Returns the index with changed entries. `replaced`: by the digest of an old entry, the manifest to list instead;
-    None: the entry is left out. Raises ImageFileFailed if no entry is left."""
+    """Returns the index with changed entries. `replaced`: for the digest of each entry to change, the manifest to list
+    instead; None: the new index does not have the entry. Raises ImageFileFailed if no entry is left."""
     document = json.loads(index.body)
     entries = []
     for entry in document["manifests"]:
