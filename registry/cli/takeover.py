@@ -138,8 +138,9 @@ def listening_sockets(
     `handover`: the data that the old version hands over to this one; None at an ordinary start.
 
     - With a handover, takes over the sockets of the old version. If it has a socket for the metrics, this is the last
-      one. If an address has changed in the settings, opens a new socket in place of the old one.
-    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one.
+      one. Opens new sockets for the addresses that have changed in the settings, and closes the old ones.
+    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one. In both cases,
+      opens the socket for the metrics itself.
 
     Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind

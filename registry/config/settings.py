@@ -100,8 +100,9 @@ _HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 def _check_public_url(value: str | None) -> str | None:
-    """Returns the scheme, host and port of the registry's address; None for None. Raises ValueError if the address has
-    another part, such as a path, or if its host has characters that a URL cannot have."""
+    """Returns the scheme, host and port of the registry's address; None for None. Raises ValueError if the address is
+    not an http or https URL, if it has another part, such as a path, or if its host has characters that a URL cannot
+    have."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")

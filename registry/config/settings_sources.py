@@ -56,8 +56,8 @@ class SettingsSource:
     """The values from one source of settings: from all flags, from all variables, or from the file."""
 
     values: Mapping[str, Any]
-    """Maps the name of each setting or group to its value. The value of a group is a mapping from the names of its
-    settings to their values."""
+    """Maps the name of each setting or group in the source to its value. The value of a group is a mapping from the
+    names of its settings to their values."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
@@ -137,8 +137,9 @@ def check_ports(loaded: LoadedSettings) -> None:
     """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even if the hosts differ: the
     server recognizes the socket for the metrics only by its port.
 
-    Only `entrepot serve` needs this check. Other commands do not know the flag `--listen` of the server, or whether
-    systemd opens the server's socket. When the server starts, it also compares the ports of its open sockets."""
+    `load_settings` does not call this function, because most commands do not know the flag `--listen` of the server, or
+    whether systemd opens the server's socket. When the server starts, it also compares the ports of its open
+    sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -176,7 +177,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    # Remove the values of unknown variables. pydantic reads those with the name of a group, such as ENTREPOT_GC__X.
+    # Remove the values of unknown variables. pydantic reads those that begin with the name of a group, such as
+    # ENTREPOT_GC__X.
     for name in unknown_names:
         group, *names_in_group = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if names_in_group and isinstance(values.get(group), dict):

@@ -3,8 +3,8 @@
 An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream.
 The received bytes of an unfinished fill are a *partial*. An *allowance* is the number of requests that an upstream
 still accepts, as it reported with its rate limit. For a *frozen* tag, the mirror serves one digest and does not ask the
-upstream. An upstream's *cooldown* delays the moment at which pulls get the newest digest of a tag; until this moment,
-the tag is *held back*. Times are in seconds since 1970.
+upstream about the tag. An upstream's *cooldown* delays the moment at which pulls get the newest digest of a tag; until
+this moment, the tag is *held back*. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def _held_back_tags(
     """Returns for JSON the cached tags that are held back. Leaves out the tags in `frozen`.
 
     For each tag, "served" is the digest that pulls get now (None: pulls are refused), "newest" is the digest at the
-    upstream, and "from" is the time from which pulls get the newest digest."""
+    upstream, and "from" is the time from which pulls get the newest digest if the tag does not move again."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []

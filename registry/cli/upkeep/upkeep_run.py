@@ -69,9 +69,10 @@ def run_as_job(
     show and stop it. Returns the job's result. Ends the command with one line on stderr if another process runs a job
     of the same kind.
 
-    `kind` and `arguments`: the kind and the arguments of the job. `get_work` gets the opened data directory and returns
-    the function that does the work of the job. With `as_json`, prints each step as a line of JSON; otherwise calls
-    `on_step` for each step and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
+    `kind` and `arguments`: the kind and the arguments of the job. `get_work` gets the same argument as `work` of
+    `with_upkeep`, and returns the function that does the work of the job. With `as_json`, prints each step as a line of
+    JSON; otherwise calls `on_step` for each step and shows a bar in a terminal. The other parameters are those of
+    `with_upkeep`."""
 
     async def run_job(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
