@@ -139,8 +139,8 @@ def listening_sockets(
 
     - With a handover, takes over the sockets of the old version. If it has a socket for the metrics, this is the last
       one. Opens new sockets for the addresses that have changed in the settings, and closes the old ones.
-    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one. In both cases,
-      opens the socket for the metrics itself.
+    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one. Opens the socket
+      for the metrics, which never comes from systemd.
 
     Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
