@@ -29,7 +29,7 @@ from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
 MAX_SHOWN_JOBS: Final = 100
-"""Largest number of jobs in the status. More jobs may be queued."""
+"""Largest number of jobs in the status. More jobs may be queued, and browsers poll the page that shows them."""
 _BREAKER_RANKS: Final = {"closed": 0, "half-open": 1, "open": 2}
 """Ranks the states of a circuit breaker. A higher number is worse."""
 

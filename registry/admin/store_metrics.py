@@ -68,7 +68,7 @@ class StoreMetrics(Collector):
 
     def _try(self, read: Callable[[], T]) -> T | None:
         """Returns the result of `read`. If `read` fails, for example because the disk is too full to open the database,
-        logs the error and returns None."""
+        logs the error and returns None, because the other metrics are still useful."""
         try:
             return read()
         except Exception as error:

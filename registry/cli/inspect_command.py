@@ -69,7 +69,7 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
         return None
     if (frozen := await stored.upstream_tags.find_frozen_tag(repo, reference)) is not None:
         return frozen.digest
-    upstream = next((mirrored for mirrored in settings.upstream if repo.startswith(f"{mirrored.name}/")), None)
+    upstream = next((entry for entry in settings.upstream if repo.startswith(f"{entry.name}/")), None)
     if upstream is None or not upstream.cooldown:
         return None
     from registry.mirror.served_tags import ServedTags

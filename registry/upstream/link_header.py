@@ -18,10 +18,11 @@ _RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECA
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
     """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
     to a next page. The returned URL has the path and the query from the header, and the origin of `url`. Ignores the
-    origin in the header: a registry behind a proxy may name an internal origin there, and the client must not send its
-    login to another origin.
+    origin in the header: a registry behind a proxy may name an internal origin there, and the login must not be sent to
+    another origin.
 
-    Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link is not valid."""
+    Raises UpstreamUnavailable if the header has more than MAX_URL_LENGTH characters, or if the link is not valid. If
+    this function ignored such a header, the list would be incomplete without notice."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

@@ -78,8 +78,8 @@ async def send_request(
 
 
 def _is_from_closed_connection(error: AttributeError) -> bool:
-    """Returns whether the error means that the server has reset a new connection at once. uvloop then closes the
-    connection and sets its socket to None, and anyio calls `getpeername` on this None."""
+    """Returns whether the error means that the server has reset a new connection at once. uvloop has
+    then closed the connection and gives anyio None as its socket, and anyio calls `getpeername` on this None."""
     return error.obj is None and error.name == "getpeername"
 
 

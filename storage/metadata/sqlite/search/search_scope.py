@@ -51,7 +51,8 @@ def time_limit(db: apsw.Connection) -> Iterator[None]:
 @dataclass(frozen=True)
 class SearchScope:
     """The repositories of a search. `within`: the set of their names. `ids`: the row ids of the repositories by their
-    names; None: the search reads the rows of all repositories."""
+    names, if there are only few repositories. None: there are many, so the search reads the rows of all repositories of
+    the store."""
 
     within: NameSet
     ids: dict[str, int] | None

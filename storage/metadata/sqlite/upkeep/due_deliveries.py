@@ -4,8 +4,9 @@ A delivery is *pending* until the webhook has received the event or the server h
 is its oldest pending delivery. Deliveries of a repository are sent in order, so only the time of its head says whether
 the repository has anything to send now.
 
-Each statement names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the
-webhook to find the head of one repository.
+The pending deliveries of a webhook can all belong to one repository, or each to a different one. SQLite cannot know
+which. So each statement names the index by which SQLite reads the table. Without the name, SQLite may read all
+deliveries of the webhook to find the head of one repository.
 """
 
 from __future__ import annotations
