@@ -95,9 +95,13 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known. If this registry has not recorded a pull of the manifest, retention counts it as pulled now.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This method sets the time of
-        the tag's last push, which is the time of the import, back to the time at the old registry. If the tag's
-        previous change in this registry is later than the time at the old registry, uses the time of that change. Never
-        sets a time forward. Skips a tag that no longer points at the manifest, or that was pushed again after the
-        import. The history of tags keeps the time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The import has set the *push
+        time* of the tag (the time of its last push) to the time of the import. This method sets the push time back:
+
+        - If the tag was changed in this registry before the import, and this change is later than the time at the old
+          registry: to the time of this change.
+        - Otherwise: to the time at the old registry.
+
+        Never sets a push time forward. Skips a tag that no longer points at the manifest, or that was pushed again
+        after the import. The history of tags keeps the time of the import."""
         ...

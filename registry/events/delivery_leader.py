@@ -22,8 +22,8 @@ SLOT_POLL_SECONDS: Final = 1.0
 """Time between two attempts of a process to get the slot while another process holds it. The slot becomes free when
 the other process stops its delivery or ends."""
 CANCEL_AGAIN_SECONDS: Final = 1.0
-"""`aclose` waits this long for the end of the cancelled delivery task, and then cancels it again: an error in the task
-may have replaced the CancelledError."""
+"""`aclose` cancels the delivery task and waits this long for its end. If the task is then still running, `aclose`
+cancels the task again. A cancelled task can go on running if an error in the task has replaced the CancelledError."""
 TIDY_SECONDS: Final = 10.0
 """Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
@@ -85,7 +85,7 @@ class EventDelivery:
             await self._configure(settings)
             has_events = bool(await self._outbox.newest())
         except RegistryError as error:
-            log.error("cannot store which events are recorded: %s", error)
+            log.error("cannot store which events the settings ask for: %s", error)
         if settings.webhook or settings.events.keep or has_events:
             self._task = asyncio.create_task(self._run(settings))
 

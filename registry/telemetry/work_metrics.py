@@ -62,7 +62,7 @@ class WorkMetrics:
         self.logins = Counter(
             plan,
             "entrepot_logins_total",
-            "Checked credentials. A credential that was checked is not checked again for some time.",
+            "Checks of credentials. A process may skip the check of a credential that it has found valid before.",
             {"method": LOGIN_METHODS, "outcome": ("ok", "failed", "throttled")},
         )
         self.denials = Counter(

@@ -56,16 +56,16 @@ MAX_REPOSITORIES: Final = 1024
 oldest requests are forgotten. So clients that request many names cannot make the memory of the process grow."""
 RECOUNT_SECONDS: Final = 600.0
 """When a repository begins to fail, it counts towards `REPOSITORIES_TO_SUSPECT`. For this time afterwards, the
-repository does not count again. Otherwise a few repositories that work and fail alternately would stop the requests of
-all others every few seconds."""
+repository does not count again. Without this rule, a few repositories that work and fail alternately could make the
+endpoint suspect every few seconds. Each time, the requests of all repositories would pause."""
 REPOSITORIES_TO_SUSPECT: Final = 3
 """Number of repositories that must have begun to fail before the endpoint becomes suspect."""
 WORKED_SECONDS: Final = 5.0
 """For this time after a request has worked, failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
-"""Largest number of trials that run at the same time, for each of the two breakers of a suspect endpoint for
-repositories that are not failing. With one trial at a time, a trial without a response would keep all these
-repositories waiting for long."""
+"""A suspect endpoint has two breakers for repositories that are not failing. Each of these breakers allows at most this
+many trials at the same time. With one trial at a time, a trial without a response would keep all these repositories
+waiting for long."""
 
 
 class EndpointAttempt:
@@ -386,8 +386,9 @@ class UpstreamEndpoints:
         )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns one error for all endpoints that are not in `usable`, the result of `in_order`: their breakers are
-        open for the repository. If all endpoints are usable, returns an empty list."""
+        """Returns a list of at most one error, which the caller adds to its other errors. `usable`: the result of
+        `in_order` for the repository. If `usable` lacks endpoints, the list has one error for all these endpoints
+        together. If `usable` has all endpoints, the list is empty."""
         waits = [endpoint.retry_in_seconds_for(repo) for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

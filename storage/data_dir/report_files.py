@@ -152,7 +152,7 @@ def _ensure_own(directory: Path) -> None:
     status = directory.lstat()
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        reason = "not a directory of this user alone; remove it"
+        reason = "not a directory of this user, or other users may write in it; remove it"
         raise PermissionError(errno.EPERM, reason, str(directory))
 
 

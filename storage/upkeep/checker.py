@@ -65,8 +65,9 @@ class CheckOptions:
 
     - `repair`: whether to repair the problems that can be repaired without a loss of content.
     - `hash_bytes`: whether to read the stored bytes of each blob and compare them with its digest.
-    - `quarantine_bytes`: how many damaged bytes the quarantine may have after a check with `repair`. During the check,
-      it may have an eighth more. None: no limit.
+    - `quarantine_bytes`: how many damaged bytes the quarantine may have after a check with `repair`; None: no
+      limit. The check shrinks the quarantine to this limit at the end. During the check, it also does so each time it
+      has added more than an eighth of the limit to the quarantine.
     - `is_mirrored`: returns whether a repository is mirrored. A mirrored repository may lack content to which its
       manifests refer."""
 
@@ -291,7 +292,9 @@ class _Check:
         )
         self._new_quarantine_bytes += size
         limit = self._options.quarantine_bytes
-        if limit is not None and self._new_quarantine_bytes * 8 > limit:  # listing a full quarantine takes time
+        # `_shrink_quarantine` lists the quarantine. The list takes long if the quarantine is full, so the quarantine is
+        # not shrunk after each blob.
+        if limit is not None and self._new_quarantine_bytes * 8 > limit:
             await self._shrink_quarantine()
         return True
 

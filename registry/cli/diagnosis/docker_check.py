@@ -46,7 +46,7 @@ def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegist
         return [
             problem(
                 CHECK,
-                "this registry does not serve Docker Hub's images under names without docker.io",
+                "this registry serves Docker Hub's images only under names that begin with docker.io",
                 "docker asks a mirror for library/ubuntu, not for docker.io/library/ubuntu",
                 'set default = true for the [[upstream]] "docker.io" in the registry\'s settings',
             )

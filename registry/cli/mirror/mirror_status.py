@@ -69,8 +69,8 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    # The repository name `UPSTREAM/` with an empty tag. The store sorts by repository and then by tag, so this text is
-    # before all tags of the upstream.
+    # At first, `after` is the repository name `UPSTREAM/` with an empty tag. The store sorts by repository and then by
+    # tag. So if the upstream has frozen tags, the first page begins with the first of them.
     after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)
@@ -167,7 +167,7 @@ def print_status(status: dict[str, Any]) -> None:
 def _print_frozen_and_held_back_tags(console: Console, upstreams: list[dict[str, Any]]) -> None:
     """Prints how many tags are frozen, and a table of the tags that a cooldown holds back."""
     if frozen := sum(len(upstream["frozen"]) for upstream in upstreams):
-        console.print(Text(f"{plural(frozen, 'tag')} frozen: entrepot mirror frozen lists them", "dim"))
+        console.print(Text(f"{plural(frozen, 'tag')} frozen; to list them, run: entrepot mirror frozen", "dim"))
     held_back = [held_tag for upstream in upstreams for held_tag in upstream["held_back"]]
     if held_back:
         table = new_table("held back", "served", "newer", "newer is due")

@@ -89,8 +89,8 @@ def evict(
     if as_json:
         print_done(result)
         return
-    verb = "would be evicted, which frees" if dry_run else "evicted,"
-    print_line(f"{plural(result['images'], 'image')} {verb} {human_size(result['bytes'])}{'' if dry_run else ' freed'}")
+    images, size = plural(result["images"], "image"), human_size(result["bytes"])
+    print_line(f"{images} would be evicted, which frees {size}" if dry_run else f"{images} evicted, {size} freed")
 
 
 def _size_or_fail(text: str) -> int:

@@ -236,7 +236,7 @@ class AsgiExchange:
         """Writes a large part. `more`: whether other parts follow. If the part is the whole body, first reserves memory
         for one slice; if no memory becomes free, sends a 503 response. Raises ClientDisconnected."""
         if not self._unsent_head or more:
-            # The budget does not count one of several parts (`registry.server.connection.unsent_budget`).
+            # If a body has several parts, the budget counts none of them (`registry.server.connection.unsent_budget`).
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
             await self._write_without_time_limit(body, more=more)
             return
@@ -264,9 +264,9 @@ class AsgiExchange:
             self._write_framed(body, more=more)
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes the part `body` in slices. Without TLS, returns when the transport's buffer is empty. Over TLS, the
-        buffer may still have a copy of the last bytes. So the transport no longer refers to `body` at the return, and
-        the caller can free the memory of `body`.
+        """Writes the part `body` in slices. At the return, the transport no longer refers to `body`, so the caller can
+        free the memory of `body`. Without TLS, the transport's buffer is empty at the return. Over TLS, the buffer may
+        still have the last bytes, but only a copy of them.
 
         `slice_seconds`: how long the client may take to receive each slice; None: without a limit. If the client takes
         longer, aborts the connection. Raises ClientDisconnected.

@@ -89,7 +89,7 @@ def test_freeze_while_a_server_runs(tmp_path: Path, upstream: Hub) -> None:
         assert message.startswith(f"app:1: frozen at {FIRST_IMAGE.digest} since 20")
         assert upstream.requests("manifest") == []
         assert status(tmp_path)["frozen"] == ["docker.io/library/app:1"]
-        assert "1 tag frozen: entrepot mirror frozen lists them" in output_of(tmp_path, "status")
+        assert "1 tag frozen; to list them, run: entrepot mirror frozen" in output_of(tmp_path, "status")
         (message,) = output_of(tmp_path, "unfreeze", "app:1")
         assert message.startswith(f"app:1: no longer frozen; it was at {FIRST_IMAGE.digest} since 20")
         assert served_digests(server) == {(SECOND_IMAGE.digest, "")}

@@ -31,9 +31,12 @@ from storage.usage import ScopeDefinition, ScopeUsage, bytes_quota_error, tags_q
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. The cost of a call
-is its number of rows plus `_COUNT_CALL_COST`. A transaction repeats the call until the sum of the costs reaches
-BATCH_ROWS, so it counts fewer than 2 * BATCH_ROWS rows."""
+"""The limits of one transaction:
+
+- A transaction that deletes rows deletes at most BATCH_ROWS rows.
+- A transaction that counts rows calls `_count_member` until the calls together have cost at least BATCH_ROWS, or no
+  member is left to count. A call costs one for each row that it counts, plus `_COUNT_CALL_COST`. A call counts at most
+  BATCH_ROWS rows. So the transaction counts fewer than 2 * BATCH_ROWS rows."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
