@@ -50,8 +50,8 @@ def upload_headers(location: bytes, upload: str, offset: int) -> list[Header]:
     """Returns the headers that describe the upload session with the id `upload`, which has received `offset` bytes and
     is continued at the URL `location`.
 
-    Range names the last byte that was received. For a session without bytes, Range is `0-0`, because clients expect the
-    header."""
+    Range names the last byte that was received. For a session without bytes, no value is right. Range is then
+    `0-0`, because clients expect the header."""
     return [
         (b"location", location),
         (b"range", b"0-%d" % max(offset - 1, 0)),

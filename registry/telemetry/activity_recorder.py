@@ -2,8 +2,9 @@
 
 All processes count the activity in shared memory, and one process stores these counts in the database. Each commit
 empties the response caches of all processes. To cause few commits, the process stores the counts every 5 minutes, and
-only if there is activity to store. At these times, the pulls of each manifest are stored too
-(`storage.upkeep.pull_recorder`). If the server is killed, the activity that was not stored yet is lost.
+only if there is activity to store. At these times, the pulls of each manifest are stored anyway
+(`storage.upkeep.pull_recorder`), which empties the caches too. If the server is killed, the activity that was not
+stored yet is lost.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ and `registry/storage/driver/base/base.go`, with four differences:
 - Durations have the buckets of our own metrics.
 - The size of a request is the size of its body, without its head.
 - The requests of a mirror include the requests that are answered with an error (`_proxy_metrics`).
-- Entrepot has no storage driver. Instead, each call of the `Registry` interface counts as one action of a storage
-  driver, the action that does most of the call's work (`ACTIONS`).
+- Entrepot has no storage driver. Instead, a call of the `Registry` interface counts as one action of a storage driver,
+  the action that does most of the call's work. Operations that are not in `ACTIONS` are not counted.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _ROW_CELLS: Final = 8192
 _SECOND_ROW_SHIFT: Final = 24
 """The cell in the second row is chosen by the bits of the hash from this bit upwards."""
 _PAUSE_SECONDS: Final = 10.0
-"""Time after a request in which `record` ignores further requests of the same connection."""
+"""After a request that `record` has not ignored: time in which it ignores further requests of the same connection."""
 _MAX_CONNECTIONS: Final = 4096
 """Largest number of connections in `RecentClients._next_record_times`."""
 
@@ -51,8 +51,8 @@ class RecentClients:
         """By connection (address and port): until when `record` ignores its requests, in seconds since 1970."""
 
     def record(self, scope: Scope) -> None:
-        """Records the time of a request of a known program. Then ignores further requests of the same connection for
-        `_PAUSE_SECONDS`, which takes a fifth of a microsecond for each."""
+        """Records the time of a request of a known program. After a request of any program, ignores further requests of
+        the same connection for `_PAUSE_SECONDS`. An ignored request takes a fifth of a microsecond."""
         connection, now = scope["client"], self._clock()
         if self._next_record_times.get(connection, 0.0) > now:
             return
@@ -69,7 +69,7 @@ class RecentClients:
         """Returns when a program (a value of `PROGRAMS`) has last sent a request from the network of this address, in
         seconds since 1970; None if it has sent none in the last `RECENT_SECONDS`."""
         # If another client has overwritten one of the cells, this cell has a later time than the other cell, unless
-        # the clock was set back. So the older time is the right one.
+        # the clock was set back. So take the older time.
         seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
         return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 

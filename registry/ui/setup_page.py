@@ -48,8 +48,8 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up, with the upstreams from which the visitor may pull something. Says whether the
-    client has lately sent a request from the visitor's own network. The parameters of the query are:
+    """Shows how a client is set up, with only the upstreams from which the visitor may pull something. Says whether
+    the client has lately sent a request from the visitor's own network. The parameters of the query are:
 
     - `client`: a key of `CLIENT_NAMES`; `docker` if it is missing.
     - `from`, only for admins: an IP address. The page then also says whether the client has lately sent a request from
@@ -101,8 +101,8 @@ def _last_seen(request: Request, client: str, address: str) -> datetime | None:
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client can pull through this registry. A short name has no
-    host, such as `ubuntu`. Only images of the default upstream have short names, because the registry looks up a name
+    """Returns the hosts whose images a client can pull through this registry. A short name, such as `ubuntu`,
+    has no host. Only images of the default upstream have short names, because the registry looks up a name
     without an upstream in the default upstream."""
     return [
         replace(host, has_short_names=upstream.default)

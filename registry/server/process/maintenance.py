@@ -80,8 +80,8 @@ class Maintenance:
         """Once a second:
 
         - updates the Date header.
-        - adapts the number of allowed connections to the number of files that this process has opened for other
-          purposes.
+        - counts the open files that belong neither to a connection nor to a request. The more there are, the fewer
+          connections are allowed.
         - returns free memory to the system if that is due.
 
         Every few seconds, checks whether the files of the certificate have changed."""

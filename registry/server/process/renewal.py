@@ -46,7 +46,7 @@ class Renewal:
 
         - the worker is surplus.
         - its replacement was started already.
-        - the worker is a replacement. This also ends the renewal as failed."""
+        - the worker is the present replacement. The renewal then also ends as failed."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)

@@ -67,8 +67,9 @@ def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, de
 
 
 def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
-    """Returns whether the file contains all blobs of a listed manifest. Blobs can be missing: for a platform that
-    docker has not pulled, containerd may have only the manifest, and `docker save` writes this manifest."""
+    """Returns whether the file contains all blobs of a listed manifest, except foreign blobs. Blobs can be missing:
+    for a platform that docker has not pulled, containerd may have only the manifest, and `docker save` writes this
+    manifest."""
     needed_digests = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
     return all(content.source.size(content.file_of(digest)) is not None for digest in needed_digests)
 
