@@ -13,10 +13,12 @@ def main() -> None:
     """Runs the command line."""
     prepare_streams()
     # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
-    # import. `exit_on_interrupt` also unblocks signals, so it is not called if an old version of the server runs this
-    # program (`_ENTREPOT_HANDOVER`). To be replaced by this program, the old version blocks the signals of its own
-    # process and then executes this program in that process (`registry.server.process.successor`). The signals have to
-    # stay blocked until the new server can act on them.
+    # import. `exit_on_interrupt` also unblocks signals.
+    #
+    # At an upgrade, the old version of the server sets `_ENTREPOT_HANDOVER`, blocks signals, and calls execve(2) with
+    # this program (`registry.server.process.successor`). So this program replaces the old version in the same process,
+    # and signals are still blocked. They have to stay blocked until the new server can act on them. Therefore
+    # `exit_on_interrupt` is not called in this case.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import

@@ -55,12 +55,13 @@ class Share:
     - `client`: the client that sends or receives the bytes. If it is None, the limit for each client does not apply.
     - `counted_for_client`: the number of bytes that count for the limit of the client. This includes the bytes that the
       share waits for.
-    - `held_since`: the time at which the share first held bytes, in seconds of the event loop's clock. The budget may
-      cut off the request if this is long ago. The request may set a later time when its client makes progress.
+    - `last_progress_at`: a time in seconds of the event loop's clock. The budget sets it to the time at which the share
+      first held bytes. The request may set a later time when its client makes progress. The budget may cut off the
+      request if this time is long ago.
     - `on_cut`: the function that the budget calls to cut off the request when other requests need the memory. It must
       not raise. It is None while the request cannot be cut off."""
 
-    __slots__ = ("_budget", "client", "counted_for_client", "held_since", "key", "on_cut", "size")
+    __slots__ = ("_budget", "client", "counted_for_client", "key", "last_progress_at", "on_cut", "size")
 
     def __init__(self, budget: MemoryBudget, key: Hashable | None, client: str | None) -> None:
         self._budget = budget
@@ -68,7 +69,7 @@ class Share:
         self.client = client
         self.size = 0
         self.counted_for_client = 0
-        self.held_since = 0.0
+        self.last_progress_at = 0.0
         self.on_cut: Callable[[], None] | None = None
 
     def try_grow(self, added_bytes: int) -> bool:
@@ -255,7 +256,7 @@ class MemoryBudget:
         if share.key is not None and not share.size:
             self._share_counts[share.key] = self._share_counts.get(share.key, 0) + 1
         if not share.size:
-            share.held_since = asyncio.get_running_loop().time()
+            share.last_progress_at = asyncio.get_running_loop().time()
         share.size += added_bytes
         self._shares.add(share)
         return True
@@ -275,7 +276,7 @@ class MemoryBudget:
                 del queue[waiter]
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. This frees
+        """Cuts off requests whose `last_progress_at` is more than `slow_seconds` ago, the oldest first. This frees
         memory for one queue: that of the large shares or, if no large share waits, that of the small shares. Stops when
         the requests that are cut off release enough memory for all shares in this queue together, or after
         `MAX_CUT_AT_ONCE` requests. Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
@@ -286,7 +287,7 @@ class MemoryBudget:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(CUT_INTERVAL_SECONDS, self._cut_slow)
         slow_before = loop.time() - self._slow_seconds
-        slow = [share for share in self._shares if share.on_cut is not None and share.held_since < slow_before]
+        slow = [share for share in self._shares if share.on_cut is not None and share.last_progress_at < slow_before]
         first_waiter = next(iter(queue))
         bytes_for_other_waiters = sum(waiter.added_bytes for waiter in queue) - first_waiter.added_bytes
         missing = self._missing_bytes(first_waiter.share, first_waiter.added_bytes) + bytes_for_other_waiters
@@ -294,7 +295,7 @@ class MemoryBudget:
         # all slow shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
         keys: set[Hashable] = set()  # the keys of the shares that were cut off
         cut_count = 0
-        for share in sorted(slow, key=lambda share: share.held_since):
+        for share in sorted(slow, key=lambda share: share.last_progress_at):
             if share.key not in keys:
                 if missing <= 0:
                     continue

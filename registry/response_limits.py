@@ -1,5 +1,5 @@
-"""Limits on the responses of other servers that httpx2 reads on the event loop: upstreams, webhooks and identity
-providers.
+"""Limits on the responses of other servers (upstreams, webhooks and identity providers) that the HTTP client library
+httpx2 reads on the event loop.
 
 A server chooses how many header lines it sends. h11, the parser of httpx2, takes up to 20 µs for each line. It limits
 the total size of the lines, but not their number: 100 KiB have up to 20,000 lines, which would occupy the event loop

@@ -49,7 +49,7 @@ from registry.restrict import restrict
 from registry.router import Router
 from registry.server.shared_counters import SharedRateLimiter, allocate_limiter_cells
 from registry.status.readiness import Readiness
-from registry.status.worker_report import EndpointHealths
+from registry.status.worker_report import ReadEndpointHealth
 from registry.telemetry.telemetry import Telemetry
 from registry.ui.pages import PageComponents
 from registry.upkeep.admission import Admission
@@ -88,12 +88,12 @@ class Service:
     - `readiness` says whether the service can serve.
     - `access`: the objects for accounts; None: the service has no accounts and cannot get any.
     - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
-    - `is_store_read_only`: whether the store was opened only for reading, because the disk was too full to open it for
-      writing.
+    - `is_store_read_only`: whether the store was opened only for reading, because the disk was too full for writing.
     - `work`: the background work; None: there is none.
     - `retire_read_only_store` is called after another service has replaced this one. If the store was opened only for
       reading, closes the store: every later call on it raises StorageFull. Otherwise does nothing.
-    - `endpoint_health` returns the health of the endpoints (URLs) of each upstream, as this process has observed it.
+    - `endpoint_health` returns the health that this process has observed of each upstream's endpoints (its URLs). The
+      default, `dict`, returns an empty mapping.
     - `pages`: the objects that the web pages need; None: this service has no web pages."""
 
     distribution: DistributionAPI
@@ -104,12 +104,13 @@ class Service:
     retire_read_only_store: Callable[[], None] = lambda: None
     is_store_read_only: bool = False
     work: BackgroundWork | None = None
-    endpoint_health: EndpointHealths = dict
+    endpoint_health: ReadEndpointHealth = dict
     pages: PageComponents | None = None
 
 
 class ServiceFactory:
-    """Builds the services of one worker. A second one replaces a first one whose store was opened only for reading.
+    """Builds the services of one worker. If the first service opened its store only for reading, a second service with
+    a writable store replaces it.
 
     `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts the
     work of the service; None: nothing is counted. `clock` returns seconds since 1970."""
@@ -201,7 +202,7 @@ class ServiceFactory:
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
-        stored = stored_content(
+        stored_router = stored_content(
             store,
             router.naming,
             store.is_known_repository,
@@ -211,11 +212,11 @@ class ServiceFactory:
         )
         # The browser uses `guard` only to remove tags, and to make archives, because archives may need content that
         # only an upstream has.
-        stored_guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)
-        browser = RepositoryBrowser(stored_guard, guard, store)
+        browser_guard = Guarded(stored_router, router.naming, stored_router.stored_name, renew=policy.reevaluate)
+        browser = RepositoryBrowser(browser_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest until the first account is added, unless clients can log in without such an account
-        # (`Policy.is_closed`).
+        # The check is strictest while no client needs a login. `is_closed` becomes true with the first account. It is
+        # always true if the settings allow logins without such an account, for example by an htpasswd file.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -242,17 +243,17 @@ class ServiceFactory:
             is_store_read_only=store.is_read_only,
             work=backend.work,
             endpoint_health=lambda: {name: mirror.endpoint_health for name, mirror in backend.mirrors.items()},
-            pages=PageComponents(self._page_content(stored, components), router.naming, cross_site),
+            pages=PageComponents(self._page_content(stored_router, components), router.naming, cross_site),
         )
 
-    def _page_content(self, stored: Router, components: AuthComponents) -> Observed:
-        """Returns the registry that the web pages read: `stored`, with a check of the visitor's rights. It refuses all
-        changes and asks no upstream. So no page waits for an upstream, and no page uses up the requests that an
-        upstream allows."""
+    def _page_content(self, stored_router: Router, components: AuthComponents) -> Observed:
+        """Returns the registry that the web pages read: `stored_router`, with a check of the visitor's rights. It
+        refuses all changes and asks no upstream. So no page waits for an upstream, and no page uses up the requests
+        that an upstream allows."""
         guard = Guarded(
-            restrict(stored, read_only=True, delete=False),
-            stored.naming,
-            stored.stored_name,
+            restrict(stored_router, read_only=True, delete=False),
+            stored_router.naming,
+            stored_router.stored_name,
             on_denied=_denial_recorder(components, self.telemetry),
             cursors=components.cursors,
         )

@@ -1,5 +1,5 @@
-"""The interface of the lists of tags for people (`TagListing`): tags with facts from the metadata, such as who pushed
-them and when they were last pulled.
+"""The interface that lists the tags of a repository with facts from the metadata (`TagListing`), such as who pushed a
+tag and when its manifest was last pulled.
 
 A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest. A *referrer tag* belongs
 to the manifest whose digest its name contains; older versions of cosign store signatures under tags like
@@ -32,7 +32,8 @@ MAX_TAGS_OF_MANIFEST: Final = 100
 BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 """Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
 BUNDLE_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
-"""The annotation in which the manifest of a Sigstore bundle states the type of its statement (the predicate)."""
+"""The annotation in which the manifest of a Sigstore bundle states the bundle's predicate type: the kind of claim that
+the bundle makes about an image, such as how it was built."""
 
 UNKNOWN_PREDICATE: Final = "unknown"
 """Stands for the predicate type of a bundle whose annotations are too long to be read."""
@@ -85,8 +86,9 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the manifest was last pushed to the repository; in a mirror, when it was stored. The last push may
-      be up to a minute later, because a push less than a minute after `stored` does not change `stored`.
+    - `stored`: the recorded time of the manifest's last push to the repository; in a mirror, the time at which the
+      manifest was stored. A push within a minute after the recorded time does not change it. So the true last push may
+      be up to a minute later.
     - `last_pulled`: when a manifest of the tree was last pulled; None: no pull is recorded.
     - `pulls`: total number of pulls of the manifests of the tree.
     - `stored_bytes`: size in bytes of the stored blobs of the tree, each counted once; None: the tree is too large to

@@ -166,8 +166,9 @@ class DownloadSettings(SettingsGroup):
     at_once: int = Field(
         default=4,
         ge=1,
-        description="How many images each worker process sends at the same time; others get 429. At most half of "
-        "this number, rounded up, is for one account, or for all clients without an account at one address together",
+        description="How many images each worker process sends at the same time; others get 429. One "
+        "account may have at most half of this number, rounded up. The same limit applies to all clients without an "
+        "account at one address, counted together",
     )
 
 
@@ -239,8 +240,8 @@ class Settings(BaseSettings):
     host_names: Annotated[list[HostName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Further names of this registry in image names, with the port if they have one, such as "
-        "`registry.corp:5000`. Needed if a client reaches this registry at another address, and sends the host in the "
-        "image name as `?ns=`, as containerd and k3s do",
+        "`registry.corp:5000`. Needed if the address to which a client connects differs from the host in the image "
+        "name, and the client sends that host as `?ns=`, as containerd and k3s do",
     )
     insecure_open: bool = Field(
         default=False,

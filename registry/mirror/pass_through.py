@@ -58,7 +58,7 @@ READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
 of this chunk in the buffer of the client's connection."""
 BUDGET_BYTES: Final = 48 * MIB
 """Size of the budget of a worker. Large shares may use three quarters of it (`registry.memory_budget`). So 36 readers
-can have `READER_BYTES` each. An upstream has fewer connections by default."""
+can have `READER_BYTES` each."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
 _TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
@@ -205,11 +205,14 @@ class PassThroughReader:
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
         self._share = memory.new_share()
-        """The reader's share of the budget. The budget cuts off readers whose `held_since` is long ago. So the reader
-        sets `held_since` to the current time each time the client has received `CHUNK_BYTES` more bytes, and each time
-        a wait for the upstream has ended. During such a wait, `held_since` is infinity."""
+        """The reader's share of the budget. If other readers wait for memory, the budget cuts off readers whose
+        `last_progress_at` is long ago. The reader sets `last_progress_at` as follows:
+
+        - to the current time, each time the client has received `CHUNK_BYTES` more bytes
+        - to infinity when a wait for the upstream begins, so that the budget does not cut off the reader meanwhile
+        - to the current time when this wait ends"""
         self._measured_bytes = 0
-        """Number of bytes that the client has received since `held_since` of the share."""
+        """Number of bytes that the client has received since `last_progress_at` of the share."""
         self._chunk_seconds = 0.0
         """Seconds that the client has needed for the last `CHUNK_BYTES`; 0: the upstream was slower than the client."""
         self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
@@ -239,7 +242,7 @@ class PassThroughReader:
     def slowness(self) -> float:
         """Returns the seconds that the client needs for `CHUNK_BYTES`. Returns 0 if the upstream is slower than the
         client."""
-        return max(self._chunk_seconds, asyncio.get_running_loop().time() - self._share.held_since)
+        return max(self._chunk_seconds, asyncio.get_running_loop().time() - self._share.last_progress_at)
 
     def cut_off(self) -> None:
         """Drops the bytes in memory and ends the download, because other requests need the memory or the connection
@@ -253,18 +256,18 @@ class PassThroughReader:
         self._measured_bytes += size
         if self._measured_bytes >= CHUNK_BYTES:
             now = asyncio.get_running_loop().time()
-            self._chunk_seconds = now - self._share.held_since
-            self._measured_bytes, self._share.held_since = 0, now
+            self._chunk_seconds = now - self._share.last_progress_at
+            self._measured_bytes, self._share.last_progress_at = 0, now
 
     @contextmanager
     def _waiting_for_upstream(self) -> Iterator[None]:
         """Says that the reader waits for the upstream inside the `with` block. The client does not count as slow inside
         the block, because it has received all bytes that have arrived. Discards the measurements made before."""
-        self._measured_bytes, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
+        self._measured_bytes, self._chunk_seconds, self._share.last_progress_at = 0, 0.0, math.inf
         try:
             yield
         finally:
-            self._share.held_since = asyncio.get_running_loop().time()
+            self._share.last_progress_at = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
         """Downloads the span. Downloads the whole blob instead if the span contains the blob's last byte, or if the

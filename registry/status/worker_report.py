@@ -101,7 +101,7 @@ class _State(NamedTuple):
     """The health of each endpoint, with the name of its upstream."""
 
 
-EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
+ReadEndpointHealth = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
 """Returns the health of the endpoints (URLs) of each upstream, as this process has observed it."""
 
 
@@ -114,7 +114,7 @@ class WorkerReporter:
         server_run: ServerRun,
         *,
         counts: Callable[[], ServerCounts],
-        endpoints: EndpointHealths,
+        endpoints: ReadEndpointHealth,
         is_read_only: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -59,8 +59,8 @@ class RefreshResult:
     - `held_back_until`: the time at which the cooldown of `digest` ends, in seconds since 1970; None: `digest` is not
       in a cooldown. `served`: the digest that pulls get until this time; None: pulls of the tag fail, or `digest` is
       not in a cooldown.
-    - `unblocked_blobs`: number of blobs of the image for which records of corrupt bytes were deleted
-      (`refresh_image`)."""
+    - `unblocked_blobs`: number of blobs of the image for which an endpoint of the upstream had sent corrupt bytes. The
+      mirror may request these blobs from that endpoint again (see `refresh_image`)."""
 
     outcome: RefreshOutcome
     upstream: str
@@ -111,8 +111,8 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
     if unblocked_blobs:
-        # `_forget_bad_senders` deletes records of the digest itself, and of the blobs of the cached manifest with this
-        # digest. No manifest with this digest is cached, so the deleted record was that of a blob with this digest.
+        # No manifest with this digest is cached. So `_forget_bad_senders` has looked for records of `digest` only, and
+        # has found one. Only blobs have such records, so `digest` is the digest of a blob.
         return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
     fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
     return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)
@@ -145,9 +145,9 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
     else:
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
-    # `choose` returns None if the tag has no cooldown, or if the mirror has no record of the tag. Otherwise pulls get
-    # the first digest of `candidates`; if this is empty, they get none. The cooldown of the tag's newest digest ends at
-    # `newest_held_back_until`; None: the newest digest is not in a cooldown.
+    # `choose` returns None if the tag has no cooldown, or if the mirror has no record of the tag. Otherwise:
+    # - `candidates`: pulls of the tag get the first of these digests. If there are none, pulls of the tag fail.
+    # - `newest_held_back_until`: when the cooldown of the tag's newest digest ends; None: it is not in a cooldown.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
     if choice is None or choice.newest_held_back_until is None:
         return result
@@ -168,19 +168,19 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
 
 
 async def _cached_tree(
-    stored: StoredRegistry, repo: RepositoryName, reference: Reference, read_references: set[Reference]
+    stored: StoredRegistry, repo: RepositoryName, reference: Reference, already_read: set[Reference]
 ) -> AsyncIterator[Manifest]:
     """Yields the cached manifest of `reference`. If this is an index, also yields the cached manifests that it lists,
-    directly or through other indexes. Leaves out the manifests whose references are in `read_references`, and adds the
-    references that it reads to this set. An index can list tens of thousands of manifests, so this function lets other
-    tasks run in between."""
+    directly or through other indexes. Leaves out the manifests whose references are in `already_read`. Adds the
+    references that it reads to `already_read`. An index can list tens of thousands of manifests, so this function lets
+    other tasks run in between."""
     unread = [reference]
     while unread:
         reference = unread.pop()
-        if reference in read_references:
+        if reference in already_read:
             continue
-        read_references.add(reference)
-        if len(read_references) % MANIFESTS_AT_A_TIME == 0:
+        already_read.add(reference)
+        if len(already_read) % MANIFESTS_AT_A_TIME == 0:
             await asyncio.sleep(0)
         try:
             manifest = await stored.get_manifest(repo, reference)
@@ -236,11 +236,11 @@ def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None)
 async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
     """Raises TagFrozen if `removal` has a frozen tag, or a manifest that a frozen tag of the repository needs."""
     removed_manifests, removed_tags = set(removal.manifests), set(removal.tags)
-    read_references: set[Reference] = set()  # many frozen tags can need the same manifests
+    already_read: set[Reference] = set()  # many frozen tags can need the same manifests
     for frozen in await stored.upstream_tags.frozen_tags_in(repo):
         if frozen.tag in removed_tags:
             raise _tag_frozen(frozen)
-        async for manifest in _cached_tree(stored, repo, frozen.digest, read_references):
+        async for manifest in _cached_tree(stored, repo, frozen.digest, already_read):
             if manifest.digest in removed_manifests:
                 raise _tag_frozen(frozen)
 

@@ -85,9 +85,13 @@ class ManagementRights:
 
     def check_may_end_sessions(self, name: AccountName) -> None:
         """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
-        accounts. Another caller may end only the sessions of the caller's own account, and only if `session` is not
-        None or `is_logged_in_as_person` is true. A login session suffices because only people have login sessions. This
-        includes people with an account in the htpasswd file, for whom `is_logged_in_as_person` is false.
+        accounts. Another caller may end only the sessions of the caller's own account, and only in these cases:
+
+        - `is_logged_in_as_person` is true.
+        - `session` is not None. Only people have login sessions. People with an account in the htpasswd file need this
+          case, because `is_logged_in_as_person` is false for them.
+
+        The errors:
 
         - Raises Unauthorized if the caller has no account.
         - Raises AccountHidden if the caller may not see the account `name`.
@@ -131,7 +135,8 @@ everything, such as add the first account."""
 def management_rights_of(principal: Principal) -> ManagementRights:
     """Returns the management rights of a principal. A principal without an account may do nothing."""
     identity = principal.identity
-    # `used_token` is False for a token of a trusted issuer, but such a token always logs in to a robot.
+    # `used_token` is also False for a login with a token of a trusted issuer. The account of such a login is always a
+    # robot, so `is_logged_in_as_person` is false anyway.
     used_token = identity.token is not None or identity.access is not None
     is_stored = identity.version is not None
     return ManagementRights(

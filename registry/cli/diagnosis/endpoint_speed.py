@@ -198,7 +198,7 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
         return f"no endpoint of {upstream.name} works; entrepot doctor says what to do", ""
     best = working[0]
     if len(speeds) == 1:
-        return f"{best.url} is the only endpoint of {upstream.name}; more can be added to endpoints", ""
+        return f"{best.url} is the only endpoint of {upstream.name}; the setting endpoints can name more", ""
     first = next(speed for speed in speeds if speed.url == upstream.endpoints[0])
     # The first endpoint in the settings stays the first if it is nearly as good as the best one.
     keeps_first = _is_similar(first, best)

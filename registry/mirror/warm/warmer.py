@@ -100,9 +100,12 @@ class Warmer:
         """The tasks that fetch or have fetched blobs, by repository and digest."""
 
     async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
-        """Fetches the images and returns their results in the same order. If one image fails, still fetches the others.
-        Raises an error that is no RegistryError, and then fetches no other images. If this call is cancelled, the
-        mirror keeps the bytes that it has fetched, including the bytes of incomplete blobs."""
+        """Fetches the images and returns their results in the same order.
+
+        - If an image fails with a RegistryError, its result says so, and the other images are still fetched.
+        - If an image fails with any other error, raises this error, and stops fetching the other images.
+        - If this call is cancelled, the mirror keeps the bytes that it has fetched, including the bytes of incomplete
+          blobs."""
         image_tasks = [asyncio.ensure_future(self._warm_image(image)) for image in images]
         try:
             return await asyncio.gather(*image_tasks)

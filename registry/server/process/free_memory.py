@@ -18,15 +18,18 @@ TRIM_BYTES = 32 * 1024 * 1024
 """A process returns free memory if it is more than this many bytes larger than its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
 """Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
-It becomes the shortest one again when the size of the process changes by more than a quarter of `TRIM_BYTES` in a
-second, or when the size is at most `TRIM_BYTES` above the smallest size so far."""
+The pause is set back to the shortest pause in two cases:
+
+- The size of the process has changed by more than a quarter of `TRIM_BYTES` in a second.
+- The size of the process is at most `TRIM_BYTES` above its smallest size so far.
+"""
 FEW_CONNECTIONS = 256
 """An attempt to return memory may include a full garbage collection only if at most this many connections are open."""
 MAX_FULL_COLLECTION_SHARE = 0.001
 """Largest share of the process's time that the full garbage collections of all attempts may take. The process does
 nothing else during a full collection. It usually takes 3 to 20 ms, but up to 150 ms if few objects are in the caches of
 the CPU."""
-YOUNG_COLLECTIONS_PER_FULL_ONE = 100
+MIDDLE_COLLECTIONS_PER_FULL_ONE = 100
 """Python makes an automatic full collection after this number of collections of the middle generation. With Python's
 default of 10, reading a few lists of 10,000 tags would cause a full collection."""
 
@@ -82,7 +85,7 @@ def make_full_collections_rare() -> None:
     grown."""
     gc.collect()
     gc.freeze()  # otherwise each full collection would spend 50 ms on these objects
-    gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)
+    gc.set_threshold(*gc.get_threshold()[:2], MIDDLE_COLLECTIONS_PER_FULL_ONE)
 
 
 def resident_bytes(pid: int | None = None) -> int:

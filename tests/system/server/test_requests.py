@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from registry.server.process.free_memory import YOUNG_COLLECTIONS_PER_FULL_ONE
+from registry.server.process.free_memory import MIDDLE_COLLECTIONS_PER_FULL_ONE
 from tests.system.server.app_process import (
     TIMEOUT_SECONDS,
     AppProcess,
@@ -471,6 +471,6 @@ def test_objects_of_the_start_are_frozen(start: Start) -> None:
         running = start(workers=workers)
         with running.connect() as sock:
             sock.sendall(b"GET /frozen HTTP/1.1\r\nHost: test\r\n\r\n")
-            frozen, young_collections_per_full_one = map(int, read_response(sock)[2].split())
+            frozen, middle_collections_per_full_one = map(int, read_response(sock)[2].split())
         assert frozen > 10_000
-        assert young_collections_per_full_one == YOUNG_COLLECTIONS_PER_FULL_ONE
+        assert middle_collections_per_full_one == MIDDLE_COLLECTIONS_PER_FULL_ONE

@@ -433,7 +433,7 @@ async def test_client_that_receives_chunks_is_not_cut_off(site: Site) -> None:
     reader = site.reader_of(Sender(bytes(8 * CHUNK_BYTES), CHUNK_BYTES), memory=memory)
     await reader.start()
     (share,) = memory._shares
-    share.held_since -= 1000
+    share.last_progress_at -= 1000
     chunks = aiter(reader)
     received = len(await anext(chunks)) + len(await anext(chunks))
     with pytest.raises(TooManyRequests):
