@@ -24,8 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""Failed logins delay later logins by at most this time: the time of a throttling key (`FailureCost`) is at most this
-many seconds after the present time."""
+"""Failed logins delay later logins by at most this time. No `FailureCost.max_seconds` is larger."""
 
 
 class AccountInvalid(RegistryError):
@@ -182,8 +181,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """One entry of `ApiToken.limits`: on the repositories whose names match `pattern`, the token may do those of
-    `actions` that its account may do."""
+    """One entry of `ApiToken.limits`, for the repositories whose names match `pattern`. It lets the token do an action
+    there if `actions` contains the action and the token's account may do it."""
 
     pattern: NamePattern
     actions: Action
@@ -248,17 +247,23 @@ class SigningKey:
 
 class FailureCost(NamedTuple):
     """The cost of a failed login under one throttling key. A *throttling key* is a text that stands for an account, for
-    a network of clients, or for both. The store keeps a time for each key. Each failed login moves this time further
-    into the future (see `storage.accounts.Accounts.add_failures`). While the time is too far in the future, logins
-    under the key are refused. `seconds`: the number of seconds that the failure adds to the time. `max_seconds`: the
-    new time is at most this many seconds after the present time. This field is at most `LONGEST_THROTTLING_SECONDS`."""
+    a network of clients, or for both.
+
+    For each key, the store keeps a moment, the *time of the key*. Each failed login moves the time of the key further
+    into the future (`storage.accounts.Accounts.add_failures`). So after many failed logins, it is far in the future.
+    While it is too far in the future, logins under the key are refused.
+
+    - `seconds`: the failure moves the time of the key by this many seconds.
+    - `max_seconds`: the failure moves the time of the key to at most this many seconds after the present time. This
+      field is at most `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float
 
     def latest_plausible_time(self, now: float) -> float:
-        """Returns the latest time that the key can have now. If the stored time is later, it was stored before the
-        clock was set back. `now` and the result are in seconds since 1970."""
+        """Returns the latest time of the key that failures of this cost can have stored by now, if the clock was right.
+        Adds a margin of `CLOCK_MARGIN_SECONDS`. A stored time after the result is wrong: it was stored while the clock
+        was ahead. `now`, the present time, and the result are in seconds since 1970."""
         return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 

@@ -65,6 +65,6 @@ class QuotaResponse(BaseModel):
         )
 
 
-def is_quota(usage: ScopeUsage) -> bool:
-    """Returns whether a scope belongs to a quota. A scope is a set of repositories whose use is counted."""
+def has_quota(usage: ScopeUsage) -> bool:
+    """Returns whether a scope has a quota. A *scope* is a set of repositories whose use is counted."""
     return usage.definition.max_bytes is not None or usage.definition.max_tags is not None

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.admin.body_model import BodyModel
-from registry.admin.cache_models import CachePartResponse, QuotaResponse, is_quota
+from registry.admin.cache_models import CachePartResponse, QuotaResponse, has_quota
 from registry.admin.caller import AdminCaller
 from registry.admin.job_models import JobResponse
 from registry.admin.job_routes import queue_job
@@ -56,4 +56,4 @@ async def evict_from_cache(caller: AdminCaller, request: EvictionRequest) -> Job
 @router.get("/quotas", tags=["quotas"])
 async def list_quotas(caller: AdminCaller) -> list[QuotaResponse]:
     """Lists the quotas in the settings, and how much of each is used."""
-    return [QuotaResponse.from_usage(usage) for usage in await caller.upkeep.store.usage.scopes() if is_quota(usage)]
+    return [QuotaResponse.from_usage(usage) for usage in await caller.upkeep.store.usage.scopes() if has_quota(usage)]

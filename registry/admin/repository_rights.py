@@ -6,8 +6,12 @@ Clients push to a *hosted* repository. A *mirrored* repository has the content o
 name* of a repository is its name in the store. The stored name of a mirrored repository begins with the name of the
 upstream.
 
-A name without a host belongs to a hosted repository. If the settings have a *default upstream*, the name belongs to a
-repository of the default upstream until the first push to the name by `/v2`, or the first import."""
+If the settings have no *default upstream*, each name without a host belongs to a hosted repository. If the settings
+have one, a name without a host belongs to:
+
+- a repository of the default upstream, as long as no client has pushed to the name by `/v2`, and no import has stored
+  content under the name.
+- a hosted repository, from the first such push or import on."""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from storage.names import RepositoryName
 
 
 async def require_readable(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository from which the registry serves reads of `name`. Does not check whether
-    the repository exists. If the caller may not pull from the repository, raises an error:
+    """Returns the stored name of the repository to which `name` belongs now. Does not check whether the repository
+    exists. If the caller may not pull from the repository, raises an error:
 
     - Unauthorized if the caller is not logged in.
     - Unauthorized if the caller's account may pull, but the token of the request does not allow pulls.

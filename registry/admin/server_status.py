@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from registry.admin.cache_models import CachePartResponse, QuotaResponse, is_quota
+from registry.admin.cache_models import CachePartResponse, QuotaResponse, has_quota
 from registry.admin.models import to_datetime, to_datetime_or_none
 from registry.config import Settings, Upstream
 from registry.status.worker_report import LATE_SECONDS, EndpointReport, WorkerReport, read_worker_reports
@@ -236,7 +236,7 @@ async def _add_from_store(
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     scope_usages = await store.usage.scopes()  # a scope is a set of repositories; some scopes belong to a quota
-    status.quotas = [QuotaResponse.from_usage(scope_usage) for scope_usage in scope_usages if is_quota(scope_usage)]
+    status.quotas = [QuotaResponse.from_usage(scope_usage) for scope_usage in scope_usages if has_quota(scope_usage)]
     # If the store is read-only, the disk is full. `_upload_status` needs disk space for a connection to the database.
     if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)

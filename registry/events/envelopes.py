@@ -47,8 +47,9 @@ _DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
 because clients move tags by pushes. The mount events of CNCF Distribution also name the repository from which the blob
 was mounted. Ours do not, because the receiver of the event may have no right to know that repository."""
 
-Envelope = Callable[[Event, str], tuple[str, bytes]]
-"""A function that returns the media type and the body for an event. Its second argument is the registry's URL."""
+EventFormatter = Callable[[Event, str], tuple[str, bytes]]
+"""A function that returns the media type and the body of a webhook request for an event. Its second argument is
+the registry's URL."""
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -134,7 +135,10 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
     return DISTRIBUTION_TYPE, json.dumps({"events": [record]}, ensure_ascii=False).encode()
 
 
-ENVELOPES: Final[Mapping[str, Envelope]] = {"cloudevents": cloud_event, "distribution": distribution_envelope}
+EVENT_FORMATTERS: Final[Mapping[str, EventFormatter]] = {
+    "cloudevents": cloud_event,
+    "distribution": distribution_envelope,
+}
 """The function that makes the body, by the value of the setting `format`."""
 
 

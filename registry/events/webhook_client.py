@@ -18,7 +18,7 @@ import httpx2
 from registry import __version__
 from registry.config.event_settings import Webhook
 from registry.events.attempts import AttemptResult, DeliveryOutcome
-from registry.events.envelopes import ENVELOPES
+from registry.events.envelopes import EVENT_FORMATTERS
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 from registry.small_files import read_small_text
 from registry.upstream.api_transport import CheckedTransport
@@ -61,7 +61,7 @@ class WebhookClient:
         """`registry_url`: the registry's URL, which the events name as their source."""
         self._settings = settings
         self._registry_url = registry_url
-        self._envelope = ENVELOPES[settings.format]
+        self._format_event = EVENT_FORMATTERS[settings.format]
         self._reach = ANYWHERE if settings.private_network else Reach(NetworkClass.PUBLIC)
         """The addresses to which a request may connect: any, or only public ones."""
         self._resolver = Resolver(settings.name)
@@ -73,7 +73,7 @@ class WebhookClient:
         the body of the response does not arrive. The setting `timeout` limits the time until the response begins. In
         the first call, the time limit starts after the HTTP client was made. A cancellation closes the connection; the
         endpoint may or may not have got the event."""
-        media_type, body = self._envelope(event, self._registry_url)
+        media_type, body = self._format_event(event, self._registry_url)
         try:
             headers = {"content-type": media_type, **self._signature_headers(body), **self._authorization_headers()}
             client = await self._get_client()

@@ -40,12 +40,13 @@ class RemoteOptions:
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
-        """Returns the name that the old registry has as an upstream in the settings, such as `docker.io`. The HTTP
-        client uses this name to find the login in docker's `config.json`, and sends the login to token services in the
-        domain of this name. The result of `to_upstream` has another name, which is made for the import.
+        """Returns the name of the upstream in the settings that `find_configured` finds, such as `docker.io`. The HTTP
+        client uses this name to find the upstream's login in docker's `config.json`. It may send the upstream's login
+        to token services in the domain of this name. Returns None in these cases:
 
-        Returns None if the old registry is no upstream in the settings. Also returns None if the options name a login,
-        because the client must not send that login to these token services."""
+        - `find_configured` finds no upstream.
+        - `username` is set. The client must not send the password of `username` to token services in the domain of the
+          upstream's name."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 

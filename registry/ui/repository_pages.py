@@ -131,13 +131,14 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            # False if the tags are sorted by name because there are too many tags or manifests to sort them by size.
+            # False if the visitor asked for the order by size, but there are too many tags or manifests for this order.
+            # The tags are then sorted by name.
             has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,
             sort_links=list(_sort_links(tag_query)),
             is_descending=tag_query.is_descending,
-            max_chosen_tags=MAX_REMOVED_TAGS,  # one removal may name at most this number
+            max_removed_tags=MAX_REMOVED_TAGS,
             description=description_html(description.html),
             is_description_fully_formatted=description.formatted,
             host=image_host(request),

@@ -157,8 +157,9 @@ class Metadata(Protocol):
         ...
 
     on_mirrored: Callable[[], None]
-    """Called after this process has stored content that may have come from an upstream: after `adopt_blob`, and after
-    `put_manifest` with `sparse=True` (a mirrored manifest). Must return at once."""
+    """Called after this process has stored content that may have come from an upstream: after
+    `add_blob_without_upload`, and after `put_manifest` with `sparse=True` (a mirrored manifest). Must return at
+    once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Returns the row of a blob of the repository. Raises BlobUnknown if the repository does not have the blob, or
@@ -179,7 +180,7 @@ class Metadata(Protocol):
         Raises BlobUploadUnknown, QuotaExceeded."""
         ...
 
-    async def adopt_blob(
+    async def add_blob_without_upload(
         self,
         repo: RepositoryName,
         digest: Digest,

@@ -34,11 +34,14 @@ class Publication:
 
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
         """Makes a blob of `repo` from content that belongs to no upload session and was not downloaded, for example
-        from a file that the import of a directory links into the store. `by`: the client that pushed the content, which
-        the blob's event names; None: no client pushed the content, and there is no event. Raises StorageFull,
-        StorageFailed, QuotaExceeded."""
+        from a file that the import of a directory links into the store. Raises StorageFull, StorageFailed,
+        QuotaExceeded.
+
+        `by`: the client that pushed the content. The blob's event names this client. If `by` is None, no client pushed
+        the content, and the blob gets no event."""
         await self._commit(
-            content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
+            content,
+            lambda: self._metadata.add_blob_without_upload(repo, content.digest, content.size, content.place, by=by),
         )
 
     async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
@@ -46,7 +49,9 @@ class Publication:
         event has the action `EventAction.FILL`. Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content,
-            lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),
+            lambda: self._metadata.add_blob_without_upload(
+                repo, content.digest, content.size, content.place, is_fill=True
+            ),
         )
 
     async def _commit(self, content: VerifiedContent, commit_row: Callable[[], Awaitable[None]]) -> None:

@@ -16,7 +16,7 @@ from book.settings_catalogue import render_in_chinese, settings_messages, transl
 from book.settings_page import render_settings_page
 from registry.admin.store_metrics import StoreMetrics
 from registry.config import Settings
-from registry.events.envelopes import ENVELOPES
+from registry.events.envelopes import EVENT_FORMATTERS
 from registry.http.error_statuses import STATUS
 from registry.telemetry import distribution_names
 from registry.telemetry.exposition import process_metrics
@@ -113,7 +113,7 @@ def test_events(language: Language) -> None:
     found = {}
     for action in EventAction:
         event = Event(1, "id", NewEvent(action, "team/app", 1.0, Actor(name="ci", address=""), tag="v1"))
-        documents = {name: json.loads(make(event, "http://x")[1]) for name, make in ENVELOPES.items()}
+        documents = {name: json.loads(make(event, "http://x")[1]) for name, make in EVENT_FORMATTERS.items()}
         found[str(action)] = [documents["cloudevents"]["type"], documents["distribution"]["events"][0]["action"]]
     assert described == found
 

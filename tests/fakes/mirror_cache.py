@@ -86,7 +86,7 @@ class Cache:
         path = Path(self.db.filename).parent / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        await self.store.metadata.adopt_blob(repo, digest, len(data), place)
+        await self.store.metadata.add_blob_without_upload(repo, digest, len(data), place)
 
     async def add_index(self, repo: RepositoryName, children: Sequence[Manifest], tag: str) -> Manifest:
         """Stores an index that lists the children, as a mirror does: the store may lack some of them."""

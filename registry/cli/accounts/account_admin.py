@@ -155,10 +155,10 @@ def read_password_file(file: Path | None) -> str | None:
     """Returns the text of a password file, for the argument `file_text` of `password_or_fail`. Returns None if `file`
     is None or `-` (stdin), or if the file cannot be read.
 
-    Call this before `has_had_account`, which can switch the process to a user who may not read the file. A file that
-    cannot be read is no error here, because `entrepot user add --if-first` needs no password if the registry has or had
-    an account. If the command needs the password, `password_or_fail` tries to read the file again, and reports the
-    error."""
+    Call this before `has_had_account`, which can switch the process to a user who may not read the file. So at this
+    call, it is not known yet whether the command needs the password: if the registry has or had an account,
+    `entrepot user add --if-first` needs none. For this reason, a file that cannot be read is no error here. If the
+    command needs the password, `password_or_fail` tries to read the file again, and reports the error."""
     if file is None or str(file) == "-":
         return None
     try:

@@ -24,11 +24,11 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 )
 def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the quotas, as a table or as JSON."""
-    from registry.admin.cache_models import QuotaResponse, is_quota
+    from registry.admin.cache_models import QuotaResponse, has_quota
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def read(upkeep: UpkeepComponents) -> list[ScopeUsage]:
-        return [usage for usage in await upkeep.store.usage.scopes() if is_quota(usage)]
+        return [usage for usage in await upkeep.store.usage.scopes() if has_quota(usage)]
 
     quotas = [QuotaResponse.from_usage(usage) for usage in with_upkeep(config, data, read)]
     if as_json:

@@ -7,9 +7,9 @@ scope of each request tells the application that the server calls this method. A
 The bytes of an answer are built only once, except the default headers (with the date) and the request id.
 
 Of all requests that arrive in one read from the socket, the server answers at most one from the cache. It answers the
-others in later iterations of the event loop. uvloop reads from a connection up to 32 times in one iteration. To answer
-all requests in these reads in one iteration would block the worker's other connections: measured for 2 MiB of requests,
-for a third of a second.
+others in later iterations of the event loop. The reason: uvloop reads from a connection up to 32 times in one
+iteration. If the server answered the requests of all these reads in this iteration, the worker's other connections
+would have to wait. For 2 MiB of requests, the measured wait was a third of a second.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class RenderableAnswer(Protocol):
     """Headers after X-Request-Id. One of them is Content-Length. The first call of `render` empties the list."""
     body: bytes
     rendered: Any
-    """A pair of bytes, which the first call of `render` makes from the two lists: all that comes between the default
-    headers and the value of X-Request-Id, and all between that value and the body. None before the first call."""
+    """None before the first call of `render`. That call makes two parts of the response from the two lists:
+
+    - the bytes after the default headers and before the value of X-Request-Id
+    - the bytes after the value of X-Request-Id and before the body"""
 
 
 class CachedAnswers:

@@ -9,10 +9,14 @@ An application can have an attribute `request_recorder`, an object with these me
   trusted proxy states it. The method, the paths and the headers are empty if the server does not know them.
 - `on_connection(change)` is called with 1 for each new connection, and with -1 when the connection has ended.
 
-The server calls the first two methods just before it passes the last bytes of the response to the transport. It calls
-`on_request_end` later if the body is sent from a file: when the kernel has the last byte. If a request is cut off, it
-calls `on_request_end` then. It calls `on_refused` right after it has written the error response, or when it closes the
-connection without a response. All methods must return at once and raise nothing.
+The server calls `on_request_end` at one of these times:
+- just before the server passes the last bytes of the response to the transport.
+- if the body is sent from a file: when the kernel has the last byte of the file.
+- if the response was cut off, for example because the client has disconnected: when the application's call has ended.
+
+The server calls `on_cached_answer` just before it passes the last bytes of the response to the transport. It calls
+`on_refused` right after it has written the error response, or when it closes the connection without a response. All
+methods must return at once and raise nothing.
 
 The server adds an empty dictionary to the scope's extensions (`REQUEST_NOTES_EXTENSION`). The application can note in
 this dictionary what it knows about the request. The server empties the dictionary after the report, because a note that

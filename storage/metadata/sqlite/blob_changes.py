@@ -131,10 +131,12 @@ def add_blob(
     quota."""
     end_upload(db, upload)
     event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
-    return adopt_blob(db, repo, digest, size, place, now)
+    return add_blob_without_upload(db, repo, digest, size, place, now)
 
 
-def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> bool:
+def add_blob_without_upload(
+    db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float
+) -> bool:
     """Adds a blob to the repository that did not come through an upload session, such as a mirrored blob. (For an
     uploaded blob, call `add_blob`.) The blob store must have the blob's bytes at `place`. Returns whether the blob was
     damaged before. Raises QuotaExceeded if the blob does not fit into a quota."""

@@ -40,7 +40,7 @@ class LockWatch:
         self._waits_since = time.monotonic()
 
     def end_wait(self) -> None:
-        """Must be called when the lock was taken, or could not be."""
+        """Must be called when the lock was taken, and when the attempt to take it failed."""
         self._waits_since = None
 
     def close(self) -> None:

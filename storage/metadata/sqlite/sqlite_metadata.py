@@ -110,7 +110,7 @@ class SqliteMetadata:
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after content was stored that may have come from an upstream: after `put_manifest` with `sparse`, and
-        after each `adopt_blob`, even if a client has pushed the blob."""
+        after each `add_blob_without_upload`, even if a client has pushed the blob."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         return self._cache.look_up(bytes_of_row, lookups.blob, repo, digest)
@@ -133,7 +133,7 @@ class SqliteMetadata:
         if was_damaged:
             log.warning(_BLOB_REPAIRED, digest, repo)
 
-    async def adopt_blob(
+    async def add_blob_without_upload(
         self,
         repo: RepositoryName,
         digest: Digest,
@@ -153,7 +153,7 @@ class SqliteMetadata:
                 event_tables.add_blob(db, EventAction.FILL, repo, digest, size, MIRROR_ACTOR, now)
             elif by is not None:
                 event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
-            return blob_changes.adopt_blob(db, repo, digest, size, place, now)
+            return blob_changes.add_blob_without_upload(db, repo, digest, size, place, now)
 
         if await self._writer.run(adopt):
             log.warning(_BLOB_REPAIRED, digest, repo)

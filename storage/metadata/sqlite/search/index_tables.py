@@ -3,8 +3,9 @@
 The index follows four tables: repositories, manifests, blobs and the tag history. For each of them, the table
 `search_progress` has a *position*: the highest row id that the index has processed. A new row gets a row id above the
 highest one in its table. So the index finds new rows by their row ids, and a push need not write to the index. If the
-manifest or blob with the highest row id is deleted, the next new row gets the same row id. So a trigger on deletions
-lowers a position that is above the highest remaining row id to this row id.
+manifest or blob with the highest row id is deleted, the next new row gets the same row id. So after each deletion of a
+manifest or blob, a trigger compares the position with the highest remaining row id of the table. If the position is
+higher, the trigger sets the position to that row id.
 
 The index reads only those entries of the tag history that were written after the index was created. It adds older tags
 from the table of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the
@@ -74,7 +75,8 @@ SELECT count(*), max(id),
                         WHERE s.word = lower(h.tag) AND s.repository = h.repository AND s.tag = h.tag) AS is_indexed
           FROM tag_history h WHERE h.id > (SELECT tag_changes FROM search_progress) ORDER BY h.id LIMIT ?)"""
 """Reads the next changes in the tag history: their number, the last row id, the tags to add, and the tags to remove. A
-tag that only points at another manifest now is in neither list."""
+stored tag that the index has already is in neither list: a push that moves a tag to another manifest does not change
+the index."""
 _MANIFEST = f"""
 SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
        CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
@@ -124,16 +126,15 @@ def is_indexing(db: apsw.Connection) -> bool:
 
 
 def index_names(db: apsw.Connection) -> bool:
-    """Adds the names of the next repositories and tags, and removes deleted tags. Each of the next three functions
-    handles one batch, and returns whether its batch was full. Returns whether one of the three batches was full, so
-    that more names may be left."""
+    """Adds the names of the next repositories and tags, and removes deleted tags. Returns whether more names may be
+    left, because a batch of names was full."""
     is_full = _add_repositories(db)
     is_full |= _add_stored_tags(db)
     return _follow_tag_changes(db) or is_full
 
 
 def _add_repositories(db: apsw.Connection) -> bool:
-    """Adds the names of the next repositories."""
+    """Adds the names of the next repositories, in one batch. Returns whether the batch was full."""
     row_count, last_id = db.execute(
         "SELECT count(*), max(id) FROM ("
         "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
@@ -151,7 +152,8 @@ def _add_repositories(db: apsw.Connection) -> bool:
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
-    """Adds the next tags that were stored before the index was created."""
+    """Adds the next tags that were stored before the index was created, in one batch. Returns whether the batch was
+    full."""
     position: Any = db.execute("SELECT tag_repository, CAST(tag_name AS BLOB) FROM search_progress").get
     if position[0] is None:
         return False
@@ -168,7 +170,7 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
     """Adds the tags that the next changes in the tag history set, and removes the tags that these changes deleted. Each
-    statement handles the whole batch, which keeps the transaction short."""
+    statement handles the whole batch, which keeps the transaction short. Returns whether the batch was full."""
     row_count, last_id, new_tags, deleted_tags = db.execute(_CHANGED_TAGS, (TAGS_PER_BATCH,)).get
     if last_id is None:
         return False
@@ -221,7 +223,8 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     reached_blob = max(checked_blob, min(newest_blob, checked_blob + BLOBS_PER_BATCH))
     unindexed, last_id, is_full = _read_batch(db, _NEW_MANIFESTS, (indexed_manifest, MANIFESTS_PER_BATCH))
     if reached_blob > checked_blob:
-        # If more manifests lack these configs than the statement reads, `read_incomplete_manifests` reads the rest.
+        # This reads at most MANIFESTS_PER_BATCH of the manifests that lacked these configs. If there are more,
+        # `read_incomplete_manifests` reads them.
         unindexed += _read_batch(db, _MANIFESTS_WITH_NEW_CONFIG, (checked_blob, reached_blob, MANIFESTS_PER_BATCH))[0]
     reached_manifest = indexed_manifest if last_id is None else last_id
     return ManifestBatch(
@@ -311,8 +314,9 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
-    """Stores the labels and annotations of a manifest in the index, and returns True. If the manifest was deleted
-    meanwhile, stores nothing: returns False if another manifest has its row id now, otherwise True."""
+    """Stores the labels and annotations of a manifest in the index. If the manifest was deleted meanwhile, stores
+    nothing. Returns False only if another manifest has the row id of the deleted manifest now: this row must be indexed
+    later."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",

@@ -158,8 +158,8 @@ async def test_events_of_content_that_a_mirror_stores(store: StoredRegistry) -> 
     manifest = manifest_from({"schemaVersion": 2, "manifests": []}, "application/vnd.oci.image.index.v1+json")
     await store.put_manifest(repo, manifest, [Tag("v1")], by=Actor("mirror"), sparse=True)
     blob = digest_of(b"blob")
-    await store.metadata.adopt_blob(repo, blob, 4, "place", is_fill=True)
-    await store.metadata.adopt_blob(repo, digest_of(b"imported"), 8, "place")
+    await store.metadata.add_blob_without_upload(repo, blob, 4, "place", is_fill=True)
+    await store.metadata.add_blob_without_upload(repo, digest_of(b"imported"), 8, "place")
     assert await recorded_events(store) == [("fill", "v1", manifest.digest, None), ("fill", None, blob, None)]
 
 

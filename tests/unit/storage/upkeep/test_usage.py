@@ -72,7 +72,7 @@ async def change_at_random(store: StoredRegistry, rng: random.Random) -> None:
     changes: dict[str, Callable[[], Awaitable[object]]] = {
         "push": lambda: push_blob(store, repo, data),
         "mount": lambda: store.mount_blob(repo, digest, source, BY),
-        "adopt": lambda: store.metadata.adopt_blob(repo, digest, len(data), "place"),
+        "adopt": lambda: store.metadata.add_blob_without_upload(repo, digest, len(data), "place"),
         "put": lambda: store.put_manifest(repo, image, [tag], by=BY),
         "put sparse": lambda: store.put_manifest(repo, image, [tag, Tag("also")], by=BY, sparse=True),
         "delete blob": lambda: store.delete_blob(repo, digest, by=BY, even_if_referenced=True),
@@ -244,7 +244,7 @@ async def test_other_changes_of_a_transaction_succeed(tmp_path: Path) -> None:
         commits.sizes.clear()
         with lock_file.open() as lock, Flock(lock.fileno()):  # no transaction begins until all changes are queued
             changes = [
-                asyncio.create_task(store.metadata.adopt_blob(repo, digest_of(bytes([index])), 6, "place"))
+                asyncio.create_task(store.metadata.add_blob_without_upload(repo, digest_of(bytes([index])), 6, "place"))
                 for index, repo in enumerate([NAMES[0], NAMES[3]] * 10)
             ]
             await asyncio.sleep(0)  # each task queues its change
