@@ -26,8 +26,8 @@ async def run_in_one_process(
     an error, or when the process dies. Between two rounds, this function awaits `pause()`.
 
     An error of `work` or of the slot ends only its round: `log_round_error` logs the error to `log`, in a line that
-    begins with `what_failed`. A cancellation ends this function even if an error in `work` has replaced the
-    CancelledError. Raises the errors of `pause`."""
+    begins with `what_failed`. A cancellation ends this function with CancelledError, even if `work` returns or
+    raises another error during the cancellation. Raises the errors of `pause`."""
     while True:
         try:
             async with leases.try_slot(slot_name, count=1) as has_slot:

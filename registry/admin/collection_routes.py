@@ -22,9 +22,10 @@ class CollectionRequest(BodyModel):
     dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
     strays: bool = Field(
         default=False,
-        description="Look for stray files (files without a record in the metadata) among all blobs. This takes long "
-        "in a large store. If false, a collection looks only among a part of the blobs, and the next collection among "
-        "the next part",
+        description="How many of the stored files a collection searches for stray files. A stray file is a blob's file "
+        "without a record in the metadata. True: the collection searches all files of blobs, which takes long in a "
+        "large store. False: the collection searches a part of these files, and the next collection searches the next "
+        "part",
     )
 
 
@@ -45,7 +46,7 @@ async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> Jo
 
 @router.post("/fsck", tags=["upkeep"], status_code=202)
 async def check_store(caller: AdminCaller, request: CheckRequest) -> JobResponse:
-    """Starts a check of the metadata and the stored files. Its result, at `/jobs/{job}`, has the number of problems by
-    code, and the first thousand problems."""
+    """Starts a check of the metadata and the stored files. Its result, at `/jobs/{job}`, has the number of problems of
+    each kind, and the first thousand problems. A problem's `code` tells its kind."""
     arguments = {"repair": request.repair, "hash": request.hash}
     return await queue_job(caller, FSCK, arguments)

@@ -60,9 +60,9 @@ class RevocationCheck:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
             raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
-        # An identity without a version is for an account in the htpasswd file; all other identities are for accounts in
-        # the store. An identity without a version is valid only if it has a stamp, and only while the store has no
-        # account of the same name.
+        # An identity with a version is for an account in the store. An identity without a version is for an account in
+        # the htpasswd file. It becomes invalid when the store gets an account of the same name. It is also invalid if
+        # it has no stamp, because its line in the htpasswd file cannot be checked then.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:

@@ -66,9 +66,10 @@ class DescriptionPages:
         self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
         """Replaces a description, and returns it as `view` does. `revision`: the revision that the description must
-        still have; None: not checked. `top_heading`: the level of the highest headings in the HTML. The HTML is cached
-        for calls of `view` with the same level, so choose the level that the next visitors are likely to need. Raises
-        RequestInvalid if the text is too long or is not UTF-8, and PreconditionFailed if the revision differs."""
+        still have; None: not checked. `top_heading`: the level of the highest headings in the HTML. The cached HTML
+        serves only calls of `view` with the same `top_heading`, so pass the value that the next call of `view` is
+        likely to have. Raises RequestInvalid if the text is too long or is not UTF-8, and PreconditionFailed if the
+        revision differs."""
         _check_text(text)
         # The text is rendered first, so that the stored description does not change if the rendering is refused.
         async with self.rendering_limits.slot(visitor):

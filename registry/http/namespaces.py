@@ -45,6 +45,7 @@ class Namespaces:
         response repeats `ns`.
 
         Raises NameUnknown if `ns` is neither an upstream, nor a host of this server, nor the request's Host header.
+        The message also covers the case that `ns` is a host of this server, but the setting `host_names` lacks it.
         Raises RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""

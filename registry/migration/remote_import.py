@@ -85,8 +85,9 @@ class RemoteImport:
         self._referrers_api_checks: dict[RepositoryName, _ReferrersApiCheck] = {}
         """The check of each repository, because some registries have the referrers API for only some of their
         repositories. Only the latest repositories are kept."""
-        self._has_any_name = False
-        """Whether the old registry, or the caller of `run`, has named at least one repository."""
+        self._has_repository_name = False
+        """Whether this import has got the name of at least one repository, from the old registry or from the caller of
+        `run`."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names. If `names` is None, imports all repositories that the old registry
@@ -95,7 +96,7 @@ class RemoteImport:
         async with aclosing(self._tags_to_import(names)) as tags:
             await run_workers(tags, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
-        if not self._has_any_name:
+        if not self._has_repository_name:
             self._report.record_note("", f"{self._source.host} lists no repositories: it may need another login")
         for pattern in self._repositories.unmatched_patterns():
             self._report.record_note("", f"the pattern {pattern} matches no repository of the old registry")
@@ -131,7 +132,7 @@ class RemoteImport:
     async def _chosen_repositories(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
         async for name in self._source.repositories() if names is None else _iterate(names):
-            self._has_any_name = True
+            self._has_repository_name = True
             try:
                 repo = RepositoryName(name)
             except NameInvalid as error:
@@ -140,6 +141,7 @@ class RemoteImport:
             if not self._repositories.includes(repo):
                 continue
             if (upstream := self._router.naming.upstream_of(repo)) is not None:
+                # The report names the repository in front of this text.
                 self._report.record_problem(repo, f"its name belongs to the mirror of {upstream} here")
                 continue
             yield repo
@@ -152,7 +154,8 @@ class RemoteImport:
         try:
             digest = await self._source.resolve(repo, tag)
             await self._writer.import_tag(repo, tag, digest, set_at=partial(old_tag.estimate_time, self._store))
-            if await self._writer.has_manifest(repo, digest):  # may be False if the tag was changed here
+            # If the tag was changed in this registry, `import_tag` may keep the tag and not store the manifest.
+            if await self._writer.has_manifest(repo, digest):
                 await self._import_referrers(repo, digest)
         except _ENDING_ERRORS:
             raise
@@ -184,6 +187,7 @@ class RemoteImport:
                 stored = await self._store.get_manifest(repo, subject)
             except ManifestUnknown:  # in this registry, the manifest is damaged or was deleted
                 continue
+            # `blob_children`: the entries of an index that may be blobs. The import requests no referrers of blobs.
             pending_subjects += [child.digest for child in stored.manifests if child.digest not in stored.blob_children]
 
     async def _has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:

@@ -37,7 +37,7 @@ HEARTBEAT_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 30.0
 """If a report is older than this many seconds, its process hangs, or nothing can be written to the disk."""
 CLOSE_SECONDS: Final = 0.5
-"""How long the end of the process waits for a report that is being written."""
+"""When the process ends, the reporter waits at most this many seconds for a report that is still being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20
 """The memory in a report is rounded to a multiple of this, so that not every small change makes a new report."""
 log = logging.getLogger("registry.status")

@@ -40,7 +40,11 @@ handler that renders a page acquires a slot (`page_slot`)."""
 async def tag_history(request: Request, path: str) -> Response:
     """Shows changes of tags, newest first. If `path` is `NAME:TAG`, shows the changes of this tag. If `path` is `NAME`,
     shows the changes of all tags. The query can have `after`, the cursor of a page. Needs `pull`. Raises Unauthorized,
-    NameUnknown, ManifestUnknown, RequestInvalid."""
+    NameUnknown, ManifestUnknown, RequestInvalid.
+
+    The *stored name* of a repository is its name in the store. The stored name of a mirrored repository begins with the
+    upstream's name. If `NAME` is another name of the repository, such as one without the upstream's name, redirects to
+    the page of the stored name."""
     name, tag = _parse(path)
     stored_name = await require_readable(caller_of(request), name)
     if stored_name != name:

@@ -127,7 +127,8 @@ def parse_token_response(status: int, body: bytes) -> str:
     if status not in (200, *_REFUSAL_STATUSES):
         raise unusable_error
     client = OAuth2Client(None)
-    client.oauth_error_class = AuthlibBaseError  # the default class refuses descriptions that are not ASCII
+    # Authlib's default class raises ValueError if the provider's `error_description` contains non-ASCII characters.
+    client.oauth_error_class = AuthlibBaseError
     try:
         # httpx2 needs a request with a URL. The URL appears in no message.
         request = httpx2.Request("POST", "https://provider.invalid/")
@@ -186,8 +187,6 @@ def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):
             raise ValueError("it is not a URL")
-        # The error text for plain http ends with "whoever can change the answers on their way can", followed by
-        # `attacker_can`.
         check_identity_url(value, example="https://sso.example.com/token", attacker_can="log in")
         if issuer.startswith("https:") and not value.startswith("https:"):
             raise ValueError("it must begin with https://, as the provider's own URL does")

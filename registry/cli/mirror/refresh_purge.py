@@ -22,8 +22,11 @@ async def refresh_reference(router: Router, stored: StoredRegistry, image: Image
     which stays at one digest. If `image` has a digest and no tag, fetches the manifest of the digest, unless it is
     cached.
 
+    After an *endpoint* (URL) of the upstream has sent corrupt bytes for a blob, the mirror does not request the blob
+    from this endpoint again: the blob is *blocked*. This function unblocks all blobs of the image.
+
     Returns the result as a text for the user. If a *cooldown* (a delay before a new digest is served) holds the digest
-    back, the text says so. Raises the errors of `refresh_image`."""
+    back, the text says so. If blobs were unblocked, the text has their number. Raises the errors of `refresh_image`."""
     result = await refresh_image(router, stored, image)
     text = _refresh_text(result)
     if result.held_back_until is not None:

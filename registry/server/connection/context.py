@@ -38,9 +38,13 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Makes the connection close after one more response, which has the header `Connection: close`: the current
-        response, or a later one if the current response has started or the next request has arrived. An idle connection
-        stays open until its next response. May be called repeatedly."""
+        """Makes the connection close after one more response, which has the header `Connection: close`. This last
+        response is:
+
+        - the current response, if it has not started and no further request has arrived.
+        - in all other cases, the response to the first later request that no other request follows when its turn comes.
+
+        An idle connection stays open until its next response. May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -136,7 +140,8 @@ class ConnectionContext:
     client: tuple[str, int] | None
     """Address and port of the peer. None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
-    """All trusted reverse proxies. None: the peer is not one of them."""
+    """All trusted reverse proxies, if the peer is one of them or its address is unknown. None: the peer is not a
+    trusted proxy."""
 
     @property
     def address_for_limits(self) -> str | None:
@@ -153,8 +158,8 @@ class ConnectionContext:
     def for_transport(
         cls, worker: WorkerContext, transport: asyncio.Transport, connection: EvictableConnection
     ) -> Self:
-        """Returns the context of a new connection. The unsent budget closes `connection` if the client receives
-        nothing."""
+        """Returns the context of `connection`, a new connection. The unsent budget may evict `connection`: it closes
+        connections whose clients receive nothing, when the budget is used up."""
         is_tls = transport.get_extra_info("sslcontext") is not None
         sock: socket.socket | None = transport.get_extra_info("socket")
         client = None if sock is None else _address(sock.getpeername)

@@ -103,8 +103,8 @@ class SqliteConsistency:
         )
 
     async def _rebuild_search_index(self) -> str | None:
-        """Replaces the search index by an empty one, which the server then fills. Returns a text for people that says
-        so; None if SQLite cannot replace the index."""
+        """Replaces the search index by an empty one, which the server then fills. Returns the message about the repair;
+        None if SQLite cannot replace the index."""
         try:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
