@@ -60,8 +60,8 @@ class Namespaces:
                 return
             if not self._is_own_host(namespace) and namespace not in (host, without_port(host)):
                 raise NameUnknown(
-                    f"{shown(requested)} is not mirrored here; if it is a name of this registry itself, its operator "
-                    "can add it to host_names"
+                    f"{shown(requested)} is not mirrored here; if this is another name of this registry, the "
+                    "registry's operator can add the name to host_names"
                 )
         upstream_of_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
         if upstream_of_host is not None:

@@ -188,7 +188,8 @@ class DirectoryImport:
                 if upstream is None:
                     yield entry
                 else:
-                    self._report.record_problem(entry, f"its name belongs to the mirror of {upstream} here")
+                    problem = f"in this registry, the name belongs to the mirror of {upstream}"
+                    self._report.record_problem(entry, problem)
 
     async def _import_repository(self, repo: RepositoryName) -> None:
         """Imports the tags and manifests of a repository. Raises only `FATAL_ERRORS`, and reports other errors as

@@ -142,7 +142,7 @@ class RemoteImport:
                 continue
             if (upstream := self._router.naming.upstream_of(repo)) is not None:
                 # The report names the repository in front of this text.
-                self._report.record_problem(repo, f"its name belongs to the mirror of {upstream} here")
+                self._report.record_problem(repo, f"in this registry, the name belongs to the mirror of {upstream}")
                 continue
             yield repo
 

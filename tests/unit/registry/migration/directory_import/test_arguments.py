@@ -36,7 +36,7 @@ async def test_chosen_repositories(store: StoredRegistry, old_registry: OldDirec
     assert run_import.reports("note") == [(":", "the pattern none/** matches no repository of the old registry")]
 
     await run_import(upstreams=("ghcr.io",))
-    assert run_import.reports() == [("ghcr.io/x:", "its name belongs to the mirror of ghcr.io here")]
+    assert run_import.reports() == [("ghcr.io/x:", "in this registry, the name belongs to the mirror of ghcr.io")]
     assert (await store.repositories(None, 10)).items == ["other", "team/app", "team/tmp-1"]
 
 
