@@ -49,7 +49,7 @@ class ActivityBucketResponse(ActivityNumbers):
 
 
 class ActivityPeriod(BaseModel):
-    """What happened in consecutive hours or days, oldest first. The last hour or day is not over yet."""
+    """The activity in consecutive hours or days, oldest first. The last hour or day is not over yet."""
 
     bucket_seconds: int
     total: ActivityNumbers

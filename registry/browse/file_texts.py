@@ -27,7 +27,7 @@ indents its content, so a deeply nested file of 64 KiB would become megabytes.""
 
 @dataclass(frozen=True, slots=True)
 class FileText:
-    """What is shown of a file.
+    """The content of a file, as a page shows it.
 
     - `format`: "json" for a JSON object, "text" for other text, "binary" for anything else.
     - `text`: the whole file as text. None if the file is not text.

@@ -86,8 +86,7 @@ class RemoteImport:
         """The check of each repository, because some registries have the referrers API for only some of their
         repositories. Only the latest repositories are kept."""
         self._has_repository_name = False
-        """Whether this import has got the name of at least one repository, from the old registry or from the caller of
-        `run`."""
+        """True after the old registry, or the caller of `run`, has named a repository."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names. If `names` is None, imports all repositories that the old registry

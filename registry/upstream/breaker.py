@@ -43,7 +43,7 @@ class Breaker:
 
     @property
     def is_closed_after_failures(self) -> bool:
-        """Whether the last request failed, and the breaker is closed because too few requests have failed in a row."""
+        """True if the last request failed, but too few requests in a row have failed to open the breaker."""
         return self._failures > 0 and not self.is_tripped
 
     @property

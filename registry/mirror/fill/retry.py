@@ -125,7 +125,7 @@ class RepositoryChoice:
 
     @property
     def has_usable_repo(self) -> bool:
-        """Whether there is a repository for which the upstream has not refused to send the blob."""
+        """False if the upstream has refused to send the blob for every repository."""
         return bool(self._usable_repos())
 
     def on_bytes(self, repo: RepositoryName) -> None:

@@ -46,7 +46,8 @@ class IncomingBodies:
 
     @property
     def requires_small_buffers(self) -> bool:
-        """Whether the worker receives so many bodies that each body may take only about `MIN_BUFFER_BYTES`."""
+        """True if the worker receives more than `MAX_LARGE_BODIES` bodies. Each body may then take only about
+        `MIN_BUFFER_BYTES`."""
         return self.count > MAX_LARGE_BODIES
 
 

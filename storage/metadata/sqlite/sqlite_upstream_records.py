@@ -42,8 +42,7 @@ MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Of the manifests that refer to the blob, `referring_manifests` reads only this number: those with the highest row
-ids."""
+"""Largest number of manifests that `referring_manifests` reads. It reads the manifests with the highest row ids."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""

@@ -56,7 +56,7 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _RestoreCounts:
-    """What a restore did with the blobs.
+    """The blobs that a restore has handled.
 
     - `restored`: number of blobs that this run has restored.
     - `present`: number of blobs that earlier, interrupted runs have restored.
