@@ -1,9 +1,9 @@
 """The interface of the store of accounts, groups, grants, API tokens, login sessions, signing keys and the audit log
 (`Accounts`).
 
-`storage.access` defines the types. The methods that are not `async` only read; they take microseconds and are called on
-the event loop. An `async` method that changes something returns when the change is durable, unless its docstring says
-that a power cut may lose the change. One transaction makes a change and writes its line in the audit log.
+`storage.access` defines the types. The methods that are not `async` only read; they are fast enough for the event loop.
+An `async` method that changes something returns when the change is durable, unless the method's docstring says that a
+power cut may lose the change. A change and its line in the audit log are written in one transaction.
 """
 
 from __future__ import annotations
@@ -32,37 +32,43 @@ from storage.patterns import NamePattern
 
 class Accounts(Protocol):
     """The store of accounts and rights. Processes cache data that they read from the store. Two counters in the store
-    tell them when to read again. Every change of rights increments the *epoch*: when the epoch has increased, a process
-    checks its cached data. Only a change of a grant also increments the *grants version*: while the grants version is
-    unchanged, a process need not read the grants again. There can be thousands of grants.
+    tell a process when to read the data again:
+
+    - The *epoch* (`epoch`) increases with every change of rights.
+    - The *grants version* (`grants_version`) increases only with changes of grants. There can be thousands of grants,
+      so a process reads them again only if this counter has increased.
 
     An account has a *version*: a number that increases with each change of its password, of `enabled` and of `admin`.
+    Some methods have a parameter `expected_version`: the version that the account had when the caller logged in to it.
+    These methods raise Unauthorized if the account has another version now or does not exist. They check nothing if
+    `expected_version` is None, which is for callers who did not log in to this account.
 
-    The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
-    change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
-    epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is
-    cancelled, it takes effect either completely or not at all, unless its docstring says otherwise.
+    A method that changes something has a parameter `by`: the client that asked for the change, which the audit log
+    names as the actor. A call that has no effect, such as adding a member twice, writes no line in the audit log and
+    does not increment the epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull,
+    StorageFailed. A cancelled change takes effect either completely or not at all, unless the method's docstring says
+    otherwise.
 
     Methods with the parameters `after` and `limit` return a page of a sorted list. The page has at most `limit` items,
-    and begins after the sort key `after` (None: at the beginning of the list). A page of large items can have fewer
-    than `limit` items before the end of the list."""
+    and begins after the sort key `after` (None: at the beginning of the list). A page can have fewer than `limit` items
+    although more follow (`Page.more`)."""
 
     # State that every request reads
 
     def epoch(self) -> int:
-        """Returns the epoch. Every change of accounts, groups, grants and signing keys and every revocation of an API
-        token increments the epoch. All processes see the new number as soon as the change is committed. Takes about
-        two microseconds."""
+        """Returns the epoch: a number that increases with every change of accounts, groups, grants or signing keys, and
+        with every revocation of an API token. All processes see the new number as soon as the change is committed.
+        Takes about two microseconds."""
         ...
 
     def grants_version(self) -> int:
-        """Returns the version of the grants: a number that only changes of grants increment. All processes see the new
-        number as soon as the change is committed. Grants that were read under the same number are still current. Takes
-        about two microseconds."""
+        """Returns the grants version: a number that increases only with changes of grants. All processes see the new
+        number as soon as the change is committed. Takes about two microseconds."""
         ...
 
     def has_had_account(self) -> bool:
-        """Returns whether an account was ever added. Until the first one is added, every client has all rights."""
+        """Returns whether an account was ever added to the store, even if it was removed later. Every client has all
+        rights if no account was ever added and the settings name no other source of accounts."""
         ...
 
     def instance_id(self) -> str:
@@ -94,11 +100,10 @@ class Accounts(Protocol):
         refuse_name_with_rights: bool = False,
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. After the first account was added, clients that have not logged in have only
-        the rights that grants give them. Removing the account does not change this. `password_hash`: None for no
-        password. `note`: free text. `refuse_name_with_rights`: whether to raise AccountInvalid if `name` already has a
-        grant or is a member of a group, because the new account would get these rights. Such a name can belong to an
-        account outside this store, for example in an htpasswd file."""
+        """Adds an account and returns it. `password_hash`: None for an account without a password. `note`: free text.
+        `refuse_name_with_rights`: if True, raises AccountInvalid if `name` has a grant or is a member of a group. The
+        new account would get the rights of this name, which may belong to an account outside this store, such as in an
+        htpasswd file."""
         ...
 
     async def set_password(
@@ -106,9 +111,7 @@ class Accounts(Protocol):
     ) -> None:
         """Sets the hash of the password; None removes the password. The account's refresh tokens (API tokens of the
         purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose `personal`
-        stay valid. `expected_version`: the version that the account had when the caller logged in to it; None: the
-        caller did not log in to this account. Raises AccountInvalid for a robot. Raises Unauthorized if the account has
-        another version than `expected_version`."""
+        stay valid. Raises AccountInvalid for a robot. Raises Unauthorized (`expected_version`)."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -117,13 +120,13 @@ class Accounts(Protocol):
         ...
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """Enables or disables the account. `keep_admin`: whether to raise LastAdmin instead of disabling the last
+        """Enables or disables the account. `keep_admin`: if True, raises LastAdmin instead of disabling the last
         enabled admin."""
         ...
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        """Sets whether the account is an admin. `keep_admin`: whether to raise LastAdmin instead of taking this right
-        from the last enabled admin."""
+        """Makes the account an admin, or an ordinary account. `keep_admin`: if True, raises LastAdmin if no enabled
+        admin would be left."""
         ...
 
     async def change_account(
@@ -135,13 +138,14 @@ class Accounts(Protocol):
         keep_admin: bool = False,
         by: Actor,
     ) -> None:
-        """Does what `set_admin` and `set_enabled` do, in one transaction: makes both changes or neither. None leaves a
-        flag as it is. `keep_admin`: whether to raise LastAdmin instead of leaving no enabled admin."""
+        """Does what `set_admin` and `set_enabled` do, in one transaction: makes both changes or neither. `admin`,
+        `enabled`: the new values; None for no change. `keep_admin`: if True, raises LastAdmin if no enabled admin would
+        be left."""
         ...
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
-        """Removes the account with its tokens, group memberships and grants, so that a later account of the same name
-        does not get them. `keep_admin`: whether to raise LastAdmin instead of removing the last enabled admin."""
+        """Removes the account with its tokens, group memberships and grants. `keep_admin`: if True, raises LastAdmin
+        instead of removing the last enabled admin."""
         ...
 
     # Groups
@@ -155,7 +159,7 @@ class Accounts(Protocol):
         ...
 
     def known_groups(self, names: Iterable[str]) -> set[str]:
-        """Returns those of the `names` that are names of groups in this store."""
+        """Returns the elements of `names` that are names of groups in this store."""
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:
@@ -199,15 +203,16 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the patterns for which `subjects` have grants. The result maps each set of actions (an `Action` is a
-        set of flags) to the patterns for which at least one subject has a grant of exactly this set. Takes a
-        microsecond per grant."""
+        """Returns the patterns of all grants of `subjects`, by the actions that the grants allow. An `Action` is a set
+        of actions. A grant counts only under its exact set: a grant of `PULL | PUSH` does not count under `PULL`. Takes
+        a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        """Stores the grant. Replaces a grant of the same subject for the same pattern. Raises AccountUnknown if the
-        subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such as
-        `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
+        """Stores the grant, which replaces an earlier grant of the same subject for the same pattern. Raises
+        AccountUnknown if the subject is a group or robot that does not exist. Raises AccountInvalid if the subject
+        states a wrong kind (such as `user:ci` for a robot `ci`), if the grant has no action, or if the subject has too
+        many grants."""
         ...
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
@@ -228,18 +233,16 @@ class Accounts(Protocol):
     def tokens(
         self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
     ) -> Page[ApiToken]:
-        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: returns only
-        tokens of this purpose (None: of every purpose); ignored if `account` is None."""
+        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: the purpose of
+        the returned tokens; None: every purpose. `purpose` has no effect if `account` is None."""
         ...
 
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
     ) -> None:
-        """Adds a token of an account. The new token does not increment the epoch, because no process has cached
-        anything about it. If the account has too many tokens of the purpose `login`, revokes some that are probably not
-        in use. `expected_version`: the version that the account had when the caller logged in to it; None: the caller
-        did not log in to this account. Raises Unauthorized if the account has another version than `expected_version`.
-        Raises AccountInvalid if the account has too many tokens of the purpose `personal`."""
+        """Adds a token of an account. Does not increment the epoch for the new token. If the account has too many
+        tokens of the purpose `login`, revokes some that are probably not in use. Raises AccountInvalid if the account
+        has too many tokens of the purpose `personal`. Raises Unauthorized (`expected_version`)."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
@@ -264,7 +267,7 @@ class Accounts(Protocol):
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
         """Adds a session. If the account has too many sessions, ends the least recently used one. Raises Unauthorized
-        if `session.version` is not None and the account has another version now."""
+        if `session.version` is not None, and the account has another version."""
         ...
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
@@ -281,44 +284,45 @@ class Accounts(Protocol):
         a power cut."""
         ...
 
-    # Signing keys of bearer tokens. One key signs new tokens; replaced keys still verify their tokens for some time.
+    # Signing keys of bearer tokens. One key signs new tokens. Older keys still verify the tokens that they have signed.
 
     def signing_keys(self) -> list[SigningKey]:
-        """Returns all keys that verify tokens. If there is a key that signs new tokens, it is the first."""
+        """Returns the key that signs new tokens, if there is one, and after it the older keys that still verify
+        tokens."""
         ...
 
     async def ensure_key(self, make_key: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs new tokens. If there is none, calls `make_key` in another thread, and stores and
-        returns the key that it made. Calls in several processes at the same time return the same key."""
+        """Returns the key that signs new tokens. If there is no key, calls `make_key` in another thread, and stores and
+        returns the result. Calls in several processes at the same time return the same key."""
         ...
 
     async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
-        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep_seconds` more. With
-        0.0, the tokens of the older keys become invalid immediately. Pass 0.0 if a key has leaked."""
+        """Makes `key` the key that signs new tokens. Older keys verify tokens for at most `keep_seconds` more. Pass 0.0
+        if a key has leaked: the tokens of all older keys then become invalid immediately."""
         ...
 
     # Throttling of logins after failed logins, for all processes together. A *throttling key* is a text that stands for
-    # an account, for a client's network, or for both. The store has a time for each key. Each failed login moves the
-    # times of its keys further into the future (`add_failures`). While the time of a key is too far in the future, the
-    # caller of this interface refuses logins under the key. `mark_once` uses throttling keys for another purpose.
+    # an account, for a client's network, or for both. Each key has a time. A failed login moves the times of its keys
+    # further into the future (`add_failures`). The caller refuses logins while the time of one of their keys is too far
+    # in the future.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed. The
-        caller decides how far in the future the time may be before it refuses logins."""
+        """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the key has no time, or if the
+        time has passed."""
         ...
 
     async def add_failures(self, costs: Mapping[str, FailureCost]) -> None:
         """Records a failed login. `costs` maps each throttling key of the login to a cost. The new time of a key is
         `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. An old time
-        that is not plausible, because the clock was set back, does not count. The change may be lost in a power
-        cut."""
+        too far in the future to be plausible, as after the clock was set back, is ignored. The change may be lost in a
+        power cut."""
         ...
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """Marks something that must happen only once in `seconds`, such as the completion of one login at the OpenID
-        provider. `key`: the throttling key that stands for it. If the key has a time that has not passed, changes
-        nothing and returns False. Otherwise sets its time to `now + seconds` and returns True. If several processes
-        call this at the same moment, only one of them gets True. The change may be lost in a power cut."""
+        """Claims an action that must happen only once in `seconds`, such as the completion of one login at the OpenID
+        provider. `key`: a throttling key that stands for the action. Sets the time of the key to `now + seconds` and
+        returns True. If the key has a time that has not passed, returns False instead. If several processes call this
+        at the same moment, only one of them gets True. The change may be lost in a power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
@@ -329,23 +333,22 @@ class Accounts(Protocol):
     # Audit log
 
     async def add_audit_entries(self, entries: Sequence[AuditEntry]) -> None:
-        """Adds lines about logins and denied requests. Not for changes: each method that changes something adds its own
-        line. The lines may be lost in a power cut."""
+        """Adds lines about logins and denied requests. Do not call it for a change: the method that makes the change
+        adds the line. The lines may be lost in a power cut."""
         ...
 
     def audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns the newest `limit` lines that match `query`, newest first. The log has lines about changes of
-        content, tags, accounts and rights, about logins, and about denied requests. Raises AccountInvalid if
+        """Returns the newest `limit` lines that match `query`, the newest first. Raises AccountInvalid if
         `query.before` is not a valid id of a line."""
         ...
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Does what `audit` does, but in another thread. Call it for a query that may match only a few lines of a long
-        log, because `audit` would block the event loop during the long search."""
+        """Does what `audit` does, but in another thread. Call it if the search may be long, so that the event loop is
+        not blocked: if `query` may match only a few lines of a long log."""
         ...
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes the lines that are older than `before` (seconds since 1970). Keeps the lines about changes of tags,
-        because they are the history of the tags. Returns the number of deleted lines. A cancelled call may have
-        deleted only some lines. The deletion may be lost in a power cut."""
+        """Deletes the lines that are older than `before` (seconds since 1970). Keeps lines about changes of tags: they
+        are the history of the tags. Returns the number of deleted lines. A cancelled call may have deleted only some
+        lines. The deletion may be lost in a power cut."""
         ...

@@ -1,13 +1,16 @@
 """The interface of the counts of disk usage (`Usage`), and the errors for exceeded quotas.
 
-A *usage scope* (in this module *scope* for short) is a set of repositories, given by prefixes of their names. The store
-counts the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several repositories of the scope
-have the blob. There is a scope for each quota, one for the content of each *upstream* (a registry that this registry
-mirrors), and one for all mirrored content.
+A *usage scope* (in this module *scope* for short) is the set of repositories whose names have certain prefixes. The
+store counts the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several repositories of the
+scope have the blob. An *upstream* is a registry that this registry mirrors. There are these scopes:
 
-The counts are exact: they change in the transactions that add or remove blobs and tags. If a scope is new in the
-settings, its content is first counted in the background. The scope is *complete* when all its content is counted. Only
-the quota of a complete scope is enforced.
+- one for each quota,
+- one for the mirrored content of each upstream,
+- one for all mirrored content.
+
+The counts are exact: they change in the transactions that add or remove blobs and tags. Content that is older than its
+scope is counted in the background. The scope is *complete* when all its content is counted. A quota is enforced only if
+its scope is complete.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ from storage.names import Digest, RepositoryName
 
 @dataclass(frozen=True, slots=True)
 class ScopeDefinition:
-    """A scope as the settings define it. `name`: the name of the scope, such as `quota team/`. A repository belongs to
-    the scope if its name begins with one of `prefixes` and with none of `excluded`; every name begins with an empty
-    prefix. `upstream`: the name of the upstream if the scope counts the mirrored content of one upstream; None for any
-    other scope. `max_bytes` and `max_tags`: the limits of the quota; None if there is no such limit."""
+    """A scope as the settings define it.
+
+    - `name`: the name of the scope, such as `quota team/`.
+    - `prefixes`, `excluded`: a repository belongs to the scope if its name begins with one of `prefixes`, and with none
+      of `excluded`. The empty prefix is the beginning of every name.
+    - `upstream`: the name of the upstream whose mirrored content the scope counts; None for any other scope.
+    - `max_bytes`, `max_tags`: the limits of the quota; None for no limit."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -38,8 +44,8 @@ class ScopeDefinition:
 
 @dataclass(frozen=True, slots=True)
 class ScopeUsage:
-    """What a scope contains now, as far as it is counted. `blobs`, `tags`: the numbers of blobs and tags. `bytes`: the
-    total size of the blobs. `is_complete`: whether all content of the scope is counted."""
+    """The content of a scope that is counted so far. `blobs`, `tags`: the numbers of blobs and tags. `bytes`: the total
+    size of the blobs. `is_complete`: whether all content of the scope is counted."""
 
     definition: ScopeDefinition
     blobs: int
@@ -49,18 +55,19 @@ class ScopeUsage:
 
 
 class Usage(Protocol):
-    """The counts of all scopes, which all processes share. Changes raise StorageFull, StorageFailed."""
+    """The counts of all scopes. All processes share the counts. `configure` and `count_batch` raise StorageFull and
+    StorageFailed."""
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
-        """Replaces the scopes by `definitions`. After this, the caller calls `count_batch` until it returns False.
+        """Replaces the scopes by `definitions`. The caller must then call `count_batch` until it returns False.
 
-        - If a scope is new, or its `prefixes`, `excluded` or `upstream` changed, its counts begin at 0.
-        - Any other scope in `definitions` keeps its counts, and takes the quota of its definition.
+        - The counts of a scope begin at 0 if the scope is new, or if its `prefixes`, `excluded` or `upstream` changed.
+        - Any other scope in `definitions` keeps its counts. Its quota becomes that of the definition.
         - A scope that is not in `definitions` is removed."""
         ...
 
     async def count_batch(self) -> bool:
-        """Counts some of the stored content that is not counted yet, or deletes some counts of removed scopes, in one
+        """Counts some of the content that is not counted yet, or deletes some of the counts of removed scopes, in one
         short transaction. Returns False if nothing is left to do. The counts survive the end of the process. Only one
         process at a time may call this method."""
         ...
@@ -80,9 +87,8 @@ class Usage(Protocol):
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if the digest is not known. A blob with a known digest fits into each quota whose scope has
-        the blob already, because a scope counts each blob once. The transaction that adds the blob checks the quotas
-        again."""
+        blob's digest; None if the digest is not known. A blob fits into each quota whose scope has the blob already.
+        The transaction that adds the blob checks the quotas again."""
         ...
 
 
@@ -107,7 +113,7 @@ def tags_quota_error(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
 
 
 def _repositories_text(prefix: str) -> str:
-    """Returns the words for the repositories of a quota in the text of an error."""
+    """Returns how error messages name the repositories of a quota."""
     return prefix or "the repositories of this registry"
 
 

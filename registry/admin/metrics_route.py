@@ -20,13 +20,13 @@ from registry.telemetry.telemetry import Telemetry
 log = logging.getLogger("registry")
 METRICS_PATH: Final = "/metrics"
 STORE_WAIT_SECONDS: Final = 4.0
-"""How long a scrape waits for the metrics of the store. This has to be less than the timeout of Prometheus for a
-scrape, which is 10 s by default."""
+"""How long a scrape waits for the metrics of the store. This must be less than the scrape timeout of Prometheus, which
+is 10 s by default."""
 
 
 class StoreReader:
-    """Reads the metrics of the store for scrapes. Only one read runs at a time. Otherwise, while the disk hangs,
-    repeated scrapes could block all threads of the default executor."""
+    """Reads the metrics of the store for scrapes. Only one read runs at a time, so that scrapes do not block all
+    threads of the default executor while the disk hangs."""
 
     def __init__(self, store: Collector, wait_seconds: float) -> None:
         self._store = store
@@ -35,9 +35,9 @@ class StoreReader:
         """The latest read, which may be complete."""
 
     async def read(self) -> Sequence[Metric]:
-        """Waits for the running read, or starts a read if none is running, and returns the metrics. Returns an empty
-        list if the read takes longer than `wait_seconds`. The read continues after this timeout, and after a
-        cancellation of the caller. Raises the errors of the collector."""
+        """Starts a read if none is running, waits for its end, and returns the metrics. Returns an empty list if the
+        wait takes longer than `wait_seconds`. A timeout or a cancellation of this call does not stop the read. Raises
+        the errors of the collector."""
         if self._latest_read is None or self._latest_read.done():
             self._latest_read = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
         reading = self._latest_read
@@ -63,8 +63,8 @@ def metrics_router(
 
     @router.get(METRICS_PATH, response_class=Response)
     async def metrics(request: Request) -> Response:
-        """The metrics of all worker processes, in the text format of Prometheus, or in OpenMetrics if the Accept header
-        asks for it."""
+        """The metrics of all worker processes, in the text format of Prometheus. If the Accept header asks for
+        OpenMetrics, they are in the format of OpenMetrics."""
         if not _is_on_metrics_port(request, telemetry) and not _is_allowed(request):
             await _check_admin(request)
         collectors = telemetry.collectors()
@@ -91,8 +91,8 @@ def _is_on_metrics_port(request: Request, telemetry: Telemetry) -> bool:
 
 
 async def _check_admin(request: Request) -> None:
-    """Raises Unauthorized or Denied unless the caller is an admin. Raises HTTPException (403) if nobody can log
-    in, because the service has no accounts and cannot get any (`Service.access` is None)."""
+    """Checks that the caller is an admin. Raises Unauthorized if the caller is not logged in, and Denied if the caller
+    is not an admin. If the service has no accounts at all (`Service.access` is None), raises HTTPException (403)."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
     await require_admin(await require_login(await identify_caller(request, None, None)))

@@ -4,8 +4,9 @@ Each of these answers stays in memory until its client has received it. A *visit
 without a login, the network of the client's IP address. Two rules keep one visitor, or a few slow clients, from using
 up the memory:
 
-- The answers of one visitor together get at most a quarter of the memory. A visitor's only answer may be larger.
-- When an answer is refused, slow answers are ended: those whose sending began more than `SLOW_SECONDS` ago.
+- The answers of one visitor together get at most a quarter of the memory. The limit does not apply to an answer whose
+  visitor has no other.
+- When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago are ended.
 """
 
 from __future__ import annotations
@@ -23,29 +24,30 @@ from storage.errors import TooManyRequests
 log = logging.getLogger("registry.management")
 
 SLOW_SECONDS: Final = 30.0
-"""When another answer is refused, an answer whose sending began this many seconds ago may be ended. The largest config
-has 4 MiB, so the answer to a client that receives at least 140 KB in a second is never ended."""
+"""An answer whose sending takes longer than this may be ended. A client that receives 140 KB per second gets the
+largest config (4 MiB) in this time."""
 _RETRY_SECONDS: Final = 2
-"""The value of Retry-After in a refusal, if no slow answer is ended."""
+"""The Retry-After of a refusal for which no slow answer is ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _HeldAnswer:
     """An answer that is being sent. `visitor`: a text that identifies the account or network to which the answer is
-    sent. `size`: in bytes. `started`: the event loop's time when the sending began. `end`: a function that ends it."""
+    sent. `size`: in bytes. `started_at`: the event loop's time when the sending began. `end`: stops the sending."""
 
     visitor: str
     size: int
-    started: float
+    started_at: float
     end: Callable[[], None]
 
 
 class AnswerMemoryLimit:
     """Limits the memory for the answers of one process.
 
-    - All answers together have at most `size` bytes. But if no other answer is being sent, an answer may have any size.
-    - A quarter of `size` is reserved for small answers, as in every `MemoryBudget`: an answer of more than 64 KiB is
-      refused if all answers together, including this one, would have more than three quarters of `size`."""
+    - All answers together have at most `size` bytes. But an answer may have any size while no other answer is being
+      sent.
+    - An answer of more than 64 KiB is refused if all answers together, including this one, would have more than three
+      quarters of `size`. The last quarter is reserved for smaller answers (`MemoryBudget`)."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -61,10 +63,12 @@ class AnswerMemoryLimit:
 
     @asynccontextmanager
     async def hold(self, visitor: str, size: int) -> AsyncIterator[None]:
-        """A context manager that counts an answer of `size` bytes until its block ends. `visitor`: identifies the
-        client (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if the answers of the visitor,
-        or all answers, would take too much memory. If the client is too slow, the refusal of another answer may cancel
-        the block. The `async with` statement then ends without an error."""
+        """Counts an answer of `size` bytes inside the `async with` block, which sends the answer. `visitor`: identifies
+        the client (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if the answers of the
+        visitor, or all answers, would take too much memory.
+
+        If the client receives the answer too slowly, the block may be cancelled. The `async with` statement then ends
+        without an error."""
         own_answers = [answer for answer in self._answers if answer.visitor == visitor]
         own_bytes = sum([answer.size for answer in own_answers])
         if own_answers and own_bytes + size > self._max_bytes_per_visitor:
@@ -73,7 +77,7 @@ class AnswerMemoryLimit:
         with closing(self._budget.new_share()) as share:
             if not share.try_grow(size):
                 self._refuse(tuple(self._answers), size)
-            # To end the answer, let the timeout expire now, which cancels the block.
+            # An answer is ended by its timeout: when the timeout expires, it cancels the block.
             answer = _HeldAnswer(visitor, size, loop.time(), lambda: timeout.reschedule(loop.time()))
             self._answers[answer] = None
             try:
@@ -83,19 +87,19 @@ class AnswerMemoryLimit:
                 if not timeout.expired():
                     raise
                 log.info(
-                    "stopped sending a manifest or config to %s: the client receives it too slowly, and others wait",
+                    "stopped sending a manifest or config to %s: the client is too slow, and other answers need memory",
                     visitor,
                 )
             finally:
                 self._answers.pop(answer, None)
 
     def _refuse(self, answers: Iterable[_HeldAnswer], missing_bytes: int) -> NoReturn:
-        """Ends those of the answers whose sending began more than `SLOW_SECONDS` ago, the oldest first, until the ended
-        answers together have `missing_bytes`. Then raises TooManyRequests."""
+        """Raises TooManyRequests. First ends slow answers among `answers`, the oldest first, until the ended answers
+        together have `missing_bytes` bytes. Answers are slow if their sending began more than `SLOW_SECONDS` ago."""
         slow_before = asyncio.get_running_loop().time() - SLOW_SECONDS
         has_ended = False
         for answer in answers:
-            if answer.started > slow_before or missing_bytes <= 0:
+            if answer.started_at > slow_before or missing_bytes <= 0:
                 break
             missing_bytes -= answer.size
             has_ended = True

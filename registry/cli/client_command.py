@@ -1,6 +1,6 @@
-"""The command `entrepot client PROGRAM` prints configuration files that make a client, such as docker, pull through
-this registry's mirrors. The command `entrepot client check PROGRAM` checks whether a client on this machine is
-configured to do so.
+"""The command `entrepot client PROGRAM` prints configuration files with which a client, such as docker, pulls through
+this registry. The command `entrepot client check PROGRAM` checks whether the configuration of a client on this machine
+makes it pull through this registry.
 
 An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
 """
@@ -51,10 +51,10 @@ PROGRAMS = {
     ),
     "buildkit": ("buildkitd.toml", "entrepot client buildkit --config /etc/entrepot/entrepot.toml"),
 }
-"""For each client for which the command can print files: a description of the files, and an example."""
+"""By client: a description of the files that the command prints for it, and an example of the command."""
 CHECK_HELP = (
-    "Read the configuration of a client on this machine, and say whether the client pulls through this registry. If it "
-    "does not, say why, and what to write, and exit with code 1."
+    "Read the configuration of a client on this machine, and say whether the client pulls through this registry. If "
+    "the client does not, say why and which lines to write into which file, and exit with code 1."
 )
 CHECK_EXAMPLES = """\b
 Examples:
@@ -78,7 +78,7 @@ UpstreamOption = Annotated[
 
 
 class CheckedProgram(StrEnum):
-    """The clients whose configuration can be checked; the user gives one of these values as the first argument."""
+    """The clients whose configuration `entrepot client check` can check: the values of its argument."""
 
     docker = "docker"
     containerd = "containerd"
@@ -97,8 +97,8 @@ def _add_program(name: str, files_description: str, example: str) -> None:
         listen: ListenOption = None,
         mirror: MirrorOption = None,
     ) -> None:
-        """Prints the files on stdout, and on stderr hints that say what to do with them. `data` has no effect. The
-        command accepts it because people use the same options as with `entrepot serve`."""
+        """Prints the files on stdout, and hints about their use on stderr. `data` has no effect; the command accepts
+        it because `entrepot serve` does."""
         from registry.clients import client_setup
 
         settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
@@ -134,8 +134,8 @@ def check(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the findings, and ends the command with exit code 1 if the client does not pull through this registry.
-    `data` has no effect, as for `print_files`."""
+    """Prints the findings. The exit code is 1 if the client does not pull through this registry. `data` has no
+    effect."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding_output import print_findings
 
@@ -156,8 +156,8 @@ def select_target(
 
 
 def _parse_address(url: str) -> RegistryAddress:
-    """Parses `url`, the value of --url, by the rules of the setting `public_url`. A value without a scheme means plain
-    http. If the value is not valid, ends the command with the error text of the setting's validator."""
+    """Parses a URL by the rules of the setting `public_url`. A URL without a scheme gets the scheme `http`. Ends the
+    command with an error about --url if the URL is not valid."""
     try:
         public_url = Settings(public_url=url if "://" in url else f"http://{url}").public_url
     except ValidationError as error:
@@ -167,10 +167,11 @@ def _parse_address(url: str) -> RegistryAddress:
 
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
-    """Returns the address in the settings: `public_url` or, if it is not set, `listen`. If `public_url` is not
-    set and the host in `listen` is a wildcard, such as `0.0.0.0`, returns an address with the host `localhost`, and
-    prints a hint on stderr, because other machines cannot use this address. Ends the command if `public_url` is not set
-    and `listen` has port 0."""
+    """Returns the address in the setting `public_url`. If `public_url` is not set, returns the address in `listen`:
+
+    - For a wildcard host, such as `0.0.0.0`, the result has the host `localhost`, which only this machine can use. A
+      hint on stderr says this.
+    - For port 0, ends the command with an error."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks a free port when it starts, so the settings do not tell the port; "
@@ -186,12 +187,12 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
-    """Returns the hosts that `names`, the values of --upstream, select.
+    """Returns the hosts for which files are printed or checked. `names`: the values of --upstream.
 
-    - If the settings have upstreams: returns the hosts that the names select (`_is_selected`); all hosts if `names` is
-      empty. Ends the command for a name that is not mirrored.
-    - If the settings have no upstream: each name becomes an upstream with default settings. An empty `names` means
-      docker.io."""
+    - If the settings have upstreams: returns the hosts that `names` select (`_is_selected`), or all hosts if `names` is
+      empty. Ends the command with an error if a name selects no host.
+    - If the settings have no upstream: returns the hosts of an upstream with default settings for each name, or for
+      docker.io if `names` is empty."""
     from registry.clients.client_setup import mirrored_hosts
 
     if not settings.upstream:
@@ -200,22 +201,25 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
     all_hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
     valid_names = dict.fromkeys(name for host in all_hosts for name in (host.upstream, host.prefix))
     if unknown := next((name for name in names if name not in valid_names), None):
-        fail(f"--upstream: {unknown} is not mirrored here; these are: {', '.join(valid_names)}", USAGE_ERROR)
+        fail(f"--upstream: {unknown} is not mirrored here; valid values are: {', '.join(valid_names)}", USAGE_ERROR)
     if not names:
         return all_hosts
     return [host for name in dict.fromkeys(names) for host in all_hosts if _is_selected(host, name, all_hosts)]
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. An upstream with aliases has several hosts. The
-    `prefix` of a host is the beginning of its image names. If `name` is a prefix, it selects only the host with this
-    prefix. Otherwise it is the name of an upstream, and selects all hosts of that upstream."""
+    """Returns whether `name`, a value of --upstream, selects `host`. The prefix of a host is the beginning of its image
+    names.
+
+    - If `name` is the prefix of any host, it selects only the host with this prefix.
+    - Otherwise, `name` is the name of an upstream, and selects all hosts of the upstream. An upstream with aliases has
+      several hosts."""
     return host.prefix == name or (host.upstream == name and all(other.prefix != name for other in all_hosts))
 
 
 def _default_upstream(name: str) -> Upstream:
-    """Returns an upstream with default settings. If the name is not valid, ends the command with the error text of the
-    setting's validator."""
+    """Returns an upstream with default settings. Ends the command with an error about --upstream if the name is not
+    valid."""
     try:
         return Upstream(name=name)
     except ValidationError as error:
@@ -223,13 +227,13 @@ def _default_upstream(name: str) -> Upstream:
 
 
 def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None:
-    """Ends the command if docker would get another registry's images in place of Docker Hub's. docker asks the mirror
-    in daemon.json for `library/ubuntu`, without the host `docker.io`. This registry fetches such a name from its
-    default upstream, which therefore has to be docker.io."""
+    """Ends the command with an error if docker would get images of another registry in place of images of Docker Hub.
+    docker asks its mirror for `library/ubuntu`, without the host `docker.io`. This registry fetches names without a
+    host from its default upstream, so the default upstream must be docker.io."""
     has_docker_hub = any(host.upstream == DOCKER_HUB for host in hosts)
     if has_docker_hub and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
             "docker asks its mirror for names without a host, such as library/ubuntu, and with these settings this "
-            "registry does not fetch them from docker.io; set default = true for the upstream docker.io",
+            "registry does not fetch them from docker.io; set `default = true` for the upstream docker.io",
             USAGE_ERROR,
         )

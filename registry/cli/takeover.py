@@ -1,7 +1,10 @@
-"""Functions with which `entrepot serve` takes over from the running version of the server at `entrepot restart`. First,
-the new version checks in a process of its own whether it can take over. Then it replaces the old version in the old
-version's process. The module also provides the sockets to listen on: those of the old version, those from systemd, or
-new ones."""
+"""The steps of `entrepot restart`, which replaces a running server by a new version of the program:
+
+1. The old version describes itself and the command of the new version (`successor`).
+2. A second process runs the new version, which checks whether it can take over (`check_takeover`).
+3. The old version's process executes the new version, which gets the open sockets (`listening_sockets`).
+
+`listening_sockets` also opens the sockets at an ordinary start."""
 
 from __future__ import annotations
 
@@ -20,20 +23,20 @@ if TYPE_CHECKING:
     from registry.server.gate.listener import ListenError
 
 STOP_AND_START = "stop the server and start it again (systemctl restart entrepot, or docker restart)"
-"""The advice in error texts about a changed setting that neither a reload nor `entrepot restart` can apply."""
+"""The end of error messages about a setting whose change takes effect only after a stop and a start."""
 
 
 def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
-    """Returns the program that takes over at a restart: this command, with the same arguments as this process.
-    `addresses`: the addresses of all sockets on which the server listens, in the order of `Handover.sockets`.
-    `bound_to_loopback`: whether only this machine can connect to the server's port."""
+    """Returns the command line of the new version, which is the same as that of this process, and the facts that
+    `check_takeover` needs about this server. `addresses`: the addresses of all sockets on which the server listens, in
+    the order of `Handover.sockets`. `bound_to_loopback`: whether only this machine can connect to the server's
+    port."""
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
-        # The interpreter's command line does not end with the arguments of this command: build a new one.
+        # `sys.orig_argv` does not end with the arguments of `entrepot`, so it cannot be used.
         command = ["-m", "registry", *arguments]
     metrics = metrics_address(settings) or ""
-    # `check_takeover` of the new process compares these facts with its own settings.
     facts = {
         "data": str(settings.data.absolute()),
         "listen": settings.listen,
@@ -45,9 +48,8 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
 
 
 def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
-    """Checks whether this version can take over from a running server, as far as a check is possible while that server
-    runs. `facts`: the data directory and the addresses of the running server. Ends the command with an error message if
-    this version cannot take over. Raises DataDirectoryError."""
+    """Checks whether this version can take over from the running server. Ends the command with an error message if it
+    cannot. `facts`: the facts from `successor` of the running server. Raises DataDirectoryError."""
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
@@ -57,7 +59,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting `data` takes effect only if you stop the server and start it again")
     if settings.workers < 2:
         fail("the setting `workers` cannot become 1 in a restart: stop the server and start it again")
-    # Not from the setting `listen`, which has no effect if systemd has opened the server's socket.
+    # The setting `listen` does not tell this: it has no effect if systemd has opened the server's socket.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     server_addresses = _server_addresses(facts)
@@ -74,30 +76,28 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                     addresses, server_addresses[-1] if is_unchanged else address_of(stack.enter_context(bind(metrics)))
                 )
         except ListenError as error:
-            _fail_to_listen(error, server_addresses)
+            _fail_with_listen_error(error, server_addresses)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
 
 
 def _server_addresses(facts: dict[str, str]) -> list[str]:
-    """Returns the addresses of the running server's sockets. If it has a socket for the metrics, its address is the
-    last one. For a server of an older version, which does not report its sockets, returns the addresses in its
+    """Returns the addresses of the running server's sockets. The address of the socket for the metrics, if there is
+    one, comes last. Older versions have no fact `sockets`: for these, returns the addresses in the server's
     settings."""
     if "sockets" in facts:
         return facts["sockets"].split()
     return [facts["listen"], *filter(None, [facts["metrics"]])]
 
 
-def _fail_to_listen(error: ListenError, server_addresses: Sequence[str]) -> NoReturn:
-    """Ends the command with an error message, because the check of a restart could not open a socket.
-    `server_addresses`: the addresses of the running server's sockets.
+def _fail_with_listen_error(error: ListenError, server_addresses: Sequence[str]) -> NoReturn:
+    """Ends the command with a message for `error`, which `check_takeover` got when it opened a new address.
+    `server_addresses`: the addresses of the running server's sockets. In two cases, the message advises to stop and
+    start the server:
 
-    Two causes disappear only if the server is stopped and started:
-
-    - The new address overlaps with one of the running server, whose sockets stay open until the restart is complete.
-      For example, `0.0.0.0:5000` overlaps with `127.0.0.1:5000`.
-    - The new address has another host, but the same port, and this process may not open the port. For example, only
-      root may open port 443: the server was started by root, but does not run as root any more."""
+    - The new address overlaps with an address of the running server, as `0.0.0.0:5000` overlaps with `127.0.0.1:5000`.
+    - The new address has a port of the running server, and this process lacks the permission to open the port. For
+      example, only root may open port 443, and root started the server, but the server now runs as another user."""
     from registry.server.gate.listener import overlaps
 
     used_address, forbidden_port = error.used_address, error.forbidden_port
@@ -113,17 +113,18 @@ def _fail_to_listen(error: ListenError, server_addresses: Sequence[str]) -> NoRe
 
 
 def _port(address: str) -> int | None:
-    """Returns the port of an address such as `[::1]:5000`; None if it has none."""
+    """Returns the port of an address such as `[::1]:5000`; None for an address without a port."""
     port = address.rpartition(":")[2]
     return int(port) if port.isdecimal() else None
 
 
 def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
-    """Ends the command with an error message if a socket of the registry has the same port as the socket for the
-    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets.
-    `check_ports` compares only the settings, which do not have the port of a socket that systemd has opened."""
+    """Ends the command with an error message if the registry and the metrics have the same port. The server recognizes
+    requests for the metrics by the port. `addresses`: the addresses of the registry's open sockets. `metrics`: the
+    address of the open socket for the metrics. (`check_ports` compares the settings instead; they do not contain the
+    port of a socket that systemd has opened.)"""
     if any(_port(address) == _port(metrics) for address in addresses):
-        fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
+        fail(f"port {_port(metrics)} is the registry's own: set metrics.listen to another port")
 
 
 def metrics_address(settings: Settings) -> str | None:
@@ -134,13 +135,13 @@ def metrics_address(settings: Settings) -> str | None:
 def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
-    """Returns the sockets to listen on, and the socket that serves only the metrics, or None if there is none.
-    `handover`: the data that the old version hands over to this one; None at an ordinary start.
+    """Returns the sockets that serve the registry, and the socket that serves only the metrics (None if there is none).
+    `handover`: the data from the old version; None at an ordinary start.
 
-    - With a handover, takes over the sockets of the old version. If it has a socket for the metrics, this is the last
-      one. Opens new sockets for the addresses that have changed in the settings, and closes the old ones.
-    - Without a handover, uses the sockets that systemd has opened; if there are none, opens a new one. Opens the socket
-      for the metrics, which never comes from systemd.
+    - With a handover, returns the old version's sockets. But if an address has changed in the settings, closes the old
+      sockets for it and opens a new one.
+    - Without a handover, returns the sockets that systemd has opened. If systemd has opened none, opens a new one. The
+      socket for the metrics is always a new one.
 
     Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind

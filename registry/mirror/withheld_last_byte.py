@@ -1,9 +1,8 @@
-"""The reader of a blob that is still being downloaded. It withholds the blob's last byte until the digest is verified
+"""Reads a blob that the mirror is still downloading, but withholds the blob's last byte until the digest is verified
 (`UnverifiedBlobReader`).
 
-Clients get the bytes of a blob while the mirror downloads the blob, so the mirror cannot verify the digest first. But a
-client accepts a blob only if it has received the last byte. The mirror sends that byte only after it has verified the
-digest. If the digest is wrong, the response ends one byte early. So no client gets a complete blob with wrong bytes.
+Clients get the bytes of a blob while the mirror downloads the blob, before the mirror can verify the digest. If the
+digest turns out to be wrong, the response ends one byte early, so no client gets a complete blob with wrong bytes.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from storage.errors import PartialBlobLost, StorageFailed
 from storage.interface import BlobReader
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Largest number of bytes that one read from the file returns, and that one step of an iteration yields."""
+"""Largest number of bytes in one chunk that an iteration over the reader yields."""
 
 
 class UnverifiedBlobReader:
-    """Reads the partial blob, the file into which a fill (the download of one blob) writes. Implements the Protocol
-    `BlobReader`. The reader has a file descriptor of its own, so that it can read the bytes after the fill has ended.
+    """Reads the *partial blob*: the file into which a *fill* (the download of one blob) writes. Implements the Protocol
+    `BlobReader`. The reader has its own file descriptor, so it can read the bytes after the fill has ended.
 
-    Two fills of one blob can run at a time. If the other fill stores the blob first, the partial blob of this fill does
-    not get all bytes. If this reader has got no byte yet, it then reads the file of the stored blob instead."""
+    Another fill may store the same blob first. The partial blob then stays incomplete. A reader that has got no byte of
+    it reads the file of the stored blob instead."""
 
     location: str | None = None
     """Always None here: only a complete blob has a presigned URL."""
     is_incomplete = True
-    """True: reading may have to wait for the download."""
+    """Always True here: a read may have to wait for the download."""
     data: bytes | None = None
     """Always None here: the bytes are in a file."""
 
@@ -45,7 +44,7 @@ class UnverifiedBlobReader:
         pulls: Iterable[ImagePull],
         open_stored: Callable[[], Awaitable[BlobReader | None]],
     ) -> None:
-        """If the partial blob cannot be opened, raises TooManyOpenFiles or StorageFailed.
+        """Opens the partial blob. Raises TooManyOpenFiles, StorageFailed.
 
         - `span`: the offset of the first byte to read, and the offset after the last byte to read.
         - `pulls`: the pulls of images that contain the blob. Each pull counts as active while this reader is open.
@@ -64,9 +63,8 @@ class UnverifiedBlobReader:
             pull.add_reader()
 
     async def readable_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` may be sent to a client. Returns the next offset whose byte may
-        not be sent yet, but at most the end of `span`. The blob's last byte may be sent only after the digest is
-        verified.
+        """Waits until the byte at `offset` may be sent to a client. Returns the offset after the last byte that may be
+        sent, at most the end of `span`. The blob's last byte may be sent only after the digest is verified.
 
         - If the fill fails, raises the error of the fill: UpstreamUnavailable, DigestInvalid, StorageFull and others.
         - If the partial blob was deleted after this reader had got bytes, raises PartialBlobLost."""
@@ -83,14 +81,14 @@ class UnverifiedBlobReader:
         return self.span[1]
 
     async def _read_stored_blob(self) -> None:
-        """Replaces the partial blob by the file of the stored blob. Raises PartialBlobLost if this reader has got
-        bytes, or if the stored blob has another size, has no file or was deleted. Also raises the errors of
-        `open_stored`."""
+        """Makes this reader read the file of the stored blob. Raises PartialBlobLost if this reader has got bytes of
+        the partial blob, or if the stored blob has another size, has no file, or was deleted. Also raises the errors
+        of `open_stored`."""
         stored = await self._open_stored()
         if stored is None:
             raise PartialBlobLost
         async with aclosing(stored):
-            if stored.descriptor.size != self._fill.size:  # `span` is based on a wrong size in a manifest
+            if stored.descriptor.size != self._fill.size:  # the size of the fill, from a manifest, is wrong
                 raise PartialBlobLost
             if stored.file is None or not await self._reader_file.switch_to_stored(stored.file):
                 raise PartialBlobLost

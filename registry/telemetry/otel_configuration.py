@@ -1,6 +1,6 @@
-"""Finds out whether a collector for OpenTelemetry is configured, by the setting `otel.endpoint` or by the variables of
-the OpenTelemetry specification ("OpenTelemetry Environment Variable Specification", "OpenTelemetry Protocol
-Exporter")."""
+"""Finds out whether traces and metrics are sent to an OpenTelemetry collector. Reads the setting `otel.endpoint` and
+the environment variables of the OpenTelemetry specification ("OpenTelemetry Environment Variable Specification",
+"OpenTelemetry Protocol Exporter")."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Final
 
 _DEFAULT_INTERVAL_SECONDS: Final = 60.0
-"""Interval at which metrics are sent, if no variable sets it."""
+"""Interval at which metrics are sent, if the environment variable does not set it."""
 
 
 class OtelUnavailable(Exception):
-    """A collector is configured, and the libraries of the extra `entrepot[otel]` are not installed. The text is one
-    line for people."""
+    """A collector is configured, but the libraries of the extra `entrepot[otel]` are not installed. The error's message
+    is one line for the operator."""
 
 
 def are_traces_sent(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> bool:
@@ -28,8 +28,8 @@ def are_metrics_sent(endpoint: str | None, environment: Mapping[str, str] = os.e
 
 
 def metrics_interval(environment: Mapping[str, str] = os.environ) -> float:
-    """Returns the interval at which metrics are sent, in seconds: `OTEL_METRIC_EXPORT_INTERVAL`, which is in
-    milliseconds, or a minute."""
+    """Returns the interval at which metrics are sent, in seconds. Reads the milliseconds in
+    `OTEL_METRIC_EXPORT_INTERVAL`; the default is 60 seconds, and the minimum 0.1 seconds."""
     try:
         milliseconds = float(environment.get("OTEL_METRIC_EXPORT_INTERVAL", ""))
     except ValueError:
@@ -48,14 +48,14 @@ def check_otel(endpoint: str | None) -> None:
         import opentelemetry.sdk.trace.export  # noqa: F401
     except ImportError:
         raise OtelUnavailable(
-            "an OpenTelemetry collector is configured, but its libraries are not installed: install entrepot[otel], or "
+            "an OpenTelemetry collector is configured, but the libraries are not installed: install entrepot[otel], or "
             "remove otel.endpoint and the variables OTEL_EXPORTER_OTLP_*"
         ) from None
 
 
 def _is_sent(signal: str, endpoint: str | None, environment: Mapping[str, str]) -> bool:
     """Returns whether a signal is sent to a collector. `signal`: `TRACES` or `METRICS`, as in the names of the
-    variables."""
+    environment variables."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get(f"OTEL_{signal}_EXPORTER", "otlp").lower() == "none":

@@ -1,5 +1,5 @@
-"""The page *Your account*, for everyone who is logged in: the visitor's rights, API tokens, login sessions, and
-password."""
+"""The page *Your account*, on which a visitor who is logged in sees their rights, and changes their API tokens, login
+sessions, and password."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ OWN_ACCOUNT_PATH: Final = "/ui/account"
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. The handlers start without a slot, and acquire one
-before they render a page (`page_slot`)."""
+"""The routes of forms. Their handlers call `page_slot` before they render a page, to limit how many pages are rendered
+at a time."""
 
 
 @router.get(OWN_ACCOUNT_PATH)
@@ -55,14 +55,14 @@ async def own_account(request: Request) -> Response:
 
 @forms.post(OWN_ACCOUNT_PATH)
 async def change_own_account(request: Request) -> Response:
-    """Changes the visitor's account. The field `do` of the form names the change. Shows the page again with the reason
-    if the change was not possible. Raises Unauthorized, Denied."""
+    """Makes the change of the visitor's account that the form's field `do` names. If the change is not possible, shows
+    the page again, with the reason. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, _logged_in_visitor)
     name = AccountName(caller.rights.account_name)
     try:
         return await _change(request, caller, name, form)
     except FORM_ERRORS as error:
-        if isinstance(error, AccountHidden):  # the only one of these errors that is a denial
+        if isinstance(error, AccountHidden):  # the only denial in `FORM_ERRORS`
             audit_denial(request, "page")
         problem = problem_of(error)
     except _PasswordRefused as error:
@@ -72,14 +72,16 @@ async def change_own_account(request: Request) -> Response:
 
 
 async def _logged_in_visitor(request: Request) -> Caller:
-    """Returns the visitor. Raises Unauthorized if the visitor is not logged in. While the registry has no accounts yet,
-    accepts visitors on the registry's own machine without a login, and raises Denied for all others."""
+    """Returns the visitor. Raises Unauthorized if the visitor is not logged in.
+
+    While the registry has no accounts, nobody can log in. Then returns a visitor on the registry's own machine, and
+    raises Denied for any other visitor."""
     return await require_login(caller_of(request))
 
 
 class _PasswordRefused(Exception):
-    """The password was not changed, because the old password in the form is wrong, or the two new passwords differ.
-    `problem` says which of the two it is."""
+    """The password was not changed. `problem` states the reason: the old password in the form is wrong, or the two new
+    passwords differ."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -102,9 +104,9 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    """Sets the password of the visitor, which ends all sessions of the account. Then starts a new session for this
-    browser; if the start fails, redirects to the login page. Raises _PasswordRefused, AccountInvalid, Denied,
-    TooManyRequests."""
+    """Sets the password of the visitor. This ends all sessions of the account, so the visitor's browser then gets a new
+    session. If the new session cannot be started, redirects to the login page. Raises _PasswordRefused, AccountInvalid,
+    Denied, TooManyRequests."""
     old, new = form.one("old") or "", form.one("new") or ""
     if not new or new != form.one("again"):
         raise _PasswordRefused(400, translatable("The two new passwords differ."))
@@ -150,8 +152,8 @@ async def _own_page(
 
 
 def _stored_account(caller: Caller, name: AccountName) -> Account | None:
-    """Returns the visitor's account in the store; None if the account is in the htpasswd file instead, or was removed a
-    moment ago."""
+    """Returns the visitor's account in the store. Returns None if the store does not have the account, because the
+    account is in the htpasswd file or was just removed."""
     if caller.principal.identity.version is None:  # only accounts in the store have a version
         return None
     try:

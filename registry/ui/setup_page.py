@@ -1,5 +1,5 @@
-"""The page *Set-up*: shows the files and commands that configure a client for this registry. They contain the address
-at which the visitor's browser reaches the registry."""
+"""The page *Set-up*: shows the files and commands that configure a client for this registry. These files and commands
+contain the address at which the visitor's browser reaches the registry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLIENT_NAMES: Final = {
     "nas": "Synology/NAS",
     "ci": "CI",
 }
-"""The names of the clients on the page. `PROGRAM_SETUPS` has the same keys, and the set-up of each client."""
+"""The names of the clients on the page. The keys are those of `PROGRAM_SETUPS`."""
 _PULLING_PROGRAMS: Final = {
     **{name: (name,) for name in ("docker", "podman", "containerd", "buildkit")},
     "k3s": ("containerd",),
@@ -39,23 +39,22 @@ _PULLING_PROGRAMS: Final = {
     "nas": ("docker",),
     "ci": ("docker", "buildkit"),
 }
-"""For each client (a key of `CLIENT_NAMES`): the programs that pull images for it (values of
-`registry.telemetry.recent_clients.PROGRAMS`). For example, k3s pulls with containerd. A request from one of the
-programs shows that the client is set up."""
+"""By client: the programs that pull images for the client (values of `registry.telemetry.recent_clients.PROGRAMS`). For
+example, k3s pulls with containerd. A request from one of the programs counts as a request from the client."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
-    """Shows how a client is set up, with only the upstreams from which the visitor may pull something. Says whether
-    the client has lately sent a request from the visitor's own network. The parameters of the query are:
+    """Shows how a client is set up. Shows only upstreams from which the visitor may pull something. Says when the
+    client last sent a request from the visitor's own network. The parameters of the query are:
 
     - `client`: a key of `CLIENT_NAMES`; `docker` if it is missing.
-    - `from`, only for admins: an IP address. The page then also says whether the client has lately sent a request from
-      the network of this address. Other visitors may not learn which clients other networks have.
+    - `from`: an IP address. The page also says when the client last sent a request from the network of this address.
+      Ignored if the visitor is not an admin, because other visitors may not learn which clients a network has.
 
-    Raises NameUnknown, RequestInvalid."""
+    Raises NameUnknown for an unknown client, and RequestInvalid for an invalid address."""
     client = query_of(request).one("client") or "docker"
     if client not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
@@ -92,21 +91,20 @@ def _asked_address(request: Request) -> str:
 
 
 def _last_seen(request: Request, client: str, address: str) -> datetime | None:
-    """Returns the time of the client's last request from the network of `address`. Returns None if the client has sent
-    no request lately, or if `address` is empty."""
+    """Returns the time of the client's last request from the network of `address`. Returns None if no such request is
+    remembered, or if `address` is empty."""
     recent = request.app.telemetry.recent_clients
     times = [recent.last_seen(address, name) for name in _PULLING_PROGRAMS[client]] if recent and address else []
     request_times = [at for at in times if at is not None]
     return datetime.fromtimestamp(max(request_times), UTC) if request_times else None
 
 
-def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client can pull through this registry. A short name, such as `ubuntu`,
-    has no host. Only images of the default upstream have short names, because the registry looks up a name
-    without an upstream in the default upstream."""
+def _hosts(settings: Settings, upstream_names: list[str]) -> list[MirroredHost]:
+    """Returns the hosts of the upstreams in `upstream_names`. Only images of the default upstream have *short names*:
+    names without a host, such as `ubuntu`."""
     return [
         replace(host, has_short_names=upstream.default)
         for upstream in settings.upstream
-        if upstream.name in upstreams
+        if upstream.name in upstream_names
         for host in mirrored_hosts(upstream)
     ]

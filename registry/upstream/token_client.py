@@ -1,9 +1,8 @@
 """Gets tokens from token services and caches them until shortly before they expire.
 
 A token grants a scope (access to a repository, such as `repository:library/ubuntu:pull`) at an endpoint (one of the
-URLs of an upstream). Tokens are cached in the memory of this process, and in the metadata store (`UpstreamRecords`) for
-all worker processes. A lease (a lock across all processes) ensures that at most one process requests a given token at a
-time.
+URLs of an upstream). Tokens are cached in the memory of this process, and for all worker processes in the metadata
+store (`UpstreamRecords`). For each token, a lease (a lock across all processes) allows one request at a time.
 
 Source: the token specification of CNCF Distribution ("Token Authentication", "OAuth2 Token Authentication").
 """
@@ -37,10 +36,10 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""A token is not used in the last seconds before it expires: this number, or a fifth of its lifetime if that is
-less."""
+"""Seconds before its expiry from which a token is not used. If a token's lifetime is less than 50 s, a fifth of the
+lifetime applies instead."""
 MAX_CACHED_TOKENS = 1000
-"""Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
+"""Largest number of tokens of one upstream in the memory of a process, and largest number of its token requests that
 are paused after a 429."""
 MAX_CACHED_TOKEN_BYTES = 8 * MIB
 """Largest total size of the tokens of one upstream in the memory of a process. A usual token has 1 to 4 KiB, but a
@@ -60,8 +59,8 @@ class AnonymousRefused(Exception):
 
 
 class ObtainedToken(NamedTuple):
-    """A token. `is_new`: True if the token service has just issued the token. False if the token comes from a cache;
-    the endpoint may refuse a cached token."""
+    """A token. `is_new`: True if the token service has just issued the token; False if the token comes from a
+    cache."""
 
     text: str
     is_new: bool
@@ -69,8 +68,9 @@ class ObtainedToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTokenService:
-    """A token service, as a challenge names it: its URL (`realm`), the parameter `service` for requests to it, and the
-    IP addresses to which these requests may connect (`reach`)."""
+    """A token service that an endpoint names in a challenge. `realm`: the URL of the token service. `service`: the
+    parameter `service` of token requests; empty if the challenge has none. `reach`: the IP addresses to which token
+    requests may connect."""
 
     realm: str
     service: str
@@ -78,8 +78,8 @@ class UpstreamTokenService:
 
 
 class TokenClient:
-    """Gets and caches the tokens for one upstream. Its callers choose the keys of tokens: one for each endpoint, scope
-    and login."""
+    """Gets and caches the tokens for one upstream. Callers choose the key under which a token is cached. They must use
+    another key for each combination of endpoint, scope and login."""
 
     def __init__(
         self,
@@ -98,15 +98,14 @@ class TokenClient:
         self._leases = leases
         self._clock = clock
         self._tokens: SizedCache[str, tuple[str, float]] = SizedCache(MAX_CACHED_TOKENS, MAX_CACHED_TOKEN_BYTES)
-        """By key: the token, and until when it may be used, in seconds since 1970."""
-        self._limited_until: SizedCache[str, float] = SizedCache(MAX_CACHED_TOKENS, MAX_CACHED_PAUSE_BYTES)
-        """By the `request_key` of a token request that got a 429: when the request may be sent again, in seconds since
-        1970."""
+        """By key: the token, and the end of its use in seconds since 1970."""
+        self._paused_until: SizedCache[str, float] = SizedCache(MAX_CACHED_TOKENS, MAX_CACHED_PAUSE_BYTES)
+        """By the `request_key` of a token request that got a 429: the end of its pause in seconds since 1970."""
         self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
 
     async def cached(self, key: str) -> str | None:
         """Returns the token that is cached under `key` in memory or in the metadata store. Returns None if no token is
-        cached, or if the cached token must not be used any more."""
+        cached, or if the cached token expires too soon (`EXPIRY_MARGIN_SECONDS`)."""
         now = self._clock()
         token, expires_at = self._tokens.get(key) or ("", 0.0)
         if now < expires_at:
@@ -118,13 +117,13 @@ class TokenClient:
         return None
 
     async def delete_refused(self, key: str, token: str) -> None:
-        """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. If another token
-        has replaced it under `key`, keeps that token."""
+        """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. Does not delete
+        another token that is cached under `key`."""
         if (cached := self._tokens.get(key)) and cached[0] == token:
             self._tokens.remove(key)
         try:
             await self._records.delete_token(key, token)
-        except (StorageFailed, StorageFull) as error:  # a worker that still uses the token gets a refusal
+        except (StorageFailed, StorageFull) as error:  # the other workers may use the token, and are refused
             log.warning("cannot delete a token for %s for the other workers: %s", self._upstream_name, error)
 
     async def obtain(
@@ -132,16 +131,17 @@ class TokenClient:
     ) -> ObtainedToken:
         """Returns a token for `scope`, from the caches or from the token service, and caches it under `key`. `refused`:
         a token that the endpoint has refused and that must not be returned; None or "" if no token was refused.
-        Concurrent callers that need the same token share one request. If a caller is cancelled, the request continues
-        for the others. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
-        # `request_key` contains the token service: callers share a request only if they use the same token service.
+        Concurrent callers that need the same token share one request. If one of them is cancelled, the request
+        continues for the others. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
+        UpstreamTimeout."""
+        # Callers with different token services must not share a request, so the key contains the token service.
         request_key = f"{key} {scope} {service.service} {service.realm}"
 
         async def obtain_unshared() -> ObtainedToken:
             return await self._obtain(request_key, key, service, scope, login, refused)
 
         token = await self._running_requests.run(request_key, obtain_unshared)
-        if token.text == refused:  # another caller, for whom this token was not refused, started the shared request
+        if token.text == refused:  # the shared request began for another caller, with another value of `refused`
             token = await self._running_requests.run(request_key, obtain_unshared)
         return token
 
@@ -158,14 +158,14 @@ class TokenClient:
         login: UpstreamLogin | None,
         refused: str | None,
     ) -> ObtainedToken:
-        """Returns a cached token other than `refused`, such as one that another process has just stored, or requests a
-        new token and caches it."""
+        """Does the work of `obtain` for one caller: returns a cached token other than `refused`, or requests and caches
+        a new token."""
         service_name = f"the token service {loggable_origin(service.realm)}"
         async with time_limit(REQUEST_TIMEOUT_SECONDS, service_name), self._leases.take(f"token {request_key}"):
             if (cached := await self.cached(key)) and cached != refused:
                 return ObtainedToken(cached, is_new=False)
             now = self._clock()
-            if 0 < (pause := (self._limited_until.get(request_key) or 0.0) - now) <= MAX_PAUSE_SECONDS:
+            if 0 < (pause := (self._paused_until.get(request_key) or 0.0) - now) <= MAX_PAUSE_SECONDS:
                 raise self._backoff.error_for_pause(pause)
             with ShareScope() as memory:
                 response = await self._request(service, scope, login, memory)
@@ -183,10 +183,13 @@ class TokenClient:
     async def _request(
         self, service: UpstreamTokenService, scope: str, login: UpstreamLogin | None, memory: ShareScope
     ) -> UpstreamResponse:
-        """Returns the response of the token service, with any status. Sends a POST if the login has an identity token,
-        and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
-        with the password follows. `memory`: the memory budget counts the bytes of the response's body until the `with`
-        block of this scope ends."""
+        """Requests a token, and returns the response with any status. `memory`: the body of the response counts in the
+        memory budget until the `with` block of this scope ends.
+
+        - With an identity token, sends a POST.
+        - With a password, sends a GET. If the status is 404 or 405, sends a POST, because some token services support
+          only POST.
+        - Without a login, sends a GET."""
         if login is None or not login.identity_token:
             realm_parts = urlsplit(service.realm)
             query = parse_qsl(realm_parts.query, keep_blank_values=True)
@@ -210,23 +213,22 @@ class TokenClient:
         )
 
     def _cache(self, key: str, token: str, expires_at: float) -> None:
-        """Caches the token in memory. If there are too many tokens, evicts those that were cached first. They stay in
-        the metadata store."""
+        """Caches the token in memory. If memory has too many tokens, removes the ones that were cached first from
+        memory."""
         self._tokens.put(key, (token, expires_at), sys.getsizeof(key) + sys.getsizeof(token))
 
     def _record_429(self, request_key: str, response: UpstreamResponse) -> TooManyRequests:
-        """Pauses this token request in this process after a 429, and returns the error to raise. Does not pause other
+        """Pauses one token request in this process after a 429, and returns the error to raise. Does not pause other
         token requests, because a 429 for one repository must not affect other repositories."""
         error = self._backoff.error_for_429(response.headers)
-        self._limited_until.put(request_key, self._clock() + error.retry_after, sys.getsizeof(request_key))
+        self._paused_until.put(request_key, self._clock() + error.retry_after, sys.getsizeof(request_key))
         return error
 
 
 def _token_fields(body: bytes) -> tuple[Any, Any]:
-    """Returns the token and the lifetime from the JSON of a token service's response. Both values may have any type. If
-    the JSON has no token, the token is "". If the JSON has no lifetime, the lifetime is None. Returns (None, None) if
-    the body is not a JSON object. Does not raise, because the traceback of an error would keep the whole document in
-    memory."""
+    """Returns the token and the lifetime in the body of a token service's response. Both values may have any type. A
+    missing token is "", and a missing lifetime is None. Returns (None, None) if the body is not a JSON object. Does not
+    raise, because the traceback of an error would keep the whole document in memory."""
     try:
         document = json.loads(body)
         return document.get("token") or document.get("access_token") or "", document.get("expires_in")
@@ -236,9 +238,11 @@ def _token_fields(body: bytes) -> tuple[Any, Any]:
 
 def _parse_token(response: UpstreamResponse, login: UpstreamLogin | None) -> tuple[str, float]:
     """Returns the token in a response of a token service, and the token's lifetime in seconds. `login`: the login in
-    the request; None if the request had none. If the token service refuses the request, raises Denied for a request
-    with a login, and AnonymousRefused for one without. Raises UpstreamUnavailable for any other response without a
-    token."""
+    the request; None if the request had no login. Raises:
+
+    - Denied if the token service refuses a request with a login.
+    - AnonymousRefused if the token service refuses a request without a login.
+    - UpstreamUnavailable for any other response without a token."""
     service_name = f"the token service {loggable_origin(response.url)}"
     if response.status in (401, 403) or (response.status == 400 and login and login.identity_token):
         raise login_denied(loggable_origin(response.url)) if login else AnonymousRefused

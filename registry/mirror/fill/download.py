@@ -1,9 +1,10 @@
-"""Downloads the missing bytes of one blob from an upstream registry, with retries (`Download`). Adds connections
-while each addition makes the download faster.
+"""Downloads the missing bytes of one blob from an upstream registry, with retries and over several connections
+(`Download`).
 
-The bytes are written into a file, the *partial blob*. Only one process at a time downloads into the file: the *owner*
-of the partial blob. A *piece* is the byte range of one request. A *sink* writes the bytes of one response into the
-partial blob. An *endpoint* is one of the base URLs of the upstream.
+The *partial blob* is the file into which the bytes are written. Its *owner* is the only process that downloads into the
+file. A *fill* is the work of one process to get one blob. A *piece* is the byte range of one request. A *sink* writes
+the bytes of one response into the partial blob. A *slot* is a permit to send a request. An *endpoint* is one of the
+base URLs of the upstream.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from storage.partials import Partial
 log = logging.getLogger("registry.mirror")
 
 SINGLE_REQUEST_BYTES: Final = 8 * MIB
-"""A download with fewer missing bytes uses one request, because more would not make it faster."""
+"""A download with fewer missing bytes than this uses only one request."""
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
@@ -53,14 +54,7 @@ _FINAL_ERRORS: Final = (PartialBlobLost, StorageFull, StorageFailed, BlobLengthW
 
 
 class NoClients(Exception):
-    """The fill (the work of this process to get the blob) was stopped. No client waits for the blob, and one of these
-    holds:
-
-    - No client had requested the blob, and none is expected to request it any more.
-    - All clients left before the download began.
-    - Another process downloads the blob.
-    - Too many fills without clients wait for a connection.
-    - A slow request was cut off, because another request needed its connection (`RunningRequest.cut_off`)."""
+    """The fill was stopped before it had the whole blob, because no client waits for the blob."""
 
 
 class Download:
@@ -82,14 +76,17 @@ class Download:
         has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
-        """`slots` limits the connections to the upstream. `repo`: the repository's name at the upstream. `on_response`
-        is called on the event loop when a response starts. `on_fetched` is called after each request, with the number
-        of bytes that it has stored. `list_repos` returns all repositories from which the blob may be requested, by
-        their names at the upstream. After a refusal, or after two failures in a row, the download asks another one.
+        """The parameters are:
 
-        `has_response`: whether the upstream has sent bytes to an earlier owner, and clients may have got them. Without
-        a response, the download is retried at most once. After a response, it is retried until `stall_timeout` seconds
-        pass without new bytes."""
+        - `slots`: limits the connections to the upstream.
+        - `repo`: the repository that the download asks first, by its name at the upstream.
+        - `on_response`: called on the event loop when a response starts.
+        - `list_repos`: returns the repositories that may be asked, by their names at the upstream. The download asks
+          another repository if the upstream refuses the blob for one, or if two requests in a row fail.
+        - `on_fetched`: called after each request, with the number of bytes that the request has stored.
+        - `has_response`: whether the upstream has sent bytes to an earlier owner. Clients may have got these bytes.
+        - `stall_timeout`: after a response, the download is retried until this many seconds pass without progress.
+          Without a response, it is retried at most once."""
         self._upstream = upstream
         self._slots = slots
         self._first_repo = repo
@@ -98,7 +95,7 @@ class Download:
         self._demand = demand
         self._avoided = avoided
         self._last_broken: set[str] = set()
-        """The endpoint whose connection broke last, if any. It is asked only if no other endpoint has the blob."""
+        """Empty, or the endpoint whose connection broke last, which is asked after all other endpoints."""
         self._report_response = on_response
         self._report_fetched = on_fetched
         self._loop = asyncio.get_running_loop()
@@ -112,8 +109,8 @@ class Download:
         self._connections: set[asyncio.Task[None]] = set()
         self._requests: dict[PieceSink | WholeSink, RunningRequest] = {}
         self._changed = asyncio.Event()
-        """Set when a request is sent, its response starts, or a connection ends. Also set when the first client comes
-        or the last one leaves."""
+        """Wakes `_wait`. Set when a request is sent, when a response starts, when a connection ends, and by
+        `Demand.watching`."""
         self._bytes_of_ended_requests = 0
         self._has_response = has_response
         """Whether the upstream has started to send, so that clients may have got bytes."""
@@ -125,11 +122,14 @@ class Download:
         self.senders: set[str] = set()
 
     async def run(self) -> None:
-        """Downloads the missing bytes. Raises NoClients. Raises PartialBlobLost if this process is no longer the owner.
-        Raises BlobLengthWrong if the upstream did not state the size, and its response was shorter or longer than the
-        expected size. The stored bytes are possibly those of an error page, so the caller must delete them.
-        Raises StorageFull, StorageFailed, BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests.
-        Keeps the stored bytes, except after StorageFull."""
+        """Downloads the missing bytes. Raises NoClients, StorageFull, StorageFailed, BlobUnknown, Denied,
+        UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Also raises:
+
+        - PartialBlobLost if this process is no longer the owner.
+        - BlobLengthWrong if the upstream did not state the size, and its response does not have the expected size. The
+          caller must then delete the stored bytes, which may be those of an error page.
+
+        StorageFull means that the stored bytes were deleted. No other error deletes them."""
         try:
             with self._demand.watching(self._changed.set):
                 while self._should_continue():
@@ -140,7 +140,7 @@ class Download:
             await cancel_and_wait(self._connections)
 
     async def _make_progress(self) -> None:
-        """Opens connections, waits for a change, and cancels slow requests. Raises NoClients."""
+        """Opens connections, waits for a change, and cancels stragglers (`_cancel_stragglers`). Raises NoClients."""
         if not self._demand.has_clients_here:
             self._demand.set_clients_elsewhere(self._partial.has_waiters)
         if not self._connections and not self._demand.needs_blob():
@@ -156,7 +156,7 @@ class Download:
         self._cancel_stragglers()
 
     def _should_continue(self) -> bool:
-        """Clears `_changed`, and removes ended connections. Returns whether the download goes on."""
+        """Clears `_changed`, and removes ended connections. Returns whether the download is to continue."""
         self._changed.clear()
         ended = {task for task in self._connections if task.done()}
         self._connections -= ended
@@ -175,7 +175,7 @@ class Download:
         return self._bytes_of_ended_requests + sum(sink.new_bytes for sink in self._requests)
 
     def _start_connections(self) -> None:
-        """Opens connections as needed, but none during the pause before a retry."""
+        """Opens connections up to the present limit. Opens none during the pause before a retry."""
         if self._loop.time() < self._retry.resume_at or not self._demand.needs_blob():
             return
         limit = 1 if self._is_small or self._needs_whole or not self._has_response else self._concurrency.connections
@@ -205,9 +205,9 @@ class Download:
         return None
 
     async def _run_connection(self, *, is_first: bool) -> None:
-        """Requests one piece after another over one connection. Takes a new slot (a permit to send a request) for each
-        piece, so that other downloads get slots in between. `is_first`: whether the download had no other connection
-        when this one was opened."""
+        """Requests one piece after another over one connection. Takes a new slot for each piece, so that other
+        downloads get slots in between. `is_first`: whether the download had no other connection when it opened this
+        one."""
         is_new_connection = True
         while self._should_send_request(is_first):
             slot = (
@@ -219,7 +219,7 @@ class Download:
             )
             async with slot as has_slot:
                 if not has_slot:
-                    # Other downloads use all slots, or nothing needs this blob any more.
+                    # No slot is free for this connection, or nothing needs the blob any more.
                     self._concurrency.reduce_connections(self._loop.time(), available=len(self._connections) - 1)
                     return
                 if self._should_send_request(is_first) and not await self._fetch(is_new_connection):
@@ -241,8 +241,8 @@ class Download:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does the work of `_fetch`. `has_share`: whether the request is within the repository's limit of requests.
-        A slow request beyond the limit may be cut off while other requests wait."""
+        """Does the work of `_fetch`. `has_share`: whether the request holds a share of `repo`
+        (`ConnectionSlots.repository_share`)."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -294,8 +294,8 @@ class Download:
         return PieceSink(self._partial, piece, self._on_response, self._avoided.untrusted) if piece else None
 
     def _cancel_stragglers(self) -> None:
-        """Cancels requests that are much slower than the others (*stragglers*), so that their missing bytes are
-        requested again. Cancels none while other bytes are left to request."""
+        """Cancels *stragglers*: requests that are much slower than the others. Their missing bytes are then requested
+        again. Does nothing while there are bytes that no running request covers."""
         now = self._loop.time()
         pieces = {sink: sink.piece for sink in self._requests if isinstance(sink, PieceSink) and sink.endpoint}
         self._stragglers.observe(now, {sink: piece.next_offset - piece.start for sink, piece in pieces.items()})
@@ -304,10 +304,10 @@ class Download:
         for sink in self._stragglers.find(
             now, {sink: piece.stop - piece.next_offset for sink, piece in pieces.items()}
         ):
-            if self._requests[sink].cancel_scope.expired():  # already cancelled; it ends after its last write
+            if self._requests[sink].cancel_scope.expired():  # the request is cancelled already
                 continue
             log.info(
-                "a connection for %s of %s is much slower than the others; its missing bytes are requested again",
+                "a request for %s of %s is much slower than the others; its missing bytes are requested again",
                 self._partial.digest,
                 self._first_repo,
             )
@@ -327,7 +327,8 @@ class Download:
     def _on_error(
         self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
     ) -> None:
-        """Decides after a failed request whether to retry. `has_range`: whether the request asked for a byte range."""
+        """Handles a failed request: schedules a retry, or ends the download. `has_range`: whether the request asked for
+        a byte range."""
         if sink.endpoint is not None:
             self.senders.add(sink.endpoint)
             self._has_response = True  # `_note_response` may not have been called yet
@@ -346,12 +347,13 @@ class Download:
     def _on_broken_connection(
         self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
     ) -> None:
-        """Schedules a retry. After too many failures, tries once without a byte range, or sets the fatal error."""
+        """Schedules a retry. After too many failures, schedules a request for the whole blob if `_should_try_whole`;
+        otherwise ends the download with `error`."""
         now = self._loop.time()
         if sink.endpoint is not None:
             self._last_broken = {sink.endpoint}
         if now < self._retry.resume_at:
-            return  # a retry is scheduled already: connections that break at the same time count as one failure
+            return  # connections that break at the same time count as one failure, which has scheduled a retry
         if not self._retry.should_retry(error, now, self._received_bytes, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
                 self._fail(repo, error)
@@ -369,16 +371,15 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download with `error`. The caller of `run` takes an error such as BlobUnknown as an answer about the
-        first repository. So an error about another repository becomes UpstreamUnavailable, unless it is one of
-        `_FINAL_ERRORS`."""
+        """Ends the download with `error`. The caller of `run` relates errors such as BlobUnknown to `_first_repo`. So
+        an error of another repository becomes UpstreamUnavailable; only `_FINAL_ERRORS` stay as they are."""
         if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
-        """Returns whether to request the blob once more without a byte range. Some upstreams respond to a `Range`
-        header with an error."""
+        """Returns whether `error` may be due to the `Range` header, to which some upstreams respond with an error. The
+        blob is then requested once more without a byte range."""
         if self._has_response or self._needs_whole or not has_range:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)

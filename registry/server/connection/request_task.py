@@ -7,15 +7,15 @@ from typing import Final
 from registry.server.connection.asgi_exchange import AsgiExchange
 from registry.server.connection.context import WorkerContext
 
-_READS: Final = frozenset({"GET", "HEAD"})
-"""Methods of requests that change nothing, so that the application may be interrupted."""
+_READ_METHODS: Final = frozenset({"GET", "HEAD"})
+"""Methods of requests that change nothing. The task of such a request may be cancelled."""
 
 
 class RequestTask:
-    """The task that answers one request of a connection. The worker keeps it in `state.tasks` until it ends."""
+    """The task that answers one request of a connection. It is in `worker.state.tasks` until it ends."""
 
     def __init__(self, worker: WorkerContext, exchange: AsgiExchange) -> None:
-        """Starts the task. First evicts (closes) silent connections if too few file descriptors are free."""
+        """Starts the task. If too few file descriptors are free, first evicts (closes) silent connections."""
         if worker.connection_limit is not None:
             worker.connection_limit.make_room_for_request()
         self._exchange = exchange
@@ -24,17 +24,18 @@ class RequestTask:
         self._task.add_done_callback(worker.state.tasks.discard)
 
     def on_disconnect(self) -> None:
-        """Called when the client cannot get the application's response any more: its connection is lost, or the server
-        refuses the request's body. Tells the application that the client has disconnected. If the request is a read
-        whose response has not started, also cancels the task.
+        """Tells the application that the client has disconnected. Call this method when the connection is lost, or when
+        the server refuses the request's body.
 
-        Without the cancellation, the application could go on waiting, such as for an upstream registry that does not
-        answer. The connection no longer counts under any limit then, so a client could make any number of requests wait
-        by resetting its connections. A write is not cancelled, because its change may be half done. If the
-        response has started, no cancellation is needed: the application gets an error when it sends the next part."""
+        Cancels the task if the request is a GET or HEAD and its response has not started. Otherwise a client could make
+        any number of requests wait, for example for a slow upstream registry: the connection limits do not count lost
+        connections. A task that may change something is not cancelled, because its change may be half done. After the
+        response has started, the application gets an error when it sends the next part."""
         exchange = self._exchange
         must_cancel = (
-            exchange.scope["method"] in _READS and not exchange.response_started and not exchange.body.is_disconnected
+            exchange.scope["method"] in _READ_METHODS
+            and not exchange.response_started
+            and not exchange.body.is_disconnected
         )
         exchange.disconnect()
         if must_cancel:

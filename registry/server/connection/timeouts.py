@@ -1,11 +1,11 @@
 """Timeouts of one connection.
 
-A connection has no timers of its own. Once a second the worker checks what the connection is waiting for and how far
-this wait has progressed. If neither has changed for too long, the timeout has passed. So any progress restarts the
+A connection has no timers. Instead, the worker checks once a second what the connection is waiting for and how far
+this wait has progressed. The timeout passes when neither has changed for too long. So any progress restarts the
 timeout.
 
-The wait for a request's head is an exception: it records no progress, so its timeout runs from the head's first byte.
-Otherwise a client could keep a connection open by sending one byte of a head per minute.
+The wait for a request's head is an exception: its timeout runs from the head's first byte, and progress does not
+restart it. So a client cannot keep a connection open by sending the head very slowly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 - `first_byte`: the client's first byte on a new connection.
 - `head`: the rest of a request's head.
 - `body`: the next part of a request's body, because the application is waiting for it.
-- `application`: the response, or the next part of it, from the application. There is no timeout.
-- `half_closed`: the same as `application`, but with a timeout, because the client has shut down its sending side.
+- `application`: the next part of the response, which the application has to produce. This wait has no timeout.
+- `half_closed`: the next part of the response, after the client has shut down its sending side. This wait has a
+  timeout.
 - `send`: the client, which has to receive more of a response.
 - `drain`: the rest of a request's body, which the server reads and discards after it has sent the response.
 - `idle`: the next request.
@@ -31,18 +32,19 @@ WaitReason = Literal["send", "linger", "body", "half_closed", "application", "dr
 
 
 class Wait(NamedTuple):
-    """What a connection is waiting for when it is checked."""
+    """What a connection is waiting for at the time of a check."""
 
     reason: WaitReason
     progress: tuple[int, int]
-    """How far the wait has progressed: two numbers whose meaning depends on `reason`. Any progress changes at least one
-    of the numbers."""
+    """How far the wait has progressed: two numbers whose meaning depends on `reason`. Progress changes at least one
+    number."""
     timeout_seconds: float
     """The timeout passes when `reason` and `progress` have stayed the same for this long."""
 
 
 class ConnectionTimeouts:
-    """Remembers what one connection was waiting for at the last check, and since when."""
+    """Decides whether the timeout of one connection has passed. Remembers what the connection was waiting for at the
+    last check, and since when."""
 
     def __init__(self, wait: Wait, now: float) -> None:
         """`wait` is what the new connection is waiting for. In all methods, `now` is the time of the event loop's clock
@@ -67,14 +69,15 @@ class ConnectionTimeouts:
     def eviction_candidate(
         self, wait: Wait, now: float, *, requests_started: int, client: str | None
     ) -> EvictionCandidate | None:
-        """Describes the connection as a candidate for eviction: a connection that the worker may close to make room for
-        another one. Returns None if the connection must stay open:
+        """Describes the connection for eviction, in which the worker closes a connection to make room for another one.
+        Returns None if the connection must stay open, in two cases:
 
-        - It waits for the `application`.
-        - It waits for `send`, `body`, `half_closed` or `drain`, and has made progress in the last `STALLED_SECONDS`.
+        - The reason of the wait is `application`.
+        - The reason is `send`, `body`, `half_closed` or `drain`, and the wait has progressed in the last
+          `STALLED_SECONDS`.
 
-        `wait` is what the connection is waiting for now. `requests_started` is the number of requests of which at least
-        one byte was received. `client` is the client's address; None for a trusted proxy.
+        `wait`: what the connection is waiting for now. `requests_started`: the number of requests of which the server
+        has received at least one byte. `client`: the client's address; None for a trusted proxy.
         """
         since = self._waiting_since if wait == self._last_wait else now
         kind: EvictionKind

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any
 
 from registry.client_addresses import plain_address
-from registry.server.http1.request_head import is_host
+from registry.server.http1.request_head import has_only_host_characters
 from registry.server.http1.response_head import Headers
 
 IpNetwork = IPv4Network | IPv6Network
@@ -68,7 +68,7 @@ class TrustedProxies:
         if scheme is not None:
             scope["scheme"] = scheme
         host = _last_value(forwarded, b"x-forwarded-host")
-        if host and is_host(host):
+        if host and has_only_host_characters(host):
             headers[:] = [header for header in headers if header[0] != b"host"] + [(b"host", host)]
 
     def _client_address(self, addresses: bytes) -> str | None:

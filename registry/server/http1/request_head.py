@@ -1,7 +1,6 @@
 """Finds the end of a request's head (request line and headers), checks the head, and parses its target (RFC 9112, 3.2).
 
-The parser httptools splits a head into method, target, version and headers. The functions of this module check these
-parts, and parse the target.
+Before the checks, the parser httptools splits the head into method, target, version and headers.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ from registry.server.http1.response_head import Headers
 
 HEAD_END = b"\r\n\r\n"
 MAX_BODY_BYTES: Final = 2**63 - 1
-"""Largest length of a request's body, in bytes. The same number is the largest size of a file, and the largest integer
-in the database."""
+"""Largest length of a request's body, in bytes. It is also the largest integer that the database can store."""
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
-    """Searches `data` for the end of a head, beginning at the offset `start`. Returns the offset after the head. If the
-    head does not end in `data`, returns the length of `data`.
+    """Searches `data` for the CRLFCRLF that ends a head, beginning at the offset `start`. Returns the offset in `data`
+    after the CRLFCRLF; the length of `data` if the head does not end in `data`.
 
-    `tail` is empty if the head begins in `data`. Otherwise `tail` is the last bytes of the head, at most three, that
-    were received before `data`. They could be the beginning of the CRLFCRLF that ends the head.
+    `tail`: the last bytes of the head that were received before `data`, at most three. The CRLFCRLF may begin in them.
+    Empty if the head begins in `data`.
     """
     if start == 0 and tail:
         position = (tail + data[:3]).find(HEAD_END)
@@ -38,8 +36,9 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
 
 def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:
     """Checks a head, and adds its method, version, path and query to the ASGI `scope`. If `target` contains a host,
-    this host replaces the Host header in `headers`. Raises RefusedRequest with 400 for a head that is not valid."""
-    check_head(headers, version, method)
+    this host replaces the Host header in `headers`. Raises RefusedRequest with 400 if the head is not valid or not
+    supported."""
+    check_is_supported(headers, version, method)
     parsed = parse_target(target, method)
     check_host(headers, version)
     if parsed.host is not None:
@@ -51,7 +50,7 @@ def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, meth
     scope["query_string"] = parsed.query
 
 
-def check_head(headers: Headers, version: str, method: str) -> None:
+def check_is_supported(headers: Headers, version: str, method: str) -> None:
     """Raises RefusedRequest with 400 if the server does not support the HTTP version, the method or the transfer coding
     of a request (RFC 9112, 6.1 and 7)."""
     codings = [value for name, value in headers if name == b"transfer-encoding"]
@@ -64,11 +63,11 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 
 
 def body_length(headers: Headers) -> int | None:
-    """Returns the length of the request's body in bytes; 0 if the request has no body. Returns None if the body is
-    chunked, so that its length is unknown. Raises RefusedRequest with 413 if the body is longer than `MAX_BODY_BYTES`.
+    """Returns the length of the request's body in bytes; 0 if the request has no body; None if the body is chunked.
+    Raises RefusedRequest with 413 if the length is more than `MAX_BODY_BYTES`.
 
-    httptools has refused heads with both Content-Length and Transfer-Encoding, with two lengths, or with a length that
-    is not a number."""
+    `headers` must come from httptools. It refuses a head with both Content-Length and Transfer-Encoding, with two
+    lengths, or with a length that is not a number."""
     for name, value in headers:
         if name == b"content-length":
             length = int(value)
@@ -93,15 +92,13 @@ brackets."""
 
 
 class ParsedTarget(NamedTuple):
-    """The parts of a request target. The parts are as the client sent them: still percent-encoded, and with any
-    repeated slashes."""
+    """The parts of a request target, exactly as the client sent them: neither decoded nor normalized."""
 
     path: bytes
     query: bytes
     """The part after the first question mark; empty if there is none."""
     host: bytes | None = None
-    """The host and port of a target in absolute form (`http://host/path`), which replace the Host header; None for a
-    target in another form."""
+    """The host and port of a target in absolute form (`http://host/path`); None for a target in another form."""
 
 
 def parse_target(target: bytes, method: str) -> ParsedTarget:
@@ -125,23 +122,23 @@ def parse_target(target: bytes, method: str) -> ParsedTarget:
 
 
 def decode_path(path: bytes) -> str:
-    """Decodes the percent-encoding of a path, for `scope["path"]` of ASGI."""
+    """Returns the path without percent-encoding, as ASGI requires for `scope["path"]`."""
     text = path.decode("ascii")
     return unquote(text) if "%" in text else text
 
 
-def is_host(value: bytes) -> bool:
+def has_only_host_characters(value: bytes) -> bool:
     """Returns whether `value` contains only characters that are allowed in a Host header."""
     return _HOST.fullmatch(value) is not None
 
 
 def check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
-    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if there are
-    several, or if it is missing in HTTP/1.1."""
+    """Checks the Host header (RFC 9112, 3.2). Raises RefusedRequest with 400 if the header is not valid, if the request
+    has several Host headers, or if the header is missing in HTTP/1.1."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the request must have one Host header")
-    if hosts and not is_host(hosts[0]):
+    if hosts and not has_only_host_characters(hosts[0]):
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the Host header is not valid")
 
 

@@ -179,7 +179,7 @@ def test_address_from_the_settings(tmp_path: Path) -> None:
         (["docker", "--url", "http://"], "--url: 'http://' is not an address like"),
         (["podman", "--upstream", "Docker Hub"], "--upstream: 'Docker Hub' is not a name like docker.io"),
         (["podman", "--upstream", "registry-1.docker.io"], "is a host of Docker Hub; write 'docker.io'"),
-        (["podman", "--config", "two.toml", "--upstream", "quay.io"], "these are: docker.io, ghcr.io"),
+        (["podman", "--config", "two.toml", "--upstream", "quay.io"], "valid values are: docker.io, ghcr.io"),
     ],
 )
 def test_wrong_arguments_get_an_error_of_one_line(tmp_path: Path, args: list[str], error: str) -> None:
