@@ -52,11 +52,11 @@ _ROUTES: Final[list[BaseRoute]] = [
     *docker_v1_routes.router.routes,
     *management_api.management_routes(),
 ]
-"""The routes of an application with accounts. A process has several applications when its settings change
-(`registry.live_app`), and they share these routes. `include_router` would build each route again for each application,
-which takes a millisecond and memory for each route."""
+"""The routes that only an application with accounts has. When the settings change, the process makes a new application
+(`registry.live_app`), which shares these routes. `include_router` would build each route again, which takes a
+millisecond and memory for each route."""
 _COMMON_ROUTES: Final[list[BaseRoute]] = [*documentation.welcome_router.routes, *health.router.routes]
-"""Further routes of every application."""
+"""Routes of every application, with or without accounts."""
 _DOCUMENTATION_ROUTES: Final[list[BaseRoute]] = [
     *documentation.docs_router.routes,
     *documentation.openapi_router.routes,
@@ -68,8 +68,8 @@ class Entrepot(FastAPI):
     middleware and routing.
 
     The application opens its `service` when the server starts the application (ASGI lifespan), and closes the service
-    when the server stops the application. The server first forks the workers and then starts the application in each of
-    them, so that no two processes share open files."""
+    when the server stops the application. The server starts the application in each worker, after the fork, so that no
+    two processes share open files."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Entrepot(FastAPI):
         - `telemetry` records each request.
         - `service`: an open service, which the caller closes. None: the application opens a service with `factory` when
           the server starts the application.
-        - `server_run`: the id and start time of the server, which all workers share; None: a new one.
+        - `server_run`: the id and start time of the server. The workers of a server share it; None: a new one.
         - `starts_background_work`: whether a service that the application opens starts its background work (jobs,
           garbage collection, events, eviction and other work besides requests). If False, the caller starts this work
           with `Service.work`."""
@@ -114,18 +114,18 @@ class Entrepot(FastAPI):
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None
-        """Called whenever the last request in progress has ended; None: nothing is called."""
+        """A function to call when the number of requests in progress falls to zero; None: no function is called."""
         self.closes_telemetry = False
-        """Whether the application closes `telemetry` when the application ends. True if no other application uses
+        """Whether the application closes `telemetry` at its end. Must be False if another application uses
         `telemetry`."""
         self.server_run = server_run or new_server_run(factory.clock)
         self._service = service
         self._read_counts: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes a function
         self.starts_background_work = starts_background_work
-        """Whether services that the application has not opened yet start their background work."""
+        """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
-        """Whether another application or process has taken over from this application. If it has, responses without an
-        end, such as streams of events, have to end."""
+        """Whether another application or process has taken over from this application. If True, responses
+        without an end, such as streams of events, must end."""
         self.event_streams = Counter[str]()
         """The number of open streams of events by visitor (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
@@ -139,31 +139,31 @@ class Entrepot(FastAPI):
 
     @property
     def service(self) -> Service:
-        """The service that answers requests now. Raises RuntimeError if there is none: if the server has not started
-        the application, or if `release` was called."""
+        """The service that answers requests now. Raises RuntimeError if the server has not started the application, or
+        if `release` was called."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
 
     @property
     def work(self) -> BackgroundWork | None:
-        """The background work of the service; None if there is no service, or if it has no background work."""
+        """The background work of the service; None if there is no service, or if the service has no such work."""
         return None if self._service is None else self._service.work
 
     def release(self) -> None:
-        """Drops the service of an application that has ended, so that its caches are freed. The application itself may
-        stay in memory for ever: the worker excludes all objects that exist at its start from Python's garbage
-        collection (`gc.freeze`)."""
+        """Drops the service of an application that has ended, so that the service's caches are freed. The application
+        itself may stay in memory for ever, because the worker excludes objects from Python's garbage collection
+        (`gc.freeze`)."""
         self._service = None
         self._app_outside_v2 = _refuse_after_end
 
-    def serve(self, service: Service) -> None:
+    def use_service(self, service: Service) -> None:
         """Makes the application answer new requests with `service`. Does not close the earlier service."""
         self._service = service
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, with a new request id. Returns None if there is no
-        such response; the server then has to call the application (see `DistributionAPI.answer_at_once`)."""
+        """Returns the cached response to a request without a body, with a new request id. Returns None if the server
+        has to call the application instead (see `DistributionAPI.answer_at_once`)."""
         if self.telemetry.metrics_port is not None and self._is_at_metrics_port(scope):
             return None
         return self.service.distribution.answer_at_once(scope)
@@ -192,8 +192,8 @@ class Entrepot(FastAPI):
                 self.on_idle()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request to the distribution API or to FastAPI. At the metrics port, answers 404 unless the request
-        is for the metrics."""
+        """Passes a request to the distribution API or to FastAPI. At the metrics port, answers every path except
+        `/metrics` with 404."""
         if self._is_at_metrics_port(scope) and scope["path"] != metrics_route.METRICS_PATH:
             await PlainTextResponse("this port serves /metrics only\n", 404)(scope, receive, send)
         elif is_distribution_path(raw_path(scope)):
@@ -205,22 +205,22 @@ class Entrepot(FastAPI):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 
     async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:
-        """Answers a request outside `/v2` that the rate limit refuses. Sends a page if the request asked for a page,
-        and JSON otherwise."""
+        """Answers a request outside `/v2` that the rate limit refuses: with an HTML page if the path is that of a page,
+        and with JSON otherwise."""
         if self.pages is not None and site.is_page(scope["path"]):
             await send_too_many(self.pages, scope, send, error)
         else:
             await refuse_with_json(scope, send, error)
 
     def _is_at_metrics_port(self, scope: Scope) -> bool:
-        """Returns whether a request came to the port that serves nothing but the metrics."""
+        """Returns whether a request came to the port that serves only the metrics."""
         port = self.telemetry.metrics_port
         return port is not None and scope["server"] is not None and scope["server"][1] == port
 
     @asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
-        """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Neither opens
-        nor closes a service that was passed to the constructor."""
+        """The ASGI lifespan: opens the service at the start of the application, and closes it at the end. Leaves alone
+        a service that was passed to the constructor."""
         self.telemetry.start_worker()
         if self._service is not None:
             yield
@@ -230,7 +230,7 @@ class Entrepot(FastAPI):
                 stack.push_async_callback(self.telemetry.aclose)
             opening = self.factory.open(may_open_read_only=True, starts_background_work=self.starts_background_work)
             service = await stack.enter_async_context(opening)
-            self.serve(service)
+            self.use_service(service)
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
@@ -260,7 +260,7 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
     Tries every `REOPEN_SECONDS` to open a new service whose store is open for writing. After the first success, makes
     `app` answer with the new service, and calls `retire_read_only_store`, which closes the read-only store. `stack`
     closes the new service at the end of the application. The new service starts its background work only if
-    `app.starts_background_work` is set and no other application or process has taken over from `app`."""
+    `app.starts_background_work` is True and `app.is_retiring` is False."""
     logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
@@ -271,14 +271,14 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except StorageFull:
             continue
         except Exception as error:
-            # Retry after any error: while this worker has the store open read-only, it holds a lock, and no other
-            # process can write to the store. Log only an error that differs from the previous one.
+            # Retry after any error: while this worker has the store open read-only, its lock keeps other processes from
+            # writing to the store. Log only an error that differs from the previous one.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
                 )
             continue
-        app.serve(service)
+        app.use_service(service)
         retire_read_only_store()
         await _start_or_hand_over_work(app)
         log.warning("the disk has room again: the store is open for writing, so pushes and deletes work again")
@@ -289,9 +289,9 @@ async def _start_or_hand_over_work(app: Entrepot) -> None:
     """Starts or hands over the background work of `app` after the store was opened for writing. During the opening,
     `app.starts_background_work` and `app.is_retiring` may have changed.
 
-    - If `app.is_retiring` is set, another application or process has taken over from `app`: hands over the work
+    - If `app.is_retiring` is True: hands over the work to the new application or process
       (`BackgroundWork.hand_over`).
-    - Otherwise, if `app.starts_background_work` is set: starts the work, unless it runs already."""
+    - Otherwise, if `app.starts_background_work` is True: starts the work, unless it runs already."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()
@@ -322,8 +322,8 @@ def create_app(
       the mirrors of `settings.upstream`.
     - `rate_limit`: the rate limit that all workers share (`registry.service_factory.shared_rate_limit`); None: no
       limit.
-    - `telemetry`: the server's metrics, created before the fork, so that all workers share them. None: this process
-      has its own.
+    - `telemetry`: the server's metrics, which the caller creates before the fork, so that all workers share them; None:
+      this process has its own metrics.
     - `clock`: returns seconds since 1970.
     - `server_run`, `starts_background_work`: see `Entrepot`."""
     has_shared_telemetry = telemetry is not None

@@ -19,10 +19,11 @@ def plain_address(address: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """Returns the network that counts as one client for limits. For IPv4 it is the address itself. For IPv6 it is the
-    /64 network of the address, such as `2001:db8::/64`, because a client can choose the last 64 bits freely.
+    """Returns the network of an IP address that counts as one client for limits.
 
-    For `::ffff:192.0.2.1`, returns the IPv4 address. If `address` is not an IP address, returns it unchanged."""
+    - For an IPv6 address: the /64 network, such as `2001:db8::/64`. A client can choose the last 64 bits freely.
+    - For an IPv4 address, such as `192.0.2.1` or `::ffff:192.0.2.1`: the IPv4 address itself.
+    - For any other text: the text."""
     if ":" not in address:
         return address
     try:
@@ -35,10 +36,9 @@ def network_of(address: str) -> str:
 
 
 def site_of(address: str) -> str:
-    """Returns the *site* of an address: the network that a provider may have given to one customer, who can then use
-    all of its addresses. It is the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address.
-
-    If `address` is not an IP address, returns it unchanged."""
+    """Returns the *site* of an IP address: the network that an internet provider may have given to one customer. The
+    site is the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address. Returns any other text
+    unchanged."""
     network = network_of(address)
     try:
         if ":" in network:
@@ -51,13 +51,13 @@ def site_of(address: str) -> str:
 
 
 def visitor_key(account: str | None, address: str) -> str:
-    """Returns the key under which limits count a client: its account, or for an anonymous client (`account` is None)
-    the network of its IP address."""
+    """Returns the key under which limits count a client. The key names the client's account. For an anonymous client
+    (`account` is None), the key is the network of the IP address (`network_of`)."""
     return network_of(address) if account is None else f"account {account}"
 
 
-def is_loopback(address: str) -> bool:
-    """Returns whether `address` is a loopback IP address, such as `127.0.0.1`. Returns False for every host name, even
+def is_loopback_address(address: str) -> bool:
+    """Returns whether `address` is a loopback IP address, such as `127.0.0.1`. Returns False for host names, including
     `localhost`."""
     try:
         return ipaddress.ip_address(address).is_loopback
@@ -67,4 +67,4 @@ def is_loopback(address: str) -> bool:
 
 def is_loopback_host(host: str) -> bool:
     """Returns whether `host` is a loopback IP address or the name `localhost`."""
-    return host == "localhost" or is_loopback(host)
+    return host == "localhost" or is_loopback_address(host)

@@ -1,15 +1,18 @@
 """`NamingRules`: maps the repository name in a request to the stored names that it can mean.
 
-An *upstream* is another registry that this one mirrors. A *hosted* repository is one whose content is pushed to this
-registry. The *stored name* of a repository is its name in the store. Clients can use several names for one mirrored
-repository, such as `ubuntu` and `library/ubuntu` for an image of Docker Hub. The repository has one stored name, which
-begins with the upstream's name: `docker.io/library/ubuntu`.
+An *upstream* is another registry that this registry mirrors. Clients push to a *hosted* repository. The *stored name*
+of a repository is its name in the store. Clients can use several names for one mirrored repository, such as `ubuntu`
+and `library/ubuntu` for an image of Docker Hub. The stored name of a mirrored repository begins with the upstream's
+name: `docker.io/library/ubuntu`.
+
+The first rule that fits a name decides:
 
 - A name that begins with an upstream's name, such as `ghcr.io/org/app`, belongs to that upstream.
 - If the settings name a default upstream, `library/*` belongs to that upstream.
-- With a default upstream, any other name without a host, such as `team/app`, can mean a hosted repository or a
-  repository of that upstream. `registry.router` decides: after the first push to the name, the name is hosted. If the
-  name matches a pattern in the setting `[hosted] prefixes`, it is always hosted.
+- A name that matches a pattern in the setting `[hosted] prefixes` is hosted.
+- If the settings name a default upstream, any other name without a host, such as `team/app`, can mean a hosted
+  repository or a repository of that upstream. `registry.router` decides: after the first push to the name, the name is
+  hosted.
 - Every other name is hosted, even if it begins with the host of a registry that is not mirrored.
 
 The rules use only names and settings. They do not depend on what the store contains.
@@ -28,14 +31,14 @@ from storage.patterns import NamePattern
 class NamingRules:
     """The rules for a list of upstreams.
 
-    `upstreams`: the names of the upstreams, in the order of the settings. `default`: the name of the default upstream,
-    to which a repository name without a host can belong; None: all names without a host are hosted."""
+    `upstreams`: the names of the upstreams, in the order of the settings. `default`: the name of the default upstream;
+    None if there is no default upstream."""
 
     def __init__(
         self, upstreams: Iterable[str] = (), *, default: str | None = None, always_hosted: Iterable[str] = ()
     ) -> None:
-        """`always_hosted`: patterns of names without a host that never mean a repository of the default upstream.
-        Raises ValueError if `default` is not in `upstreams`."""
+        """`always_hosted`: patterns of names that never mean a repository of the default upstream. Raises ValueError if
+        `default` is not in `upstreams`."""
         self.upstreams = tuple(upstreams)
         self.default = default
         if default is not None and default not in self.upstreams:
@@ -45,21 +48,21 @@ class NamingRules:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> NamingRules:
-        """Returns the rules for the upstreams and the always hosted names in `settings`."""
+        """Returns the rules for `settings`."""
         upstreams = [upstream.name for upstream in settings.upstream]
         return cls(upstreams, default=settings.default_upstream, always_hosted=settings.hosted.prefixes)
 
     def upstream_of(self, name: str) -> str | None:
-        """Returns the name of the upstream that the repository name `name` certainly belongs to. Returns None if `name`
-        is hosted or can be hosted. Does not check whether `name` is valid."""
+        """Returns the name of the upstream to which a repository name belongs. Returns None if the name is hosted or
+        can be hosted. Does not check whether the name is valid."""
         first_part, slash, _ = name.partition("/")
         if first_part in self._upstream_names:
             return first_part
         return self.default if first_part == HUB_LIBRARY and slash else None
 
     def mirrored_name(self, repo: RepositoryName, upstream: str) -> RepositoryName:
-        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` may begin with the
-        upstream's name. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the stored name
+        """Returns the stored name of the repository that `repo` means at `upstream`. `repo` may have the upstream's
+        name in front. Raises NameUnknown if `repo` is only the upstream's name, and NameInvalid if the stored name
         would be too long."""
         first_part, slash, rest_of_name = repo.partition("/")
         if first_part != upstream:
@@ -88,8 +91,9 @@ class NamingRules:
         return self.mirrored_name(self.with_upstream(self.default, repo), self.default)
 
     def candidates(self, repo: RepositoryName) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a read of `repo` can mean: either one name, or first the hosted name and then
-        the name at the default upstream. If `repo` is only the name of an upstream, returns only `repo`."""
+        """Returns the *candidates* of `repo`: the stored names that it can mean in a read. The result has one name, or
+        first the hosted name and then the name at the default upstream. If `repo` is only the name of an upstream,
+        returns only `repo`."""
         upstream = self.upstream_of(repo)
         if upstream is not None:
             return (repo if repo == upstream else self.mirrored_name(repo, upstream),)
@@ -102,8 +106,8 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def names_at_all_upstreams(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a request for `name` can mean, one for each upstream: the Host header or the
-        query parameter `ns` of the request can name any upstream. Leaves out stored names that would be too long."""
+        """Returns one stored name for each upstream: that of the repository that `name` means at the upstream. Leaves
+        out stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

@@ -19,10 +19,10 @@ class ProblemCode(StrEnum):
     repository serve a blob. A *usage scope* is a set of repositories with a quota, or the mirrored content of an
     upstream.
 
-    - `BLOB_FILE_FORBIDDEN`: the process may not read the file of a blob, or may not list the files in a directory.
+    - `BLOB_FILE_FORBIDDEN`: the process may not read the file of a blob, or may not list a directory of the blob store.
     - `BLOB_PLACE`: the row of a blob has no place (`BlobRecord.place`), but the blob is not recorded as damaged.
-    - `BLOB_NOT_QUEUED`: a blob without links is not in the garbage collector's queue, so that it is never removed.
-    - `LINK_NOT_QUEUED`: no manifest of the repository refers to the linked blob, but the queue lacks the link.
+    - `BLOB_NOT_QUEUED`: a blob has no links, but the garbage collector's queue lacks the blob.
+    - `LINK_NOT_QUEUED`: no manifest of the repository refers to the linked blob, but this queue lacks the link.
     - `STRAY`: the blob store has bytes under a digest that no blob row has.
     - `REPOSITORY_COUNT`: the stored number of a repository's manifests is wrong.
     - `USAGE_LINKS`: for a usage scope, the stored number of links to a blob is wrong.
@@ -56,10 +56,13 @@ class ProblemCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem in the metadata store or the blob store. `repository`: the name of the repository with the problem, or
-    empty. `item`: the digest or tag with the problem, or empty. `text`: tells people what is wrong and what to do.
-    `area` (`Consistency.areas`) and `key`: the row with the problem; both are empty for a problem that is not in a row
-    of the metadata store."""
+    """A problem in the metadata store or the blob store.
+
+    - `text`: tells people what is wrong and what to do.
+    - `repository`: the name of the repository with the problem, or empty.
+    - `item`: the digest or tag with the problem, or empty.
+    - `area` (`Consistency.areas`) and `key`: the row with the problem; both are empty if the problem is not in a row of
+      the metadata store."""
 
     code: ProblemCode
     text: str
@@ -72,7 +75,7 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
     """The result of a check of some rows of an area (`Consistency.areas`). `rows`: number of checked rows. `last`: the
-    key of the last checked row, if further rows may follow (the next page can be empty); None if no row follows."""
+    key of the last checked row; None if this is the last page. The last page can have no rows."""
 
     rows: int
     problems: Sequence[Problem]
@@ -92,8 +95,8 @@ class BlobRecord:
 
 class Consistency(Protocol):
     """Checks and repairs the metadata store while other processes change it. Each call of `check` sees the state of the
-    store at one moment, so that changes meanwhile cause no false alarm. All methods may raise StorageFailed; `repair`
-    and `set_size` may also raise StorageFull."""
+    store at one moment, so that other changes cause no false alarm. All methods may raise StorageFailed. `repair` and
+    `set_size` may raise StorageFull as well."""
 
     areas: Sequence[str]
     """The parts of the metadata that `check` checks, in the order in which they should be checked and repaired."""
@@ -103,17 +106,17 @@ class Consistency(Protocol):
         ...
 
     async def check_database(self) -> list[Problem]:
-        """Checks the database file. Returns its DATABASE problems, and at most one SEARCH_INDEX problem. If there is a
-        DATABASE problem, nothing else can be checked."""
+        """Checks the database file. Returns DATABASE problems, and at most one SEARCH_INDEX problem. After a DATABASE
+        problem, the other checks are not possible."""
         ...
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:
         """Checks the next rows of an area: the rows after the key `after`, or the first rows if `after` is None."""
         ...
 
-    async def confirm(self, problem: Problem) -> Problem | None:
+    async def recheck(self, problem: Problem) -> Problem | None:
         """Checks the row of a problem again. `problem`: a problem that `check` found. Returns the problem as it is now;
-        None if it does not exist any more."""
+        None if the problem does not exist any more."""
         ...
 
     async def repair(self, problem: Problem) -> str | None:
@@ -121,15 +124,15 @@ class Consistency(Protocol):
         problem. Returns a text that tells people what was done; None if the problem cannot be repaired."""
         ...
 
-    async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
+    async def list_blobs(self, after: int, limit: int) -> list[BlobRecord]:
         """Returns at most `limit` blobs with an id above `after`, in the order of their ids."""
         ...
 
-    async def blob(self, digest: Digest) -> BlobRecord | None:
+    async def find_blob(self, digest: Digest) -> BlobRecord | None:
         """Returns the record of a blob; None if there is no blob with this digest."""
         ...
 
     async def set_size(self, digest: Digest, place: str, size: int) -> bool:
-        """Corrects the recorded size of a blob to `size` bytes. Returns False, and changes nothing, if the place of the
-        blob is not `place` any more. The caller holds the lock of the digest."""
+        """Sets the recorded size of a blob to `size` bytes. Changes nothing and returns False if the place of the
+        blob is not `place` any more. The caller must hold the lock of the digest."""
         ...

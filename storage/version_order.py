@@ -6,19 +6,21 @@ import re
 from typing import Final
 
 _PIECES: Final = re.compile(r"[0-9]+|[^0-9]+")
+"""Splits a tag into *pieces*: runs of digits, and runs of other characters."""
 _PRE_RELEASE: Final = re.compile(r"[-._~]?(?:alpha|beta|dev|pre|preview|rc|snapshot)[-._]?", re.IGNORECASE)
-"""Matches a piece of a tag that is only the name of a stage before a release."""
+"""Matches a piece that names a pre-release, such as `-rc`, and has no other text."""
 _LEADING_V: Final = re.compile(r"[vV](?=[0-9])")
 _PRE_RELEASE_MARK, _END_MARK, _TEXT_MARK, _NUMBER_MARK = "\x00", "\x01", "\x02", "\x03"
-"""The first character of each piece of a key. No tag contains these characters, and they sort before all characters of
-tags. So `1.0-rc1` sorts before `1.0`, and `1.0` sorts before `1.0.1` and `1.0-alpine`."""
+"""The first character of each part of a key. The parts sort in this order: `1.0-rc1` (pre-release), `1.0` (end of the
+tag), `1.0-alpine` (text). No tag contains these characters. They sort before all characters of tags."""
 
 
 def version_key(tag: str) -> str:
-    """Returns a text by which to sort tags as versions. Numbers sort by their value, and a stage such as `rc1` sorts
-    before its release. A `v` at the beginning, as in `v1.2`, does not change a version's place among other versions.
-    Texts sort before numbers: names such as `latest` come first, and the newest version comes last. Different tags have
-    different keys."""
+    """Returns a text by which to sort tags as versions. Different tags have different keys.
+
+    - Numbers sort by their value. The tag `v1.2` counts as version 1.2.
+    - A pre-release sorts before its release: `1.0-rc1` before `1.0`.
+    - Text sorts before numbers: names such as `latest` come first, and the newest version comes last."""
     parts = []
     for piece in _PIECES.findall(_LEADING_V.sub("", tag, count=1) if tag[:1] in "vV" else tag):
         if "0" <= piece[0] <= "9":

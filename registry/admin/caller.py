@@ -27,7 +27,7 @@ from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, Manage
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.browse.repository_browser import RepositoryBrowser
-from registry.client_addresses import is_loopback, is_loopback_host
+from registry.client_addresses import is_loopback_address, is_loopback_host
 from registry.http.cross_site import CrossSiteCheck
 from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
@@ -252,4 +252,4 @@ def _is_from_this_machine(request: Request, address: str) -> bool:
     if any(name in request.headers for name in _PROXY_HEADERS):
         return False
     host = request.url.hostname or ""
-    return is_loopback(address) and is_loopback_host(host)
+    return is_loopback_address(address) and is_loopback_host(host)

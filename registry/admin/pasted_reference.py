@@ -1,5 +1,5 @@
 """Finds image references in text that people paste into a search: `docker pull host/team/app:v1`,
-`host/team/app@sha256:…`, an address that begins with `https://`, or just `team/app`."""
+`host/team/app@sha256:…`, `https://host/team/app`, or just `team/app`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ _FIRST_WORDS: Final = frozenset(
         *("helm", "cosign", "entrepot", "sudo", "FROM", "from", "image:"),
     }
 )
-"""Words with which a pasted line can begin if it names an image: programs, such as `docker`, and keywords of files,
-such as `FROM`."""
-_VERBS: Final = frozenset(
+"""First words of pasted lines that name an image: programs, such as `docker`, and keywords of files, such as `FROM`."""
+_SUBCOMMANDS: Final = frozenset(
     {
         *("pull", "run", "push", "create", "copy", "inspect", "image", "images", "tag", "save", "manifest", "content"),
         *("build", "fetch", "get", "install", "verify", "ls", "list", "show", "container"),
     }
 )
-"""Subcommands of these programs. They are not names of images."""
+"""Subcommands of these programs, such as `pull`. In a pasted command, these words do not name an image."""
 _HOST: Final = re.compile(
     r"localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|\[[0-9a-f:]+\](:[0-9]+)?"
 )
@@ -38,30 +37,30 @@ _MAX_WORDS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class PastedReference:
-    """A repository, and a tag or digest in it. `reference`: None if the text has neither."""
+    """An image reference in a pasted text. `reference`: the digest, or else the tag; None if the text has neither."""
 
     repository: RepositoryName
     reference: Reference | None
 
 
 def pasted_references(text: str) -> Iterator[PastedReference]:
-    """Yields the references that `text` can mean, the more likely ones first. A name that begins with a host is yielded
-    with the host and without it."""
+    """Yields the image references that `text` can mean, in the order of the text. For a name that begins with a host,
+    yields first the whole name, then the name without the host."""
     words = text.split()[:_MAX_WORDS]
     is_command = bool(words) and words[0] in _FIRST_WORDS
     for word in words:
         word = word.strip("\"'`,;")
-        if is_command and (word in _FIRST_WORDS or word in _VERBS):
+        if is_command and (word in _FIRST_WORDS or word in _SUBCOMMANDS):
             continue
         # Skips options. Outside a command, also skips words that look like plain text, unless there is only one word.
         if word.startswith("-") or not (is_command or len(words) == 1 or any(character in word for character in "/:@")):
             continue
         for scheme in _SCHEMES:
             word = word.removeprefix(scheme)
-        yield from _parse(word.rstrip("/"))
+        yield from _parse_word(word.rstrip("/"))
 
 
-def _parse(word: str) -> Iterator[PastedReference]:
+def _parse_word(word: str) -> Iterator[PastedReference]:
     """Yields the references that one word can mean. Yields nothing if the word is not a valid reference."""
     before_digest, at, digest = word.partition("@")
     name, colon, tag = before_digest.rpartition(":")

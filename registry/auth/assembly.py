@@ -32,10 +32,13 @@ from storage.leases import Leases
 
 @dataclass(frozen=True, slots=True)
 class AuthComponents:
-    """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
-    OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
-    1970. `cursors` encrypts the cursors with which clients page through lists. `htpasswd` is the file with further
-    accounts, or None if the settings name no such file."""
+    """The objects that authenticate requests, for use by other packages.
+
+    - `openid_login`: the login at the OpenID provider; None if the settings name no provider.
+    - `refresh_lifetime`: the lifetime of a refresh token, in seconds.
+    - `clock`: returns seconds since 1970.
+    - `cursors`: encrypts the cursors with which clients page through lists.
+    - `htpasswd`: the htpasswd file; None if the settings name no such file."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -64,8 +67,8 @@ class AuthComponents:
 
 
 def check_auth_files(settings: Settings) -> None:
-    """Checks the htpasswd file, and the settings of the OpenID provider with its client secret. The server calls this
-    when it starts, before it forks workers. Raises HtpasswdError or ProviderInvalid if a check fails."""
+    """Checks the htpasswd file, the settings of the OpenID provider, and the client secret for this provider. The
+    server calls this function before it forks workers. Raises HtpasswdError or ProviderInvalid if a check fails."""
     if settings.auth.htpasswd:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
@@ -87,17 +90,17 @@ async def open_auth_components(
 
     - `leases`: limits how many passwords all workers hash at the same time.
     - `clock`: returns seconds since 1970.
-    - `monotonic`: returns monotonic seconds, which measure the age of documents fetched from issuers and the provider.
-    - `on_login`: counts a login. It is called for each login.
+    - `monotonic`: returns the seconds of a monotonic clock, for the age of documents from issuers and the provider.
+    - `on_login`: is called for each login, successful or not, in order to count it.
 
-    When the `async with` block ends, cancels running verifications and writes the collected entries of the audit log.
-    The store must stay open until these entries are written.
+    At its end, the `async with` block cancels running verifications and writes the collected entries of the audit log.
+    The store must stay open until the block has ended.
     """
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
     # A stamp is a hash of the settings of an issuer or of the provider. A login keeps the stamp of the settings that it
-    # depends on. After a change of these settings, the list has another stamp instead, so the login is refused.
+    # depends on. The check refuses a login whose stamp is not in this list.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)

@@ -69,17 +69,15 @@ class CredentialVerifier:
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, revocation_check, clock)
-        """Checks whether an entry of the cache is still valid. The entry must not have expired. If its identity comes
-        from the htpasswd file, a token issuer or the OpenID provider, the line in that file or the settings of that
-        issuer or provider must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
+        """Checks whether an entry of the cache has expired, and whether the credential was revoked."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns the identity that it proves. Uses the cached result if there is one. `by`
         describes the client, for the audit log and for the limits on failed logins per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
-        requests with the same credential from the same address share one verification. If the caller is cancelled, the
-        verification of a Basic credential continues.
+        requests with the same Basic credential from the same address share one verification. This verification
+        continues if a caller is cancelled.
 
         Raises Unauthorized if the credential is not valid. Raises TooManyRequests after too many failed logins, or if
         too many logins wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failed login.
@@ -99,8 +97,8 @@ class CredentialVerifier:
         return await self._verifications.run(cache_key, lambda: self._verify_basic(cache_key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
-        """Returns the identity that a bearer token proves. The token can be one of this registry or of a trusted
-        issuer. Raises the errors of `verify`."""
+        """Returns the identity that a bearer token proves. Accepts the tokens of this registry and of trusted issuers.
+        Raises the errors of `verify`."""
         return (await self.verify(Bearer(token), by)).identity
 
     async def verify_basic(self, user: str, secret: str, by: Actor) -> Identity:
@@ -110,8 +108,8 @@ class CredentialVerifier:
 
     async def verify_password(self, user: str, password: str, by: Actor) -> Identity:
         """Returns the identity that a user name and a password prove, for a login with a browser. Refuses
-        tokens, because a session would outlive the token, and would not have the token's limits. Raises the errors of
-        `verify`."""
+        tokens as passwords, because the login session would not have the token's expiry and limits. Raises the errors
+        of `verify`."""
         method = self._login_method(password)
         if method != "password":
             self._login_audit.record_failure(user, method, "a token cannot start a session", by)
@@ -119,9 +117,9 @@ class CredentialVerifier:
         return await self.verify_basic(user, password, by)
 
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves, for a token that the client sent without a user name. Accepts
-        the API tokens that people made. Also accepts refresh tokens, which are API tokens that `/token` issued to a
-        client for later requests to `/token`. Raises Unauthorized if the token is not valid."""
+        """Returns the identity that an API token proves, if the client sent the token without a user name. Accepts
+        refresh tokens as well: API tokens that `/token` issued to a client for later requests to `/token`. Raises
+        Unauthorized if the token is not valid."""
         try:
             identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:
@@ -143,9 +141,9 @@ class CredentialVerifier:
                 identity = await self._issuers.verify(token)
             else:
                 identity = self._bearer_tokens.verify(token)
-            # A client can get a bearer token in exchange for an API token. This check refuses the bearer token if its
-            # account was disabled or the API token was revoked later. The check also adds the current limits of the API
-            # token to the identity, because the bearer token does not contain them.
+            # A client can get a bearer token in exchange for an API token. This check refuses the bearer token if the
+            # API token was revoked or the account was disabled. The check also adds the current limits of the API token
+            # to the identity. The bearer token does not contain these limits.
             identity = self._revocation_check.check(identity)
         except Unauthorized as error:
             if is_from_issuer:
@@ -202,9 +200,9 @@ class CredentialVerifier:
     def _api_token_identity(self, user: str | None, text: str) -> Identity:
         """Returns the identity that the API token `text` proves. Raises Unauthorized if the token is not valid.
 
-        `user` is the user name that the client sent. The token must belong to this account, and must not be a refresh
-        token. If `user` is None, the client sent no user name. The token can then belong to any account, and can be a
-        refresh token.
+        - If `user` is a user name, the token must belong to this account, and must not be a refresh token.
+        - If `user` is None (the client sent no user name), the token can belong to any account, and can be a refresh
+          token.
         """
         token = api_tokens.find(self._accounts, text)
         if user is not None and token.account != user:
@@ -230,8 +228,8 @@ class CredentialVerifier:
 
 def _parse_account_name(user: str) -> AccountName:
     """Returns `user` as an account's name. Raises Unauthorized if the rules for names do not allow it. This refusal is
-    faster than others, because it needs no hashing. The shorter time does not reveal which accounts exist, because the
-    rules for names are public."""
+    faster than others, because it needs no hashing. Its shorter time reveals only that the name breaks the rules, which
+    are public."""
     try:
         return AccountName(user)
     except AccountInvalid:

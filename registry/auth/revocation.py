@@ -1,5 +1,5 @@
-"""`RevocationCheck`: checks whether the identity that a credential proved earlier is still valid. An identity is the
-account of a client, with the limits of its credential.
+"""`RevocationCheck`: checks whether the identity that a credential proved earlier is still valid. An identity is an
+account, with the limits of the credential.
 
 The check reads the account, the API token and the keys that sign bearer tokens from the store. An account in the store
 has a *version*, a number that increases when the account is disabled or enabled, or when its password or its admin
@@ -44,9 +44,9 @@ class RevocationCheck:
         self._keys = keys
 
     def check(self, identity: Identity) -> Identity:
-        """Returns the identity with the current limits of its API token. If the API token expires earlier than the
-        identity, the result has the token's expiry. Raises Unauthorized if the identity is not valid any more. Does not
-        check whether the identity has expired.
+        """Returns the identity. If the identity comes from an API token, the result has the token's current limits, and
+        expires when the identity or the token expires, whichever is earlier. Raises Unauthorized if the identity is not
+        valid any more. Does not check whether the identity has expired.
 
         Takes about ten microseconds. The result stays right until `is_stamp_current` returns False or the store's
         *epoch* increases. The epoch is a number that increases when an account, a grant or a signing key changes, or
@@ -59,12 +59,12 @@ class RevocationCheck:
         if identity.version is not None:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
-            raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
-        # An identity with a version is for an account in the store. An identity without a version is for an account in
-        # the htpasswd file. It becomes invalid when the store gets an account of the same name. It is also invalid if
-        # it has no stamp, because its line in the htpasswd file cannot be checked then.
+            raise Unauthorized("the htpasswd line or the settings on which the login depends have changed")
+        # An identity without a version is for an account in the htpasswd file. Such an identity is invalid if the store
+        # has an account of the same name. Without a stamp it is invalid as well, because its line in the htpasswd file
+        # cannot be checked.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
-            raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
+            raise Unauthorized("an account in the store has replaced the htpasswd account of the same name")
         if identity.token is None:
             return identity
         token = self._token(identity)
@@ -72,9 +72,9 @@ class RevocationCheck:
         return replace(identity, limits=token.limits, expires=expires)
 
     def is_stamp_current(self, identity: Identity) -> bool:
-        """Returns whether the identity's source outside the store still has the same stamp. True for an identity
-        without a stamp. For an account in the htpasswd file, calls `stat` on the file, which takes two microseconds.
-        For other identities, takes no measurable time."""
+        """Returns whether the identity's source outside the store still has the stamp of the identity. Returns True for
+        an identity without a stamp. For an account in the htpasswd file, calls `stat` on the file, which takes two
+        microseconds."""
         if identity.stamp is None or identity.name is None:
             return True
         if identity.stamp.startswith(f"{STAMP_PREFIX}:"):
@@ -101,7 +101,8 @@ class RevocationCheck:
         return True
 
     def _token(self, identity: Identity) -> ApiToken:
-        """Returns the identity's API token from the store. Raises Unauthorized if it was revoked or has expired."""
+        """Returns the identity's API token from the store. Raises Unauthorized if the token was revoked or has
+        expired, or belongs to another account."""
         assert identity.token is not None
         try:
             token, _ = self._accounts.token(identity.token)

@@ -86,7 +86,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.cli.server_preparation import prepare
     from registry.cli.startup_banner import startup_banner
     from registry.cli.takeover import check_metrics_port, check_takeover, listening_sockets, successor
-    from registry.client_addresses import is_loopback
+    from registry.client_addresses import is_loopback_address
     from registry.live_app import LiveApp
     from registry.log_output import log_to_stderr
     from registry.server.gate.listener import address_of
@@ -123,7 +123,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     with ExitStack() as stack:
         for sock in all_sockets:
             stack.enter_context(sock)
-        bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
+        bound_to_loopback = all(is_loopback_address(sock.getsockname()[0]) for sock in sockets)
         addresses = [address_of(sock) for sock in all_sockets]
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])

@@ -52,7 +52,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     cannot. `facts`: the facts from `successor` of the running server. Raises DataDirectoryError."""
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
-    from registry.client_addresses import is_loopback
+    from registry.client_addresses import is_loopback_address
     from registry.server.gate.listener import ListenError, address_of, bind
 
     if str(settings.data.absolute()) != facts["data"]:
@@ -68,7 +68,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         try:
             if settings.listen != facts["listen"]:
                 sock = stack.enter_context(bind(settings.listen))
-                bound_to_loopback = is_loopback(sock.getsockname()[0])
+                bound_to_loopback = is_loopback_address(sock.getsockname()[0])
                 addresses = [address_of(sock)]
             if metrics is not None:
                 is_unchanged = metrics == facts["metrics"]

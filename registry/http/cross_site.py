@@ -20,7 +20,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from registry.asgi import Header, Scope, client_address
-from registry.client_addresses import is_loopback
+from registry.client_addresses import is_loopback_address
 from registry.http.namespaces import hosts_of, without_port
 from storage.errors import Denied
 from storage.names import shown
@@ -57,7 +57,7 @@ class CrossSiteCheck:
         host = _first_value(scope["headers"], b"host").decode("latin-1").lower()
         if scope["method"] not in _READS:
             self._check_site(browser_headers, host)
-        if is_loopback(client_address(scope)) and not self._is_own_host(host) and self._has_no_accounts():
+        if is_loopback_address(client_address(scope)) and not self._is_own_host(host) and self._has_no_accounts():
             raise Denied(
                 f"a browser on this machine asks for {shown(host)}, which is not known to be this registry; use its "
                 "IP address or localhost, or set public_url"

@@ -1,7 +1,7 @@
 """`PageRenderer`: renders the HTML of pages from templates and values, in the language of the visitor.
 
-A process imports Jinja2 for its first page, and compiles each template when a page first needs the template. A thread
-renders one page at a time, so that rendering slows pulls in the event loop only a little.
+A process imports Jinja2 for its first page, and compiles each template when a page first needs the template. Pages are
+rendered in a thread, one after the other, so that rendering slows pulls in the event loop only a little.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ class PageRenderer:
 
     def __init__(self, files: PageFiles) -> None:
         self._files = files
-        self._building = threading.Lock()  # held while the environment of a language is made, so that it is made once
+        self._building = threading.Lock()  # held while an environment is made, so that each is made once
         self._turn = asyncio.Lock()  # held while a page is rendered
 
     async def render(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError. If the
-        template calls a function in `values`, raises the errors of the function. After a cancellation, the thread still
-        finishes the page."""
+        """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError,
+        and the errors of the functions in `values`. After a cancellation, the thread still finishes the page."""
         async with self._turn:
             return await finish_in_thread(partial(self.render_now, template, language, values))
 
     def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
-        """Renders a page as `render` does, but blocks the calling thread."""
+        """Returns a page as `render` does, but renders it in the calling thread."""
         with self._building:
             environment = make_environment(language, self._files)
         return environment.get_template(template).render(values).encode("utf-8")
@@ -54,8 +53,8 @@ class PageRenderer:
 @cache
 def make_environment(language: str, files: PageFiles) -> Environment:
     """Returns the environment that compiles the templates for one language. The environment escapes every value, and
-    treats a name without a value as an error. Each process makes one environment for a language, so that the process
-    compiles each template only once."""
+    treats a name without a value as an error. The result is cached, so that a process compiles each template once for
+    each language."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -101,13 +100,13 @@ def format_size(size: int) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Returns how many decimals to round `value` to for three significant digits. Returns 1 for 9.995, which is
-    rounded to 10.0, and 0 for 99.95, which is rounded to 100."""
+    """Returns with how many decimals to show `value`. From 9.995 on, two decimals would give `10.00` and not `10.0`;
+    from 99.95 on, one decimal would give `100.0` and not `100`."""
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
 
 
 def short_digest(digest: str) -> str:
-    """Returns the algorithm of a digest, and the first characters of its hash."""
+    """Returns a digest with only the first characters of its hash, such as `sha256:0123456789ab`."""
     algorithm, colon, encoded = digest.partition(":")
     return f"{algorithm}{colon}{encoded[:_SHORT_DIGEST_CHARACTERS]}"
 

@@ -1,15 +1,15 @@
 """Parses `WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750, 3) and decides which token services may be used.
 
-An endpoint (one of the URLs of the upstream) sends a challenge with the *realm*, which is the URL of a token service.
-Without a rule, an endpoint could make this server send the password to any server. Therefore `RealmPolicy` refuses a
-realm that contains a user name, and an http realm if the endpoint is https. Any other realm is allowed only if:
+An *endpoint* is a URL of an upstream (a mirrored registry). A challenge of an endpoint contains a *realm*, the URL of a
+token service, to which this server may send the upstream's password. `RealmPolicy` decides which realms are allowed, so
+that an endpoint cannot make this server send the password to a foreign server. The first case that fits decides:
 
-- the setting `realms` lists the realm, which may then get the password on any port,
-- the realm is on the endpoint's host, or
-- the realm is https, and its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's name.
-
-A realm that is not listed may get the password on the endpoint's port. On another host than the endpoint's, it may get
-the password on port 443 as well. A service on any other port may belong to somebody else.
+- The realm contains a user name, or the realm is http and the endpoint is https: refused.
+- The setting `realms` lists the realm: allowed, and may get the password on any port.
+- The realm is on the endpoint's host: allowed, but may get the password only on the endpoint's port.
+- The realm is https, and its registrable domain (such as `docker.io`) is that of an endpoint or of the upstream's name:
+  allowed, but may get the password only on the endpoint's port or on port 443.
+- Any other realm: refused.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MAX_FIELD_LENGTH = 16 << 10
 MAX_CHALLENGES = 16
 """Largest number of challenges of one field that are parsed. Further challenges are ignored."""
 MAX_LOGGED_REALMS = 100
-"""Largest number of refused realms that are logged. The upstream chooses the realms, so without a limit it could fill
-the log."""
+"""Largest number of refused realms that are logged for one upstream. The upstream chooses the realms, and must not be
+able to fill the log."""
 _GAP = re.compile(r"[ \t,]*")
 """The characters between two challenges or parameters."""
 
@@ -48,7 +48,7 @@ class RealmProblem(NamedTuple):
     """Why a realm must not be used."""
 
     text: str
-    """The end of a sentence whose subject is the token service."""
+    """The end of a sentence whose subject is the token service, such as `has a user name in its address`."""
     is_solved_by_listing: bool
     """Whether the realm may be used once it is added to the setting `realms`."""
 
@@ -100,8 +100,8 @@ def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
 
 
 def choose_challenge(challenges: list[LoginChallenge], has_password: bool) -> LoginChallenge | None:
-    """Returns the challenge to use: the first Bearer challenge with a realm. If there is none, returns the first Basic
-    challenge if a password is configured (`has_password`), and None otherwise."""
+    """Returns the first Bearer challenge with a realm. Without such a challenge, returns the first Basic challenge if
+    a password is configured (`has_password`). Returns None in all other cases."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge
@@ -115,9 +115,8 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. An
-        import can use the login of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as
-        `import-ghcr-io`. Its `configured_name` is then `ghcr.io`."""
+        """`endpoints`: the URLs of the upstream. `configured_name`: the upstream's name in the settings; None:
+        `settings.name`. For an import, `settings.name` is made up, such as `import-ghcr-io`."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {
@@ -127,7 +126,7 @@ class RealmPolicy:
         self._logged_realms: set[str] = set()
 
     def raise_if_refused(self, realm: str, endpoint: str, *, sends_password: bool) -> None:
-        """Raises UpstreamUnavailable if the realm, which a challenge of `endpoint` names, must not be used.
+        """Raises UpstreamUnavailable if the realm must not be used. `endpoint`: the endpoint that sent the challenge.
         `sends_password`: whether the request to the realm will contain the password or the identity token of a login.
         Logs the first refusal of each realm, for at most MAX_LOGGED_REALMS realms."""
         problem = self._problem(realm, endpoint, sends_password)
@@ -173,12 +172,12 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL that covers `realm`. Both must have the same origin. Queries
-        are ignored. A listed URL covers:
+        """Returns whether the setting `realms` has a URL that covers `realm`. A listed URL covers only URLs of its
+        origin. Queries are ignored. The path of `realm` must fit one of these cases:
 
-        - every path, if the listed URL has no path;
-        - the path of the listed URL;
-        - the paths below the path of the listed URL, if neither path is ambiguous (`_unambiguous_path`)."""
+        - The listed URL has no path.
+        - The path is that of the listed URL.
+        - The path is below that of the listed URL, and both paths are unambiguous (`_unambiguous_path`)."""
         path = _unambiguous_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
@@ -197,9 +196,8 @@ class RealmPolicy:
 
 
 def _unambiguous_path(url: str) -> str | None:
-    """Returns the decoded path of a URL, without empty segments and without segments `.`. Returns None if the path is
-    ambiguous, which means that servers read it in different ways: some decode it twice, take `\\` for `/`, remove a `;`
-    and the characters after it from a segment, or resolve the segment `..`."""
+    """Returns the decoded path of a URL, without empty segments and without segments `.`. Returns None if servers can
+    read the path in different ways: if the decoded path contains `%`, `;`, `\\` or a segment `..`."""
     path = unquote(urlsplit(url).path)
     if any(character in path for character in "%;\\") or ".." in path.split("/"):
         return None

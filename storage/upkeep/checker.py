@@ -178,7 +178,7 @@ class _Check:
             for candidate in page.problems:
                 if candidate.code in MISSING_CONTENT_CODES and self._options.is_mirrored(candidate.repository):
                     continue
-                problem = await self._consistency.confirm(candidate)
+                problem = await self._consistency.recheck(candidate)
                 if problem is not None:
                     repair = await self._consistency.repair(problem) if self._options.repair else None
                     await self._note(problem, repair)
@@ -190,7 +190,7 @@ class _Check:
     async def _check_blobs(self) -> None:
         """Checks that the blob store has the bytes of each blob."""
         last_id = 0
-        while records := await self._consistency.blobs(last_id, BATCH_SIZE):
+        while records := await self._consistency.list_blobs(last_id, BATCH_SIZE):
             last_id = records[-1].id
             # A blob that is recorded as damaged has no place (key of the bytes), and is left out.
             usable_records = [record for record in records if record.place]
@@ -211,7 +211,7 @@ class _Check:
         """Makes the second check of a blob whose bytes were missing or had the wrong size in the first check. Reports
         or repairs the problem if it still exists. Returns whether it took the blob out of use."""
         async with self._locks.hold(digest):
-            record = await self._consistency.blob(digest)
+            record = await self._consistency.find_blob(digest)
             if record is None or not record.place:
                 return False
             [size] = await self._blobs.stored_sizes([record.place])

@@ -1,9 +1,7 @@
 """The messages of the OpenID Connect protocol. For a login, this module creates the requests to the provider and parses
-the provider's responses, with the library Authlib.
+the provider's responses, with the library Authlib. `registry.auth.external.openid_provider` sends the requests.
 
-The functions keep no state, and `registry.auth.external.openid_provider` sends the requests. Only `verify_id_token` can
-wait: for the provider's keys, if they are not cached. `openid_provider` imports this module only if the settings name a
-provider, because Authlib takes memory and time to import.
+Import this module only if the settings name a provider, because Authlib takes memory and time to import.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.2, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
 """
@@ -35,7 +33,8 @@ ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
 MAX_ID_TOKEN_CHARACTERS: Final = 64 * 1024
 """The longest ID token that is verified."""
 _REFUSAL_STATUSES: Final = (400, 401, 403)
-"""The statuses with which a provider refuses an authorization code or the client (400 and 401: RFC 6749, 5.2)."""
+"""The HTTP statuses with which a provider refuses an authorization code or the login of this registry as a client (400
+and 401: RFC 6749, 5.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class ProviderMetadata:
     - `authorization_url`: the provider's login page.
     - `token_url`: the URL at which an authorization code is exchanged for an ID token.
     - `keys_url`: the URL of the provider's key set.
-    - `accepts_basic`: whether the provider accepts the client secret in a header, with Basic authentication. If not,
-      this registry sends the secret in the form.
+    - `accepts_basic`: True if the provider accepts the client secret in a header, with Basic authentication; False if
+      this registry has to send the secret in the form.
     - `sends_issuer`: whether the provider's response to a login names the provider, in the parameter `iss` (RFC 9207).
     """
 
@@ -58,7 +57,7 @@ class ProviderMetadata:
 
 
 def metadata_url(issuer: str) -> str:
-    """Returns the URL of the metadata of the provider `issuer`."""
+    """Returns the URL at which a provider publishes its metadata. `issuer`: the URL of the provider."""
     url: str = get_well_known_url(issuer, external=True)
     return url
 
@@ -83,7 +82,7 @@ def parse_metadata(body: bytes, issuer: str) -> ProviderMetadata:
     )
 
 
-def authorization_url(
+def login_url(
     metadata: ProviderMetadata,
     *,
     client_id: str,
@@ -93,8 +92,8 @@ def authorization_url(
     nonce: str,
     verifier: str,
 ) -> str:
-    """Returns the URL to which the browser goes for a login. The URL does not contain `verifier`, but its hash by the
-    method S256 (RFC 7636, 4.2)."""
+    """Returns the URL to which the browser goes for a login. The URL contains the S256 hash of `verifier`, but not
+    `verifier` itself (RFC 7636, 4.2)."""
     client = OAuth2Client(None, client_id=client_id, scope=scope, code_challenge_method="S256")
     url: str
     url, _ = client.create_authorization_url(
@@ -121,8 +120,9 @@ def token_request(
 
 
 def parse_token_response(status: int, body: bytes) -> str:
-    """Returns the ID token in the provider's response to `token_request`; the caller must verify it. Raises CodeRefused
-    if the provider refuses the code or the client, and ProviderUnavailable for any other response."""
+    """Returns the ID token in the provider's response to `token_request`. The caller must verify the token. Raises
+    CodeRefused if the provider refuses the authorization code or the login of this registry as a client. If the
+    response is not usable for another reason, raises ProviderUnavailable."""
     unusable_error = ProviderUnavailable(f"it sent no ID token for an authorization code (status {status})")
     if status not in (200, *_REFUSAL_STATUSES):
         raise unusable_error
@@ -153,10 +153,10 @@ async def verify_id_token(
     - `keys`: the provider's keys. If the keys are not cached, this function waits until they are fetched.
     - `issuer`: the provider that must have made the token.
     - `client_id`: the client for which the provider must have made the token.
-    - `nonce`: the random value that the token must contain. It was sent to the provider at the start of the login.
+    - `nonce`: the random value that the token must contain, and that the login URL contained (`login_url`).
     - `now`: seconds since 1970.
 
-    Raises IDTokenInvalid, and ProviderUnavailable if the keys cannot be fetched.
+    Raises IDTokenInvalid if the token is not valid, and ProviderUnavailable if the keys cannot be fetched.
     """
     try:
         token = parse_token(text, MAX_ID_TOKEN_CHARACTERS)
@@ -180,9 +180,8 @@ async def verify_id_token(
 
 def _endpoint_url(document: Mapping[str, Any], name: str, issuer: str) -> str:
     """Returns the URL under `name` in the metadata of the provider `issuer`. Raises ProviderUnavailable if the URL is
-    missing, malformed or not safe. An http URL is safe only if it names this machine and `issuer` is an http URL too. A
-    provider with an https URL can be remote, and must not make this registry send requests to services on this
-    machine."""
+    missing, malformed or not safe. An http URL is safe only if it names this machine and `issuer` is an http URL as
+    well: a remote provider must not make this registry send requests to services on this machine."""
     value = document.get(name)
     try:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable() and " " not in value):

@@ -80,10 +80,10 @@ class OpenIDProvider:
             self._key_sets = {url: FetchedKeySet(url, fetch, self._clock)}
         return self._key_sets[url]
 
-    async def authorization_url(self, attempt: LoginAttempt) -> str:
+    async def login_url(self, attempt: LoginAttempt) -> str:
         """Returns the URL of the provider's login page for an attempt. Raises ProviderUnavailable if there is no
         metadata."""
-        return self._protocol.authorization_url(
+        return self._protocol.login_url(
             await self.metadata(),
             client_id=self.client_id,
             redirect_uri=attempt.redirect_uri,

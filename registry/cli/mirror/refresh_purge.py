@@ -1,4 +1,4 @@
-"""The functions with which `entrepot mirror refresh` and `entrepot mirror purge` handle one image reference. They call
+"""Handles one image reference for `entrepot mirror refresh` and `entrepot mirror purge`. The functions call
 `registry.upkeep.cached_content` and return the text to print."""
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from storage.upstream_tags import TagFrozen
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, image: ImageReference) -> str:
-    """Asks the upstream (the mirrored registry) what an image's tag points at now. Does not ask about a *frozen* tag,
-    which stays at one digest. If `image` has a digest and no tag, fetches the manifest of the digest, unless it is
-    cached.
+    """Refreshes the cached content of an image.
 
-    After an *endpoint* (URL) of the upstream has sent corrupt bytes for a blob, the mirror does not request the blob
-    from this endpoint again: the blob is *blocked*. This function unblocks all blobs of the image.
+    - For a tag, asks the upstream (the mirrored registry) what the tag points at now. Does not ask about a *frozen*
+      tag, which stays at one digest.
+    - For a digest, fetches the manifest if the manifest is not cached.
+    - Unblocks the blobs of the image. A blob is *blocked* at a URL of the upstream that has sent corrupt bytes for the
+      blob: the mirror does not request the blob from this URL.
 
-    Returns the result as a text for the user. If a *cooldown* (a delay before a new digest is served) holds the digest
-    back, the text says so. If blobs were unblocked, the text has their number. Raises the errors of `refresh_image`."""
+    Returns the result as a text for the user, with the number of unblocked blobs, and with the end of the digest's
+    *cooldown* (a delay before a new digest is served). Raises the errors of `refresh_image`."""
     result = await refresh_image(router, stored, image)
     text = _refresh_text(result)
     if result.held_back_until is not None:
-        until = f"it is held back until {time_text(result.held_back_until)}"
+        until = f"the upstream's digest is held back until {time_text(result.held_back_until)}"
         text = f"{text}; {until}, and {result.served or 'nothing'} is served"
     if not result.unblocked_blobs:
         return text
@@ -66,9 +67,9 @@ async def purge_reference(
     everything: bool,
     force: bool = False,
 ) -> str:
-    """Deletes the cached content of an image, or with `everything` the cached content of its whole repository. Returns
-    the result as a text for the user. `grace`: the number of seconds after which garbage collection may delete the
-    blobs. The other parameters and the errors are those of `purge_image`."""
+    """Deletes the cached tags and manifests of an image. Returns the result as a text for the user. `grace`: the
+    number of seconds after which garbage collection may delete the blobs. The other parameters and the errors are those
+    of `purge_image`."""
     by = operator_actor()
     try:
         result = await purge_image(router, stored, image, data=data, by=by, everything=everything, force=force)
@@ -76,8 +77,8 @@ async def purge_reference(
         raise TagFrozen(f"{error.message}; to drop the cached copy anyway, add --force") from None
     dropped = f"dropped {plural(result.tags, 'tag')} and {plural(result.manifests, 'manifest')}"
     if not result.size:
-        return f"{dropped}; no blobs will be freed, because other content uses them"
+        return f"{dropped}; no space will be freed, because other content uses all their blobs"
     return (
         f"{dropped}; {human_size(result.size)} are freed after {local_time(time.time() + grace)} "
-        f"(gc.grace is {format_duration(grace)}), unless a pull uses them again before"
+        f"(gc.grace is {format_duration(grace)}), unless a pull uses the blobs before then"
     )

@@ -170,7 +170,7 @@ def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: H
     upstream.put(content_of(SECOND_IMAGE))
     (message,) = output_of(tmp_path, "refresh", "app:1")
     assert message.startswith(
-        f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; it is held back until 20"
+        f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; the upstream's digest is held back until 20"
     )
     assert message.endswith(f"UTC, and {FIRST_IMAGE.digest} is served")
     (held_back_tag,) = status(tmp_path)["held_back"]

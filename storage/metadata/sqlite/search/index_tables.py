@@ -1,19 +1,18 @@
 """The tables of the search index, and the functions that update them from the tables of the content.
 
-The index follows four tables: repositories, manifests, blobs and the tag history. For each of them, the table
-`search_progress` has a *position*: the highest row id that the index has processed. A new row gets a row id above the
-highest one in its table. So the index finds new rows by their row ids, and a push need not write to the index. If the
-manifest or blob with the highest row id is deleted, the next new row gets the same row id. So after each deletion of a
-manifest or blob, a trigger compares the position with the highest remaining row id of the table. If the position is
-higher, the trigger sets the position to that row id.
+A push does not write to the index. The functions below index the new rows of four tables: repositories, manifests,
+blobs and the tag history. For each of these tables, the table `search_progress` has a *position*: the highest row id
+that the index has processed. A new row gets a row id above the highest row id in its table. After each deletion of a
+manifest or blob, a trigger lowers the position to at most the highest remaining row id of the table, so that the
+position stays below the row ids of new rows.
 
-The index reads only those entries of the tag history that were written after the index was created. It adds older tags
-from the table of tags (`_add_stored_tags`). The columns `tag_repository` and `tag_name` of `search_progress` name the
-last tag that `_add_stored_tags` added. They are NULL when it has added all older tags.
+The index reads only those entries of the tag history that were written after the index was created. The function
+`_add_stored_tags` adds older tags from the table of tags. The columns `tag_repository` and `tag_name` of
+`search_progress` name the last tag that this function added. They are NULL after the last older tag.
 
-Each function that changes something runs inside a transaction that the caller commits. All of them except `rebuild`
-change a bounded number of rows. All functions except `set_labels` read texts of the content as bytes, so that damaged
-texts raise no error.
+Each function that changes the index runs inside a transaction that the caller commits. `rebuild` changes any number of
+rows, and the other functions change a bounded number. All functions except `set_labels` read texts of the content as
+bytes, so that damaged texts raise no error.
 """
 
 from __future__ import annotations
@@ -31,22 +30,24 @@ from storage.errors import RegistryError
 from storage.metadata.sqlite.database import migrations
 from storage.names import Digest, RepositoryName
 
-NAMES_PER_BATCH: Final = 100
+REPOSITORIES_PER_BATCH: Final = 100
+"""Largest number of repositories in a batch. With the limits below, the transaction that adds a batch takes a few
+milliseconds. Changes by clients wait for the transaction."""
 TAGS_PER_BATCH: Final = 200
+"""Largest number of tags, or of changes in the tag history, in a batch."""
 MANIFESTS_PER_BATCH: Final = 100
-"""Largest numbers of repositories, tags and manifests that one transaction adds. The transaction takes a few
-milliseconds, and a client's change waits no longer than that."""
+"""Largest number of manifests in a batch."""
 MAX_BATCH_BYTES: Final = 1024 * 1024
 """A batch of manifests ends when their annotations together have more than this number of bytes."""
 INCOMPLETE_PER_PAGE: Final = 50
-"""Number of incomplete manifests that one call of `read_incomplete_manifests` checks. A manifest is *incomplete* if the
-index lacks its labels, because the manifest was damaged or its config could not be read."""
+"""Largest number of incomplete manifests that `read_incomplete_manifests` checks in one call. A manifest is
+*incomplete* if the manifest was damaged, or its config could not be read, when it was indexed."""
 BLOBS_PER_BATCH: Final = 2000
-"""Number of new blobs that one batch checks. A new blob may be a config that was missing when its manifest was
+"""Largest number of new blobs that one batch checks. A new blob can be a config that was missing when the manifest was
 indexed."""
 MAX_LAG: Final = 2000
-"""`is_indexing` returns True if the index lacks more than this number of repositories, of manifests, or of entries of
-the tag history."""
+"""`is_indexing` returns True if the index is more than this number of rows behind one of the tables of repositories,
+manifests and tag history."""
 MAX_WORDS_OF_TAG: Final = 5
 """Largest number of words by which a tag is found. The whole tag is one of these words."""
 MAX_INDEXED_MANIFEST_BYTES: Final = 64 * 1024
@@ -56,7 +57,8 @@ MAX_ANNOTATION_BYTES: Final = 64 * 1024
 MIGRATION: Final = 10
 """Number of the migration that creates the tables of the index. No other migration changes these tables."""
 START_OF_NAME: Final = "^"
-"""The character before each name in `search_name`, by which a search finds the beginnings of names."""
+"""The character before each name in `search_name`. A search for this character and a text finds the names that begin
+with the text."""
 _WORD_START = re.compile(r"[-_](?=[^-_])")
 _LAG = """
 SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
@@ -74,9 +76,8 @@ SELECT count(*), max(id),
                EXISTS (SELECT 1 FROM search_tag s
                         WHERE s.word = lower(h.tag) AND s.repository = h.repository AND s.tag = h.tag) AS is_indexed
           FROM tag_history h WHERE h.id > (SELECT tag_changes FROM search_progress) ORDER BY h.id LIMIT ?)"""
-"""Reads the next changes in the tag history: their number, the last row id, the tags to add, and the tags to remove. A
-stored tag that the index has already is in neither list: a push that moves a tag to another manifest does not change
-the index."""
+"""Reads the next changes in the tag history: their number, the last row id, the tags to add, and the tags to remove.
+The tags to add are only those that the index lacks."""
 _MANIFEST = f"""
 SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
        CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
@@ -102,14 +103,14 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""?1: the row ids of incomplete manifests (JSON). Selects those that can be read now: manifests that are not damaged
-any more, and manifests whose config is now in their repository. The table `search_missing_config` has the digest of the
-missing config, or an empty text if the manifest is damaged."""
+"""Selects the incomplete manifests that can be read now: those that are not damaged any more, and those whose config is
+in their repository now. `?1`: the row ids of incomplete manifests, as JSON. The table `search_missing_config` has the
+digest of the missing config, or an empty text for a damaged manifest."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
-"""Lists the triggers of the index, then its virtual tables, then its other tables. When SQLite drops a virtual table,
-it also drops the other tables that have the data of the virtual table."""
+"""Lists the triggers of the index, then its virtual tables, then its other tables. SQLite keeps the data of a virtual
+table in other tables, and drops them with the virtual table."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
@@ -119,8 +120,8 @@ def has_unindexed(db: apsw.Connection) -> bool:
 
 
 def is_indexing(db: apsw.Connection) -> bool:
-    """Returns whether much of the content is not in the index. Does not count blobs, because the index needs only those
-    that are configs."""
+    """Returns whether the index lacks much content: tags that are older than the index, or more than `MAX_LAG` rows of
+    a table. Does not count blobs, because few blobs are configs."""
     repositories, manifests, _, tag_changes, lacks_old_tags = db.execute(_LAG).get
     return bool(lacks_old_tags) or max(repositories, manifests, tag_changes) > MAX_LAG
 
@@ -138,7 +139,7 @@ def _add_repositories(db: apsw.Connection) -> bool:
     row_count, last_id = db.execute(
         "SELECT count(*), max(id) FROM ("
         "SELECT id FROM repository WHERE id > (SELECT repositories FROM search_progress) ORDER BY id LIMIT ?)",
-        (NAMES_PER_BATCH,),
+        (REPOSITORIES_PER_BATCH,),
     ).get
     if last_id is None:
         return False
@@ -148,7 +149,7 @@ def _add_repositories(db: apsw.Connection) -> bool:
         (START_OF_NAME, last_id),
     )
     db.execute("UPDATE search_progress SET repositories = ?", (last_id,))
-    return bool(row_count == NAMES_PER_BATCH)
+    return bool(row_count == REPOSITORIES_PER_BATCH)
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
@@ -169,8 +170,8 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
-    """Adds the tags that the next changes in the tag history set, and removes the tags that these changes deleted. Each
-    statement handles the whole batch, which keeps the transaction short. Returns whether the batch was full."""
+    """Processes the next changes in the tag history, in one batch: adds new tags, and removes deleted tags. Returns
+    whether the batch was full."""
     row_count, last_id, new_tags, deleted_tags = db.execute(_CHANGED_TAGS, (TAGS_PER_BATCH,)).get
     if last_id is None:
         return False
@@ -208,8 +209,8 @@ def _tag_rows_as_json(tags: Sequence[tuple[int, str]]) -> str:
 
 
 def words_of_tag(tag: str) -> list[str]:
-    """Returns at most `MAX_WORDS_OF_TAG` words by which a tag is found, in lower case: the whole tag, and for each '-'
-    and '_', the rest of the tag after it."""
+    """Returns at most `MAX_WORDS_OF_TAG` words by which a search finds a tag. The words are in lower case: the whole
+    tag, and the rest of the tag after each '-' and '_'."""
     text = tag.lower()
     starts = [0, *(match.end() for match in _WORD_START.finditer(text))]
     return list(dict.fromkeys(text[start:] for start in starts[:MAX_WORDS_OF_TAG]))
@@ -233,9 +234,8 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompleteManifestPage:
-    """Reads a page of incomplete manifests. Leaves out manifests whose labels still cannot be read. `after` is
-    `IncompleteManifestPage.last` of the previous page, or None for the first page: the digest and the manifest's row id
-    of a row of `search_missing_config`."""
+    """Reads a page of incomplete manifests. Leaves out manifests whose labels still cannot be read. `after`:
+    `IncompleteManifestPage.last` of the previous page; None for the first page."""
     _search_full_text(db)
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read_batch(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
@@ -243,16 +243,16 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 
 def reload_segment_lists(db: apsw.Connection) -> None:
-    """Prepares this connection for `PRAGMA quick_check`. A full-text index consists of segments, and the check uses the
-    list of segments that the connection has read last. If another connection has merged segments since then, the check
-    would report the missing segments as damage. A small search makes the connection read the current list."""
+    """Prepares this connection for `PRAGMA quick_check`. A full-text index consists of segments. The connection keeps a
+    list of the segments, and the check reports listed segments that another connection has merged as damage. A small
+    search makes the connection read the current list."""
     with suppress(apsw.Error):  # `PRAGMA quick_check` reports the damage
         _search_full_text(db)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
     """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if an index is too
-    damaged for searches. The search is needed because additions to a damaged index may raise no error."""
+    damaged for searches. Without the search, additions to a damaged index may raise no error."""
     for table in ("search_word", "search_name"):
         db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 
@@ -260,7 +260,7 @@ def _search_full_text(db: apsw.Connection) -> None:
 def _read_batch(
     db: apsw.Connection, sql: str, values: tuple[Any, ...]
 ) -> tuple[list[UnindexedManifest], int | None, bool]:
-    """Returns the manifests that `sql` selects, the row id of the last one, and whether there may be more, because the
+    """Returns a batch of the manifests that `sql` selects, the last row id (None if there is no row), and whether the
     batch is full. Leaves out manifests whose repository name or digest is damaged."""
     manifests: list[UnindexedManifest] = []
     last_id, count, annotation_bytes = None, 0, 0
@@ -269,14 +269,14 @@ def _read_batch(
             last_id = row[0]
             count += 1
             annotation_bytes += len(row[3] or b"")
-            if (manifest := _manifest(row)) is not None:
+            if (manifest := _parse_manifest_row(row)) is not None:
                 manifests.append(manifest)
             if count == MANIFESTS_PER_BATCH or annotation_bytes > MAX_BATCH_BYTES:
                 return manifests, last_id, True
     return manifests, last_id, False
 
 
-def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
+def _parse_manifest_row(row: Sequence[Any]) -> UnindexedManifest | None:
     """Returns the manifest of a row that `_MANIFEST` read; None if its repository name or digest is damaged."""
     manifest_id, name, digest, annotations, config, is_damaged = row
     try:
@@ -291,8 +291,8 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves the positions of manifests and blobs. A manifest of the batch may have
-    been deleted meanwhile, and another manifest may have got its row id. The position of manifests then stays below
+    """Adds the manifests of a batch to the index, and moves the positions of manifests and blobs. After the batch was
+    read, another manifest may have got the row id of a deleted manifest. The position of manifests then stays below
     this row id, so that the other manifest is indexed later."""
     reached_manifest, reached_blob = batch.end
     for entry in labels:
@@ -305,8 +305,8 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
         ("manifests", batch.start[0], min(reached_manifest, newest_manifest)),
         ("blobs", batch.start[1], min(reached_blob, newest_blob)),
     ):
-        # If the stored position is not `seen_position` any more, a deletion has lowered it meanwhile. The statement
-        # then does not raise it.
+        # If the stored position is not `seen_position`, a deletion has lowered it after the batch was read. The
+        # statement must not raise the position then.
         db.execute(
             f"UPDATE search_progress SET {column} = iif({column} = ?1, ?2, min({column}, ?2))",
             (seen_position, new_position),
@@ -314,9 +314,9 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
-    """Stores the labels and annotations of a manifest in the index. If the manifest was deleted meanwhile, stores
-    nothing. Returns False only if another manifest has the row id of the deleted manifest now: this row must be indexed
-    later."""
+    """Stores the labels and annotations of a manifest in the index. Stores nothing if the manifest was deleted. Returns
+    False if another manifest has the row id of the deleted manifest, and must be indexed later. Returns True in all
+    other cases."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
@@ -353,15 +353,15 @@ def _set_text(db: apsw.Connection, manifest_id: int, repository_id: int, text: s
 
 
 def rebuild(db: apsw.Connection) -> None:
-    """Drops the index, even if it is damaged, and runs the migration that creates an empty one. All content is then
-    unindexed. Raises apsw.CorruptError if the pages of its tables are so damaged that SQLite cannot free them."""
+    """Drops the index, even if it is damaged, and creates an empty index. Raises apsw.CorruptError if SQLite cannot
+    free damaged pages of the old index."""
     objects: list[Any] = db.execute(_INDEX_OBJECTS).fetchall()
     for kind, name in objects:
         try:
             db.execute(f"DROP {kind} IF EXISTS {name}")
         except apsw.SQLError:
-            # DROP fails for a full-text index that cannot be opened. Deleting its schema row removes it. The loop drops
-            # the tables that have its data.
+            # DROP fails for a full-text index that cannot be opened. So the code deletes its row in the schema. Later
+            # turns of the loop drop the tables that have its data.
             db.pragma("writable_schema", True)
             db.execute("DELETE FROM sqlite_schema WHERE name = ?", (name,))
             db.pragma("writable_schema", "RESET")

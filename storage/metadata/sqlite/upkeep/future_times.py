@@ -1,15 +1,11 @@
-"""Corrects stored times that are in the future (`storage.future_times`). Corrects only times from which garbage
-collection or retention measures how long content has been unused. Without the correction, unused content would stay
-until the clock has reached these times.
+"""Replaces stored times that are in the future (`storage.future_times`) by the present time. Corrects only times from
+which garbage collection or retention measures how long content has been unused. Without the correction, unused content
+would stay until the clock has reached these times.
 
-Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
-serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
-replaces it. The garbage then stays for the usual time, counted from the present.
-
-The table `pull_recording` has the *recording start*: the time since which all pulls are recorded. Content that was
-pushed earlier may have been pulled without a record, so retention treats it as pulled at the recording start. A restore
-from a backup sets the recording start to the time of the restore or of the backup, whichever is later. If the clock was
-ahead then, the recording start is in the future.
+- Garbage collection removes upload sessions, deleted manifests, unused blobs and unused links some time after they were
+  last used. A *link* is the right of a repository to serve a blob.
+- The table `pull_recording` has the *recording start*: the time since which all pulls are recorded. Retention treats
+  content that was pushed earlier as pulled at the recording start.
 """
 
 from __future__ import annotations
@@ -23,10 +19,11 @@ from storage.metadata.sqlite.blob_changes import queue_for_collection
 from storage.names import Digest
 
 MAX_CORRECTED_ROWS: Final = 500
-"""Largest number of rows of each table that one transaction corrects. Other changes wait for the transaction."""
+"""Largest number of upload sessions, and of queue entries, that one transaction corrects. Other changes of the store
+wait for the transaction."""
 MAX_CORRECTED_MANIFESTS: Final = 20
-"""Largest number of deleted manifests that one transaction corrects. Their rows have bodies of up to 4 MiB, so each
-takes up to 10 ms."""
+"""Largest number of deleted manifests that one transaction corrects. The row of a manifest has its body of up to 4 MiB,
+and the correction of a row takes up to 10 ms."""
 _HAS_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
     OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)
@@ -42,16 +39,19 @@ UPDATE blob_link SET needed = ?3
 
 
 def has_future_times(db: apsw.Connection, now: float) -> bool:
-    """Returns whether `correct_future_times` would change anything. `now`: in seconds since 1970. Reads at most one
-    entry of an index of each table, and the only row of `pull_recording`."""
+    """Returns whether `correct_future_times` would change anything. `now`: in seconds since 1970. Uses indexes, and
+    reads at most one row of each table."""
     return bool(db.execute(_HAS_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
-    """Replaces times that are more than `CLOCK_MARGIN_SECONDS` after `now` (seconds since 1970) by `now`. Corrects at
-    most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue and
-    the links that they name, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
-    start. Returns whether there may be more times to correct. Runs inside a transaction, which the caller commits."""
+    """Replaces times that are more than `CLOCK_MARGIN_SECONDS` after `now` (seconds since 1970) by `now`. Returns
+    whether there may be more times to correct. Runs inside a transaction, which the caller commits. Corrects:
+
+    - at most `MAX_CORRECTED_ROWS` upload sessions
+    - at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue, and the links of these entries
+    - at most `MAX_CORRECTED_MANIFESTS` deleted manifests
+    - the recording start"""
     future_start = now + CLOCK_MARGIN_SECONDS
     db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_start))
     entries: list[Any] = db.execute(

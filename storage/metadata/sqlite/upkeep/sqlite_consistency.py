@@ -61,7 +61,7 @@ class SqliteConsistency:
         check = _CHECKS_BY_AREA[area].check if area in _CHECKS_BY_AREA else manifest_checks.check
         return await self._scan(lambda db: check(db, after))
 
-    async def confirm(self, problem: Problem) -> Problem | None:
+    async def recheck(self, problem: Problem) -> Problem | None:
         return await self._scan(lambda db: _recheck(db, problem))
 
     async def repair(self, problem: Problem) -> str | None:
@@ -82,7 +82,7 @@ class SqliteConsistency:
 
         return await self._writer.run(repair_current, reserve_use=ReserveUse.ALL)
 
-    async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
+    async def list_blobs(self, after: int, limit: int) -> list[BlobRecord]:
         def read(db: apsw.Connection) -> list[BlobRecord]:
             rows: list[Any] = db.execute(
                 "SELECT id, digest, size, place FROM blob WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
@@ -91,7 +91,7 @@ class SqliteConsistency:
 
         return await self._scan(read)
 
-    async def blob(self, digest: Digest) -> BlobRecord | None:
+    async def find_blob(self, digest: Digest) -> BlobRecord | None:
         row: Any = await self._scan(
             lambda db: db.execute("SELECT id, size, place FROM blob WHERE digest = ?", (digest,)).get
         )

@@ -190,7 +190,7 @@ def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]
     output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = output_of(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
-    assert line.endswith("(gc.grace is 24h), unless a pull uses them again before")
+    assert line.endswith("(gc.grace is 24h), unless a pull uses the blobs before then")
     assert status(tmp_path)["upstreams"][0]["manifests"] == 0
     (deletion,) = json.loads(entrepot_output("audit", "--action", "tag.delete", "--json", folder=tmp_path))
     assert deletion["actor"].startswith("cli:")
