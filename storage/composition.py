@@ -176,8 +176,8 @@ async def open_files(
     `OpenContent`."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        # `commit_fill` makes a stored blob of a partial blob whose download is complete.
-        async with aclosing(FilePartialStore(disk, boot, publication.commit_fill)) as partials:
+        # `commit_download` makes a stored blob of a partial blob whose download is complete.
+        async with aclosing(FilePartialStore(disk, boot, publication.commit_download)) as partials:
             yield blobs, partials
 
 

@@ -1,11 +1,11 @@
 """The interface that lists the tags of a repository with facts from the metadata (`TagListing`), such as who pushed a
 tag and when its manifest was last pulled.
 
-A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest. A *referrer tag* belongs
-to the manifest whose digest its name contains; older versions of cosign store signatures under tags like
-`sha256-….sig`. The *tree* of a manifest consists of the manifest and, for an index, of the stored manifests that it
-lists, directly or through other indexes. The methods take the name of a repository in the store; for a mirrored
-repository, this name begins with the name of its upstream registry. Times are in seconds since 1970.
+Manifest A is a *referrer* of manifest B if the `subject` field of A has the digest of B. A *referrer tag* contains the
+digest of a manifest in its name. An example is `sha256-….sig`, under which older versions of cosign store a signature.
+The *tree* of a manifest consists of the manifest and, for an index, of the stored manifests that it lists, directly or
+through other indexes. The methods take the name of a repository in the store; for a mirrored repository, this name
+begins with the name of the upstream registry. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from storage.names import Digest, RepositoryName, Tag
 MAX_PAGE_TAGS: Final = 200
 """Largest number of tags on a page."""
 MAX_SORTED_BY_SIZE: Final = 2_000
-"""Largest number of tags that a call sorts by size. The limit exists because each size is the sum over a tree."""
+"""Largest number of tags that a call sorts by size."""
 MAX_TREE_MANIFESTS: Final = 200
-"""Largest number of manifests that a call reads in one tree. A larger tree counts as too large to add up."""
+"""Largest number of manifests that a call reads in one tree. `ManifestFacts.stored_bytes` is None for a larger tree."""
 MAX_READ_MANIFESTS: Final = 20_000
-"""Largest number of manifests that a call reads in all trees together. Trees beyond this limit count as too large to
-add up."""
+"""Largest number of manifests that a call reads in all trees together. `ManifestFacts.stored_bytes` is None for the
+trees that exceed this limit."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
 
 BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
-"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
-BUNDLE_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
-"""The annotation in which the manifest of a Sigstore bundle states the bundle's predicate type: the kind of claim that
-the bundle makes about an image, such as how it was built."""
+"""The artifact type of a Sigstore *bundle* begins with this text. cosign 3 stores a signature or an attestation as a
+bundle."""
+PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
+"""The annotation in which the manifest of a bundle states the *predicate type*: the kind of claim that the bundle makes
+about an image. For example, a bundle may claim how the image was built."""
 
 UNKNOWN_PREDICATE: Final = "unknown"
-"""Stands for the predicate type of a bundle whose annotations are too long to be read."""
+"""`ManifestFacts.bundle_predicates` has this text for a bundle whose annotations are too long to be read."""
 
 
 class TagOrder(StrEnum):
@@ -52,7 +53,7 @@ class TagOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TagQuery:
-    """The tags to list, and their order. `text`: only tags whose name contains this text are listed, ignoring case.
+    """The tags to list, and their order. `text`: only tags whose name contains this text, in any case, are listed.
     `is_descending`: whether the order is reversed. `includes_referrer_tags`: whether referrer tags are listed as
     well."""
 
@@ -86,16 +87,15 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: the recorded time of the manifest's last push to the repository; in a mirror, the time at which the
-      manifest was stored. A push within a minute after the recorded time does not change it. So the true last push may
-      be up to a minute later.
+    - `stored_at`: time of the manifest's last push to the repository, or up to a minute earlier; in a mirror, the time
+      at which the manifest was stored.
     - `last_pulled`: when a manifest of the tree was last pulled; None: no pull is recorded.
-    - `pulls`: total number of pulls of the manifests of the tree.
-    - `stored_bytes`: size in bytes of the stored blobs of the tree, each counted once; None: the tree is too large to
-      add up.
+    - `pulls`: number of pulls of all manifests of the tree together.
+    - `stored_bytes`: total size in bytes of the stored blobs of the tree, each counted once; None: not computed,
+      because a limit of the call was reached.
     - `referrer_types`: the artifact types of the referrers, at most 20.
-    - `bundle_predicates`: the different predicate types of the Sigstore bundles among the referrers, from the
-      annotation `BUNDLE_PREDICATE`; an empty text for a bundle without this annotation. At most 20 bundles are read.
+    - `bundle_predicates`: the predicate types of the Sigstore bundles among the referrers, each type once; an empty
+      text for a bundle that states no type. At most 20 bundles are read.
     - `referrer_suffixes`: the texts after the digest in the names of the referrer tags, such as `.sig`; at most 20.
     - `tags`: the tags that point at the manifest, sorted, at most MAX_TAGS_OF_MANIFEST."""
 
@@ -103,7 +103,7 @@ class ManifestFacts:
     media_type: str
     size: int
     artifact_type: str | None
-    stored: float
+    stored_at: float
     last_pulled: float | None
     pulls: int
     stored_bytes: int | None
@@ -115,8 +115,8 @@ class ManifestFacts:
 
 @dataclass(frozen=True, slots=True)
 class ListedTag:
-    """A tag. `pushed`: when it was last pushed. `pushed_by`: name of the account that pointed it at its manifest; None:
-    not recorded."""
+    """A tag. `pushed`: when the tag was last pushed. `pushed_by`: name of the account that pointed the tag at its
+    manifest; None: not recorded."""
 
     name: Tag
     pushed: float
@@ -126,9 +126,11 @@ class ListedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagPage:
-    """A page of a list. `order`: the order of the list. This is the order in the query, with one exception: a list that
-    should be sorted by SIZE is sorted by NAME if more than MAX_SORTED_BY_SIZE tags match, or if their trees have more
-    than MAX_READ_MANIFESTS manifests. `next_after`: where the next page begins; None: this is the last page."""
+    """A page of a list. `next_after`: where the next page begins; None: this is the last page.
+
+    `order`: the order of the list. It differs from the order in the query only in one case: a list for SIZE is sorted
+    by NAME if more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_READ_MANIFESTS
+    manifests."""
 
     items: Sequence[ListedTag]
     order: TagOrder
@@ -156,6 +158,6 @@ class TagListing(Protocol):
     async def stored_sizes(
         self, repo: RepositoryName, manifests: Collection[Digest], blobs: Collection[Digest] = ()
     ) -> Mapping[Digest, int]:
-        """Returns the sizes in bytes, by digest, of those `manifests` and `blobs` that the repository has and that are
-        not damaged. A mirror may lack content that its manifests refer to."""
+        """Returns the sizes in bytes, by digest, of those `manifests` and `blobs` that the repository has. Leaves out
+        damaged content."""
         ...

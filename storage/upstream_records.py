@@ -10,18 +10,16 @@ from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.names import Digest, Reference, RepositoryName
 
 MAX_PAUSE_SECONDS: Final = 3600.0
-"""Longest pause that the mirror makes in its requests after an upstream has answered 429, even if the upstream asks for
-a longer pause. If a stored pause ends more than this time from now, the clock was set back after the pause was
-stored."""
+"""Longest time for which the mirror sends no requests to an upstream that has answered 429. The upstream may ask for a
+longer time. A stored pause that ends later than this time from now was stored before the clock was set back."""
 CLOCK_TOLERANCE_SECONDS: Final = 1.0
-"""If the time of a record is more than this number of seconds in the future, the record was stored before the clock was
-set back."""
+"""A record whose time is further in the future than this was stored before the clock was set back."""
 
 
 class UpstreamRecords(Protocol):
     """The mirror's records about its upstreams. All processes share the records, and the records survive restarts of
-    the server. Recent changes may be lost in a power cut, except changes by `confirm`. The mirror then requests the
-    lost information from the upstream again. Changes raise StorageFull, StorageFailed.
+    the server. A power cut may lose recent changes, except those by `confirm`. Methods that change records raise
+    StorageFull, StorageFailed.
 
     A *check* is a request that asked an upstream whether it has a manifest or blob. An *endpoint* is one server of an
     upstream, named by its URL. Bytes that an endpoint sent for a blob are *corrupt* if they do not have the blob's
@@ -31,8 +29,8 @@ class UpstreamRecords(Protocol):
         self, repo: RepositoryName, reference: Reference, *, blob: bool = False
     ) -> UpstreamCheck | None:
         """Returns the last check of the manifest `reference`, or, with `blob=True`, of the blob with the digest
-        `reference`. Returns None if no such check is stored. Checks of manifests and blobs are separate, because a
-        client can request a manifest by the digest of a blob."""
+        `reference`. Returns None if no such check is stored. A manifest and a blob with the same digest have
+        separate checks."""
         ...
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
@@ -58,14 +56,13 @@ class UpstreamRecords(Protocol):
         ...
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether a record says that the upstream's repository has the blob. A download of the blob for `repo`
-        makes such a record, and `confirm` makes one. Returns False if `repo` does not have the blob in this
-        registry."""
+        """Returns whether it is recorded that the repository at the upstream has the blob. A download of the blob for
+        `repo` records this, and so does `confirm`. Returns False if `repo` does not have the blob in this registry."""
         ...
 
     async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores that the upstream's repository has the blob. Does nothing if `repo` does not have the blob in this
-        registry."""
+        """Records that the repository at the upstream has the blob. Does nothing if `repo` does not have the blob in
+        this registry."""
         ...
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
@@ -74,8 +71,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints (URLs) sent corrupt bytes for the blob one more time. Deletes all records
-        of corrupt bytes that are older than `seconds` seconds, whatever their blob."""
+        """Adds one to the number of times that each of the endpoints (URLs) sent corrupt bytes for the blob. Deletes
+        all records of corrupt bytes that are older than `seconds` seconds, whatever their blob."""
         ...
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
@@ -85,8 +82,8 @@ class UpstreamRecords(Protocol):
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which it expires (seconds since 1970).
-        Returns None if no token is stored or the stored token has expired. The mirror sends the token to an upstream.
-        Each combination of endpoint, scope and login has its own key."""
+        Returns None if no token is stored or the stored token has expired. `key` stands for one combination of
+        endpoint, scope and login."""
         ...
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
@@ -108,7 +105,7 @@ class UpstreamRecords(Protocol):
         """Stores the state of a rate limit. `key`: see `allowance`. If a state is stored already, combines the two
         states:
 
-        - Takes `at`, `remaining` and `limit` from the state with the later `at`, and the later `until`.
-        - Ignores a stored `at` in the future, and a stored `until` more than `MAX_PAUSE_SECONDS` from now. They were
-          stored before the clock was set back."""
+        - `at`, `remaining` and `limit` come from the state with the later `at`. A stored `at` in the future counts as
+          earlier.
+        - `until` is the later `until`. A stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
         ...

@@ -85,7 +85,7 @@ async def list_tags(
     """Lists the tags of a repository, with what they point at. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
     query = TagQuery(text, order, descending, referrer_tags)
-    return await caller.repository_browser.tags(caller.context_for(stored_name), stored_name, query, after, limit)
+    return await caller.repository_browser.tag_page(caller.context_for(stored_name), stored_name, query, after, limit)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/details", tags=["repositories"])
@@ -260,7 +260,7 @@ class NewDescription(BodyModel):
 async def read_description(caller: AnyCaller, name: PathRepository) -> DescriptionView:
     """Shows what people have written about a repository. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
-    return await caller.repository_browser.description(caller.context_for(stored_name), stored_name)
+    return await caller.repository_browser.rendered_description(caller.context_for(stored_name), stored_name)
 
 
 @_push_router.put("/repositories/{name:path}/description", tags=["repositories"])

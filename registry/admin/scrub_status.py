@@ -68,7 +68,7 @@ class DamagedBlobResponse(BaseModel):
         return cls(
             digest=stored.digest,
             size=stored.size,
-            found=models.to_datetime(stored.found),
+            found=models.to_datetime(stored.found_at),
             reason=stored.reason,
             repositories=list(stored.repositories),
         )
@@ -88,7 +88,7 @@ class DamagedManifestResponse(BaseModel):
         return cls(
             repository=stored.repository,
             digest=stored.digest,
-            found=models.to_datetime(stored.found),
+            found=models.to_datetime(stored.found_at),
             reason=stored.reason,
         )
 

@@ -4,8 +4,8 @@ an image. This module verifies no signatures.
 
 An *attestation* is a claim about an image, such as how it was built; its *predicate type* names the kind of claim. A
 *Sigstore bundle* is a file that contains a signature or a signed attestation. The manifest of a bundle can state the
-predicate type in an annotation (`storage.tag_listing.BUNDLE_PREDICATE`). The *marks* of a manifest say whether it has a
-signature, an SBOM and an attestation."""
+predicate type in an annotation (`storage.tag_listing.PREDICATE_ANNOTATION`). The *marks* of a manifest say whether it
+has a signature, an SBOM and an attestation."""
 
 from __future__ import annotations
 

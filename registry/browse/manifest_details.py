@@ -77,7 +77,7 @@ class ManifestDetails:
             annotations=budget.mapping(manifest.annotations) if is_readable else {},
             annotations_truncated=budget.is_exceeded,
             tags=list(facts.tags),
-            stored=utc_time(facts.stored),
+            stored=utc_time(facts.stored_at),
             last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
             pulls=facts.pulls,
             stored_bytes=facts.stored_bytes,

@@ -23,7 +23,7 @@ from storage.errors import RegistryError
 from storage.image_times import parse_time
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
-from storage.tag_listing import BUNDLE_PREDICATE, TagListing
+from storage.tag_listing import PREDICATE_ANNOTATION, TagListing
 
 MAX_REFERRERS: Final = 100
 """How many referrers that were found by their subject are listed, and also how many attestations of an index. Further
@@ -204,7 +204,7 @@ def _purpose(view: ReferrerView) -> Purpose:
 def _predicates(view: ReferrerView) -> list[str]:
     """Returns the predicate types (the kinds of claims) that a referrer states: in the annotation of a Sigstore
     bundle's manifest, or in the annotations of the referrer's files."""
-    bundle_predicate = view.annotations.get(BUNDLE_PREDICATE, "")
+    bundle_predicate = view.annotations.get(PREDICATE_ANNOTATION, "")
     predicates = (bundle_predicate, *(file.predicate_type for file in view.files))
     return [predicate for predicate in predicates if predicate]
 

@@ -47,14 +47,14 @@ from storage.upstream_tags import UpstreamTags
 if TYPE_CHECKING:
     from registry.browse.markdown_rendering import RenderedText
 
-_READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
-"""How many reads a process runs at a time."""
-_LISTS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many lists of tags may be in progress at a time. A single thread reads the lists, one after the other; a list
-that waits in the queue of this thread counts as in progress. A visitor may have only one list in progress, so nobody
-has to wait for several lists of another visitor."""
-_ANSWER_BYTES: Final = 32 * MIB
-"""How many bytes of memory the manifests and configs in responses may take while they are sent."""
+_READ_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
+"""Limits for the reads that a process runs at a time."""
+_LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
+"""Limits for the lists of tags that a process reads at a time. One thread reads all lists; a list that waits for the
+thread counts as running. A visitor may have only one running list, so that nobody waits for several lists of another
+visitor."""
+_MAX_ANSWER_BYTES: Final = 32 * MIB
+"""Largest total size, in bytes of memory, of the manifests and configs that are being sent in responses."""
 
 
 class ContentStore(Protocol):
@@ -92,9 +92,8 @@ class RepositoryBrowser:
     ManifestUnknown.
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
-    wait. If too many wait, a read raises TooManyRequests. The number of pages that are rendered at a time is limited
-    separately (`registry.ui.page_route.page_slot`). A page that has been read and waits to be rendered does not count
-    as a read, so that other visitors can read.
+    wait. If too many wait, a read raises TooManyRequests. Rendering has a limit of its own
+    (`registry.ui.page_route.page_slot`).
 
     `answer_memory_limit`: limits the memory of the results of `raw_manifest` and `raw_config`. A route that sends such
     a result calls `AnswerMemoryLimit.hold`, which counts the bytes of the result until the client has received them."""
@@ -110,9 +109,9 @@ class RepositoryBrowser:
         self._registry = registry
         self._live = live
         # The error text of TooManyRequests contains "answers" or "lists".
-        self._reads = VisitorLimits(_READS, "answers")
-        self._lists = VisitorLimits(_LISTS, "lists")
-        self.answer_memory_limit = AnswerMemoryLimit(_ANSWER_BYTES)
+        self._reads = VisitorLimits(_READ_LIMITS, "answers")
+        self._lists = VisitorLimits(_LIST_LIMITS, "lists")
+        self.answer_memory_limit = AnswerMemoryLimit(_MAX_ANSWER_BYTES)
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
         overviews = OverviewReader(self._reader, listing)
@@ -123,7 +122,7 @@ class RepositoryBrowser:
         self._immutable_tags = store.immutable_tags
         self._remover = TagRemover(live, store.tag_removals, store.retention, store.tag_history, store.immutable_tags)
 
-    async def tags(
+    async def tag_page(
         self, request: RequestContext, repo: RepositoryName, query: TagQuery, after: str | None, limit: int
     ) -> TagRowPage:
         """Returns a page of the repository's tags. `after`: the field `next` of the page before; None: the first page.
@@ -135,9 +134,9 @@ class RepositoryBrowser:
     async def manifest(
         self, request: RequestContext, repo: RepositoryName, reference: Reference, platform: str | None = None
     ) -> ManifestView:
-        """Returns a manifest in detail. `platform`: for an index, the platform, such as `linux/arm64`, or the digest of
-        the image to show; None: a default platform. Raises ManifestUnknown, also if the index lists no such
-        platform."""
+        """Returns a manifest in detail. `platform`: which image of an index to show, named by its platform, such as
+        `linux/arm64`, or by its digest; None: the image of a default platform. Raises ManifestUnknown, also if the
+        index lists no such image."""
         async with self._reading(request):
             return await self._details.read(repo, reference, platform)
 
@@ -151,16 +150,16 @@ class RepositoryBrowser:
             return await self._get_manifest(repo, reference)
 
     async def raw_config(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> bytes:
-        """Returns the config of an image of one platform. Raises ManifestUnknown. Raises BlobUnknown if the manifest
-        has no config, or if the config is not stored or is too large to show."""
+        """Returns the config of an image. Raises ManifestUnknown. Raises BlobUnknown if the manifest has no config, or
+        if the config is not stored or is too large to show."""
         async with self._reading(request):
             manifest = await self._get_manifest(repo, reference)
-            # Parses the manifest, in a thread if it is large. Its properties then need no parsing below.
+            # Parses the manifest, in a thread if it is large. The properties that are read below are then ready.
             await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
             data = None if config is None else await self._reader.read_blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
             if data is None:
-                raise BlobUnknown(f"{repo} has no config of {reference} that can be shown")
+                raise BlobUnknown(f"the config of {reference} in {repo} does not exist or cannot be shown")
             return data
 
     async def referrers(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> ReferrersView:
@@ -170,8 +169,8 @@ class RepositoryBrowser:
             return await self._referrers.read(repo, await self._get_manifest(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
-        """Returns the files of an artifact. The result has the text of each file that is small, is text, and is stored.
-        Raises ManifestUnknown."""
+        """Returns the files of an artifact. The result includes the content of small text files that are stored. Raises
+        ManifestUnknown."""
         async with self._reading(request):
             return await self._referrers.files(repo, await self._get_manifest(repo, reference))
 
@@ -184,9 +183,11 @@ class RepositoryBrowser:
         platform: str | None = None,
     ) -> ComparisonView:
         """Compares two images of a repository. `platform`: for an index, the platform whose image is compared; None: a
-        platform that both images have. Raises ManifestUnknown, also if one of the two is not an image that is
-        stored here. If `platform` is None and one of the two is an index, also raises it if they have no platform in
-        common."""
+        platform that both have. Raises ManifestUnknown in three cases:
+
+        - A manifest does not exist.
+        - A manifest has no image that is stored here.
+        - `platform` is None, one manifest is an index, and the two have no platform in common."""
         async with self._reading(request):
             views = [await self._details.read(repo, reference, platform) for reference in (base, other)]
             if platform is None and (common := common_platform(*views)) is not None:
@@ -216,10 +217,11 @@ class RepositoryBrowser:
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._descriptions.read(repo)
 
-    async def description(self, request: RequestContext, repo: RepositoryName, top_heading: int = 1) -> DescriptionView:
+    async def rendered_description(
+        self, request: RequestContext, repo: RepositoryName, top_heading: int = 1
+    ) -> DescriptionView:
         """Returns the description of a repository, as text and as HTML. `top_heading`: the level of the highest
-        headings in the HTML. While this method waits to render, it does not hold a slot to read, so other
-        visitors can read."""
+        headings in the HTML."""
         description = await self.stored_description(request, repo)
         return await self._descriptions.view(repo, description, visitor_of(request), top_heading)
 
@@ -233,15 +235,15 @@ class RepositoryBrowser:
         top_heading: int = 1,
     ) -> DescriptionView:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
-        has edited; None: the revision is not checked. `top_heading`: as for `description`. The repository has to be
-        hosted, and the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if the
-        text is too long or is not UTF-8, and PreconditionFailed if the description has another revision than
+        has edited; None: the revision is not checked. `top_heading`: as for `rendered_description`. The repository has
+        to be hosted, and the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if
+        the text is too long or is not UTF-8, and PreconditionFailed if the description has another revision than
         `revision`."""
         return await self._descriptions.put(repo, text, revision, by, visitor_of(request), top_heading)
 
     async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
-        """Renders `text` as `description` renders a stored description. Raises RequestInvalid if the text is too
-        long or is not UTF-8."""
+        """Renders `text` as `rendered_description` renders a stored description. Raises RequestInvalid if the text is
+        too long or is not UTF-8."""
         return await self._descriptions.preview(text, visitor_of(request), top_heading)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
@@ -259,11 +261,10 @@ class RepositoryBrowser:
         by: Actor,
         expected: Mapping[Tag, Digest] | None = None,
     ) -> RemovedTags:
-        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that are unused afterwards. `expected`: for a tag,
-        the digest that it has to point at; the tag stays if it points at another digest. `repo` has to be hosted. The
-        principal needs the right to delete, and also the right to pull, because the result has digests. The result also
-        lists the tags that could not be removed. Raises Unauthorized, NameUnknown. After a cancellation, some of the
-        tags may be removed."""
+        """Removes tags, at most MAX_REMOVED_TAGS, and the manifests that are unused afterwards. `expected`: the
+        expected digests, by tag; a tag that points at another digest is not removed. `repo` has to be hosted. The
+        principal needs the rights to delete and to pull. The result also lists the tags that could not be removed.
+        Raises Unauthorized, NameUnknown. After a cancellation, some of the tags may be removed."""
         with as_current_request(request):
             await self._registry.tags(repo, None, 1)  # checks the right to pull
             return await self._remover.remove(repo, tags, expected or {}, by)

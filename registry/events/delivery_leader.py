@@ -22,17 +22,17 @@ SLOT_POLL_SECONDS: Final = 1.0
 """Time between two attempts of a process to get the slot while another process holds it. The slot becomes free when
 the other process stops its delivery or ends."""
 CANCEL_AGAIN_SECONDS: Final = 1.0
-"""`aclose` cancels the delivery task and waits this long for its end. If the task is then still running, `aclose`
-cancels the task again. A cancelled task can go on running if an error in the task has replaced the CancelledError."""
+"""`aclose` cancels the delivery task, and cancels it again each time that the task is still running after this time. A
+cancelled task goes on running if an error in the task has replaced the CancelledError."""
 TIDY_SECONDS: Final = 10.0
 """Time between two checks whether the outbox exceeds its limits."""
 log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. If
-    the settings keep a list of events for the management API, this list is also a reader, with the name
-    `LIST_READER`."""
+    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. The
+    list of events that the management API shows is a reader with the name `LIST_READER`, if the settings keep this
+    list."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -43,7 +43,7 @@ def event_readers(settings: Settings) -> list[EventReader]:
 
 
 def registry_address(settings: Settings) -> str:
-    """Returns the URL of the registry, which events name as their source."""
+    """Returns the URL of the registry that events state as their source."""
     scheme = "http" if settings.tls.certificate is None else "https"
     return settings.public_url or f"{scheme}://{settings.listen}"
 
@@ -74,7 +74,7 @@ class EventDelivery:
 
     async def apply(self, settings: Settings) -> None:
         """Uses these settings from now on: stops the delivery, stores which events each reader wants, and starts the
-        delivery again. Does not start it if there are no readers and no stored events.
+        delivery again. Starts the delivery only if there are readers or stored events.
 
         If the store raises an error, this method logs the error, and the delivery task tries to store the readers
         again. Until an attempt succeeds, the registry records the events that the previous settings wanted."""
@@ -109,8 +109,8 @@ class EventDelivery:
         self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
-        """Waits until this process gets the slot, and then delivers events. After an error, gives the slot up and tries
-        to get it again. Ends only when it is cancelled."""
+        """Waits until this process gets the slot, and then delivers events. After an error, releases the slot and waits
+        for it again. Ends only when the task is cancelled."""
 
         async def deliver() -> None:
             if not self._is_configured:
@@ -134,7 +134,7 @@ async def _deliver_and_tidy(
     clock: Callable[[], float],
     observer: DeliveryObserver,
 ) -> None:
-    """Runs one delivery task for each webhook, and keeps the outbox within its limits, until it is cancelled."""
+    """Runs one delivery task for each webhook, and keeps the outbox within its limits, until the task is cancelled."""
     from registry.events.dispatcher import SenderLimit, WebhookDispatcher
     from registry.events.webhook_client import WebhookClient
 

@@ -262,11 +262,11 @@ class MirroredBlobs:
                         async with asyncio.timeout(SILENCE_SECONDS / 2):
                             if fill.size > SMALL_BLOB_BYTES:
                                 return await fill.wait_for_response()
-                            await fill.wait_finished()
+                            await fill.wait_until_stored()
                             return False
                     # One check is not enough: the fill may have waited for a free connection until just before the
                     # check, so that the upstream had no time to respond.
-                    has_no_response = fill.has_no_response_for(repo)
+                    has_no_response = fill.awaits_other_repository(repo)
                     if had_no_response and has_no_response:
                         raise _NoResponse
                     had_no_response = has_no_response

@@ -31,7 +31,7 @@ class RecordedEnd(Protocol):
     """How a request ended (`registry.server.connection.request_reports.RequestEnd`). `status`: 0 if no response was
     begun. `received_bytes`: size of the request's body. `sent_bytes`: size of the response's body. `seconds`: time
     since the head of the request was received. `is_complete`: whether the whole response was sent. `reason`: why the
-    server itself has refused the request; empty if the server has not refused the request."""
+    server has refused the request without calling the application; otherwise empty."""
 
     @property
     def status(self) -> int: ...
@@ -52,8 +52,8 @@ class CountedAnswer(LoggedAnswer, Protocol):
 
     kind: str
     metric_cells: Any
-    """A tuple: the cell that counts the requests with this answer, the cell that counts the sent bytes, and the size of
-    the answer's body. None until the first request with this answer."""
+    """A tuple of three numbers: the index of the cell that counts the requests with this answer, the index of the cell
+    that counts the sent bytes, and the size of the answer's body. None until the first request with this answer."""
 
 
 class RecordedExchange(Protocol):
@@ -73,8 +73,8 @@ class RecordedExchange(Protocol):
 
 
 class RequestRecorder:
-    """Counts requests and logs them. The server calls the methods (`registry.server.connection.request_reports`). They
-    return immediately and raise nothing."""
+    """Counts requests and logs them. The server calls the methods (`registry.server.connection.request_reports`). The
+    methods return immediately and raise nothing."""
 
     def __init__(self, metrics: Metrics, recent_clients: RecentClients | None = None) -> None:
         """`recent_clients`: records the clients of requests to the distribution API; None: they are not recorded."""
@@ -86,7 +86,7 @@ class RequestRecorder:
         """The results of `_find_cells`, by its arguments."""
 
     def on_cached_answer(self, scope: Scope, answer: CountedAnswer, request_id: str) -> None:
-        """Records a request that the response cache has answered. Takes half a microsecond without the log line."""
+        """Records a request that the response cache has answered."""
         if answer.metric_cells is None:
             size = len(answer.body)
             count_cell = self._metrics.cached_cell(answer.kind, scope["method"], size)
@@ -103,9 +103,9 @@ class RequestRecorder:
             self.tracing.trace_cached_request(scope, answer.kind)
 
     def on_refused(self, scope: Scope, end: RecordedEnd) -> None:
-        """Records a request that the server has refused before it called the application. `scope`: the part of the ASGI
-        scope that is known (`registry.server.connection.request_reports.partial_scope`). A request or connection that
-        got no response is not counted."""
+        """Logs a request, or a connection, that the server has refused without calling the application. If the client
+        got a response, also counts the request. `scope`: the part of the ASGI scope that is known
+        (`registry.server.connection.request_reports.partial_scope`)."""
         if end.status:
             self._count("other", "other", end)
         if log.isEnabledFor(logging.INFO):
@@ -116,7 +116,7 @@ class RequestRecorder:
             )
 
     def on_connection(self, change: int) -> None:
-        """Counts a new connection (1), or the end of one (-1)."""
+        """Adds `change` to the number of open connections: 1 for a new connection, -1 for a closed connection."""
         self._metrics.cells.own[self._metrics.connections.first_cell] += change
 
     def on_request_end(self, scope: Scope, end: RecordedEnd) -> None:
@@ -150,7 +150,7 @@ class RequestRecorder:
             self.tracing.end_request(scope, route, end.status)
 
     def _count(self, route: str, method: str, end: RecordedEnd) -> None:
-        """Adds a request that has ended to the cells that count it."""
+        """Counts a request that has ended."""
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None
         cell_numbers = self._found_cells.get((route, method, status)) or self._find_cells(route, method, status)
@@ -170,8 +170,8 @@ class RequestRecorder:
             cells[sent_cell] += end.sent_bytes
 
     def _find_cells(self, route: str, method: str, status: int | None) -> tuple[int, ...]:
-        """Returns the cells that count the requests with this route, method and status. `status`: None if the requests
-        were cut off. The number of cached results is limited, because clients choose the method."""
+        """Returns the indexes of the cells that count the requests with this route, method and status. `status`: None
+        for requests that were cut off. Caches a limited number of results, because clients choose the method."""
         metrics = self._metrics
         is_complete = status is not None
         cell_numbers = (

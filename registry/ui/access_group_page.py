@@ -1,5 +1,5 @@
-"""The page about one group, for admins: its members and its grants (rights on repositories), and the forms that change
-them."""
+"""The page on which admins see one group, its members, and its grants (rights on repositories). The forms of the page
+add and remove members, and delete the group."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, receive_form, redirect
 from storage.access import AccountName, Grantee, GranteeKind
 
-SHOWN_MEMBERS: Final = 1000
-"""How many members of a group its page shows."""
+MAX_SHOWN_MEMBERS: Final = 1000
+"""Largest number of members that the page of a group shows."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes that receive forms. A handler of a `FormRoute` must acquire a *slot*, the permit to render a page, before
+it renders one (`page_slot`)."""
 
 
 @router.get(f"{GROUPS_PATH}/{{name}}")
@@ -43,8 +43,8 @@ async def group(request: Request, name: str) -> Response:
 
 @forms.post(f"{GROUPS_PATH}/{{name}}")
 async def change_group(request: Request, name: str) -> Response:
-    """Adds or removes the member that the form names, or deletes the group: the field `do` says which. Shows the page
-    again with the reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid,
+    """Makes the change that the field `do` of the form names: adds or removes a member, or deletes the group. If the
+    change is not possible, shows the page with the reason. Raises Unauthorized, Denied, AccountInvalid,
     AccountUnknown."""
     caller, form = await receive_form(request, admin_of)
     group_name, _members = caller.administration.group(AccountName(name))
@@ -94,8 +94,8 @@ async def _group_page(
         section="access",
         here=_path(name),
         name=name,
-        members=members[:SHOWN_MEMBERS],
-        hidden_members=max(0, len(members) - SHOWN_MEMBERS),
+        members=members[:MAX_SHOWN_MEMBERS],
+        hidden_members=max(0, len(members) - MAX_SHOWN_MEMBERS),
         grants=grants.items,
         has_more_grants=grants.more,
         problem=problem,

@@ -87,7 +87,7 @@ async def write_description(request: Request, path: str) -> Response:
         try:
             await caller.repository_browser.put_description(context, stored, text, revision, caller.actor, TOP_HEADING)
         except PreconditionFailed as error:
-            theirs = await caller.repository_browser.description(context, stored, TOP_HEADING)
+            theirs = await caller.repository_browser.rendered_description(context, stored, TOP_HEADING)
             problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")
             async with page_slot(request):
                 return await _form_page(

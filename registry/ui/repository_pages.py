@@ -112,7 +112,7 @@ async def repository(request: Request, path: str) -> Response:
     context = caller.context_for(stored_name)
     if reference is not None:
         return await image_page(request, stored_name, reference, _components(request).naming.upstream_of(stored_name))
-    description = await caller.repository_browser.description(context, stored_name, TOP_HEADING)
+    description = await caller.repository_browser.rendered_description(context, stored_name, TOP_HEADING)
     return await _tags_page(request, stored_name, description)
 
 
@@ -121,7 +121,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
     tag_query, after, context = _tag_query(text, sort), query.one("after") or None, caller.context_for(name)
-    page = await caller.repository_browser.tags(context, name, tag_query, after, TAGS_ON_A_PAGE)
+    page = await caller.repository_browser.tag_page(context, name, tag_query, after, TAGS_ON_A_PAGE)
     async with page_slot(request):
         return await page_response(
             request,

@@ -84,7 +84,7 @@ async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     as over."""
     newest_rounds = await damage.rounds(1)
     if not newest_rounds:
-        oldest = await damage.oldest_blob_created()
+        oldest = await damage.oldest_blob_created_at()
         return oldest is not None and _has_passed(every, oldest, now)
     if newest_rounds[0].ended is None:
         return _has_passed(min(every, CONTINUE_SECONDS), newest_rounds[0].updated, now)

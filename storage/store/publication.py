@@ -1,5 +1,4 @@
-"""Turns bytes whose digest was verified into a blob of a repository (`Publication`). The bytes were pushed by a client
-or downloaded from an upstream registry."""
+"""Turns bytes whose digest was verified into a blob of a repository (`Publication`)."""
 
 from __future__ import annotations
 
@@ -14,10 +13,9 @@ from storage.names import RepositoryName, UploadID
 
 
 class Publication:
-    """Commits content in two steps. First the blob store stores the bytes durably. Their *place* is the key under which
-    the blob store can open them later. Then the metadata store commits the blob's *row*, which contains the place and
-    makes the blob exist. This class holds the lock of the digest during both steps, so that the garbage collector does
-    not remove the bytes between the steps."""
+    """Commits content in two steps. First the blob store stores the bytes durably under a key, the *place*. Then the
+    metadata store commits the blob's *row*, which contains the place and makes the blob exist. This class holds the
+    lock of the digest during both steps, so that the garbage collector does not remove the bytes between the steps."""
 
     def __init__(self, blobs: BlobStore, metadata: Metadata, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -25,17 +23,19 @@ class Publication:
         self._locks = locks
 
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID, by: Actor) -> None:
-        """Makes a blob of `repo` from the content of the upload session `upload`. Deletes the session's row in the
-        transaction that commits the blob's row. `by`: the client that pushed the content. Raises BlobUploadUnknown,
+        """Makes a blob of `repo` from the content of the upload session `upload`. The transaction that commits the
+        blob's row also deletes the session's row. `by`: the client that pushed the content. Raises BlobUploadUnknown,
         BlobUploadInvalid, StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload, by)
         )
 
-    async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
-        """Makes a blob of `repo` from content that belongs to no upload session and was not downloaded, for example
-        from a file that the import of a directory links into the store. Raises StorageFull, StorageFailed,
-        QuotaExceeded.
+    async def commit_without_upload(
+        self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None
+    ) -> None:
+        """Makes a blob of `repo` from content without an upload session, for example from a file that an import links
+        into the store. For content that was downloaded from another registry, call `commit_download`. Raises
+        StorageFull, StorageFailed, QuotaExceeded.
 
         `by`: the client that pushed the content. The blob's event names this client. If `by` is None, no client pushed
         the content, and the blob gets no event."""
@@ -44,7 +44,7 @@ class Publication:
             lambda: self._metadata.add_blob_without_upload(repo, content.digest, content.size, content.place, by=by),
         )
 
-    async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
+    async def commit_download(self, repo: RepositoryName, content: VerifiedContent) -> None:
         """Makes a blob of `repo` from content that the mirror or an import downloaded from another registry. The blob's
         event has the action `EventAction.FILL`. Raises StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
@@ -61,9 +61,9 @@ class Publication:
                 await content.publish()
                 await commit_row()
             except (StorageFull, QuotaExceeded):
-                # After these errors the new row is certainly not committed. If no older row has this digest, nothing
-                # needs the bytes, and this method deletes them to free their space. After other errors, such as a
-                # failed fsync, the bytes must stay, because the row may exist after a crash.
+                # After these errors, the new row is certainly not committed. The bytes are deleted to free their space,
+                # unless an older row has this digest. After other errors, such as a failed fsync, the bytes must stay,
+                # because the row may exist after a crash.
                 if not await self._metadata.known_blobs([content.digest]):
                     await self._blobs.remove(content.place)
                     await self._blobs.reclaim_space()

@@ -303,7 +303,7 @@ class StoredRegistry:
         reading. The caller must have verified that the file has `size` bytes and this digest. Raises LinkRefused if the
         file cannot be linked safely; the caller can then push the bytes with `start_upload`. Raises StorageFull,
         StorageFailed."""
-        await self._publication.commit_content(repo, self.blobs.prepare_link(fd, digest, size), by)
+        await self._publication.commit_without_upload(repo, self.blobs.prepare_link(fd, digest, size), by)
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor

@@ -114,7 +114,7 @@ class Quarantine:
         digest, place = damage.digest, damage.place
         quarantine_place = "" if damage.version is None else self._blobs.quarantine_place(digest)
         async with self._locks.hold(digest):
-            if not await self.is_current(damage) or not await self._damage.mark_blob(
+            if not await self.is_current(damage) or not await self._damage.mark_blob_damaged(
                 digest, place, damage.problem, quarantine_place
             ):
                 return False

@@ -138,7 +138,7 @@ class Scrubber:
                     self._on_damaged(blob.digest)
                 after = blob.digest
             has_more = page.more
-        self._healed += await self._damage.restore_manifests()
+        self._healed += await self._damage.recheck_damaged_manifests()
 
     async def _check_blobs(self) -> None:
         """Checks the blobs that the round has not checked yet."""
@@ -197,22 +197,22 @@ class Scrubber:
         """Checks the manifests that the round has not checked yet."""
         while check := await self._damage.check_manifests(self._round.after_manifest, self._round.until_manifest):
             damaged = 0
-            for row_id in check.damaged_rows:
-                if (manifest := await self._damage.mark_manifest(row_id)) is not None:
+            for row_id in check.damaged_row_ids:
+                if (manifest := await self._damage.mark_manifest_damaged(row_id)) is not None:
                     damaged += 1
                     self._context.step(
                         "damaged", kind="manifest", digest=manifest.digest, reason=manifest.reason,
                         repositories=[manifest.repository],
                     )  # fmt: skip
-            self._on_scrubbed(check.size)
+            self._on_scrubbed(check.read_bytes)
             previous = self._round
             self._round = replace(
                 previous,
-                after_manifest=check.last,
-                manifests=previous.manifests + check.count,
+                after_manifest=check.last_row_id,
+                manifests=previous.manifests + check.manifest_count,
                 damaged=previous.damaged + damaged,
             )
-            await self._rate.wait(check.size, self._save_progress)
+            await self._rate.wait(check.read_bytes, self._save_progress)
 
     async def _count_reading(self, count: int) -> None:
         """Counts `count` bytes of a blob that were read, and waits until the rate allows more."""

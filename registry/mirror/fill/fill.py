@@ -6,11 +6,10 @@ downloads: it is the *owner* of the partial blob. The fills of the other process
 the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
 continues after the request that started it has ended.
 
-Usually all repositories of the upstream share the fill of a blob (*shared* fill), and the owner requests the bytes from
-one of these repositories. If the upstream does not respond, the other repositories use a second fill (*separate* fill).
-It requests the bytes from one of these other repositories, and writes them into a second partial blob, which all
-processes share as well. So at most two requests without a response are running for a blob, however many repositories
-and processes need it.
+Usually all repositories of the upstream use the same fill of a blob, the *shared* fill. Its owner requests the bytes
+from one of these repositories. If the upstream does not respond, the other repositories use a second fill, the
+*separate* fill. The separate fill has a partial blob of its own, and its owner requests the bytes from one of the other
+repositories. So at most two requests without a response are running for a blob in all processes.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ log = logging.getLogger("registry.mirror")
 READER_POLL_SECONDS: Final = 0.05
 """Longest time that a reader waits, after the owner has disappeared, before it tries to read from a new owner."""
 FOLLOWER_PAUSE_SECONDS: Final = 0.01
-"""Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
+"""Time between two attempts of a follower to become the owner, after the owner has disappeared."""
 RESPONSE_POLL_SECONDS: Final = 0.01
 """Time between two checks in `_signal_response` whether the upstream has started to send to the owner."""
 MAX_LOST_OWNERS: Final = 40
@@ -72,22 +71,21 @@ class Fill:
         self.size = size
         self.repositories = {repo}
         self.demand = Demand()
-        """`has_clients`: a client waits for the blob or receives it now. `is_unattended`: a client has requested it,
-        and all clients have left. `needs_blob()`: a client has requested it (and may have left), or a pull needs it."""
+        """The fill is *unattended* (`is_unattended`) if a client has requested the blob, and all clients have left."""
         self.error: RegistryError | None = None
         self._context = context
         self._source = context.upstream.name
-        """The source that this fill passes to `Partials.claim`. Fills with different sources have different partial
-        blobs."""
+        """The argument `source` of `Partials.claim`. The fills of a blob with the same source share a partial blob."""
         if is_separate:
             self._source += "@separate"
         self._partial: Partial | None = None
-        """The partial blob that the bytes are written to. It may be replaced if `_must_keep_partial` is False."""
+        """The partial blob that the bytes are written to; None before the first `_claim`. Another partial blob may
+        replace it if `_must_keep_partial` is False."""
         self._verified_partial: Partial | None = None
-        """The partial blob that has become the stored blob; None while the fill is running, if it has failed, or if the
-        stored blob comes from another partial blob."""
+        """The partial blob that has become the stored blob. None if the fill is running, if the fill has failed, or if
+        the stored blob comes from another partial blob."""
         self._reader_files: set[ReaderFile] = set()
-        """The open files of the readers. A reader may have one before `_response_or_end` is set."""
+        """The open files of the readers."""
         self._response_or_end = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
@@ -108,27 +106,27 @@ class Fill:
 
     @property
     def _must_keep_partial(self) -> bool:
-        """Whether readers may have got bytes of the partial blob. Only the rest of the same partial blob can then
-        complete their responses. Usually, readers get bytes only after the upstream has started to send. But a reader
-        that was opened while the fill was queued (`is_queued`) may already get bytes that an earlier owner stored."""
+        """Whether readers may have got bytes of the partial blob. The fill must then not replace the partial blob,
+        because one response must not mix the bytes of two partial blobs. A reader may get bytes that an earlier owner
+        stored, even before the upstream responds."""
         is_read = any(file.is_used and file.partial is self._partial for file in self._reader_files)
         return is_read or self.has_response_or_ended
 
     def open_file(self) -> ReaderFile:
-        """Opens the file that the bytes are written to, for one reader, which closes it. Call it when
-        `wait_for_response` has just returned True, or while `is_queued`. Raises TooManyOpenFiles, StorageFailed."""
+        """Opens the file of the partial blob for one reader. The reader closes the file. Call this method right after
+        `wait_for_response` has returned True, or while `is_queued` is True. Raises TooManyOpenFiles, StorageFailed."""
         assert self._partial is not None
         return ReaderFile(self._partial, self._reader_files)
 
     @property
     def is_queued(self) -> bool:
-        """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
-        any request to the upstream. Raises StorageFailed."""
+        """Whether the owner, in this or another process, is still waiting for a free connection to the upstream. Raises
+        StorageFailed."""
         return not self.has_ended and self._partial is not None and not self._partial.has_upstream_request
 
-    def has_no_response_for(self, repo: RepositoryName) -> bool:
-        """Returns whether the owner, in this or another process, has requested the blob, but not from `repo`, and the
-        upstream has not responded yet. Raises StorageFailed."""
+    def awaits_other_repository(self, repo: RepositoryName) -> bool:
+        """Returns True if the owner, in this or another process, has requested the blob, the upstream has not responded
+        yet, and none of the requests was to `repo`. Raises StorageFailed."""
         partial = self._partial
         if partial is None or self.has_response_or_ended or not partial.has_upstream_request:
             return False
@@ -138,9 +136,8 @@ class Fill:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
         is stored. If the fill has failed, raises its error.
 
-        If the partial blob was committed or deleted a moment ago, the fill is about to end. This method then waits for
-        the end. So if the bytes are wrong, the caller gets the error before it has sent any byte, and can use the next
-        fill."""
+        If the partial blob was just committed or deleted, waits until the fill has ended. So if the bytes are wrong,
+        the caller gets the error before it sends a byte."""
         await self._response_or_end.wait()
         if self._partial is not None and not self.has_ended and self._partial.has_ended:
             await self._ended.wait()
@@ -148,7 +145,7 @@ class Fill:
             raise self.error
         return not self.has_ended
 
-    async def wait_finished(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Waits until the fill has ended and the blob is stored. If the fill has failed, raises its error."""
         await self._ended.wait()
         if self.error is not None:
@@ -220,9 +217,9 @@ class Fill:
             self._end(error, is_abandoned=error is early_stop_error)
 
     async def _tell_followers(self, failure: RegistryError) -> None:
-        """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
-        another, and each would wait for the same timeouts. If the upstream has not started to send, stores only
-        timeouts: a new owner soon gets any other error itself. Does nothing if this fill is not the owner."""
+        """Stores the failure for the followers in other processes, so that they fail as well and do not repeat the
+        download. If the upstream has not started to send, stores only timeouts. Does nothing if this fill is not the
+        owner."""
         partial = self._partial
         if (
             partial is None
@@ -282,8 +279,9 @@ class Fill:
         return await self._download(partial)
 
     async def _claim(self) -> Partial:
-        """Waits for a permit, and raises NoClients if all clients have left by then. Claims the partial blob, gives its
-        file to the readers that have got no bytes yet, and closes the handle to an earlier partial blob."""
+        """Waits for a permit, and then claims the partial blob (`Partials.claim`). Gives its file to the readers that
+        have got no bytes yet, and closes the handle to the earlier partial blob. Raises NoClients if the fill is
+        unattended after the wait."""
         async with self._context.claim_permits:
             if self.demand.is_unattended:
                 raise NoClients
@@ -309,13 +307,13 @@ class Fill:
 
     async def _signal_response(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
         """Sets `_response_or_end` when the upstream has started to send to the owner. If all bytes are missing, sets it
-        when the first one is stored. If none is missing, sets it when the blob is stored. `gaps`: the missing bytes
-        when this fill began to follow."""
+        when the first one is stored. If none is missing, sets it when the blob is stored. `gaps`: the ranges
+        of bytes that were missing when this fill began to follow."""
         if gaps in ([], [(0, self.size)]):
             await partial.wait(0 if gaps else self.size)
         else:
-            # The stored bytes may be those of an earlier owner. New bytes count as a response, too, because the owner
-            # may have failed to record it.
+            # The bytes that are stored may come from an earlier owner. New bytes show that the upstream has responded,
+            # even if the owner could not record the response.
             while not partial.has_response and partial.missing() == gaps:  # noqa: ASYNC110  another process changes them
                 await asyncio.sleep(RESPONSE_POLL_SECONDS)
         self._response_or_end.set()
@@ -326,9 +324,8 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # `wait_for_byte` will raise StoredByAnotherFill. A reader without bytes then reads the stored blob; a
-                # reader that has got bytes since the check above fails. So no reader of this process needs `partial`.
-                # If `partial` has only some bytes, it is kept: a follower in another process may have begun to read it.
+                # No reader of this process needs `partial`: `wait_for_byte` will raise StoredByAnotherFill. A partial
+                # blob with some of its bytes is kept, because a reader in another process may have begun to read it.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.
@@ -358,8 +355,8 @@ class Fill:
                 if not self.demand.needs_blob():  # otherwise a client or a pull needs the blob again
                     raise
             except BlobLengthWrong:
-                # The stored bytes are possibly an error page, or the size is wrong. This is not recorded as a fault of
-                # the URL that sent them, because a manifest of one repository may state a wrong size.
+                # The stored bytes may be an error page. But this is not recorded as a fault of the URL that sent them,
+                # because `size` may be wrong: it may come from a manifest.
                 await partial.discard()
                 raise
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from registry.config.mirror_settings import WarmSettings
 from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references, read_references
-from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver, WarmResult
+from registry.mirror.warm.warmer import FindStoredBlobs, Locate, Warmer, WarmObserver, WarmResult
 from registry.single_flight import cancel_and_wait
 from storage.background_rounds import raise_if_cancelled, run_in_one_process
 from storage.content import Descriptor
@@ -54,7 +54,7 @@ class WarmLog(WarmObserver):
 
 @asynccontextmanager
 async def warm_on_schedule(
-    settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases
+    settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs, leases: Leases
 ) -> AsyncIterator[None]:
     """Runs rounds in the background while the `async with` block runs. Every server process calls this, but only one
     process at a time warms. When the warming process ends, another one takes over. `locate`: finds the mirror that
@@ -69,7 +69,7 @@ async def warm_on_schedule(
         await cancel_and_wait([rounds_task])
 
 
-async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
+async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs, leases: Leases) -> None:
     """Waits until this process gets the slot, and then runs the rounds of all upstreams. Ends only when it is
     cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_DELAY_SECONDS, settings.interval))
@@ -83,7 +83,7 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
     )
 
 
-async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
+async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs) -> None:
     """Starts a round of each upstream, and the next one `interval` seconds after the last one has ended. Ends only when
     it is cancelled, and then ends the running rounds."""
     rounds: dict[str | None, asyncio.Task[None]] = {}
@@ -133,7 +133,7 @@ async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
 
 
 async def _run_round_and_pause(
-    settings: WarmSettings, locate: Locate, find_stored: FindStored, images: Sequence[ImageReference]
+    settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs, images: Sequence[ImageReference]
 ) -> None:
     """Warms each image of an upstream once, and then waits `settings.interval` seconds. Logs errors. Raises only
     CancelledError."""

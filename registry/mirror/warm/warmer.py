@@ -19,20 +19,20 @@ from storage.errors import DigestInvalid, ManifestUnknown, NameUnknown, Registry
 from storage.interface import Reader, Registry
 from storage.names import Digest, ImageReference, RepositoryName, Tag
 
-FindStored = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
-"""Returns which of the given digests belong to blobs that are completely stored."""
+FindStoredBlobs = Callable[[Sequence[Digest]], Awaitable[set[Digest]]]
+"""A function that returns which of the given blobs are completely stored."""
 Locate = Callable[[RepositoryName], Awaitable[tuple[Registry, RepositoryName, str | None]]]
-"""For a repository name, returns three things: the registry that serves the repository, the repository's name in that
-registry, and the name of its upstream registry. The last one is None if the repository is *hosted*, that is, if clients
-push to it."""
+"""A function that finds a repository by its name. Returns the registry that serves the repository, the repository's
+name in that registry, and the name of the upstream registry. The name of the upstream registry is None for a *hosted*
+repository, to which clients push."""
 
 MAX_RUNNING_REFERENCES = 4
 MAX_RUNNING_BLOBS = 8
 """Largest numbers of image references and of blobs that are fetched at a time. The mirror itself limits the connections
 to the upstream."""
 MAX_INDEX_DEPTH = 4
-"""Largest number of levels of manifests that are fetched below an image's index. The manifests that the index lists are
-the first level. If one of them is an index as well, the manifests that it lists are the second level."""
+"""Largest number of levels of manifests that are fetched below an image's index. Level 1 has the manifests that the
+index lists. Each further level has the manifests that an index of the previous level lists."""
 
 
 class WarmObserver(Protocol):
@@ -60,8 +60,8 @@ class WarmResult:
     - `manifests`, `blobs`: numbers of the image's manifests and blobs that are cached.
     - `fetched`: total size in bytes of the blobs that were fetched.
     - `already_stored`: total size in bytes of the blobs that were cached before.
-    - `error`: one line for the user that says why a part of the image is not cached, or why the cached tag may be out
-      of date; None: there was no error."""
+    - `error`: one line for the user. It says why a part of the image is not cached, or why the cached tag may be out
+      of date. None: there was no error."""
 
     manifests: int = 0
     blobs: int = 0
@@ -72,7 +72,8 @@ class WarmResult:
 
 @dataclass(frozen=True, slots=True)
 class _ImageBlob:
-    """A blob of an image. `was_stored`: whether it was stored before the warmer requested any blob of the image."""
+    """A blob of an image. `was_stored`: whether the blob was stored before the warmer requested any blob of the
+    image."""
 
     blob: Descriptor
     was_stored: bool
@@ -84,12 +85,12 @@ class Warmer:
     def __init__(
         self,
         locate: Locate,
-        find_stored: FindStored,
+        find_stored: FindStoredBlobs,
         platforms: Sequence[Platform] | None,
         observer: WarmObserver,
     ) -> None:
         """`locate`: finds the mirror that serves a repository. `find_stored`: says which blobs are stored. `platforms`:
-        the platforms for which the manifests that an index lists are fetched; None: all platforms."""
+        the platforms whose manifests are fetched if an image is an index; None: all platforms."""
         self._locate = locate
         self._find_stored = find_stored
         self._platforms = platforms
@@ -127,15 +128,15 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. After the following errors, still fetches the rest of
-        the image, and then raises one of these errors:
+        """Fetches one image, and adds its numbers to `result`. If one of the following errors occurs, fetches the rest
+        of the image, and then raises the error. If several occur, raises one of them:
 
         - The cached tag may be out of date.
         - An index has no entry for a platform.
         - The upstream does not have a manifest that an index lists.
         - A blob cannot be fetched.
 
-        If a manifest cannot be fetched for another reason, raises the error immediately."""
+        If a manifest cannot be fetched for another reason, raises the error at once."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
@@ -180,8 +181,8 @@ class Warmer:
         """Fetches a manifest. If it is an index, also fetches the manifests that it lists, down to `depth` further
         levels. Adds the blobs of all these manifests to `image_blobs`, but does not fetch them.
 
-        If the upstream does not have a listed manifest, or if the index has no entry for a platform, returns the first
-        such error, so that the caller still fetches the rest. Returns None if there was none. Raises other errors."""
+        Two kinds of errors are returned, not raised: the upstream does not have a listed manifest, or an index has no
+        entry for a platform. Returns the first such error; None if there was none."""
         manifest = await registry.get_manifest(image.repository, image.reference)
         result.manifests += 1
         if manifest.media_type not in INDEXES:
@@ -204,16 +205,17 @@ class Warmer:
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]
     ) -> None:
         """Adds `blobs` to `image_blobs`, except for `foreign` layers, which registries do not serve. Looks up which
-        blobs are stored. Call this before any blob of the image is requested: the first request makes the mirror
-        prefetch the other blobs, which must count as fetched, not as already stored."""
+        blobs are stored. Call this before any blob of the image is requested, because the first request makes the
+        mirror prefetch the other blobs."""
         stored = await self._find_stored([blob.digest for blob in blobs])
         for blob in blobs:
             if blob.digest not in foreign:
                 image_blobs.setdefault(blob.digest, _ImageBlob(blob, blob.digest in stored))
 
     def _choose_entries(self, index: Manifest) -> tuple[Sequence[Descriptor], RegistryError | None]:
-        """Returns the entries of an index for the platforms that are warmed, or all entries if the index states no
-        platforms. The second result is an error if the index has no entry for one of the platforms, otherwise None."""
+        """Returns the entries of an index for the platforms that are warmed. Returns all entries if all platforms are
+        warmed, or if the index states no platforms. The second result is an error if the index has no entry for one of
+        the platforms, otherwise None."""
         entries = index.manifests  # all entries, including those that are blobs
         offered = sorted({platform_name(entry) for entry in entries} - {""})
         if self._platforms is None or not offered:
@@ -227,8 +229,8 @@ class Warmer:
     def _find_or_start_fetch(
         self, registry: Reader, repo: RepositoryName, image: ImageReference, blob: Descriptor
     ) -> asyncio.Task[None]:
-        """Returns the task that fetches a blob of a repository. Starts the task if an earlier image with the same blob
-        has not started it."""
+        """Returns the task that fetches a blob of a repository. Starts the task if it was not started for
+        another image."""
         key = (repo, blob.digest)
         if key not in self._blob_tasks:
             self._observer.on_blob_wanted(image, blob)
@@ -244,8 +246,8 @@ class Warmer:
                 await self._wait_until_stored(registry, repo, blob.digest)
 
     async def _wait_until_stored(self, registry: Reader, repo: RepositoryName, digest: Digest) -> None:
-        """Opens a blob, which starts its download if it is not stored, and reports the progress until its last byte is
-        stored."""
+        """Opens a blob, and reports the progress until the last byte of the blob is stored. Opening a blob that is not
+        stored starts its download."""
         reader = await registry.open_blob(repo, digest)
         try:
             offset, end_offset = reader.span

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 READ_PIECE_BYTES = 2 * 1024 * 1024
-"""Size of a *piece*: the part of a file that a thread reads before it can read another file. All senders of a worker
-share the threads."""
+"""Size of a *piece*: the part of a file that a thread reads before it may read a piece of another file."""
 READ_AHEAD_BYTES = 8 * 1024 * 1024
-"""The next piece is read when it begins less than this many bytes after the next byte to send."""
+"""The next piece is read when fewer bytes than this are between the next byte to send and the piece."""
 _READ_BUFFER_BYTES = 64 * 1024
-"""Size of the buffer into which a file is read. The content of the buffer is not used."""
+"""Size of the buffer into which a file is read. Nothing uses the content of the buffer."""
 
 
 class ReadAhead:
@@ -32,14 +31,13 @@ class ReadAhead:
         `end_offset`. `on_piece_read` is called in the event loop after each piece: with the error if the piece could
         not be read, otherwise with None."""
         self._loop = loop
-        self._file = _reopen(file)  # another descriptor, which `close` closes
+        self._file = _reopen(file)  # another descriptor, which this object closes
         self._end_offset = end_offset
         self._on_piece_read = on_piece_read
         self._is_reading = False
         self._closed = False
         self.read_up_to = 0
-        """Offset in the file at which the last piece ends, even if reading this piece failed. It is 0 before the first
-        piece."""
+        """Offset at which the last piece ends, whether or not it could be read; 0 before the first piece."""
 
     def start_reading(self, offset: int) -> None:
         """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""
@@ -53,8 +51,8 @@ class ReadAhead:
             self._start_piece(self.read_up_to)
 
     def close(self) -> None:
-        """Stops reading after the piece that a thread is reading now. From this call on, `on_piece_read` is not called.
-        Call this method once."""
+        """Stops reading after the piece that a thread is reading now. No calls of `on_piece_read` follow. Call this
+        method once."""
         self._closed = True
         if not self._is_reading:
             os.close(self._file)
@@ -85,11 +83,11 @@ def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
 
 
 def _reopen(file: int) -> int:
-    """Opens the same file again, and returns the new descriptor. If the file cannot be opened again, returns a
-    duplicate of the descriptor.
+    """Opens the file of a descriptor again, and returns the new descriptor. If the file cannot be opened again, returns
+    a duplicate of the descriptor.
 
-    The kernel adapts its own read-ahead to the reads on each open file description (open(2)). The sender reads on the
-    description of `file`, so reads on a second description do not change the kernel's read-ahead for the sender."""
+    The kernel adapts its own read-ahead to each open file description (open(2)). Reads on a new description do not
+    change the kernel's read-ahead for the sender."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

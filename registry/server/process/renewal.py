@@ -13,12 +13,15 @@ from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 
 _START_SECONDS = 60.0
-"""Time for a new worker to become ready. After this time, the renewal is abandoned."""
+"""Longest time that a new worker may need to become ready. After this time, the renewal fails."""
 
 
 class Renewal:
-    """One renewal. `surplus`: workers that end without a replacement, because the number of workers is reduced. They
-    retire last. `fork` starts a worker with the given index."""
+    """One renewal.
+
+    - `to_replace`: the workers to replace, in this order.
+    - `fork`: starts a worker with the given index.
+    - `surplus`: workers that get no replacement, because the number of workers is reduced. They retire last."""
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class Renewal:
         surplus: Iterable[WorkerProcess] = (),
     ) -> None:
         self.outcome: ChangeOutcome | None = None
-        """How the renewal has ended; None: it still runs."""
+        """How the renewal has ended; None: the renewal still runs."""
         self._pool = pool
         self._fork = fork
         self._to_replace = list(to_replace)
@@ -37,16 +40,16 @@ class Renewal:
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`. The value 0 means: immediately."""
+        """The latest time at which `step` must be called, in seconds of `time.monotonic`; 0: immediately."""
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
         """Called when a worker has ended. `how`: how it ended, such as "ended with exit code 1". Returns True if the
         supervisor must not start this worker again:
 
-        - the worker is surplus.
-        - its replacement was started already.
-        - the worker is the present replacement. The renewal then also ends as failed."""
+        - The worker is surplus.
+        - The replacement of the worker has already been started.
+        - The worker is itself a replacement, and the old worker has not retired yet. The renewal then fails."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)
@@ -62,8 +65,9 @@ class Renewal:
         return False
 
     def step(self, now: float) -> None:
-        """Retires the worker whose replacement is ready, and starts the next replacement. `now` is in seconds of
-        `time.monotonic`. Raises OSError if no process can be started."""
+        """If the replacement of a worker is ready, retires the worker. Then starts the next replacement, or ends the
+        renewal if all workers are replaced. If the replacement does not become ready in time, kills it and fails the
+        renewal. `now` is in seconds of `time.monotonic`. Raises OSError if no process can be started."""
         if self.outcome is not None:
             return
         if self._replacement is not None:
@@ -83,7 +87,7 @@ class Renewal:
             self.outcome = ChangeOutcome(True, "all workers were replaced")
 
     def _abandon(self, reason: str) -> None:
-        """Ends the renewal. The remaining old workers continue to serve."""
+        """Ends the renewal as failed. The remaining old workers continue to serve."""
         old_worker_count = len(self._to_replace) + len(self._surplus)
         self.outcome = ChangeOutcome(False, f"{reason}; {old_worker_count} old workers go on serving")
         self._to_replace.clear()

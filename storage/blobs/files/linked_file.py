@@ -1,15 +1,14 @@
-"""Makes a file of another program a blob by a hard link, without copying its bytes (`LinkedFile`).
+"""Makes a blob from a file of another program. The blob is a hard link to the file, so no bytes are copied
+(`LinkedFile`).
 
-A blob's file must never change, but a program that writes to the file under its other name also changes the blob.
-Therefore the link is made only if no user except root and the user of this process may write to the file. The caller
-must be sure that the other program never writes to the file again. The other program may delete its own name of the
-file: the link keeps the bytes.
+The bytes of a blob must never change, and a program that writes to the file would change the blob. Therefore the link
+is made only if root and the user of this process are the only users who may write to the file. The caller must be sure
+that the other program never writes to the file again. The other program may delete the file: the link keeps the bytes.
 
     uploads/UUID/1      the link, until it is moved to the place of the blob
 
-The link is made in a new upload directory and then moved, because link(2) cannot replace a file that is already at the
-blob's place, whereas rename(2) can. If the process dies before the move, garbage collection deletes the directory,
-because no upload session has this UUID.
+The link is made in a new upload directory and then moved to the place of the blob. rename(2) can replace a file that is
+already there; link(2) cannot. If the process dies before the move, garbage collection deletes the upload directory.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from storage.names import Digest, UploadID
 
 class LinkedFile:
     """A file of another program that can become a blob. Implements the Protocol `VerifiedContent`. The caller must
-    verify the digest of the file before it calls `publish`. `size`: size of the file in bytes. `place`: the path that
-    the link will have, relative to the data directory."""
+    verify the digest of the file before it calls `publish`. `size`: size of the file in bytes. `place`: the path of the
+    blob's file, relative to the data directory."""
 
     def __init__(self, disk: Disk, fd: int, digest: Digest, size: int) -> None:
         """`fd`: the open file; the caller closes it. Raises LinkRefused if the file must not be linked."""
@@ -41,14 +40,15 @@ class LinkedFile:
         _check_linkable(fd, disk.layout.uploads)
 
     async def publish(self) -> None:
-        """Makes the link durably at `place`. Raises LinkRefused, StorageFull, StorageFailed."""
+        """Creates the link at `place`, and makes it durable. Raises LinkRefused, StorageFull, StorageFailed."""
         # `_publish` returns the error of link(2) as a text, because `Disk.run` turns an OSError into StorageFailed.
         refusal = await self._disk.run(self._publish)
         if refusal is not None:
             raise LinkRefused(refusal)
 
     def _publish(self) -> str | None:
-        """Makes the link and returns None. If link(2) refuses it, returns the reason. Raises OSError."""
+        """Creates the link, and returns None. If link(2) fails, and the disk is not full, returns the reason. Raises
+        OSError, StorageFull."""
         system, layout = self._disk.system, self._disk.layout
         self._disk.reserve.require_free_space()
         system.sync(self._fd)  # the other program may not have synced its file
@@ -67,8 +67,7 @@ class LinkedFile:
             sync_directory(system, target.parent)
             return None
         finally:
-            # The link still exists after a failure. It also exists if `target` was already a link to the same file,
-            # because rename(2) then does nothing.
+            # `link` may exist even after a success: rename(2) does nothing if `target` is a link to the same file.
             with suppress(OSError):
                 system.unlink(link)
             with suppress(OSError):
@@ -76,8 +75,11 @@ class LinkedFile:
 
 
 def _check_linkable(fd: int, uploads: Path) -> None:
-    """Raises LinkRefused if the open file is not a regular file, or is on another file system than `uploads`. Also
-    raises it if users other than root and the user of this process can change the file."""
+    """Raises LinkRefused in three cases:
+
+    - The open file is not a regular file.
+    - The open file is on another file system than `uploads`.
+    - Users other than root and the user of this process may change the open file."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise LinkRefused("it is not a regular file")

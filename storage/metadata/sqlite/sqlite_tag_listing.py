@@ -26,13 +26,13 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.version_lists import VersionLists
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
-    BUNDLE_PREDICATE,
     BUNDLE_TYPE_PREFIX,
     MAX_PAGE_TAGS,
     MAX_READ_MANIFESTS,
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
     MAX_TREE_MANIFESTS,
+    PREDICATE_ANNOTATION,
     UNKNOWN_PREDICATE,
     ListedTag,
     ManifestFacts,
@@ -93,9 +93,9 @@ SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 A
 _MAX_BUNDLE_ANNOTATION_BYTES: Final = 8 * 1024
 """The predicate type of a Sigstore bundle is read if the bundle's annotations have at most this number of bytes."""
 _BUNDLE_PREDICATES: Final = f"""
-SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE}"'), '') FROM (
+SELECT DISTINCT ifnull(json_extract(annotations, '$."{PREDICATE_ANNOTATION}"'), '') FROM (
   SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATION_BYTES}, CAST(annotations AS TEXT),
-              iif(annotations IS NULL, '{{}}', '{{"{BUNDLE_PREDICATE}": "{UNKNOWN_PREDICATE}"}}')) AS annotations
+              iif(annotations IS NULL, '{{}}', '{{"{PREDICATE_ANNOTATION}": "{UNKNOWN_PREDICATE}"}}')) AS annotations
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""
@@ -270,7 +270,7 @@ class _FactsReader:
             media_type=media_type,
             size=size,
             artifact_type=artifact_type,
-            stored=pushed,
+            stored_at=pushed,
             last_pulled=last_pulled,
             pulls=pulls,
             stored_bytes=self.stored_bytes(row_id),

@@ -383,7 +383,7 @@ def open_objects(folder: Path, min_part_bytes: int, before: Callable[[str, str],
             session = blobs.start_upload(UploadID.random(), content.digest.algorithm)
             while session.offset < content.size:
                 await session.append(await disk.run(lambda: os.pread(content.file.fd, PIECE, session.offset)))
-            await publication.commit_content(repo, await session.verify(content.digest))
+            await publication.commit_without_upload(repo, await session.verify(content.digest))
 
         async with aclosing(FilePartialStore(disk, boot, adopt)) as partials:
             yield blobs, partials

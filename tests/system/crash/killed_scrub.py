@@ -49,7 +49,9 @@ async def make_damaged_store(data: Path) -> None:
         flip_byte(file_of(registry, digest("last")))
         place = await registry.damage.place_of(digest("last"))
         assert place
-        await registry.damage.mark_blob(digest("last"), place, "test", registry.blobs.quarantine_place(digest("last")))
+        await registry.damage.mark_blob_damaged(
+            digest("last"), place, "test", registry.blobs.quarantine_place(digest("last"))
+        )
 
 
 async def run(data: Path, system: System) -> None:

@@ -70,7 +70,7 @@ def _mark_manifest_damaged(db: apsw.Connection, problem: Problem, now: float) ->
     """Marks the manifest as damaged, if its row has a valid digest."""
     if (
         not _stored_manifest(db, problem).is_digest_valid
-        or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None
+        or damage_changes.mark_manifest_damaged(db, int(problem.key[0]), now) is None
     ):
         return None  # if the row has no valid digest, no push could heal the manifest
     return "recorded it as damaged: it is not served any more, and the next push stores it again"

@@ -39,7 +39,7 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
     return [RepositoryName(name) for (name,) in rows]
 
 
-def mark_blob(
+def mark_blob_damaged(
     db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
 ) -> bool:
     """Marks the blob as damaged, and empties its place. Returns False, and changes nothing, if the blob's place is not
@@ -112,7 +112,7 @@ def forget_blob(db: apsw.Connection, digest: Digest) -> None:
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
 
 
-def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
+def mark_manifest_damaged(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
     """Hashes the manifest's body, and marks the manifest as damaged if the body has another digest. Returns None if the
     body has the right digest, if the manifest is already marked, or if it does not exist any more."""
     row: Any = db.execute(
@@ -158,10 +158,10 @@ def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manife
     _note_healed_manifest(db, repository, manifest.digest, now)
 
 
-def restore_manifests(db: apsw.Connection, limit: int, now: float) -> int:
+def recheck_damaged_manifests(db: apsw.Connection, limit: int, now: float) -> int:
     """Hashes the former bodies of at most `limit` damaged manifests again, oldest damage first. Faulty memory can make
-    the hash of a right body wrong. If a body has the right digest now, restores the manifest. Returns the number of
-    restored manifests."""
+    the hash of a right body wrong. If a body has the right digest now, heals the manifest. Returns the number of healed
+    manifests."""
     rows: list[Any] = db.execute(
         "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
     ).fetchall()

@@ -35,7 +35,7 @@ MANIFESTS_PER_CHECK: Final = 200
 """Largest number of manifests that one call of `check_manifests` hashes."""
 BYTES_PER_CHECK: Final = 4 * 1024 * 1024
 """A call of `check_manifests` ends when the hashed bodies together have at least this number of bytes."""
-MANIFESTS_PER_RESTORE: Final = 8
+MANIFESTS_PER_RECHECK: Final = 8
 """Number of damaged manifests that one transaction hashes again."""
 _ROUND_COLUMNS: Final = (
     "id, started, updated, ended, until_blob, until_manifest, total_bytes, after_blob, after_manifest, blobs, "
@@ -124,7 +124,7 @@ class SqliteDamageRecords:
         ).fetchall()
         return [ScrubRound(*row) for row in rows]
 
-    async def oldest_blob_created(self) -> float | None:
+    async def oldest_blob_created_at(self) -> float | None:
         created: float | None = self._db.execute(_OLDEST_BLOB_CREATED).get
         return created
 
@@ -142,10 +142,10 @@ class SqliteDamageRecords:
         place: str | None = self._db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
         return place
 
-    async def mark_blob(self, digest: Digest, former_place: str, reason: str, quarantine_place: str) -> bool:
+    async def mark_blob_damaged(self, digest: Digest, former_place: str, reason: str, quarantine_place: str) -> bool:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.mark_blob(db, digest, former_place, reason, quarantine_place, now),
+            lambda db: damage_changes.mark_blob_damaged(db, digest, former_place, reason, quarantine_place, now),
             reserve_use=ReserveUse.ALL,
         )
 
@@ -198,20 +198,21 @@ class SqliteDamageRecords:
     async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:
         return await self._scans.run(lambda db: _check_manifests(db, after, until))
 
-    async def mark_manifest(self, row_id: int) -> DamagedManifest | None:
+    async def mark_manifest_damaged(self, row_id: int) -> DamagedManifest | None:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.mark_manifest(db, row_id, now), reserve_use=ReserveUse.ALL
+            lambda db: damage_changes.mark_manifest_damaged(db, row_id, now), reserve_use=ReserveUse.ALL
         )
 
-    async def restore_manifests(self) -> int:
-        """Hashes at most `MANIFESTS_PER_RESTORE` damaged manifests again, oldest damage first, and restores those with
-        the right digest. Faulty memory can have made the first hash wrong. The limit keeps the transaction short."""
+    async def recheck_damaged_manifests(self) -> int:
+        """Hashes at most `MANIFESTS_PER_RECHECK` damaged manifests again, oldest damage first, and heals those with the
+        right digest. Faulty memory can have made the first hash wrong. The limit keeps the transaction short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.restore_manifests(db, MANIFESTS_PER_RESTORE, now), reserve_use=ReserveUse.ALL
+            lambda db: damage_changes.recheck_damaged_manifests(db, MANIFESTS_PER_RECHECK, now),
+            reserve_use=ReserveUse.ALL,
         )
 
 
@@ -234,16 +235,16 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
     ).fetchall()
     if not rows:
         return None
-    damaged_rows, size, last, count = [], 0, after, 0
+    damaged_row_ids, read_bytes, last_row_id, count = [], 0, after, 0
     for row_id, digest in rows:
         body: bytes | None = db.execute("SELECT body FROM manifest WHERE id = ? AND digest = ?", (row_id, digest)).get
-        last, count = row_id, count + 1
+        last_row_id, count = row_id, count + 1
         if body is None:
             continue  # deleted since the first statement
-        size += len(body)
+        read_bytes += len(body)
         # An empty body: the manifest was marked as damaged since the first statement.
         if body and digest_of(body, Digest(digest).algorithm) != digest:
-            damaged_rows.append(row_id)
-        if size >= BYTES_PER_CHECK:
+            damaged_row_ids.append(row_id)
+        if read_bytes >= BYTES_PER_CHECK:
             break
-    return ManifestCheck(last, count, size, damaged_rows)
+    return ManifestCheck(last_row_id, count, read_bytes, damaged_row_ids)

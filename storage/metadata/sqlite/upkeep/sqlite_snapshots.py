@@ -26,7 +26,7 @@ from storage.data_dir.durable_files import sync_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.metadata.sqlite.access.account_table import SELECT_INSTANCE_ID
 from storage.metadata.sqlite.database import connect, newest_table_version
-from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, mark_blob_healed
+from storage.metadata.sqlite.upkeep.damage_changes import mark_blob_damaged, mark_blob_healed
 from storage.names import Digest
 from storage.outbox import EventAction
 
@@ -129,7 +129,7 @@ class SqliteSnapshots:
         with self._changing(path) as db:
             for digest in digests:
                 place = db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
-                mark_blob(db, digest, str(place or ""), reason, "", self._clock())
+                mark_blob_damaged(db, digest, str(place or ""), reason, "", self._clock())
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
         with self._changing(path) as db:

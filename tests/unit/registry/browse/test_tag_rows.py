@@ -252,7 +252,7 @@ async def test_a_page_lists_a_limited_number_of_platforms(
     store: Any = site.app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
     index = await store.get_manifest(UBUNTU, Tag("v1"))
     await store.put_manifest(UBUNTU, index, [Tag("v2"), Tag("v3")], by=Actor("mirror"), sparse=True)
-    page = await browser.tags(admin_context(), UBUNTU, TagQuery(), None, 10)
+    page = await browser.tag_page(admin_context(), UBUNTU, TagQuery(), None, 10)
     assert [(len(row.platforms), row.more_platforms) for row in page.items] == [(5, 0), (3, 2), (0, 5)]
 
 
@@ -279,7 +279,7 @@ async def test_reads_of_one_account_are_limited(site: Site, browser: RepositoryB
     are answered meanwhile."""
     await mirror_index(site, UBUNTU, 1)
     alice, bob = (RequestContext(Principal(Identity(name), Rights.everything())) for name in ("alice", "bob"))
-    await browser.tags(bob, UBUNTU, TagQuery(), None, 10)  # from here on, the summaries are in memory
+    await browser.tag_page(bob, UBUNTU, TagQuery(), None, 10)  # from here on, the summaries are in memory
     gate, are_reading, reads = asyncio.Event(), asyncio.Event(), 0
     stored: Any = browser._registry
     get_manifest = stored.get_manifest
@@ -299,7 +299,7 @@ async def test_reads_of_one_account_are_limited(site: Site, browser: RepositoryB
         await asyncio.sleep(0)  # now all reads wait
         with pytest.raises(TooManyRequests):
             await browser.raw_manifest(alice, UBUNTU, Tag("v1"))
-        assert (await browser.tags(bob, UBUNTU, TagQuery(), None, 10)).items
+        assert (await browser.tag_page(bob, UBUNTU, TagQuery(), None, 10)).items
         assert reads == 2
         gate.set()
     assert {(await task).digest for task in waiting} == {(await get_manifest(UBUNTU, Tag("v1"))).digest}
@@ -309,7 +309,7 @@ async def test_platforms_that_are_not_stored(site: Site, browser: RepositoryBrow
     """For an index with 150 platforms, of which the mirror has stored only one, the first hundred are listed. No
     request is sent to the upstream, so the missing platforms cause no error."""
     digest = await mirror_index(site, UBUNTU, 150)
-    page = await browser.tags(admin_context(), UBUNTU, TagQuery(), None, 10)
+    page = await browser.tag_page(admin_context(), UBUNTU, TagQuery(), None, 10)
     [row] = page.items
     assert (len(row.platforms), row.more_platforms) == (100, 50)
     assert [entry.name for entry in row.platforms if entry.present] == ["linux/cpu75"]

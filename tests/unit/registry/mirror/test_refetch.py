@@ -33,7 +33,7 @@ async def test_a_blob_that_many_hosted_repositories_have(
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == LAYER
     place = await store.damage.place_of(digest)
     assert place is not None
-    assert await store.damage.mark_blob(digest, place, "its bytes have another digest", "")
+    assert await store.damage.mark_blob_damaged(digest, place, "its bytes have another digest", "")
 
     async def is_used(_: RepositoryName) -> bool:
         return True

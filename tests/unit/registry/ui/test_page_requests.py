@@ -16,7 +16,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from registry.app import create_app
-from registry.browse.repository_browser import _READS
+from registry.browse.repository_browser import _READ_LIMITS
 from registry.ui.pages import MAX_PENDING_PAGES_PER_VISITOR, MAX_RENDERED_PAGES
 from storage.access import AccountName
 from storage.content import digest_of
@@ -274,7 +274,7 @@ async def test_pages_that_wait_to_be_rendered_keep_nobody_from_reads(tmp_path: P
         slots = pages.limits._limits
         visitors = [
             await browsers.enter_async_context(server.browser(address=f"192.0.2.{number}"))
-            for number in range(_READS.max_running + 1)
+            for number in range(_READ_LIMITS.max_running + 1)
         ]
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
             for number in range(MAX_RENDERED_PAGES):

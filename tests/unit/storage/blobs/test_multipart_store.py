@@ -156,7 +156,7 @@ async def test_a_push_replaces_a_damaged_object(store: StoredRegistry, bucket: B
     place = place_of(digest_of(BODY))
     bucket.delete(place)
     bucket.put(place, BODY[:-1])
-    await store.damage.mark_blob(digest_of(BODY), place, "test", store.blobs.quarantine_place(digest_of(BODY)))
+    await store.damage.mark_blob_damaged(digest_of(BODY), place, "test", store.blobs.quarantine_place(digest_of(BODY)))
     writer = await store.start_upload(APP)
     await writer.write(BODY)
     await writer.commit(digest_of(BODY))

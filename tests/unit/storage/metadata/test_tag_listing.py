@@ -127,7 +127,7 @@ async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
     await push_image(store, APP, "signature", f"{image.digest.replace(':', '-')}.sig")
     listed = await find_listed_tag(store, "v1")
     facts = listed.manifest
-    assert (listed.pushed, listed.pushed_by, facts.stored) == (START + 10, BY.name, START)
+    assert (listed.pushed, listed.pushed_by, facts.stored_at) == (START + 10, BY.name, START)
     assert (facts.last_pulled, facts.pulls) == (START + 10, 1)
     assert facts.stored_bytes == sum(blob.size for blob in image.blobs)
     assert facts.referrer_types == ("application/spdx+json", "application/vnd.cncf.notary.signature")
