@@ -1,11 +1,9 @@
-"""Limits on the responses of other servers (upstreams, webhooks and identity providers) that the HTTP client library
-httpx2 reads on the event loop.
+"""Limits the responses of other servers (upstreams, webhooks, identity providers), so that they do not block the event
+loop. The HTTP client library httpx2 reads these responses on the event loop.
 
-A server chooses how many header lines it sends. h11, the parser of httpx2, takes up to 20 µs for each line. It limits
-the total size of the lines, but not their number: 100 KiB have up to 20,000 lines, which would occupy the event loop
-for hundreds of milliseconds. Therefore this module makes h11 count the lines before it parses them. The import of this
-module changes h11 for all clients of the process. Parsing cookies takes even longer, and no client needs them
-(`NoCookies`).
+h11, the parser of httpx2, takes up to 20 µs for each header line. It limits the total size of the lines, but not their
+number: 20,000 lines, which fit into 100 KiB, would block the event loop for hundreds of milliseconds. The import of
+this module limits the number of lines for all h11 connections of the process.
 """
 
 from __future__ import annotations
@@ -19,26 +17,27 @@ import h11._connection
 from h11._receivebuffer import ReceiveBuffer
 
 MAX_HEADER_LINES: Final = 500
-"""Largest number of lines in the head of a response and the heads of the interim responses (1xx) before it, taken
-together. The trailers of a response have the same limit. Real servers send fewer than 100 lines. 500 lines take about
+"""Largest total number of lines in the head of a response and in the heads of the interim responses (1xx) before it.
+The trailers of a response have the same limit. Real servers send fewer than 100 lines. h11 parses 500 lines in about
 5 ms."""
 
 
 PIECES_PER_PAUSE: Final = 64
-"""Number of pieces of a body after which other tasks of the event loop get a turn. If a server sends chunks of one
-byte, one read from the socket yields ten thousand pieces, which would block the event loop."""
+"""Number of pieces of a body after which other tasks of the event loop get a turn. One read from the socket can yield
+ten thousand pieces, if the server sends chunks of one byte."""
 
 
 class TooManyHeaderLines(ValueError):
-    """A response has more than MAX_HEADER_LINES lines. Its connection is closed."""
+    """The head or the trailers of a response have more than MAX_HEADER_LINES lines. The connection is closed."""
 
     def __init__(self) -> None:
         super().__init__(f"the response has more than {MAX_HEADER_LINES} header lines")
 
 
 class NoCookies(CookieJar):
-    """A cookie jar for httpx2 that stores and sends no cookies. It does not parse the cookies of a response. A
-    `CookieJar` whose policy refuses all cookies would parse them."""
+    """A cookie jar for httpx2 that stores and sends no cookies, and does not parse the cookies of a response. Parsing
+    would take even longer than for other headers. A `CookieJar` parses cookies even if its policy refuses all of
+    them."""
 
     def extract_cookies(self, response: HTTPResponse, request: Request) -> None:
         """Does nothing."""
@@ -48,16 +47,16 @@ class NoCookies(CookieJar):
 
 
 class _LimitedBuffer(ReceiveBuffer):
-    """The buffer of received bytes from which h11 takes the lines of heads and trailers. It raises TooManyHeaderLines
-    before h11 parses too many lines."""
+    """The buffer of received bytes from which h11 takes the lines of heads and trailers. Limits their number."""
 
     def __init__(self) -> None:
         super().__init__()
         self._interim_lines = 0
-        """The number of lines in the interim responses since the last complete response."""
+        """Number of lines in the interim responses since the last final response."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """Returns the lines up to the next empty line; None if they are not complete."""
+        """Returns the lines before the next empty line; None if this empty line has not arrived yet. Raises
+        TooManyHeaderLines."""
         lines = super().maybe_extract_lines()
         if lines is None:
             return None
@@ -69,12 +68,12 @@ class _LimitedBuffer(ReceiveBuffer):
 
 
 def _is_interim(lines: list[bytearray]) -> bool:
-    """Returns whether these are the lines of an interim response (RFC 9110, 15.2), and not of a response or of
-    trailers."""
+    """Returns whether these lines are the head of an interim response (RFC 9110, 15.2). They can also be the head of a
+    final response, or trailers."""
     status_line = lines[0] if lines else b""
     return status_line.startswith(b"HTTP/") and status_line.partition(b" ")[2].startswith(b"1")
 
 
-# h11 has no setting for this. If it renames the class, any import of this module fails.
+# h11 has no setting for the class of the buffer. If a version of h11 renames this class, the assertion fails.
 assert h11._connection.ReceiveBuffer is ReceiveBuffer  # type: ignore[attr-defined]
 h11._connection.ReceiveBuffer = _LimitedBuffer  # type: ignore[attr-defined]

@@ -1,15 +1,16 @@
 """Matches repository names against many patterns at once (`Matcher`).
 
-Users write patterns (grants, limits of API tokens), so every pattern has to be fast to match. In a pattern, `*` matches
-any text without a slash and `**` matches any text. The *prefix* of a pattern is its text before the first star. The
-*rest* is its text from the first star to the end.
+In a pattern, `*` matches any text without a slash, and `**` matches any text. The *prefix* of a pattern is its text
+before the first star. The *rest* is its text from the first star to the end.
 
-A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one lookup in a dict. Older
-stores may also contain patterns with a star before the end. If a prefix has such patterns, the rests of all patterns
-with this prefix form one nondeterministic automaton, which reads the name character by character. Each position in a
-pattern is one bit of a large integer, and one shift advances all positions together (the Shift-And algorithm:
-Baeza-Yates and Gonnet 1992). Matching a name of n characters with patterns of m characters in total takes about
-n * m / 30 nanoseconds.
+Users write patterns (grants, limits of API tokens), so matching has to be fast for every pattern:
+
+- A *simple* pattern is an exact name, or a prefix followed by `*` or `**`. Matching it takes one lookup in a dict.
+- Older stores may also contain patterns with a star before the end. If a prefix has such patterns, the rests of all
+  patterns with this prefix form one nondeterministic automaton, which reads the name character by character. Each
+  position in a pattern is one bit of a large integer, and one shift advances all positions together (the Shift-And
+  algorithm: Baeza-Yates and Gonnet 1992). Matching a name of n characters with patterns of m characters in total takes
+  about n * m / 30 nanoseconds.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from typing import Final
 _NAME_CHARACTERS: Final = "-./0123456789_abcdefghijklmnopqrstuvwxyz"
 """The characters that names may contain, in byte order."""
 _STAR_AND_TEXT: Final = re.compile(r"(\*\*?)([^*]*)")
-"""A `*` or `**` in a pattern, and the text from there to the next star."""
+"""Matches a `*` or `**` in a pattern, and the text after it, up to the next star."""
 _END: Final = "\n"
 """Character that marks the end of a pattern in an automaton. No name contains it."""
 _BITS_PER_OPERATION: Final = 1024
-"""An operation on an integer of up to this number of bits takes about as long as any other operation in Python. On a
+"""Size of an integer up to which an operation on the integer takes about as long as any other operation in Python. On a
 larger integer, the time grows with the number of bits."""
 MIN_SHARED_CHARACTERS: Final = 4096
-"""Equal sets of patterns share a matcher (`SharedMatcher`) if the patterns have at least this number of characters in
-total. A matcher takes about ten bytes of memory per character, so sharing smaller matchers would save too little."""
+"""Equal sets of patterns share a matcher (`SharedMatcher`) if a set has at least this number of characters in total. A
+matcher takes about ten bytes of memory per character, so sharing smaller matchers would save little."""
 _MAX_SHARED_MATCHERS: Final = 64
 """Largest number of shared matchers that a process keeps in memory."""
 
 
 class _Transitions(dict[str, tuple[int, int]]):
-    """The transitions of an automaton: maps a character of a name to two sets of positions. When the automaton reads
-    the character at a position of the first set, it advances to the next position. At a position of the second set,
-    which follows a star, it may stay. A set is an integer with one bit per position."""
+    """The transitions of an automaton. Maps a character of a name to two sets of positions. When the automaton reads
+    the character, it advances from each position of the first set to the next position, and also stays at each position
+    of the second set. The positions of the second set follow a star. A set is an integer with one bit per position."""
 
     def __init__(self, expected: str, stars: str) -> None:
-        """Both texts have one character per position. `expected`: the character of the pattern that the position
-        expects. `stars`: "1" if a `*` is right before the position, "2" if a `**` is, and "0" if no star is."""
+        """Both texts have one character per position. `expected`: the character with which the automaton advances from
+        the position. `stars`: "1" if the position follows a `*`, "2" if it follows a `**`, otherwise "0"."""
         super().__init__()
         # Both texts are reversed, because `_bit_mask` makes bit 0 from the last character.
         self._expected = expected[::-1].encode("ascii")
@@ -53,7 +54,7 @@ class _Transitions(dict[str, tuple[int, int]]):
         self._double_stars = _bit_mask(self._stars, "2")
 
     def __missing__(self, character: str) -> tuple[int, int]:
-        """Returns the two sets for `character`, and stores them in the dict if names may contain the character."""
+        """Returns the two sets for `character`. Stores them in the dict if names may contain the character."""
         advancing = _bit_mask(self._expected, character) if character in _NAME_CHARACTERS else 0
         sets = advancing, self._double_stars if character == "/" else self._all_stars  # a single star matches no slash
         if character in _NAME_CHARACTERS:
@@ -62,8 +63,8 @@ class _Transitions(dict[str, tuple[int, int]]):
 
 
 def _bit_mask(text: bytes, characters: str) -> int:
-    """Returns a bit mask with one bit per character of `text`: 1 if the character is one of `characters`, and 0 if not.
-    The last character has bit 0, the character before it bit 1, and so on."""
+    """Returns a bit mask with one bit per character of `text`: 1 if `characters` contains this character, otherwise 0.
+    Bit 0 stands for the last character of `text`, bit 1 for the character before it, and so on."""
     digits = bytearray(b"0" * 256)
     for character in characters:
         digits[ord(character)] = ord("1")
@@ -71,7 +72,7 @@ def _bit_mask(text: bytes, characters: str) -> int:
 
 
 class _OneSegment:
-    """Matcher for the rest `*`, which matches text without a slash. Has the methods of `_Automaton`."""
+    """Matches the rest `*`, which is any text without a slash. Has the methods of `_Automaton`."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         return "/" not in name[prefix_length:]
@@ -79,15 +80,14 @@ class _OneSegment:
     def seek(self, text: str, prefix_length: int) -> str | None:
         """Does what `Matcher.seek` does, but only for names that begin with the first `prefix_length` characters of
         `text`."""
-        # If `text` has a slash after the prefix, the names that begin with the text up to this slash do not match. The
-        # first text after all these names has "0" in place of the slash, because "0" is the character after "/" in byte
-        # order.
+        # If `text` has a slash after the prefix, no name that begins with the text up to this slash matches. The first
+        # text after all these names has "0" in place of the slash: "0" follows "/" in byte order.
         slash = text.find("/", prefix_length)
         return text if slash < 0 else text[:slash] + "0"
 
 
 class _Automaton:
-    """Matcher for the rests of several patterns that begin with the same prefix."""
+    """Matches the rests of several patterns that have the same prefix."""
 
     __slots__ = ("_accepting_later", "_end", "_start", "_transitions")
 
@@ -102,10 +102,10 @@ class _Automaton:
             for star, text in _STAR_AND_TEXT.findall(rest):
                 star_digit = "2" if star == "**" else "1"
                 texts.append(text)
-                # The star is right before the first character of `text`, and no star is before the others.
+                # Only the first character of `text` follows the star.
                 star_digits.append(star_digit + "0" * (len(text) - 1) if text else "")
                 size += len(text)
-            # If the pattern ends with a star, the automaton may stay in the end position, as after any star.
+            # If the pattern ends with a star, the automaton may stay at the end position, which follows this star.
             texts.append(_END)
             star_digits.append("0" if text else star_digit)
             size += 1
@@ -117,8 +117,8 @@ class _Automaton:
             start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
-        """Maps each character to the positions that accept at least one character that comes later in byte order. Empty
-        until the first use."""
+        """Maps each character to the positions that accept at least one later character in byte order. Empty until
+        the first use."""
 
     def matches(self, name: str, prefix_length: int) -> bool:
         """Returns whether `name`, without its first `prefix_length` characters, matches one of the rests."""
@@ -142,7 +142,7 @@ class _Automaton:
             if not positions:
                 break
         else:
-            return text  # some position is left after all of `text`, and from every position a match is possible
+            return text  # a position is left after all of `text`, and every position can lead to a match
         while earlier_positions:
             index = prefix_length + len(earlier_positions) - 1
             character = self._next_character(earlier_positions.pop(), text[index])
@@ -151,8 +151,8 @@ class _Automaton:
         return None
 
     def _next_character(self, positions: int, after: str) -> str:
-        """Returns the first character that comes after `after` in byte order and that one of `positions` accepts.
-        Returns an empty text if there is no such character."""
+        """Returns the first character after `after`, in byte order, that one of `positions` accepts; empty if there is
+        none."""
         accepting_later = self._accepting_later or self._build_accepting_later()
         if after in accepting_later and not positions & accepting_later[after]:
             return ""
@@ -173,7 +173,7 @@ class _Automaton:
 
 
 class Matcher:
-    """Matches names against `patterns`, which must be valid (`storage.patterns.NamePattern`)."""
+    """Matches names against `patterns`. They must be valid (`storage.patterns.NamePattern`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         exact = set()
@@ -188,18 +188,18 @@ class Matcher:
         self._rests = dict(rests)
         """The rests of all patterns with a star, by prefix."""
         self._automata: dict[str, _OneSegment | _Automaton | None] = {}
-        """The automata built so far, by prefix. None: a rest is `**`, so every name that begins with the prefix
-        matches."""
+        """The automata built so far, by prefix. A value is None if one of the rests is `**`, so that every name that
+        begins with the prefix matches."""
         self._prefix_lengths = sorted({len(prefix) for prefix in rests})
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
-        # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
+        # For each length, at most one prefix fits a name. So at most `len(self._prefix_lengths)` automata read a name.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_OPERATION
-        """Upper bound for the cost of matching one character of a name. The unit is the cost of matching a character
-        with only a few patterns. The bound is 1 unless many patterns have a star before the end."""
+        """Upper bound for the time of matching one character of a name. The unit is the time that a matcher of a few
+        patterns takes. The value is 1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds the automaton for the prefix with the most patterns. Without this call, the first lookup of a name
-        with this prefix builds the automaton."""
+        """Builds the automaton for the prefix with the most patterns. Every other automaton is built when it is first
+        needed."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
@@ -231,11 +231,12 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """Lets a scan of all names in byte order skip names that do not match. `text`: where the scan is now. Returns
-        the text at which the scan may continue without missing a matching name. The result is equal to `text` or sorts
-        after it, and no matching name sorts between the two. The result is `text` itself if a name that begins with
-        `text` may match. Otherwise the result need not be a name. Returns None if no matching name is equal to `text`
-        or sorts after it."""
+        """Lets a scan of names in byte order skip names that do not match. `text`: where the scan is now. Returns the
+        text at which the scan can continue without missing a matching name:
+
+        - `text` itself, if a name that begins with `text` may match
+        - otherwise a later text, which need not be a name
+        - None, if neither `text` nor any later name matches"""
         index = bisect_left(self._starts, text)
         nearest = self._starts[index] if index < len(self._starts) else None
         for length in self._prefix_lengths:
@@ -255,10 +256,9 @@ def _build_automaton(rests: list[str]) -> _OneSegment | _Automaton:
 
 
 class SharedMatcher:
-    """Gives access to the `matcher` of a set of patterns. A small matcher is stored in this object. Large matchers are
-    in a cache of the process, where equal sets of patterns share one. The cache bounds the memory that matchers take,
-    because a thousand users may have many patterns each. A matcher that the cache has evicted is built again at its
-    next use."""
+    """Gives access to the `matcher` of a set of patterns. This object stores a small matcher itself. Large matchers are
+    in a cache of the process, where equal sets of patterns share one matcher. The cache bounds the memory that large
+    matchers take. A matcher that the cache has evicted is built again at its next use."""
 
     __slots__ = ("_patterns", "_small_matcher")
 

@@ -40,7 +40,7 @@ from registry.browse.models import (
     RestoredTags,
     TagRowPage,
 )
-from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from registry.browse.tag_rows import MAX_TAG_TEXT_CHARACTERS
 from registry.http.query import MAX_NUMBER
 from storage.names import Digest, Reference, Tag, as_reference
 from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
@@ -67,7 +67,7 @@ async def list_tags(
     caller: AnyCaller,
     name: PathRepository,
     text: Annotated[
-        str, Query(description="Only tags whose name contains this text", max_length=MAX_TEXT_CHARACTERS)
+        str, Query(description="Only tags whose name contains this text", max_length=MAX_TAG_TEXT_CHARACTERS)
     ] = "",
     order: Annotated[
         TagOrder,

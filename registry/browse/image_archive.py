@@ -1,7 +1,7 @@
-"""Produces the tar archive of an image for `docker load`, piece by piece while the server sends it (`ImageArchive`).
+"""Produces the tar archive of an image for `docker load` (`ImageArchive`), piece by piece while the server sends it.
 
-The archive is both a docker archive and an OCI image layout, for one platform. Every server process produces the same
-bytes for the same image and name, so a client can resume a download at any process.
+The archive is both a docker archive and an OCI image layout. It contains the image of one platform. For the same image
+and name, every server process produces the same bytes, so a client can resume a download at another process.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 MAX_LAYERS: Final = 1_000
 """The largest number of layers that an image in an archive may have. Docker accepts at most 127."""
 _FORMAT_VERSION: Final = b"1"
-"""The version of the archive's format. Change it whenever the format changes: the ETag then changes as well, so a
-client that resumes a download does not join bytes of two formats."""
-_BATCH: Final = 20
-"""How many blobs are looked up before other tasks can run."""
+"""The version of the archive's format, which is a part of the ETag. A change of the format needs a new version.
+Otherwise a client that resumes a download could join bytes of two formats."""
+_LOOKUPS_PER_PAUSE: Final = 20
+"""Number of blobs that are looked up before other tasks of the event loop get a turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of an archive: the blob `digest`; or, if `digest` is None, the bytes `data`. `start`: the offset of the
-    part in the archive."""
+    """A part of an archive. `digest`: the blob that is this part. If `digest` is None, the part is the bytes `data`.
+    `start`: the offset of the part in the archive. `size`: the length of the part in bytes."""
 
     start: int
     size: int
@@ -55,18 +55,18 @@ class _Part:
 
     @property
     def stop(self) -> int:
-        """The offset of the next part in the archive."""
+        """The offset in the archive at which the part ends."""
         return self.start + self.size
 
 
 class ImageArchive:
-    """The archive of one image. `etag` identifies the bytes of the archive. `file_name`: the file name for the
-    download, in ASCII."""
+    """The archive of one image. `size`: its length in bytes. `etag`: the value of the ETag header. `file_name`: the
+    file name for the download, in ASCII."""
 
     def __init__(
         self, registry: Registry, repo: RepositoryName, file_name: str, contents: Sequence[bytes | Descriptor]
     ) -> None:
-        """`contents`: the bytes and the blobs of the archive, in the order of the archive."""
+        """`contents`: what the archive consists of, in order: bytes, and descriptors of blobs."""
         self._registry = registry
         self._repo = repo
         self._parts: list[_Part] = []
@@ -86,7 +86,7 @@ class ImageArchive:
 
     async def read(self, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """Yields the bytes from `start` up to, but not including, `stop`. Reads the blobs with the rights of the
-        current request. Raises BlobUnknown, and the other errors of `Registry.open_blob`."""
+        current request. Raises BlobUnknown if a blob has the wrong size, and the errors of `Registry.open_blob`."""
         for part in self._parts:
             first_byte, end_byte = max(start, part.start) - part.start, min(stop, part.stop) - part.start
             if first_byte >= end_byte:
@@ -105,24 +105,31 @@ class ImageArchive:
 async def open_archive(
     registry: Registry, repo: RepositoryName, reference: Reference, platform: str | None, name: str
 ) -> ImageArchive:
-    """Returns the archive of an image. `platform`: for an index, the platform or the digest of the image to take; None:
-    the only image of the index. `name`: the repository's name as the client wrote it.
+    """Returns the archive of the image that `reference` names.
 
-    Raises ManifestUnknown if there is no such image, or if the image cannot be sent (`_blobs`). Raises RequestInvalid
-    if `platform` is None and the index lists several images. Raises BlobUnknown if a blob is missing or has the wrong
-    size. A mirror fetches content that is not cached, and raises its own errors if the fetch fails."""
+    - `platform`: selects an image if `reference` names an index: the platform or the digest of the image. None
+      selects the only image of the index.
+    - `name`: the repository's name as the client wrote it.
+
+    Raises these errors, and those of a mirror that fetches the content from its upstream:
+
+    - ManifestUnknown: there is no such image, or it cannot be sent (`_archived_blobs` has the reasons).
+    - RequestInvalid: `platform` is None, and the index lists several images.
+    - BlobUnknown: a blob is missing or has the wrong size."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
-        entry = await reader.run_in_thread_if_large(len(manifest.body), partial(_choose, manifest, platform, name))
+        entry = await reader.run_in_thread_if_large(
+            len(manifest.body), partial(_choose_entry, manifest, platform, name)
+        )
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        # Parses the manifest, in a thread if it is large. `manifest` keeps the result.
+        # Parses the manifest, in a thread if it is large. `manifest` keeps the result of the parsing.
         await reader.summary_of(manifest)
-    blobs = await reader.run_in_thread_if_large(len(manifest.body), lambda: _blobs(manifest))
+    blobs = await reader.run_in_thread_if_large(len(manifest.body), lambda: _archived_blobs(manifest))
     if blobs is None:
-        raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
+        raise ManifestUnknown(f"{name}: {reference} is not a container image, or this registry cannot send its layers")
     await _check_sizes(registry, repo, blobs)
     tagged_name = f"{name}:{reference}" if isinstance(reference, Tag) else None
     file_name = f"{name.rpartition('/')[2]}_{reference.replace(':', '-')}.tar"
@@ -133,10 +140,13 @@ async def open_archive(
     return await finish_in_thread(build_archive)
 
 
-def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
-    """Returns the blobs of an image, each once. Returns None if the image cannot be sent: the manifest cannot be
-    parsed (`Manifest.is_readable`), describes no image, has more than MAX_LAYERS layers, or has layers that registries
-    need not store (`Manifest.foreign`)."""
+def _archived_blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
+    """Returns the blobs of an image, without duplicates. Returns None if the image cannot be sent, for one of these
+    reasons:
+
+    - The manifest cannot be parsed (`Manifest.is_readable`), or does not describe an image.
+    - The image has more than MAX_LAYERS layers.
+    - The image has layers that registries need not store (`Manifest.foreign`)."""
     if not manifest.is_readable or not is_image(manifest):
         return None
     if len(manifest.layers) > MAX_LAYERS or manifest.foreign:
@@ -144,9 +154,10 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
     return [replace(blob, annotations=None, platform=None) for blob in {b.digest: b for b in manifest.blobs}.values()]
 
 
-def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the index entry of the image for the archive. `wanted`: the platform or the digest of the image; None:
-    the only image. Raises ManifestUnknown, RequestInvalid."""
+def _choose_entry(index: Manifest, wanted: str | None, name: str) -> Descriptor:
+    """Returns the index entry of the image that goes into the archive. `wanted`: the platform or the digest of the
+    image; None for the only image of the index. `name`: the repository's name for error messages. Raises
+    ManifestUnknown, RequestInvalid."""
     images = {}
     for entry in index.manifests:
         entry_view = index_entry(entry)
@@ -164,7 +175,7 @@ def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
 async def _check_sizes(registry: Registry, repo: RepositoryName, blobs: Sequence[Descriptor]) -> None:
     """Raises BlobUnknown if a blob is missing, or has another size than the manifest says."""
     for number, blob in enumerate(blobs):
-        if number % _BATCH == 0:
+        if number % _LOOKUPS_PER_PAUSE == 0:
             await asyncio.sleep(0)
         if (await registry.resolve_blob(repo, blob.digest)).size != blob.size:
             raise _wrong_size(blob.digest)
@@ -177,8 +188,9 @@ def _wrong_size(digest: Digest) -> BlobUnknown:
 def _contents(
     manifest: Manifest, blobs: Sequence[Descriptor], tagged_name: str | None, platform: Mapping[str, object] | None
 ) -> Iterator[bytes | Descriptor]:
-    """Yields the parts of the archive. `tagged_name`: the image's name and tag, such as `team/app:v1`; None: the client
-    has chosen the image by its digest. `platform`: the platform in the index entry of the image, if there is one."""
+    """Yields what the archive consists of, in order: bytes, and descriptors of blobs. `tagged_name`: the image's name
+    and tag, such as `team/app:v1`; None if the client has chosen the image by its digest. `platform`: the platform that
+    the image's entry in the index states; None if there is no index, or if the entry states none."""
     assert manifest.config is not None
     descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if tagged_name is not None:

@@ -13,12 +13,12 @@ from storage.tag_listing import MAX_PAGE_TAGS, ListedTag, TagCursor, TagListing,
 from storage.tag_rules import ImmutableTags, IsImmutable
 from storage.upstream_tags import UpstreamTags
 
-MAX_TEXT_CHARACTERS: Final = 128
-"""Largest length of the text by which a client filters tags: the length of the longest possible tag."""
+MAX_TAG_TEXT_CHARACTERS: Final = 128
+"""Largest length of a text with which a client filters tags by name. No tag is longer."""
 
 
 class TagRows:
-    """Reads the rows of tags. The caller has checked the right to pull from the repository."""
+    """Reads the rows of tags. The caller must check the right to pull from the repository."""
 
     def __init__(
         self,
@@ -33,16 +33,19 @@ class TagRows:
         self._immutable_tags = immutable_tags
 
     async def page(self, repo: RepositoryName, query: TagQuery, after: str | None, limit: int) -> TagRowPage:
-        """Returns a page of the tags that match the query, at most `limit` of them. `after`: `TagRowPage.next` of the
-        page before; None: the first page. Raises NameUnknown; RequestInvalid for an invalid `after`."""
+        """Returns a page of the tags that match the query. The page has at most `limit` rows and at most
+        `MAX_PAGE_TAGS`. `after`: `TagRowPage.next` of the previous page; None for the first page. Raises NameUnknown,
+        and RequestInvalid if `after` is not valid."""
         page = await self._listing.page(repo, query, _cursor(after), min(limit, MAX_PAGE_TAGS))
         overviews = await self._overviews.read(repo, (tag.manifest for tag in page.items))
-        frozen: Mapping[str, Digest] = {tag.tag: tag.digest for tag in await self._upstream_tags.frozen_tags_in(repo)}
+        frozen_tags = await self._upstream_tags.frozen_tags_in(repo)
+        frozen_digests: Mapping[str, Digest] = {frozen.tag: frozen.digest for frozen in frozen_tags}
         is_immutable = self._immutable_tags.in_repository(repo)
-        rows, remaining = [], MAX_PAGE_PLATFORMS
+        rows, remaining_platforms = [], MAX_PAGE_PLATFORMS
         for tag in page.items:
-            rows.append(row(tag, overviews[tag.manifest.digest], is_immutable, frozen, remaining))
-            remaining -= len(rows[-1].platforms)
+            overview = overviews[tag.manifest.digest]
+            rows.append(tag_row(tag, overview, is_immutable, frozen_digests, remaining_platforms))
+            remaining_platforms -= len(rows[-1].platforms)
         return TagRowPage(
             items=rows,
             next=None if page.next_after is None else str(page.next_after),
@@ -50,12 +53,16 @@ class TagRows:
         )
 
 
-def row(
-    tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest], max_platforms: int
+def tag_row(
+    tag: ListedTag,
+    overview: Overview,
+    is_immutable: IsImmutable,
+    frozen_digests: Mapping[str, Digest],
+    max_platforms: int,
 ) -> TagRow:
-    """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names. A *frozen* tag
-    stays at one digest in this registry, even if it moves at the upstream. `max_platforms`: the largest number of
-    platforms in the row."""
+    """Returns the row of a tag. `frozen_digests`: maps the names of the repository's frozen tags to their digests. A
+    *frozen* tag stays at one digest in this registry, even if the upstream moves the tag. `max_platforms`: the largest
+    number of platforms in the row."""
     platforms = list(overview.platforms[:max_platforms])
     facts, summary = tag.manifest, overview.summary
     return TagRow(
@@ -72,14 +79,14 @@ def row(
         pushed_by=tag.pushed_by,
         last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
         pulls=facts.pulls,
-        marks=overview.marks,  # whether it is signed, has an SBOM and is attested
+        marks=overview.marks,  # whether the image is signed, has an SBOM and has attestations
         immutable=is_immutable(tag.name),
-        frozen_at=frozen.get(tag.name),
+        frozen_at=frozen_digests.get(tag.name),
     )
 
 
 def _cursor(after: str | None) -> TagCursor | None:
-    """Parses the parameter `after`. Raises RequestInvalid if it is not a cursor."""
+    """Parses the parameter `after` of `TagRows.page`. Raises RequestInvalid if it is not valid."""
     if after is None:
         return None
     try:

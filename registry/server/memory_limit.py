@@ -1,5 +1,5 @@
-"""How much memory the server may use: that of the machine, or less if a control group limits it (a container, or a
-systemd unit with `MemoryMax`)."""
+"""Finds out how much memory the server may use (`memory_limit`). A control group can set a limit, for example that of a
+container, or of a systemd unit with `MemoryMax`. Without a limit, the server may use all memory of the machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 
 
 def memory_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns the number of bytes; 0 if it is unknown. `proc` and `groups`: where the file systems proc and cgroup are
-    mounted."""
+    """Returns the number of bytes of memory that the server may use; 0 if it is unknown. `proc` and `groups`: the
+    directories at which the file systems proc and cgroup are mounted."""
     limits = [limit for file in _limit_files(proc, groups) if (limit := _read_limit(file)) is not None]
-    with suppress(OSError, ValueError):  # raised if the system does not tell
+    with suppress(OSError, ValueError):  # the system does not say how much memory it has
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min((limit for limit in limits if limit > 0), default=0)
 
 
 def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
-    """Yields the files that can have a limit: those of the process's control group, and of all groups above it. See
-    cgroups(7)."""
+    """Yields the paths of the files that can contain a limit, for the process's control group and all groups above it
+    (cgroups(7)). A file need not exist."""
     try:
         lines = (proc / "self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:  # not Linux
@@ -34,16 +34,17 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
             directory, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container, the path can lead out of what the container sees. Then the limit is in `directory` itself.
+        # In a container, the path can begin with `..`: the group is outside of the groups that the container sees. The
+        # file in `directory` then has the limit.
         group = PurePosixPath("/", path.lstrip("/"))
         group = PurePosixPath("/") if ".." in group.parts else group
-        for part in (group, *group.parents):
-            yield directory / part.relative_to("/") / name
+        for group_or_parent in (group, *group.parents):
+            yield directory / group_or_parent.relative_to("/") / name
 
 
 def _read_limit(file: Path) -> int | None:
-    """Returns the limit in bytes; None if there is none or it cannot be read."""
+    """Returns the limit in bytes; None if the file has no limit or cannot be read."""
     try:
         return int(file.read_text())
-    except (OSError, ValueError):  # `max` means no limit
+    except (OSError, ValueError):  # ValueError: the content is `max`, which means no limit
         return None

@@ -1,9 +1,7 @@
-"""Handles the forms for API tokens and login sessions of an account. The page about the visitor's own account has these
-forms. For admins, the page about any account in *Access* has them as well. The page with the tokens of all accounts,
-also for admins, only has the form that revokes a token.
+"""Handles the forms with which a visitor changes the API tokens and the login sessions of an account.
 
-`form` has the fields that the visitor sent. `back` is the path of the page to which the visitor returns after the
-change.
+The parameter `form` has the fields that the visitor sent. The parameter `back` is the path of the page to which the
+visitor returns after the change.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ LIFETIMES: Final = {
     "365": translatable("1 year"),
     "": translatable("does not expire"),
 }
-"""The lifetimes of an API token, in days."""
+"""The lifetimes that an API token can have: maps the number of days to its label. The empty key means no expiry."""
 MAX_SHOWN_ROWS: Final = 200
-"""The most grants, the most API tokens and the most refresh tokens that a page about an account or a group shows."""
+"""Largest number of rows in each list on a page about an account or a group: grants, API tokens, refresh tokens."""
 _MAX_LIMITS: Final = 50
-"""The most limits of one API token. A *limit* allows the token some actions on some repositories."""
+"""Largest number of limits of one API token. A *limit* allows the token some actions on some repositories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """The tokens and login sessions of an account. `tokens`: first the API tokens that people have made, then the
-    refresh tokens of clients. `has_more_tokens`: whether the account has further tokens. `current_session_id`: the id
-    of the session that the visitor uses now; None: the visitor uses no session."""
+    refresh tokens of clients. `has_more_tokens`: whether the account has tokens that are not in `tokens`.
+    `current_session_id`: the id of the session that the visitor uses now; None if the visitor uses no session."""
 
     tokens: list[ApiToken]
     has_more_tokens: bool
@@ -51,7 +49,7 @@ class Credentials:
 
 
 def credentials_of(caller: Caller, account: AccountName) -> Credentials:
-    """Returns the credentials of an account. The caller must be allowed to see the account."""
+    """Returns the credentials of an account. Does not check whether the visitor may see them."""
     api_tokens = caller.accounts.tokens(account, None, MAX_SHOWN_ROWS, purpose="personal")
     refresh_tokens = caller.accounts.tokens(account, None, MAX_SHOWN_ROWS, purpose="login")
     return Credentials(
@@ -63,9 +61,9 @@ def credentials_of(caller: Caller, account: AccountName) -> Credentials:
 
 
 def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:
-    """Returns the first grants that apply to an account, and whether there are more. A *grant* gives accounts or a
-    group rights on repositories. `groups`: groups that a token issuer or the OpenID provider named, in addition to the
-    account's groups in the store."""
+    """Returns the first `MAX_SHOWN_ROWS` grants that apply to an account, and whether there are more. A *grant* gives
+    accounts or a group rights on repositories. `groups`: names of further groups of the account, from a token issuer or
+    from the OpenID provider. The account's groups in the store always count."""
     page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, MAX_SHOWN_ROWS)
     return list(page.items), page.more
 
@@ -105,8 +103,8 @@ def _parse_limits(text: str) -> list[TokenLimit]:
 
 
 async def revoke_token(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Revokes the API token that a form names. If the visitor has not confirmed this yet, returns a page that asks for
-    the confirmation instead. Raises AccountUnknown, Denied."""
+    """Revokes the API token that a form names. If the visitor has not confirmed the revocation yet, only returns a page
+    that asks for the confirmation. Raises AccountUnknown, Denied."""
     token, _secret_hash = caller.accounts.token(text_of(form, "token"))
     caller.rights.check_may_revoke(token)
     if not is_confirmed(form):
@@ -125,7 +123,7 @@ async def revoke_token(request: Request, caller: Caller, form: Query, back: str)
 
 
 async def end_session(request: Request, caller: Caller, form: Query, back: str) -> Response:
-    """Ends the login session that a form names. If the visitor uses this session now, the visitor is logged out. Raises
+    """Ends the login session that a form names. If it is the visitor's current session, also deletes the cookie. Raises
     AccountUnknown, Denied."""
     session, _secret_hash = caller.accounts.login_session(text_of(form, "session"))
     caller.rights.check_may_end(session)
@@ -138,12 +136,12 @@ async def end_session(request: Request, caller: Caller, form: Query, back: str) 
 
 
 async def end_sessions(caller: Caller, account: AccountName, back: str) -> Response:
-    """Ends all login sessions of an account except the one that the visitor uses now. Raises AccountUnknown, Denied."""
+    """Ends all login sessions of an account except the visitor's current session. Raises AccountUnknown, Denied."""
     caller.rights.check_may_end_sessions(account)
     await caller.administration.end_sessions(account, except_id=caller.rights.session, by=caller.actor)
     return redirect(back)
 
 
 def _section(path: str) -> str:
-    """Returns the section of the navigation to which the page at `path` belongs; empty if it belongs to none."""
+    """Returns the name of the navigation section that contains the page at `path`; empty if no section contains it."""
     return "access" if path.startswith("/ui/access") else ""

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import require_readable
 from registry.browse.models import DescriptionView
-from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from registry.browse.tag_rows import MAX_TAG_TEXT_CHARACTERS
 from registry.request import RequestInvalid
 from registry.ui.description_page import TOP_HEADING, description_html
 from registry.ui.image_page import image_page, parse_path, path_of
@@ -118,7 +118,7 @@ async def repository(request: Request, path: str) -> Response:
 
 async def _tags_page(request: Request, name: RepositoryName, description: DescriptionView) -> Response:
     caller, query = caller_of(request), query_of(request)
-    text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
+    text = (query.one("q") or "").strip()[:MAX_TAG_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
     tag_query, after, context = _tag_query(text, sort), query.one("after") or None, caller.context_for(name)
     page = await caller.repository_browser.tag_page(context, name, tag_query, after, TAGS_ON_A_PAGE)

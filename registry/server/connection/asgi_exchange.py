@@ -171,7 +171,7 @@ class AsgiExchange:
         if not self.response_started:
             if message["type"] != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
-            if self.body.has_more and not await self.body.discard_short_remainder():
+            if self.body.has_more and not await self.body.discard_remainder():
                 self.keep_alive = False
             self.ends_on_half_close = message.get(ENDS_ON_HALF_CLOSE, False)
             self._start(message["status"], list(message.get("headers", [])))
@@ -202,7 +202,7 @@ class AsgiExchange:
         Writes nothing yet. Raises RuntimeError for invalid headers."""
         self.response_started = True
         if self.body.has_more:
-            if not self.body.is_remainder_short:
+            if not self.body.can_discard_remainder:
                 self.keep_alive = False
             self.body.expects_continue = False  # from now on the client must not get a 100 response
         self.status = status

@@ -12,15 +12,15 @@ from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuf
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""If more pieces than this are waiting for the application, they are joined into one piece. Each piece is a memory
-view, which takes about a hundred bytes of memory even if the piece has only one byte."""
+"""Largest number of pieces that wait for the application. If there are more, they are joined into one piece. Each piece
+is a memory view, which takes about a hundred bytes of memory in addition to its content."""
 
 
 class RequestBody:
-    """The body of one request. The request reader receives it into `buffer`, adds the received pieces with
+    """The body of one request. The request reader receives the body into `buffer`, passes the received pieces to
     `add_pieces`, and calls `finish` at the body's end. The application gets the pieces from `receive`.
 
-    Pauses reading from the client while too many received bytes are waiting for the application.
+    While too many received bytes are waiting for the application, no more bytes are read from the client.
     """
 
     __slots__ = (
@@ -44,14 +44,13 @@ class RequestBody:
         waits for a 100 (Continue) response before it sends the body."""
         self._context = context
         self._is_changed = length == 0
-        """Whether `receive` can return without waiting: pieces or the body's end were received, or the body was
-        closed."""
+        """Whether the next call of `receive` returns without waiting, because pieces or the body's end have been
+        received, or the body has been closed."""
         self._change_event: asyncio.Event | None = None
-        """Set while `_is_changed` is True. None until `receive` has to wait for the first time, so most requests create
-        no event."""
+        """Set while `_is_changed` is True. None until `receive` has to wait for the first time."""
         self.is_closed = False
-        """Whether the application receives nothing more, because the response is complete or the client has
-        disconnected."""
+        """Whether the response is complete or the client has disconnected. The application then receives nothing
+        more."""
         self._pieces: list[memoryview] = []
         """Received pieces that the application has not got yet."""
         self.buffer: BodyBuffer | None = None
@@ -62,29 +61,29 @@ class RequestBody:
             framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
-        """Whether the client still waits for a 100 (Continue) response. Becomes False when the 100 response is sent or
-        no longer needed."""
+        """Whether the client still waits for a 100 (Continue) response. Becomes False when the server sends this
+        response, or need not send it any more."""
         self.held_bytes = 0
         """Size, in bytes, of the pieces that the application has not got yet."""
         self.is_awaited = False
-        """Whether the application is waiting in `receive` for bytes that were not received yet."""
+        """Whether the application is waiting in `receive` for further bytes or the body's end."""
         self.is_disconnected = False
         """Whether the client has disconnected."""
         self.has_more = length != 0
-        """Whether a part of the body was not received yet."""
+        """Whether the body's end has not been received yet."""
         self.received_bytes = 0
-        """Number of bytes received before the body was closed."""
+        """Number of bytes received so far, without those received after `close`."""
         self.remaining_bytes = length
         """Number of bytes that were not received yet; None for a chunked body, whose length is unknown."""
 
     @property
-    def is_remainder_short(self) -> bool:
+    def can_discard_remainder(self) -> bool:
         """Whether the server can receive and discard the rest of the body, and then use the connection for the next
         request. False in these cases:
 
-        - More than `drain_bytes` of the body are missing, or the number of missing bytes is unknown.
-        - The client still waits for a 100 response. Without this response, the client may send the body or leave it
-          out, so the server cannot tell whether the next bytes are the body or the next request.
+        - The rest has more than `drain_bytes` bytes, or an unknown length (a chunked body).
+        - The client still waits for a 100 response. It may send the body without this response, or leave the body out.
+          So the server cannot tell whether the next bytes are the body or the next request.
         """
         remaining = self.remaining_bytes
         max_bytes = self._context.worker.limits.drain_bytes
@@ -111,8 +110,8 @@ class RequestBody:
         self._set_changed()
 
     def finish(self) -> None:
-        """Called when the whole body was received. Resumes reading from the socket, because the server notices a
-        disconnect only while it reads."""
+        """Called when the whole body has been received. Resumes reading from the socket. While reading is paused,
+        the server does not notice a disconnect."""
         self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None
@@ -120,22 +119,22 @@ class RequestBody:
         self._set_changed()
 
     def close(self) -> None:
-        """Called when the response is complete: from now on `receive` returns `http.disconnect`, and the rest of the
-        body is discarded."""
+        """Called when the response is complete. After this call, `receive` returns `http.disconnect`, and received
+        pieces are discarded."""
         self.is_closed = True
         self._pieces = []
         self.held_bytes = 0
         self._set_changed()
 
     def disconnect(self) -> None:
-        """Called when the client has disconnected: from now on `receive` returns `http.disconnect`."""
+        """Called when the client has disconnected. After this call, `receive` returns `http.disconnect`."""
         self.is_disconnected = True
         self.buffer = None
         self.close()
 
     def extension(self) -> dict[str, Any]:
-        """Returns the value of the key `BODY_EXTENSION` in the scope's extensions: functions with which the application
-        receives the body without copying it."""
+        """Returns the value for the key `BODY_EXTENSION` of the extensions in the ASGI scope: a dict of
+        functions. With these functions, the application receives the body without a copy."""
         return {
             "receive": self.receive_pieces,
             "take_whole": self.take_whole,
@@ -143,24 +142,23 @@ class RequestBody:
         }
 
     async def receive(self) -> Message:
-        """Waits for the next part of the body. Returns an ASGI message: `http.request` with the part, or
-        `http.disconnect` if the client has disconnected or the response is complete."""
+        """Waits for further pieces of the body or for its end. Returns an ASGI message: `http.request` with the bytes
+        of the pieces, or `http.disconnect` if the client has disconnected or the response is complete."""
         received = await self.receive_pieces()
         if received is None:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": b"".join(received[0]), "more_body": received[1]}
 
     async def receive_pieces(self) -> tuple[list[memoryview], bool] | None:
-        """Waits for the next part of the body. Returns the pieces of this part, which are not copied, and whether
-        another part follows. Returns None if the client has disconnected or the response is complete.
+        """Waits for further pieces of the body or for its end. Returns the pieces, without copying them, and whether
+        more of the body follows. Returns None if the client has disconnected or the response is complete.
 
-        The application can call this method through `extension`, and may keep the pieces, because their memory is never
-        written again.
+        The application may keep the pieces: their memory is never written again.
         """
         if self.expects_continue:
             self.expects_continue = False
             transport = self._context.transport
-            # If bytes of the body have arrived, the client does not wait for a 100 response.
+            # A client that has sent bytes of the body does not wait for a 100 response.
             if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
@@ -179,24 +177,26 @@ class RequestBody:
         return self._take_pieces(), self.has_more
 
     def take_whole(self) -> list[memoryview] | None:
-        """Returns the pieces of the whole body without waiting. Returns None and changes nothing if the body is not
-        complete yet, if the application has got the body already, or if the body is closed. Do not call this method
-        after `receive`: it does not return the pieces that `receive` has returned."""
+        """Returns the pieces of the whole body without waiting. Must not be called after `receive` has returned pieces.
+        Returns None and changes nothing in these cases:
+
+        - The body's end has not been received yet.
+        - The body is closed.
+        - The application has taken the whole body before."""
         if self.has_more or self.is_closed or not self._is_changed:
             return None
         self.expects_continue = False
         self._clear_change()
         return self._take_pieces()
 
-    async def discard_short_remainder(self) -> bool:
-        """Called before a response starts. If `is_remainder_short` is False, does nothing and returns True. Otherwise
-        receives and discards the rest of the body, and returns whether it arrived within `linger_seconds`. Raises
-        ClientDisconnected.
+    async def discard_remainder(self) -> bool:
+        """Called before a response starts. Receives and discards the rest of the body. Returns False if the rest does
+        not arrive within `linger_seconds`, otherwise True. If `can_discard_remainder` is False, does nothing and
+        returns True. Raises ClientDisconnected.
 
-        Servers written in Go do the same, and the client containerd 1.6 relies on it: containerd hangs if it gets a
-        response before it has sent a whole manifest.
+        The client containerd 1.6 needs this: it hangs if it gets a response before it has sent the whole body.
         """
-        if not self.is_remainder_short:
+        if not self.can_discard_remainder:
             return True
         try:
             async with asyncio.timeout(self._context.worker.limits.linger_seconds):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class ResponseFraming:
-    """The framing of a response's body. `start` chooses it. If `start` is not called, the response has no body.
+    """The framing of a response's body, which `start` chooses. If `start` is not called, the response has no body.
 
-    `has_body`: whether the response has a body. `is_chunked`: whether the body is chunked. `body_bytes`: how many bytes
-    of the body were counted so far."""
+    `has_body`: whether the response has a body. `is_chunked`: whether the body is chunked. `body_bytes`: number of
+    bytes that `count` has counted so far."""
 
     __slots__ = ("_remaining_bytes", "body_bytes", "has_body", "is_chunked")
 
@@ -15,20 +15,20 @@ class ResponseFraming:
         self.has_body = False
         self.is_chunked = False
         self.body_bytes = 0
-        # Bytes of the declared Content-Length that the application has not sent yet; -1 if there is none.
+        # Number of bytes of the declared Content-Length that are not counted yet; -1 if no length is declared.
         self._remaining_bytes = -1
 
     def start(self, content_length: int | None, *, may_be_chunked: bool) -> None:
-        """Chooses the framing. `content_length`: the declared length in bytes; None: none is declared.
-        `may_be_chunked`: whether the client understands a chunked body. If it does not, a body without a declared
-        length ends with the connection."""
+        """Chooses the framing. `content_length`: the declared length in bytes; None if no length is declared.
+        `may_be_chunked`: whether the client understands a chunked body. A body without a declared length is chunked if
+        `may_be_chunked` is true; if not, the end of the connection marks the end of the body."""
         self.has_body = True
         self.is_chunked = content_length is None and may_be_chunked
         self._remaining_bytes = -1 if content_length is None else content_length
 
     def count(self, size: int) -> None:
-        """Counts `size` bytes of the body that are about to be written. Raises RuntimeError if the body gets longer
-        than the declared length."""
+        """Counts the next `size` bytes of the body. Must be called before they are written. Raises RuntimeError if the
+        body gets longer than the declared length."""
         self.body_bytes += size
         if self._remaining_bytes >= 0:
             self._remaining_bytes -= size
@@ -36,16 +36,13 @@ class ResponseFraming:
                 raise RuntimeError("the response is longer than its content-length")
 
     def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before `size` bytes of the body, and the bytes to write after them.
+        """Returns the bytes to write before the next `size` bytes of the body, and the bytes to write after them.
+        `head`: the part of the response's head that is not written yet. `more`: whether more of the body follows.
 
-        - Before: `head`, the part of the response's head that is not written yet. If the response is chunked, also the
-          size line of the chunk that has the `size` bytes.
-        - After: nothing, unless the response is chunked. Then the end of the chunk and, if the body is complete, the
-          chunk of length zero, which ends the body.
+        For a body that is not chunked, the result is `head` and no bytes. A chunked body adds these bytes:
 
-        If `size` is 0, there is no chunk, so its size line and its end are left out.
-
-        `more`: whether more of the body follows."""
+        - If `size` is above 0: the size line of a chunk before, and the end of the chunk after.
+        - If `more` is False: the chunk of length zero after. It ends the body."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

@@ -128,7 +128,7 @@ class LiveChangeQueue:
     def step(self, now: float) -> None:
         """Continues the running change, or starts the next one."""
         if self._reload is not None:
-            self._reload.step(now)
+            self._reload.end_late_phase(now)
             self._end(self._reload.outcome)
         elif self._check is not None:
             self._step_check(now)

@@ -1,8 +1,7 @@
 """`Reload`: gives a new configuration either to all workers or to none of them.
 
-A reload has two phases. First every worker *prepares* the new configuration, while the old one is still in use. If all
-have prepared it, all of them *switch* to it. Otherwise all of them discard it (see
-`registry.server.process.live_change`).
+A reload has two phases. First all workers *prepare* the new configuration, while the old configuration is still in use.
+If all workers succeed, all of them *switch* to the new configuration. Otherwise all of them *discard* it.
 """
 
 from __future__ import annotations
@@ -18,27 +17,28 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _PREPARE_SECONDS = 60.0
-"""Time for all workers to prepare. If a worker takes longer, the reload is refused."""
+"""Time for the first phase. If a worker takes longer to prepare, the reload is refused."""
 _SWITCH_SECONDS = 20.0
-"""Time for all workers to switch. A worker that takes longer is killed, and starts again with the new configuration."""
+"""Time for the second phase. A worker that takes longer to switch is killed, and starts again with the new
+configuration."""
 
 
 def command_numbers() -> Iterator[int]:
-    """Returns an iterator over the numbers for commands: 1, 2, 3 and so on. The number 0 is for commands whose answer
-    is ignored."""
+    """Returns an iterator over the numbers 1, 2, 3, … for the commands to workers. The number 0 is for commands whose
+    answers are ignored."""
     return itertools.count(1)
 
 
 class Reload:
     """One reload. `proposal`: the new configuration, already checked. `source`: puts the proposal in force. `numbers`:
-    the numbers for the commands to the workers. While the reload runs, the supervisor must not fork workers: a new
-    worker would have the old configuration."""
+    gives the numbers for the commands to the workers. While the reload runs, the supervisor must not fork workers,
+    because a new worker would have the old configuration."""
 
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
     ) -> None:
         self.outcome: ChangeOutcome | None = None
-        """How the reload has ended; None: it still runs."""
+        """How the reload has ended; None while it runs."""
         self._pool = pool
         self._source = source
         self._proposal = proposal
@@ -53,15 +53,15 @@ class Reload:
             if not pool.send(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
                 return
-        self._switch_when_prepared()  # without workers, no answer arrives that would call this method
+        self._switch_when_prepared()  # if there are no workers, no answer arrives
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`."""
+        """The time by which the current phase must end, in seconds of `time.monotonic` (`end_late_phase`)."""
         return self._deadline
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
-        """Called with a worker's answer to a command. Ignores answers to commands that are not of this reload."""
+        """Called with a worker's answer to a command. Ignores answers to commands that this reload has not sent."""
         if self.outcome is not None or worker.pid not in self._unanswered:
             return
         if not self._is_switching and answer.number == self._prepare_number:
@@ -87,8 +87,8 @@ class Reload:
         else:
             self._refuse(f"the worker {worker.pid} {how} before it had the new configuration")
 
-    def step(self, now: float) -> None:
-        """Ends the current phase if it takes too long. `now` is in seconds of `time.monotonic`."""
+    def end_late_phase(self, now: float) -> None:
+        """Ends the current phase if its deadline has passed. `now` is in seconds of `time.monotonic`."""
         if self.outcome is not None or now < self._deadline:
             return
         if not self._is_switching:
@@ -106,7 +106,7 @@ class Reload:
         if self._unanswered:
             return
         try:
-            self._source.accept(self._proposal)  # from here on, a worker that starts again uses the proposal
+            self._source.accept(self._proposal)  # a worker that starts after this call uses the proposal
         except Exception as error:
             log.error("the new configuration cannot be put in force", exc_info=error)
             self._refuse(str(error) or type(error).__name__)

@@ -1,5 +1,5 @@
-"""Readers of stored blobs. Both implement the Protocol `BlobReader`: `FileBlobReader` reads from an open file,
-`SmallBlobReader` returns bytes that were read when the blob was opened."""
+"""Two readers of stored blobs, which implement the Protocol `BlobReader`. `FileBlobReader` reads from an open file.
+`SmallBlobReader` holds bytes that were read when the blob was opened."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from storage.data_dir.blocking_calls import as_storage_errors
 from storage.errors import StorageFailed
 
 CHUNK_BYTES = 256 * 1024
-"""Largest number of bytes in one read. Each read gives one chunk of an iteration."""
+"""Largest number of bytes in one read of a file. An iteration over a `FileBlobReader` yields one chunk per read."""
 
 
 class FileBlobReader:
-    """Reads a blob, or a span (a part) of it, from its open file. Iterating yields the bytes in chunks."""
+    """Reads a *span* of a blob (the whole blob or a part) from the blob's open file. Iterating yields the bytes of the
+    span in chunks. Iterating raises StorageFailed if the file is too short or cannot be read."""
 
     location: str | None = None  # no URL from which the client could download the bytes itself
     is_incomplete = False  # no part of the blob is still being downloaded from another registry
     data: bytes | None = None  # the bytes are not in memory
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
-        """`fd`: the open file, which this object closes. `span`: offsets of the first byte to read and of the byte
-        after the last one."""
+        """`fd`: the open file. `aclose` closes it. `span`: the offset of the first byte to read, and the offset after
+        the last byte."""
         self._fd = fd
         self._threads = threads
         self.descriptor = descriptor
@@ -52,8 +53,8 @@ class FileBlobReader:
                 yield chunk
 
     async def aclose(self) -> None:
-        """Closes the file. May be called more than once. If the file has been deleted, a thread closes it: the system
-        call close(2) then blocks while the file system frees the file's blocks."""
+        """Closes the file. May be called more than once. If the file has been deleted, a thread closes it, because
+        close(2) then blocks while the file system frees the blocks of the file."""
         if self.file is None:
             return
         self.file = None
@@ -65,20 +66,20 @@ class FileBlobReader:
 
 
 class SmallBlobReader:
-    """Holds the bytes (`data`) of a small blob, or of a small span of a blob. Iterating yields them in one chunk."""
+    """Holds the bytes (`data`) of a small span of a blob. Iterating yields all of them in one chunk."""
 
     location: str | None = None  # as for `FileBlobReader`
     is_incomplete = False  # as for `FileBlobReader`
     file: OpenFile | None = None
 
     def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:
-        """`data`: the bytes of the span. `span`: offsets of its first byte and of the byte after the last one."""
+        """`data`: the bytes of the span. `span`: the offset of its first byte, and the offset after its last byte."""
         self.data: bytes | None = data
         self.descriptor = descriptor
         self.span = span
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the end of the span without waiting, because all of its bytes are stored."""
+        """Returns the offset up to which bytes can be read: the end of the span, because all bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -90,5 +91,5 @@ class SmallBlobReader:
 
 
 def truncated_file_error(descriptor: Descriptor, length: int) -> StorageFailed:
-    """Returns the error to raise if a blob's file ends after `length` bytes, before the blob does."""
+    """Returns the error to raise if the file of a blob has only `length` bytes, fewer than the blob."""
     return StorageFailed(f"the file of {descriptor.digest} ends after {length} bytes")

@@ -1,16 +1,18 @@
 """The format of a partial blob's state file, which says which bytes of the blob are stored.
 
 A *partial blob* is a blob that is still being downloaded from an upstream registry. Its *owner* is the process that
-downloads it and writes the state file. The other processes that want the blob read the state file. If the owner dies,
-one of them becomes the next owner.
+downloads the blob and writes the state file. Other processes that want the blob read the state file. If the owner dies,
+one of these processes becomes the next owner.
 
-The file has two records, each with a checksum. The first is the progress (`PartialProgress`). The owner overwrites this
-whole record after each change. A process that reads the record while the owner writes it finds a wrong checksum and
-reads again. After a power cut the record may contain anything, so it is used only until the machine is restarted. The
-second record contains the number of failures that owners have reported, and the reason of the last failure.
+The file has two records, each with a checksum:
 
-The file is written with system calls, not through a memory mapping. On a full disk a system call returns an error,
-whereas a write to a mapping kills the process (SIGBUS).
+- The progress (`PartialProgress`). The owner overwrites the whole record after each change. A process that reads the
+  record during such a write finds a wrong checksum and reads again. The bytes of a partial blob are not synced to the
+  disk, so after a restart of the machine the record is not used.
+- The number of failed downloads that owners have reported, and the reason of the last failure.
+
+The file is written with system calls, not through a memory mapping. On a full disk, a system call returns an error, but
+a write to a mapping kills the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -26,24 +28,25 @@ from storage.blobs.files.extents import Extent
 from storage.content import PartialFailures
 
 PROGRESS_RECORD_SIZE = 4096
-"""Number of bytes that are set aside for the first record. The second record starts at this offset."""
+"""Number of bytes that the file reserves for the first record. The second record starts at this offset."""
 MAGIC = b"partial1"
 """The first bytes of the file, which identify the format."""
 _PROGRESS_HEAD = struct.Struct("<8sIIQ40s")
-"""Head of the first record: magic, status, number of extent bounds, size of the blob, boot id."""
+"""Head of the first record: `MAGIC`, status, number of 8-byte offsets that follow (two for each range of stored bytes),
+size of the blob, boot id."""
 _CHECKSUM = struct.Struct("<I")
-"""End of each record: the CRC-32 of its other bytes."""
+"""End of each record: the CRC-32 of the rest of the record."""
 _FAILURES_HEAD = struct.Struct("<II")
-"""Head of the second record: number of failures, length of the last reason in bytes."""
+"""Head of the second record: number of failures, length of the reason in bytes."""
 MAX_REASON_BYTES = 2048
-"""Largest length of the reason in the second record, in bytes. A longer reason is truncated."""
-MAX_STORED_EXTENTS = (PROGRESS_RECORD_SIZE - _PROGRESS_HEAD.size - _CHECKSUM.size) // 16  # two 8-byte bounds each
-"""Largest number of extents (ranges of stored bytes) that fit in the first record. Further extents are not recorded: if
-the owner dies, their bytes are downloaded again."""
+"""Largest length of the reason in the second record, in bytes. `encode_failures` truncates a longer reason."""
+MAX_STORED_EXTENTS = (PROGRESS_RECORD_SIZE - _PROGRESS_HEAD.size - _CHECKSUM.size) // 16  # two 8-byte offsets each
+"""Largest number of extents (ranges of stored bytes) that fit in the first record. Further extents are left out. If the
+owner dies, the next owner downloads their bytes again."""
 
 
 class PartialStatus(IntEnum):
-    """Status of a partial blob. The status changes only once: from `INCOMPLETE` to one of the other values."""
+    """Status of a partial blob. The status changes at most once: from `INCOMPLETE` to another value."""
 
     INCOMPLETE = 0
     """Bytes are missing, or the digest has not been checked yet."""
@@ -57,9 +60,12 @@ class PartialStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PartialProgress:
-    """The first record: which bytes of the blob are stored. `boot`: the boot id of the machine when the bytes were
-    written; the id changes when the machine is restarted. `size`: size of the whole blob in bytes. `extents`: ranges of
-    stored bytes, in ascending order; a range is the offset of its first byte, and the offset after its last byte."""
+    """The first record: which bytes of the blob are stored.
+
+    - `boot`: the machine's boot id at the time when the bytes were written. Each restart of the machine changes the id.
+    - `size`: size of the whole blob in bytes.
+    - `extents`: ranges of stored bytes, in ascending order. A range is the offset of its first byte, and the offset
+      after its last byte."""
 
     boot: str
     size: int
@@ -67,7 +73,7 @@ class PartialProgress:
     extents: Sequence[Extent] = ()
 
     def encode(self) -> bytes:
-        """Returns the record in the form in which it is stored."""
+        """Returns the record as it is stored. Leaves out the extents after the first `MAX_STORED_EXTENTS`."""
         bounds = [bound for extent in self.extents[:MAX_STORED_EXTENTS] for bound in extent]
         head = _PROGRESS_HEAD.pack(MAGIC, self.status, len(bounds), self.size, self.boot.encode()[:40])
         body = head + struct.pack(f"<{len(bounds)}Q", *bounds)
@@ -75,8 +81,8 @@ class PartialProgress:
 
 
 def decode_progress(data: bytes) -> PartialProgress | None:
-    """Decodes the first record. Returns None if the record is not valid: too short, without `MAGIC`, or with a wrong
-    checksum."""
+    """Decodes the first record. Returns None if the record is not valid: if it is too short, does not begin with
+    `MAGIC`, has too many extents, or has a wrong checksum."""
     if len(data) < _PROGRESS_HEAD.size + _CHECKSUM.size:
         return None
     magic, status, bound_count, size, boot = _PROGRESS_HEAD.unpack_from(data)
@@ -97,15 +103,15 @@ def read_progress(fd: int) -> PartialProgress | None:
 
 
 def encode_failures(failures: PartialFailures) -> bytes:
-    """Returns the second record in the form in which it is stored. `failures.count` is the number of failures."""
+    """Returns the second record as it is stored."""
     reason = failures.reason.encode(errors="replace")[:MAX_REASON_BYTES]
     body = _FAILURES_HEAD.pack(failures.count, len(reason)) + reason
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
 def read_failures(fd: int) -> PartialFailures:
-    """Reads the second record of an open state file. If the record is missing or its checksum is wrong, returns a
-    `PartialFailures` with no failures. Raises OSError."""
+    """Reads the second record of an open state file. Returns `PartialFailures()`, which has no failures, if the
+    record is missing or has a wrong checksum. Raises OSError."""
     data = os.pread(fd, _FAILURES_HEAD.size + MAX_REASON_BYTES + _CHECKSUM.size, PROGRESS_RECORD_SIZE)
     if len(data) < _FAILURES_HEAD.size + _CHECKSUM.size:
         return PartialFailures()

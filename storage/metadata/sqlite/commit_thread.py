@@ -45,7 +45,7 @@ from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
-from storage.metadata.sqlite.database import connect, is_full
+from storage.metadata.sqlite.database import connect, means_full_disk
 from storage.metadata.sqlite.lock_watch import LockWatch
 from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_FAILED, WriteAheadLog
 
@@ -262,7 +262,7 @@ class CommitThread:
         try:
             self._transact(db, batch)
         except BaseException as error:
-            is_disk_full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
+            is_disk_full = means_full_disk(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
             if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again

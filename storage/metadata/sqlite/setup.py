@@ -28,7 +28,7 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.access.account_table import SELECT_HAS_HAD_ACCOUNT
-from storage.metadata.sqlite.database import connect, create, is_full, migrate, newest_table_version
+from storage.metadata.sqlite.database import connect, create, means_full_disk, migrate, newest_table_version
 from storage.metadata.sqlite.immutable_database import DISK_FULL_TEXT, ImmutableDatabase
 
 
@@ -70,7 +70,7 @@ def _create_or_migrate(layout: Layout, system: System, free_space: Callable[[], 
         try:
             migrate(db)
         except apsw.Error as error:
-            is_disk_full = is_full(db, error)
+            is_disk_full = means_full_disk(db, error)
             with suppress(apsw.Error):
                 db.execute("ROLLBACK")
             if is_disk_full:

@@ -22,7 +22,7 @@ from storage.data_dir.durable_files import sync_file
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
-from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, is_full
+from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, means_full_disk
 
 CHECKPOINT_LOG_PAGES = 2000
 """If the log has at least this number of pages (8 MB) after a commit, a checkpoint runs. On a small disk, a smaller
@@ -186,6 +186,6 @@ class WriteAheadLog:
             db.wal_checkpoint(mode=mode)
         except apsw.Error as error:
             self.note_error(error)  # a checkpoint begins with an fsync of the log
-            if is_full(db, error):
+            if means_full_disk(db, error):
                 raise StorageFull from error
             raise

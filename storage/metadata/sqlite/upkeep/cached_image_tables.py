@@ -3,14 +3,16 @@
 An *image* is a root manifest with its children and referrers. All these manifests are the *family* of the image.
 Parameters named `manifest` and `repository` are row ids.
 
-The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. Eviction checks the manifests in the
-order of their ranks, earliest first. A pull does not update the rank. Instead, an eviction sets a later rank, and
-continues with the next manifest, if the last pull of the image is later than the rank, or if the image must stay. The
-cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction, not on the
-size of the store.
+The table `cached_manifest` gives each mirrored manifest a `rank`, which is a time. An eviction checks the manifests in
+the order of their ranks, earliest first. In these cases a manifest is not evicted, and gets a later rank:
 
-If the machine's clock was ahead and was then set back, ranks and times of pulls can be in the future. Eviction checks
-the manifests with such ranks after all others, in the order of their ranks.
+- The manifest is not a root.
+- The image was pulled after the time of the rank. A pull does not update the rank.
+- The image must stay (`reason_to_keep`).
+
+The cost of an eviction does not grow with the size of the store.
+
+After the machine's clock was set back, ranks can be in the future. An eviction checks manifests with such ranks last.
 """
 
 from __future__ import annotations
@@ -39,12 +41,11 @@ MAX_LINKS: Final = 200
 QUEUE_PAGE_ROWS: Final = 5000
 """Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
 garbage collection may have to remove. Reading this many rows takes about twenty milliseconds. The number is high
-because most rows may have no unused link: if a manifest is deleted and stored again, the rows of its blobs stay in the
-queue until garbage collection checks them."""
+because most rows may be about links that are still used."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
-"""The positions in the collect queue before its first link and after its last one. Blobs, which have `WHOLE_STORE` in
-the column `repository`, come before the links."""
+"""The positions in the collect queue before its first link and after its last link. The rows of blobs, which have
+`WHOLE_STORE` in the column `repository`, come before the rows of links."""
 _MANIFEST_ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
@@ -74,8 +75,8 @@ SELECT DISTINCT u.tag FROM json_each(?2) i CROSS JOIN manifest m ON m.id = i.val
   CROSS JOIN upstream_tag u INDEXED BY upstream_tag_digest ON u.repository = ?1 AND u.digest = m.digest
  WHERE EXISTS (SELECT 1 FROM upstream_tag n
                 WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since AND n.since > ?3)"""
-"""The tags that pointed at one of the manifests ?2 (JSON) of the repository ?1 and have moved since the time ?3. With
-CROSS JOIN, SQLite does not read all tags of the repository."""
+"""The tags of the repository ?1 that have pointed at one of the manifests ?2 (JSON), and have moved to another manifest
+after the time ?3. CROSS JOIN keeps SQLite from reading all tags of the repository."""
 _IS_DOWNLOADING = """
 SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
  WHERE g.digest IN (SELECT value FROM json_each(?2)) LIMIT 1"""
@@ -98,25 +99,25 @@ SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member
    AND s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3)
    AND NOT EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = q.repository AND g.digest = q.digest)
  ORDER BY q.repository, q.digest LIMIT ?4"""
-"""The tables `usage_member` and `usage_scope` only give the upstream of a repository. The column `needed` of a link is
-the time at which a client last used the blob in the repository. With CROSS JOIN, SQLite begins with the collect queue,
-which is short, and does not read all links of the store."""
+"""The unused links between two positions in the collect queue. The tables `usage_member` and `usage_scope` give the
+upstream of a repository. The column `needed` of a link is the time at which a client last used the blob in the
+repository. CROSS JOIN makes SQLite begin with the collect queue, instead of reading all links of the store."""
 
 UnusedLink = tuple[int, int, Digest]
-"""A link, as the row ids of its repository and its blob, and the blob's digest."""
+"""An unused link: the row id of its repository, the row id of its blob, and the digest of its blob."""
 QueuePosition = tuple[int, str]
-"""A position in the collect queue, as the repository and digest of a row."""
+"""A position in the collect queue: the columns `repository` and `digest` of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image.
 
-    - `root`: row id of the root manifest.
-    - `repository`, `name`: row id and stored name of the repository. `digest`: digest of the root.
+    - `root`, `digest`: row id and digest of the root manifest.
+    - `repository`, `name`: row id and stored name of the repository.
     - `family`: row ids of all manifests of the image, root first.
-    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. A manifest other than the
-      root is not removable if it has a tag, if a remaining index lists it, or if its subject remains.
+    - `removable`: row ids of the manifests that an eviction of the image deletes, root first. A child or referrer stays
+      if it has a tag, if an index that stays lists it, or if its subject stays.
     - `last_pulled`: when a manifest of the family was last pulled or stored, in seconds since 1970."""
 
     root: int
@@ -129,8 +130,8 @@ class Image:
 
 
 def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] = frozenset()) -> Image | None:
-    """Returns the image whose root is `manifest`. Manifests whose row ids are in `excluded_manifests` count as not
-    stored. Returns None in these cases:
+    """Returns the image whose root is `manifest`. `excluded_manifests`: row ids of manifests that count as not stored.
+    Returns None in these cases:
 
     - The manifest is not stored.
     - The manifest is not a root: a stored index lists it, or its subject is stored."""
@@ -144,8 +145,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
         row_id not in excluded_manifests for row_id in _column(db, _STORED_SUBJECT, manifest)
     ):
         return None
-    # `family` and `removable` are dictionaries, because a dictionary keeps the order and finds a key fast. An index can
-    # have ten thousand children.
+    # A dictionary keeps the order and finds a key fast. An index can have ten thousand children.
     family, removable = {manifest: None}, {manifest: None}
     unvisited = deque(family)
     while unvisited:
@@ -174,13 +174,13 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
 
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
-    """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons:
+    """Returns the reason why the image must stay at the time `now`; None if it may be evicted. The reasons:
 
-    - `kept`: a rule keeps its repository.
-    - `frozen`: a frozen tag, which no longer follows the upstream, points at one of its manifests.
+    - `kept`: a rule protects its repository.
+    - `frozen`: a frozen tag points at one of its manifests. A *frozen* tag no longer follows the upstream.
     - `downloading`: one of its blobs is being downloaded.
-    - `incomplete`: it was pulled lately and lacks a blob.
-    - `served`: clients get it in place of a newer image that a cooldown holds back (`_is_served_instead`)."""
+    - `incomplete`: the image was pulled lately, and the repository lacks one of its blobs.
+    - `served`: a cooldown holds back a newer image, and clients get this image instead (`_is_served_instead`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -197,9 +197,9 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
 
 
 def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
-    """Returns whether clients get a manifest of this image because of a *cooldown*, a time for which the mirror holds
-    back a new manifest. A tag has moved at the upstream to a manifest that the mirror still holds back. Until the
-    cooldown ends, clients that pull the tag get an older manifest."""
+    """Returns whether clients get a manifest of this image because of a cooldown. If the upstream moves a tag to a new
+    manifest, the mirror can hold the new manifest back for a time, the *cooldown*. During the cooldown, clients that
+    pull the tag get an older manifest."""
     family = json.dumps(image.family)
     tag_rows: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
     for (tag,) in tag_rows:
@@ -216,9 +216,12 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
 def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
-    """Implements `CachedImages.evict_next`. An eviction is a series of calls of this function. `started`: when the
-    eviction began, in seconds since 1970. Returns the evicted image. If this call evicts no image, returns True if
-    more images may be left to check, otherwise False."""
+    """Implements `CachedImages.evict_next`. An eviction calls this function repeatedly. `started`: when the eviction
+    began, in seconds since 1970. Returns one of these values:
+
+    - The image that this call has evicted.
+    - True: this call has evicted no image, but further images may be left to check.
+    - False: no image is left to check."""
     for _ in range(MAX_CHECKED_MANIFESTS):
         next_check = _next_to_check(db, upstreams, started, now)
         if next_check is None:
@@ -228,12 +231,12 @@ def evict_next(
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
         elif image is None or reason_to_keep(db, image, rules, now) is not None:
-            # The manifest is not the root of an image, or the image must stay. With the new rank, this eviction does
-            # not check the manifest again.
+            # The manifest is not a root, or the image must stay. The new rank keeps this eviction from checking the
+            # manifest again.
             _set_rank(db, manifest, max(started, now))
         elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
-            # The image has too many tags for one transaction, so only some of the tags were deleted. The next call
-            # finds the image again.
+            # The image has too many tags for one transaction, so only some of its tags were deleted. The next call
+            # continues with this image.
             return True
         else:
             return _evict(db, image, upstream, by, now)
@@ -243,9 +246,9 @@ def evict_next(
 def _next_to_check(
     db: apsw.Connection, upstreams: Sequence[str], started: float, now: float
 ) -> tuple[int, str, float] | None:
-    """Returns the manifest that the eviction checks next, its upstream and its rank. The manifest is the one with the
-    earliest rank before `started`. If there is none, it is the one with the earliest rank in the future. Returns None
-    if neither exists: this eviction has already checked the manifests with ranks between `started` and `now`."""
+    """Returns the manifest that the eviction checks next, its upstream and its rank. Takes the earliest rank before
+    `started`, or else the earliest rank in the future. Returns None if there is no such rank. This eviction has already
+    checked the manifests with ranks between `started` and `now`."""
     future_start = max(started, now) + CLOCK_MARGIN_SECONDS
     for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_start)):
         candidates = []
@@ -265,13 +268,13 @@ def _set_rank(db: apsw.Connection, manifest: int, rank: float) -> None:
 
 def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: float) -> EvictedImage:
     """Deletes the removable manifests of the image and their tags. Also removes the repository's links to the blobs
-    of these manifests to which no other manifest of the repository refers."""
+    of these manifests, except to blobs that other manifests of the repository use."""
     tags = tuple(_tags(db, image.root))
     blobs: list[Any] = db.execute(_LINKED_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # An evicted manifest need not be put back, because the next pull fetches it from the upstream again. If the
-        # manifest were restorable, garbage collection would keep its blobs as well.
+        # The manifest must not be restorable, because garbage collection keeps the blobs of restorable manifests. The
+        # next pull fetches the manifest from the upstream again.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed_bytes = 0
     for blob, digest in blobs:
@@ -279,14 +282,14 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest may be the root of an image now. Its rank may be the time of an earlier check. So the rank is set
-        # to the time when the manifest was last pulled or stored.
+        # The manifest may be a root now, and its rank may be the time of a check. The rank becomes the time at which
+        # the manifest was last pulled or stored.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
 
 def _unlinked_size(db: apsw.Connection, blob: int) -> int:
-    """Returns the size of a blob that has no link, in bytes; 0 if it has a link."""
+    """Returns the size of the blob in bytes; 0 if a link to it exists."""
     size: Any = db.execute(_UNLINKED_SIZE, (blob,)).get
     return size or 0
 
@@ -294,14 +297,15 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], unused_since: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
-    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue after the position `after`. Returns the unused links
-    in these rows that belong to repositories that mirror `upstreams`. A link is *unused* if no manifest of its
-    repository refers to the blob, and no client has used the blob in the repository after the time `unused_since`. A
-    use in the future (`storage.future_times`) does not count. Also returns the position to pass as `after` for the next
-    rows; None if there are no more rows.
+    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue after the position `after`. Returns two values:
 
-    Returns at most `MAX_LINKS` links. To get the other unused links of the same rows, remove the returned links, and
-    call this function again with the same `after`."""
+    - The unused links in these rows, for repositories that mirror `upstreams`: at most `MAX_LINKS` links. To get
+      further unused links of the same rows, remove the returned links, and call this function again with the same
+      `after`.
+    - The position to pass as `after` for the next rows; None if there are no more rows.
+
+    A link is *unused* if no manifest of its repository refers to the blob, and no client has used the blob in the
+    repository after the time `unused_since`. A use in the future (`storage.future_times`) does not count."""
     future_start = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
     arguments = (json.dumps(list(upstreams)), unused_since, future_start, MAX_LINKS, *after, *(last_row or QUEUE_END))
@@ -312,7 +316,7 @@ def unused_links(
 def drop_unused_links(
     db: apsw.Connection, links: Sequence[UnusedLink], unused_since: float, now: float
 ) -> DroppedLinks:
-    """Removes those of the `links` that are still unused (`unused_links` defines *unused*)."""
+    """Removes each of the `links` if it is still unused (as `unused_links` defines it). Returns what was removed."""
     count = freed_bytes = 0
     for repository, blob, digest in links:
         last_used: Any = db.execute(
@@ -326,9 +330,8 @@ def drop_unused_links(
 
 
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
-    """Returns whether, for each index that lists the manifest, one of the sets `allowed` has the row id of the index.
-    Returns True if no index lists the manifest. Thousands of indexes can list one manifest, so this function stops at
-    the first index that is not allowed."""
+    """Returns whether every index that lists the manifest is in one of the sets `allowed` (row ids). Returns True if no
+    index lists the manifest. Stops at the first index that is not allowed, because thousands can list one manifest."""
     cursor = db.execute(_LISTING_INDEXES, (manifest,))
     try:
         return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)

@@ -1,7 +1,7 @@
 """Checks of the rows of one table against other tables (`TableCheck`, `TABLE_CHECKS`).
 
-A check reads a page of rows, in the order of the table's key, in one statement. So it sees the database at one moment.
-A *link* is a row that lets a repository serve a blob.
+One statement checks a page of rows, so the check of a page sees one state of the database. The pages follow the order
+of the table's key. A *link* is a row that lets a repository serve a blob.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from storage.consistency import CheckedPage, Key, Problem, ProblemCode
 from storage.metadata.sqlite.blob_changes import WHOLE_STORE
 
 PAGE_ROWS: Final = 500
-"""Number of rows that one statement checks. This takes a few milliseconds."""
+"""Largest number of rows that one statement checks. Checking this many rows takes a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule that each row of a table must keep. `code`: the kind of problem if a row breaks the rule. `broken_if`: an
-    SQL condition on a row (alias `t`) that is true if the row breaks the rule. `text`: a description of the problem for
-    people; `{repository}` and `{item}` stand for the names in the problem."""
+    """A rule for each row of a table. A row that breaks the rule is a *problem*.
+
+    - `code`: the kind of the problem.
+    - `broken_if`: an SQL condition on a row (alias `t`). It is true if the row breaks the rule.
+    - `text`: a description of the problem for people. It may contain `{repository}` and `{item}`, which stand for the
+      two names that a problem states (`TableCheck`)."""
 
     code: ProblemCode
     broken_if: str
@@ -31,9 +34,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """The rules for the rows of a table. `area`: the name of the check, which its problems carry. `key`: the columns of
-    the table's key. `repository`, `item`: SQL expressions for two names that a problem states: the name of the
-    repository, and the tag or digest that the row is about. Each is empty if the row has no such name."""
+    """The rules for the rows of a table.
+
+    - `area`: the name of the check. Each problem states it.
+    - `key`: the columns of the table's key.
+    - `repository`: an SQL expression for the name of the repository that a problem states.
+    - `item`: an SQL expression for the tag or the digest that a problem states.
+
+    The value of `repository` or `item` is empty or NULL if the row has no such name."""
 
     area: str
     table: str
@@ -43,7 +51,7 @@ class TableCheck:
     rules: tuple[Rule, ...]
 
     def check(self, db: apsw.Connection, after: Key | None) -> CheckedPage:
-        """Checks the next rows, at most `PAGE_ROWS`, after the key `after`. If `after` is None, begins at the first
+        """Checks the next rows after the key `after`, at most `PAGE_ROWS`. If `after` is None, begins at the first
         row."""
         columns = ", ".join(self.key)
         where = "" if after is None else f"WHERE ({columns}) > ({', '.join('?' * len(self.key))})"
@@ -53,14 +61,14 @@ class TableCheck:
         return CheckedPage(len(rows), problems, self._key(rows[-1]) if len(rows) == PAGE_ROWS else None)
 
     def recheck(self, db: apsw.Connection, key: Key, code: ProblemCode) -> Problem | None:
-        """Checks the row with this key. Returns its problem with this code; None if it has no such problem."""
+        """Checks the row with the key `key`. Returns its problem of the kind `code`; None if it has no such problem."""
         conditions = " AND ".join(f"{column} = ?" for column in self.key)
         rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)
         return next((problem for row in rows for problem in self._problems(row) if problem.code is code), None)
 
     def _rows(self, db: apsw.Connection, statement: str, parameters: Key) -> list[Any]:
-        """Returns the rows that `statement` selects. For each row: its key, the two names, and for each rule
-        whether the row breaks the rule."""
+        """Checks the rows that `statement` selects. Returns one tuple per row: the columns of its key, the values of
+        `repository` and `item`, and for each rule whether the row breaks the rule."""
         key_columns = ", ".join(f"t.{column}" for column in self.key)
         rules = ", ".join(f"({rule.broken_if})" for rule in self.rules)
         return db.execute(
@@ -86,8 +94,8 @@ _NO_MANIFEST: Final = "NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = t.manif
 
 
 def _reference_check(table: str) -> TableCheck:
-    """Returns the check of `table`, which is `manifest_blob` or `manifest_child`."""
-    text = "the metadata has a reference to this digest from a manifest that does not exist"
+    """Returns the check of `table`. The table must be `manifest_blob` or `manifest_child`."""
+    text = "the metadata says that a manifest refers to this digest, but the manifest does not exist"
     rule = Rule(ProblemCode.REFERENCE_WITHOUT_MANIFEST, _NO_MANIFEST, text)
     return TableCheck(table, table, ("repository", "digest", "manifest"), _REPOSITORY, "t.digest", (rule,))
 
@@ -120,7 +128,7 @@ TABLE_CHECKS: Final = (
             Rule(
                 ProblemCode.TAG_WITHOUT_MANIFEST,
                 f"{_REPOSITORY} IS NOT NULL AND {_NO_MANIFEST}",
-                "the tag points at no manifest of {repository}; push it again if it cannot be repaired",
+                "the tag points at no manifest of {repository}; push the tag again if the problem cannot be repaired",
             ),
         ),
     ),
@@ -148,7 +156,7 @@ TABLE_CHECKS: Final = (
                 f"WHERE p.repository = t.repository AND p.digest = {_BLOB_DIGEST}) "
                 f"AND NOT EXISTS (SELECT 1 FROM collect_queue q "
                 f"WHERE q.repository = t.repository AND q.digest = {_BLOB_DIGEST})",
-                "no manifest of {repository} refers to the blob, but garbage collection would never look at it",
+                "no manifest of {repository} refers to the blob, but garbage collection does not check the blob",
             ),
         ),
     ),
@@ -164,16 +172,15 @@ TABLE_CHECKS: Final = (
                 "NOT EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = t.id) "
                 f"AND NOT EXISTS (SELECT 1 FROM collect_queue q WHERE q.repository = {WHOLE_STORE} "
                 "AND q.digest = t.digest)",
-                "no repository has the blob, but garbage collection would never look at it",
+                "no repository has the blob, but garbage collection does not check the blob",
             ),
             Rule(
                 ProblemCode.BLOB_PLACE,
                 "t.place = '' AND NOT EXISTS (SELECT 1 FROM damaged_blob d WHERE d.digest = t.digest)",
-                "it is not recorded where the bytes of the blob are; push it again",
+                "the metadata does not say where the bytes of the blob are; push the blob again",
             ),
         ),
     ),
 )
-"""The checks, in the order in which the problems that they find should be repaired: the repair of a reference can leave
-a link that has to be queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that
-has to be queued."""
+"""The checks, in the order in which their problems should be repaired. The order matters, because a repair can cause a
+problem that a later check finds: a link or a blob that is missing from the collect queue (`collect_queue`)."""
