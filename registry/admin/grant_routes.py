@@ -24,8 +24,7 @@ from storage.content import Page
 _BATCH_SIZE: Final = 100
 """Number of grants that are read and filtered at once. The event loop runs other requests between two batches."""
 _MAX_BATCHES: Final = 100
-"""Maximum number of batches that are read for one page. Without this limit, a request of a caller who may see only few
-grants could read all grants in the store."""
+"""Largest number of batches that are read for one page, so that no request reads all grants in the store."""
 SubjectQuery = Annotated[str, Query(description="The subject of the grant", max_length=80, examples=["group:dev"])]
 PatternQuery = Annotated[str, Query(max_length=255, examples=["team/**"])]
 
@@ -92,15 +91,15 @@ async def list_grants(
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
-    if page.next_after is not None:  # can be the key of a grant that the caller may not see, so it is encrypted
+    if page.next_after is not None:  # encrypted, because it can be the key of a grant that the caller may not see
         response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return response
 
 
 def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[Grantee] | None:
     """Returns the subjects whose grants the caller asks for: `subject`, or all subjects whose grants apply to `account`
-    (the query parameter `for`). Returns None (all subjects) if the query has neither parameter. Raises AccountInvalid
-    if the query has both, and AccountHidden if the caller may not see the account."""
+    (the query parameter `for`). Returns None, which means all subjects, if both parameters are None. Raises
+    AccountInvalid if neither is None, and AccountHidden if the caller may not see the account."""
     if account is None:
         return None if subject is None else [Grantee.parse(subject)]
     if subject is not None:
@@ -113,11 +112,12 @@ def _subjects(caller: Caller, subject: str | None, account: str | None) -> list[
 async def _visible_page(
     caller: Caller, subjects: list[Grantee] | None, after: str | None, limit: int, *, show_all: bool
 ) -> Page[Grant]:
-    """Returns a page of the grants to `subjects` (None: all subjects) that the caller may see. An admin may see all
-    grants. `show_all` means that the caller may see all grants to `subjects`.
+    """Returns a page of the grants to `subjects`; None means all subjects. If `show_all` is True or the caller is an
+    admin, leaves out no grant.
 
-    In other cases, reads at most `_MAX_BATCHES` batches. If this limit ends the page, its `next_after` is the key of
-    the last grant that was read, even if the caller may not see that grant."""
+    Otherwise, leaves out the grants that the caller may not see, and reads at most `_MAX_BATCHES` batches. If this
+    limit ends the page, its `next_after` is the key of the last grant that was read, even if the caller may not see
+    that grant."""
     if show_all or caller.rights.admin:
         return caller.accounts.grant_page(subjects, after, limit)
     visible: list[Grant] = []

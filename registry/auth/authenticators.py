@@ -113,7 +113,7 @@ class HeaderAuthenticator:
         cached = self._cache.get(key)
         if cached is None or cached.principal is None or cached.principal.epoch != self._last_epoch:
             return None
-        if cached.until <= self._clock():
+        if cached.expires <= self._clock():
             return None
         # A stamp is a hash of the line in the htpasswd file, or of the settings, that an identity depends on. A change
         # of these does not change the epoch.

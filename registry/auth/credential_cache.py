@@ -1,14 +1,15 @@
 """The cache of verified credentials, and of their principals. A principal is the account that a credential belongs to,
 with its rights.
 
-The cache key of a credential is a keyed hash of its Authorization header and the client's address. Each cache makes a
-random key for this hash. So that the cache contains no secret, it stores the hash instead of the header. The limits on
-failed logins do not apply to a login with a cached password. The hash includes the address, so that only clients at the
-address that sent the right password can skip these limits.
+The *cache key* of a credential is a hash of its Authorization header and the client's address. The cache
+stores the hash instead of the header, so it contains no secret. Each cache keys the hash with random bytes.
+
+The limits on failed logins do not apply to a login with a cached password. Because the hash includes the address, this
+exception is only for clients at the address that sent the right password.
 
 An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
-rights increases. An entry contains the epoch at which its credential was verified, and
-`registry.auth.revocation_across_workers` compares this epoch with the current one.
+rights increases. An entry contains the epoch at which its credential was last checked.
+`registry.auth.revocation_across_workers` compares this epoch with the current epoch.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MAX_CACHED_BASIC_CREDENTIALS: Final = 2048
 """The largest number of Basic credentials in the cache. Their secrets are passwords, API tokens and tokens of trusted
 issuers."""
 MAX_CACHED_BEARER_TOKENS: Final = 1024
-"""The largest number of Bearer credentials in the cache. They have a separate limit, so that a client with many bearer
-tokens does not evict passwords. An evicted password must be hashed again."""
+"""The largest number of Bearer credentials in the cache. The limit is separate, so that a client with many bearer
+tokens does not evict passwords, which take long to verify."""
 
 
 class VerifiedCredential:
@@ -34,17 +35,17 @@ class VerifiedCredential:
 
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
-    - `until`: when the entry expires, in seconds since 1970. This is not later than the expiry of the identity.
-    - `principal`: the principal of the identity; None until it is first needed. `principal.epoch` is the epoch at which
-      the rights were read. It can differ from `epoch`.
+    - `expires`: when the entry expires, in seconds since 1970. The entry does not expire later than the identity.
+    - `principal`: the principal of the identity; None until a request first needs the principal. `principal.epoch` is
+      the epoch at which the rights were read. It can differ from `epoch`.
     """
 
-    __slots__ = ("epoch", "identity", "principal", "until")
+    __slots__ = ("epoch", "expires", "identity", "principal")
 
-    def __init__(self, identity: Identity, epoch: int, until: float) -> None:
+    def __init__(self, identity: Identity, epoch: int, expires: float) -> None:
         self.identity = identity
         self.epoch = epoch
-        self.until = until if identity.expires is None else min(until, identity.expires)
+        self.expires = expires if identity.expires is None else min(expires, identity.expires)
         self.principal: Principal | None = None
 
 
@@ -95,17 +96,15 @@ class CredentialCache:
 
 
 def header_of(credential: Basic | Bearer) -> bytes:
-    """Returns the value of the Authorization header for a credential, in its usual form. The cache key of an entry is
-    made from this form.
+    """Returns the Authorization header for a credential in its usual form, from which the cache key of an entry is
+    made.
 
-    `registry.auth.authenticators` first looks up the header as the client sent it, because this lookup needs no
-    parsing. If the header has another form, such as `bearer` in lower case, the first lookup finds nothing. A second
-    lookup, after the header was parsed, finds the entry.
+    A client can send the header in another form, such as `bearer` in lower case. A lookup with the header as the client
+    sent it then finds nothing, and a second lookup, after the header was parsed, uses the usual form.
     """
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # In a Basic header, a user name cannot contain a colon. In the urlencoded form of a POST to `/token`, it can. With
-    # the scheme Basic, the user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret
-    # "b:c".
+    # In the urlencoded form of a POST to `/token`, a user name can contain a colon. The scheme "Form" keeps the cache
+    # key of the user "a:b" with the secret "c" different from the key of the user "a" with the secret "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

@@ -44,7 +44,7 @@ class CachedCredentialCheck:
     def is_current(self, verified: VerifiedCredential) -> bool:
         """Returns True if the cached credential has not expired and its source outside the database is unchanged. Does
         not check whether the epoch has changed."""
-        return verified.until > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
+        return verified.expires > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
     def revalidate(self, verified: VerifiedCredential) -> bool:
         """Returns whether the cached credential is still valid. If the epoch has changed since the last check, checks

@@ -1,5 +1,5 @@
-"""`PrintableConsole`: a console of the package rich that replaces control characters. A normal console of rich prints
-most of them, also ESC."""
+"""`PrintableConsole`: a console of the package rich that replaces control characters. rich itself prints most control
+characters unchanged, such as ESC."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from registry.printable import printable_text
 
 
 class PrintableConsole(Console):
-    """A console that prints `?` in place of control characters such as ESC. The cursor movements of rich itself
-    stay."""
+    """A console that prints `?` in place of each control character in the printed text. It does not change the control
+    codes that rich itself adds, such as cursor movements."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Replaces the control characters. rich calls this method for everything that it prints."""

@@ -1,5 +1,5 @@
-"""Prepares the standard streams of a command. Its parent process may have closed some of them, and a write to the
-standard output may fail."""
+"""Prepares the standard streams of a command for two cases: the parent process has closed some of them, or a write to
+the standard output fails."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import sys
 from typing import Any, Final
 
 STDOUT_NAME: Final = "standard output"
-"""The file name in an OSError of a write to the standard output, except a BrokenPipeError. Python itself sets no file
-name in this error, so that callers could not tell which file the error is about."""
+"""The attribute `filename` of an OSError that a write to the standard output raises. Callers recognize the error by
+this name. A BrokenPipeError does not have it."""
 
 
 def prepare_streams() -> None:
-    """Opens those of the file descriptors 0, 1 and 2 that are closed, and makes the errors of stdout recognizable. Must
-    be called before the process opens files.
+    """Opens those of the file descriptors 0, 1 and 2 that are closed, and sets `STDOUT_NAME` in the errors of stdout.
+    Must be called before the process opens files. Otherwise a file such as the database could get the descriptor of a
+    closed stream, and the process would print into the file.
 
-    Otherwise the next file that the process opens, such as the database, would get the lowest closed descriptor, and
-    the process would print into this file. After the call, a read of a stdin that was closed finds nothing, a write to
-    a stdout that was closed fails, and a write to a stderr that was closed does nothing."""
+    After the call, a stream that was closed behaves as follows:
+
+    - A read from stdin finds nothing.
+    - A write to stdout fails.
+    - A write to stderr does nothing."""
     # Opens descriptor 1 read-only, so that writes to it fail.
     for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -39,8 +42,8 @@ def prepare_streams() -> None:
 
 
 def discard_stdout() -> None:
-    """Sends what is still in the buffer of stdout, and all later output, to /dev/null. Otherwise Python would try to
-    write the buffer again at exit. This would fail, and the process would end with exit code 120."""
+    """Sends the content of stdout's buffer, and all later output, to /dev/null. Call this after a write to stdout has
+    failed. Otherwise Python would try the write again at exit, and end with exit code 120."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_device, 1)
     os.close(null_device)
@@ -50,8 +53,7 @@ class _Stdout(io.FileIO):
     """The standard output. Its OSErrors, except BrokenPipeError, have `STDOUT_NAME` as file name."""
 
     def write(self, data: Any, /) -> int:
-        """Writes some of the bytes and returns how many. Raises OSError. A BrokenPipeError gets no file name, because
-        it is the normal end of a pipe."""
+        """Writes some of the bytes and returns how many it wrote. Raises OSError."""
         try:
             return super().write(data)
         except BrokenPipeError:

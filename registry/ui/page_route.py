@@ -121,7 +121,7 @@ def query_of(request: Request) -> Query:
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
     """Holds a *slot*, the permit to render a page. Waits until one is free (`PageLimits`). Raises TooManyRequests."""
-    async with request.app.pages.limits.page(_page_limits_key(visit_of(request), request.scope)):
+    async with request.app.pages.limits.rendering_slot(_page_limits_key(visit_of(request), request.scope)):
         yield
 
 

@@ -1,10 +1,10 @@
-"""`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: the
-parts that pages need from the application's *service* (`registry.service_factory.Service`). A running application can
-replace its service.
+"""What an application needs to serve pages.
 
-`PageLimits` limits how many pages a process renders at a time, for all visitors together and for each visitor. A page
-costs more than a pull of a manifest: it reads several things, and renders them. Without a limit, one visitor with many
-tabs, or a program that follows all links, would slow the registry down.
+- `Pages`: the files, the renderer and the limits. An application keeps one such object.
+- `PageComponents`: the parts that pages need from the application's *service* (`registry.service_factory.Service`). A
+  running application can replace its service.
+- `PageLimits`: limits how many pages a process renders at a time, for all visitors together and for each visitor.
+  Rendering a page costs more than a pull of a manifest.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MAX_RENDERED_PAGES: Final = 4
 MAX_RENDERED_PAGES_PER_VISITOR: Final = 2
 """How many pages a process renders at a time for one visitor."""
 MAX_PENDING_PAGES_PER_VISITOR: Final = 20
-"""How many pages of one visitor may be rendered or wait. A browser that restarts with many tabs requests many at
-once."""
+"""Largest number of *pending* pages (rendered now, or waiting to be rendered) of one visitor. A browser that restarts
+with many tabs requests many pages at once."""
 MAX_PENDING_PAGES: Final = 200
-"""How many pages of all visitors together may be rendered or wait."""
+"""Largest number of pending pages of all visitors together."""
 _FILES: Final = PageFiles()
-"""The files for all applications of a process. They are read when they are first needed."""
+"""The files for all applications of a process. A file is read when it is first needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class PageComponents:
     - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
       upstreams, and refuses changes.
     - `naming`: says whether the name of a repository is hosted or mirrored.
-    - `cross_site`: refuses requests that a page of another site may have caused."""
+    - `cross_site`: refuses requests that a page of another web site may have caused."""
 
     content: Registry
     naming: NamingRules
@@ -60,16 +60,16 @@ class PageLimits:
             "pages",
         )
 
-    def page(self, visitor: str) -> AbstractAsyncContextManager[None]:
+    def rendering_slot(self, visitor: str) -> AbstractAsyncContextManager[None]:
         """Waits for a slot to render a page for the visitor, and holds it inside the `async with` block. Raises
-        TooManyRequests if too many pages of the visitor, or of all visitors, are being rendered or wait already. A
-        cancellation releases the slot."""
+        TooManyRequests if too many pages of the visitor, or of all visitors together, are pending. A cancellation
+        releases the slot."""
         return self._limits.slot(visitor)
 
 
 class Pages:
-    """The files, the renderer and the limits with which an application serves pages. An application has one such object
-    for all its services."""
+    """The files, the renderer and the limits with which an application serves pages. They stay when the application
+    replaces its service."""
 
     def __init__(self) -> None:
         self.files = _FILES
@@ -79,8 +79,9 @@ class Pages:
         self._rendering = asyncio.Lock()
 
     async def cached_error_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page. The first call for a language renders the page with the result of `values`. Later
-        calls for the language return that page, so all calls must be for the same error and have equal values."""
+        """Returns the error page in a language. The first call for the language renders the page with the result of
+        `values`. Later calls for the language return the same page and do not call `values`, so all calls must be for
+        the same error."""
         async with self._rendering:
             if language not in self._error_pages:
                 self._error_pages[language] = await self.renderer.render("error.html", language, values())

@@ -11,31 +11,30 @@ from storage.background_rounds import run_in_one_process
 from storage.leases import Leases
 
 FIRST_ROUND_SECONDS: Final = 300.0
-"""Longest time from the start of the process to the first round. This time is short, because a server that is restarted
-more often than the interval would otherwise never do upkeep."""
+"""Longest time from the start of the process to the first round. It is short, so that a server that is often restarted
+does upkeep."""
 URGENT_SECONDS: Final = 30.0
-"""Seconds from a round to the next while upkeep is urgent, because the disk is full. A shorter interval stays as it
-is."""
+"""Longest pause between two rounds while upkeep is urgent (the disk is full)."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two calls of `is_urgent`."""
 UPKEEP_SLOT: Final = "upkeep"
-"""Name of the slot (a permit that one process at a time can hold) for doing upkeep."""
+"""Name of the slot for upkeep. A slot is a permit that one process at a time can hold."""
 log = logging.getLogger("storage")
 
 
 async def run_rounds(
-    work: Callable[[], Awaitable[None]], leases: Leases, every: float, is_urgent: Callable[[], bool]
+    work: Callable[[], Awaitable[None]], leases: Leases, interval: float, is_urgent: Callable[[], bool]
 ) -> None:
-    """Calls `work` at the interval `every` (seconds) until the task is cancelled. While `is_urgent` returns True, the
-    interval is at most `URGENT_SECONDS`. Every process runs this function, but only one process at a time calls `work`:
-    the one that holds the slot `UPKEEP_SLOT`. The other processes skip the round. If a process dies, its slot becomes
-    free. Logs an error of `work` and continues with the next round."""
-    await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
+    """Calls `work` every `interval` seconds until the task is cancelled. While `is_urgent` returns True, the pause is
+    at most `URGENT_SECONDS`. Every process runs this function, but only the process that holds the slot `UPKEEP_SLOT`
+    calls `work`. The other processes skip the round. If a process dies, its slot becomes free. Logs an error of `work`
+    and continues with the next round."""
+    await _wait_until_due(min(interval, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
     await run_in_one_process(
         leases,
         UPKEEP_SLOT,
         work,
-        lambda: _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS),
+        lambda: _wait_until_due(interval, is_urgent, min_seconds=URGENT_SECONDS),
         log=log,
         what_failed="upkeep stopped with an error",
     )
@@ -51,7 +50,7 @@ async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def _wait_until_due(seconds: float, is_urgent: Callable[[], bool], *, min_seconds: float) -> None:
-    """Waits for `seconds`. Returns earlier if `is_urgent` returns True, but not before `min_seconds` have passed."""
+    """Waits for `seconds`. If `is_urgent` returns True after `min_seconds`, returns at once."""
     time = asyncio.get_running_loop().time
     start = time()
     while (remaining := start + seconds - time()) > 0:

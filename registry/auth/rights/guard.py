@@ -1,8 +1,8 @@
 """`Guarded`: a wrapper of a registry object that checks the rights of the request's principal before each call of a
 method.
 
-The principal is the account, or anonymous client, that makes the request. A client without the right to read a
-repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
+The principal is the account, or anonymous client, that makes the request. A refusal does not reveal what is stored: a
+client without the right to read a repository gets the same error whether or not the content exists.
 
 A *stored name* is the name of a repository in the store. Pushed content is stored under the name to which the client
 pushed it. Content that is mirrored from an *upstream* (another registry) is stored under a name that begins with the
@@ -18,11 +18,12 @@ The *candidates* of the repository name `repo` in a call are the stored names to
   the name leads to the mirrored content. After the first push, it leads to the pushed content.
 
 For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For pushes, the account
-needs the right on `repo` itself. If the client sends a bearer token, the token must also allow the action. A bearer
-token lists repositories, each with the actions that it allows. The token may list the repository under the name on
-which the account needs the right, or under the *requested name*: the name in the path of the request. The requested
-name differs from `repo` only if the Host header or the query names an upstream: `repo` then begins with the name of the
-upstream.
+needs the right on `repo` itself.
+
+If the client sends a bearer token, the token must also allow the action. A bearer token lists names of repositories,
+with the allowed actions on each. The token must list the action under one of two names: the name on which the account
+needs the right, or the *requested name*, which is the name in the path of the request. The requested name differs from
+`repo` only if the Host header or the query names an upstream: `repo` then begins with the name of the upstream.
 
 The guard refuses calls of methods that this module does not handle: it raises Unsupported.
 """
@@ -63,8 +64,8 @@ _PUSH_BITS: Final = Action.PUSH.value
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. A list *runs* when the process may read the store for it. A
 list is *pending* when it runs or waits until it may run. A *visitor* is an account, or a network of anonymous clients.
-One thread reads the store for all running lists in turn, so each list delays the others. Only one list of each visitor
-may run, so many lists of one visitor delay the lists of other visitors no more than one list does."""
+One thread reads the store for all running lists. Only one list of each visitor may run, so that one visitor does not
+occupy the thread."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -213,7 +214,7 @@ class Guarded(ForwardingRegistry):
                 if (renewed := await self._renew(principal)) is not principal:
                     current_request().principal = renewed
             case "repositories":
-                return cast(T, await self._repositories(*call.args))
+                return cast(T, await self._list_repositories(*call.args))
             case _:
                 raise Unsupported
         self.check_push(call.repo)
@@ -221,7 +222,7 @@ class Guarded(ForwardingRegistry):
 
     async def readable_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name that `repo` leads to now. Raises Unauthorized or NameUnknown if the principal may not
-        pull from it."""
+        pull from this stored name."""
         rule = _RULES["tags"]
         if self._is_allowed_on_all(rule.bits, repo):
             return await self._stored_name(repo, self._naming.candidates(repo))
@@ -241,11 +242,11 @@ class Guarded(ForwardingRegistry):
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
     def _is_allowed_on_all(self, bits: int, repo: RepositoryName) -> bool:
-        """Returns whether the action with these `bits` is allowed on every stored name that `repo` can lead to. If so,
-        the call is allowed wherever `repo` leads."""
+        """Returns whether the action with these `bits` is allowed on every stored name that `repo` can lead to. Returns
+        False if the request is not authenticated yet."""
         request = current_request()
         principal, requested = request.principal, request.requested_name or repo
-        if type(principal) is not Principal:  # the request is not authenticated yet
+        if type(principal) is not Principal:
             return False
         if not self._is_mirroring:
             return principal.actions(repo, requested) & bits != 0
@@ -255,11 +256,10 @@ class Guarded(ForwardingRegistry):
         """Returns the stored name that `repo` leads to now, if the rule's action is allowed on that name. The call must
         use the returned name, because a push to `repo` after this check could change where `repo` leads.
 
-        If the action is not allowed, raises Unauthorized or Denied. If the rule hides content, raises `not_found` in
-        place of Denied.
+        If the action is not allowed on that name, raises one of these errors:
 
-        If the action is allowed on `repo` itself, but `repo` leads to mirrored content on which the action is not
-        allowed, always raises `not_found`, because nothing was pushed to `repo`.
+        - `not_found` if the action is allowed on the name `repo` itself. In this case, nothing was pushed to `repo`.
+        - Otherwise Unauthorized or Denied. If the rule hides content, `not_found` in place of Denied.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -289,7 +289,7 @@ class Guarded(ForwardingRegistry):
     ) -> RegistryError:
         """Returns the error for a refusal of `action` on `repo`, which leads to one of the stored `names`. Calls
         `on_denied` if the client is an account whose rights do not suffice. `not_found` is the error to return in place
-        of Denied; None: return Denied. The table in docs/adr/0011-who-may-do-what.md lists the errors."""
+        of Denied. None: returns Denied. The table in docs/adr/0011-who-may-do-what.md lists the errors."""
         requested, action_phrase = current_request().requested_name or repo, _ACTION_PHRASES[action]
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
@@ -301,15 +301,14 @@ class Guarded(ForwardingRegistry):
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob. Forwards the call with the name `repo`. (For other reads, `handle` replaces `repo` by the
-        stored name.)
+        """Resolves a blob. Forwards the call with the name `repo`, in contrast to other reads, for which `handle`
+        replaces `repo` by the stored name.
 
-        Before a client pushes a blob to `repo`, it asks whether `repo` has the blob. `inner` must answer this request
-        without asking an upstream. If this method replaced `repo` by a name that begins with the name of an upstream,
-        `inner` could not tell this request from a pull.
+        Before a push, a client asks whether `repo` has the blob. `inner` must answer this request without asking an
+        upstream, and needs the name `repo` to tell the request from a pull.
 
         With the name `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
-        change this choice, so this method checks the rights before the call and again after it."""
+        change this choice, so this method checks the rights before and after the call."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)
@@ -318,8 +317,8 @@ class Guarded(ForwardingRegistry):
 
     async def _allowed_mount_source(self, source: RepositoryName | NameSet, digest: Digest) -> RepositoryName | NameSet:
         """Returns the stored name of `source`, the repository from which the client mounts the blob `digest`. If the
-        client names no repository, `source` is the set of all names, and the result is the set of names from which the
-        principal may pull.
+        client names no repository, `source` is the set of all names. This method then returns the set of names from
+        which the principal may pull.
 
         Raises BlobUnknown if the principal may not pull from `source`. A bearer token must allow pulls from `source`;
         access to the repository that the request pushes to does not suffice.
@@ -334,12 +333,11 @@ class Guarded(ForwardingRegistry):
             raise BlobUnknown(f"{source} has no blob {digest}")
         return stored_name
 
-    async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
+    async def _list_repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.
 
         `after` is the cursor that the client sent: the position after which the page starts. None: returns the first
-        page. This process makes one page at a time for each visitor (an account, or a network of anonymous clients), so
-        that many requests of one visitor do not delay the lists of others.
+        page. Waits until `LIST_LIMITS` allow one more list for the visitor.
 
         Raises RequestInvalid for an unknown cursor. Raises TooManyRequests if too many lists run or wait. Raises
         Unauthorized if the client sent no credential, or if its bearer token does not allow the list of repositories.
@@ -352,8 +350,7 @@ class Guarded(ForwardingRegistry):
         visitor = principal.visitor_key_at(current_request().address)
         async with self._lists.slot(visitor):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
-        # If the cursor is the last name on the page, the client sees that name anyway. Other cursors are sealed
-        # (encrypted).
+        # A cursor that is the last name on the page reveals nothing. Other cursors are sealed (encrypted).
         if page.next_after is None or page.next_after in page.items[-1:]:
             return page
         return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))

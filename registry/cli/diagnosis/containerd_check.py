@@ -1,13 +1,15 @@
 """Checks whether containerd on a machine pulls through this registry. Reads `config.toml`, and the `hosts.toml` files
-in the directories that its `config_path` names.
+in the directories that the setting `config_path` in `config.toml` names.
 
-The version of the file's format determines which section contains `config_path`. Versions 1 and 2 belong to containerd
-1.x. Version 3 belongs to containerd 2.x, which still reads versions 1 and 2.
+The version of the format of `config.toml` determines the section that contains `config_path`. containerd 1.x reads
+versions 1 and 2. containerd 2.x reads versions 1, 2 and 3.
 
-`config_path` may be a list of directories, separated by colons. containerd 1.x searches each of these directories.
-containerd 2.1 and later pull images through the transfer service. This service treats the whole list as the path of one
-directory, without an error message (containerd #12415, #12636, #12808). In 2.1 and 2.2, the default of `config_path` is
-a list.
+`config_path` may be a list of directories, separated by colons:
+
+- containerd 1.x searches each of these directories.
+- containerd 2.1 and later pull images through the transfer service. This service treats the whole list as the path of
+  one directory, without an error message (containerd #12415, #12636, #12808). In 2.1 and 2.2, the default of
+  `config_path` is a list.
 
 Sources: containerd, docs/hosts.md and docs/cri/registry.md; core/remotes/docker/config/hosts.go.
 """
@@ -27,43 +29,45 @@ from registry.clients.client_setup import MirroredHost
 CHECK = "containerd"
 CERTS_FOLDER = "/etc/containerd/certs.d"
 _CONFIG_FILE = "/etc/containerd/config.toml"
-_SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
-"""The name of the plugin that has the settings about registries, by the version of the file's format."""
+_REGISTRY_PLUGINS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
+"""The name of the plugin that has the settings about registries, by the version of the format of `config.toml`."""
 _RESTART = "then run: systemctl restart containerd"
 _WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerdConfig:
-    """The part of containerd's configuration that the checks need. `file`: the path of the file. `version`: the version
-    of the file's format. `plugins`: the settings of each plugin, by its name. `disabled`: the names of disabled
-    plugins."""
+    """The part of containerd's configuration that the checks need.
+
+    - `file`: the path of `config.toml`.
+    - `version`: the version of the format of `config.toml`.
+    - `plugins`: the settings of each plugin, by the name of the plugin."""
 
     file: str
     version: int
     plugins: dict[str, Any]
-    disabled: list[str]
+    disabled_plugins: list[str]
 
     @property
-    def section(self) -> str:
-        """The name of the plugin whose settings about registries containerd reads."""
-        return _SECTIONS.get(self.version, _SECTIONS[3])
+    def registry_plugin(self) -> str:
+        """The name of the plugin from which containerd reads the settings about registries."""
+        return _REGISTRY_PLUGINS.get(self.version, _REGISTRY_PLUGINS[3])
 
-    def registry_settings(self, section: str | None = None) -> dict[str, Any]:
-        """Returns the settings about registries in a plugin; an empty dict if there are none. `section`: the name of
-        the plugin; None: the plugin that containerd reads."""
-        plugin = self.plugins.get(section or self.section)
-        settings = plugin.get("registry") if isinstance(plugin, dict) else None
+    def registry_settings(self, plugin: str | None = None) -> dict[str, Any]:
+        """Returns the settings about registries of a plugin; an empty dict if there are none. `plugin`: the name of the
+        plugin. None means `registry_plugin`."""
+        plugin_settings = self.plugins.get(plugin or self.registry_plugin)
+        settings = plugin_settings.get("registry") if isinstance(plugin_settings, dict) else None
         return settings if isinstance(settings, dict) else {}
 
     @property
     def pulls_locally(self) -> bool:
-        """Whether a setting switches off the transfer service, through which containerd 2.1 and later pull by
-        default."""
-        plugin = self.plugins.get(self.section)
-        if self.version < 3 or not isinstance(plugin, dict):
+        """Whether a setting switches off the transfer service. By default, containerd 2.1 and later pull through this
+        service."""
+        settings = self.plugins.get(self.registry_plugin)
+        if self.version < 3 or not isinstance(settings, dict):
             return False
-        return plugin.get("use_local_image_pull") is True or plugin.get("discard_unpacked_layers") is True
+        return settings.get("use_local_image_pull") is True or settings.get("discard_unpacked_layers") is True
 
 
 def check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
@@ -71,7 +75,7 @@ def check_containerd(files: ClientFiles, target: TargetRegistry) -> list[Finding
     which containerd should pull.
 
     k3s and RKE2 contain a containerd with its own files. If the machine has k3s or RKE2, this function checks these
-    files, and checks a separate containerd only if `/etc/containerd/config.toml` exists."""
+    files. In this case, it checks a separate containerd only if `/etc/containerd/config.toml` exists."""
     findings: list[Finding] = []
     for distribution in distributions_on(files):
         findings += check_k3s(files, target, distribution)
@@ -92,17 +96,17 @@ def _check_separate_containerd(files: ClientFiles, target: TargetRegistry) -> li
             problem(
                 CHECK,
                 f"there is no {_CONFIG_FILE}, so containerd has its default for config_path",
-                "containerd 1.x has an empty default, and containerd 2.1 and later reads its default, a list of "
-                "directories, as the name of one directory: Kubernetes pulls straight from the upstreams",
+                "containerd 1.x has an empty default; the default of 2.1 and later is a list of directories, which "
+                "they take as the path of one directory: Kubernetes pulls straight from the upstreams",
                 f"write this to {_CONFIG_FILE}, {_RESTART}",
                 file=_CONFIG_FILE,
                 lines=_config_lines(2),
             ),
-            # Findings that a hosts.toml is correct are left out, because containerd does not read the file.
+            # Findings that a hosts.toml is correct are left out, because containerd reads no hosts.toml.
             *(finding for finding in _check_hosts(files, [CERTS_FOLDER], target) if finding.level is not Level.OK),
         ]
     findings = list(_check_config(config))
-    # With a problem in `config.toml`, containerd does not read the hosts.toml files.
+    # If `config.toml` has a problem, containerd does not read the hosts.toml files.
     are_hosts_files_ignored = any(finding.level is Level.PROBLEM for finding in findings)
     directories = [path for path in str(config.registry_settings().get("config_path") or "").split(":") if path]
     mirrors = config.registry_settings().get("mirrors")
@@ -115,8 +119,8 @@ def _check_separate_containerd(files: ClientFiles, target: TargetRegistry) -> li
 
 
 def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
-    """Returns the configuration in the file with the path `file`, including the files that it imports; None if there is
-    no such file. Raises FileUnusable."""
+    """Returns the configuration in the file with the path `file`, merged with the files that the setting `imports`
+    names. Returns None if there is no such file. Raises FileUnusable."""
     document = files.toml(file)
     if document is None:
         return None
@@ -149,9 +153,12 @@ def _text_list(file: str, document: dict[str, Any], key: str) -> list[str]:
 
 
 def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`. If the directory in the pattern is an absolute
-    path without wildcards and cannot be listed, raises FileUnusable. With any other pattern, leaves out directories
-    that this user may not list, and returns an empty list if the pattern is empty or not valid."""
+    """Returns the paths of the files that match a pattern of `imports`; an empty list if the pattern is empty or not
+    valid.
+
+    - If the directory in the pattern is an absolute path without wildcards, raises FileUnusable if this user may not
+      list the directory.
+    - With any other pattern, leaves out directories that this user may not list."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):
@@ -163,7 +170,12 @@ def _imported_paths(files: ClientFiles, pattern: str) -> list[str]:
 
 def _wrong_type(file: str, key: str, what: str) -> FileUnusable:
     return FileUnusable(
-        problem(CHECK, f"{key} in {file} {what}", "containerd does not start with it", f"correct the file, {_RESTART}")
+        problem(
+            CHECK,
+            f"{key} in {file} {what}",
+            "containerd does not start with this file",
+            f"correct the file, {_RESTART}",
+        )
     )
 
 
@@ -171,21 +183,21 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
     """Yields problems and warnings about `config.toml` itself."""
     file, config_lines = config.file, _config_lines(config.version)
     step = f"write this to {file}, {_RESTART}"
-    if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled):
+    if any(plugin.rpartition(".")[2] in ("cri", "images") for plugin in config.disabled_plugins):
         yield warning(
             CHECK,
             f"{file} switches the plugin for Kubernetes off (disabled_plugins)",
-            "the file in Docker's package containerd.io does so; without the plugin, only nerdctl and ctr can pull",
+            "Docker's package containerd.io installs such a file; without the plugin, only nerdctl and ctr can pull",
             f"remove cri from disabled_plugins if Kubernetes uses this containerd, {_RESTART}",
         )
     path = config.registry_settings().get("config_path")
-    for version, section in _SECTIONS.items():
-        if section != config.section and config.registry_settings(section).get("config_path") and not path:
+    for version, plugin in _REGISTRY_PLUGINS.items():
+        if plugin != config.registry_plugin and config.registry_settings(plugin).get("config_path") and not path:
             version_text = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
             yield problem(
                 CHECK,
                 f"{file} has {version_text}, but sets config_path in the section of version {version}",
-                f"containerd does not read [plugins.{section!r}.registry] in such a file",
+                f"containerd does not read [plugins.{plugin!r}.registry] in such a file",
                 step,
                 file=file,
                 lines=config_lines,
@@ -196,13 +208,13 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
             CHECK,
             f"{file} has both config_path and registry.mirrors",
             "the plugin for Kubernetes does not start: `mirrors` cannot be set when `config_path` is provided",
-            f"remove the sections [plugins.{config.section!r}.registry.mirrors…] from {file}, {_RESTART}",
+            f"remove the sections [plugins.{config.registry_plugin!r}.registry.mirrors…] from {file}, {_RESTART}",
         )
     if not path and not config.registry_settings().get("mirrors"):
         yield problem(
             CHECK,
             f"{file} does not set config_path",
-            "Kubernetes reads no hosts.toml then, and pulls straight from the upstreams. nerdctl reads them anyway",
+            "so Kubernetes reads no hosts.toml files, and pulls straight from the upstreams; nerdctl reads the files",
             step,
             file=file,
             lines=config_lines,
@@ -217,10 +229,10 @@ def _directory_list_finding(config: ContainerdConfig, path: str) -> Finding:
     step = f"name one directory, {_RESTART}"
     lines = _config_lines(config.version, path.split(":")[0])
     if config.pulls_locally:
-        why = "it works only because use_local_image_pull or discard_unpacked_layers is set"
+        why = "a list works here only because use_local_image_pull or discard_unpacked_layers is set"
         return warning(CHECK, what, why, step, file=config.file, lines=lines)
     if config.version < 3:
-        why = "containerd 1.x reads all of them; 2.1 and later take the list as one directory, which does not exist"
+        why = "containerd 1.x reads each directory; 2.1 and later take the list as one directory, which does not exist"
         return warning(CHECK, what, why, step, file=config.file, lines=lines)
     why = (
         "containerd 2.1 and later take the list as the path of one directory, which does not exist: they ignore all "
@@ -236,8 +248,8 @@ def _check_hosts(files: ClientFiles, directories: list[str], target: TargetRegis
 
 
 def _check_mirrors(config: ContainerdConfig, mirrors: dict[str, Any], target: TargetRegistry) -> Iterator[Finding]:
-    """Checks whether the mirrors in `config.toml` itself lead to this registry, and yields the findings. Mirrors in
-    `config.toml` are the deprecated alternative to `hosts.toml`."""
+    """Yields findings that say whether the mirrors in `config.toml` lead to this registry. These mirrors are the
+    deprecated alternative to `hosts.toml` files."""
     yield warning(
         CHECK,
         f"{config.file} sets registry.mirrors",
@@ -266,9 +278,9 @@ def _mirror_finding(
 
 
 def _config_lines(version: int, directory: str = CERTS_FOLDER) -> str:
-    """Returns the lines of `config.toml` that set `config_path`, for a file of this version. For version 1, returns
-    lines for version 2."""
+    """Returns the lines that set `config_path` in a `config.toml` with this version of the format. In place of version
+    1, uses version 2."""
     version = max(2, version)
-    return f'version = {version}\n\n[plugins."{_SECTIONS.get(version, _SECTIONS[3])}".registry]\n' + (
+    return f'version = {version}\n\n[plugins."{_REGISTRY_PLUGINS.get(version, _REGISTRY_PLUGINS[3])}".registry]\n' + (
         f'  config_path = "{directory}"\n'
     )

@@ -17,15 +17,22 @@ _MAX_ROWS = 10
 
 
 def format_status(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
-    """Returns the status as text and tables. `before`: an earlier status, from which the rate of requests is computed;
-    None: the text shows no rate."""
+    """Returns the status as text and tables. The text shows the rate of requests since `before`, an earlier status.
+    None: it shows no rate."""
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
     if status.uploads is not None:
         parts.append(Text(_upload_line(status.uploads)))
     problems = filter(None, (status.disk.problem, status.store_problem))
     for problem in dict.fromkeys(problems):  # without duplicates
         parts.append(Text(f"problem: {problem}", "bold red"))
-    for table in (_workers(status), _upstreams(status), _cache(status), _quotas(status), _fills(status), _jobs(status)):
+    for table in (
+        _worker_table(status),
+        _upstream_table(status),
+        _cache_table(status),
+        _quota_table(status),
+        _fill_table(status),
+        _job_table(status),
+    ):
         if table is not None:
             parts += [Text(), table]
     return Group(*parts)
@@ -59,7 +66,7 @@ def _upload_line(uploads: UploadStatus) -> str:
     return f"{plural(uploads.open, 'upload')} open with {human_size(uploads.size)}{oldest}"
 
 
-def _workers(status: ServerStatus) -> Table | None:
+def _worker_table(status: ServerStatus) -> Table | None:
     if not status.workers:
         return None
     table = new_table("worker", "since", "memory", "connections", "requests", "answered", "state")
@@ -77,7 +84,7 @@ def _workers(status: ServerStatus) -> Table | None:
     return table
 
 
-def _upstreams(status: ServerStatus) -> Table | None:
+def _upstream_table(status: ServerStatus) -> Table | None:
     if not status.upstreams:
         return None
     table = new_table("upstream", "endpoint", "state", "requests left", "last error")
@@ -87,15 +94,17 @@ def _upstreams(status: ServerStatus) -> Table | None:
             table.add_row(
                 *map(Text, (upstream.name, endpoint.url)),
                 Text(state, "red" if is_bad else ""),
-                _allowance(upstream),
+                _requests_left(upstream),
                 Text(_last_error(endpoint)),
             )
     return table
 
 
 def _endpoint_state(endpoint: EndpointStatus) -> tuple[str, bool]:
-    """Returns the state of an endpoint in words, and whether the endpoint has failed. `endpoint.retry_in`: after how
-    many seconds the endpoint is tried again. `endpoint.failing_in`: in how many workers the last requests failed."""
+    """Returns the state of an endpoint in words, and whether the endpoint has failed.
+
+    - `endpoint.retry_in`: seconds until the endpoint is tried again.
+    - `endpoint.failing_in`: number of workers whose last requests to the endpoint failed."""
     if endpoint.breaker == "open":
         wait = "" if endpoint.retry_in is None else f", tried again in {endpoint.retry_in:.0f} s"
         return f"left alone after failures{wait}", True
@@ -113,8 +122,8 @@ def _last_error(endpoint: EndpointStatus) -> str:
     return f"{at}{endpoint.last_error}"
 
 
-def _allowance(upstream: UpstreamStatus) -> str:
-    """Returns how many requests the upstream's rate limit still allows."""
+def _requests_left(upstream: UpstreamStatus) -> str:
+    """Returns a text that says how many requests the upstream's rate limit still allows."""
     if upstream.paused_until is not None:
         return f"none until {_time(upstream.paused_until)}"
     if upstream.remaining is None:
@@ -122,7 +131,7 @@ def _allowance(upstream: UpstreamStatus) -> str:
     return str(upstream.remaining) + ("" if upstream.limit is None else f" of {upstream.limit}")
 
 
-def _cache(status: ServerStatus) -> Table | None:
+def _cache_table(status: ServerStatus) -> Table | None:
     if not status.cache:
         return None
     table = new_table("cache", "size", "budget", "images", "blobs")
@@ -133,7 +142,7 @@ def _cache(status: ServerStatus) -> Table | None:
     return table
 
 
-def _quotas(status: ServerStatus) -> Table | None:
+def _quota_table(status: ServerStatus) -> Table | None:
     if not status.quotas:
         return None
     table = new_table("quota", "size", "limit", "tags", "tag limit")
@@ -144,7 +153,7 @@ def _quotas(status: ServerStatus) -> Table | None:
     return table
 
 
-def _fills(status: ServerStatus) -> Table | None:
+def _fill_table(status: ServerStatus) -> Table | None:
     """Returns the table of the *fills* (unfinished downloads of blobs from upstreams), the running ones first; None if
     there are none."""
     fills = sorted(status.fills, key=lambda fill: not fill.running)
@@ -160,7 +169,7 @@ def _fills(status: ServerStatus) -> Table | None:
     return table
 
 
-def _jobs(status: ServerStatus) -> Table | None:
+def _job_table(status: ServerStatus) -> Table | None:
     if not status.jobs:
         return None
     table = new_table("job", "kind", "state", "progress", "message")
@@ -171,7 +180,7 @@ def _jobs(status: ServerStatus) -> Table | None:
 
 
 def duration_text(seconds: float) -> str:
-    """Returns a duration for people in its two largest units, such as `3 d 4 h` or `12 s`."""
+    """Returns a duration as text, such as `3 d 4 h` or `12 s`. The text has at most two units, and leaves out zeros."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     remaining, parts = int(seconds), []
     for name, size in units:

@@ -1,5 +1,5 @@
-"""The command `entrepot import`: imports images from a file, a directory or another registry into hosted repositories,
-those to which clients push."""
+"""The command `entrepot import`: imports images from a file, a directory or another registry into hosted repositories.
+A repository is hosted if clients push to it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HELP = """Copy images into this registry from a file, a directory or another reg
 
 A file or directory is an OCI image layout, or an archive of docker save. From a registry, the command copies every tag
 with all its platforms and its signatures, into repositories of the same names. It checks all content against its
-digest. If it cannot copy something, it says so, and its exit code is 1. A second run copies only what is missing, and
-continues interrupted downloads."""
+digest. If something cannot be copied, the command says what, and exits with code 1. A second run copies only what is
+missing, and continues interrupted downloads."""
 EXAMPLES = """\b
 Examples:
   docker save team/app:1 -o app.tar && entrepot import app.tar
@@ -86,7 +86,10 @@ def import_images(
             "--overwrite": overwrite,
         }.items():
             if value:
-                fail(f"{option} is only for another registry, and {source} is a file or directory", USAGE_ERROR)
+                fail(
+                    f"{option} is only for imports from another registry, but {source} is a file or directory",
+                    USAGE_ERROR,
+                )
         import_file(Path(source), as_name, config, data, as_json=as_json)
         return
     if as_name is not None:

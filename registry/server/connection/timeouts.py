@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from registry.client_addresses import network_of
-from registry.server.gate.connection_limit import STALLED_SECONDS, EvictionCandidate, EvictionKind
+from registry.server.gate.connection_limit import STALLED_SECONDS, EvictionCandidate, SilentConnectionKind
 
 WaitReason = Literal["send", "linger", "body", "half_closed", "application", "drain", "head", "first_byte", "idle"]
 """What a connection is waiting for:
@@ -80,7 +80,7 @@ class ConnectionTimeouts:
         has received at least one byte. `client`: the client's address; None for a trusted proxy.
         """
         since = self._waiting_since if wait == self._last_wait else now
-        kind: EvictionKind
+        kind: SilentConnectionKind
         if wait.reason == "linger":
             kind = "lingering"
         elif wait.reason in ("first_byte", "head") and requests_started <= 1:

@@ -2,7 +2,7 @@
 
 The worker keeps a reserve of descriptors for other files and for connections to upstream registries. When no descriptor
 is left for a new connection, the worker *evicts* connections: it closes them to make room. It evicts only *silent*
-connections: those without a request, and those whose request makes no progress (`EvictionKind`).
+connections: those without a request, and those whose request makes no progress (`SilentConnectionKind`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ FILES_PER_REQUEST = 3
 """Descriptors that a request takes in addition to the connection's own: two for the file that is sent, and one for a
 duplicate of the connection's socket."""
 MAX_CONNECTIONS = 16384
-"""Largest number of connections of a worker, because each connection takes memory."""
+"""Largest number of connections of one worker, whatever the limit on open files. Each connection takes memory."""
 FAIR_SHARE = 16
-"""If a client address has more silent connections than this, its oldest silent connections are evicted first."""
+"""If a client address has more silent connections than this, the worker evicts the oldest of them before the
+connections of other addresses."""
 STALLED_SECONDS = 10.0
 """A request in progress is stalled if no byte was sent or received for this many seconds."""
 MAX_EXAMINED = 2000
@@ -32,16 +33,17 @@ MAX_EVICTIONS = 100
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve."""
 _MAX_FILES_TO_COUNT = 8192
-"""If the process may have more open files than this, `update_budget` does not count them: counting could take too long,
-and the reserve is large enough for other files."""
+"""If the process may have more open files than this, `update_budget` does nothing, because counting the files could
+take too long."""
 _MIN_BUDGET = 8
-"""Connections and their requests may always use this many descriptors, even if this uses up the reserve."""
+"""Smallest number of descriptors for connections and their requests. These descriptors may come from the reserve."""
 _LOW_CAPACITY = 256
-"""Below this capacity, a worker logs a warning."""
+"""If `ConnectionLimit.capacity` is smaller than this, `warn_if_low` logs a warning."""
 _MIN_SELECTED = 32
 """One search selects at least this many silent connections, or all if it finds fewer."""
 _ACCEPTS_PER_PAUSE = 32
-"""How many new connections a full worker accepts between two pauses, in which other workers can accept connections."""
+"""How many new connections a *full* worker, which has no room for more, accepts between two pauses. During a pause,
+other workers can accept connections."""
 _PAUSE_SECONDS = 0.01
 _NOTHING_FOUND_SECONDS = 0.25
 """Shortest time between a search that found no silent connection and the next search."""
@@ -50,8 +52,8 @@ _BUSY_SECONDS = 0.1
 _LOG_INTERVAL_SECONDS = 60.0
 """Shortest time between two log lines with the same text."""
 
-EvictionKind = Literal["lingering", "new", "idle", "stalled"]
-"""Why a connection is silent:
+SilentConnectionKind = Literal["lingering", "new", "idle", "stalled"]
+"""The kinds of silent connections:
 
 - `lingering`: the last response was sent, and the server waits for the client to close the connection.
 - `new`: the client has not sent a complete request yet.
@@ -62,12 +64,12 @@ EvictionKind = Literal["lingering", "new", "idle", "stalled"]
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """A connection that can be evicted."""
+    """Describes a silent connection, which can be evicted."""
 
-    kind: EvictionKind
+    kind: SilentConnectionKind
     since: float
-    """When the connection became silent, in seconds of the event loop's clock. For the kind `new`, when the connection
-    was opened."""
+    """Time in seconds of the event loop's clock at which the connection became silent. For the kind `new`, this is the
+    time at which the connection was opened."""
     address: str | None
     """The client's IPv4 address, or the /64 network of its IPv6 address. None for a trusted proxy, whose connections
     serve many clients."""
@@ -86,7 +88,7 @@ class EvictableConnection(Protocol):
         ...
 
 
-_Selected = tuple[EvictableConnection, EvictionCandidate]
+_SelectedConnection = tuple[EvictableConnection, EvictionCandidate]
 """A silent connection, and the result of its method `eviction_candidate`."""
 
 
@@ -104,8 +106,9 @@ class ConnectionLimit:
         max_open_files: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """The worker keeps the three collections up to date.
+        """The worker adds to `connections`, `pending` and `requests`, and removes from them.
 
+        - `connections`: accepted connections that are ready for requests.
         - `pending`: accepted connections that are not ready for requests yet, such as during the TLS handshake.
         - `requests`: the requests in progress.
         - `clock`: the event loop's clock, in seconds.
@@ -120,7 +123,7 @@ class ConnectionLimit:
         self._reserve = max(_MIN_RESERVE, self._max_open_files // 8)
         self._files_at_start = count_open_files()
         self._budget = self._max_open_files  # descriptors for connections and their requests
-        self._selected: list[_Selected] = []  # by the last search, in reverse order of eviction
+        self._selected: list[_SelectedConnection] = []  # by the last search, in reverse order of eviction
         self._evicted: set[EvictableConnection] = set()  # may still be in the worker's collections
         self._search_offset = 0
         self._no_search_until = -_NOTHING_FOUND_SECONDS
@@ -139,7 +142,7 @@ class ConnectionLimit:
         """Logs a warning if the capacity is so low that a busy registry could reach it."""
         if self.capacity < _LOW_CAPACITY:
             log.warning(
-                "at most %d open files leave room for %d connections in this process: see docs/en/network.md",
+                "a limit of %d open files leaves room for only %d connections in this process: see docs/en/network.md",
                 self._max_open_files,
                 self.capacity,
             )
@@ -148,8 +151,8 @@ class ConnectionLimit:
         """Makes room for a connection that the worker is about to accept. Returns 0.0 if the worker may accept the
         connection now. Otherwise returns for how many seconds the worker must accept no connection.
 
-        If there is no room, the first call returns a short pause, so that another worker can accept the connection. The
-        next `_ACCEPTS_PER_PAUSE` calls evict silent connections.
+        If there is no room, the first call evicts nothing and returns a short pause, in which another worker can accept
+        the connection. The next `_ACCEPTS_PER_PAUSE` calls evict silent connections.
         """
         if self._remaining_connections() > 0:
             return 0.0
@@ -171,7 +174,8 @@ class ConnectionLimit:
             self.evict_connections(-remaining)
 
     def evict_connections(self, max_count: int) -> bool:
-        """Evicts up to `max_count` silent connections, but at most `MAX_EVICTIONS`. Returns whether it evicted any."""
+        """Evicts silent connections until their number reaches `max_count` or `MAX_EVICTIONS`, or until it finds no
+        more. Returns whether it evicted any."""
         now, count = self._clock(), 0
         max_count = min(max_count, MAX_EVICTIONS)
         while count < max_count and (connection := self._next_to_evict(now)) is not None:
@@ -183,9 +187,9 @@ class ConnectionLimit:
         return count > 0
 
     def update_budget(self) -> None:
-        """Counts the files that are open for other purposes, and sets how many descriptors are left for connections
-        and their requests. If these use more, evicts silent connections. Does nothing if the process may have more
-        than `_MAX_FILES_TO_COUNT` open files. Call it once a second."""
+        """Counts the open files of the process, and computes how many descriptors are left for connections and their
+        requests. Evicts silent connections if the connections and requests use more descriptors than are left. Does
+        nothing if the process may have more than `_MAX_FILES_TO_COUNT` open files. Call it once a second."""
         if self._max_open_files <= _MAX_FILES_TO_COUNT:
             own_files = len(self._connections) + len(self._pending) + FILES_PER_REQUEST * len(self._requests)
             self._set_budget(max(self._files_at_start, count_open_files() - own_files))
@@ -196,7 +200,8 @@ class ConnectionLimit:
         self._budget = max(self._max_open_files - other_files - self._reserve, _MIN_BUDGET)
 
     def _remaining_connections(self) -> int:
-        """Returns how many more connections the worker may have now; negative if it has too many."""
+        """Returns how many more connections the worker may have now. The number is negative if the worker has too
+        many."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
             self._evicted = {
@@ -208,8 +213,8 @@ class ConnectionLimit:
         return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), self._max_connections - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
-        """Returns the silent connection to evict next; None if none was found. Skips connections that were active since
-        the last search."""
+        """Returns the silent connection to evict next; None if no silent connection was found. Skips connections that
+        were active after a search selected them."""
         for must_search in (False, True):
             if must_search:
                 if now < self._no_search_until:
@@ -226,16 +231,24 @@ class ConnectionLimit:
         self._no_search_until = now + _NOTHING_FOUND_SECONDS
         return None
 
-    def _search(self, now: float) -> list[_Selected]:
-        """Examines up to `MAX_EXAMINED` connections, from the position where the previous search ended. Selects silent
-        connections of one kind, and returns them in reverse order of eviction. Selects an eighth of the connections of
-        this kind that it finds, but at least `_MIN_SELECTED` if there are so many.
+    def _search(self, now: float) -> list[_SelectedConnection]:
+        """Returns silent connections of one kind, in reverse order of eviction. Examines up to `MAX_EXAMINED`
+        connections, from the position where the previous search ended. Of those that have the kind, returns an eighth,
+        but at least `_MIN_SELECTED` (all if there are fewer).
 
-        Selects lingering connections if there are any. Otherwise selects new or idle connections, whichever are more
-        frequent: so a client that opens many connections of one kind does not cause evictions of the other kind.
-        Selects stalled connections only if there are no others.
+        The kind is the first of these that the search finds:
+
+        - lingering;
+        - new or idle, whichever is more frequent, so that a client that opens many connections of one kind does not
+          cause evictions of the other kind;
+        - stalled.
         """
-        by_kind: dict[EvictionKind, list[_Selected]] = {"lingering": [], "new": [], "idle": [], "stalled": []}
+        by_kind: dict[SilentConnectionKind, list[_SelectedConnection]] = {
+            "lingering": [],
+            "new": [],
+            "idle": [],
+            "stalled": [],
+        }
         count = len(self._connections) + len(self._pending)
         start = self._search_offset if self._search_offset < count else 0
         self._search_offset = start + MAX_EXAMINED
@@ -281,7 +294,7 @@ class ConnectionLimit:
             self._busy_logged_at = now
 
 
-def _sorted_for_eviction(silent: list[_Selected]) -> list[_Selected]:
+def _sorted_for_eviction(silent: list[_SelectedConnection]) -> list[_SelectedConnection]:
     """Returns the connections in reverse order of eviction: the last one in the list is evicted first.
 
     First, addresses with more than `FAIR_SHARE` silent connections lose their oldest ones. After that, the connections

@@ -87,7 +87,7 @@ class LargeBufferLimit:
         """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts
         (closes) one connection, the first of these that it finds:
 
-        - a silent connection (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one;
+        - a silent connection (`registry.server.gate.connection_limit.SilentConnectionKind`), such as an idle one;
         - a connection that is being closed, and still waits for its client;
         - a connection of the address with the most counted connections.
 

@@ -1,5 +1,5 @@
-"""Exports images into a file or directory (`export_images`). Clients have pushed the images, or this registry mirrors
-them from an upstream. Content that is not cached yet is fetched from the upstream."""
+"""Exports images into a file or directory (`export_images`). The images are pushed images, or images that this registry
+mirrors from an upstream. The export fetches mirrored content that is not cached yet."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 from storage.upkeep.reporter import Reporter
 
 MAX_DEPTH: Final = 8
-"""Largest number of levels of manifests in an image, whose index may list indexes. Also the largest number of levels of
-referrers that are exported: a referrer may have referrers."""
+"""Largest number of levels of two kinds:
+
+- levels of manifests in an image: an index may list indexes. An image with more levels is not exported.
+- levels of referrers: a referrer may have referrers. Further levels are left out."""
 _REFERRERS_PER_PAGE: Final = 100
 """Largest number of referrers that are read from the registry with one call."""
 
@@ -31,9 +33,9 @@ _REFERRERS_PER_PAGE: Final = 100
 class ExportOptions:
     """Options that say which content is exported.
 
-    - `platforms`: the platforms whose manifests are exported if an image has several platforms. None: all platforms.
-    - `with_referrers`: whether manifests whose subject is exported, such as signatures and SBOMs, are exported, too.
-    - `for_docker`: whether the result is also a docker archive, in which each image has one platform."""
+    - `platforms`: the platforms that are exported of each image that is an index. None: all platforms.
+    - `with_referrers`: whether the referrers of exported manifests, such as signatures and SBOMs, are exported.
+    - `for_docker`: whether the result is also a docker archive. In a docker archive, each image has one platform."""
 
     platforms: Sequence[Platform] | None = None
     with_referrers: bool = True
@@ -45,10 +47,10 @@ class _Image:
     """An image to export.
 
     - `root`: the manifest or index that `name` refers to, or its replacement by `_choose_platforms`.
-    - `platform_entry`: if `root` was chosen from an index, the entry of the index for it, which states the platform;
-      otherwise None.
-    - `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
-    - `referrers`: digests of the manifests that were added because their subject is exported."""
+    - `platform_entry`: the entry of the original index that lists `root`, and states its platform. None if
+      `_choose_platforms` has not replaced the root by a manifest of one platform.
+    - `manifests`: by digest, all manifests to export, each before the index that lists it.
+    - `referrers`: the digests of the referrers in `manifests`."""
 
     name: ImageReference
     registry: Registry
@@ -64,9 +66,9 @@ async def export_images(
     router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
     """Exports the images. Returns the numbers of images and blobs, and the size in bytes. After an error or a
-    cancellation, no incomplete file has its final name.
+    cancellation, no file with its final name is incomplete.
 
-    Raises ManifestUnknown if an image does not exist, or not for one of the platforms. Raises Unsupported if an image
+    Raises ManifestUnknown if an image does not exist, or lacks one of the platforms. Raises Unsupported if an image
     cannot be in a docker archive, or has more than `MAX_DEPTH` levels of manifests. Raises ImageFileFailed, and the
     errors of mirrors."""
     try:
@@ -79,7 +81,7 @@ async def export_images(
 async def _export(
     router: Router, names: Sequence[ImageReference], writer: ImageFileWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
-    """Does the work of `export_images`, except for the clean-up after an error."""
+    """Does what `export_images` does, but does not clean up after an error."""
     images = []
     for name in names:
         await reporter.report(message=f"reading {name}")
@@ -99,7 +101,7 @@ async def _export(
         exported_bytes += count
 
     await reporter.report(0, total=sum(sizes.values()), unit="bytes", message="exporting")
-    written_blobs, present_blobs = 0, 0  # `present_blobs`: the number of blobs that the writer has already
+    written_blobs, present_blobs = 0, 0  # `present_blobs`: number of blobs that the writer already had
     for image in images:
         for digest, blob in image.blobs.items():
             if writer.has(digest, blob.size):
@@ -130,25 +132,26 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
     except ManifestUnknown as error:
         raise ManifestUnknown(f"{name}: {error.message}") from None
     image = _Image(name, registry, repo, root)
-    stored_root = root.digest
+    stored_root_digest = root.digest
     if root.media_type in INDEXES and options.platforms is not None:
         await _choose_platforms(image, options)
     await _add_manifest(image, image.root, MAX_DEPTH)
     if options.with_referrers:
-        # `stored_root` is not in `manifests` if `_choose_platforms` has replaced the root.
-        for digest in dict.fromkeys([*image.manifests, stored_root]):
+        # If `_choose_platforms` has replaced the root, `image.manifests` does not have the stored root.
+        for digest in dict.fromkeys([*image.manifests, stored_root_digest]):
             await _add_referrers(image, digest, MAX_DEPTH)
     if options.for_docker and not _is_runnable(image.root):
         raise Unsupported(
             f"{name} is no container image of one platform, or has layers that this registry does not store; export it "
-            "with --format oci-layout"
+            "with `--format oci-layout`"
         )
     return image
 
 
 async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
     """Replaces `image.root`, which is an index, by the manifest that the index lists for the platforms. If the index
-    lists several manifests for them, replaces it by a new index of these manifests."""
+    lists several manifests for the platforms, replaces the root by a new index of these manifests. Raises
+    ManifestUnknown if the index lists no manifest for one of the platforms."""
     assert options.platforms is not None
     index = image.root
     chosen, missing = choose_manifests(index.manifests, options.platforms)
@@ -166,8 +169,9 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
 
 
 async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
-    """Adds to the image `manifest`, the manifests that it lists, and the blobs of all these manifests. `depth`: how
-    many levels of manifests are allowed, including the level of `manifest`. Raises Unsupported if there are more."""
+    """Adds to `image`: `manifest`, the manifests that it lists directly or through other indexes, and the blobs of all
+    these manifests. Raises Unsupported if there are more than `depth` levels of manifests. `manifest` is the first
+    level."""
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
@@ -182,8 +186,8 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
 
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
-    """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many levels
-    of referrers are added. Each referrer of `subject` may have the same number of levels of manifests."""
+    """Adds the manifests whose subject is `subject`, and their referrers. `depth` is the largest number of levels of
+    referrers to add, and also the largest number of levels of manifests in each direct referrer of `subject`."""
     after: str | None = None
     has_more = depth > 0
     while has_more:
@@ -199,7 +203,7 @@ async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
 
 def _index_entries(images: Iterable[_Image]) -> Iterable[Document]:
     """Yields the entries of `index.json`: the images, each with its tag, and then the referrers. If the images are from
-    several repositories, the name of the repository precedes the tag in each entry."""
+    several repositories, each entry has the image's full name, with repository and tag, in place of the tag."""
     images = list(images)
     is_one_repository = len({image.name.repository for image in images}) == 1
     for image in images:

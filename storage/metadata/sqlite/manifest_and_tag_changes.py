@@ -102,7 +102,7 @@ def put_manifest(
         manifest_id = stored.id
         if stored.media_type != manifest.media_type:
             target = TargetManifest(repository, repo, manifest_id, manifest.digest, stored.media_type)
-            if not media_type_check(is_immutable).check(db, target, checked_to):
+            if not media_type_check(is_immutable).check_in_transaction(db, target, checked_to):
                 return False
         _update_manifest(db, repo, repository, stored, manifest, by, now, is_push=not sparse)
     if sparse:  # the name of a mirrored repository begins with the name of its upstream
@@ -247,7 +247,7 @@ def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, push
     blobs = {blob.digest for blob in manifest.blobs} | manifest.blob_children
     _store_references(db, "manifest_blob", repository, manifest_id, blobs)
     _store_references(db, "manifest_child", repository, manifest_id, {child.digest for child in manifest.manifests})
-    deleted_manifests.forget(db, repository, manifest.digest)
+    deleted_manifests.remove(db, repository, manifest.digest)
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
     return int(manifest_id)
 

@@ -149,7 +149,7 @@ class ManifestDeletion:
         # `check` raises Denied if an immutable tag needs the manifest. It returns False if there are too many tags to
         # check in one transaction. Before `check_all` has run, at most `MAX_TAGS_WITHOUT_LOCK` tags are deleted, even
         # if no tags are immutable.
-        if not ((is_last or is_checked) and self._check.check(db, target, self._checked_to)):
+        if not ((is_last or is_checked) and self._check.check_in_transaction(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:
             _delete(db, target, tags, self._by, now, restorable, EventAction.DELETE)
@@ -204,7 +204,7 @@ def _delete(
     """Deletes the manifest and `tags`, which are all its tags."""
     repository_id, manifest_id = target.repository_id, target.manifest_id
     if restorable:
-        deleted_manifests.keep(db, manifest_id, now)
+        deleted_manifests.add(db, manifest_id, now)
     _delete_tags(db, target, tags, by, now, action)
     event_tables.add_deleted_manifest(db, action, target.repo, manifest_id, by, now)
     db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository_id, manifest_id, now))

@@ -2,9 +2,11 @@
 media type.
 
 A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
-other indexes. Millions of tags can need a manifest. While a transaction runs, all other changes of all processes wait.
-So a transaction checks only a few tags. If more tags need the manifest, `NeedingTagsCheck.check_all` checks them before
-the transaction, and the transaction checks only the tags that were set after `check_all` began.
+other indexes.
+
+A transaction checks only a few tags, because all other changes of all processes wait for it. If many tags need the
+manifest, `NeedingTagsCheck.check_all` checks them before the transaction. The transaction then checks only the tags
+that were set after `check_all` began.
 """
 
 from __future__ import annotations
@@ -28,10 +30,8 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
 """If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
-lock while it changes the manifest. So the process makes only one such change at a time. Without the lock, the commit
-thread could make hundreds of them in one long transaction. One push can set at most this number of tags
-(`registry.http.exchange.RequestLimits.tags_per_put`). So a manifest that only the tags of one push need takes no
-lock."""
+lock while it changes the manifest. With the lock, the commit thread does not make many such changes in one long
+transaction. One push sets at most this number of tags (`registry.http.exchange.RequestLimits.tags_per_put`)."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """
@@ -56,8 +56,8 @@ SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
 
 @dataclass(frozen=True, slots=True)
 class TargetManifest:
-    """A manifest to change. `repository_id` and `manifest_id` are row ids. `media_type` is the media type that is
-    stored for the manifest."""
+    """A manifest that a caller wants to change. `repository_id` and `manifest_id` are row ids. `media_type` is the
+    stored media type."""
 
     repository_id: int
     repo: RepositoryName
@@ -81,37 +81,37 @@ class TargetManifest:
 
 @dataclass(frozen=True, slots=True)
 class NeedingTagsCheck:
-    """Refuses a change of a manifest that an immutable tag needs. `denied` returns the error that names the manifest
-    and the tag."""
+    """Refuses a change of a manifest that an immutable tag needs. `make_error` returns the error for the manifest and
+    the immutable tag."""
 
     is_immutable: IsImmutable
-    denied: Callable[[TargetManifest, str], Denied]
+    make_error: Callable[[TargetManifest, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
-        """Checks all tags that need the manifest. Returns the id of the entry of the tag history that was the newest
-        when the check began. The check may miss tags that later entries set. Must not run in a transaction that changes
-        something, because the check takes long if very many tags need the manifest. Raises NameUnknown,
-        ManifestUnknown, and Denied if an immutable tag needs the manifest."""
+        """Checks all tags that need the manifest. Returns the id of the newest entry in the tag history when the check
+        begins. The check may miss tags that are set after this entry. Must not run in a transaction that changes
+        something, because the check can take long. Raises NameUnknown and ManifestUnknown. Raises Denied if an
+        immutable tag needs the manifest."""
         last_id = last_entry_id(db)
         if self.is_immutable is not nothing_immutable:
             target = TargetManifest.find(db, repo, digest)
             self._refuse_immutable(db, target, _TAGS_NEEDING_MANIFEST, target.manifest_id)
         return last_id
 
-    def check(self, db: apsw.Connection, target: TargetManifest, checked_to: int | None) -> bool:
+    def check_in_transaction(self, db: apsw.Connection, target: TargetManifest, checked_to: int | None) -> bool:
         """Checks the tags in the transaction of the change. `checked_to` is the result of `check_all`, or None if
-        `check_all` was not called. Returns False if there are too many tags to check: the caller then has to call
-        `check_all`, even if it has called `check_all` before. Raises Denied if an immutable tag needs the manifest."""
+        `check_all` was not called. Returns False if there are too many tags to check: the caller must then call
+        `check_all` (again). Raises Denied if an immutable tag needs the manifest."""
         if self.is_immutable is nothing_immutable:
             return True
         return self._check_few(db, target) if checked_to is None else self._check_changes(db, target, checked_to)
 
     def _check_few(self, db: apsw.Connection, target: TargetManifest) -> bool:
-        """Checks the tags that need the manifest. Returns False if more than `MAX_TAGS_WITHOUT_LOCK` tags need it, or
-        more than this number of indexes contain it. Raises Denied if an immutable tag needs it.
+        """Checks the tags that need the manifest. Returns False if more than `MAX_TAGS_WITHOUT_LOCK` tags need the
+        manifest, or more than this number of indexes contain it. Raises Denied if an immutable tag needs the manifest.
 
-        For each manifest, reads the indexes that contain it with a statement that has a LIMIT. `_TAGS_NEEDING_MANIFEST`
-        with a LIMIT would not suffice: SQLite would still read all indexes that contain the manifest, even millions."""
+        Does not use `_TAGS_NEEDING_MANIFEST`: even with a LIMIT, SQLite would read all indexes that contain the
+        manifest."""
         limit = MAX_TAGS_WITHOUT_LOCK + 1
         tag_count, seen_ids, unread = 0, {target.manifest_id}, [(target.manifest_id, target.digest)]
         while unread:
@@ -131,9 +131,8 @@ class NeedingTagsCheck:
         """Checks the tags that were set after the entry `checked_to` of the tag history. Returns False if more than
         `_MAX_CHANGED_TAGS` tags were set. Raises Denied if an immutable tag among them needs the manifest.
 
-        Does not check tags that were set earlier, because `check_all` found that no immutable one needed the manifest.
-        If an index of such a tag lists a missing index, and a client pushes the missing index, the tag can begin to
-        need the manifest. But every index that an immutable tag needs is stored, because clients cannot delete it."""
+        Does not check tags that were set earlier, because `check_all` has checked them. They do not begin to need
+        the manifest later: all indexes that an immutable tag needs are stored, and clients cannot delete them."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()
@@ -144,13 +143,13 @@ class NeedingTagsCheck:
         return len(rows) <= _MAX_CHANGED_TAGS
 
     def _refuse_immutable(self, db: apsw.Connection, target: TargetManifest, sql: str, *values: int | str) -> int:
-        """Raises Denied if the statement finds an immutable tag. Otherwise returns the number of tags that it finds.
-        `values` are the values of the statement's parameters."""
+        """Runs the statement `sql`, which finds tags, with the parameters `values`. Raises Denied if one of the tags is
+        immutable. Otherwise returns the number of tags."""
         count, cursor = 0, db.execute(sql, values)
         try:
             for (tag,) in cursor:
                 if self.is_immutable(tag):
-                    raise self.denied(target, tag)
+                    raise self.make_error(target, tag)
                 count += 1
         finally:
             cursor.close()
@@ -161,8 +160,8 @@ class CheckedChange(Protocol):
     """A change of a manifest, to be called in a transaction."""
 
     def __call__(self, db: apsw.Connection, /, *, checked_to: int | None) -> bool:
-        """Makes the change and returns True. But if `NeedingTagsCheck.check`, called with `checked_to`, returns False,
-        changes nothing and returns False."""
+        """Makes the change and returns True. If `NeedingTagsCheck.check_in_transaction`, called with `checked_to`,
+        returns False, changes nothing and returns False."""
         ...
 
 
@@ -173,8 +172,9 @@ async def run_checked(
     scans: ScanThread | ImmutableScans,
     lock: asyncio.Lock,
 ) -> None:
-    """Runs a change of a manifest in a transaction. If many tags need the manifest, holds `lock` and first calls
-    `check_all`, which calls `NeedingTagsCheck.check_all`. Raises the errors of `change`, and Denied."""
+    """Runs a change of a manifest in a transaction. If many tags need the manifest, holds `lock` and calls `check_all`
+    before the transaction. `check_all` calls `NeedingTagsCheck.check_all`. Raises the errors of `change`, and
+    Denied."""
     if await writer.run(partial(change, checked_to=None)):
         return
     async with lock:
@@ -183,8 +183,8 @@ async def run_checked(
             try:
                 checked_to: int | None = await scans.run(check_all)
             except ManifestUnknown:
-                # Another client has just deleted the manifest, so there is nothing to check. If a client pushes it
-                # again before the transaction, `change` checks its tags in the transaction.
+                # Another client has just deleted the manifest. If a client pushes the manifest again, `change` checks
+                # the tags in the transaction.
                 checked_to = None
             is_done = await writer.run(partial(change, checked_to=checked_to))
 

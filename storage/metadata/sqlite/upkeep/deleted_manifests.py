@@ -17,10 +17,10 @@ from storage.metadata.catalog import DeletedManifest
 from storage.names import Digest
 
 MAX_DROPPED: Final = 500
-"""Largest number of rows that `drop_of_repository` deletes."""
+"""Largest number of manifests that one call of `drop_of_repository` removes."""
 MAX_DROPPED_BYTES: Final = 1024 * 1024
-"""Largest total size, in bytes, of the manifests that one transaction deletes, so that other changes do not wait for
-long. A single larger manifest is deleted in a transaction of its own."""
+"""Largest total size, in bytes, of the manifests that one call removes, so that other changes do not wait for long. If
+the first manifest is larger, the call removes only this manifest."""
 _OLDEST: Final = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
@@ -38,9 +38,9 @@ class DeletedManifestContent(NamedTuple):
     pushed: float
 
 
-def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Copies the manifest with this row id into the table `deleted_manifest`. The caller then deletes the manifest. A
-    damaged manifest is not copied: it has no body, so it could not be put back."""
+def add(db: apsw.Connection, manifest_id: int, now: float) -> None:
+    """Copies the manifest with this row id into the table `deleted_manifest`. The caller then deletes the manifest from
+    the table `manifest`. Does not copy a damaged manifest, because it has no body."""
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, subject, pushed, deleted, body) "
         "SELECT repository, digest, media_type, subject, pushed, ?, body FROM manifest WHERE id = ? AND size > 0",
@@ -48,7 +48,7 @@ def keep(db: apsw.Connection, manifest_id: int, now: float) -> None:
     )
 
 
-def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
+def remove(db: apsw.Connection, repository: int, digest: Digest) -> None:
     """Removes the manifest from the table `deleted_manifest`, if it is there."""
     db.execute("DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest))
 
@@ -63,7 +63,7 @@ def find(db: apsw.Connection, repository: int, digest: Digest) -> DeletedManifes
 
 
 def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int) -> list[Digest]:
-    """Returns at most `limit` deleted manifests whose subject is `subject`."""
+    """Returns the digests of at most `limit` deleted manifests whose subject is `subject`."""
     rows: list[Any] = db.execute(
         "SELECT digest FROM deleted_manifest INDEXED BY deleted_manifest_subject "
         "WHERE repository = ? AND subject = ? LIMIT ?",
@@ -75,21 +75,21 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
 def oldest(
     db: apsw.Connection, before: float, limit: int, after: DeletedManifest | None = None
 ) -> list[DeletedManifest]:
-    """Returns at most `limit` manifests that were deleted at `before` or earlier, in the order of their deletion.
-    `after`: the manifest after which the result begins; None: the result begins with the first manifest."""
+    """Returns at most `limit` manifests that were deleted at `before` or earlier, earliest deletion first. The result
+    begins after the manifest `after`. None: it begins with the earliest deletion."""
     position = (after.deleted, after.repository_id, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 
 
 def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
-    """Removes the manifests that were deleted at `before` or earlier, earliest deletion first, within the limits
-    `limit` (number of manifests) and `MAX_DROPPED_BYTES`. Returns the removed manifests."""
+    """Removes manifests that were deleted at `before` or earlier, earliest deletion first: at most `limit` manifests
+    and `MAX_DROPPED_BYTES`. Returns the removed manifests."""
     return _drop(db, oldest(db, before, limit))
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Removes the manifests of one repository that were deleted at `before` or earlier, within the limits `MAX_DROPPED`
-    and `MAX_DROPPED_BYTES`. Returns False if some of these manifests may be left."""
+    """Removes manifests of one repository that were deleted at `before` or earlier: at most `MAX_DROPPED` manifests and
+    `MAX_DROPPED_BYTES`. Returns False if there may be more such manifests."""
     expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
     # If `expired` has `MAX_DROPPED` manifests, there may be more.
     return len(_drop(db, expired)) == len(expired) < MAX_DROPPED
@@ -104,7 +104,7 @@ def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[Del
         size += manifest.size
         if dropped and size > MAX_DROPPED_BYTES:
             break
-        forget(db, manifest.repository_id, manifest.digest)
+        remove(db, manifest.repository_id, manifest.digest)
         dropped.append(manifest)
     return dropped
 

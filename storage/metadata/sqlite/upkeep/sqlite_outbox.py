@@ -1,8 +1,9 @@
 """Stores events and their deliveries in the metadata database (`SqliteOutbox`).
 
 The *list of events*, which people and programs read, has the events whose column `kept` is 1. The other events are
-stored only for their *deliveries*: a delivery is an event that has yet to be sent to a webhook, or that was given up.
-The list and each webhook are *readers* of events.
+stored only for their *deliveries*. A delivery is an event that one webhook has not accepted yet. The server still tries
+to send it (a *pending* delivery), or has given it up (a *dead letter*). The list and each webhook are *readers* of
+events.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_MATCHES
 _NEWER_EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_MATCHES_FILTER} ORDER BY e.id LIMIT ?5"""
 MAX_READ_EVENTS: Final = 5000
-"""Largest number of events that one lookup reads to find those with the requested action or repository, so that other
-lookups wait only a few milliseconds."""
+"""Largest number of events that one lookup for an action or a repository reads. Other lookups wait for it: a few
+milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
 
@@ -65,9 +66,13 @@ class SqliteOutbox:
         delivery_scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """`db` reads a few rows, and `scans` reads pages of lists. `delivery_scans` runs the lookups that may read all
-        deliveries. It is separate, because a webhook may have very many deliveries, and other lookups must not wait.
-        `writer` runs changes. `clock` returns the time in seconds since 1970."""
+        """Creates the outbox.
+
+        - `db`: for lookups that read a few rows.
+        - `scans`: for lookups that read a page of events or deliveries.
+        - `delivery_scans`: for lookups that may read all deliveries. The lookups in `scans` do not wait for them.
+        - `writer`: for changes.
+        - `clock`: returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans
@@ -91,8 +96,8 @@ class SqliteOutbox:
         return [dropped for dropped in counts if dropped.webhook in removed_by_change]
 
     async def _delete_leftovers(self) -> None:
-        """Deletes the leftovers, which are the deliveries of removed webhooks, in several transactions if there are
-        many. Writes nothing if there are none."""
+        """Deletes the deliveries of removed webhooks, a limited number in each transaction. Writes nothing if there are
+        no such deliveries."""
         while await self._scan_deliveries(removed_webhooks.find_removed) is not None:
             await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL)
 
@@ -202,7 +207,7 @@ class SqliteOutbox:
         return await self._scan_deliveries(outbox_limits.backlog)
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs a lookup of a page of a list. Raises StorageFailed."""
+        """Runs a lookup that reads a page of events or deliveries. Raises StorageFailed."""
         with _as_storage_failed():
             return await self._scans.run(lookup)
 
@@ -222,40 +227,41 @@ def _as_storage_failed() -> Iterator[None]:
 
 
 def _read_page(
-    window: str,
-    events: str,
+    window_sql: str,
+    events_sql: str,
     start: int,
     limit: int,
     action: EventAction | None,
     repository: str | None,
     db: apsw.Connection,
 ) -> EventPage:
-    """Reads a page of the list of events. The page begins after the event with the number `start`.
-    `window` and `events` are `_NEWER_WINDOW` and `_NEWER_EVENTS`, or `_OLDER_WINDOW` and `_OLDER_EVENTS`.
+    """Reads a page of the list of events: newer or older events than the event with the number `start`. The page has
+    only events of the *window*, which is a limited number of events next to `start`.
 
-    The search reads only the next events of the list, its *window*. The query `window` returns the number of the last
-    event in the window, and how many events the window has. The query `events` returns the events in the window that
-    match `action` and `repository`."""
+    - `window_sql`: `_NEWER_WINDOW` or `_OLDER_WINDOW`. Returns the number of the last event in the window, and how many
+      events the window has.
+    - `events_sql`: `_NEWER_EVENTS` or `_OLDER_EVENTS`. Returns the events in the window that match `action` and
+      `repository`."""
     has_filter = action is not None or repository is not None
     window_size = max(limit + 1, MAX_READ_EVENTS) if has_filter else limit + 1
-    row: Any = db.execute(window, (start, window_size)).get
+    row: Any = db.execute(window_sql, (start, window_size)).get
     end, count = row
     if end is None:
         return EventPage([], start, is_last=True)
-    rows: list[Any] = db.execute(events, (start, end, action, repository, limit)).fetchall()
+    rows: list[Any] = db.execute(events_sql, (start, end, action, repository, limit)).fetchall()
     # If the page is full, later events in the window may match as well.
     position: int = rows[-1][0] if len(rows) == limit else end
     return EventPage([to_event(row) for row in rows], position, is_last=count < window_size and position == end)
 
 
 def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
-    """Returns the query for a page of at most ?3 deliveries, newest events first. The page follows the delivery of the
-    event ?1 to the webhook ?2.
+    """Returns the query for a page of at most ?3 deliveries, newest events first. The page begins after the delivery of
+    the event ?1 to the webhook ?2.
 
     - `has_webhook`: the query selects only deliveries to the webhook ?4.
-    - `only_dead`: the query selects only *dead letters*, which are deliveries that were given up. It makes SQLite use
-      the index of the dead letters, because there may be far more pending deliveries.
-    - `only_pending`: the query selects only deliveries that were not given up."""
+    - `only_dead`: the query selects only dead letters. It names their index, because there may be far more pending
+      deliveries.
+    - `only_pending`: the query selects only pending deliveries."""
     conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:
         conditions.append("d.webhook = ?4")

@@ -28,8 +28,8 @@ class SqliteUsage:
         self._scans = scans
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
-        # Not durable: each start of a server configures the scopes again. A change with `ReserveUse.HALF` may use half
-        # of the reserve (disk space that was allocated in advance), so a full disk does not prevent it.
+        # Not durable: each start of a server configures the scopes again. `ReserveUse.HALF`: on a full disk, the change
+        # may use half of the reserve, which is disk space that was allocated in advance.
         await self._writer.run(
             lambda db: usage_tables.configure(db, definitions), durable=False, reserve_use=ReserveUse.HALF
         )

@@ -40,9 +40,9 @@ def test_the_header_of_a_credential() -> None:
 
 def test_an_entry_expires_with_its_identity() -> None:
     """An entry expires at the end of its own lifetime, or together with its identity if that expires earlier."""
-    assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).until == 5.0
-    assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).until == 10.0
-    assert VerifiedCredential(Identity("alice"), 1, 10.0).until == 10.0
+    assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).expires == 5.0
+    assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).expires == 10.0
+    assert VerifiedCredential(Identity("alice"), 1, 10.0).expires == 10.0
 
 
 def test_the_cache_has_a_largest_size() -> None:

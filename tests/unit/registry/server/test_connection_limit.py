@@ -14,7 +14,7 @@ from registry.server.gate.connection_limit import (
     ConnectionLimit,
     EvictableConnection,
     EvictionCandidate,
-    EvictionKind,
+    SilentConnectionKind,
 )
 from registry.server.kernel import count_open_files
 
@@ -26,7 +26,11 @@ class FakeConnection:
     in progress, and the connection must not be closed."""
 
     def __init__(
-        self, open_connections: set[EvictableConnection], kind: EvictionKind | None, since: float, address: str | None
+        self,
+        open_connections: set[EvictableConnection],
+        kind: SilentConnectionKind | None,
+        since: float,
+        address: str | None,
     ) -> None:
         self._candidate = None if kind is None else EvictionCandidate(kind, since, address)
         self._open_connections = open_connections
@@ -70,7 +74,7 @@ class LimitedWorker:
         )
 
     def add(
-        self, count: int, kind: EvictionKind | None, since: float = 0.0, address: str | None = "a"
+        self, count: int, kind: SilentConnectionKind | None, since: float = 0.0, address: str | None = "a"
     ) -> list[FakeConnection]:
         """Adds `count` connections. `since`: when the first one became silent; each further one did so a second later.
         `address`: the client's; None: the connections come from a trusted proxy."""

@@ -64,13 +64,13 @@ async def test_unfinished_bodies_are_no_errors(
     """A client that disconnects in the middle of a body causes no warning in the log, and no page is rendered for
     it."""
     rendered_visitors: list[str] = []
-    page = PageLimits.page
+    rendering_slot = PageLimits.rendering_slot
 
-    def recorded_page(limits: PageLimits, visitor: str) -> AbstractAsyncContextManager[None]:
+    def recorded_rendering_slot(limits: PageLimits, visitor: str) -> AbstractAsyncContextManager[None]:
         rendered_visitors.append(visitor)
-        return page(limits, visitor)
+        return rendering_slot(limits, visitor)
 
-    monkeypatch.setattr(PageLimits, "page", recorded_page)
+    monkeypatch.setattr(PageLimits, "rendering_slot", recorded_rendering_slot)
     loop = asyncio.get_running_loop()
     async with running_app(tmp_path / "data") as site:
         worker = WorkerContext(site.app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare
-from registry.server.gate.connection_limit import EvictionCandidate, EvictionKind
+from registry.server.gate.connection_limit import EvictionCandidate, SilentConnectionKind
 
 LIMIT = 100
 """The budget in bytes."""
@@ -27,7 +27,7 @@ class BufferedTransport(asyncio.Transport):
 class Client:
     """A connection with a share of the budget, whose client receives nothing until a test sets `held` to 0."""
 
-    def __init__(self, budget: UnsentBudget, kind: EvictionKind | None = None) -> None:
+    def __init__(self, budget: UnsentBudget, kind: SilentConnectionKind | None = None) -> None:
         self.kind = kind
         self.transport = BufferedTransport()
         self.share = UnsentShare(budget, self, self.transport, is_tls=False)

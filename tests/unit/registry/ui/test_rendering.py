@@ -132,7 +132,7 @@ async def test_the_pages_of_one_visitor_are_limited() -> None:
 
     async def page(visitor: str) -> None:
         nonlocal running
-        async with limits.page(visitor):
+        async with limits.rendering_slot(visitor):
             running += 1
             await finish.wait()
 
@@ -160,12 +160,12 @@ async def test_a_cancelled_page_releases_its_slot() -> None:
         async with asyncio.TaskGroup() as tasks:
 
             async def wait() -> None:
-                async with limits.page("alice"):
+                async with limits.rendering_slot("alice"):
                     await asyncio.Event().wait()
 
             pages = [tasks.create_task(wait()) for _ in range(MAX_RENDERED_PAGES_PER_VISITOR + 1)]
             await asyncio.sleep(0)
             for each in pages:
                 each.cancel()
-    async with limits.page("alice"):
+    async with limits.rendering_slot("alice"):
         pass

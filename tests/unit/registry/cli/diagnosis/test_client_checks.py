@@ -148,7 +148,7 @@ def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
 
 
 CONTAINERD_PROBLEMS = [
-    (None, "there is no /etc/containerd/config.toml", "as the name of one directory"),
+    (None, "there is no /etc/containerd/config.toml", "as the path of one directory"),
     (texts.CONTAINERD_1_7_DEFAULT, "does not set config_path", "reads no hosts.toml"),
     (texts.CONTAINERD_IO_PACKAGE, "does not set config_path", "reads no hosts.toml"),
     (texts.CONTAINERD_2_2_DEFAULT, "a list of directories", "they ignore all hosts.toml, and say nothing"),
@@ -194,7 +194,7 @@ def test_a_list_of_directories_that_works_is_a_warning(tmp_path: Path) -> None:
     version_2 = (
         'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/none:/etc/containerd/certs.d"\n'
     )
-    for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (version_2, "1.x reads all of them")):
+    for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (version_2, "1.x reads each directory")):
         write_files(tmp_path, **{CONFIG: text})
         findings = findings_of("containerd", tmp_path)
         assert not problems_in(findings)
