@@ -1,8 +1,7 @@
 """Opens the backend: the store, a mirror for each upstream registry in the settings, and the router in front of both.
 
-A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. The server
-uses this module, and so do commands that work on the same data directory while the server runs. This module imports the
-modules of mirrors, and their HTTP client, only if the settings have an upstream, because these imports take time and
+A *mirror* is a pull-through cache of one upstream. The *hosted registry* has the content that clients push. If the
+settings have no upstream, this module does not import the modules of mirrors, because these imports take time and
 memory.
 """
 
@@ -43,12 +42,12 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """The store, the mirrors, and the objects that work on them.
 
-    - `store`: the opened store. It is the hosted registry itself, and the mirrors also cache their content in it.
+    - `store`: the open store, with the content of the hosted registry and of the mirrors.
     - `router`: passes each call to the store or to a mirror.
     - `upkeep`: the objects for the upkeep of the store and the mirrors.
     - `pulls`: records the pulls that this process serves.
-    - `pull_events`: makes an event of each pull; None: the settings ask for no events of pulls.
-    - `work`: the background work of a server.
+    - `pull_events`: adds an event for each pull; None: the settings ask for no events about pulls.
+    - `work`: the background work, which only a server starts.
     - `mirrors`: the mirrors, by the names of their upstreams.
     - `upstream_search`: sends searches to the first upstream with the setting `search`; None: no upstream has it."""
 
@@ -72,7 +71,8 @@ def make_mirror(
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Does not connect to the
     upstream. The caller must close the mirror with `aclose`, which also closes the mirror's HTTP client. `clock`
     returns seconds since 1970. `observer` counts the mirror's work; None: the work is not counted.
-    `pass_through_memory`: the budget for blobs that are sent without being stored; None: the mirror makes its own."""
+    `pass_through_memory`: the memory budget for blobs that the mirror sends without storing them; None: the mirror
+    makes its own budget."""
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
@@ -87,9 +87,9 @@ def make_mirror(
     )
 
 
-def _pass_through_memory(settings: Settings) -> MemoryBudget | None:
-    """Returns the memory budget for blobs that mirrors send without storing them, because the disk is full. All mirrors
-    of this process share the budget. Returns None if the settings have no upstream."""
+def _make_pass_through_memory(settings: Settings) -> MemoryBudget | None:
+    """Returns the memory budget that the mirrors of this process share. While the disk is full, mirrors use this memory
+    to send blobs without storing them. Returns None if the settings have no upstream."""
     if not settings.upstream:
         return None
     from registry.mirror.pass_through import new_pass_through_memory
@@ -98,7 +98,7 @@ def _pass_through_memory(settings: Settings) -> MemoryBudget | None:
 
 
 def immutable_tags(settings: Settings) -> ImmutableTags:
-    """Returns the rules about immutable tags in the settings."""
+    """Returns the settings' rules about immutable tags."""
     rules = [
         TagRule(tuple(map(NamePattern, rule.repositories)), tuple(map(TagPattern, rule.tags)))
         for rule in settings.immutable
@@ -149,10 +149,10 @@ async def open_backend(
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
     - `is_server`: whether the process is a server. A server logs when the disk becomes full, and does the work that
       `BackgroundWork` describes.
-    - `starts_background_work`: whether a server starts its background work now. False: the caller starts it later with
-      `Backend.work`.
-    - `may_open_read_only`: whether to open the database only for reading if the disk is too full to open it for
-      writing. False: raises StorageFull in this case.
+    - `starts_background_work`: whether the background work of a server starts now. False: the caller starts the work
+      later, with `Backend.work`.
+    - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: opens the
+      database for reading only. False: raises StorageFull.
     - `clock`: returns seconds since 1970.
     - `telemetry`: counts the work of the store and the mirrors; None: this work is not counted."""
     async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ async def open_backend(
             )
         )
         mirrors: dict[str, Mirror] = {}
-        pass_through_memory = _pass_through_memory(settings)
+        pass_through_memory = _make_pass_through_memory(settings)
         for upstream in settings.upstream:
             observer = None if telemetry is None else telemetry.mirror_observer(upstream.name)
             mirror = make_mirror(upstream, store, clock, observer, pass_through_memory)
@@ -186,7 +186,7 @@ async def open_backend(
             store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
-            is_confirmed=store.records.is_confirmed,  # whether it is recorded that the upstream's repository has a blob
+            is_confirmed=store.records.is_confirmed,
         )
         upstream_search = _open_search(settings)
         if upstream_search is not None:

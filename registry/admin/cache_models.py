@@ -17,12 +17,12 @@ class CachePartResponse(BaseModel):
     """The cached content of an upstream, or of all upstreams together (`upstream` is null). Sizes are in bytes."""
 
     upstream: str | None
-    size: int = Field(description="Size of the blobs, each counted once")
+    size: int = Field(description="Total size of the blobs. A shared blob counts once")
     max_size: int | None = Field(description="The budget in the settings; null: no limit")
     blobs: int
     tags: int
-    images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="Time of the last pull of the least recently pulled image")
+    images: int = Field(description="Number of images. An index and its manifests count as one image")
+    oldest_pull: datetime | None = Field(description="When the least recently pulled image was pulled; null: no images")
     complete: bool = Field(description="False while the content is still being counted")
 
     @classmethod
@@ -41,7 +41,7 @@ class CachePartResponse(BaseModel):
 
 
 class QuotaResponse(BaseModel):
-    """A quota, and how much of it is used. Sizes are in bytes; null: no limit."""
+    """A quota, and how much of it is used. Sizes are in bytes. A limit of null means: no limit."""
 
     prefix: str
     size: int
@@ -49,11 +49,11 @@ class QuotaResponse(BaseModel):
     tags: int
     max_tags: int | None
     blobs: int
-    complete: bool = Field(description="False while the content is still being counted; the quota has no effect then")
+    complete: bool = Field(description="False while the content is being counted; meanwhile, the quota has no effect")
 
     @classmethod
     def from_usage(cls, usage: ScopeUsage) -> Self:
-        """Converts the use of the repositories to which a quota applies."""
+        """Converts the usage of a scope that has a quota (`has_quota`)."""
         return cls(
             prefix=usage.definition.prefixes[0],
             size=usage.bytes,

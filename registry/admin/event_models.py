@@ -16,13 +16,13 @@ class EventResponse(BaseModel):
     """An event. `address`, `request` and `user_agent` are null for a caller who may not push."""
 
     number: int = Field(description="Later events have higher numbers")
-    id: str = Field(description="A UUID, the same one that webhooks get")
+    id: str = Field(description="A UUID. Webhooks get the same value")
     time: datetime
     action: str
     repository: str
     tag: str | None
     digest: str | None
-    previous: str | None = Field(description="What the tag pointed at before it moved")
+    previous: str | None = Field(description="The digest at which the tag pointed before the tag moved")
     media_type: str
     size: int
     actor: str
@@ -55,15 +55,16 @@ class EventResponse(BaseModel):
 
 
 class DeliveryResponse(BaseModel):
-    """An event that is not delivered to a webhook yet, or that the server no longer tries to deliver (a dead
-    letter)."""
+    """An event that a webhook has not accepted yet. After the server has given it up, the event is a dead letter."""
 
     webhook: str
     event: EventResponse
-    attempts: int = Field(description="How often the endpoint refused it")
+    attempts: int = Field(description="Number of failed attempts so far")
     error: str = Field(description="Why the last attempt failed")
-    next_attempt: datetime | None = Field(description="Null: it waits for its turn, or is not tried any more")
-    dead_since: datetime | None = Field(description="When it was given up; null: it is still tried")
+    next_attempt: datetime | None = Field(
+        description="Time of the next attempt; null: the event waits for its turn, or is a dead letter"
+    )
+    dead_since: datetime | None = Field(description="When the server gave up; null: the server still tries")
 
     @classmethod
     def from_stored(cls, delivery: Delivery) -> Self:

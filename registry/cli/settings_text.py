@@ -1,5 +1,5 @@
-"""Converts settings to text. A *plain value* is a setting's value as plain JSON types (`plain_value`). `display_text`
-turns a plain value into text for people, and `toml_value` turns it into TOML.
+"""Converts settings to text. A *plain value* is the value of a setting in the types of JSON (`plain_value`).
+`display_text` turns a plain value into text for people, and `toml_value` turns a plain value into TOML.
 
 The *path* of a setting is its name as a tuple: `("gc", "grace")` for `gc.grace`.
 """
@@ -26,9 +26,9 @@ def setting_value(settings: Settings, path: SettingPath) -> Any:
 
 
 def plain_value(settings: Settings, path: SettingPath) -> Any:
-    """Returns a setting's value as plain JSON types, in the form that a settings file accepts: a duration as `1h`, a
-    size as `8MiB`. A secret becomes `********`. A list of tables, such as `[[upstream]]`, becomes a list of dicts; each
-    dict has only the settings that have a value."""
+    """Returns the plain value of the setting at `path`. A secret becomes `********`. All other values have the form
+    that a settings file accepts, such as `1h` for a duration and `8MiB` for a size. A list of tables, such as
+    `[[upstream]]`, becomes a list of dicts; each dict has only the settings that have a value."""
     value, field = setting_value(settings, path), dict(setting_fields())[path]
     if table_model(field):
         return [_plain_table(table) for table in value]
@@ -68,21 +68,21 @@ def display_text(value: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """Returns a plain value as TOML. Writes all values except dicts as JSON, which has the same syntax as TOML for
-    strings, numbers, booleans and lists. Writes control characters as escapes."""
+    """Returns a plain value other than None as TOML. A dict becomes an inline table. Other values become JSON, because
+    strings, numbers, booleans and lists have the same syntax in JSON and TOML. Control characters become escapes."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
 def toml_lines(settings: Iterable[tuple[SettingPath, Sequence[str]]]) -> list[str]:
-    """Returns the lines of a TOML file: the lines of the settings, with a header such as `[gc]` before each group.
-    `settings`: the path and the lines of each setting. The settings of a group must follow one another."""
+    """Returns the lines of a TOML file: the lines of the settings, with a header such as `[gc]` before each table.
+    `settings`: the path and the lines of each setting. All settings of a table must be next to each other."""
     lines: list[str] = []
-    group: SettingPath = ()
+    table: SettingPath = ()
     for path, setting_lines in settings:
-        if path[:-1] != group:
-            group = path[:-1]
-            lines += ["", f"[{'.'.join(group)}]"]
+        if path[:-1] != table:
+            table = path[:-1]
+            lines += ["", f"[{'.'.join(table)}]"]
         lines += setting_lines
     return lines

@@ -1,5 +1,5 @@
-"""Applies the rate limit to requests: functions for requests to `/v2`, and a wrapper of the application for all other
-paths."""
+"""Applies the rate limit to requests. For requests to `/v2`, the API calls `rate_key` and `check_rate`. For requests to
+all other paths, `RateLimitedApp` wraps the application."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ HEALTH_KEY_PREFIX: Final = "health "
 """Prefix of the keys under which health checks are counted. It gives health checks a limit of their own."""
 
 RateLimit = Callable[[str], float]
-"""Counts a request under a key, such as a client network, and returns 0.0 if the key is within its limit. Otherwise
-does not count the request, and returns the seconds after which the client may send it again."""
+"""A function that gets the key of a request, such as a client network. If the limit of the key allows the request, the
+function counts the request and returns 0.0. Otherwise it counts nothing, and returns the seconds after which the client
+may send the request again."""
 
 Refuse = Callable[[Scope, Send, TooManyRequests], Awaitable[None]]
-"""Sends the response to a request that the rate limit refuses. The first argument is the ASGI scope of the request."""
+"""A function that sends the response to a request that the rate limit refuses. The first argument is the ASGI scope of
+the request."""
 
 
 def rate_key(name: str, has_account: bool, address: str) -> str:
-    """Returns the key under which a request is counted. If the client has an account, the key contains its `name`.
-    Otherwise the key is the network of the client's IP address."""
+    """Returns the key under which a request is counted. If the client has an account, the key contains the
+    account's `name`. Otherwise the key is the network of the client's IP address."""
     return f"account {name}" if has_account else network_of(address)
 
 
@@ -43,13 +45,12 @@ def check_rate(rate_limit: RateLimit | None, key: str) -> None:
 class RateLimitedApp:
     """Applies the rate limit to `app`, the application for all paths outside `/v2`.
 
-    A request is counted under the client's network, because its account is not known yet. Health checks are counted
-    separately, so that many requests from a network do not make the registry look unhealthy to a monitor in that
-    network."""
+    A request is counted under the client's network, because the client's account is not known yet. Health checks are
+    counted separately, so that other requests from the network of a monitor do not block its health checks."""
 
     def __init__(self, app: AsgiApp, rate_limit: RateLimit | None, refuse: Refuse | None = None) -> None:
         """`rate_limit`: counts the requests; None: there is no limit. `refuse`: sends the response to a request beyond
-        the limit; None: this response is JSON."""
+        the limit; None: `refuse_with_json`."""
         self._app = app
         self._rate_limit = rate_limit
         self._refuse = refuse or refuse_with_json
@@ -68,7 +69,8 @@ class RateLimitedApp:
 
 
 async def refuse_with_json(scope: Scope, send: Send, error: TooManyRequests) -> None:
-    """Sends 429 with Retry-After, for a request beyond the limit, in the format of the OCI spec."""
+    """Refuses a request beyond the limit. Sends the status 429, the header Retry-After, and an error in the JSON format
+    of the OCI spec."""
     body = error_json(error.code, error.message)
     headers = [
         (b"content-type", b"application/json"),

@@ -1,4 +1,4 @@
-"""The page that describes an image, an index or another artifact, which a tag or a digest names.
+"""The page about an image, an index or another artifact. A tag or a digest names the artifact.
 
 The path of this page ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. The path of the page about a
 repository ends with `NAME`. A repository name contains neither `:` nor `@`, so the paths of the two pages differ.
@@ -22,21 +22,21 @@ from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnkn
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 STEPS_ON_A_PAGE: Final = 200
-"""The most build steps of an image that the page shows."""
+"""Largest number of build steps of an image that the page shows."""
 PURPOSE_NAMES: Final = {
     "signature": translatable("Signatures"),
     "sbom": translatable("Lists of contents (SBOM)"),
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""The text on the page for each purpose of a *referrer*, an artifact that refers to the image
-(`registry.browse.artifact_types.Purpose`)."""
+"""The text on the page for each purpose (`registry.browse.artifact_types.Purpose`) of a referrer. A *referrer* is an
+artifact that refers to the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class BarSegment:
-    """A segment of the bar that shows what makes up an image's size. `part` is what the segment stands for: a layer,
-    the config or the rest. `start` and `width` are in thousandths of the bar's width."""
+    """A segment of the bar that shows what makes up an image's size. `part`: the part of the
+    size that the segment stands for. `start` and `width` are in thousandths of the bar's width."""
 
     part: SizePart
     start: float
@@ -57,7 +57,8 @@ def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
 
 
 def repository_in(path: str) -> RepositoryName:
-    """Returns the repository in a path `NAME`. Raises NameUnknown if the path is not a valid name."""
+    """Returns the repository in a path `NAME`. Raises NameUnknown if the path is not a valid name, or if a tag or
+    digest follows the name. Raises ManifestUnknown if this tag or digest is not valid."""
     name, reference = parse_path(path)
     if reference is not None:
         raise NameUnknown("there is no repository with this name")
@@ -70,7 +71,8 @@ def path_of(name: RepositoryName, reference: Reference | None) -> str:
 
 
 def image_name(name: RepositoryName, reference: Reference | None) -> str:
-    """Returns the name of an image as in a pull command, but without the host."""
+    """Returns the name of an image as in a pull command, but without the host. If `reference` is None, returns only the
+    name of the repository."""
     if reference is None:
         return name
     return f"{name}{'@' if isinstance(reference, Digest) else ':'}{reference}"
@@ -82,8 +84,9 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
     not mirrored. For an index, the query can have `platform`: the platform or digest of the image to show. Raises
     Unauthorized, NameUnknown, ManifestUnknown.
 
-    The route must be a `SlotlessRoute`, which acquires no *slot* (the permit to render a page) for its handler. Reading
-    the content can take long, so this function acquires a slot only after it has read the content (`page_slot`)."""
+    A *slot* is the permit to render a page. Reading the content can take long, so this function acquires a slot only
+    after it has read the content (`page_slot`). Therefore the route must be a `SlotlessRoute`, which acquires no slot
+    for its handler."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context = caller.context_for(name)
     view = await caller.repository_browser.manifest(context, name, reference, platform)

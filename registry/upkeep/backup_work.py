@@ -10,7 +10,7 @@ from storage.backups import BackupFailed
 from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, make_backup
-from storage.upkeep.backup.earlier_backups import find_earlier
+from storage.upkeep.backup.earlier_backups import find_earlier_backup
 from storage.upkeep.job_runner import JobContext, Work
 
 
@@ -42,7 +42,7 @@ def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = 
             keep=arguments["keep"],
             verify=arguments["verify"],
             may_link=arguments["may_link"],
-            earlier=None if ignores_earlier_backups else await find_earlier(store.jobs, target),
+            earlier=None if ignores_earlier_backups else await find_earlier_backup(store.jobs, target),
         )
         return await make_backup(
             *(store.snapshots, store.blobs, store.leases, options, context),

@@ -1,38 +1,40 @@
 """The endpoints of one upstream (URLs that serve the same content), with circuit breakers for each.
 
 A breaker (`registry.upstream.breaker`) is *closed* at first. When requests to the endpoint have failed
-`FAILURES_TO_OPEN` times in a row, it is *open*: it stops the requests. After a pause, it is *half-open*: it lets a
-request try the endpoint again (a *trial*). An open or half-open breaker is *tripped*. Each process has its own
-breakers.
+`FAILURES_TO_OPEN` times in a row, the breaker is *open*: it stops the requests. After a pause, the breaker is
+*half-open*: it lets a request try the endpoint again (a *trial*). An open or half-open breaker is *tripped*. Each
+process has its own breakers.
 
-A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
-status shows that the endpoint works, with two exceptions. A 500 changes nothing, because it may concern one request
-only. After a 401, the request may be sent again with a token; then only the last response counts. Responses of token
-services and of servers to which the endpoint redirects do not count.
+A request to the endpoint has one of these outcomes:
 
-If no connection to the endpoint can be made, the breaker for connections counts the failure. It stops the requests of
-all repositories. Any other failure counts only for the repository of the failed request, because possibly only the
-storage of that repository is broken. The repository is then *failing* until one of its requests works. Each failing
-repository has a breaker of its own.
+- No response, or a status of 501 or more: the request has failed.
+- 500: nothing is known, because the error may concern only this request.
+- 401: nothing is known. If the request is sent again with a token, the last response counts.
+- Any other status: the endpoint works.
 
-The endpoint becomes *suspect* when all of this is true:
+Responses of token services, and of servers to which the endpoint redirects, do not count.
+
+The *breaker for connections* counts the requests for which no connection to the endpoint could be made. While it is
+open, it stops the requests for all repositories. Any other failure counts only for the repository of the request. The
+repository is *failing* until a request for the repository works. Each failing repository has a breaker, its *own
+breaker*.
+
+The endpoint becomes *suspect* when all of these conditions are true:
 
 - At least `REPOSITORIES_TO_SUSPECT` repositories have begun to fail since the endpoint last worked.
 - The endpoint has failed `FAILURES_TO_OPEN` times in a row.
 - No request has worked for `WORKED_SECONDS`.
 
-The requests of all repositories then pause. After the pause, failing repositories must not keep the others from being
-served. So a suspect endpoint has three breakers:
+A suspect endpoint has three breakers, so that failing repositories do not delay the others. All are open at first:
 
-- One for failing repositories. It allows one trial at a time.
-- One for *working* repositories: those whose last request worked.
-- One for all other repositories, such as those without any request so far.
+- One breaker for failing repositories. It allows one trial at a time.
+- One breaker for *working* repositories, whose last request worked.
+- One breaker for all other repositories, such as new ones.
 
 The last two breakers allow several trials at a time, and open again only after several trials without a response.
 
-As soon as any request works, the endpoint is no longer suspect. From then on, a failing repository waits only for its
-own breaker. If the own breaker was closed, it becomes half-open: one trial may be sent immediately, and if the trial
-fails, the breaker opens.
+As soon as any request works, the endpoint is no longer suspect. Each closed own breaker then becomes half-open: one
+trial may be sent immediately. If the trial fails, the breaker opens.
 """
 
 from __future__ import annotations
@@ -52,26 +54,24 @@ from storage.errors import UpstreamUnavailable
 log = logging.getLogger("registry.upstream")
 
 MAX_REPOSITORIES: Final = 1024
-"""Largest number of failing repositories, and of working ones, that an endpoint remembers. The repositories with the
-oldest requests are forgotten. So clients that request many names cannot make the memory of the process grow."""
+"""Largest number of failing repositories, and largest number of working repositories, that an endpoint remembers. It
+forgets those with the oldest requests first. The limit is needed because clients can request any number of names."""
 RECOUNT_SECONDS: Final = 600.0
-"""When a repository begins to fail, it counts towards `REPOSITORIES_TO_SUSPECT`. For this time afterwards, the
-repository does not count again. Without this rule, a few repositories that work and fail alternately could make the
-endpoint suspect every few seconds. Each time, the requests of all repositories would pause."""
+"""A repository that begins to fail counts towards `REPOSITORIES_TO_SUSPECT` at most once in this time. Otherwise,
+repositories that work and fail alternately could make the endpoint suspect again and again."""
 REPOSITORIES_TO_SUSPECT: Final = 3
 """Number of repositories that must have begun to fail before the endpoint becomes suspect."""
 WORKED_SECONDS: Final = 5.0
-"""For this time after a request has worked, failing repositories do not make the endpoint suspect."""
+"""The endpoint becomes suspect only if no request has worked for this time."""
 SUSPECT_TRIALS: Final = 8
-"""A suspect endpoint has two breakers for repositories that are not failing. Each of these breakers allows at most this
-many trials at the same time. With one trial at a time, a trial without a response would keep all these repositories
-waiting for long."""
+"""Largest number of trials at the same time for the breakers `_SuspectBreakers.for_working` and `for_others`. The
+number is above 1, so that one trial without a response does not keep many repositories waiting."""
 
 
 class EndpointAttempt:
-    """The requests to one endpoint for one manifest, blob or list, such as a request and its repetition with a token.
-    The sender of the requests calls the methods `on_…`. At the end of the attempt, the endpoint updates its breakers
-    from the attributes that these methods have set."""
+    """One or more requests to one endpoint for one manifest, blob or list. For example, a request is sent again with a
+    token. The sender of the requests calls the methods `on_…`, which set the attributes. At the end of the attempt, the
+    endpoint uses the attributes to update its breakers."""
 
     timeout_seconds: float | None = None
     """Time limit for all requests of the attempt together; None: no limit."""
@@ -79,8 +79,8 @@ class EndpointAttempt:
     def __init__(
         self, report_working: Callable[[], None], clock: Callable[[], float], observer: MirrorObserver
     ) -> None:
-        """`report_working` closes the breakers. The attempt calls it once, as soon as a response shows that the
-        endpoint works, so that other requests need not wait for the end of the attempt. `clock` returns seconds."""
+        """`report_working` closes the breakers. The attempt calls it once, as soon as the endpoint is known to work.
+        `clock` returns seconds."""
         self._clock = clock
         self._observer = observer
         self._sent_at = clock()
@@ -105,7 +105,7 @@ class EndpointAttempt:
         self._sent_at = self._clock()
 
     def on_headers(self, status: int) -> None:
-        """Called when the endpoint has responded with this status."""
+        """Called when the endpoint has responded with `status`."""
         self._awaits_response = False
         self._observer.on_response(max(self._clock() - self._sent_at, 0.0))
         self.has_server_error = status >= 501
@@ -118,8 +118,8 @@ class EndpointAttempt:
         self.has_no_connection = True
 
     def on_working(self) -> None:
-        """Called when a response shows that the endpoint works. An error that ends the attempt later is no failure of
-        the endpoint."""
+        """Called when the endpoint is known to work. An error that ends the attempt later does not count as a failure
+        of the endpoint."""
         self._awaits_response = self.has_server_error = False
         if not self.is_working:
             self.is_working = True
@@ -138,7 +138,7 @@ class UpstreamEndpoint:
         """Number of failures in a row, of all repositories together."""
         self._failed_at = 0.0
         """When `failures` was last increased."""
-        self._connections = Breaker(clock)
+        self._connection_breaker = Breaker(clock)
         """Stops all requests after connections to the endpoint could not be made."""
         self._own_breakers: OrderedDict[str, Breaker] = OrderedDict()
         """The breakers of the failing repositories, by the name of the repository."""
@@ -153,32 +153,32 @@ class UpstreamEndpoint:
         self._suspect: _SuspectBreakers | None = None
         """None while the endpoint is not suspect."""
         self._is_reported_open = False
-        """Whether the observer was told that a breaker has opened."""
+        """Whether the last report to the observer was that a breaker has opened."""
         self._last_error: tuple[str, float] | None = None
         """The message and the time of the last error that was counted as a failure."""
 
-    def is_open_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository must not be sent to the endpoint now."""
+    def is_blocked_for(self, repo: str) -> bool:
+        """Returns True if a breaker forbids requests for the repository now."""
         return any(breaker.is_blocking for breaker in self._breakers_for(repo))
 
     def comes_last_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository should go to the other endpoints first: there were failures, but
-        too few to open a breaker. An endpoint with a half-open breaker does not come last: in last place, the endpoint
-        would get no trial as long as another endpoint works."""
+        """Returns True if requests for the repository should go to the other endpoints first, because requests have
+        failed, but too few to open a breaker. Returns False if a breaker is half-open, so that the endpoint gets a
+        trial even while another endpoint works."""
         breakers = self._breakers_for(repo)
         has_failures = any(breaker.is_closed_after_failures for breaker in breakers)
         return has_failures and not any(breaker.is_tripped for breaker in breakers)
 
     def retry_in_seconds_for(self, repo: str) -> float:
-        """Returns the seconds until requests for the repository may be sent again; 0 or less if they may be sent now,
-        or as soon as a running trial has ended."""
+        """Returns the seconds until no breaker for the repository is open; 0 or less if none is open now. A half-open
+        breaker may then still block requests while a trial is running."""
         return max(breaker.retry_in_seconds for breaker in self._breakers_for(repo))
 
     @contextmanager
     def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
         """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends the
         requests. If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of
-        the endpoint is counted. If the block raises nothing, the endpoint works."""
+        the endpoint is counted. If the block raises nothing, the endpoint counts as working."""
         started_at, breakers = self._clock(), self._breakers_for(repo)
         attempt = EndpointAttempt(lambda: self._on_success(repo), self._clock, self._observer)
         with ExitStack() as trials:
@@ -192,13 +192,17 @@ class UpstreamEndpoint:
                     self._last_error = error.message, self._clock()
                     tripped_before = [breaker for breaker in self._breakers_for(repo) if breaker.is_tripped]
                     if attempt.has_no_connection:
-                        self._connections.on_failure(started_at)
+                        self._connection_breaker.on_failure(started_at)
                     else:
                         self._on_repository_failure(repo, started_at, has_server_error=attempt.has_server_error)
-                        if attempt.has_server_error and self._connections.is_tripped and self._connections in breakers:
-                            self._connections = Breaker(self._clock)  # a server error proves a connection
+                        if (
+                            attempt.has_server_error
+                            and self._connection_breaker.is_tripped
+                            and self._connection_breaker in breakers
+                        ):
+                            self._connection_breaker = Breaker(self._clock)  # a server error proves a connection
                     self._count_failure(started_at)
-                    # Failed trials are not reported: a failing repository can have many while other repositories work.
+                    # Reports only newly tripped breakers: trials for one failing repository may fail again and again.
                     if any(b.is_tripped and b not in tripped_before for b in self._breakers_for(repo)):
                         self._report_open()
                 raise
@@ -234,15 +238,15 @@ class UpstreamEndpoint:
         - If the breaker for connections is tripped: only this breaker.
         - Otherwise, if the endpoint is suspect: the breaker for working repositories.
         - Otherwise: the tripped breakers of single repositories."""
-        if self._connections.is_tripped:
-            return [self._connections]
+        if self._connection_breaker.is_tripped:
+            return [self._connection_breaker]
         if self._suspect is not None:
             return [self._suspect.for_working]
         return [breaker for breaker in self._own_breakers.values() if breaker.is_tripped]
 
     def _breakers_for(self, repo: str) -> list[Breaker]:
         """Returns the breakers that apply to requests for the repository."""
-        breakers = [self._connections]
+        breakers = [self._connection_breaker]
         if (own := self._own_breakers.get(repo)) is not None:
             breakers.append(own)
         if self._suspect is not None:
@@ -258,15 +262,14 @@ class UpstreamEndpoint:
         this way:
 
         - A tripped breaker stays as it is.
-        - If the endpoint was suspect, a closed breaker becomes half-open. Possibly its repository failed only because
-          the endpoint did.
-        - If the endpoint was not suspect, a closed breaker is removed."""
+        - A closed breaker becomes half-open if the endpoint was suspect: perhaps the repository works again.
+        - A closed breaker is removed if the endpoint was not suspect."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
             self._is_reported_open = False
         self.failures, self._worked_at = 0, self._clock()
-        self._connections = Breaker(self._clock)
+        self._connection_breaker = Breaker(self._clock)
         self._own_breakers.pop(repo, None)
         if self._suspect is not None:
             for breaker in self._own_breakers.values():
@@ -303,10 +306,9 @@ class UpstreamEndpoint:
             _remember(self._counted_at, repo, now)
 
     def _count_failure(self, started_at: float) -> None:
-        """Counts a failure of an attempt that started at `started_at`. If the endpoint becomes suspect, opens the
-        breakers for all repositories."""
-        # As in `Breaker`, concurrent failures count as one. If the clock was set back, `_failed_at` may be later than
-        # now; the current time then takes its place.
+        """Counts a failure of an attempt that started at `started_at`. Makes the endpoint suspect if the conditions for
+        this are true."""
+        # As in `Breaker`, concurrent failures count as one. `_failed_at` is later than now if the clock was set back.
         if not self.failures or started_at >= min(self._failed_at, self._clock()):
             self.failures += 1
             self._failed_at = self._clock()
@@ -343,14 +345,14 @@ V = TypeVar("V")
 
 
 def _remember(names: OrderedDict[str, V], name: str, value: V) -> None:
-    """Sets the value of a name, and makes the name the last one. Forgets the first names if there are too many."""
+    """Sets the value of `name`, and moves `name` to the end. If there are too many names, removes the first ones."""
     names[name] = value
     names.move_to_end(name)
     while len(names) > MAX_REPOSITORIES:
         names.popitem(last=False)
 
 
-class UpstreamEndpoints:
+class EndpointSet:
     """The endpoints of one upstream. `all` has them in the order of the settings."""
 
     def __init__(self, settings: Upstream, clock: Callable[[], float], observer: MirrorObserver = UNOBSERVED) -> None:
@@ -371,24 +373,22 @@ class UpstreamEndpoints:
     def in_order(
         self, repo: str, avoid: Collection[str] = (), untrusted: Collection[str] = ()
     ) -> list[UpstreamEndpoint]:
-        """Returns the endpoints to which requests for a repository may be sent (`is_open_for` is false), in the order
-        in which to try them. Sorts by these criteria, the most important first:
+        """Returns the endpoints to which requests for a repository may be sent (`is_blocked_for` is
+        false), in the order in which to try them. Sorts by these criteria, the most important first:
 
-        - Endpoints whose URL is in `untrusted` come last. The caller does not accept their responses, so an attempt
-          reaches them only if all others fail.
-        - Endpoints whose URL is in `avoid` come last.
-        - Endpoints with a few failures (`comes_last_for`) come last.
-        - Endpoints are in the order of the settings."""
-        usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
+        - Endpoints whose URL is in `untrusted` come last, because the caller does not accept their responses.
+        - Endpoints whose URL is in `avoid` come after those whose URL is not.
+        - Endpoints with a few failures (`comes_last_for`) come after those without.
+        - The order of the settings."""
+        usable = [endpoint for endpoint in self.all if not endpoint.is_blocked_for(repo)]
         return sorted(
             usable,
             key=lambda endpoint: (endpoint.url in untrusted, endpoint.url in avoid, endpoint.comes_last_for(repo)),
         )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns a list of at most one error, which the caller adds to its other errors. `usable`: the result of
-        `in_order` for the repository. If `usable` lacks endpoints, the list has one error for all these endpoints
-        together. If `usable` has all endpoints, the list is empty."""
+        """Returns a list with one error if `usable` lacks endpoints, because breakers block them. Otherwise returns an
+        empty list. `usable`: the result of `in_order` for the repository."""
         waits = [endpoint.retry_in_seconds_for(repo) for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []

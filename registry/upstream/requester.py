@@ -29,7 +29,7 @@ from registry.mirror.upstream_client import (
 from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
 from registry.upstream.destinations import is_same_origin, loggable_origin
-from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint, UpstreamEndpoints
+from registry.upstream.endpoints import EndpointAttempt, EndpointSet, UpstreamEndpoint
 from registry.upstream.rate_limits import RateLimitBackoff, RemainingRequests, RequestKind
 from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, SMALL_BODY_BYTES, KeyedSemaphore, time_limit
 from registry.upstream.token_client import AnonymousRefused
@@ -121,7 +121,7 @@ class UpstreamRequester:
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
         self._api = api
-        self._endpoints = UpstreamEndpoints(settings, clock, observer)
+        self._endpoints = EndpointSet(settings, clock, observer)
         self._repository_limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
         self._auth = UpstreamAuthorizer(
             settings, self._endpoints.urls, api, self._backoff, records, leases, clock, configured_name

@@ -1,7 +1,7 @@
 """The command `entrepot grant`: adds, lists and removes grants.
 
 A *grant* gives a *subject* the right to some actions on the repositories whose names match a *pattern*. The subject
-(class `Grantee`) is an account of a person or a program (a *robot*), a group, all accounts, or everyone.
+(class `Grantee`) is one account, a group, all accounts, or everyone. The account of a program is a *robot*.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ Examples:
   entrepot grant list --subject group:dev
   entrepot grant list --for alice --json
 
---for shows everything that applies to an account: the grants to the account, to its groups, to authenticated
-and to everyone.""",
+--for shows all grants that apply to an account: the grants to the account, to its groups, to 'authenticated'
+and to 'everyone'.""",
 )
 def list_grants(
     subject: Annotated[
@@ -141,8 +141,8 @@ Examples:
   entrepot grant explain ubuntu --for ci --json
   entrepot grant explain team/app
 
-Without --for, the command shows what clients may do without a login. It considers neither groups that an OpenID
-provider names at a login, nor the limits of an API token.""",
+Without --for, the command shows what clients may do without a login. The result leaves out
+groups that an OpenID provider names at a login, and the limits of API tokens.""",
 )
 def explain(
     repository: Annotated[str, typer.Argument(metavar="REPO", help="A repository, as clients call it.")],
@@ -155,8 +155,8 @@ def explain(
 ) -> None:
     """Prints what the account may do on the repository, and the grants that allow it. A name without a host, such as
     `ubuntu`, can mean two repositories: one to which clients push, and one that is mirrored from the default upstream.
-    Prints the rights on both. Ends the command if `repository` is not a valid name, or is only the name of an
-    upstream."""
+    The command then prints the rights on both. Ends with an error if `repository` is not a valid name, or is only the
+    name of an upstream."""
     from storage.names import RepositoryName
 
     settings = load_or_fail(config, data=data).settings
@@ -186,7 +186,7 @@ def _print_explanation(explanation: RightsExplanation) -> None:
     for rights in explanation.repositories:
         mirrored = "" if rights.upstream is None else f", which is mirrored from {rights.upstream}"
         print_line(f"{client_name} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
-    for is_true, reason in (
+    for applies, note in (
         (explanation.is_registry_open, "there are no accounts yet, so grants do not matter"),
         (explanation.is_admin, f"{client_name} is an admin, so grants do not matter"),
         (not explanation.is_enabled, f"{client_name} is disabled"),
@@ -195,8 +195,8 @@ def _print_explanation(explanation: RightsExplanation) -> None:
             f"the store has no account {client_name}; an htpasswd file may have it",
         ),
     ):
-        if is_true:
-            print_line(f"entrepot: {reason}", err=True)
+        if applies:
+            print_line(f"entrepot: {note}", err=True)
     grants = dict.fromkeys(grant for rights in explanation.repositories for grant in rights.grants)
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
     if rows:
@@ -211,8 +211,8 @@ def _print_explanation(explanation: RightsExplanation) -> None:
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has no such
-    grant, and does not restore the grants that were already removed."""
+    """Removes the grants for the pattern, one subject after another. Stops at the first subject without a
+    grant for the pattern, and does not restore the grants that were already removed."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():

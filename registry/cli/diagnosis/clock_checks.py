@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on this machine's clock. They compare it with the clocks of the upstreams, with the times
-of files in the data directory, and with the release of this program."""
+"""The checks of `entrepot doctor` that compare this machine's clock with the clocks of the upstreams, with the times of
+files in the data directory, and with a date before the release of this program."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from storage.composition import layout_of
 
 CHECK: Final = "clock"
 TOLERANCE_SECONDS: Final = 30.0
-"""A difference of up to this many seconds is no finding. The measured difference includes the time that a response
-takes, and Date headers have whole seconds."""
+"""Largest difference from the clock of an upstream that is no finding. The measurement is not exact: the difference
+includes the time that a response takes, and Date headers have whole seconds."""
 LOGIN_FAILURE_SECONDS: Final = 300.0
-"""Above this difference, logins at upstreams fail, because the tokens of upstreams are often valid for only five
-minutes."""
+"""A larger difference from the clock of an upstream is a problem, not only a warning: logins at upstreams fail, because
+the tokens of upstreams are often valid for only five minutes."""
 _FUTURE_SECONDS: Final = 60.0
-"""If the time of a file is more than this many seconds in the future, the clock has been set back since the file was
+"""If the time of a file is more than this many seconds in the future, the clock was set back after the file was
 written."""
 EARLIEST_PLAUSIBLE_TIME: Final = 1_767_225_600.0
-"""The beginning of 2026, in seconds since 1970. The clock must be later, because this program is newer than that."""
+"""The beginning of 2026, in seconds since 1970. This program is newer, so a clock that shows an earlier time is
+wrong."""
 _SET_CLOCK_STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
 
 
 def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[Finding]:
-    """Returns the findings about the clock. `now`: the time in seconds since 1970. `dates`: for the URL of each
-    endpoint, its Date header, and the time on this machine's clock at which the response arrived."""
-    findings = [*_against_program(now), *_against_upstreams(dates)]
+    """Returns the findings about the clock. `now`: the time in seconds since 1970. `dates`: maps the URL
+    of each endpoint to the Date header of its response, and to the time on this machine's clock at which the response
+    arrived."""
+    findings = [*_program_date_findings(now), *_upstream_clock_findings(dates)]
     what = "the clock agrees with the upstreams"
     if not dates:
         year = time.gmtime(EARLIEST_PLAUSIBLE_TIME).tm_year
-        what = f"the clock shows the year {year} or later; no upstream has told the time"
+        what = f"the clock shows the year {year} or later; no upstream has sent its time"
     return findings or [ok(CHECK, what)]
 
 
-def _against_program(now: float) -> Iterator[Finding]:
+def _program_date_findings(now: float) -> Iterator[Finding]:
     if now < EARLIEST_PLAUSIBLE_TIME:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
         clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
         yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _SET_CLOCK_STEP)
 
 
-def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
+def _upstream_clock_findings(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
     """Yields a finding if the clock of this machine differs from the clocks of all upstreams. The finding names the
-    upstream with the smallest difference, because the clock of one upstream may be wrong itself."""
+    upstream with the smallest difference. A larger difference may be a fault of the upstream's clock."""
     differences: dict[str, float] = {}
     for url, (text, arrived) in dates.items():
         with suppress(ValueError, TypeError, OverflowError):

@@ -34,18 +34,18 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
 _MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
-"""File systems in memory."""
+"""The types of file systems whose content is only in memory."""
 _CONTAINER_FILE_SYSTEMS: Final = frozenset({"overlay", "aufs"})
-"""File systems of the layers of containers."""
+"""The types of file systems that a container has for its own layer."""
 SLOW_SYNC_SECONDS: Final = 0.1
-"""If a sync takes longer than this, there is a warning, because each push is noticeably slow."""
+"""If a sync takes longer than this, there is a warning, because pushes are noticeably slow."""
 _SYNC_COUNT: Final = 5
 """How many syncs are measured."""
 _FEW_INODES_FRACTION: Final = 0.02
 """If less than this fraction of the inodes is free, there is a warning."""
 _FULL_FRACTION: Final = 0.05
-"""If less than this fraction of the disk is free, there is a warning, unless `disk.min_free` or `disk.min_free_percent`
-is set."""
+"""If neither `disk.min_free` nor `disk.min_free_percent` is set, there is a warning when less than this fraction of the
+disk is free."""
 
 
 def data_checks(settings: Settings) -> dict[str, Check]:
@@ -83,9 +83,9 @@ def _is_directory(data: Path) -> bool:
         return False
 
 
-def responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
-    """Returns whether the disk of the path `data` responds to a system call within `seconds`. If it does not, a daemon
-    thread of this function continues to wait for the disk."""
+def disk_responds(data: Path, seconds: float = CHECK_SECONDS) -> bool:
+    """Returns whether the disk of the path `data` responds to a system call within `seconds`. If the disk does not
+    respond, a daemon thread continues to wait for it after the return."""
     thread = threading.Thread(target=lambda: os.access(data, os.F_OK), daemon=True, name="check")
     thread.start()
     thread.join(seconds)
@@ -102,14 +102,14 @@ def _check_directory(settings: Settings) -> list[Finding]:
         if not os.access(parent, os.W_OK):
             step = f"make the directory as root, and give it to the user of the server: mkdir -p {data}; chown … {data}"
             return [problem(name, f"there is no {data}, and {parent} cannot be written", "", step)]
-        step = "start the server, which makes it, or name the right one with --data or --config"
+        step = "start the server, which makes the directory, or name the right one with --data or --config"
         return [warning(name, f"there is no {data}", "", step)]
     except OSError as error:
-        why = "the server cannot use it if this user runs it"
+        why = "if this user runs the server, the server cannot use the directory"
         step = "run the command as root or as the user of the server, or name the right directory with --data"
-        return [problem(name, f"{data} cannot be looked at: {error.strerror}", why, step)]
+        return [problem(name, f"{data} cannot be accessed: {error.strerror}", why, step)]
     if not stat.S_ISDIR(mode):
-        return [problem(name, f"{data} is not a directory", "", "name another one with --data")]
+        return [problem(name, f"{data} is not a directory", "", "name a directory with --data")]
     return [*_check_owner(name, data), *_check_file_system(name, data)] or [ok(name, f"{data} can be used")]
 
 
@@ -121,7 +121,7 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
     if user not in (server_uid, 0):
         what = f"{data} belongs to {user_name(server_uid)}, and this command runs as {user_name(user)}"
         sudo_user = user_name(server_uid).replace("uid ", r"\#")
-        yield problem(name, what, "", f"run it as that user: sudo -u {sudo_user} entrepot doctor …")
+        yield problem(name, what, "", f"run the command as that user: sudo -u {sudo_user} entrepot doctor …")
     else:
         yield from _check_files(name, data, status.st_uid, server_uid)
     if status.st_mode & stat.S_IWOTH:
@@ -134,7 +134,7 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
     database = layout_of(data).metadata
     with suppress(OSError):  # there is no database, or this user may not access it
         if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
-            why = "it has the hashes of passwords and the keys that sign tokens"
+            why = "the database has the hashes of passwords and the keys that sign tokens"
             path = data if server_uid == status.st_uid else database
             yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {path}")
 
@@ -146,7 +146,7 @@ def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -
             status = path.stat()
         except OSError:
             continue
-        if status.st_uid == server_uid or (server_uid != directory_owner and _can_use(path, status)):
+        if status.st_uid == server_uid or (server_uid != directory_owner and _may_read_and_change(path, status)):
             continue
         what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
         why = "the server, which runs as the owner of the directory, cannot change this file"
@@ -159,13 +159,15 @@ def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -
         return
 
 
-def _can_use(path: Path, status: os.stat_result) -> bool:
-    """Returns whether this process may read and change a file, and create files in it if it is a directory."""
+def _may_read_and_change(path: Path, status: os.stat_result) -> bool:
+    """Returns whether this process may read and change the file or directory `path`. Changing a directory includes
+    creating files there."""
     return os.access(path, os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else 0))
 
 
 def _often_changed_files(data: Path) -> Iterator[Path]:
-    """Yields the files that the server changes most. If one of them has the wrong owner, the server cannot work."""
+    """Yields the files and directories that the server changes most. If one of these has the wrong owner, the server
+    cannot work."""
     layout = layout_of(data)
     for suffix in ("", "-wal", "-shm"):
         yield layout.metadata.with_name(layout.metadata.name + suffix)
@@ -174,8 +176,10 @@ def _often_changed_files(data: Path) -> Iterator[Path]:
 
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
-    """Yields a finding if the content of the file system is lost when the machine restarts or the container is removed.
-    Also yields a finding if the server does not start on this file system."""
+    """Yields a finding in each of these cases:
+
+    - The content of the file system is lost when the machine restarts, or when the container is removed.
+    - The server does not start on this file system."""
     kind = file_system_type(data)
     if kind in _MEMORY_FILE_SYSTEMS:
         why = "all content is gone after a restart of the machine"
@@ -186,12 +190,12 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
     try:
         ensure_usable(data)
     except (DataDirectoryError, OSError) as error:
-        yield problem(name, str(error), "", "solve that; until then, the server does not start")
+        yield problem(name, str(error), "", "solve this problem; until then, the server does not start")
 
 
 def _check_space(settings: Settings) -> list[Finding]:
     """Checks that the disk has enough free inodes, room for new content, and as much free space as the settings in
-    `[disk]` require. If the settings require no free space, warns if less than `_FULL_FRACTION` of the disk is free."""
+    `[disk]` require. If these settings are not set, warns when less than `_FULL_FRACTION` of the disk is free."""
     name, data = "disk", settings.data.absolute()
     space = os.statvfs(data)
     size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -201,10 +205,10 @@ def _check_space(settings: Settings) -> list[Finding]:
     findings: list[Finding] = []
     if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
         what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
-        findings.append(warning(name, what, "each blob needs one, whatever its size", step))
-    # `Reserve` keeps some disk space allocated for changes that free space. `low_disk_reason` returns a text if less
-    # space is free than the settings in [disk] require. `disk_full_reason` returns a text if there is no room for new
-    # content.
+        findings.append(warning(name, what, "each blob needs one inode, whatever its size", step))
+    # `Reserve` keeps some disk space allocated, so that content can be deleted when the disk is full. `low_disk_reason`
+    # returns a text if less space is free than the settings in [disk] require. `disk_full_reason` returns a text if
+    # there is no room for new content.
     try:
         with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
             reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)
@@ -220,7 +224,7 @@ def _check_space(settings: Settings) -> list[Finding]:
     if free < size * _FULL_FRACTION and min_free_space(settings) is None:
         what = f"{human_size(free)} of {human_size(size)} are free at {data}"
         findings.append(
-            warning(name, what, "", f"{step}; and set [disk] min_free, so that pushes stop before it is full")
+            warning(name, what, "", f"{step}; and set [disk] min_free, so that pushes stop before the disk is full")
         )
     return findings or [ok(name, f"{human_size(free)} of {human_size(size)} are free at {data}")]
 
@@ -229,8 +233,8 @@ def _check_sync(settings: Settings) -> list[Finding]:
     """Checks that a file can be written and synced, and that a sync is fast."""
     name, data = "sync", settings.data.absolute()
     if (reason := write_problem(data)) is not None:
-        step = "look at the log of the kernel (dmesg) for errors of the disk, and at the owner and the mount options"
-        return [problem(name, reason, "nothing can be pushed, and no cached content stored", step)]
+        step = "look for disk errors in the log of the kernel (dmesg), and check the owner and the mount options"
+        return [problem(name, reason, "clients cannot push, and mirrors cannot store content", step)]
     times = []
     with tempfile.TemporaryFile(dir=data, buffering=0) as file:
         for _ in range(_SYNC_COUNT):
@@ -273,11 +277,11 @@ def _check_database(settings: Settings) -> list[Finding]:
     except RestoreNotEnded:
         return []  # `_check_directory` has a finding about this
     except NoRegistry as error:
-        step = "start the server, which makes the database; if it has run before, correct the setting `data`"
+        step = "start the server, which makes the database; if the server has run before, correct the setting `data`"
         return [warning(name, str(error), "", step)]
     except (OlderRegistry, NewerRegistry) as error:
         is_older = isinstance(error, OlderRegistry)
-        step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"
+        step = "run `entrepot serve` of this version once" if is_older else "use that version of entrepot"
         return [problem(name, str(error), "the database has the tables of another version", step)]
     except DataDirectoryError as error:
         if read_only_reason(settings.data) is not None:
@@ -285,7 +289,7 @@ def _check_database(settings: Settings) -> list[Finding]:
         database = layout_of(settings.data).metadata
         log_files = [database.with_name(database.name + suffix) for suffix in ("-wal", "-shm")]
         for path in (settings.data, database, *log_files):
-            if path.exists() and not _can_use(path, path.stat()):
+            if path.exists() and not _may_read_and_change(path, path.stat()):
                 step = "run the command as root or as the user of the server"
                 if path in log_files:  # the command may run as the user of the server already
                     step = f"give the file to the user of the server: chown … {path}"

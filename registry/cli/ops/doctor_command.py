@@ -68,7 +68,7 @@ def diagnose(
     from registry.cli.data_owner import OwnerError, become_owner
     from registry.cli.diagnosis.certificate_checks import certificate_findings
     from registry.cli.diagnosis.clock_checks import clock_findings
-    from registry.cli.diagnosis.data_checks import responds
+    from registry.cli.diagnosis.data_checks import disk_responds
     from registry.cli.diagnosis.finding import CHECK_SECONDS, problem, run_checks
     from registry.cli.diagnosis.server_checks import settings_findings
     from registry.cli.interrupts import run_interruptible
@@ -84,7 +84,7 @@ def diagnose(
         run_checks({"certificate": partial(_in_this_thread, certificate_findings, settings, address.url, clock())})
     )
     client_findings = run_interruptible(run_checks(_client_checks(settings)))
-    is_disk_hung = not responds(settings.data)
+    is_disk_hung = not disk_responds(settings.data)
     if is_disk_hung:
         what = f"the disk of {settings.data.absolute()} did not respond within {CHECK_SECONDS:g} s"
         next_step = "look at the log of the kernel (dmesg) for errors of the disk, and at the mount"

@@ -1,8 +1,8 @@
 """A worker process: one event loop that runs the application and serves the connections of this process.
 
 If there are several workers, a parent process, the *supervisor*, forks and stops them. A single worker has no
-supervisor. A worker *retires* when another worker has taken its place: it accepts no more connections, and ends when
-its work is done.
+supervisor. A worker *retires* after another worker has replaced it: the retiring worker accepts no more connections,
+and ends when its work is done.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ CANCEL_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 """How long the application may take to shut down."""
 _DRAIN_CHECK_SECONDS = 0.02
-"""How often a worker that stops checks whether its work is done."""
+"""Interval at which a stopping worker checks whether its work is done."""
 _RETIREMENT_CHECK_SECONDS = 0.1
-"""How often a worker that retires checks whether its work is done."""
+"""Interval at which a retiring worker checks whether its work is done."""
 PREPARE_SECONDS = 50.0
-"""How long the application may take to prepare a new configuration. Later commands wait during this time."""
+"""How long the application may take to prepare a new configuration. Other commands to the worker wait during this
+time."""
 
 RunCommand = Callable[[str, bytes], Awaitable[None]]
 """Runs a command in the worker. The arguments are the command's name and its payload."""
 OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
-"""Called when the application has started, with the event loop and the function that runs commands. Used in a worker
-without a supervisor, because nothing else runs commands in this worker. Returns a function that the worker calls when
-it begins to stop."""
+"""A function that a worker without a supervisor calls when its application has started. The arguments are the event
+loop and the function that runs commands. The result is a function that the worker calls when it begins to stop."""
 
 
 class Worker:
@@ -72,10 +72,10 @@ class Worker:
         commands: socket.socket | None = None,
         on_start: OnStart | None = None,
     ) -> None:
-        """The worker closes `options.sockets` when it stops or retires. `on_ready` is called when the worker accepts
-        connections. `commands` is the channel for the supervisor's commands. `alive_pipe` is the reading end of a pipe,
-        which becomes readable when the supervisor has ended. Without a supervisor, `commands` and `alive_pipe` are
-        None."""
+        """The worker closes `options.sockets` when it stops or retires. `on_ready` is called once, when the worker has
+        begun to accept connections. `commands` is the channel for the supervisor's commands. `alive_pipe` is a
+        file descriptor that becomes readable when the supervisor has ended: the reading end of a pipe. Without a
+        supervisor, `commands` and `alive_pipe` are None."""
         self._options = options
         self._on_ready = on_ready
         self._alive_pipe = alive_pipe
@@ -107,7 +107,7 @@ class Worker:
         return 0, None
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts the application, serves connections, and shuts down. Raises the errors of the start."""
+        """Starts the application, serves connections, and shuts down. Raises the error if the start fails."""
         self._handle_signals(loop)
         self._reload_certificates()  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
@@ -173,13 +173,14 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
     def _reload_certificates(self) -> None:
-        """Reloads the TLS certificate if its files have changed. Call this only when the files are complete."""
+        """Reloads the TLS certificate if its files have changed. Call this only when the files are completely
+        written."""
         if self._options.listener_options.certificates is not None:
             self._options.listener_options.certificates.refresh(are_files_complete=True)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
-        """Stops the worker gracefully at the first SIGINT. A second SIGINT, or one during a stop, ends the process at
-        once, even while the event loop is blocked: the interpreter calls this function, not the loop."""
+        """Stops the worker gracefully at the first SIGINT. A second SIGINT, or a SIGINT while the worker stops, ends
+        the process at once. The interpreter calls this function even while the event loop is blocked."""
         if self._was_interrupted or self._stop.is_set():
             os._exit(128 + signal_number)
         self._was_interrupted = True
@@ -216,11 +217,12 @@ class Worker:
         """Runs a command:
 
         - `retire` begins the worker's retirement.
-        - `prepare`, `switch` and `discard` call the application's method of this name. If the application is no
-          `LiveApplication`, they call nothing.
-        - `switch` first reloads the certificates, for every application.
+        - `prepare` and `discard` call the method with this name of a `LiveApplication`. For any other application, they
+          do nothing.
+        - `switch` reloads the certificates, and then calls the method `switch` of a `LiveApplication`.
 
-        Raises ChangeRefused if the application takes too long to prepare, and the application's own exceptions."""
+        Raises ChangeRefused if the method `prepare` takes longer than `PREPARE_SECONDS`. Raises the application's own
+        exceptions."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
@@ -241,9 +243,11 @@ class Worker:
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Answers one more request on each connection, and waits for the application's background work. An idle
-        connection stays open until its timeout, because the client may be sending a request. Returns when all
-        connections, requests and background work have ended, when the worker is told to stop, or after
-        `retire_seconds`."""
+        connection stays open until its timeout, because the client may be sending a request. Returns in these cases:
+
+        - All connections, requests and background work have ended.
+        - The worker is told to stop.
+        - `retire_seconds` have passed."""
         for acceptor in acceptors:
             acceptor.close()
         app = self._app if isinstance(self._app, LiveApplication) else None
@@ -260,7 +264,7 @@ class Worker:
 
     async def _drain(self, acceptors: list[Acceptor]) -> None:
         """Accepts no more connections, and closes each connection after its requests. After the grace period, cuts off
-        the connections and requests that are left."""
+        the remaining connections and requests."""
         for acceptor in acceptors:
             acceptor.close()
         if self._options.listener_options.certificates is not None:
@@ -281,8 +285,8 @@ class Worker:
 
 
 async def _finish_work(app: LiveApplication) -> None:
-    """Makes the application start no more background work, and waits for the work that is running. Logs an error and
-    does not raise it: the shutdown of the application ends the work in any case."""
+    """Makes the application start no more background work, and waits for the work that is running. Logs an error
+    instead of raising it."""
     try:
         await app.retire()
         await app.finish()
@@ -291,8 +295,8 @@ async def _finish_work(app: LiveApplication) -> None:
 
 
 async def _shut_down(lifespan: Lifespan) -> None:
-    """Shuts down the application, and logs a failure. If the shutdown takes longer than `CLOSE_SECONDS`, returns before
-    its end. `Worker.run` then cancels the shutdown."""
+    """Shuts down the application, and logs a failure. If the shutdown takes longer than `CLOSE_SECONDS`, returns while
+    the shutdown is still running. `Worker.run` then cancels the shutdown."""
     closing = asyncio.create_task(lifespan.stop())
     await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     if not closing.done():

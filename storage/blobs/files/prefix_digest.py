@@ -1,9 +1,8 @@
 """Computes the digest of a file while its bytes arrive in any order (`PrefixDigest`).
 
-The *prefix* is the part of the file before the first byte that has not arrived. Whenever the prefix has grown by enough
-bytes, a *step* in a thread reads and hashes the new bytes. A step ends when too few new bytes are left, so no thread
-waits for bytes that have not arrived. The bytes that a step reads were written a moment ago, so they are usually
-still in the page cache.
+The *prefix* is the part of the file before the first byte that has not arrived. A file is hashed in *pieces* of
+`PIECE_BYTES`. When the prefix has a whole new piece, a *step* runs in a thread. The step reads and hashes pieces, and
+ends when the prefix has no whole new piece. So no thread waits for bytes that have not arrived.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PIECE_BYTES = 1024 * 1024
-"""Number of bytes that are read and hashed at a time (a *piece*)."""
-PIECES_PER_STEP = 64
-"""Largest number of pieces that one step hashes. The next step then queues for a thread, so that the steps of other
-files also get a thread."""
+"""Size of a piece, in bytes. The last piece of a file can be smaller."""
+MAX_PIECES_PER_STEP = 64
+"""Largest number of pieces that one step hashes. The limit lets files share the threads: before its next step, a file
+waits until a thread is free."""
 
 
 class PrefixDigest:
@@ -38,10 +37,13 @@ class PrefixDigest:
         prefix_length: Callable[[], int],
         run_while_open: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`fd`, `size`: the open file, and its number of bytes when it is complete. `algorithm`: the digest algorithm,
-        such as `sha256`. `prefix_length`: returns the present length of the prefix. `threads`: runs the steps.
-        `run_while_open`: calls the given function and keeps the file open during the call; does not call it if the file
-        is already closed."""
+        """- `threads`: runs the steps.
+        - `fd`: the descriptor of the open file.
+        - `size`: the size of the complete file, in bytes.
+        - `algorithm`: the digest algorithm, such as `sha256`.
+        - `prefix_length`: returns the current length of the prefix, in bytes.
+        - `run_while_open`: calls the function that it gets, and keeps the file open during the call. Does not call the
+          function if the file is closed already."""
         self._system = system
         self._threads = threads
         self._fd = fd
@@ -55,15 +57,15 @@ class PrefixDigest:
         """Guards `_step_is_running`, and is notified when a step ends."""
         self._step_is_running = False
         self._is_stopped = False
-        """Whether `stop` or `finish` was called, so that no further step is started."""
+        """Whether `stop` or `finish` was called. If True, no further step starts."""
         self._has_failed = False
         """Whether a step could not read the file."""
 
     def start_hashing_if_ready(self) -> None:
-        """Starts a step if none is running and the prefix has enough bytes that are not hashed. Call it after each
+        """Starts a step if no step is running and the prefix has a whole new piece. Call this method after each
         write."""
         with self._step_ended:
-            if self._step_is_running or self._is_stopped or self._has_failed or not self._next_length():
+            if self._step_is_running or self._is_stopped or self._has_failed or not self._next_piece_bytes():
                 return
             self._step_is_running = True
         self._submit_step()
@@ -81,28 +83,28 @@ class PrefixDigest:
             self._step_is_running = False
             self._step_ended.notify_all()
 
-    def _next_length(self) -> int:
-        """Returns the number of bytes to hash next: a whole piece, or the rest of the file if that is smaller. Returns
-        0 if the prefix does not have that many unhashed bytes yet."""
+    def _next_piece_bytes(self) -> int:
+        """Returns the size of the next piece to hash. Returns 0 if this piece has not arrived completely, or if the
+        whole file is hashed."""
         prefix_length = self._prefix_length()
         new_bytes = min(PIECE_BYTES, prefix_length - self._hashed_bytes)
         return new_bytes if new_bytes == PIECE_BYTES or prefix_length == self._size else 0
 
     def _run_step(self) -> None:
-        """Hashes the pieces of one step. After `PIECES_PER_STEP` pieces, submits another step, which continues."""
+        """Hashes the pieces of one step. After `MAX_PIECES_PER_STEP` pieces, submits another step."""
         needs_another_step = False
 
-        def hash_prefix() -> None:
+        def hash_pieces() -> None:
             nonlocal needs_another_step
             buffer = memoryview(bytearray(PIECE_BYTES))
-            for _ in range(PIECES_PER_STEP):
-                if self._is_stopped or not (length := self._next_length()):
+            for _ in range(MAX_PIECES_PER_STEP):
+                if self._is_stopped or not (length := self._next_piece_bytes()):
                     return
                 self._hash_next(buffer, length)
             needs_another_step = True
 
         try:
-            self._run_while_open(hash_prefix)
+            self._run_while_open(hash_pieces)
         except OSError:
             self._has_failed = True  # `finish` reads the same bytes again, and raises the error if it occurs again
         if needs_another_step:
@@ -126,8 +128,8 @@ class PrefixDigest:
             self._system.start_writeback(self._fd, start, self._hashed_bytes - start)
 
     def finish(self) -> Digest:
-        """Waits for a running step, hashes the remaining bytes, and returns the digest of the whole file. Call it when
-        the file has all its bytes. Blocks. Raises OSError."""
+        """Waits for a running step, hashes the remaining bytes, and returns the digest of the whole file. Call this
+        method when all bytes have arrived. Blocks. Raises OSError."""
         with self._step_ended:
             self._is_stopped = True
             while self._step_is_running:
@@ -138,5 +140,5 @@ class PrefixDigest:
         return self._running_digest.digest()
 
     def stop(self) -> None:
-        """Lets a running step end after its present piece, and prevents further steps. Does not wait."""
+        """Lets a running step end after its current piece, and prevents further steps. Does not wait."""
         self._is_stopped = True

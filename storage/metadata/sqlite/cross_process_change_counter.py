@@ -1,15 +1,14 @@
 """The data version: a value that changes with every commit to the database, by any connection of any process.
 
 A worker (a server process) reads the version before it answers a request. If the version has changed since the last
-request, the worker no longer uses the responses and lookups that it has cached, and checks whether rights have changed.
-So a change that another worker has committed, such as the revocation of a right, takes effect at the next request.
+request, the worker stops using its cached responses and lookups, and checks whether rights have changed. So a change by
+another worker, such as the revocation of a right, takes effect at the next request.
 
 The value is read from SQLite's memory. In WAL mode, SQLite keeps an index of the write-ahead log in shared memory. The
 index begins with two copies of a header, which contains a count of the commits, the length of the log and a checksum.
 Every commit writes both copies after it has written its data to the log and before `COMMIT` returns. Reading the two
-copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. No other module depends on the header's layout. This
-module checks the layout when the database is opened, and uses the slower `PRAGMA data_version` if the layout is
-unknown.
+copies takes 0.1 µs; the shortest SQL statement takes 2.5 µs. This module checks the layout of the header when the
+database is opened. If the layout is unknown, the module uses `PRAGMA data_version`, which is slower.
 
 Sources: "WAL-mode File Format" (sqlite.org/walformat.html), sections 2.1 and 4.4; `sqlite3_io_methods`; "PRAGMA
 data_version" (sqlite.org/pragma.html).
@@ -29,12 +28,13 @@ import apsw
 
 _HEADER_BYTES: Final = 48
 """Size of one copy of the header."""
-_BOTH_HEADERS_BYTES: Final = 2 * _HEADER_BYTES
-"""Size of both copies. The copies differ while a commit writes them, or after a process died between the two writes."""
+_BOTH_COPIES_BYTES: Final = 2 * _HEADER_BYTES
+"""Size of both copies. The copies differ while a commit writes them, and after a process has died between the two
+writes."""
 _FORMAT_VERSION: Final = 3_007_000
 """Version of the header's format (`iVersion`) that this module can read."""
 _CHECKSUMMED_BYTES: Final = 40
-"""Bytes at the start of the header that its checksum covers. The checksum follows them."""
+"""Number of bytes that the checksum covers, from the start of the header. The checksum follows these bytes."""
 _COMMIT_COUNT_SLICE: Final = slice(8, 12)
 """Bytes of the header with the count of the commits (`iChange`), in the machine's byte order."""
 _INDEX_REGION_BYTES: Final = 32 * 1024
@@ -44,8 +44,8 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _MAX_LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of attempts to recognize the layout of the header. One attempt is not enough, because an attempt fails
-while a commit writes the two copies."""
+"""Largest number of attempts to recognize the layout of the header. An attempt can fail because a commit is writing the
+two copies."""
 log = logging.getLogger("storage.metadata")
 
 
@@ -82,7 +82,7 @@ def _log_index_address(db: apsw.Connection) -> int:
     assert file.value is not None
     methods = _File.from_address(file.value).methods.contents
     address = ctypes.c_void_p()
-    # Maps the first region (number 0). The second 0: does not create the region if it is missing. `shm_map` returns an
+    # Maps the region number 0, the first one. The last 0 means: do not create a missing region. `shm_map` returns an
     # error code, or 0 if it succeeds.
     if methods.version < _MIN_METHODS_VERSION or methods.shm_map(
         file, 0, _INDEX_REGION_BYTES, 0, ctypes.byref(address)
@@ -108,7 +108,7 @@ class DataVersion:
         """Finds the log's index in memory. `find_index_address` returns the address of the index. Raises apsw.Error,
         UnknownLayout."""
         db.execute("SELECT 1 FROM sqlite_schema").fetchall()  # makes SQLite open the log and map its index
-        headers = (ctypes.c_char * _BOTH_HEADERS_BYTES).from_address(find_index_address(db))
+        headers = (ctypes.c_char * _BOTH_COPIES_BYTES).from_address(find_index_address(db))
         page_size = int(db.pragma("page_size"))
         if not any(_is_known_layout(headers.raw, page_size) for _ in range(_MAX_LAYOUT_ATTEMPTS)):
             raise UnknownLayout
@@ -126,8 +126,8 @@ class DataVersion:
 class PragmaDataVersion:
     """Reads the data version with `PRAGMA data_version`, which works with every layout of the log's index.
 
-    Each thread reads with a connection of its own. The values that two connections return for the pragma cannot be
-    compared, so two versions are never equal if different threads have read them."""
+    Each thread reads with a connection of its own. Two versions that different threads have read are never equal,
+    because the values of the pragma are comparable only within one connection."""
 
     def __init__(self, connect: Callable[[], apsw.Connection]) -> None:
         """`connect` opens a connection to the database. Each thread that reads a version calls `connect` once."""
@@ -172,12 +172,13 @@ def open_data_version(
 
 
 def is_exactly_one_commit_later(before: object, after: object) -> bool:
-    """Returns True if exactly one commit lies between the versions `before` and `after`. If the caller read `before`
-    inside its write transaction, and `after` once it had committed, this one commit is the caller's own, because no
-    other connection can commit while the transaction is open.
+    """Returns True if exactly one commit lies between the versions `before` and `after`. To check that only its own
+    transaction was committed, the caller reads `before` inside its write transaction, and `after` after its commit.
 
-    Returns False if the number of commits is not one or is unknown. The number is unknown if a `PragmaDataVersion`
-    returned the versions, or if `after` was read while another commit wrote the copies of the header."""
+    Returns False if the number of commits is not one, or if the number is unknown. The number is unknown in two cases:
+
+    - A `PragmaDataVersion` returned the versions.
+    - `after` was read while another commit was writing the copies of the header."""
     if not isinstance(before, bytes) or not isinstance(after, bytes):
         return False
     if after[:_HEADER_BYTES] != after[_HEADER_BYTES:]:  # another commit was writing the two copies
@@ -190,8 +191,8 @@ def _commit_count(version: bytes) -> int:
 
 
 def _is_known_layout(headers: bytes, page_size: int) -> bool:
-    """Returns whether the two copies of the header are equal and have the layout that this module can read: the format
-    version, the database's page size and the checksum are where they are expected."""
+    """Returns whether the two copies of the header are equal and have the layout that this module can read. Checks the
+    format version, the database's page size and the checksum."""
     header = headers[:_HEADER_BYTES]
     if header != headers[_HEADER_BYTES:]:
         return False

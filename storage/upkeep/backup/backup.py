@@ -37,7 +37,7 @@ from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotMani
 from storage.upkeep.backup.earlier_backups import (
     EarlierBackup,
     check_mounted,
-    find_foreign,
+    find_foreign_snapshots,
     foreign_warning,
     mount_point,
 )
@@ -61,8 +61,8 @@ class BackupOptions:
       directory has already, and blobs that become hard links or clones (files that share blocks on the disk), are
       usually not compared.
     - `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
-    - `earlier`: the newest backup that was made to `target` (`find_earlier`). If `target` has neither this backup nor a
-      later one, its disk may not be mounted, which `make_backup` then checks. None: there is no check."""
+    - `earlier`: the newest backup that was made to `target` (`find_earlier_backup`). If `target` has neither this
+      backup nor a later one, `make_backup` checks that the disk of `target` is mounted. None: there is no check."""
 
     target: Path
     keep: int | None = None
@@ -186,7 +186,7 @@ class _Backup:
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
         with self._snapshots.open(path) as snapshot:
-            find = partial(find_foreign, self._snapshots, self._directory, name, earlier_snapshots)
+            find = partial(find_foreign_snapshots, self._snapshots, self._directory, name, earlier_snapshots)
             self._foreign_snapshots = await self._copier.run(find)
             if self._foreign_snapshots:
                 reason = foreign_warning(self._directory, self._foreign_snapshots, "this one")

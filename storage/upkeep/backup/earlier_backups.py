@@ -1,14 +1,13 @@
-"""Compares a backup with earlier backups, to notice that it goes to the wrong directory. A *snapshot* is the copy of a
-registry that one backup has added to the directory. There are two checks:
+"""Checks that a backup goes to the right directory. A *snapshot* is the copy of a registry that one backup has added to
+the directory. There are two checks:
 
-- `check_mounted`: the earlier backups may be missing because the disk of the directory is not mounted. Without this
-  check, the backup would fill the disk that contains the empty mount point, and succeed. The check needs the result of
-  an earlier backup, which the store keeps with the job: the name of the snapshot, and where the file system of the
-  directory was mounted (`mount_point`). The result has no device number, because a device may have another number
-  after a restart of the machine.
-- `find_foreign`: the directory may have snapshots of another registry. Somebody may have named the wrong directory. Or
-  the disk with the registry's data was not mounted, and the server began a new registry at the mount point. A backup
-  must not remove the snapshots of another registry when it removes its own old ones.
+- `check_mounted` fails if the earlier backups are on a disk that is not mounted. The new backup would fill the disk
+  that has the empty mount point. The check uses the result of the earlier backup's job: the name of the snapshot, and
+  the mount point of the directory's file system. The result has no device number, because a restart of the machine can
+  change the number.
+- `find_foreign_snapshots` finds snapshots of another registry, which a backup must not remove. Such snapshots mean that
+  the directory is the wrong one, or that the server began a new registry because the disk with the registry's data was
+  not mounted.
 """
 
 from __future__ import annotations
@@ -32,29 +31,29 @@ _JOBS_PER_READ: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class EarlierBackup:
-    """A complete earlier backup. `mount_point`: where the file system of its directory was mounted; empty if the backup
-    was made by a version of this program that did not record it. `snapshot`: the name of its snapshot."""
+    """A complete earlier backup. `mount_point`: where the file system of the backup's directory was mounted; empty: not
+    recorded, because an old version of this program made the backup. `snapshot`: the name of the backup's snapshot."""
 
     mount_point: str
     snapshot: str
 
 
 def mount_point(path: Path) -> Path:
-    """Returns the topmost directory of the file system of `path`. If `path` is missing, uses the file system in which
-    `path` would be created. Ignores a bind mount within one file system, as systemd makes for a service, and returns
-    the mount point above it. Blocks. Raises OSError."""
-    place = Path(os.path.realpath(path))
-    while not place.exists():
-        place = place.parent
-    device = place.stat().st_dev
-    while place != place.parent and place.parent.stat().st_dev == device:
-        place = place.parent
-    return place
+    """Returns the mount point of the file system of `path`. If `path` is missing, uses the file system in which `path`
+    would be created. A bind mount within the file system, as systemd makes for a service, does not count as a mount
+    point. Blocks. Raises OSError."""
+    directory = Path(os.path.realpath(path))
+    while not directory.exists():
+        directory = directory.parent
+    device = directory.stat().st_dev
+    while directory != directory.parent and directory.parent.stat().st_dev == device:
+        directory = directory.parent
+    return directory
 
 
-async def find_earlier(jobs: Jobs, target: Path) -> EarlierBackup | None:
-    """Returns the newest complete backup to the directory `target`; None if `jobs` has no such backup. Raises
-    StorageFailed."""
+async def find_earlier_backup(jobs: Jobs, target: Path) -> EarlierBackup | None:
+    """Returns the newest complete backup to the directory `target`; None if `jobs` lists no such backup.
+    Raises StorageFailed."""
     before = None
     while True:
         page = await jobs.jobs(before, _JOBS_PER_READ, KIND)
@@ -68,8 +67,8 @@ async def find_earlier(jobs: Jobs, target: Path) -> EarlierBackup | None:
 
 
 def check_mounted(target: Path, earlier: EarlierBackup) -> None:
-    """Raises BackupFailed if the file system that had the backup `earlier` is not mounted. Call it if `target` has
-    neither the snapshot of `earlier` nor a later snapshot. Blocks. Raises OSError."""
+    """Raises BackupFailed if the file system that had the backup `earlier` is not mounted. Call this function only if
+    `target` has neither the snapshot of `earlier` nor a later snapshot. Blocks. Raises OSError."""
     current_mount, earlier_mount = mount_point(target), Path(earlier.mount_point)
     is_below = earlier_mount != current_mount and earlier_mount.is_relative_to(current_mount)
     if earlier.mount_point and is_below:
@@ -79,11 +78,12 @@ def check_mounted(target: Path, earlier: EarlierBackup) -> None:
         )
 
 
-def find_foreign(
+def find_foreign_snapshots(
     snapshots: Snapshots, directory: BackupDirectory, name: str, stored: Sequence[SnapshotManifest]
 ) -> list[SnapshotManifest]:
     """Returns the `stored` snapshots that belong to another registry than the snapshot `name`. Leaves out snapshots
-    whose registry is not known (`_instance_id`). If the registry of `name` is not known, returns none. Blocks."""
+    whose registry is not known (`_instance_id`). Returns an empty list if the registry of the snapshot `name` is not
+    known. Blocks."""
     own = _instance_id(snapshots, directory, name)
     return [other for other in stored if own and _instance_id(snapshots, directory, other.name) not in ("", own)]
 
@@ -96,11 +96,11 @@ def _instance_id(snapshots: Snapshots, directory: BackupDirectory, name: str) ->
     return ""
 
 
-def foreign_warning(directory: BackupDirectory, foreign: Sequence[SnapshotManifest], registry: str) -> str:
-    """Returns the text of a warning about snapshots of another registry. `foreign`: these snapshots, not empty.
-    `registry`: the words after "of another registry than", such as `this one`."""
+def foreign_warning(directory: BackupDirectory, foreign: Sequence[SnapshotManifest], own_registry: str) -> str:
+    """Returns the text of a warning about snapshots of another registry. `foreign`: the snapshots, at least one.
+    `own_registry`: the words after "of another registry than", such as `this one`."""
     number = len(foreign)
     return (
-        f"{directory.root} has {number} {'backup' if number == 1 else 'backups'} of another registry than {registry}, "
-        f"such as {foreign[-1].name}; give each registry a directory of its own"
+        f"{directory.root} has {number} {'backup' if number == 1 else 'backups'} of another registry than "
+        f"{own_registry}, such as {foreign[-1].name}; give each registry a directory of its own"
     )

@@ -33,7 +33,7 @@ from storage.jobs import JSON
 from storage.names import Digest
 from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
-from storage.upkeep.backup.earlier_backups import find_foreign, foreign_warning
+from storage.upkeep.backup.earlier_backups import find_foreign_snapshots, foreign_warning
 from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCopier, run_together
 from storage.upkeep.reporter import Reporter
 
@@ -103,7 +103,9 @@ async def restore_backup(
         if options.snapshot is None and (warning := _clock_warning(stored_snapshots, snapshot, now)):
             reporter.step("warning", reason=warning)
         if options.snapshot is None:
-            foreign = await copier.run(partial(find_foreign, snapshots, backups, snapshot.name, stored_snapshots))
+            foreign = await copier.run(
+                partial(find_foreign_snapshots, snapshots, backups, snapshot.name, stored_snapshots)
+            )
             if foreign:
                 reason = f"restoring {snapshot.name}; {foreign_warning(backups, foreign, 'that of this backup')}"
                 reporter.step("warning", reason=reason)

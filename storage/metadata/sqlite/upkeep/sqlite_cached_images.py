@@ -43,7 +43,7 @@ class SqliteCachedImages:
     ) -> list[EvictedImage]:
         now = self._clock()
         return await self._scans.run(
-            lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, usage_scope, now)
+            lambda db: eviction_plan.plan_eviction(db, upstreams, rules, bytes_to_free, usage_scope, now)
         )
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
@@ -70,7 +70,7 @@ class SqliteCachedImages:
             page_start = page_end
 
     async def summary(self, upstream: str) -> CacheSummary:
-        return await self._scans.run(lambda db: eviction_plan.summary(db, upstream))
+        return await self._scans.run(lambda db: eviction_plan.summarize_images(db, upstream))
 
     async def images(
         self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int

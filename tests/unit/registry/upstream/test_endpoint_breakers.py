@@ -16,8 +16,8 @@ from registry.upstream.endpoints import (
     RECOUNT_SECONDS,
     REPOSITORIES_TO_SUSPECT,
     WORKED_SECONDS,
+    EndpointSet,
     UpstreamEndpoint,
-    UpstreamEndpoints,
 )
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 from tests.fakes.upstream_source import UpstreamClock
@@ -31,7 +31,7 @@ def test_refused_endpoints_come_after_the_avoided_ones() -> None:
     """Endpoints to avoid come after the other endpoints. Refused endpoints come last, even if they are also to be
     avoided."""
     urls = ["https://a.test", "https://b.test", "https://c.test", "https://d.test"]
-    endpoints = UpstreamEndpoints(Upstream.model_validate({"name": "far.test", "endpoints": urls}), UpstreamClock())
+    endpoints = EndpointSet(Upstream.model_validate({"name": "far.test", "endpoints": urls}), UpstreamClock())
     ordered = endpoints.in_order("app", avoid={urls[0], urls[1], urls[2]}, untrusted={urls[0]: "error"})
     assert [endpoint.url for endpoint in ordered] == [urls[3], urls[1], urls[2], urls[0]]
 
@@ -43,7 +43,7 @@ class Traffic:
     def __init__(self, default: Outcome = "works", **outcomes: Outcome) -> None:
         self.clock = UpstreamClock()
         settings = Upstream.model_validate({"name": "far.test", "endpoints": ["https://far.test"]})
-        self.endpoint: UpstreamEndpoint = UpstreamEndpoints(settings, self.clock).all[0]
+        self.endpoint: UpstreamEndpoint = EndpointSet(settings, self.clock).all[0]
         self.default: Outcome = default
         self.outcomes = outcomes
         self.sent: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Traffic:
     def request(self, repo: str) -> bool:
         """Sends a request for the repository, if the breakers allow it. Returns whether it was sent."""
         self.clock.now += REQUEST_SECONDS
-        if self.endpoint.is_open_for(repo):
+        if self.endpoint.is_blocked_for(repo):
             self.refused[repo] += 1
             return False
         self.sent[repo] += 1
@@ -78,7 +78,7 @@ class Traffic:
         """Requests the failing repositories one after another, until requests for all repositories are stopped."""
         for repo in repos:
             assert self.request(repo)
-        assert self.endpoint.is_open_for("new")
+        assert self.endpoint.is_blocked_for("new")
 
 
 @pytest.mark.parametrize("failure", ["503", "hangs"])
@@ -202,10 +202,10 @@ def test_repositories_that_work_and_fail_in_turn_do_not_stop_the_others_again() 
 
     for _ in range(3):
         work_and_fail()
-        assert not traffic.endpoint.is_open_for("new")
+        assert not traffic.endpoint.is_blocked_for("new")
     traffic.clock.now += RECOUNT_SECONDS
     work_and_fail()
-    assert traffic.endpoint.is_open_for("new")
+    assert traffic.endpoint.is_blocked_for("new")
 
 
 @pytest.mark.parametrize(("failure", "most_requests"), [("no connection", 10), ("hangs", 60), ("503", 60)])

@@ -13,7 +13,7 @@ from storage.backups import BackupFailed
 from storage.composition import open_registry, prepare_data_dir
 from storage.jobs import JobState
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.backup.earlier_backups import EarlierBackup, find_earlier, mount_point
+from storage.upkeep.backup.earlier_backups import EarlierBackup, find_earlier_backup, mount_point
 from storage.upkeep.job_runner import run_in_command
 
 
@@ -45,14 +45,14 @@ async def test_the_newest_complete_backup_counts(store: StoredRegistry) -> None:
         job = await store.jobs.add("backup", {"target": directory}, actor="cli:alice")
         await store.jobs.end(job.id, state, "", {"target": directory, "snapshot": "s", **result})
 
-    assert await find_earlier(store.jobs, target) is None
+    assert await find_earlier_backup(store.jobs, target) is None
     await add(JobState.DONE, "/mnt/backups", mount_point="/mnt")
     for _ in range(120):  # more than a page of the list
         await add(JobState.DONE, "/mnt/other", mount_point="/mnt/other")
     await add(JobState.FAILED, "/mnt/backups")
-    assert await find_earlier(store.jobs, target) == EarlierBackup("/mnt", "s")
+    assert await find_earlier_backup(store.jobs, target) == EarlierBackup("/mnt", "s")
     await add(JobState.DONE, "/mnt/backups")
-    assert await find_earlier(store.jobs, target) == EarlierBackup("", "s")
+    assert await find_earlier_backup(store.jobs, target) == EarlierBackup("", "s")
 
 
 async def test_a_queued_backup_without_its_disk(store: StoredRegistry, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.inventory import SqliteInventory
 from storage.metadata.sqlite.upkeep import cached_image_tables
 from storage.metadata.sqlite.upkeep.cached_image_tables import QUEUE_START, QueuePosition, find_image, unused_links
-from storage.metadata.sqlite.upkeep.eviction_plan import plan
+from storage.metadata.sqlite.upkeep.eviction_plan import plan_eviction
 from storage.names import Digest, RepositoryName
 from tests.fakes.counted_int import CountedInt
 from tests.fakes.read_rows import record_rows
@@ -265,9 +265,9 @@ def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, reposi
     rules = EvictionRules(is_kept=lambda _: False, downloads=frozenset(), recent_pull_after=0.0)
     read_rows = record_rows(db)
     # Each image frees the 7 bytes of its own layer; the last one also frees the 100 bytes of the shared layer.
-    assert len(plan(db, ["h"], rules, bytes_to_free=60 * 7, usage_scope="c", now=10.0)) == 60
+    assert len(plan_eviction(db, ["h"], rules, bytes_to_free=60 * 7, usage_scope="c", now=10.0)) == 60
     rows_of_half = len(read_rows)
-    images = plan(db, ["h"], rules, bytes_to_free=10**9, usage_scope="c", now=10.0)
+    images = plan_eviction(db, ["h"], rules, bytes_to_free=10**9, usage_scope="c", now=10.0)
     assert [image.bytes for image in images] == [7] * 119 + [107]
     assert 0 < len(read_rows) - rows_of_half <= 2 * rows_of_half
     db.close()

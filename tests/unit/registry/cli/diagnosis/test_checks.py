@@ -18,7 +18,7 @@ from pydantic import ByteSize
 
 from registry.cli.diagnosis.certificate_checks import certificate_findings
 from registry.cli.diagnosis.clock_checks import EARLIEST_PLAUSIBLE_TIME, clock_findings, file_clock_findings
-from registry.cli.diagnosis.data_checks import data_checks, responds
+from registry.cli.diagnosis.data_checks import data_checks, disk_responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, user_name, worst_level
 from registry.cli.diagnosis.server_checks import hashing_findings, settings_findings
 from registry.clients.registry_address import registry_address
@@ -204,7 +204,7 @@ async def test_a_directory_that_cannot_be_examined(tmp_path: Path) -> None:
     fail."""
     (finding,) = await run_checks(data_checks(Settings(data=tmp_path / ("a" * 300))))
     assert finding.level is Level.PROBLEM
-    assert "cannot be looked at: File name too long" in finding.what
+    assert "cannot be accessed: File name too long" in finding.what
 
 
 def test_plain_http_needs_no_certificate() -> None:
@@ -261,7 +261,7 @@ async def test_database_findings(tmp_path: Path) -> None:
     assert "another version" in old.why
     assert "entrepot serve" in old.next_step
     assert "another version" in new.why
-    assert new.next_step == "use the entrepot of that version"
+    assert new.next_step == "use that version of entrepot"
     layout_of(data).metadata.write_bytes(b"no database" * 1000)
     (finding,) = await problems_of_data(Settings(data=data))
     assert "cannot be used" in finding.what
@@ -347,14 +347,14 @@ async def test_checks_end_when_the_disk_hangs(tmp_path: Path, monkeypatch: pytes
         patch.setattr(os, "stat", hang)
         patch.setattr(os, "access", hang_access)
         try:
-            assert not responds(tmp_path, 0.01)
+            assert not disk_responds(tmp_path, 0.01)
             findings = await run_checks(data_checks(Settings(data=tmp_path)), seconds=0.05)
             assert not released.is_set()
         finally:
             released.set()
     assert len(findings) == 5
     assert all("did not end within" in finding.what for finding in findings), findings
-    assert responds(tmp_path)
+    assert disk_responds(tmp_path)
 
 
 def test_settings_findings(tmp_path: Path) -> None:
