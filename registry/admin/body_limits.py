@@ -1,5 +1,4 @@
-"""Limits the size of a JSON body of the management API, and the number of its JSON values (`BoundedRequest`).
-`registry.admin.body_model` limits how many errors the validation of the body can report."""
+"""Limits the size and the number of values of a JSON body of the management API (`BoundedRequest`)."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from storage.json_bounds import Bounds, OutOfBounds, check_bounds, parse_bounded
 MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 MAX_LARGE_BODY_BYTES: Final = 640 * 1024
-"""Maximum size in bytes of a body with a long text or with a list of many tags. Only routes that change a repository
-take such a body. They receive it after they have checked the caller's rights on the repository."""
+"""Maximum size of a request body in bytes on routes that change a repository, which can take a long text or many tags.
+These routes check the caller's rights on the repository before they receive the body."""
 _VALUE_BOUNDS: Final = Bounds(max_values=20_000)
-"""Largest number of JSON values in a body. The longest list that a route takes has 10,000 names, half of this limit.
-Without the limit, parsing 640 KiB of `[],[],…` would block the event loop for 50 ms."""
+"""Limits the number of JSON values in a body: parsing 640 KiB of `[],[],…` would block the event loop for 50 ms. The
+longest list that a route takes has 10,000 names."""
 
 
 class BoundedRequest(Request):
@@ -32,7 +31,8 @@ class BoundedRequest(Request):
 
     async def json(self) -> Any:
         """Returns the parsed body. Raises HTTPException (413) if the body is too large, has too many values, or has a
-        number with too many digits. Raises ValueError or RecursionError if it is not JSON in UTF-8."""
+        number with too many digits. Raises ValueError if the body is not JSON in UTF-8; RecursionError if its arrays or
+        objects are nested too deeply."""
         if self._document is None:
             body = await self.body()
             try:
@@ -51,8 +51,8 @@ def too_long_error(max_body_bytes: int) -> HTTPException:
 
 
 def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
-    """Returns an ASGI `receive` function that raises HTTPException (413) when more than `max_body_bytes` of the body
-    have arrived."""
+    """Returns an ASGI `receive` function that raises HTTPException (413) when it has received more than
+    `max_body_bytes`."""
     remaining_bytes = max_body_bytes
 
     async def limited_receive() -> Message:

@@ -1,5 +1,5 @@
-"""The routes of `/api/v1` about damaged content, and about scrub, which reads all stored content again to find damage.
-The docstrings of the routes are the descriptions in the OpenAPI document."""
+"""The routes of `/api/v1` for damaged content, and for scrub. Scrub reads all stored content again to find damage. The
+docstrings of the routes are the descriptions in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ router = management_router()
 
 
 class ScrubRequest(BodyModel):
-    """How to scrub."""
+    """The options of a scrub job."""
 
     rate: int | None = Field(
-        default=None, gt=0, le=MAX_NUMBER, description="Bytes per second; null: the rate in the settings"
+        default=None, gt=0, le=MAX_NUMBER, description="Bytes to read per second; null: the rate in the settings"
     )
-    keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
+    keep_going: bool = Field(default=False, description="Continue after twenty damaged blobs in a row")
 
 
 DigestPath = Annotated[str, Path(max_length=200, examples=["sha256:…"])]
@@ -45,14 +45,14 @@ DigestPath = Annotated[str, Path(max_length=200, examples=["sha256:…"])]
 
 @router.get("/scrub", tags=["scrub"])
 async def show_scrub(caller: AdminCaller) -> ScrubStatus:
-    """Returns the rounds of scrub, how far the current round is, and the damaged manifests."""
+    """Returns the rounds of scrub with their progress, the scrub job, and the damaged manifests."""
     return await read_scrub_status(caller.upkeep.store)
 
 
 @router.post("/scrub", tags=["scrub"], status_code=202)
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
-    """Starts a job that completes the current round of scrub. If no round is in progress, the job starts a new one. If
-    the server restarts, it continues the job. Answers 409 if a scrub job is already queued or running."""
+    """Starts a job that completes the current round of scrub, or a new round if none is in progress. A restarted server
+    continues the job. Answers 409 if a scrub job is already queued or running."""
     scrub_request = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(SCRUB_KIND):
@@ -67,19 +67,19 @@ async def list_damaged(
     after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=200)] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[DamagedBlobResponse]:
-    """Lists the damaged blobs. A push of an image that has such a blob restores it."""
+    """Lists the damaged blobs. To restore a blob, push an image that contains the blob."""
     page = await caller.upkeep.store.damage.damaged_blobs(after, limit)
     return models.list_page(page, DamagedBlobResponse.from_stored, lambda blob: blob.digest)
 
 
 @router.get("/quarantine", tags=["scrub"])
 async def list_quarantine(caller: AdminCaller) -> list[QuarantinedResponse]:
-    """Lists the first thousand blobs whose damaged bytes are kept, oldest first. The setting `scrub.quarantine_max`
-    limits how many bytes are kept."""
+    """Lists the quarantine, which keeps the damaged bytes of blobs for inspection: at most 1,000 entries, oldest first.
+    The setting `scrub.quarantine_max` limits its size."""
     return await read_quarantine(caller.upkeep.store)
 
 
 @router.delete("/quarantine/{digest}", tags=["scrub"], status_code=204)
 async def delete_from_quarantine(caller: AdminCaller, digest: DigestPath) -> None:
-    """Deletes damaged bytes for good. The blob stays damaged until it is stored again."""
+    """Deletes the quarantined bytes of a blob for good. A damaged blob stays damaged until it is stored again."""
     await delete_quarantined(caller.upkeep.store, digest)

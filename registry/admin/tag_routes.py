@@ -1,8 +1,8 @@
 """The routes of `/api/v1/repositories/{name}/tags`, which show the history of tags, and move or restore a tag. The
 docstrings of the routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes, and even `/tags/`. The route depends only on the method and on
-the end of the path: `/tags/TAG/history`, `/tag-history`, `/tags/TAG/restore` or `/tags/TAG`.
+The repository name in the path may contain slashes, and even `/tags/`. The method and the end of the path select the
+route: `/tags/TAG/history`, `/tag-history`, `/tags/TAG/restore` or `/tags/TAG`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PathTag = Annotated[Tag, Depends(path_tag)]
 
 
 class TagMoveRequest(BodyModel):
-    """What the tag shall point at. `force` is for admins."""
+    """The manifest that the tag is to point at. Only an admin may set `force`."""
 
     digest: str = Field(
         description="The digest of the manifest, or a tag that points at it", max_length=200, examples=["v1"]
@@ -55,8 +55,12 @@ class TagMoveRequest(BodyModel):
 
 
 class TagRestoreRequest(BodyModel):
-    """What the tag shall point at again: the manifest `to`, or the manifest to which the tag pointed at the time `at`.
-    If both are null: the manifest to which the tag pointed before its last change. `force` is for admins."""
+    """The manifest that the tag is to point at again. Only an admin may set `force`.
+
+    - `to`: the manifest with this digest.
+    - `at`: the manifest that the tag pointed at then.
+    - Both are null: the manifest that the tag pointed at before its last change.
+    """
 
     to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
     at: models.UtcTime | None = None
@@ -69,7 +73,7 @@ async def list_tag_history(
 ) -> models.ListPage[TagChangeResponse]:
     """Lists the changes of a tag, newest first: pushes, moves and deletes. The list is empty for a tag that never
     existed. Needs `pull` on the repository."""
-    return await _history(caller, name, tag, after, limit)
+    return await _changes_page(caller, name, tag, after, limit)
 
 
 @router.get("/repositories/{name:path}/tag-history", tags=["tags"])
@@ -78,20 +82,20 @@ async def list_repository_history(
 ) -> models.ListPage[TagChangeResponse]:
     """Lists the changes of all tags of a repository, including deleted tags, newest first. Needs `pull` on the
     repository."""
-    return await _history(caller, name, None, after, limit)
+    return await _changes_page(caller, name, None, after, limit)
 
 
 @_push_router.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
 async def restore_tag(
     caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
 ) -> TagMoveResponse:
-    """Points a tag at an earlier manifest again, even if the tag was deleted. A deleted manifest is put back if garbage
-    collection has not removed it yet. Needs `push` and `pull` on the repository."""
+    """Points a tag at an earlier manifest again. Creates the tag again if it was deleted. Puts the manifest back if it
+    was deleted and garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
     if body.to is not None and body.at is not None:
         raise RequestInvalid("`to` and `at` contradict each other; send one of them")
-    move = await _tag_changes(caller).restore(
+    move = await _tag_changer(caller).restore(
         stored_name,
         tag,
         to=None if body.to is None else Digest(body.to),
@@ -104,20 +108,20 @@ async def restore_tag(
 
 @_push_router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
-    """Points a tag at a manifest of the repository, and adds the tag if it does not exist. A deleted manifest is put
-    back if garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
+    """Points a tag at a manifest of the repository. Creates the tag if it does not exist. Puts the manifest back if it
+    was deleted and garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await require_pushable(caller, name)
     _check_force(caller, body.force)
-    move = await _tag_changes(caller).move(
+    move = await _tag_changer(caller).move(
         stored_name, tag, as_reference(body.digest), by=caller.actor, force=body.force
     )
     return TagMoveResponse.from_stored(name, move)
 
 
-async def _history(
+async def _changes_page(
     caller: Caller, name: RepositoryName, tag: Tag | None, after: str | None, limit: int
 ) -> models.ListPage[TagChangeResponse]:
-    """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    """Returns a page of the changes of `tag`; None: of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
     stored_name = await require_readable(caller, name)
     page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
     may_see_clients = caller.principal.may(Action.PUSH, stored_name, name)
@@ -128,13 +132,14 @@ async def _history(
     )
 
 
-def _tag_changes(caller: Caller) -> TagChanges:
+def _tag_changer(caller: Caller) -> TagChanges:
     store = caller.upkeep.store
     return TagChanges(store.tag_history, store.immutable_tags)
 
 
 def _check_force(caller: Caller, force: bool) -> None:
-    """Checks that only an admin sets `force`. Raises Denied, or Unauthorized if the caller has no account."""
+    """If `force` is set, checks that the caller is an admin. Raises Denied; Unauthorized if the caller has no
+    account."""
     if force:
         caller.rights.check_admin()
 

@@ -1,9 +1,12 @@
 """Generates the configuration files that make docker, containerd, podman and BuildKit pull through this registry. The
 commands `entrepot client PROGRAM` print them, and the set-up page shows them.
 
-An *upstream* is a remote registry that this registry mirrors. containerd and BuildKit name the upstream's host in the
-query of each request, as `?ns=HOST`. podman puts the upstream's name in front of the repository name. docker does
-neither, because it uses mirrors for Docker Hub only.
+An *upstream* is a remote registry that this registry mirrors. Client programs tell this registry the
+upstream of a request in different ways:
+
+- containerd and BuildKit name the upstream's host in the query, as `?ns=HOST`.
+- podman puts the upstream's name in front of the repository name.
+- docker names no upstream: it uses mirrors for Docker Hub only.
 
 Sources: moby, "Registry as a pull through cache" (daemon.json); containerd, docs/hosts.md (hosts.toml);
 containers-registries.conf(5); BuildKit, docs/buildkitd.toml.md.
@@ -21,8 +24,7 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 _CERTS_D = {"folder": "/etc/containerd/certs.d"}
-"""The directory with containerd's hosts.toml files, as the value of the placeholder `{folder}` in a hint: `hint(text,
-**_CERTS_D)`."""
+"""The directory with containerd's hosts.toml files. The value of the placeholder `{folder}` in hints."""
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
@@ -30,8 +32,7 @@ DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 @dataclass(frozen=True, slots=True)
 class Hint:
     """A sentence for people, which a page shows in their language. `text`: the English sentence with placeholders in
-    braces. `values`: the values of the placeholders. Create hints only with the function `hint`, because the tools for
-    translations find the texts by the calls of that function."""
+    braces. `values`: the values of the placeholders. Create hints only with the function `hint`."""
 
     text: str
     values: Mapping[str, str]
@@ -42,7 +43,7 @@ class Hint:
 
 
 def hint(text: str, **values: str) -> Hint:
-    """Returns a hint. `text` has to be a string literal, because a tool collects these texts from the source for
+    """Returns a hint. `text` has to be a string literal, because a tool collects the texts of all calls of `hint` for
     translation."""
     return Hint(text, values)
 
@@ -70,36 +71,35 @@ class MirroredHost:
     server: str
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
-    """Whether this registry serves image names without a host, such as `ubuntu`, from this upstream. docker sends only
-    names without a host to a mirror, and these names mean images of Docker Hub. So this registry can be docker's mirror
-    only if `has_short_names` is true for Docker Hub."""
+    """Whether this registry serves repository names without an upstream, such as `library/ubuntu`, from this upstream.
+    docker sends such names to its mirror, and means Docker Hub."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:
-    """Returns one host for the upstream's name and one for each of its aliases (further host names). If there are
-    aliases and the upstream's name has no dot, it is not a host name, and is left out."""
+    """Returns one host for the upstream's name, and one for each alias of the upstream (further host names). Leaves out
+    the name if it has no dot and the upstream has aliases, because the name is then not a host name."""
     name_is_host = "." in upstream.name or not upstream.aliases
     prefixes = [upstream.name, *upstream.aliases] if name_is_host else upstream.aliases
     return [MirroredHost(prefix, upstream.name, _server_url(prefix, upstream)) for prefix in prefixes]
 
 
 def _server_url(host: str, upstream: Upstream) -> str:
-    """Returns the URL of the upstream's endpoint on `host`, or `https://HOST` if no endpoint is on that host."""
+    """Returns the URL of the upstream's endpoint on `host`. If no endpoint is on `host`, returns `https://HOST`."""
     if host == DOCKER_HUB:
         return DOCKER_HUB_SERVER
     return next((url for url in upstream.endpoints if urlsplit(url).netloc.lower() == host), f"https://{host}")
 
 
 def docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For other upstreams, hints tell people
-    to write this registry's address and the upstream's name in front of the image name."""
+    """Returns docker's daemon.json. docker supports mirrors of Docker Hub only. For each other upstream, a hint shows
+    how to write image names."""
     daemon = docker_daemon_settings(address, hosts)
     hints = [
         hint("merge this into /etc/docker/daemon.json, then run: systemctl reload docker"),
-        hint("in Docker Desktop, put it into Settings, Docker Engine"),
+        hint("in Docker Desktop, put this into Settings, Docker Engine"),
     ]
     if is_docker_mirror(hosts):
-        hints.append(hint("try: docker pull ubuntu, and docker pull {host}/ubuntu", host=address.host))
+        hints.append(hint("try `docker pull ubuntu` and `docker pull {host}/ubuntu`", host=address.host))
     hints += docker_image_name_hints(address, hosts)
     return ClientSetup((("/etc/docker/daemon.json", json.dumps(daemon, indent=2) + "\n"),), tuple(hints))
 
@@ -120,8 +120,8 @@ def is_docker_mirror(hosts: Sequence[MirroredHost]) -> bool:
 
 
 def docker_image_name_hints(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> list[Hint]:
-    """Returns a hint for each upstream whose images docker can pull only with this registry's address at the beginning
-    of the image name."""
+    """Returns a hint for each upstream for which docker cannot use this registry as its mirror. The hint shows an image
+    name that begins with this registry's address."""
     hints = []
     for name in dict.fromkeys(host.upstream for host in hosts):
         if name != DOCKER_HUB:
@@ -145,8 +145,7 @@ def docker_image_name_hints(address: RegistryAddress, hosts: Sequence[MirroredHo
 
 
 def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns one hosts.toml for each host. containerd adds `?ns=HOST` to each request to a mirror. By HOST, this
-    registry recognizes the upstream."""
+    """Returns one hosts.toml for each host."""
     files = []
     for host in hosts:
         path = f"{_CERTS_D['folder']}/{host.prefix}/hosts.toml"
@@ -176,9 +175,8 @@ def containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) ->
 
 
 def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns a registries.conf of version 2. podman sends no `?ns=`, so the location of each mirror contains the
-    upstream's name. podman itself expands Docker Hub's short names, such as `ubuntu` to `library/ubuntu`. If the
-    address has no TLS, the key `insecure` allows plain HTTP."""
+    """Returns a registries.conf of version 2. The location of each mirror contains the upstream's name. If the address
+    has no TLS, the key `insecure` allows plain HTTP."""
     path = "/etc/containers/registries.conf.d/50-entrepot.conf"
     lines = [
         f"# {path}",
@@ -197,8 +195,7 @@ def podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> Cli
 
 
 def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> ClientSetup:
-    """Returns a buildkitd.toml. BuildKit adds `?ns=HOST` to each request to a mirror. If the address has no TLS, a
-    section for this registry's own host allows plain HTTP."""
+    """Returns a buildkitd.toml. If the address has no TLS, a section for this registry's own host allows plain HTTP."""
     path = "/etc/buildkit/buildkitd.toml"
     lines = [
         f"# {path} (without root: ~/.config/buildkit/buildkitd.toml)",
@@ -226,12 +223,11 @@ SETUPS: Mapping[str, Callable[[RegistryAddress, Sequence[MirroredHost]], ClientS
     "podman": podman_setup,
     "buildkit": buildkit_setup,
 }
-"""The function that generates the configuration for each client program. The keys are the names of the programs, such
-as `docker`."""
+"""For the name of each client program, the function that generates the program's configuration."""
 
 
 def _quoted(text: str) -> str:
-    """Returns `text` as a TOML string. JSON's quotes and escapes are also valid in TOML."""
+    """Returns `text` as a TOML string. A JSON string is a valid TOML string."""
     return json.dumps(text)
 
 

@@ -34,16 +34,16 @@ async def send_error(exchange: Exchange, error: RegistryError, *extra_headers: H
 
 
 async def send_internal_error(exchange: Exchange) -> None:
-    """Sends 500 for an unexpected exception. The response does not describe the exception. The response gives only the
-    request's id, with which an operator finds the exception in the log."""
-    message = f"the registry failed; its log has the reason, under the request id {exchange.request_id}"
+    """Sends 500 for an unexpected exception. The response does not describe the exception: it gives the request's id,
+    with which an operator finds the exception in the log."""
+    message = f"the registry failed; the reason is in the registry's log, at the request id {exchange.request_id}"
     await exchange.send_whole(500, error_json("UNKNOWN", message), JSON, NEVER_STORE)
 
 
 def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> list[Header]:
-    """Returns the headers that help the client to react to the error: the allowed methods, the seconds after which to
+    """Returns the headers that this kind of error needs: the allowed methods, the number of seconds to wait before a
     retry, the size of the blob, or the state of the upload session. Returns an empty list for other errors."""
-    if status == 405:  # the resource does not have the requested method, or the settings forbid it
+    if status == 405:  # the resource does not have the requested method, or the settings forbid the method
         return [allow_header(method for method in exchange.allowed_methods if method != exchange.method)]
     if isinstance(error, TooManyRequests | TooManyOpenFiles | UpstreamUnavailable) and error.retry_after is not None:
         return [(b"retry-after", b"%d" % error.retry_after)]
@@ -56,8 +56,11 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
 
 
 def log_server_error(exchange: Exchange, error: RegistryError) -> None:
-    """Logs an error whose status is 500 or more. Logs nothing for other errors, which the client caused. The level is
-    WARNING if an upstream failed or if a download from an upstream was interrupted (PartialBlobLost), otherwise ERROR.
+    """Logs an error if its status is 500 or more. Other errors were caused by the client, and are not logged.
+
+    The level depends on the error:
+    - WARNING for a failure of an upstream, including an interrupted download (PartialBlobLost).
+    - ERROR for other errors.
     """
     status = status_of(error)
     if status >= 500:
@@ -67,14 +70,14 @@ def log_server_error(exchange: Exchange, error: RegistryError) -> None:
 
 
 def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
-    """Logs that a response ends early, because `error` was raised after the status had been sent.
+    """Logs that a response was cut off, because `error` was raised after the status had been sent. Marks the error as
+    logged, so that the server does not log it again.
 
     The level depends on the error:
     - ERROR for a failure of the storage.
     - INFO for wrong bytes from an upstream (DigestInvalid). The mirror has logged this error already.
     - WARNING for other errors.
-
-    Marks the error as logged. Otherwise the server would catch it next and log it again, with a traceback."""
+    """
     if isinstance(error, StorageFull | StorageFailed):
         level = logging.ERROR
     else:
@@ -85,11 +88,11 @@ def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
 
 
 def _with_cause(error: RegistryError) -> str:
-    """Returns the error's text, followed by the operating system's error that caused it, if there is one."""
+    """Returns the error's text. If an OSError caused the error, appends the OSError in parentheses."""
     return f"{error} ({error.__cause__})" if isinstance(error.__cause__, OSError) else str(error)
 
 
 def _needs_traceback(error: RegistryError) -> bool:
-    """Returns whether the error is a StorageFailed whose cause is another exception than an OSError. The text of any
-    other error says as much as its traceback."""
+    """Returns True for a StorageFailed that has a cause other than an OSError. The text of every other error is
+    sufficient."""
     return isinstance(error, StorageFailed) and error.__cause__ is not None and not isinstance(error.__cause__, OSError)

@@ -1,5 +1,4 @@
-"""The metrics of mirrors, by upstream (`MirrorMetrics`). The label `upstream` shows the upstream's name in the
-settings."""
+"""The metrics of mirrors (`MirrorMetrics`). Their label `upstream` shows the upstream's name in the settings."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ from storage.errors import (
 )
 
 UPSTREAM_CAPACITY: Final = 64
-"""Largest number of upstreams with metrics of their own. Upstreams that were removed since the server's start count as
-well."""
+"""Largest number of upstreams with metrics of their own. The number includes upstreams that were removed from the
+settings since the server's start."""
 CACHE_STATES: Final = ("hit", "miss", "stale", "revalidated", "other")
 """The values of the label `cache` (see `registry.request.set_cache_state`)."""
 RESPONSE_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -39,29 +38,29 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (StorageFull, "storage"),
     (StorageFailed, "storage"),
 )
-"""Kind of each class of errors. The first class in this list of which an error is an instance decides. Errors of other
-classes, such as an error that says that the content does not exist, are not counted."""
+"""The value of the label `kind` for each class of errors. If an error is an instance of several classes, the first of
+them counts. Errors of other classes, such as BlobUnknown, are not counted."""
 
 BREAKER_OPEN: Final = "breaker_open"
-"""Kind of the error if a request was not sent, because the circuit breakers of all endpoints were open."""
+"""The value of the label `kind` if no request was sent, because the circuit breakers of all endpoints were open."""
 
 FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
-"""How a *fill* (the fetch of a blob) ended. `unknown`: the upstream does not have the blob. `abandoned`: no client
-needs the blob any more, or the worker stops."""
+"""The values of the label `outcome`: how a *fill* (the fetch of a blob) has ended. `unknown`: the upstream does not
+have the blob. `abandoned`: no client needs the blob any more, or the worker stops."""
 
 
 class MirrorMetrics:
-    """The metrics of all mirrors. Each number is in a *cell* of the memory that all processes share."""
+    """The metrics of all mirrors. Each number has a *cell* in the memory that all processes share."""
 
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
-        """`plan`: gives the metrics their cells. `routes`: values of the label `route`. Call `attach_memory` before
-        anything is counted."""
+        """`plan`: gives the metrics their cells. `routes`: the values of the label `route`. Call `attach_memory` before
+        you call other methods."""
         by_upstream: Labels = {"upstream": SharedNames.all_label_values(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
         self._answer_cells: dict[tuple[str, str, str], tuple[int, int]] = {}
-        """By upstream, route and cache state: the cells in `requests` and `served_bytes`. They are kept because finding
-        them takes longer than counting. There are few combinations."""
+        """A cache of the cells in `requests` and `served_bytes`. The key is the upstream, the route and the cache
+        state."""
         self.requests = Counter(
             plan,
             "entrepot_mirror_requests_total",
@@ -71,7 +70,7 @@ class MirrorMetrics:
         self.served_bytes = Counter(
             plan,
             "entrepot_mirror_served_bytes_total",
-            "Bytes of mirrored content sent to clients. Only those of misses had to be fetched.",
+            "Bytes of mirrored content sent to clients, by where the content was found.",
             {**by_upstream, "route": routes, "cache": CACHE_STATES},
         )
         self.fetched_bytes = Counter(
@@ -97,7 +96,7 @@ class MirrorMetrics:
         self.errors = Counter(
             plan,
             "entrepot_upstream_errors_total",
-            "Requests that an upstream did not serve, except those for content that it does not have.",
+            "Failed requests to upstreams. Requests for content that the upstream does not have are not counted.",
             {**by_upstream, "kind": kinds},
         )
         self.open_breakers = Gauge(
@@ -108,21 +107,21 @@ class MirrorMetrics:
         )
 
     def attach_memory(self, names: SharedNames) -> None:
-        """Sets the list of upstreams, which is in the shared memory."""
+        """Sets the list of the names of upstreams, which is in the shared memory."""
         self._names = names
         self._answer_cells.clear()
 
-    def label(self, name: str) -> str:
-        """Returns the value that `Family.cell` needs for the label `upstream`: the position of the upstream's name in
-        the list of upstreams, as text. Adds the name if the list does not have it."""
+    def upstream_label(self, name: str) -> str:
+        """Returns the value of the label `upstream` that `Family.cell` needs: the number of the upstream's name in the
+        list of names, as text. Adds the name if the list does not have it."""
         return self._names.label_value(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
-        """Counts a response with mirrored content, whose body had `size` bytes. `cells`: the cells to which this
-        process writes."""
+        """Counts a response with mirrored content. `size`: bytes of its body. `cells`: the cells to which this process
+        writes."""
         answer_cells = self._answer_cells.get((upstream, route, cache_state))
         if answer_cells is None:
-            labels = self.label(upstream), route, cache_state
+            labels = self.upstream_label(upstream), route, cache_state
             answer_cells = self.requests.cell(*labels), self.served_bytes.cell(*labels)
             self._answer_cells[upstream, route, cache_state] = answer_cells
         request_cell, byte_cell = answer_cells
@@ -136,12 +135,12 @@ class UpstreamCounts:
     def __init__(
         self, metrics: MirrorMetrics, cells: SharedCells, upstream: str, tracing: Tracing | None = None
     ) -> None:
-        """`tracing`: makes spans of requests; None: no spans are made."""
+        """`tracing`: makes a span for each request to the upstream; None: nothing makes spans."""
         self._upstream = upstream
         self._tracing = tracing
         self._metrics = metrics
         self._cells = cells
-        self._label = metrics.label(upstream)
+        self._label = metrics.upstream_label(upstream)
 
     def trace_request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
         return (
@@ -181,7 +180,6 @@ class UpstreamCounts:
         else:
             outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
         cells[self._metrics.fills.cell(self._label, outcome)] += 1
-        # Other errors were counted when the request to the upstream failed. With these errors, no request fails: a
-        # wrong digest is found when the whole blob has arrived, and storage errors come from this registry.
+        # These errors occur although no request to the upstream failed, so they were not counted before.
         if isinstance(error, DigestInvalid | StorageFull | StorageFailed):
             self.on_error(error)

@@ -1,8 +1,8 @@
-"""The pages *Access*, for admins: lists of people, robots (accounts of programs), groups and API tokens. Forms add
-people, robots and groups, and revoke API tokens.
+"""The pages *Access*, for admins: lists of people, robots (accounts of programs), groups and API tokens. Forms on these
+pages add people, robots and groups, and revoke API tokens.
 
-The lists link to pages in other modules: `registry.ui.access_account_page` for one account,
-`registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.
+Other modules have the pages of one account (`registry.ui.access_account_page`), of one group
+(`registry.ui.access_group_page`) and of grants (`registry.ui.grant_pages`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,14 @@ GROUPS_PATH: Final = "/ui/access/groups"
 TOKENS_PATH: Final = "/ui/access/tokens"
 ACCOUNTS_PATH: Final = "/ui/access/accounts"
 PAGE_SIZE: Final = 50
-"""The most entries that a page of a list shows."""
+"""Largest number of entries on one page of a list."""
 _LIST_PATHS: Final = {AccountKind.USER: ACCESS_PATH, AccountKind.ROBOT: ROBOTS_PATH}
 _MAX_FILTER_CHARACTERS: Final = 64
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page; the number of slots limits how many pages are rendered
-at a time. A handler of a `FormRoute` runs without a slot, and acquires one itself before it renders a page
-(`page_slot`)."""
+"""The routes of forms. A handler of a `FormRoute` must call `page_slot` before it renders a page: the slots limit how
+many pages are rendered at a time."""
 
 
 def account_path(name: str) -> str:
@@ -56,28 +55,28 @@ def account_path(name: str) -> str:
 
 @router.get(ACCESS_PATH)
 async def people(request: Request) -> Response:
-    """Lists people. The query can have two parameters: `q` lists only names that begin with this text; `after` is the
-    last name of the previous page. Raises Unauthorized, Denied."""
+    """Lists people. Optional query parameters: `q`, the text with which the listed names begin, and `after`, the last
+    name on the previous page. Raises Unauthorized, Denied."""
     return await _accounts_page(request, AccountKind.USER)
 
 
 @router.get(ROBOTS_PATH)
 async def robots(request: Request) -> Response:
-    """Lists robots. Has the parameters and errors of `people`."""
+    """Lists robots. Has the same query parameters and errors as `people`."""
     return await _accounts_page(request, AccountKind.ROBOT)
 
 
 @router.get(GROUPS_PATH)
 async def groups(request: Request) -> Response:
-    """Lists groups with the number of their members. The query can have `after`, the last name of the previous page.
-    Raises Unauthorized, Denied."""
+    """Lists groups with the number of their members. Optional query parameter: `after`, the last name on the previous
+    page. Raises Unauthorized, Denied."""
     return await _groups_page(request)
 
 
 @router.get(TOKENS_PATH)
 async def tokens(request: Request) -> Response:
-    """Lists the API tokens of all accounts. The query can have `after`, the id of the last token on the previous page.
-    Raises Unauthorized, Denied."""
+    """Lists the API tokens of all accounts. Optional query parameter: `after`, the id of the last token on the previous
+    page. Raises Unauthorized, Denied."""
     caller = await admin_of(request)
     page = caller.accounts.tokens(None, query_of(request).one("after") or None, PAGE_SIZE)
     return await page_response(
@@ -91,11 +90,11 @@ async def tokens(request: Request) -> Response:
 
 @forms.post(ACCESS_PATH)
 async def add_person(request: Request) -> Response:
-    """Adds the account of a person. If the form has no password, generates one and shows it. Otherwise redirects to the
-    page of the account, or to the login page if this is the first account. The first account becomes an admin. Raises
-    Unauthorized, Denied."""
+    """Adds the account of a person. The first account becomes an admin. If the form has no password, generates one and
+    shows it. If the form has a password, redirects to the page of the account, or to the login page if this is the
+    first account. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
-    # The registry is open until its first account is added.
+    # The registry is open as long as it has no account.
     password, is_first_account = form.one("password") or None, caller.is_registry_open
     try:
         added = await caller.administration.add_user(
@@ -117,12 +116,11 @@ async def add_person(request: Request) -> Response:
 
 @forms.post(ROBOTS_PATH)
 async def add_robot(request: Request) -> Response:
-    """Adds a robot, and redirects to its page, where the admin can create API tokens for it. Raises Unauthorized,
-    Denied."""
+    """Adds a robot, and redirects to the robot's page. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
     try:
         if caller.is_registry_open:
-            raise AccountInvalid("the first account has to be a person's; only an admin can add accounts")
+            raise AccountInvalid("the first account becomes an admin, so it cannot be a robot; add a person first")
         name, note = AccountName(text_of(form, "name")), text_of(form, "note")
         await caller.administration.add_robot(name, note=note, by=caller.actor)
     except FORM_ERRORS as error:
@@ -133,7 +131,7 @@ async def add_robot(request: Request) -> Response:
 
 @forms.post(GROUPS_PATH)
 async def add_group(request: Request) -> Response:
-    """Adds a group without members, and redirects to its page. Raises Unauthorized, Denied."""
+    """Adds a group without members, and redirects to the group's page. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
     try:
         name = AccountName(text_of(form, "name"))
@@ -145,7 +143,7 @@ async def add_group(request: Request) -> Response:
 
 
 @forms.post(TOKENS_PATH)
-async def change_token(request: Request) -> Response:
+async def revoke_listed_token(request: Request) -> Response:
     """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
     caller, form = await receive_form(request, admin_of)
     if form.one("do") != "revoke":
@@ -154,8 +152,8 @@ async def change_token(request: Request) -> Response:
 
 
 async def show_password(request: Request, name: AccountName, password: str, back: str) -> Response:
-    """Returns a page that shows the password that was generated for the account `name`. `back`: the path to which a
-    link on this page leads."""
+    """Returns a page that shows `password`, which was generated for the account `name`. `back`: the path of the page to
+    which a link leads back."""
     return await show_secret(
         request,
         title=translatable("Password of %(name)s"),
@@ -178,7 +176,7 @@ async def _accounts_page(
         "access_accounts.html",
         status_code=200 if problem is None else problem.status,
         section="access",
-        # `here`: the path that the browser loads after the visitor has changed the language.
+        # `here`: the path to which the browser returns when the visitor chooses another language.
         here=visit_of(request).path if problem is None else _LIST_PATHS[kind],
         kind=kind.value,
         path=_LIST_PATHS[kind],
@@ -192,12 +190,11 @@ async def _accounts_page(
 
 
 def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: str | None) -> Page[Account]:
-    """Returns a page of the accounts of a kind. Their names begin with `prefix` and, if `after` is not None, sort after
-    `after`."""
+    """Returns a page of the accounts of one kind whose names begin with `prefix`. If `after` is not None, the page
+    begins after this name."""
     exact_match: list[Account] = []
     if prefix and after is None:
-        # `accounts`, called below, lists only the names that sort after `prefix`. So an account whose name is `prefix`
-        # itself is looked up here.
+        # The list below has only names after `prefix`, so it lacks the account whose name is `prefix`.
         with contextlib.suppress(AccountInvalid, AccountUnknown):
             exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix
@@ -223,7 +220,8 @@ async def _groups_page(request: Request, problem: FormProblem | None = None, for
 
 
 def _entered(form: Query | None) -> dict[str, str]:
-    """Returns the values for the fields of a form that is shown again after an error, except the password."""
+    """Returns what the visitor has entered into the fields of `form`, except the password, so that the page can show it
+    again after an error. If `form` is None, all values are empty."""
     names = ("name", "note", "admin")
     return {name: "" if form is None else text_of(form, name) for name in names}
 

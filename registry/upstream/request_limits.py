@@ -1,5 +1,9 @@
-"""Limits of requests to upstreams: their time (`time_limit`), their sizes (constants), and how many run at a time
-(`hold_slot`; `KeyedSemaphore`, with one limit for each key, such as a repository)."""
+"""Limits of requests to upstreams (the registries that this registry mirrors):
+
+- `time_limit` limits the time of a request.
+- `hold_slot` limits how many requests run at a time.
+- `KeyedSemaphore` limits how many requests run at a time for each key, such as a repository.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,20 @@ from storage.errors import UpstreamTimeout
 
 KIB, MIB = 1 << 10, 1 << 20
 SMALL_BODY_BYTES = 64 * KIB
-"""Largest body of a response that is expected to be small, such as an error."""
+"""Largest size, in bytes, of a response body that is expected to be small, such as that of an error."""
 REQUEST_TIMEOUT_SECONDS = 10.0
-"""Time limit for a request to an upstream. Requests for a list or for the bytes of a blob have other limits. The time
-includes getting a token, and trying all endpoints (URLs) of the upstream. docker gives up a mirror after 15 s."""
+"""Time limit for a request to an upstream, except requests for a list or for the bytes of a blob. The time includes
+getting a token, and trying all endpoints (URLs) of the upstream. docker gives up a mirror after 15 s, so the limit is
+lower."""
 COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
-"""Headers of every request to an upstream. `identity` asks for uncompressed bodies, because the bytes of a compressed
-body would not match the digest of the content."""
+"""Headers of every request to an upstream. `identity` asks for an uncompressed body: a compressed body would not have
+the digest of the content."""
 
 
 @asynccontextmanager
 async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
-    """Limits the time of the `async with` block. After `seconds`, cancels the block and raises UpstreamTimeout, whose
-    text says that `peer_name` does not answer."""
+    """Limits the time of the `async with` block. After `seconds`, cancels the block and raises UpstreamTimeout, which
+    says that `peer_name` does not answer in time."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -36,11 +41,9 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def hold_slot(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
-    in which they started to wait.
-
-    A task of a `SingleFlight` can have several callers. If it waits here before it has sent a request, and all its
-    callers leave, the task is cancelled (`waiting_to_send`)."""
+    """Waits for a free slot of the semaphore, and holds the slot during the `async with` block. Tasks get slots in the
+    order in which they started to wait. A waiting task of a `SingleFlight` can be cancelled when all
+    its callers have left (`waiting_to_send`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()
@@ -57,13 +60,13 @@ class _KeySlots:
     """The slots of one key."""
 
     semaphore: asyncio.Semaphore
-    users: int = 0
+    task_count: int = 0
     """The number of tasks that hold a slot or wait for one."""
 
 
 class KeyedSemaphore:
-    """Limits concurrent tasks for each key: at most `slots_per_key` tasks hold a slot of a key at a time. A key that no
-    task uses takes no memory."""
+    """Limits concurrent tasks for each key: at most `slots_per_key` tasks hold a slot of the key at a time. A key
+    without tasks takes no memory."""
 
     def __init__(self, slots_per_key: int) -> None:
         self._slots_per_key = slots_per_key
@@ -71,15 +74,15 @@ class KeyedSemaphore:
 
     @asynccontextmanager
     async def acquire(self, key: str) -> AsyncIterator[None]:
-        """Waits for a free slot of `key`, and holds it during the `async with` block: see `hold_slot`."""
+        """Waits for a free slot of `key`, and holds the slot during the `async with` block (see `hold_slot`)."""
         if key not in self._by_key:
             self._by_key[key] = _KeySlots(asyncio.Semaphore(self._slots_per_key))
         slots = self._by_key[key]
-        slots.users += 1
+        slots.task_count += 1
         try:
             async with hold_slot(slots.semaphore):
                 yield
         finally:
-            slots.users -= 1
-            if not slots.users:
+            slots.task_count -= 1
+            if not slots.task_count:
                 del self._by_key[key]

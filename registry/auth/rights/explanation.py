@@ -1,9 +1,8 @@
-"""`explain_rights`: returns what an account, or a client without a login, may do on a repository, and which grants
-allow it.
+"""Explains which rights an account, or a client without a login, has on a repository, and which grants give these
+rights (`explain_rights`). The rules are those of `registry.auth.rights.policy`.
 
-It answers questions such as "why may alice push here?" by the rules that `registry.auth.rights.policy` applies to
-requests. The rights of one request can differ: a limited API token allows less, and a login at the OpenID provider can
-add groups, whose grants then apply.
+The rights of one request can differ: a limited API token allows less, and a login at the OpenID provider can add
+groups, whose grants then apply.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from storage.access import Account, AccountKind, AccountName, AccountUnknown, Ac
 from storage.names import RepositoryName
 
 MAX_SHOWN_GRANTS: Final = 100
-"""The largest number of grants that an explanation names for one repository."""
+"""Largest number of grants in an explanation for one repository."""
 _ACTIONS_ON_MIRRORED: Final = Action.PULL | Action.DELETE | Action.ADMIN
 """The actions that are possible on a mirrored repository."""
 
@@ -27,11 +26,11 @@ class RepositoryRights:
     """The rights on one repository.
 
     - `name`: the repository's name in the store.
-    - `upstream`: the upstream from which the repository is mirrored. None: the repository is *hosted*: clients push to
-      it.
+    - `upstream`: the upstream from which the repository is mirrored. None: the repository is *hosted*, so clients push
+      to it.
     - `actions`: the allowed actions.
-    - `grants`: the grants that apply, at most `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`,
-      because nobody can push to a mirrored repository, and a disabled account may do nothing.
+    - `grants`: the grants that apply, at most `MAX_SHOWN_GRANTS`. `actions` can lack actions that a grant names: `push`
+      to a mirrored repository, and every action of a disabled account.
     """
 
     name: RepositoryName
@@ -42,17 +41,17 @@ class RepositoryRights:
 
 @dataclass(frozen=True, slots=True)
 class RightsExplanation:
-    """The actions that an account may do on a repository, and the grants that allow them.
+    """The actions that are allowed to an account on a repository, and the grants that allow them.
 
     - `account`: the account's name. None: the explanation is about a client without a login.
-    - `is_stored`: whether the store has the account. If not, the rights are those that an account of this name in the
-      htpasswd file would have.
-    - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
+    - `is_stored`: whether the store has the account; False for a client without a login. If the store does not have the
+      account, the rights are those of an account of this name in the htpasswd file.
+    - `is_enabled`: False for a disabled account, which may do nothing; otherwise True.
     - `is_admin`: whether the account is an admin, who may do everything without a grant.
-    - `is_registry_open`: whether the registry has no accounts yet. Grants then have no effect. Every client may pull,
-      push and delete, except in repositories of a guarded upstream (`require_grant`), where no client may do anything.
-    - `repositories`: the rights on the repository. If the name can mean two repositories, the rights on both: first on
-      the hosted one, then on the mirrored one.
+    - `is_registry_open`: whether the registry has no accounts yet. If so, grants have no effect: every client may pull,
+      push and delete. But no client may do anything on repositories of a guarded upstream (`require_grant`).
+    - `repositories`: the rights on the repository. If the name can mean a hosted and a mirrored repository, the rights
+      on both, the hosted repository first.
     """
 
     account: AccountName | None
@@ -64,8 +63,8 @@ class RightsExplanation:
 
 
 async def explain_rights(policy: Policy, account: AccountName | None, repo: RepositoryName) -> RightsExplanation:
-    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Pauses
-    now and then so that other tasks can run. Raises NameUnknown and NameInvalid if clients cannot use the name."""
+    """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Raises
+    NameUnknown or NameInvalid if no repository can have this name."""
     stored_account = None if account is None else _stored_account(policy, account)
     is_enabled = stored_account is None or stored_account.enabled
     identity = ANONYMOUS if account is None else _identity(account, stored_account)
@@ -97,7 +96,7 @@ def _stored_account(policy: Policy, name: AccountName) -> Account | None:
 
 
 def _identity(name: AccountName, stored_account: Account | None) -> Identity:
-    """Returns the identity that a login to the account with an unlimited credential proves."""
+    """Returns the identity of a client that has logged in to the account without a limited API token."""
     if stored_account is None:
         return Identity(name)
     return Identity(name, robot=stored_account.kind is AccountKind.ROBOT, version=stored_account.version)

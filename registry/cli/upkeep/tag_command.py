@@ -1,5 +1,5 @@
-"""The command `entrepot tag`: shows what a tag pointed at in the past, points it at its earlier manifest again
-(`restore`), and moves and deletes tags. Modules that take long to import are imported inside the functions."""
+"""The command `entrepot tag`: shows the history of tags, and restores, moves and deletes tags. Modules that take long
+to import are imported inside the functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from storage.names import RepositoryName, Tag
     from storage.tag_history import TagChange, TagMove
 
-HELP = "Show what a tag pointed at in the past, and move, restore or delete it. Works while a server is running."
+HELP = "Show the history of tags, and move, restore or delete a tag. Works while a server is running."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 TagArgument = Annotated[str, typer.Argument(metavar="REPO:TAG", help="The tag, such as team/app:v1.")]
 ForceOption = Annotated[
@@ -24,7 +24,7 @@ ForceOption = Annotated[
 ]
 MoveJsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 _PAGE_SIZE = 1000
-"""Number of entries in each page that is read from the store."""
+"""Largest number of changes that the command reads from the store in one call."""
 
 
 @app.command(
@@ -35,8 +35,11 @@ Examples:
   entrepot tag history team/app:v1
   entrepot tag history team/app --limit 1000 --json
 
-The last column says whether a tag can be pointed at the manifest of that line again: "yes"; "yes, it was deleted", if
-the deleted manifest is still kept; or "no", if garbage collection has removed it.""",
+\b
+The last column says whether a tag can point at the manifest of the line again:
+  yes                  The manifest is stored.
+  yes, it was deleted  The manifest was deleted, but the registry still keeps it.
+  no                   Garbage collection has removed the manifest.""",
 )
 def history(
     reference: Annotated[str, typer.Argument(metavar="REPO[:TAG]", help="A tag, or a repository for all of its tags.")],
@@ -74,7 +77,7 @@ def history(
 
 
 def _row(change: TagChange) -> tuple[str, ...]:
-    """Returns the cells of an entry of the history."""
+    """Returns the cells of the table for one change."""
     from datetime import datetime
 
     availability_texts = {None: "-", "stored": "yes", "deleted": "yes, it was deleted", "gone": "no"}
@@ -98,9 +101,8 @@ Examples:
   entrepot tag restore team/app:v1 --at 2026-11-28T09:30
   entrepot tag restore team/app:v1 --to sha256:9f86d08…
 
-Without --to and --at, the tag gets what it pointed at before its last change. If the image was deleted, it is put back
-with its platforms and its referrers, such as signatures. After the deletion, this is possible for as long as the
-setting gc.grace says.""",
+Without --to and --at, the tag points at what it pointed at before its last change. A deleted image is put back with its
+platforms and its referrers, such as signatures, as long as the time in the setting gc.grace has not passed.""",
 )
 def restore(
     reference: TagArgument,
@@ -108,7 +110,9 @@ def restore(
     at: Annotated[
         str | None,
         typer.Option(
-            "--at", metavar="TIME", help="Go back to the tag's manifest at this time: 2h (ago), or a date and time."
+            "--at",
+            metavar="TIME",
+            help="Point at what the tag pointed at then: 2h (two hours ago), or a date and time.",
         ),
     ] = None,
     force: ForceOption = False,
@@ -139,7 +143,7 @@ def restore(
 
 @app.command(
     "move",
-    help="Point a tag at another manifest of its repository. Makes the tag if there is none.",
+    help="Point a tag at a manifest of its repository. Creates the tag if it does not exist.",
     epilog="""\b
 Examples:
   entrepot tag move team/app:stable v1.4
@@ -148,7 +152,7 @@ Examples:
 def move(
     reference: TagArgument,
     target: Annotated[
-        str, typer.Argument(metavar="DIGEST|TAG", help="A manifest of the repository, by its digest or another tag.")
+        str, typer.Argument(metavar="DIGEST|TAG", help="The manifest: its digest, or another tag of the repository.")
     ],
     force: ForceOption = False,
     config: ConfigOption = None,
@@ -198,7 +202,7 @@ def delete(
 
 
 def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
-    """Prints what a tag points at after a change."""
+    """Prints what the tag points at now, and what it pointed at before."""
     from registry.admin.tag_models import TagMoveResponse
     from registry.cli.upkeep.upkeep_run import print_json_line
 
@@ -210,16 +214,17 @@ def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
     elif move.previous is None:
         text = f"{repo}:{move.tag} points at {move.digest} now; before, there was no such tag"
     else:
-        text = f"{repo}:{move.tag} points at {move.digest} now, before at {move.previous}"
+        text = f"{repo}:{move.tag} points at {move.digest} now; before, it pointed at {move.previous}"
     print_line(text + (f"; put back {plural(len(move.restored), 'deleted manifest')}" if move.restored else ""))
 
 
 def _parse_or_fail(text: str) -> tuple[RepositoryName, Tag | None]:
-    """Returns the repository and the tag of `REPO[:TAG]`. Ends the command if `text` is something else."""
+    """Parses `REPO[:TAG]`. Returns the repository and the tag; None if there is no tag. Ends the command if `text` has
+    another form."""
     from storage.names import RepositoryName, Tag
 
     if "@" in text:
-        fail(f"{text}: name a tag, such as team/app:v1, and not a digest", USAGE_ERROR)
+        fail(f"{text} has a digest; give a tag instead, such as team/app:v1", USAGE_ERROR)
     name, colon, tag = text.rpartition(":")
     with one_line_errors():
         if not colon or "/" in tag:  # a colon before a slash would separate a host from a port
@@ -228,7 +233,7 @@ def _parse_or_fail(text: str) -> tuple[RepositoryName, Tag | None]:
 
 
 def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
-    """Returns the repository and the tag of `REPO:TAG`. Ends the command if `text` is something else."""
+    """Parses `REPO:TAG`. Returns the repository and the tag. Ends the command if `text` has another form."""
     repo, tag = _parse_or_fail(text)
     if tag is None:
         fail(f"{text} names no tag; write {text}:TAG", USAGE_ERROR)
@@ -236,9 +241,11 @@ def _parse_tag_or_fail(text: str) -> tuple[RepositoryName, Tag]:
 
 
 def _parse_time_or_fail(text: str) -> float:
-    """Returns the time of --at in seconds since 1970. `text`: a duration before now, or a date and time. A date and
-    time without a time zone is local time. Because `tag history` shows only whole seconds, a time in whole seconds
-    means the end of its second. Ends the command if `text` is neither a duration nor a time."""
+    """Returns the time of --at in seconds since 1970. Ends the command if `text` is neither of these:
+
+    - A duration, which means the time so long ago.
+    - A date and time, in local time if it has no time zone. If it has no fraction of a second, it means the end of the
+      second, because `tag history` shows whole seconds."""
     import time
     from datetime import datetime
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from registry.asgi import Scope
-from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_lines
+from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers, header_parts
 
 CACHED_ANSWER_EXTENSION: Final = "entrepot.at_once"
 """Key in `scope["extensions"]` of each request, if the application has the method `answer_at_once`. Its value is an
@@ -63,11 +63,11 @@ def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) 
     if answer.rendered is None:
         check_response_headers(answer.headers_before_id + answer.headers_after_id)
         answer.rendered = (
-            b"".join([*header_lines(answer.headers_before_id), b"x-request-id: "]),
-            b"".join([b"\r\n", *header_lines(answer.headers_after_id), b"\r\n"]),
+            b"".join([*header_parts(answer.headers_before_id), b"x-request-id: "]),
+            b"".join([b"\r\n", *header_parts(answer.headers_after_id), b"\r\n"]),
         )
         answer.headers_before_id, answer.headers_after_id = [], []
     before, after = answer.rendered
     return b"".join(
-        [STATUS_LINES[200], *header_lines(default_headers), before, request_id.encode("ascii"), after, answer.body]
+        [STATUS_LINES[200], *header_parts(default_headers), before, request_id.encode("ascii"), after, answer.body]
     )

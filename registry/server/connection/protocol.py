@@ -52,8 +52,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._limits = worker.limits
         self._cached_answers = CachedAnswers(worker.app)
         self._last_cached_read = 0
-        """`RequestReader.reads` at the last answer from the cache. Only one request of each read from the socket is
-        answered from the cache, so that a large read does not block the event loop."""
+        """`RequestReader.read_count` at the last answer from the cache. Only one request of each read is answered from
+        the cache, so that a large read does not block the event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
         self._active_task: RequestTask | None = None
@@ -208,12 +208,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         response is cached, if another request is being answered, if earlier responses fill the write buffer, if the
         connection is being closed, or if another request of the same read was answered from the cache."""
         is_busy = self._active is not None or self._flow.write_paused or self._transport.is_closing()
-        if is_busy or self._last_cached_read == self._reader.reads:
+        if is_busy or self._last_cached_read == self._reader.read_count:
             return False
         cached = self._cached_answers.find(scope)
         if cached is None:
             return False
-        self._last_cached_read = self._reader.reads
+        self._last_cached_read = self._reader.read_count
         self._worker.state.total_requests += 1
         response = render(*cached, self._worker.state.default_headers)
         self._worker.reports.report_cached(scope, *cached)  # before the client can have the response

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-from registry.server.http1.response_head import STATUS_LINES, Headers, header_lines
+from registry.server.http1.response_head import STATUS_LINES, Headers, header_parts
 
 
 class RefusedRequest(Exception):
@@ -53,4 +53,4 @@ def error_response(refused: RefusedRequest, default_headers: Headers) -> bytes:
     """Returns the complete response, head and body, that refuses a request. `default_headers` are the headers with
     which every response of the server begins."""
     body = error_body(refused.message)
-    return b"".join([STATUS_LINES[refused.status], *header_lines(default_headers + error_headers(body)), b"\r\n", body])
+    return b"".join([STATUS_LINES[refused.status], *header_parts(default_headers + error_headers(body)), b"\r\n", body])

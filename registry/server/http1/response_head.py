@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
-"""Names and values of headers, in the form that ASGI defines."""
+"""Pairs of a header's name and value, as in ASGI."""
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 STATUS_LINES: Final = {
@@ -25,17 +25,16 @@ def check_response_headers(headers: Headers) -> None:
     """Raises RuntimeError if a name contains one of `_FORBIDDEN_IN_NAMES`, or a value one of `_FORBIDDEN_IN_VALUES`
     (RFC 9110, 5.1 and 5.5).
 
-    Checks all names together, and all values together. To check each header separately would take as much time as to
-    build the rest of the head.
+    Checks all names in one call and all values in one call, because a call for each header would take too long.
     """
     names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
-    # `translate` deletes the forbidden bytes, so a shorter result means that there were some.
+    # `translate` deletes the forbidden bytes. If the result is shorter, there were forbidden bytes.
     has_valid_names = len(names.translate(None, _FORBIDDEN_IN_NAMES)) == len(names)
     if not has_valid_names or len(values.translate(None, _FORBIDDEN_IN_VALUES)) < len(values):
         raise RuntimeError(f"at least one of these headers has an invalid name or value: {headers!r}")
 
 
-def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Returns the header lines, each with CRLF at its end, as a list of parts. The caller joins these parts and the
+def header_parts(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """Returns the parts of the header lines: name, `: `, value and CRLF of each header. The caller joins them with the
     rest of the response in one call, so that nothing is copied twice."""
     return [part for name, value in headers for part in (name, b": ", value, b"\r\n")]

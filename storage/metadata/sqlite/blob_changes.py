@@ -3,17 +3,17 @@
 Each function runs inside a transaction on the given connection; the caller commits the transaction. `now` and `before`
 are times in seconds since 1970.
 
-- A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob.
-  The column `needed` of a link is the time at which a client last added the blob to the repository or asked for it.
-- The *collect queue* lists the blobs and links that garbage collection may have to remove. An entry is a blob without
-  any link, or a link whose blob no manifest of the repository refers to. A link stays for a *grace period* after it was
+- A *link* is a row that lets a repository serve a blob. Several repositories may have links to the same blob. The
+  column `needed` of a link is the time at which a client last added the blob to the repository or asked for the blob.
+- The *collect queue* lists what garbage collection may have to remove: blobs without a link, and links without a
+  *reference* (a manifest of the repository that refers to the blob). A link stays for a *grace period* after it was
   queued.
-- Garbage collection calls the functions `drop_…`. Each deletes one row if the row is still unused.
-- `place` is the key under which the blob store finds the blob's bytes.
+- Garbage collection calls the functions `drop_…`. Each of them deletes one row if the row is still unused.
+- `place` is the key of the blob's bytes in the blob store.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
   lose bytes that were not synced to the disk; a restart of the server does not.
-- `repository` and `blob` are row ids. `repo` is the name of the repository, and `digest` is the digest of the blob.
-  But the column `repository` of the table `upload` contains the name.
+- `repository` and `blob` are row ids. `repo` is the name of the repository, and `digest` is the digest of the blob. The
+  column `repository` of the table `upload` is an exception: it contains the name.
 - `by` is the actor (an account or a command) that the audit log names.
 """
 
@@ -34,16 +34,16 @@ from storage.outbox import EventAction
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Approximate limit of the number of repositories that `mount_blob` checks. It looks among the repositories that have
-the blob for one that the client may read."""
+"""Approximate limit of the repositories that `mount_blob` checks to find one that has the blob and that the client may
+read."""
 WHOLE_STORE = 0
-"""The entry of a blob without any link has this value in the collect queue in place of a repository's row id."""
+"""In the collect queue, the entry of a blob without a link has this value in place of a repository's row id."""
 _BLOB_IN_REPOSITORY = """
 SELECT b.id, b.size, r.name
   FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ? AND b.place <> ''"""
-"""Reads the blob and the repositories that have it, for a mount. Leaves out a damaged blob, whose `place` is empty,
-because its bytes cannot be read."""
+"""Reads, for a mount, the blob and the repositories that have the blob. Leaves out a damaged blob, whose `place` is
+empty."""
 _LINKED_BLOB = """
 SELECT r.id, b.id FROM repository r JOIN blob b ON b.digest = ?2
   JOIN blob_link l ON l.repository = r.id AND l.blob = b.id
@@ -100,9 +100,8 @@ def add_link(
     """Adds the repository's link to the blob, or updates the link if it exists. Queues the link if no manifest of the
     repository refers to the blob yet. Raises QuotaExceeded if the blob does not fit into a quota.
 
-    `is_confirmed`: whether it is certain that the repository has the blob: a client pushed the blob to this repository,
-    or the mirror downloaded it for this repository from the upstream (the registry that the repository mirrors). A link
-    that is already confirmed stays confirmed."""
+    `is_confirmed`: whether a client has pushed the blob to this repository, or the mirror has downloaded the blob for
+    this repository from the upstream (the registry that the repository mirrors). A confirmed link stays confirmed."""
     try:
         db.execute(
             "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
@@ -126,9 +125,9 @@ def add_blob(
     by: Actor,
     now: float,
 ) -> bool:
-    """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Returns whether the blob was
-    damaged before. Raises BlobUploadUnknown if there is no such session; QuotaExceeded if the blob does not fit into a
-    quota."""
+    """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Marks a damaged blob as healed,
+    and returns whether it was damaged. Raises BlobUploadUnknown if there is no such session; QuotaExceeded if the blob
+    does not fit into a quota."""
     end_upload(db, upload)
     event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
     return add_blob_without_upload(db, repo, digest, size, place, now)
@@ -137,22 +136,21 @@ def add_blob(
 def add_blob_without_upload(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float
 ) -> bool:
-    """Adds a blob to the repository that did not come through an upload session, such as a mirrored blob. (For an
-    uploaded blob, call `add_blob`.) The blob store must have the blob's bytes at `place`. Returns whether the blob was
-    damaged before. Raises QuotaExceeded if the blob does not fit into a quota."""
+    """Adds to the repository a blob without an upload session, such as a mirrored blob. For an uploaded blob, call
+    `add_blob`. The blob store must have the blob's bytes at `place`. Marks a damaged blob as healed, and returns
+    whether it was damaged. Raises QuotaExceeded if the blob does not fit into a quota."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
         (digest, size, place, now),
     ).get
     add_link(db, make_repository(db, repo, now), blob, digest, now, is_confirmed=True)
-    # If the blob was damaged, deletes the record of the damage and returns True.
     return note_stored_blob(db, repo, digest, now)
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
-    """Marks the repository's link to the blob as confirmed. Call this when the upstream has reported that it has the
-    blob in this repository. Does nothing if there is no link."""
+    """Marks the repository's link to the blob as confirmed, after the upstream has reported that its repository has the
+    blob. Does nothing if there is no link."""
     db.execute(
         "UPDATE blob_link SET confirmed = 1 WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -163,10 +161,9 @@ def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> N
 def mount_blob(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor, now: float
 ) -> int:
-    """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source` is the
-    source repository, or the set of repositories that the client may read; then the function looks for a source in this
-    set. Raises BlobUnknown if it finds no source repository with the blob; QuotaExceeded if the blob does not fit into
-    a quota."""
+    """Gives `repo` a link to a blob that another repository has, and returns the blob's size in bytes. `source`: the
+    other repository, or the set of all repositories that the client may read. Raises BlobUnknown if no source
+    repository with the blob is found; QuotaExceeded if the blob does not fit into a quota."""
     if isinstance(source, NameSet):
         blob, size, source_name = _find_mount_source(db, digest, source)
     else:
@@ -184,9 +181,8 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
     """Returns the blob's row id, its size in bytes, and a repository of the set `names` that has the blob.
 
     Searches only a limited number of repositories, because other changes wait for this transaction. Raises BlobUnknown
-    if the search finds no repository. The client then has to upload the blob, although a repository beyond the limit
-    may have it."""
-    # A set with a high `match_cost` takes longer to match each name.
+    if it finds none."""
+    # The higher `match_cost` is, the longer it takes to match a name.
     max_rows = MAX_MOUNT_SOURCES_SEARCHED // names.match_cost + 1
     rows: list[Any] = db.execute(_BLOB_IN_REPOSITORY + " LIMIT ?", (digest, max_rows)).fetchall()
     for blob, size, repository_name in rows:
@@ -197,8 +193,7 @@ def _find_mount_source(db: apsw.Connection, digest: Digest, names: NameSet) -> t
 
 def touch_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> None:
     """Records that the registry told a client at the time `now` that the repository has the blob. Garbage collection
-    then keeps the link for a grace period, in which the client can push a manifest that refers to the blob. Raises
-    BlobUnknown if the repository has no link to the blob."""
+    keeps the link for a grace period from this time. Raises BlobUnknown if the repository has no link to the blob."""
     db.execute(
         "UPDATE blob_link SET needed = max(needed, ?3) WHERE repository = (SELECT id FROM repository WHERE name = ?1) "
         "AND blob = (SELECT id FROM blob WHERE digest = ?2)",
@@ -288,15 +283,14 @@ def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
 def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float) -> bool:
     """Removes a queued link if it is still unused and its grace period is over. Returns whether it removed the link.
 
-    - If the link is no longer in the queue, or was queued again after the time `before`, changes nothing.
-    - If the link no longer exists, or a manifest of the repository refers to the blob, removes only the entry from the
+    - The link is no longer in the queue, or was queued again after the time `before`: changes nothing.
+    - The link no longer exists, or a manifest of the repository refers to the blob: removes only the entry from the
       queue.
-    - If a client pushed, mounted or requested the blob after `before`, the grace period starts again at the time of
-      the last use.
-    - Otherwise, removes the repository's manifests that were deleted at the time `before` or earlier, and then the link
-      with its entry. Deleted manifests can be restored for a grace period, and need their blobs until they are removed.
-      If there are too many for one transaction, removes some of these manifests, and keeps the link and the entry for
-      the next call."""
+    - A client pushed, mounted or requested the blob after `before`: restarts the grace period at the time of the last
+      use.
+    - Otherwise: first removes the repository's manifests that were deleted at the time `before` or earlier, because a
+      deleted manifest may need the blob until it is removed. Then removes the link and its entry. If there are too many
+      such manifests for one transaction, removes some of them, and keeps the link and its entry for the next call."""
     if not _was_queued_before(db, entry.repository_id, entry.digest, before):
         return False
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
@@ -313,9 +307,11 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
-    """Returns what `drop_link` would do. `is_dropped`: whether it would remove the link. `frees_blob`: whether calls
-    for all links to the blob would remove all these links. But `frees_blob` is always False if a repository with a
-    higher row id has a link to the blob. So a caller who adds up the sizes of freed blobs counts each blob once."""
+    """Returns what `drop_link` would do.
+
+    - `is_dropped`: whether `drop_link` would remove the link.
+    - `frees_blob`: whether `drop_link` would remove all links to the blob. To let a caller count each freed blob once,
+      this is True only for the link whose repository has the highest row id."""
     link = _unreferenced_link(db, entry.repository_id, entry.digest)
     if not _was_queued_before(db, entry.repository_id, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)
@@ -338,14 +334,14 @@ def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkP
 
 
 def _was_queued_before(db: apsw.Connection, repository: int, digest: Digest, before: float) -> bool:
-    """Returns whether the link is in the collect queue, and was last queued at the time `before` or earlier."""
+    """Returns whether the link is in the collect queue and was last queued at the time `before` or earlier."""
     since = db.execute("SELECT since FROM collect_queue WHERE repository = ? AND digest = ?", (repository, digest)).get
     return since is not None and since <= before
 
 
 def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> tuple[int, float] | None:
-    """Returns the row id of the blob, and the time at which a client last used the blob in the repository. Returns None
-    if the repository has no link to the blob, or if a manifest of the repository refers to the blob."""
+    """Returns the row id of the blob and the link's column `needed`. Returns None if the repository has no link to the
+    blob, or if a manifest of the repository refers to the blob."""
     row: Any = db.execute(
         "SELECT l.blob, l.needed FROM blob b JOIN blob_link l ON l.blob = b.id WHERE b.digest = ? AND l.repository = ?",
         (digest, repository),
@@ -354,9 +350,9 @@ def _unreferenced_link(db: apsw.Connection, repository: int, digest: Digest) -> 
 
 
 def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
-    """Removes the blob from the collect queue. If the blob still has no link, deletes the blob's row and returns its
-    `place`, so that the caller can delete the bytes there. A damaged blob has an empty `place`. Returns None if the
-    blob has a link again or has no row."""
+    """Removes the blob from the collect queue. If the blob still has no link, deletes the blob's row and returns the
+    blob's `place`, so that the caller can delete the bytes there. The `place` of a damaged blob is empty. If the blob
+    has a link again or has no row, returns None."""
     remove_from_collect_queue(db, WHOLE_STORE, digest)
     row = db.execute("SELECT id, place FROM blob WHERE digest = ?", (digest,)).get
     if row is None:
@@ -371,24 +367,23 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
 
 
 def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> list[UnlinkedBlob]:
-    """Returns at most `limit` of the blobs that were queued because they had lost their last link, sorted by digest.
-    The list starts after the digest `after`, or with the first blob if `after` is None. A blob may get a new link at
-    any time, so `drop_blob` checks its links again."""
+    """Returns at most `limit` of the blobs in the collect queue, sorted by digest. The list starts after the digest
+    `after`; if `after` is None, with the first blob."""
     rows: list[Any] = db.execute(_UNLINKED_BLOBS, (WHOLE_STORE, after or "", limit)).fetchall()
     return [UnlinkedBlob(Digest(digest), size, bool(is_unlinked)) for digest, size, is_unlinked in rows]
 
 
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
     """Returns at most `limit` links that were last queued at the time `before` or earlier, the oldest entry first. The
-    list starts after the entry `after`, or with the oldest entry if `after` is None."""
+    list starts after the entry `after`; if `after` is None, with the oldest entry."""
     position = (after.since, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
     rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
     return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]
 
 
 def stale_uploads(db: apsw.Connection, before: float, limit: int, after: StaleUpload | None) -> list[StaleUpload]:
-    """Returns at most `limit` upload sessions that made no progress after the time `before`, the longest idle session
-    first. The list starts after the session `after`, or with the longest idle session if `after` is None."""
+    """Returns at most `limit` upload sessions without progress after the time `before`, the longest idle session first.
+    The list starts after the session `after`; if `after` is None, with the longest idle session."""
     position = (after.touched, after.id) if after else (float("-inf"), "")
     rows: list[Any] = db.execute(
         "SELECT id, repository, touched FROM upload WHERE touched <= ? AND (touched, id) > (?, ?) "

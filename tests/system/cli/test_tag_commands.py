@@ -89,7 +89,7 @@ def test_restore_of_an_overwritten_tag(server: RegistryServer, repo: str) -> Non
     assert re.split(r"\s{2,}", table[0].strip()) == ["time", "tag", "points at", "actor", "address", "can be restored"]
     rows = [re.split(r"\s{2,}", line.strip()) for line in table[2:]]
     assert [row[1:] for row in rows] == [["v1", digest, "anonymous", "127.0.0.1", "yes"] for digest in (second, first)]
-    assert run(server, "restore", f"{repo}:v1") == f"{repo}:v1 points at {first} now, before at {second}\n"
+    assert run(server, "restore", f"{repo}:v1") == f"{repo}:v1 points at {first} now; before, it pointed at {second}\n"
     for _ in range(6):  # often enough to reach both workers
         assert head(server, repo, "v1") == first
     newest = json.loads(run(server, "history", repo, "--limit", "1", "--json"))[0]
@@ -131,7 +131,9 @@ def test_move_and_delete(server: RegistryServer, repo: str) -> None:
     first, second = put(server, repo, "v1", "first"), put(server, repo, "v2", "second")
     created = run(server, "move", f"{repo}:stable", "v1")
     assert created == f"{repo}:stable points at {first} now; before, there was no such tag\n"
-    assert run(server, "move", f"{repo}:stable", second).endswith(f"points at {second} now, before at {first}\n")
+    assert run(server, "move", f"{repo}:stable", second).endswith(
+        f"points at {second} now; before, it pointed at {first}\n"
+    )
     assert run(server, "move", f"{repo}:stable", "v2") == f"{repo}:stable points at {second} already\n"
     assert run(server, "delete", f"{repo}:stable") == f"deleted {repo}:stable; its manifest stays\n"
     assert head(server, repo, "stable") is None
@@ -190,7 +192,11 @@ def test_one_of_many_parallel_pushes_sets_an_immutable_tag(server: RegistryServe
         (["restore", "never/was:v1"], 1, "there is no repository never/was"),
         (["restore", "team/app"], 2, "team/app names no tag; write team/app:TAG"),
         (["move", "localhost:5000/app", "v1"], 1, "'localhost:5000/app' is not a repository name"),
-        (["history", "team/app@sha256:00"], 2, "name a tag, such as team/app:v1, and not a digest"),
+        (
+            ["history", "team/app@sha256:00"],
+            2,
+            "team/app@sha256:00 has a digest; give a tag instead, such as team/app:v1",
+        ),
         (["history", "team/app:-"], 1, "'-' is not a tag"),
         (["move", "team/app:v1", "sha256:00"], 1, "'sha256:00' is not a digest"),
         (["restore", "team/app:v1", "--to", "v1"], 1, "'v1' is not a digest"),

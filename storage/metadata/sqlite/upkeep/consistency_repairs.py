@@ -1,16 +1,19 @@
 """Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
 transaction, which the caller commits.
 
-A *link* is a row that lets a repository serve a blob. A *reference* is a row which says that a manifest refers to a
-blob (table `manifest_blob`) or to another manifest (table `manifest_child`).
+A *link* is a row that lets a repository serve a blob. A *reference* is a row that records that a manifest refers to a
+blob (table `manifest_blob`) or to another manifest (table `manifest_child`). The *collect queue* lists the links and
+blobs that garbage collection may have to remove.
 
-A repair loses no content. It never deletes a manifest. Of the links, it deletes only those whose blob or repository
-does not exist. Of the references, it deletes only those whose manifest does not exist, or whose digest is not in the
-text of the manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which
-lists the links and blobs that garbage collection may have to remove.
+A repair loses no content:
 
-`Problem.item` is the digest or tag with the problem. `Problem.key` has the values of the columns that identify the
-damaged row. For a problem of a manifest, the first value is the manifest's row id. A second value can follow: the
+- It never deletes a manifest.
+- It deletes a link only if the link's blob or repository does not exist.
+- It deletes a reference only if the manifest does not exist, or if its text does not contain the reference's digest.
+- It puts a link or blob that becomes unused into the collect queue.
+
+`Problem.item` is the digest or tag with the problem. `Problem.key` identifies the row with the problem by the values of
+some columns. For a problem of a manifest, the first value is the manifest's row id. A second value can follow: the
 table with the wrong references, or the digest of the missing blob or manifest.
 """
 
@@ -43,8 +46,8 @@ SELECT 1 FROM blob_link l JOIN blob b ON b.id = l.blob
 
 
 def repair(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Repairs the problem, which the caller has just confirmed in the same transaction. Returns a text for people that
-    says what was done; None if the problem cannot be repaired. `now`: in seconds since 1970."""
+    """Repairs the problem. Returns an English text about what it did; None if the problem cannot be repaired. In the
+    same transaction, the caller must first have checked that the problem still exists. `now`: in seconds since 1970."""
     repair_function = _REPAIRS.get(problem.code)
     return usage_checks.repair(db, problem) if repair_function is None else repair_function(db, problem, now)
 
@@ -60,8 +63,7 @@ def _queue_link(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _record_blob_without_place(db: apsw.Connection, problem: Problem, now: float) -> str:
-    """Records the blob as damaged. Its row has no *place*, which is the key of the blob's bytes in the blob store, so
-    its bytes cannot be read."""
+    """Records the blob as damaged, because its row has no *place* (the key of the blob's bytes in the blob store)."""
     damage_changes.record_lost_place(db, Digest(problem.item), "its place was not recorded", now)
     return "recorded it as damaged; the next push stores it again"
 
@@ -72,7 +74,7 @@ def _mark_manifest_damaged(db: apsw.Connection, problem: Problem, now: float) ->
         not _stored_manifest(db, problem).is_digest_valid
         or damage_changes.mark_manifest_damaged(db, int(problem.key[0]), now) is None
     ):
-        return None  # if the row has no valid digest, no push could heal the manifest
+        return None  # no push could heal a manifest whose row has no valid digest
     return "recorded it as damaged: it is not served any more, and the next push stores it again"
 
 
@@ -84,7 +86,7 @@ def _drop_link_without_blob(db: apsw.Connection, problem: Problem, now: float) -
 def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     repository, blob = int(problem.key[0]), int(problem.key[1])
     if db.execute("SELECT 1 FROM manifest WHERE repository = ? LIMIT 1", (repository,)).get is not None:
-        return None  # manifests with this repository id still exist, and may refer to the blob
+        return None  # a manifest with this repository id may refer to the blob
     digest = db.execute("SELECT digest FROM blob WHERE id = ?", (blob,)).get
     if digest is None:
         return _drop_link_without_blob(db, problem, now)
@@ -93,23 +95,23 @@ def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: fl
 
 
 def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
-    """Deletes a reference of a manifest that does not exist. `problem.area` is the table. `problem.key` has the
-    row's repository, digest and manifest."""
+    """Deletes a reference whose manifest does not exist. `problem.area` is the table. `problem.key` has the values of
+    the columns `repository`, `digest` and `manifest`."""
     db.execute(f"DELETE FROM {problem.area} WHERE repository = ? AND digest = ? AND manifest = ?", problem.key)
     _queue_if_unused(db, int(problem.key[0]), [str(problem.key[1])], now)
     return "removed the reference"
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """Puts the repository's links to the blobs `digests` into the collect queue. Leaves out a link if a manifest of
-    the repository still refers to the blob."""
+    """Puts the repository's links to the blobs `digests` into the collect queue. Leaves out a link that is already in
+    the queue, and a link whose blob a manifest of the repository refers to."""
     for digest in digests:
         if db.execute(_UNUSED_UNQUEUED_LINK, (repository, digest)).get is not None:
             blob_changes.queue_for_collection(db, repository, Digest(digest), now)
 
 
 def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | None:
-    """Points the tag at the latest manifest in its history that the repository still has."""
+    """Points the tag at the newest manifest of the tag's history that still exists in the repository."""
     row: Any = db.execute(_NEWEST_TARGET, problem.key).get
     if row is None:
         return None
@@ -144,7 +146,7 @@ def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
 def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> str:
     stored, table = _stored_manifest(db, problem), str(problem.key[1])
     manifest = stored.manifest
-    assert manifest is not None  # the check reports this problem only for a manifest that can be parsed
+    assert manifest is not None  # only a manifest that can be parsed can have this problem
     expected_digests = manifest_checks.expected_references(manifest)[table]
     stored_digests = manifest_checks.stored_references(db, table, stored)
     db.executemany(
@@ -156,7 +158,7 @@ def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> st
         [(stored.repository, digest, stored.id) for digest in expected_digests - stored_digests],
     )
     _queue_if_unused(db, stored.repository, stored_digests - expected_digests, now)
-    return "stored the references that the manifest has"
+    return "corrected the stored references"
 
 
 def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | None:
@@ -166,18 +168,18 @@ def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | No
     if blob is None:
         return None
     blob_changes.add_link(db, stored.repository, int(blob), digest, now)
-    return "linked the blob, which the store still has, to the repository again"
+    return "restored the repository's link to the blob"
 
 
 def _stored_manifest(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredManifest:
     stored = manifest_checks.read(db, int(problem.key[0]))
-    assert stored is not None  # the caller has just confirmed the problem
+    assert stored is not None  # the caller has checked that the problem still exists
     return stored
 
 
 def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool:
-    """Sets the stored size of a blob in bytes, and corrects the counts of disk usage. Returns False, and changes
-    nothing, if `place` is not the blob's place any more."""
+    """Sets the size of a blob in its row, in bytes, and corrects the counts of used space. Returns False, and changes
+    nothing, if `place` is no longer the place in the row."""
     row: Any = db.execute("SELECT id, size FROM blob WHERE digest = ? AND place = ?", (digest, place)).get
     if row is not None:
         blob, old_size = row
@@ -200,5 +202,5 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.TAG_WITHOUT_MANIFEST: _restore_tag,
     ProblemCode.REPOSITORY_COUNT: _recount_manifests,
 }
-"""The repairs by kind of problem. Problems of other kinds go to `usage_checks.repair`, which corrects the counts of
-used space."""
+"""The function that repairs each kind of problem. `usage_checks.repair` repairs the problems of the counts of used
+space. All other kinds cannot be repaired."""

@@ -1,10 +1,11 @@
 """Keeps the tables of events within their limits, and counts the deliveries to each webhook.
 
-The *list of events* is what people and programs read: the rows of the table `event` whose column `kept` is 1. The table
-keeps other events only as long as they have deliveries to webhooks or dead letters.
+The *list of events*, which people and programs read, has the rows of the table `event` whose column `kept` is 1. A
+*delivery* is an event for one webhook (table `event_delivery`). A *pending* delivery is still to be sent. A *dead
+letter* is a delivery that was given up. An *unneeded* event is not in the list and has no delivery.
 
-`find_excess` may read many rows, so it runs outside of a write transaction and changes nothing. `delete_excess` then
-deletes the found rows, inside a transaction that the caller commits.
+`find_excess` may read many rows, so it runs outside of a write transaction and changes nothing. Afterwards,
+`delete_excess` deletes the found rows inside a transaction, which the caller commits.
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ from storage.future_times import is_future
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
-"""Largest number of events that one transaction removes from the list of events. The same transaction deletes at most
-as many events that are not in the list."""
-MAX_DROPPED: Final = 2000
-"""Largest number of pending deliveries of one webhook that one transaction deletes, and largest number of its dead
-letters (deliveries that were given up)."""
+"""Largest number of listed events, and largest number of unneeded events, that one transaction removes."""
+MAX_DELETED_DELIVERIES: Final = 2000
+"""Largest number of pending deliveries, and largest number of dead letters, that one transaction deletes for each
+webhook."""
 _HAS_DELIVERIES: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
 _IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
 """The newest event is never deleted, because SQLite would give its number to the next event."""
-_OLDEST_KEPT: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
+_OLDEST_LISTED: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
 _NEWEST_BEYOND_LIMIT: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
 _UNNEEDED_EVENTS: Final = f"""
 SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}
  ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"""
-_COUNTS: Final = """
+_DELIVERY_COUNTS: Final = """
 SELECT d.webhook, sum(d.dead IS NULL), sum(d.dead IS NOT NULL), min(iif(d.dead IS NULL, d.event, NULL)) AS oldest
   FROM event_delivery d WHERE d.webhook IN (SELECT name FROM event_reader) GROUP BY d.webhook"""
 """Does not count the deliveries of removed webhooks (`storage.metadata.sqlite.upkeep.removed_webhooks`)."""
@@ -42,12 +42,13 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. `bool(excess)` is False if nothing exceeds the limits.
+    """The events and deliveries to delete. `bool(excess)` is False if there are none.
 
     - `listed_events`: numbers of the events to remove from the list, because they are too old or the list is too long.
-    - `unneeded_events`: numbers of the events that are not in the list and have no deliveries left.
-    - `deliveries`: the deliveries to delete, each as the name of the webhook and the number of the event.
-    - `dropped`: for each webhook, how many pending deliveries and how many dead letters are in `deliveries`."""
+    - `unneeded_events`: numbers of the unneeded events.
+    - `deliveries`: the deliveries over the limits, each as the name of the webhook and the number of the event.
+    - `dropped`: for each webhook, how many pending deliveries and how many dead letters are in `deliveries`.
+    """
 
     listed_events: Sequence[int]
     unneeded_events: Sequence[int]
@@ -56,10 +57,11 @@ class Excess:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this object has all events and deliveries that exceed the limits. If False, there may be more."""
+        """True if there is nothing else to delete. False if there may be more events or deliveries to delete."""
         most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
         return (
-            max(len(self.listed_events), len(self.unneeded_events)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
+            max(len(self.listed_events), len(self.unneeded_events)) < MAX_DELETED_EVENTS
+            and most_dropped < MAX_DELETED_DELIVERIES
         )
 
     def __bool__(self) -> bool:
@@ -67,11 +69,11 @@ class Excess:
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
-    """Returns the events and deliveries that exceed the limits, oldest first. If one transaction may not delete all of
-    them, returns only the oldest ones (`Excess.is_complete`)."""
+    """Returns the events and deliveries to delete, oldest first. If they are too many for one transaction, returns only
+    the oldest ones (`Excess.is_complete`)."""
     deliveries: list[tuple[str, int]] = []
     dropped: list[DroppedDeliveries] = []
-    counts: list[Any] = db.execute(_COUNTS).fetchall()
+    counts: list[Any] = db.execute(_DELIVERY_COUNTS).fetchall()
     for webhook, pending, dead, _ in counts:
         excess_pending = _oldest_deliveries(db, webhook, pending - limits.pending, is_pending=True)
         excess_dead = _oldest_deliveries(db, webhook, dead - limits.dead, is_pending=False)
@@ -79,15 +81,16 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
             deliveries += [*excess_pending, *excess_dead]
             dropped.append(DroppedDeliveries(webhook, len(excess_pending), len(excess_dead)))
     unneeded_events: list[int] = [number for (number,) in db.execute(_UNNEEDED_EVENTS)]
-    return Excess(_old_events(db, limits), unneeded_events, deliveries, dropped)
+    return Excess(_excess_listed_events(db, limits), unneeded_events, deliveries, dropped)
 
 
-def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events to remove from the list, because they are too old or the list is too long. An
-    event with a time in the future was stored while the machine's clock was ahead, so its age is not known. Such an
-    event is removed if an event with a higher number is too old."""
-    rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
-    # The highest number of an event that the list has no room for.
+def _excess_listed_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
+    """Returns the numbers of the events to remove from the list, because they are too old or the list is too long.
+
+    The age of an event whose time is in the future is unknown. Such an event is also removed if an event with a higher
+    number is removed."""
+    rows: list[Any] = db.execute(_OLDEST_LISTED).fetchall()
+    # The newest event that the list has no room for.
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
     count = 0
     for index, (number, event_time) in enumerate(rows):
@@ -99,28 +102,30 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
 
 
 def _oldest_deliveries(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
-    """Returns the oldest pending deliveries of a webhook if `is_pending`, otherwise its oldest dead letters. Returns
-    `count` of them, or `MAX_DROPPED` if `count` is larger."""
+    """Returns the oldest `count` pending deliveries of a webhook, but not more than `MAX_DELETED_DELIVERIES`. If
+    `is_pending` is False, returns dead letters instead."""
     if count <= 0:
         return []
-    rows: list[Any] = db.execute(_OLDEST_DELIVERIES, (webhook, is_pending, min(count, MAX_DROPPED))).fetchall()
+    rows: list[Any] = db.execute(
+        _OLDEST_DELIVERIES, (webhook, is_pending, min(count, MAX_DELETED_DELIVERIES))
+    ).fetchall()
     return [(webhook, event) for (event,) in rows]
 
 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
-    """Deletes the events and deliveries that `find_excess` found."""
+    """Deletes the events and deliveries that `find_excess` has returned. A listed event that has a delivery, or that is
+    the newest event, is only removed from the list."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
     event_numbers = [(number,) for number in (*excess.listed_events, *excess.unneeded_events)]
     db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}", event_numbers)
-    # The newest event, and events that have deliveries, are still stored. They are removed only from the list.
     if excess.listed_events:
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.listed_events])
         db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.listed_events[-1] + 1,))
 
 
 def backlog(db: apsw.Connection) -> list[WebhookBacklog]:
-    """Returns, for each webhook, how many deliveries are pending, how many were given up, and the time of the oldest
-    event with a pending delivery."""
-    sql = f"SELECT c.*, e.at FROM ({_COUNTS}) c LEFT JOIN event e ON e.id = c.oldest"
+    """Returns, for each webhook, the number of pending deliveries, the number of dead letters, and the time of the
+    oldest event with a pending delivery."""
+    sql = f"SELECT c.*, e.at FROM ({_DELIVERY_COUNTS}) c LEFT JOIN event e ON e.id = c.oldest"
     rows: list[Any] = db.execute(sql).fetchall()
     return [WebhookBacklog(webhook, pending, dead, at) for webhook, pending, dead, _, at in rows]

@@ -67,6 +67,6 @@ def find_removed(db: apsw.Connection) -> str | None:
 
 
 def delete_portion(db: apsw.Connection) -> None:
-    """Deletes at most `outbox_limits.MAX_DROPPED` leftovers of one webhook, if there are leftovers. Runs inside a
-    transaction, which the caller commits."""
-    db.execute(_DELETE_OLDEST, (find_removed(db), outbox_limits.MAX_DROPPED))
+    """Deletes at most `outbox_limits.MAX_DELETED_DELIVERIES` leftovers of one webhook, if there are leftovers. Runs
+    inside a transaction, which the caller commits."""
+    db.execute(_DELETE_OLDEST, (find_removed(db), outbox_limits.MAX_DELETED_DELIVERIES))

@@ -95,7 +95,7 @@ def test_upstreams_are_labelled_by_name(metrics: Metrics) -> None:
     fits."""
     names = ["docker.io", "ghcr.io", *(f"{number}.example" for number in range(UPSTREAM_CAPACITY))]
     for name in names:
-        cell = metrics.mirror.requests.cell(metrics.mirror.label(name), "blobs", "hit")
+        cell = metrics.mirror.requests.cell(metrics.mirror.upstream_label(name), "blobs", "hit")
         metrics.cells.own[cell] += 1
     samples = {
         dict(labels)["upstream"]: value

@@ -54,7 +54,7 @@ class CountedCommits(System):
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> CountedCommits:
-    monkeypatch.setattr(outbox_limits, "MAX_DROPPED", PORTION)
+    monkeypatch.setattr(outbox_limits, "MAX_DELETED_DELIVERIES", PORTION)
     return CountedCommits()
 
 
