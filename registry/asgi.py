@@ -24,9 +24,9 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
 REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
-"""The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, and reads
-them when the server reports the end of the request (`registry.server.connection.request_reports`). Only our server
-provides this dictionary."""
+"""The key of a dictionary in a scope's `extensions`. The application stores facts about the request in this dictionary,
+and reads them when the server reports the end of the request (`registry.server.connection.request_reports`). Only our
+server provides the dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 """Matches the request ids that are accepted from clients."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -36,8 +36,8 @@ event when it stops, so that responses without an end, such as streams of events
 
 ENDS_ON_HALF_CLOSE: Final = "entrepot.ends_on_half_close"
 """A key of the message `http.response.start`, for endless responses such as a stream of events. If its value is True,
-the server ends the response when the client shuts down its sending side. The client has then probably closed the
-connection; the server could only find out by sending something."""
+the server ends the response when the client shuts down its sending side, because such a client has probably closed the
+connection."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 
@@ -45,7 +45,7 @@ COUNTS_STATE: Final = "entrepot.server_counts"
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
     """The numbers of connections and requests of one server process. `connections`: open connections.
-    `max_connections`: largest number of open connections; None: not known yet. `requests`: requests in progress.
+    `max_connections`: limit of open connections; None if it is not known yet. `requests`: requests in progress.
     `answered`: responses since the start of the process."""
 
     connections: int = 0
@@ -55,8 +55,9 @@ class ServerCounts:
 
 
 def request_id_of(headers: Iterable[Header]) -> str:
-    """Returns the id of a request: the value of its X-Request-Id header, or 16 random hex digits. A value that is too
-    long or has unusual characters is not used, because the id appears in logs, in the audit log and in the response."""
+    """Returns the id of a request: the value of the X-Request-Id header, or 16 random hex digits if the header is
+    missing or its value is not accepted. Long values and unusual characters are not accepted, because the id appears in
+    logs, in the audit log and in the response."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
@@ -65,8 +66,8 @@ def request_id_of(headers: Iterable[Header]) -> str:
 
 
 def trace_id_of(headers: Iterable[Header]) -> str:
-    """Returns the trace id in the traceparent header, 32 hex digits; empty if there is no valid traceparent header (W3C
-    Trace Context, 3.2)."""
+    """Returns the trace id in the traceparent header (W3C Trace Context, 3.2): 32 hex digits, or an empty string if
+    there is no valid traceparent header."""
     for name, value in headers:
         if name == b"traceparent" and (found := _TRACEPARENT.fullmatch(value)) and found[1] != b"0" * 32:
             return found[1].decode("ascii")
@@ -74,8 +75,8 @@ def trace_id_of(headers: Iterable[Header]) -> str:
 
 
 def raw_path(scope: Scope) -> bytes:
-    """Returns the percent-encoded path of a request: `raw_path` in the scope, which is the path as the client sent it.
-    If the server does not set `raw_path`, encodes the decoded path again."""
+    """Returns the percent-encoded path of a request: `raw_path` in the scope, the path as the client sent it. If the
+    scope has no `raw_path`, encodes `path` in the scope, the decoded path."""
     raw: bytes | None = scope.get("raw_path")
     return raw if raw is not None else quote(scope["path"]).encode("ascii")
 
@@ -93,8 +94,9 @@ def client_address(scope: Scope) -> str:
 
 
 def unauthenticated_actor(scope: Scope) -> Actor:
-    """Returns the actor that the audit log names for a request outside `/v2` that has not been authenticated yet: the
-    name of anonymous clients, the client's address, the id of the request and the User-Agent."""
+    """Returns the actor that the audit log names for an unauthenticated request outside `/v2`: the name of anonymous
+    clients, the client's address, the id of the request and the User-Agent. If the scope has no request id, stores the
+    id in the scope."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
     state = scope.setdefault("state", {})
     if "request_id" not in state:

@@ -1,11 +1,11 @@
 """Writes logins and denied requests to the audit log. Also stores when each API token was last used.
 
-`AuditBuffer` collects entries of the audit log for a second before it writes them to the store. So that clients cannot
-fill the disk, it combines equal entries into one with a count, and limits the number of different entries. If the
-process dies, the collected entries are lost.
+`AuditBuffer` collects entries of the audit log for a second before it writes them to the store. It combines equal
+entries into one entry with a count, and limits the number of different entries, so that clients cannot fill the disk.
+If the process dies, the collected entries are lost.
 
-Entries about changes, such as a new account, do not pass through this module. The store writes each of them in the
-transaction of its change.
+Entries about changes, such as a new account, do not pass through this module: the transaction of the change writes the
+entry.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ AUDIT_FLUSH_SECONDS: Final = 1.0
 """How long entries are collected before they are written."""
 MAX_COLLECTED_ENTRIES: Final = 1000
 """The largest number of different entries that are collected before they are written. Further entries are discarded,
-and only their number is recorded. The constant is also the size of the token bucket that limits entries about refusals
-(failed logins and denied requests)."""
+and only their number is recorded. A token bucket of the same size limits the entries about refusals (failed logins and
+denied requests)."""
 REFUSALS_PER_SECOND: Final = 5.0
 """The rate at which the token bucket for entries about refusals is refilled, in entries per second. Under a steady
 attack, these entries take about 100 MB a day for each worker."""
@@ -44,8 +44,8 @@ OVERFLOW_ACTION: Final = "audit.overflow"
 LOGIN_ACTION: Final = "login"
 """The action in entries about logins."""
 REPEAT_SECONDS: Final = 3600.0
-"""After a login was recorded, the same login is not recorded again for this time. Two logins count as the same login
-if they have the same account, method, API token and address."""
+"""After a recorded login, equal logins are not recorded for this number of seconds. Logins are equal if they have the
+same account, method, API token and address."""
 
 
 class AuditBuffer:
@@ -73,8 +73,8 @@ class AuditBuffer:
         self._closed = False
 
     def add(self, entry: AuditEntry) -> None:
-        """Adds an entry, or combines it with an equal entry. If a limit is reached, discards the entry and counts it.
-        Never waits and never raises."""
+        """Combines the entry with an equal collected entry. If there is none, adds the entry. If a limit does not allow
+        that, discards the entry and counts it. Never waits and never raises."""
         key = _entry_key(entry)
         equal_entry = self._collected.get(key)
         if equal_entry is not None:
@@ -94,8 +94,8 @@ class AuditBuffer:
         outcome: Literal["ok", "denied", "failed"],
         detail: Mapping[str, object] | None = None,
     ) -> None:
-        """Adds an entry with the current time: the actor `by` did `action` on `target`, or tried to. `outcome` says
-        whether the action succeeded. Never waits and never raises."""
+        """Adds an entry with the current time: the actor `by` did or tried the action `action` on `target`.
+        `outcome` says whether the action succeeded. Never waits and never raises."""
         self.add(
             AuditEntry(
                 self._clock(), by.name, action, target, outcome, by.address, by.request_id, by.user_agent, detail
@@ -103,13 +103,14 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Waits for a running write, if there is one. Then writes the collected entries to the store. If its own write
-        fails, logs an error, and the entries are lost."""
+        """Waits until no other write is running. Then writes the collected entries to the store. If this fails, logs an
+        error and discards the entries."""
         async with self._write_lock:
             await self._write_collected()
 
     async def _write_collected(self) -> None:
-        """Writes the collected entries, and an entry with the number of discarded ones. Logs an error if this fails."""
+        """Writes the collected entries, and an entry with the number of discarded entries. If this fails, logs an error
+        and discards the entries."""
         entries, self._collected = list(self._collected.values()), {}
         discarded, self._discarded = self._discarded, 0
         if discarded:
@@ -122,7 +123,8 @@ class AuditBuffer:
             log.error("could not write %d entries of the audit log, which are lost: %s", len(entries), error)
 
     async def aclose(self) -> None:
-        """Waits for a running write, and writes the collected entries now. May be called more than once."""
+        """Waits until no other write is running, and then writes the collected entries. May be called more than
+        once."""
         self._closed = True
         timer, self._timer = self._timer, None
         if timer is not None:
@@ -157,8 +159,8 @@ def _entry_key(entry: AuditEntry) -> tuple[object, ...]:
 
 
 OnLogin = Callable[[str, Literal["ok", "failed", "throttled"]], None]
-"""A function that counts a login. Its arguments are the method (see `LoginAudit`) and the outcome. The outcome
-`throttled` means that the login was refused after too many failed logins, or because too many other logins wait. The
+"""A function that counts a login. Its arguments are the method (see `LoginAudit`) and the outcome. `throttled` means
+that the login was refused without a check, because too many logins failed before or too many logins are waiting. The
 function must return at once and must not raise errors."""
 
 
@@ -189,7 +191,7 @@ class LoginAudit:
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         recorded_at = self._recorded_at.get(key)
-        # If `recorded_at` is in the future, the clock was set back in the meantime, so this time is ignored.
+        # A `recorded_at` in the future is ignored, because the clock was set back in the meantime.
         if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
             return
         self._recorded_at.put(key, now)
@@ -201,16 +203,16 @@ class LoginAudit:
     def record_failure(
         self, user: str, method: str, reason: str, by: Actor, outcome: Literal["failed", "throttled"] = "failed"
     ) -> None:
-        """Records a failed login. `reason` is a text for the audit log that the client does not see. `user` is the text
-        that the client sent as its user name. This text is recorded only if it follows the rules for account names. Any
-        other text could be a password that a person typed into the wrong field."""
+        """Records a failed login. `reason` is a text for the audit log; the client does not see it. `user` is the text
+        that the client sent as its user name. The log has this text only if it follows the rules for account names,
+        because any other text could be a password that a person typed into the wrong field."""
         self._on_login(method, outcome)
         detail = {"how": method, "reason": reason}
         self._buffer.record(replace(by, name="anonymous"), LOGIN_ACTION, _account_name_or_empty(user), "failed", detail)
 
     def record_token_use(self, token: ApiToken) -> None:
-        """Starts a task that records in the store that an API token is used now. Does nothing if a use was recorded in
-        the last hour."""
+        """Starts a task that stores the current time as the last use of an API token. Does nothing if a use was
+        recorded in the last hour."""
         now = self._clock()
         if should_record_use(token, now):
             self._use_writes.start(token.id, partial(self._write_use, token.id, now))

@@ -1,9 +1,11 @@
-"""Lists the artifacts that refer to a manifest, in groups by artifact type, and reads the files of artifacts
-(`ReferrerGroups`).
+"""Lists the artifacts that refer to a manifest (its *referrers*), in groups by artifact type, and reads the files of
+artifacts (`ReferrerGroups`).
 
-Referrers are found in three ways: by their subject (OCI distribution spec, "Listing Referrers"); by the tags of older
-versions of cosign, such as `sha256-….sig` (*referrer tags*); and, in an index, as the attestations that BuildKit lists
-next to the images.
+Referrers are found in three ways:
+
+- The *subject* of the referrer is the manifest (OCI distribution spec, "Listing Referrers").
+- A *referrer tag* points at the referrer. Older versions of cosign write such tags, for example `sha256-….sig`.
+- The manifest is an index that lists the referrer as an attestation of BuildKit, next to the images.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import PREDICATE_ANNOTATION, TagListing
 
 MAX_REFERRERS: Final = 100
-"""How many referrers that were found by their subject are listed, and also how many attestations of an index. Further
-referrers and attestations are left out."""
+"""Largest number of listed referrers that were found by their subject. The same limit applies to the attestations of an
+index. Further referrers and attestations are left out."""
 MAX_FILES: Final = 10
-"""How many files of an artifact are listed and read. Further files are left out."""
+"""Largest number of files of an artifact that are listed and read. Further files are left out."""
 # The keys of annotations of manifests, layers and index entries.
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
@@ -49,14 +51,14 @@ class ReferrerGroups:
         self._reader = reader
         self._listing = listing
 
-    async def read(self, repo: RepositoryName, manifest: Manifest) -> ReferrersView:
-        """Returns the artifacts that refer to a manifest of the repository."""
+    async def read_groups(self, repo: RepositoryName, manifest: Manifest) -> ReferrersView:
+        """Returns the groups of artifacts that refer to a manifest of the repository."""
         page = await self._registry.referrers(repo, manifest.digest, None, None, MAX_REFERRERS)
         budget = TextBudget()  # for all referrers together
         referrer_views = [await self._view(repo, entry, manifest.digest, budget) for entry in page.items]
-        referrer_views += [view async for view in self._by_tag(repo, manifest.digest, budget)]
+        referrer_views += [view async for view in self._views_by_tag(repo, manifest.digest, budget)]
         listed_digests = {view.digest for view in referrer_views}
-        referrer_views += [view async for view in self._in_index(repo, manifest, listed_digests, budget)]
+        referrer_views += [view async for view in self._attestations_in_index(repo, manifest, listed_digests, budget)]
         groups: defaultdict[tuple[str, Purpose], list[ReferrerView]] = defaultdict(list)
         for view in referrer_views:
             groups[view.artifact_type or view.media_type, _purpose(view)].append(view)
@@ -69,7 +71,9 @@ class ReferrerGroups:
             more=page.more,
         )
 
-    async def _by_tag(self, repo: RepositoryName, subject: Digest, budget: TextBudget) -> AsyncIterator[ReferrerView]:
+    async def _views_by_tag(
+        self, repo: RepositoryName, subject: Digest, budget: TextBudget
+    ) -> AsyncIterator[ReferrerView]:
         """Yields the manifests to which the referrer tags of `subject` point."""
         facts = await self._listing.manifest(repo, subject)
         for suffix in facts.referrer_suffixes:
@@ -80,11 +84,11 @@ class ReferrerGroups:
                 continue
             yield await self._view(repo, descriptor, subject, budget, tag)
 
-    async def _in_index(
+    async def _attestations_in_index(
         self, repo: RepositoryName, manifest: Manifest, listed_digests: Collection[str], budget: TextBudget
     ) -> AsyncIterator[ReferrerView]:
-        """Yields BuildKit's attestations that an index lists and the repository has, except those with a digest in
-        `listed_digests`. Yields nothing if `manifest` is no index."""
+        """Yields the attestations of BuildKit that an index lists and that the repository has. Leaves out the digests
+        in `listed_digests`. Yields nothing if `manifest` is not an index."""
         summary = await self._reader.summary_of(manifest)
         if summary.kind != "index":
             return
@@ -107,8 +111,8 @@ class ReferrerGroups:
         artifact_type: str | None = None,
     ) -> ReferrerView:
         """Returns the view of a referrer. `about`: the digest of the manifest to which the referrer refers. `tag`: the
-        referrer tag that points at the referrer; None: the referrer was found in another way. `artifact_type`: the type
-        to show; None: the type that the referrer's manifest states."""
+        referrer tag that points at the referrer; None: the referrer was not found by a tag. `artifact_type`: the type
+        to show; None: the view shows the type that the referrer's manifest states."""
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._read_manifest(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
@@ -126,21 +130,21 @@ class ReferrerGroups:
         )
 
     async def _read_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest | None:
-        """Reads and parses a manifest. Returns None if the repository does not have it, or it cannot be parsed."""
+        """Returns a manifest of the repository; None if the manifest cannot be read or cannot be parsed."""
         try:
             manifest = await self._registry.get_manifest(repo, digest)
         except RegistryError:
             return None
         return manifest if (await self._reader.summary_of(manifest)).kind != "unreadable" else None
 
-    async def files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
+    async def read_files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
         """Returns the files of an artifact, with the texts of small files."""
         summary = await self._reader.summary_of(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
         shown_layers, budget = layers[:MAX_FILES], TextBudget()
         layer_digests = {layer.digest for layer in shown_layers}
         sizes = await self._listing.stored_sizes(repo, (), layer_digests) if layer_digests else {}
-        texts: dict[Digest, FileText] = {}  # by digest, because an artifact may list the same file several times
+        texts: dict[Digest, FileText] = {}  # by digest: an artifact may list a file several times
         for digest, size in sizes.items():
             text = await self._read_text(repo, digest) if size <= MAX_FILE_BYTES else None
             texts[digest] = text or FileText("binary")
@@ -156,7 +160,8 @@ class ReferrerGroups:
 
 
 def _attestations(index: Manifest) -> list[Descriptor]:
-    """Returns the entries of an index for BuildKit's attestations, each once, at most MAX_REFERRERS."""
+    """Returns the entries of an index that are attestations of BuildKit: at most MAX_REFERRERS entries, each digest
+    once."""
     attestations: dict[Digest, Descriptor] = {}
     for entry in index.manifests:
         if (entry.annotations or {}).get(_REFERENCE_TYPE) == "attestation-manifest":
@@ -167,7 +172,7 @@ def _attestations(index: Manifest) -> list[Descriptor]:
 
 
 def _content(file: AttachedFile, file_text: FileText | None) -> FileContent:
-    """Returns a file with its text. `file_text`: the text; None: the repository does not have the file."""
+    """Returns a file with its text. `file_text` is None if the repository does not have the file."""
     text = file_text or FileText("binary")
     return FileContent(
         **file.model_dump(exclude={"predicate_type"}),
@@ -191,25 +196,26 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
 
 
 def _purpose(view: ReferrerView) -> Purpose:
-    """Returns the purpose of a referrer. Derives it from the referrer tag if there is one, otherwise from the first
-    predicate type if there is one, otherwise from the artifact type."""
+    """Returns the purpose of a referrer. Derives the purpose from the first of these that exists: the referrer tag, the
+    first predicate type, the artifact type."""
     if view.tag is not None:
         return purpose_of_tag(view.tag[71:])  # after `sha256-` and 64 hex digits
-    predicates = _predicates(view)
-    if predicates:
-        return purpose_of_predicate(predicates[0])
+    predicate_types = _predicate_types(view)
+    if predicate_types:
+        return purpose_of_predicate(predicate_types[0])
     return purpose_of_type(view.artifact_type)
 
 
-def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the predicate types (the kinds of claims) that a referrer states: in the annotation of a Sigstore
-    bundle's manifest, or in the annotations of the referrer's files."""
-    bundle_predicate = view.annotations.get(PREDICATE_ANNOTATION, "")
-    predicates = (bundle_predicate, *(file.predicate_type for file in view.files))
-    return [predicate for predicate in predicates if predicate]
+def _predicate_types(view: ReferrerView) -> list[str]:
+    """Returns the predicate types (the kinds of claims) in the annotations of a referrer. First comes the annotation of
+    the manifest of a Sigstore bundle, then the annotations of the files."""
+    bundle_predicate_type = view.annotations.get(PREDICATE_ANNOTATION, "")
+    predicate_types = (bundle_predicate_type, *(file.predicate_type for file in view.files))
+    return [predicate_type for predicate_type in predicate_types if predicate_type]
 
 
 def _group_key(group: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
-    """Returns the sort key of a group. Signatures come first, then SBOMs, attestations and others."""
+    """Returns the sort key of a group. Groups are sorted by purpose (signatures, SBOMs, attestations, others), and then
+    by artifact type."""
     (artifact_type, purpose), _ = group
     return list(Purpose).index(purpose), artifact_type

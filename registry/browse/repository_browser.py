@@ -166,13 +166,13 @@ class RepositoryBrowser:
         """Returns the artifacts that refer to a manifest: signatures, SBOMs, attestations and others. Raises
         ManifestUnknown."""
         async with self._reading(request):
-            return await self._referrers.read(repo, await self._get_manifest(repo, reference))
+            return await self._referrers.read_groups(repo, await self._get_manifest(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
         """Returns the files of an artifact. The result includes the content of small text files that are stored. Raises
         ManifestUnknown."""
         async with self._reading(request):
-            return await self._referrers.files(repo, await self._get_manifest(repo, reference))
+            return await self._referrers.read_files(repo, await self._get_manifest(repo, reference))
 
     async def compare(
         self,

@@ -1,9 +1,10 @@
 """Removes several tags of a repository at once, and restores removed tags (`TagRemover`). The repository has to be
 *hosted*: clients push its content to this registry.
 
-A *plan* lists what a removal would delete. The name of a *referrer tag*, such as `sha256-….sig`, contains the digest of
-the manifest to which the tag belongs. A manifest is *unused* if it has no tag, no index lists it, and it has no
-subject in the repository. `storage.retention` calls an unused manifest an *orphan*.
+- A *plan* lists what a removal would delete.
+- The name of a *referrer tag*, such as `sha256-….sig`, contains the digest of the manifest to which the tag belongs.
+- A manifest is *unused* if it has no tag, no index of the repository lists it, and its subject is not in the
+  repository. `storage.retention` calls such a manifest an *orphan*.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ class TagRemover:
         self, repo: RepositoryName, tags: Sequence[Tag], expected: Mapping[Tag, Digest], by: Actor
     ) -> RemovedTags:
         """Deletes the tags, the manifests that are unused afterwards, and the referrer tags of these manifests. Returns
-        which tags were deleted, for `restore`, and which were not. If a deletion fails, the removal goes on.
-        `expected`: for a tag, the digest that it has to point at. A tag that points at another digest, or that moves
-        during the removal, stays. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
+        the deleted tags, which `restore` accepts, and the refused tags. If a deletion fails, goes on with the others.
+        `expected`: maps a tag to its expected digest. A tag that points at another digest, or that moves during the
+        removal, is refused. Raises NameUnknown. After a cancellation, some of the tags may be deleted."""
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removal_plan(repo, tags, is_immutable)
         moved = {tag.name: tag.digest for tag in plan.tags if expected.get(tag.name, tag.digest) != tag.digest}
-        if moved:  # the manifests of these tags have to stay as well
+        if moved:  # plans again, so that the manifests of these tags stay
             plan = await self._removal_plan(repo, [tag for tag in tags if tag not in moved], is_immutable)
         removal = _Removal(self._registry, self._retention, repo, by)
         removal.refused += [
@@ -89,16 +90,16 @@ class TagRemover:
     async def _removal_plan(
         self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable
     ) -> TagRemovalPlan:
-        """Returns the plan for the removal of those `tags` that are not immutable. The plan has no immutable referrer
-        tags either, but its manifests can include manifests to which these point. `remove` does not delete these
-        manifests, because they have a tag."""
+        """Returns the plan for the removal of `tags`, without immutable tags and immutable referrer tags. The plan may
+        list a manifest to which an immutable referrer tag points. `remove` does not delete such a manifest, because it
+        still has a tag."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Undoes `remove`: points each tag at its digest in `tags` again, and restores the manifests. Refuses a tag
-        that exists again, or that cannot be restored. The caller has checked the rights to push and to pull. Raises
-        NameUnknown."""
+        that exists again, or that cannot be restored. The caller must check the rights to push and to pull first.
+        Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)
@@ -117,9 +118,8 @@ class TagRemover:
 
 
 class _Removal:
-    """One removal of tags, and its results so far. If a tag cannot be deleted, it is added to `refused`. If manifests
-    cannot be deleted, the reason becomes `problem`. Neither error ends the removal, because the caller needs the list
-    of tags that can be restored."""
+    """One removal of tags, and its results so far. If a tag cannot be deleted, adds it to `refused`. If manifests
+    cannot be deleted, stores the reason in `problem`. Neither error ends the removal."""
 
     def __init__(self, registry: Registry, retention: Retention, repo: RepositoryName, by: Actor) -> None:
         self._registry = registry
@@ -136,7 +136,7 @@ class _Removal:
     async def run(self, tags: Sequence[PlannedTag]) -> None:
         """Deletes tags in rounds. The first round deletes the requested tags (`is_requested`). Each later round deletes
         the referrer tags of the manifests that earlier rounds have deleted. After the tags of a round, deletes the
-        manifests that are unused then. A manifest that stays keeps its referrer tags."""
+        manifests that have become unused. A manifest that is not deleted keeps its referrer tags."""
         batch = [tag for tag in tags if tag.is_requested]
         referrer_tags = [tag for tag in tags if not tag.is_requested]
         while batch:
@@ -158,9 +158,9 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes the manifests in `digests` that are unused. Does the same for the *dependents* of each deleted
-        manifest: the manifests that the deleted manifest lists, and its referrers. Each deletion checks in its own
-        transaction that the manifest is unused."""
+        """Deletes the manifests in `digests` that are unused. Then does the same for the *dependents* of each deleted
+        manifest: its referrers, and the manifests that it lists. The transaction of each deletion checks that the
+        manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]

@@ -18,9 +18,8 @@ USAGE_ERROR = 2
 """Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
 
 MAX_ID: Final = 10**18 - 1
-"""Largest id of a job or an event that a command accepts: the largest number with 18 digits, as in the management API
-(`registry.http.query.MAX_NUMBER`). SQLite stores integers up to 2^63 - 1 (19 digits). For a larger number, Python's
-SQLite library raises OverflowError."""
+"""Largest id of a job or an event that a command accepts, as in the management API (`registry.http.query.MAX_NUMBER`).
+All numbers with 18 digits fit into the 64-bit integers of SQLite."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -74,8 +73,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the `flags` that the user has given. In `flags`, a flag that was not given has the value None or
-    an empty list."""
+    """Returns the flags that the user has given. In `flags`, a flag that was not given has the value None or an empty
+    list."""
     return {name: value for name, value in flags.items() if value is not None and value != []}
 
 
@@ -83,8 +82,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
     """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. Ends the
     command if a setting is invalid.
 
-    `file`: the value of --config. `flags` maps the name of a setting to the value of its flag; None or an empty list:
-    the flag was not given."""
+    `file`: the value of --config. `flags`: maps the name of a setting to the value of its flag, which is None or an
+    empty list if the flag was not given."""
     try:
         loaded = load_settings(given_flags(flags), file)
     except ConfigError as error:
@@ -95,8 +94,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
 
 
 def load_server_settings_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """Does the same as `load_or_fail`, for the flags of `entrepot serve`. Also ends the command if the settings give
-    the registry and the metrics the same port."""
+    """Does the same as `load_or_fail`. Also ends the command if the settings give the registry and the metrics the same
+    port."""
     loaded = load_or_fail(file, **flags)
     try:
         check_ports(loaded)
@@ -107,8 +106,8 @@ def load_server_settings_or_fail(file: Path | None, **flags: Any) -> LoadedSetti
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context manager that ends the command with one line on stderr and exit code 1 if the block raises an error that
-    an operator can fix. Any other exception is a bug and passes through, so that its traceback is shown."""
+    """Context manager. If the block raises an error that an operator can fix, ends the command with one line on stderr
+    and exit code 1. Any other exception is a bug and passes through, so that its traceback is shown."""
     from registry.cli.data_owner import OwnerError
     from storage.data_dir.check import DataDirectoryError
     from storage.errors import RegistryError
@@ -120,7 +119,7 @@ def one_line_errors() -> Iterator[None]:
     except RegistryError as error:
         fail(error.for_operators())
     except OSError as error:
-        if error.filename is None:  # the message would not tell the operator what to fix
+        if error.filename is None:  # without a file name, the message does not show what to fix
             raise
         if error.filename == STDOUT_NAME:  # stdout cannot be written: `CommandLine` handles this error
             raise

@@ -16,11 +16,11 @@ from pydantic_settings import NoDecode
 
 KIB, MIB = 1 << 10, 1 << 20
 AT_RESTART: Final[JsonDict] = {"takes_effect": "restart"}
-"""The `json_schema_extra` of a setting or group that takes effect at `entrepot restart`, which replaces the program of
-the running server, but not at a reload."""
+"""The `json_schema_extra` of a setting or group whose change takes effect at `entrepot restart`, but not at
+`entrepot reload`. `entrepot restart` replaces the program of the running server."""
 AT_START: Final[JsonDict] = {"takes_effect": "start"}
-"""The `json_schema_extra` of a setting or group that takes effect only when the server is stopped and then started
-again: neither a reload nor `entrepot restart` changes it."""
+"""The `json_schema_extra` of a setting or group whose change takes effect only when the server is stopped and then
+started again, not at `entrepot reload` or `entrepot restart`."""
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _COUNT_AND_UNIT = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
@@ -29,27 +29,27 @@ _DURATION = re.compile(rf"(?:{_COUNT_AND_UNIT}\s*)+", re.IGNORECASE)
 MAX_HOST_LENGTH = 253
 """Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
 _HOST_CHARACTERS = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]*(%[a-z0-9._-]+)?")
-"""The characters of a host name, and of an IPv6 address with or without a zone. With other characters, such as a
-backslash, programs disagree on where the host of a URL ends."""
+"""Matches the characters of a host name, or of an IPv6 address with or without a zone. It allows no other characters,
+such as a backslash, because programs disagree on where the host of a URL with such a character ends."""
 
 
 class SettingsGroup(BaseModel):
-    """Base class of the groups of settings, such as `[gc]`. An unknown name in a group is an error. The values of a
-    created group cannot be changed."""
+    """Base class of the groups of settings, such as `[gc]`. An unknown name in a group is an error. A group is
+    immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def split_commas(value: object) -> object:
-    """Splits a text with commas, such as the value of a flag or an environment variable, into a list. A value of
-    another type is not changed, so that pydantic checks it."""
+    """Splits a text with commas, such as the value of a flag or an environment variable, into a list. Returns a value
+    of another type unchanged; pydantic checks the value afterwards."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _check_network(value: str) -> str:
+def _normalized_network(value: str) -> str:
     """Returns a network in its normal form. For an IP address, returns the network that contains only this address.
-    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network of
-    all addresses. The networks name clients or proxies to trust, and nobody should trust all addresses."""
+    Raises ValueError for other text, for a network whose address has bits set after the prefix, and for a network that
+    contains every address, because the settings list networks to trust."""
     try:
         network = ip_network(value, strict=False)
     except ValueError:
@@ -61,14 +61,16 @@ def _check_network(value: str) -> str:
     return str(network)
 
 
-NetworkList = Annotated[list[Annotated[str, AfterValidator(_check_network)]], NoDecode, BeforeValidator(split_commas)]
+NetworkList = Annotated[
+    list[Annotated[str, AfterValidator(_normalized_network)]], NoDecode, BeforeValidator(split_commas)
+]
 """The type of a setting that is a list of networks and IP addresses. Sources of settings may write it as a list or as
 text with commas."""
 
 
 def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_fragment: bool = True) -> SplitResult:
     """Returns the parts of an http or https URL with a host. Raises ValueError for any other value, and for a URL with
-    a query or fragment that is not allowed. The message contains `example`, a valid URL."""
+    a query or fragment that is not allowed. The error message contains `example`, an example of a valid URL."""
     try:
         parts = urlsplit(value)
         is_valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -80,12 +82,12 @@ def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_
 
 
 def normalized_host(host: str) -> str:
-    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA 2008,
-    like the HTTP clients), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if the
-    name is empty or too long, has a character that no host name has, or cannot be encoded."""
+    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA
+    2008), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if the name is empty or
+    too long, has a character that `_HOST_CHARACTERS` does not match, or cannot be encoded."""
     host = host.lower()
     if len(host) <= MAX_HOST_LENGTH and not host.isascii():
-        import idna  # most host names do not need its tables
+        import idna  # imported here because most host names do not need its large tables
 
         host = idna.encode(host).decode()
     host = host.rstrip(".")
@@ -96,7 +98,7 @@ def normalized_host(host: str) -> str:
 
 def parse_duration(value: object) -> object:
     """Returns the number of seconds in a duration such as `90s`, `5m`, `1h30m` or `7d`. A number without a unit is a
-    number of seconds. Raises ValueError for text that is no duration, and for other types."""
+    number of seconds. Raises ValueError for any other text, and for a value of another type."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
@@ -112,8 +114,8 @@ def parse_duration(value: object) -> object:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration as text that `parse_duration` accepts: `1h30m` for `5400.0`. Returns a duration with a
-    fraction of a second in milliseconds, rounded: `1500ms` for `1.5`."""
+    """Returns a duration as text that `parse_duration` accepts: `1h30m` for `5400.0`. If the number of seconds is not
+    whole, the text is a rounded number of milliseconds: `1500ms` for `1.5`."""
     if seconds != int(seconds):
         return f"{round(seconds * 1000)}ms"
     remaining, parts = int(seconds), []
@@ -136,7 +138,7 @@ def format_byte_size(size_bytes: int) -> str:
 
 
 MAX_DURATION_SECONDS: Final = 1_000_000 * 86400.0
-"""The longest duration, about 2,700 years. A longer one could lead to times that Python's `datetime` does not have."""
+"""The longest duration, about 2,700 years. Python's `datetime` cannot represent times that are much further away."""
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION_SECONDS, allow_inf_nan=False)]
 """The type of a setting that is a duration. Its value is in seconds. Sources of settings may write it as a number of
 seconds or as text such as `5m`."""
@@ -151,7 +153,7 @@ def is_duration(field: FieldInfo) -> bool:
     """Returns whether the type of a setting is `Duration` or `Duration | None`."""
     metadata = field.metadata
     if get_origin(field.annotation) in (Union, UnionType):
-        # `Duration` is an `Annotated[float, …]`. pydantic copies its validators to `field.metadata`, but not those of
-        # `Duration | None`.
+        # pydantic copies the validators of `Duration`, an `Annotated[float, …]`, to `field.metadata`, but not the
+        # validators of a member of a union.
         metadata = [item for member in get_args(field.annotation) for item in get_args(member)[1:]]
     return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)

@@ -1,4 +1,4 @@
-"""Detects that a client disconnects while its request is processed, so that long work for it can stop."""
+"""Detects that a client disconnects while its request is processed, so that long work for the request can stop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 WATCH_AFTER_SECONDS: Final = 1.0
-"""Seconds that a call runs before `DisconnectWatch.cancel_on_disconnect` starts to watch the client. Most calls take
-less time, so they need no task that watches."""
+"""Seconds that a call runs before `DisconnectWatch.cancel_on_disconnect` starts a task that watches the client. Most
+calls end earlier and need no task."""
 
 
 class ClientGone(Exception):
@@ -17,27 +17,27 @@ class ClientGone(Exception):
 
 
 class DisconnectWatch:
-    """Watches whether the client of one request disconnects. It must not be used before the request's body has been
-    received, because it discards what the client sends.
+    """Watches whether the client of one request disconnects. Must not be used before the request's body has been
+    received, because the watch discards what the client sends.
 
-    `wait_disconnected`: a coroutine function that returns when the client has disconnected. It runs in a task, which
-    starts when it is first needed. `close` cancels the task."""
+    `wait_disconnected`: a coroutine function that returns when the client has disconnected. The first call of `check`,
+    or a long call in `cancel_on_disconnect`, starts a task that runs this function. `close` cancels the task."""
 
     def __init__(self, wait_disconnected: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._wait_disconnected = wait_disconnected
         self._watch_task: asyncio.Task[None] | None = None
         self._calling_task: asyncio.Task[Any] | None = None  # the task that is inside `cancel_on_disconnect`
-        self._has_cancelled = False  # whether this object has cancelled that task
+        self._has_cancelled = False  # whether this object has cancelled `_calling_task`
 
     def check(self) -> None:
-        """Raises ClientGone if the client has disconnected. If the watch has not started yet, only starts the
-        watch."""
+        """Raises ClientGone if the client has disconnected. If the watch has not started yet, starts it and does not
+        raise."""
         if self._start_watch().done():
             raise ClientGone
 
     async def cancel_on_disconnect(self, call: Awaitable[T]) -> T:
-        """Awaits `call` and returns its result. Once `call` has run for `WATCH_AFTER_SECONDS`, watches the client: if
-        the client disconnects, or has disconnected already, cancels `call` and raises ClientGone."""
+        """Awaits `call` and returns its result. Watches the client after `call` has run for `WATCH_AFTER_SECONDS`. If
+        the client has disconnected by then or disconnects later, cancels `call` and raises ClientGone."""
         loop, self._calling_task = asyncio.get_running_loop(), asyncio.current_task()
         timer = loop.call_later(WATCH_AFTER_SECONDS, self._watch_call)
         try:
@@ -66,6 +66,6 @@ class DisconnectWatch:
         return self._watch_task
 
     def close(self) -> None:
-        """Cancels the task that watches the client. Does not wait until it has ended."""
+        """Cancels the task that watches the client. Does not wait until the task has ended."""
         if self._watch_task is not None:
             self._watch_task.cancel()

@@ -18,16 +18,18 @@ from storage.patterns import NamePattern
 from storage.upkeep.job_runner import JobContext
 
 MAX_LISTED_PROBLEMS: Final = 1000
-"""Largest number of problems that the result of a job lists. All problems are counted, and each is reported as a step,
-that is, as a record for commands that watch the job."""
+"""Largest number of problems that the result of a job lists. The result counts all problems. The job also reports each
+problem as a step (a record for commands that watch the job)."""
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """Counts the results of an import. `present`: tags that this registry already had with the same digest.
-    `linked`, `copied` and `fetched`: new blobs whose bytes came by a hard link, by a copy of the file, or over the
-    network. `shared`: blobs that another repository of this registry already had. `bytes`: size of the blobs that were
-    linked, copied or fetched."""
+    """Counts the results of an import.
+
+    - `present`: tags that this registry already had with the same digest.
+    - `linked`, `copied`, `fetched`: new blobs whose files were hard-linked, copied, or fetched over the network.
+    - `shared`: blobs that another repository of this registry already had.
+    - `bytes`: total size of the linked, copied and fetched blobs in bytes."""
 
     context: JobContext
     repositories: int = 0
@@ -57,13 +59,13 @@ class ImportReport:
         self.context.step("problem", **listed_problem)
 
     def record_note(self, repository: str, reason: str, **what: str) -> None:
-        """Records a note: information for the user."""
+        """Records a note. `what`: the tag, digest or file that the note is about."""
         self.notes += 1
         self.context.step("note", repository=repository, **what, reason=reason)
 
     async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
-        """Reports how many tags are done, and the repository that is imported now. `save_now`: whether to store the
-        progress at once; if it is False, the progress is stored at most once a second. Raises JobStopped."""
+        """Reports the number of finished tags, and the repository that is imported now. If `save_now` is True, stores
+        the progress at once; otherwise at most once a second. Raises JobStopped."""
         await self.context.report(self.tags + self.present, unit="tags", message=repository, save_now=save_now)
 
     def result(self) -> JSON:
@@ -77,8 +79,8 @@ class RepositoryFilter:
     """Decides which repositories of the old registry are imported."""
 
     def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
-        """`include`: patterns of names; empty: all names. `exclude`: patterns of names to leave out. Raises
-        ImportInvalid for a text that is not a pattern."""
+        """`include`: patterns of the names to import; if it is empty, all names. `exclude`: patterns of names to leave
+        out, even if `include` matches them. Raises ImportInvalid if a text is not a pattern."""
         try:
             self._include = [NamePattern(text) for text in include]
             self._exclude = [NamePattern(text) for text in exclude]

@@ -18,7 +18,7 @@ The next import continues where the ended import stopped.
 
 An `Unconfirmed` error means that a proxy or firewall in front of the registry possibly sent the response. For example,
 while a registry restarts, a proxy may send a 404 without the error code of a registry. So a request with this error is
-retried. But a request that was refused because the import has no login (`is_refusal`) is not retried, because it would
+retried. But a request that was refused because the import has no login (`needs_login`) is not retried, because it would
 be refused again. An `Unconfirmed` error may also mean that the repository was deleted. So `Unconfirmed` errors end the
 import only if GET `/v2/` fails, too.
 """
@@ -172,7 +172,7 @@ class RequestRetries:
 def _is_temporary(error: RegistryError) -> bool:
     """Returns whether another attempt after this error may succeed."""
     if isinstance(error, Unconfirmed):
-        return not error.is_refusal  # a request without a login is refused again
+        return not error.needs_login  # a request without a login is refused again
     return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialBlobLost) and not isinstance(
         error, UpstreamContentInvalid
     )

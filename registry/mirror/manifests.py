@@ -109,7 +109,7 @@ class MirroredManifests:
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
                 result = await self._look_up(look_up, repo, reference)
-                if verdict is Verdict.STALE and not self._upstream.is_nearly_exhausted():
+                if verdict is Verdict.STALE and not self._upstream.is_near_rate_limit():
                     with suppress(UpstreamUnavailable):  # raised only when the server is stopping
                         self._start_flight(repo, reference)
                 return result
@@ -279,7 +279,7 @@ class MirroredManifests:
         """Does the work of `recheck`, in one process at a time."""
         async with self._leases.take(f"manifest {repo} {tag}"):
             cached = await self._find_cached(repo, tag)
-            may_fetch = not self._upstream.is_nearly_exhausted()
+            may_fetch = not self._upstream.is_near_rate_limit()
             if cached is None and may_fetch:
                 await self._fetch_new(repo, tag)
                 return
@@ -316,7 +316,7 @@ class MirroredManifests:
         moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
         or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
         manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
-        if self._upstream.is_nearly_exhausted() and not force:
+        if self._upstream.is_near_rate_limit() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
             await self._ask_about_tag(repo, tag, cached)

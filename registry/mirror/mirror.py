@@ -153,7 +153,7 @@ class Mirror(RefusingRegistry):
             slots.wait_for_prefetch_slot,
             self._fills.start_prefetch,
         )
-        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
+        self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_near_rate_limit(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
         self._last_rechecked: UpstreamTagMove | None = None
         """The tag at which the last call of `recheck_young_tags` ended early. None if the last call asked about all

@@ -1,8 +1,7 @@
-"""Protocol of the client with which the mirror sends requests to an upstream registry (`UpstreamClient`).
+"""`UpstreamClient`: the Protocol for the client that sends the mirror's requests to an upstream registry.
 
 The mirror is a pull-through cache; an *upstream* is a registry that it caches. An upstream has one or more *endpoints*:
-base URLs that serve the same content. The mirror itself contains no HTTP code; `registry.upstream` implements this
-Protocol.
+base URLs that serve the same content. `registry.upstream` implements this Protocol.
 """
 
 from __future__ import annotations
@@ -24,34 +23,35 @@ class RangesUnsupported(RegistryError):
 
 
 class UpstreamContentInvalid(UpstreamUnavailable):
-    """The upstream sent a manifest that is not valid, or whose media type is not accepted. A retry does not help."""
+    """The upstream sent an invalid manifest, or a manifest of a media type that is not accepted. A retry does not
+    help."""
 
     default = "the upstream registry sends a manifest that is not valid"
 
 
 class BlobSizeWrong(UpstreamUnavailable):
-    """The upstream sends a blob whose size differs from the size in the manifests of the repository. Possibly it sends
-    something else than the blob, such as an error page."""
+    """The size of a blob at the upstream differs from its size in the repository's manifests. Possibly the upstream did
+    not send the blob but, for example, an error page."""
 
 
 class BlobLengthWrong(BlobSizeWrong):
-    """The upstream did not state the size of a blob, and its response was shorter or longer than the expected size. The
+    """The upstream's response did not state the size of the blob, and was shorter or longer than the expected size. The
     `BlobSink` has got bytes, possibly the bytes of an error page."""
 
 
 class BlobSizeUnknown(UpstreamUnavailable):
-    """The upstream has the blob, because its response names the blob's digest. But the response does not state the
-    size."""
+    """The upstream's response names the blob's digest, so the upstream has the blob. But the response does not state
+    the blob's size."""
 
 
 class Unconfirmed:
-    """Base class of the three errors for a response "not found" that may be wrong: the content may exist."""
+    """Base class of three errors which say that content does not exist, although it may exist."""
 
-    is_refusal = False
-    """Whether the cause is a missing login, so that a retry does not help.
+    needs_login = False
+    """Whether the error is due to a missing login.
 
     - True: the upstream or its token service has refused a request without a login, or the settings require a login
-      that docker's `config.json` lacks.
+      that docker's `config.json` lacks. A retry does not help.
     - False: the response possibly comes from a proxy or firewall. A retry may get another response."""
 
 
@@ -63,9 +63,9 @@ class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):
 
 
 class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
-    """The response to the request for a list, such as that of the tags of a repository, says that the repository does
-    not exist, but a proxy or firewall in front of the upstream possibly sent this response. So the mirror responds with
-    the list of its cached content."""
+    """The response to a request for a list, such as the tags of a repository, says that the repository does not exist.
+    But a proxy or firewall in front of the upstream possibly sent this response. So the mirror lists its cached
+    content."""
 
     default = "the upstream registry does not have the list, or refuses to send it"
 
@@ -85,8 +85,8 @@ class EndpointHealth:
       sent. `half-open`: the next request is a trial.
     - `failures`: number of failures in a row.
     - `retry_in_seconds`: seconds until the open breaker becomes half-open; None if the breaker is not open.
-    - `last_error`, `last_error_at`: the message and the time (seconds since 1970) of the last failure; None: there was
-      none."""
+    - `last_error`: the message of the last failure; None if there was no failure.
+    - `last_error_at`: the time of the last failure in seconds since 1970; None if there was no failure."""
 
     url: str
     breaker: Literal["closed", "open", "half-open"]
@@ -97,18 +97,21 @@ class EndpointHealth:
 
 
 class BlobSink(Protocol):
-    """Receives the bytes of one call of `UpstreamClient.fetch_blob`. Its methods are called in a thread, one after
-    another. If a method raises an exception, `fetch_blob` raises the same exception."""
+    """Receives the bytes that one call of `UpstreamClient.fetch_blob` fetches. The methods are called in a thread, one
+    after another. If a method raises an exception, `fetch_blob` raises the same exception."""
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Called once, before the first `take`, when the response has started. `endpoint`: base URL of the endpoint
-        that sends the response. `start`, `stop`: offsets of the first byte in the response, and of the byte after the
-        last one. `size`: size of the whole blob in bytes."""
+        """Called once, before the first `take`, when the response has started.
+
+        - `endpoint`: base URL of the endpoint that sends the response.
+        - `start`: offset in the blob at which the response starts.
+        - `stop`: offset in the blob at which the response ends (exclusive).
+        - `size`: size of the whole blob in bytes."""
         ...
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Called with the next bytes of the blob. `offset`: offset of the first of these bytes. The memory of `data` is
-        reused after this call has returned, so the sink must copy the bytes that it needs later."""
+        """Called with the next bytes of the blob. `offset`: offset of `data` in the blob. After this call has returned,
+        the memory of `data` is reused, so the sink must copy the bytes that it needs later."""
         ...
 
 
@@ -116,14 +119,16 @@ class UpstreamClient(Protocol):
     """Client for one upstream registry. Repository names are those that the upstream itself uses (`library/ubuntu`).
     Manifests are verified against their digest; blobs are not. No connection is opened before the first call.
 
-    All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
-    (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
-    a request without a login, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same
-    way for private and for missing repositories. Instead of these three errors, they raise UnconfirmedManifestUnknown,
-    UnconfirmedBlobUnknown or UnconfirmedNameUnknown in two cases:
+    Each method that sends a request may raise:
 
-    - A proxy or firewall in front of the upstream possibly sent the response.
-    - The login that the settings require is missing, or the client got no token from the token service."""
+    - UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, StorageFailed, and
+      TooManyRequests (with `retry_after`).
+    - Denied: the upstream refused the configured login.
+    - ManifestUnknown, BlobUnknown or NameUnknown: the upstream does not have the content, or it refused a request
+      without a login. Registries respond in the same way for private and for missing repositories.
+    - UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown: a proxy or firewall in front of the
+      upstream possibly sent the response, the login that the settings require is missing, or the client got no token
+      from the token service."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""
@@ -133,17 +138,19 @@ class UpstreamClient(Protocol):
     """Largest number of simultaneous connections for downloads of blobs, over all processes."""
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns a manifest's descriptor. Sends a HEAD request, which does not use up the rate limit of Docker Hub.
-        Then sends a GET request in two cases: the response to HEAD lacks the type, the size or (for a tag) the digest,
-        or a proxy or firewall in front of the upstream possibly sent this response. Raises ManifestUnknown."""
+        """Returns a manifest's descriptor. Raises ManifestUnknown. Sends a HEAD request, because Docker Hub does not
+        count HEAD requests in its rate limit. Sends a GET request afterwards in two cases:
+
+        - The response to HEAD lacks the type, the size or (for a tag) the digest.
+        - A proxy or firewall in front of the upstream possibly sent the response to HEAD."""
         ...
 
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest. Raises ManifestUnknown. Raises UpstreamUnavailable also if the bytes do not match the
-        digest. `memory`: a large manifest counts in this client's memory budget until the `with` block of this scope
-        ends; None: only until the response is received."""
+        """Returns a manifest. Raises ManifestUnknown; UpstreamUnavailable also if the bytes do not match the digest.
+        `memory`: a scope. A large manifest counts in this client's memory budget until the `with` block of the scope
+        ends. If `memory` is None, it counts until the response is received."""
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
@@ -161,19 +168,19 @@ class UpstreamClient(Protocol):
         expected_size: int | None = None,
     ) -> None:
         """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. If an endpoint fails or
-        does not have the blob, asks the next one, but only before the first call of the sink.
+        does not have the blob, asks the next endpoint, unless the sink was already called.
 
         - `avoid`: endpoints that are asked only if no other endpoint has the blob.
         - `untrusted`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
           `sink.begin` raises an error.
-        - `expected_size`: the size of the whole blob, used if the response does not state the size; None: such a
-          response is refused.
+        - `expected_size`: the size of the whole blob in bytes, used if the response does not state the size. If
+          `expected_size` is None, a response without the size is refused.
 
         Raises BlobUnknown, RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs),
         BlobLengthWrong (the upstream did not state the size, and `expected_size` is wrong), and the exceptions of the
-        sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, even after the sink has got
-        some bytes. If this call is cancelled, closes the connection. The sink is not called after this call has ended
-        or was cancelled."""
+        sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks; the sink may have got bytes by
+        then. A cancellation closes the connection. The sink is not called after this call has ended or was
+        cancelled."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
@@ -187,9 +194,9 @@ class UpstreamClient(Protocol):
         upstream has none, the fallback tag (spec: "Referrers Tag Schema")."""
         ...
 
-    def is_nearly_exhausted(self) -> bool:
-        """Returns whether the upstream's rate limit leaves only few requests. The mirror then sends only requests for
-        which a client waits."""
+    def is_near_rate_limit(self) -> bool:
+        """Returns whether the upstream's rate limit leaves only few requests. If True, the mirror sends a request only
+        if a client waits for the response."""
         ...
 
     def endpoint_health(self) -> list[EndpointHealth]:

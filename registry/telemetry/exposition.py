@@ -1,5 +1,5 @@
-"""Writes metrics in the text format of Prometheus, or in OpenMetrics where the client asks for it. `CellCollector` and
-`process_metrics` collect the metrics that are known without reading the store."""
+"""Writes metrics in the text format of Prometheus, or in OpenMetrics if the client asks for it (`render_metrics`).
+`CellCollector` and `process_metrics` collect the metrics that do not need the store."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from registry.telemetry.metric_families import Family, Histogram
 from registry.telemetry.metrics import Metrics
 
 Collect = Callable[[], Iterable[Metric]]
-"""Yields metrics that are not in shared memory, such as the size of the store. May read files and the database."""
+"""A function that returns metrics that are not in shared memory, such as the size of the store. It may read files and
+the database."""
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out
-    series that have labels and the value 0: these are most of the possible series."""
+    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out each series
+    that has labels and the value 0, because most of the possible series are of this kind."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -39,8 +40,8 @@ class CellCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         plan, cells = self._metrics.plan, self._metrics.cells
         totals = self._metrics.totals()
-        # `totals` includes the numbers of processes that have ended. For a gauge, such as the number of open
-        # connections, only the numbers of running processes count.
+        # `totals` includes processes that have ended. For a gauge, such as the number of open connections, only running
+        # processes count.
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
         for family in plan.families:
@@ -48,7 +49,8 @@ class CellCollector(Collector):
 
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
-    """Returns the metric of a family. `totals`: for each cell, the total over all processes."""
+    """Returns a family (a metric with all its series) for Prometheus. `totals`: for each cell, the total over all
+    processes."""
     label_names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.help_text, labels=label_names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -67,11 +69,12 @@ def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Met
 
 
 def cumulative_buckets(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
-    """Returns the buckets of a series, each with the number of observed values up to its bound, and the sum of
-    all observed values. `cells`: the cells of the series."""
+    """Returns the buckets of a series, and the sum of all observed values. A bucket has its upper bound as text and the
+    number of observed values up to this bound. `cells`: for each bucket, the number of observed values that
+    smaller buckets do not count; then the sum."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
-    for bound, count in zip(bounds, cells, strict=False):  # the last cell is no bucket: it has the sum
+    for bound, count in zip(bounds, cells, strict=False):  # the last cell has the sum
         total += count
         buckets.append((bound, total))
     return buckets, cells[-1]
@@ -79,8 +82,8 @@ def cumulative_buckets(family: Histogram, cells: Sequence[float]) -> tuple[list[
 
 def process_metrics(metrics: Metrics, started_at: float, certificate: Path | None = None) -> Iterator[Metric]:
     """Yields the metrics about the server and its processes. `started_at`: when the server was started, in seconds
-    since 1970. `certificate`: the file with the server's certificate; None: the server has none. Reads this file and
-    files in /proc."""
+    since 1970. `certificate`: the file with the server's certificate; None if the server has no certificate. Reads this
+    file and files in /proc."""
     build_info = {"version": __version__, "python": platform.python_version()}
     yield InfoMetricFamily("entrepot_build", "The version of the server.", value=build_info)
     yield GaugeMetricFamily(
@@ -100,7 +103,8 @@ def process_metrics(metrics: Metrics, started_at: float, certificate: Path | Non
 
 
 def _certificate_metrics(path: Path) -> Iterator[Metric]:
-    """Yields when the server's certificate expires; nothing if the file cannot be read."""
+    """Yields a metric with the time at which the server's certificate expires; no metric if the file cannot be
+    read."""
     with suppress(CertificateError):
         expires_at = expiry_of(path).timestamp()
         text = "When the server's certificate expires, in seconds since 1970."
@@ -116,9 +120,8 @@ class _FunctionCollector(Collector):
 
 
 def render_metrics(collectors: Sequence[Collector], accept: str) -> tuple[bytes, str]:
-    """Returns the metrics of all collectors as text, and its media type. `accept`: the client's Accept header. Takes
-    some milliseconds in addition to the time of the collectors, so call it in a thread. Raises the errors of the
-    collectors."""
+    """Returns the metrics of all collectors as text, and the media type of the text. `accept`: the client's Accept
+    header. Blocks for milliseconds or longer, so call it in a thread. Raises the errors of the collectors."""
     registry = CollectorRegistry(auto_describe=False)
     for collector in collectors:
         registry.register(collector)

@@ -340,9 +340,9 @@ class HttpUpstreamClient:
         """See `UpstreamLists.check_referrers_api`."""
         return await self._lists.check_referrers_api(repo, digest)
 
-    def is_nearly_exhausted(self) -> bool:
+    def is_near_rate_limit(self) -> bool:
         """Returns whether the upstream has reported that only few requests are left before it responds with 429."""
-        return self._requester.remaining_requests.is_nearly_exhausted()
+        return self._requester.remaining_requests.is_near_rate_limit()
 
     def endpoint_health(self) -> list[EndpointHealth]:
         """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""

@@ -187,7 +187,7 @@ class RemainingRequests:
             self._latest = await self._records.allowance(self._upstream_name)
             self._read_at = now
 
-    def is_nearly_exhausted(self) -> bool:
+    def is_near_rate_limit(self) -> bool:
         """Returns whether at most a tenth of the requests that the upstream allows is left. Uses the numbers of the
         last `refresh` or `record`. Returns False if these are unknown or older than REMAINING_VALID_SECONDS."""
         latest = self._latest

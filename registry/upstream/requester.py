@@ -227,15 +227,15 @@ class UpstreamRequester:
         scope for pulls from `repo`; an empty text: a token without a scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
-            # With the missing login, the endpoint might return the content. A retry does not help (`is_refusal`).
-            not_found_error = as_unconfirmed(not_found_error, is_refusal=True)
+            # With the missing login, the endpoint might return the content. A retry does not help (`needs_login`).
+            not_found_error = as_unconfirmed(not_found_error, needs_login=True)
         scope = f"repository:{repo}:pull" if scope is None else scope
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
             # The token service gives no token to anonymous clients. Whether the content exists remains unknown. A retry
-            # does not help (`is_refusal`).
-            raise as_unconfirmed(not_found_error, is_refusal=True) from None
+            # does not help (`needs_login`).
+            raise as_unconfirmed(not_found_error, needs_login=True) from None
         if response.status < 500:
             attempt.on_working()
         if response.is_cross_origin:  # the target of a redirect has other rate limits than the endpoint
@@ -246,7 +246,7 @@ class UpstreamRequester:
             if response.status == 429:
                 raise await self._backoff.record_429(endpoint.url, kind, response.headers)
         if offer.lacks_token:
-            not_found_error = as_unconfirmed(not_found_error, is_refusal=isinstance(offer.failure, AnonymousRefused))
+            not_found_error = as_unconfirmed(not_found_error, needs_login=isinstance(offer.failure, AnonymousRefused))
         is_accepted = response.status in accepted_statuses and not (
             offer.lacks_token and response.status in _HIDING_STATUSES
         )

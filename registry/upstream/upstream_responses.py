@@ -122,7 +122,7 @@ def error_for_response(
             return login_denied(server)
         if _is_confirmed_refusal(response, had_token):
             return not_found_error
-        return as_unconfirmed(not_found_error, is_refusal=status == 401 or is_from_registry(response))
+        return as_unconfirmed(not_found_error, needs_login=status == 401 or is_from_registry(response))
     return UpstreamUnavailable(f"the upstream registry {server} answers {status}")
 
 
@@ -150,9 +150,9 @@ def is_from_registry(response: UpstreamResponse) -> bool:
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
-def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of a not-found error. Returns any other error unchanged. `is_refusal`: whether a
-    retry is useless, because the request had no login (see `Unconfirmed.is_refusal`)."""
+def as_unconfirmed(not_found_error: RegistryError, *, needs_login: bool = False) -> RegistryError:
+    """Returns the unconfirmed variant of a not-found error. Returns any other error unchanged. `needs_login`: whether a
+    retry is useless, because the request had no login (see `Unconfirmed.needs_login`)."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
@@ -164,7 +164,7 @@ def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) 
         error = UnconfirmedManifestUnknown()
     else:
         return not_found_error
-    error.is_refusal = is_refusal
+    error.needs_login = needs_login
     return error
 
 

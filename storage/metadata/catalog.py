@@ -3,7 +3,7 @@
 The bytes of blobs are in a separate blob store. The metadata store has a *row* for each blob. The row contains the
 *place* of the blob: the key under which the blob store has the bytes. Only the blob store can interpret the key. A
 *link* is the right of a repository to serve a blob: if two repositories have the same blob, there are two links to one
-row. A blob is *published* as soon as the blob store has stored its bytes durably at their place.
+row. A blob is *published* when the blob store has stored the bytes of the blob durably.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ UNOBSERVED_COMMITS: Final[CommitObserver] = _NoCommitObserver()
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """A blob of a repository. `size`: number of its bytes. `place`: key of these bytes in the blob store; never empty.
-    `is_queued_for_collection`: whether the repository's link to the blob is in the queue of the garbage collector. It
-    is True if no manifest of the repository refers to the blob. It may stay True for some time after a manifest that
-    refers to the blob was pushed. `last_used`: approximate time in seconds since 1970 at which a client last added the
-    blob or asked for it."""
+    """A blob of a repository.
+
+    - `size`: number of the blob's bytes.
+    - `place`: key of the bytes in the blob store; never empty.
+    - `is_queued_for_collection`: whether the repository's link to the blob is in the queue of the garbage collector.
+      False means that a manifest of the repository refers to the blob. After the push of such a manifest, the value may
+      stay True for some time.
+    - `last_used`: approximate time in seconds since 1970 at which a client last added or requested the blob."""
 
     digest: Digest
     size: int
@@ -72,7 +75,7 @@ class UploadRow:
 
     `offset`, `state` and `boot` are the last checkpoint of the session's progress. `offset`: number of bytes. `state`:
     state of the digest computation after these bytes; None if it was not saved. `boot`: id of the machine's boot during
-    which the bytes were written. A reboot may lose written bytes."""
+    which the bytes were written, because a reboot may lose written bytes."""
 
     id: UploadID
     repository: RepositoryName
@@ -85,23 +88,23 @@ class UploadRow:
 
 @dataclass(frozen=True, slots=True)
 class QueuedLink:
-    """An entry of the garbage collector's queue of links. `repository_id` and `name`: row id and name of the
+    """An entry of the garbage collector's queue of links. `repository_id` and `repository`: row id and name of the
     repository. `digest`: digest of the blob. `size`: number of the blob's stored bytes; 0 if they are damaged or
-    missing. `since`: time in seconds since 1970 at which the link was queued. No manifest of the repository referred to
-    the blob then."""
+    missing. `queued_at`: time in seconds since 1970 at which the link was queued. At this time, no manifest of the
+    repository referred to the blob."""
 
     repository_id: int
     digest: Digest
-    name: str
+    repository: str
     size: int
-    since: float
+    queued_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether calls of `drop_link` for all links to the blob would delete all these links. To let a caller count each
-    freed blob once, `frees_blob` is True only for the link whose repository has the highest row id."""
+    whether the blob would lose all its links if `drop_link` were called for all of them. `frees_blob` can be True only
+    for the link of the repository with the highest row id, so a caller can count each freed blob once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -110,33 +113,33 @@ class LinkPreview:
 @dataclass(frozen=True, slots=True)
 class UnlinkedBlob:
     """An entry of the garbage collector's queue of blobs that have lost their last link. `size`: number of stored
-    bytes; 0 if they are damaged or missing. `is_unlinked`: whether the blob exists and still has no link."""
+    bytes; 0 if they are damaged or missing. `is_still_unlinked`: whether the blob exists and has got no new link."""
 
     digest: Digest
     size: int
-    is_unlinked: bool
+    is_still_unlinked: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StaleUpload:
-    """An upload session without recent progress. `repository`: the name of its repository. `touched`: when it last made
-    progress, in seconds since 1970."""
+    """An upload session without recent progress. `repository`: the name of its repository. `last_progress`: when the
+    session last made progress, in seconds since 1970."""
 
     id: UploadID
     repository: str
-    touched: float
+    last_progress: float
 
 
 @dataclass(frozen=True, slots=True)
 class DeletedManifest:
-    """A deleted manifest that can still be put back. `repository_id` and `name`: row id and name of the repository.
-    `size`: in bytes. `deleted`: when it was deleted, in seconds since 1970."""
+    """A deleted manifest that can still be put back. `repository_id` and `repository`: row id and name of the
+    repository. `size`: size of the manifest in bytes. `deleted_at`: time of the deletion in seconds since 1970."""
 
     repository_id: int
     digest: Digest
-    name: str
+    repository: str
     size: int
-    deleted: float
+    deleted_at: float
 
 
 class Metadata(Protocol):
@@ -174,9 +177,9 @@ class Metadata(Protocol):
     async def add_blob(
         self, repo: RepositoryName, digest: Digest, size: int, place: str, upload: UploadID, by: Actor
     ) -> None:
-        """Adds the row of a published blob, and a link from the repository to the blob. Deletes the row of the upload
-        session `upload`, which received the blob's bytes. If the blob was damaged, it gets `place` as its new place,
-        and is not damaged any more. `by`: the client that pushed the blob, for the blob's event (`storage.outbox`).
+        """Adds the row of a published blob, and a link from the repository to the blob. If the blob already has a row,
+        sets its place to `place`, and a damaged blob is not damaged any more. Deletes the row of the upload session
+        `upload`, which received the blob's bytes. Stores an event (`storage.outbox`) for a push by the client `by`.
         Raises BlobUploadUnknown, QuotaExceeded."""
         ...
 
@@ -190,12 +193,11 @@ class Metadata(Protocol):
         by: Actor | None = None,
         is_fill: bool = False,
     ) -> None:
-        """Adds the row of a published blob whose bytes no upload session received, such as a mirrored blob, or a file
-        to which the store links instead of copying it. Like `add_blob`, adds a link from the repository to the blob and
-        repairs a damaged blob. Raises QuotaExceeded. The blob's event (`storage.outbox`) is:
+        """Adds a blob like `add_blob`, but for bytes that no upload session received, such as those of a mirrored blob.
+        Raises QuotaExceeded. Stores one of these events (`storage.outbox`):
 
-        - a fill (`EventAction.FILL`) if `is_fill` is True: a mirror downloaded the blob from its upstream.
-        - otherwise a push by the client `by`, or no event if `by` is None."""
+        - If `is_fill` is True: a fill (`EventAction.FILL`), the download of a blob by a mirror.
+        - If `is_fill` is False: a push by the client `by`, or no event if `by` is None."""
         ...
 
     async def mount_blob(
@@ -249,7 +251,7 @@ class Metadata(Protocol):
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
         """Does the metadata part of `storage.interface.Registry.delete_manifest`. If the disk is too full to keep a
-        restorable manifest, deletes the manifest without keeping it."""
+        restorable manifest, deletes the manifest for good."""
         ...
 
     async def delete_tag(
@@ -299,10 +301,9 @@ class Metadata(Protocol):
         - If the link was queued again after `before`, changes nothing.
         - If the link no longer exists, or a manifest of the repository refers to the blob, deletes only the entry.
         - If a client used the blob after `before`, keeps the entry for a later call.
-        - Otherwise removes the repository's deleted manifests that were deleted at `before` or earlier, and then
-          deletes the link and the entry. A deleted manifest needs its blobs until it is removed; after that, it cannot
-          be put back. If there are many such manifests, removes only some, and keeps the link and the entry for a later
-          call."""
+        - Otherwise, first removes the repository's manifests that were deleted at `before` or earlier, because they can
+          be put back and need their blobs. Then deletes the link and the entry. If there are too many such manifests
+          for one transaction, removes only some of them, and keeps the link and the entry for a later call."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:
@@ -321,10 +322,10 @@ class Metadata(Protocol):
         ...
 
     async def correct_future_times(self) -> None:
-        """Replaces stored times that are in the future (`storage.future_times`) by the present time, in small
-        transactions. Otherwise unused content would stay until the clock has reached these times. Corrects the times
-        of queued links, upload sessions and deleted manifests, and the time since which this registry has recorded all
-        pulls (`storage.retention.TagFacts.unrecorded_until`)."""
+        """Replaces stored times that are in the future (`storage.future_times`) by the present time, so that they do
+        not delay the removal of unused content. Uses small transactions. Corrects the times of queued links, upload
+        sessions and deleted manifests, and the time since which this registry has recorded all pulls
+        (`storage.retention.TagFacts.unrecorded_until`)."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
@@ -332,9 +333,9 @@ class Metadata(Protocol):
         session that has been idle longest comes first. If `after` is not None, returns only sessions that follow it."""
         ...
 
-    async def drop_upload(self, upload: UploadID, before: float) -> bool:
-        """Deletes the row of an upload session without progress since the time `before` (seconds since 1970). Returns
-        whether it deleted the row. Not durable."""
+    async def drop_stale_upload(self, upload: UploadID, before: float) -> bool:
+        """Deletes the row of an upload session if the session has made no progress since the time `before` (seconds
+        since 1970). Returns whether it deleted the row. Not durable."""
         ...
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:

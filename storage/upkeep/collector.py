@@ -242,10 +242,10 @@ class Collector:
             for upload in stale:
                 size = await self._blobs.upload_size(upload.id)
                 if not this_round.dry_run:
-                    if not await self._metadata.drop_upload(upload.id, before):
+                    if not await self._metadata.drop_stale_upload(upload.id, before):
                         continue
                     await self._blobs.discard_upload(upload.id)
-                reason = f"the upload made no progress after {utc_text(upload.touched)}"
+                reason = f"the upload made no progress after {utc_text(upload.last_progress)}"
                 await this_round.note(RemovalKind.UPLOAD, upload.id, size, reason, upload.repository)
         written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
         listed_uploads = await self._blobs.list_uploads()
@@ -270,8 +270,8 @@ class Collector:
             else:
                 expired = await self._metadata.drop_deleted_manifests(before, BATCH_SIZE)
             for manifest in expired:
-                reason = f"it was deleted at {utc_text(manifest.deleted)}, and the time to put it back is over"
-                await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
+                reason = f"it was deleted at {utc_text(manifest.deleted_at)}, and the time to put it back is over"
+                await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.repository)
 
     async def _remove_links(self, this_round: _Round) -> None:
         """Removes a link if no manifest of its repository has referred to the blob during the whole grace period. A dry
@@ -288,8 +288,8 @@ class Collector:
                 else:
                     is_dropped = await self._metadata.drop_link(entry, before)
                 if is_dropped:
-                    reason = f"no manifest of {entry.name} has referred to it since {utc_text(entry.since)}"
-                    await this_round.note(RemovalKind.LINK, entry.digest, 0, reason, entry.name)
+                    reason = f"no manifest of {entry.repository} has referred to it since {utc_text(entry.queued_at)}"
+                    await this_round.note(RemovalKind.LINK, entry.digest, 0, reason, entry.repository)
                 if frees_blob:
                     await self._note_blob(this_round, entry.digest, entry.size)
 
@@ -311,7 +311,7 @@ class Collector:
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
             after = entries[-1].digest
             for entry in entries:
-                if entry.is_unlinked:  # False if the blob has a link again, or was deleted
+                if entry.is_still_unlinked:  # False if the blob has a link again, or was deleted
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blob_batch(self, this_round: _Round) -> bool:

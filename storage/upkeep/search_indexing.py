@@ -1,7 +1,7 @@
 """Keeps the search index up to date in the background, in one process at a time (`keep_indexed`).
 
-Content is added to the index in small transactions: new content, and content that an earlier version of the program
-has stored without an index. If a manifest is damaged, or its config is missing or unreadable, the indexer reads the
+The indexer adds new content to the index in small transactions. It also adds content that an earlier version of the
+program stored without an index. If a manifest is damaged, or its config is missing or unreadable, the indexer reads the
 manifest again later.
 """
 
@@ -40,23 +40,22 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_BETWEEN_REREADS: Final = 300
-"""The process with the slot reads incomplete manifests again each time it has made this number of checks. A manifest is
+"""Number of checks after which the process with the slot reads the incomplete manifests again. A manifest is
 *incomplete* if its labels could not be read completely."""
 CHECKS_BETWEEN_SLOT_ATTEMPTS: Final = 300
-"""A process without the slot tries to get the slot when a check finds content that is not in the index. In addition, it
-tries each time it has made this number of checks."""
+"""Number of checks after which a process without the slot tries to get the slot. It tries at once if a check finds
+content that is not in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error."""
 MAX_INDEXED_CONFIG_BYTES: Final = 256 * 1024
-"""Labels of a larger image config are not in the index."""
+"""Size of the largest image config whose labels are in the index."""
 MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
-"""A JSON document of at most this size is parsed on the event loop, because that takes little time. A larger one is
-parsed in a thread."""
+"""Size of the largest JSON document that is parsed on the event loop. Larger documents are parsed in a thread."""
 MayRead = Callable[[RepositoryName, Digest], Awaitable[bool]]
-"""Returns whether clients may read a stored blob of a repository. They may not read a blob from a private upstream
-before the upstream has confirmed that its repository has the blob."""
+"""A function that returns whether clients may read a stored blob of a repository. If the blob came from a private
+upstream, they may read it only after the upstream has confirmed that the repository has the blob."""
 log = logging.getLogger("storage.search")
 
 
@@ -78,9 +77,9 @@ class SearchIndexer:
         self._blobs = blobs
         self._may_read = may_read
         self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
-        """The labels in the configs of the current batch. The key is the digest of a config. The value maps the name of
-        each label in the config to the *line* of the label, `name=value`. The labels are kept because many manifests
-        can have the same config."""
+        """A cache of the labels in the configs of the current batch, because many manifests can have the same config.
+        The key is the digest of a config. The value maps the name of each label to its *line*, the text
+        `name=value`."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
@@ -88,16 +87,16 @@ class SearchIndexer:
         return self._index.has_unindexed()
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after the first batch that is not full. The next
-        call adds the content that clients push during this call, because many small batches cost more than a few full
-        ones. Returns the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable;
-        a later call continues."""
+        """Adds the content that is not in the index, in batches. Ends after the first batch that is not full.
+        Leaves newer content to the next call, because many small batches cost more than a few full batches. Returns the
+        number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call
+        continues."""
         batches = 0
         while self.has_unindexed():
             may_have_more_names = await self._index.index_names()  # the names of repositories and tags
             batch = await self._index.unindexed_manifests()
             if batch.end != batch.start:
-                await self._add(batch)
+                await self._add_batch(batch)
             batches += 1
             if not (may_have_more_names or batch.is_full):
                 break
@@ -123,7 +122,7 @@ class SearchIndexer:
         """Drops the index, even if it is damaged. `run` then builds it again. Raises StorageFull, StorageFailed."""
         await self._index.rebuild()
 
-    async def _add(self, batch: ManifestBatch) -> None:
+    async def _add_batch(self, batch: ManifestBatch) -> None:
         await self._index.add_manifests(batch, await self._labels_of_all(batch.manifests))
 
     async def _labels_of_all(self, manifests: Sequence[UnindexedManifest]) -> list[ManifestLabels]:
@@ -131,7 +130,7 @@ class SearchIndexer:
         labels = []
         for manifest in manifests:
             labels.append(await self.labels_of(manifest))
-            await asyncio.sleep(0)  # lets other tasks run: reading small files and documents does not wait
+            await asyncio.sleep(0)  # lets other tasks run: `labels_of` may return without waiting
         return labels
 
     async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
@@ -149,19 +148,19 @@ class SearchIndexer:
         return ManifestLabels(manifest, "\n".join(_first_lines(lines).values()), missing_config)
 
     async def _config_lines(self, repo: RepositoryName, digest: Digest) -> Mapping[str, str]:
-        """Returns the lines of the labels in an image config, by name of the label. Returns no lines if the config is
+        """Returns the lines of the labels in an image config, by the names of the labels; no lines if the config is
         larger than `MAX_INDEXED_CONFIG_BYTES`. Raises NameUnknown, BlobUnknown, BytesMissing."""
         row = await self._metadata.blob(repo, digest)
         if not await self._may_read(repo, digest):
             raise BlobUnknown
         if digest not in self._lines_by_config:
-            config = await self._read(row) if row.size <= MAX_INDEXED_CONFIG_BYTES else b""
+            config = await self._read_blob(row) if row.size <= MAX_INDEXED_CONFIG_BYTES else b""
             self._lines_by_config[digest] = await _parse_labels(config, "config", "Labels")
         return self._lines_by_config[digest]
 
-    async def _read(self, row: BlobRow) -> bytes:
-        """Returns the bytes of a blob. Raises BytesMissing if there are no bytes or they cannot be read, so that one
-        damaged file does not keep other content out of the index. Raises TooManyOpenFiles."""
+    async def _read_blob(self, row: BlobRow) -> bytes:
+        """Returns the bytes of a blob. Raises TooManyOpenFiles. Raises BytesMissing if the bytes are missing or cannot
+        be read; the caller then goes on with other manifests."""
         try:
             async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
                 if reader.data is not None:
@@ -175,8 +174,8 @@ class SearchIndexer:
 
 
 async def _parse_labels(document: bytes, *path: str) -> Mapping[str, str]:
-    """Returns the lines of the labels in a JSON document, by name of the label. Leaves out lines that do not fit into
-    the index. `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
+    """Returns the lines of the labels in a JSON document, by the names of the labels. Leaves out lines that do not fit
+    into the index. `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
     if len(document) <= MAX_INLINE_BYTES:
         return _parse_labels_now(document, *path)
     return await asyncio.to_thread(_parse_labels_now, document, *path)
@@ -196,8 +195,8 @@ def _parse_labels_now(document: bytes, *path: str) -> Mapping[str, str]:
 
 
 def _line(name: str, value: str) -> str:
-    """Returns a label as one line, even if its value has several lines. Replaces lone surrogates, because they cannot
-    be stored."""
+    """Returns a label as one line, even if the value has several lines. Replaces lone surrogates, which cannot be
+    stored."""
     text = " ".join(f"{name[:MAX_VALUE_CHARACTERS]}={value[:MAX_VALUE_CHARACTERS]}".split())
     return text.encode("utf-8", "replace").decode()
 
@@ -217,11 +216,11 @@ def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     """Keeps the index up to date until the task is cancelled. Every server process runs this function. The process that
-    holds the slot does the work. The other processes try to get the slot (`CHECKS_BETWEEN_SLOT_ATTEMPTS`). If an error
-    occurs, logs the error and tries again later.
+    holds the slot does the work. The other processes try to get the slot (`CHECKS_BETWEEN_SLOT_ATTEMPTS`). After an
+    error, logs it and tries again later.
 
-    If the index is damaged, drops the index and builds it again. If the new index is damaged before all content is in
-    it, does not drop it, because the damage may be in other tables."""
+    Drops a damaged index and builds a new one. If the new index is damaged before it is complete, keeps it, because the
+    damage may be in other tables."""
     may_rebuild = True
     checks_without_slot = 0
     while True:
@@ -253,8 +252,8 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
 
 
 def _may_have_work(indexer: SearchIndexer) -> bool:
-    """Returns whether content is not in the index. Also returns True if the index cannot be read, so that the process
-    that gets the slot finds the damage and builds the index again."""
+    """Returns True if some content is not in the index, or if the index cannot be read. In the second case, the process
+    that gets the slot finds the damage and builds a new index."""
     try:
         return indexer.has_unindexed()
     except RegistryError:
@@ -262,7 +261,7 @@ def _may_have_work(indexer: SearchIndexer) -> bool:
 
 
 async def _rebuild(indexer: SearchIndexer) -> float:
-    """Drops the damaged index. Returns the number of seconds to wait before the next attempt to build the index."""
+    """Drops the damaged index. Returns the number of seconds to wait before the next attempt to update the index."""
     try:
         await indexer.rebuild()
     except Exception:

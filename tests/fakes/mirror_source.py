@@ -23,7 +23,7 @@ class SourceFaults:
     """The faults of the upstream. `down`: the error that every call raises. `ranges`: whether the upstream supports
     ranges. `drops`: for each of the next responses, the number of bytes after which it breaks off. `corrupt`: endpoints
     that send wrong bytes. `gates`: offsets at which a response waits until the event is set.
-    `is_nearly_exhausted`: whether the upstream's rate limit is almost used up."""
+    `is_near_rate_limit`: whether the upstream's rate limit is almost used up."""
 
     down: RegistryError | None = None
     ranges: bool = True
@@ -44,7 +44,7 @@ class SourceFaults:
     """For each of these repositories, the error of downloads of its blobs."""
     manifest_errors: dict[str, RegistryError] = field(default_factory=dict)
     """For each of these repositories, the error of requests for its manifests."""
-    is_nearly_exhausted: bool = False
+    is_near_rate_limit: bool = False
 
 
 class FakeSource:
@@ -140,8 +140,8 @@ class FakeSource:
         following = [found[digest] for digest in sorted(found) if after is None or digest > after]
         return Page(following[:limit], len(following) > limit)
 
-    def is_nearly_exhausted(self) -> bool:
-        return self.faults.is_nearly_exhausted
+    def is_near_rate_limit(self) -> bool:
+        return self.faults.is_near_rate_limit
 
     def endpoint_health(self) -> list[EndpointHealth]:
         return []

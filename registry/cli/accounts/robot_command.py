@@ -29,13 +29,13 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 @app.command(
     "add",
-    help="Add a robot. It can do nothing until you grant it something.",
+    help="Add a robot. A new robot has no rights of its own until you grant it some.",
     epilog=WORDS.examples('add ci --note "builds of the main branch"')
     + "\n\nThen: entrepot grant add 'team/**' pull,push robot:ci; entrepot token add ci",
 )
 def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds a robot. After the first account of the registry, prints that everyone has to log in from now on, and which
-    commands to run next."""
+    """Adds a robot. If it is the first account of the registry, prints that everyone has to log in from now on, and
+    which commands to run next."""
     settings = load_or_fail(config, data=data).settings
     account = parse_name_or_fail(name)
     added = administer(

@@ -1,6 +1,6 @@
-"""`measure_endpoint` measures how fast an endpoint of an upstream responds and sends blobs. `advice` says which
-endpoint is the best and what to write in the settings. An *upstream* is a mirrored registry, and its *endpoints* are
-the URLs at which it can be reached."""
+"""Measures how fast an endpoint of an upstream responds and sends blobs (`measure_endpoint`), and says which endpoint
+is the best and what to write in the settings (`advice`). An *upstream* is a mirrored registry. The *endpoints* of an
+upstream are the URLs at which it can be reached."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from storage.errors import RegistryError
 from storage.names import Reference, RepositoryName, Tag
 
 MAX_BLOB_BYTES: Final = 8 << 20
-"""How many bytes of a blob are fetched from each endpoint."""
+"""Largest number of bytes that are fetched from each endpoint to measure the speed of blobs."""
 MEASURE_SECONDS: Final = 30.0
 """Time limit for measuring one endpoint."""
 _CONNECT_SECONDS: Final = 10.0
-"""Time limit for each of these: connecting, the TLS handshake, and the first byte of the response to GET `/v2/`."""
+"""Separate time limit for each of three steps: to connect, the TLS handshake, and the wait for the first byte of the
+response to GET `/v2/`."""
 DEFAULT_IMAGES: Final = {
     "docker.io": "library/alpine:latest",
     "registry.k8s.io": "pause:3.10",
@@ -36,21 +37,21 @@ DEFAULT_IMAGES: Final = {
     "gcr.io": "distroless/static:latest",
     "ghcr.io": "distroless/static:latest",
 }
-"""A small public image on each of these upstreams, which is fetched to measure the speed."""
+"""For each of some upstreams, a small public image that is fetched to measure the speed."""
 _SIMILAR_FRACTION: Final = 0.9
-"""An endpoint that has at least this fraction of the speed of the fastest endpoint counts as equally good."""
+"""The first endpoint in the settings stays the first if it has at least this fraction of the best endpoint's speed."""
 
 
 @dataclass(slots=True)
 class EndpointSpeed:
     """The results of measuring one endpoint. A time is None if it was not measured.
 
-    - `connect_seconds` and `tls_seconds`: the time to connect, and the time of the TLS handshake. Not measured through
-      a proxy.
-    - `first_byte_seconds`: the time from GET `/v2/` to the first byte of the response. Through a proxy, this is the
-      time of the whole request, including the connection.
-    - `manifest_seconds`: the time to fetch the manifest of an image. For an index, this includes the time to fetch one
-      of the manifests that it lists.
+    - `connect_seconds`: the time to connect. Not measured through a proxy.
+    - `tls_seconds`: the time of the TLS handshake. Not measured through a proxy.
+    - `first_byte_seconds`: the time from GET `/v2/` to the first byte of the response. Through a proxy, the time of the
+      whole request, including the connection.
+    - `manifest_seconds`: the time to fetch the manifest of an image. If the manifest is an index, this includes the
+      time to fetch one of the manifests that the index lists.
     - `blob_bytes`: how many bytes of a blob arrived in `blob_seconds`.
     - `proxy`: the URL of the proxy; None: no proxy was used.
     - `error`: why the endpoint does not work; None: it works.
@@ -90,12 +91,12 @@ class _CountingSink:
 async def measure_endpoint(
     upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None, seconds: float = MEASURE_SECONDS
 ) -> EndpointSpeed:
-    """Measures one endpoint. Does not raise RegistryError or OSError: the result contains the error.
+    """Measures one endpoint. Does not raise RegistryError or OSError: `EndpointSpeed.error` says why it failed.
 
     - `image`: a repository (with its name at the upstream) and a tag. The manifest of this image and a part of its
-      largest layer are fetched. None: only connections are measured.
-    - `seconds`: the time limit. If it ends the download of a layer, the speed is computed from the bytes that have
-      arrived."""
+      largest layer are fetched. If `image` is None, only the connection is measured.
+    - `seconds`: the time limit. If the download of the layer reaches the limit, the speed is computed from the bytes
+      that have arrived."""
     speed, limit = EndpointSpeed(url), asyncio.timeout(seconds)
     try:
         speed.proxy = OutboundProxies().proxy_for(url)
@@ -122,7 +123,8 @@ async def measure_endpoint(
 
 
 def _measure_connection(upstream: Upstream, url: str, speed: EndpointSpeed) -> None:
-    """Measures a connection, the TLS handshake, and the first byte of the answer to GET `/v2/`. Blocks."""
+    """Measures the time to connect, the time of the TLS handshake, and the time from GET `/v2/` to the first byte of
+    the response. Blocks."""
     parts = urlsplit(url)
     host, is_tls = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
@@ -146,11 +148,12 @@ def _measure_connection(upstream: Upstream, url: str, speed: EndpointSpeed) -> N
 
 
 async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag: Tag, speed: EndpointSpeed) -> None:
-    """Measures how long the manifest of an image takes, and how fast a part of its largest layer arrives."""
+    """Measures the time to fetch the manifest of an image, and the speed at which a part of its largest layer
+    arrives."""
     start = time.monotonic()
     manifest = await _image_manifest(client, repo, tag)
     speed.manifest_seconds = time.monotonic() - start
-    # The registry does not have foreign layers: clients fetch them from other servers.
+    # The upstream does not have foreign layers: clients fetch them from other servers.
     layers = [layer for layer in manifest.layers if layer.digest not in manifest.foreign]
     if not layers:
         speed.notes.append(f"{repo}:{tag} has no layers, so the speed of blobs is not measured")
@@ -161,16 +164,15 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         span = Span(0, min(largest_layer.size, MAX_BLOB_BYTES))
         await client.fetch_blob(repo, largest_layer.digest, span, sink, expected_size=largest_layer.size)
     finally:
-        # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
-        # speed.
+        # In `finally`, because the bytes that arrive before the time limit are enough to compute the speed.
         if sink.start_time is not None and sink.byte_count:
             # At least a microsecond, because `bytes_per_second` would be None for a time of 0.
             speed.blob_bytes, speed.blob_seconds = sink.byte_count, max(time.monotonic() - sink.start_time, 1e-6)
 
 
 async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
-    """Returns the manifest of an image. For an index, returns the manifest that it lists for linux/amd64, or the
-    first one if there is none for linux/amd64."""
+    """Returns the manifest of an image. If the tag points at an index, returns the manifest for linux/amd64 that the
+    index lists, or, without such a manifest, the first manifest that it lists."""
     manifest = await client.get_manifest(repo, tag)
     if not manifest.manifests:
         return manifest
@@ -179,8 +181,8 @@ async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag:
 
 
 def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
-    """Returns the measured endpoints, the best first. The best endpoint has the highest speed of blobs. Of endpoints
-    with the same speed, the one that connects and responds fastest comes first. Endpoints that failed come last."""
+    """Returns the measured endpoints, the best first. Sorts by the speed of blobs. Sorts endpoints with the same speed
+    by the time to connect and respond. Endpoints that failed come last."""
 
     def sort_key(speed: EndpointSpeed) -> tuple[bool, float, float]:
         latency = (speed.connect_seconds or 0.0) + (speed.tls_seconds or 0.0) + (speed.first_byte_seconds or 0.0)
@@ -190,37 +192,38 @@ def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
 
 
 def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, str]:
-    """Returns a sentence that says what to do, and the lines for the settings. The lines are empty if nothing has to
-    change."""
+    """Returns a sentence that says what to do, and the lines to write in the settings. The lines are an empty text if
+    there is nothing to write."""
     ranked = rank(speeds)
     working = [speed for speed in ranked if speed.error is None]
     if not working:
-        return f"no endpoint of {upstream.name} works; entrepot doctor says what to do", ""
+        return f"no endpoint of {upstream.name} works; to find out why, run `entrepot doctor`", ""
     best = working[0]
     if len(speeds) == 1:
-        return f"{best.url} is the only endpoint of {upstream.name}; the setting endpoints can name more", ""
-    first = next(speed for speed in speeds if speed.url == upstream.endpoints[0])
+        return f"{best.url} is the only endpoint of {upstream.name}; the setting `endpoints` can name more", ""
+    configured_first = next(speed for speed in speeds if speed.url == upstream.endpoints[0])
     # The first endpoint in the settings stays the first if it is nearly as good as the best one.
-    keeps_first = _is_similar(first, best)
+    keeps_first = _is_nearly_as_good(configured_first, best)
     failed = [speed.url for speed in ranked if speed.error is not None]
     if keeps_first and not failed:
-        return f"{first.url} is the first already, and no other endpoint is clearly faster", ""
-    order = [first, *(speed for speed in working if speed is not first)] if keeps_first else working
-    urls = "".join(f'  "{speed.url}",\n' for speed in order)
-    what = f"{first.url if keeps_first else best.url} is the fastest"
+        return f"{configured_first.url} is already the first endpoint, and no other endpoint is clearly faster", ""
+    others = [speed for speed in working if speed is not configured_first]
+    new_order = [configured_first, *others] if keeps_first else working
+    urls = "".join(f'  "{speed.url}",\n' for speed in new_order)
+    summary = f"{new_order[0].url} is the fastest"
     if failed:
-        what += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
+        summary += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
     lines = f'[[upstream]]\nname = "{upstream.name}"\nendpoints = [\n{urls}]\n'
-    return f'{what}: write this in the [[upstream]] "{upstream.name}", and run entrepot reload', lines
+    return f'{summary}: write this in the [[upstream]] "{upstream.name}", and run `entrepot reload`', lines
 
 
-def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
-    """Returns whether `first` is nearly as good as `best`. Compares the speed of blobs. If this speed is missing for
-    one endpoint or both, compares the time to the first byte instead."""
-    if first is best:
+def _is_nearly_as_good(speed: EndpointSpeed, best: EndpointSpeed) -> bool:
+    """Returns whether `speed` is nearly as good as `best`. Compares the speeds of blobs, or, if one of them was not
+    measured, the times to the first byte."""
+    if speed is best:
         return True
-    if first.error is not None:
+    if speed.error is not None:
         return False
-    if best.bytes_per_second and first.bytes_per_second:
-        return first.bytes_per_second >= _SIMILAR_FRACTION * best.bytes_per_second
-    return (first.first_byte_seconds or 0.0) <= (best.first_byte_seconds or 0.0) / _SIMILAR_FRACTION
+    if best.bytes_per_second and speed.bytes_per_second:
+        return speed.bytes_per_second >= _SIMILAR_FRACTION * best.bytes_per_second
+    return (speed.first_byte_seconds or 0.0) <= (best.first_byte_seconds or 0.0) / _SIMILAR_FRACTION

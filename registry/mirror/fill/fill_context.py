@@ -1,4 +1,5 @@
-"""The objects that all fills of one mirror share (`FillContext`). A *fill* is the work of one process to get a blob."""
+"""The objects that all fills of one mirror share (`FillContext`). A *fill* is the work of one process to get a blob
+from the upstream."""
 
 from __future__ import annotations
 
@@ -19,23 +20,26 @@ from storage.partials import Partials
 
 MAX_CLAIMS: Final = 16
 """Largest number of fills of one upstream that claim a partial blob at the same time in one process. A *partial blob*
-has the bytes of an unfinished download and a record of which bytes have arrived. To *claim* it means to open its files,
-as its owner if no other process downloads the blob (`Partials.claim`). The other fills wait for their turn, and end if
-their clients leave meanwhile. The process has only this many threads that open files, so more fills would only wait for
-a thread."""
+is an unfinished download, with a record of the bytes that have arrived. To *claim* a partial blob means to open its
+files (`Partials.claim`). The number equals the number of threads that open files, because further fills would only wait
+for a thread."""
 
 
 @dataclass(frozen=True)
 class FillContext:
-    """The objects that all fills of one mirror share. `partials`: the store of unfinished downloads. `slots`: limits
-    the connections to the upstream. `entitlement`: decides through which repositories a blob may be read.
-    `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints (base URLs) of
-    the upstream sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the
-    upstream. `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
-    `stall_timeout`: after the upstream has begun to send the blob, a failed request is retried. The download fails
-    after this number of seconds without progress. Before the upstream has begun, the download is retried at most once
-    (`RetryPolicy`). `observer`: counts the fills. `claim_permits`: a fill holds one of these `MAX_CLAIMS` permits while
-    it claims its partial blob."""
+    """The objects that all fills of one mirror share.
+
+    - `partials`: the store of the partial blobs.
+    - `slots`: limits the connections to the upstream.
+    - `entitlement`: decides through which repositories a blob may be read.
+    - `negative_cache`: says which blobs the upstream does not have.
+    - `bad_senders`: says which endpoints (base URLs) of the upstream sent corrupt bytes for a blob.
+    - `to_upstream_name`: returns the name that a repository has at the upstream.
+    - `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
+    - `stall_timeout`: seconds without progress after which a download fails, if the upstream has begun to send the blob
+      (`RetryPolicy`).
+    - `observer`: counts the fills.
+    - `claim_permits`: a fill holds one of these `MAX_CLAIMS` permits while it claims a partial blob."""
 
     upstream: UpstreamClient
     partials: Partials

@@ -274,7 +274,7 @@ def end_upload(db: apsw.Connection, upload: UploadID) -> None:
         raise BlobUploadUnknown()
 
 
-def drop_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
+def drop_stale_upload(db: apsw.Connection, upload: UploadID, before: float) -> bool:
     """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
     db.execute("DELETE FROM upload WHERE id = ? AND touched <= ?", (upload, before))
     return db.changes() > 0
@@ -376,7 +376,7 @@ def unlinked_blobs(db: apsw.Connection, limit: int, after: Digest | None) -> lis
 def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLink | None) -> list[QueuedLink]:
     """Returns at most `limit` links that were last queued at the time `before` or earlier, the oldest entry first. The
     list starts after the entry `after`; if `after` is None, with the oldest entry."""
-    position = (after.since, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
+    position = (after.queued_at, after.repository_id, after.digest) if after else (float("-inf"), WHOLE_STORE, "")
     rows: list[Any] = db.execute(_QUEUED_LINKS, (before, WHOLE_STORE, *position, limit)).fetchall()
     return [QueuedLink(repository, Digest(digest), name, size, since) for repository, digest, name, size, since in rows]
 
@@ -384,7 +384,7 @@ def queued_links(db: apsw.Connection, before: float, limit: int, after: QueuedLi
 def stale_uploads(db: apsw.Connection, before: float, limit: int, after: StaleUpload | None) -> list[StaleUpload]:
     """Returns at most `limit` upload sessions without progress after the time `before`, the longest idle session first.
     The list starts after the session `after`; if `after` is None, with the longest idle session."""
-    position = (after.touched, after.id) if after else (float("-inf"), "")
+    position = (after.last_progress, after.id) if after else (float("-inf"), "")
     rows: list[Any] = db.execute(
         "SELECT id, repository, touched FROM upload WHERE touched <= ? AND (touched, id) > (?, ?) "
         "ORDER BY touched, id LIMIT ?",

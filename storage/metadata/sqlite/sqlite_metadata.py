@@ -339,10 +339,10 @@ class SqliteMetadata:
         """Returns at most `limit` upload sessions that made no progress after `before`."""
         return blob_changes.stale_uploads(self._db, before, limit, after)
 
-    async def drop_upload(self, upload: UploadID, before: float) -> bool:
+    async def drop_stale_upload(self, upload: UploadID, before: float) -> bool:
         """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
         return await self._writer.run(
-            lambda db: blob_changes.drop_upload(db, upload, before), durable=False, reserve_use=ReserveUse.ALL
+            lambda db: blob_changes.drop_stale_upload(db, upload, before), durable=False, reserve_use=ReserveUse.ALL
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:

@@ -56,7 +56,7 @@ def test_fast_endpoint_is_recommended(tmp_path: Path) -> None:
         assert process.stdout.index(fast.url) < process.stdout.index(slow.url)
         settings.write_text(text.format(fast.url, slow.url))
         _, result, _ = measured(tmp_path, "-c", str(settings))
-        assert "is the first already" in result["advice"]
+        assert "is already the first endpoint" in result["advice"]
         assert result["lines"] is None
         slow.refuse()
         exit_code, result, _ = measured(tmp_path, "-c", str(settings))

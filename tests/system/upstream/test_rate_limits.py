@@ -127,11 +127,11 @@ async def test_numbers_of_a_redirect_target_are_not_those_of_the_registry(
         upstream_source(registry, server.url) as source,
     ):
         assert bytes((await fetch(source, layer.digest)).body) == layer.read()
-        assert not source.is_nearly_exhausted()
+        assert not source.is_near_rate_limit()
         assert await registry.records.allowance("far.test") is None
         server.reply = always(answer(200, layer.read(), **few))
         await fetch(source, layer.digest)
-        assert source.is_nearly_exhausted()
+        assert source.is_near_rate_limit()
 
 
 async def test_numbers_are_stored_again_after_the_clock_was_set_back(
@@ -148,9 +148,9 @@ async def test_numbers_are_stored_again_after_the_clock_was_set_back(
         clock.now += 86_400
         await fetch(source, layer.digest)
         clock.now -= 86_400
-        assert not source.is_nearly_exhausted()  # the numbers from the future are unknown now
+        assert not source.is_near_rate_limit()  # the numbers from the future are unknown now
         await fetch(source, layer.digest)
-        assert source.is_nearly_exhausted()
+        assert source.is_near_rate_limit()
 
 
 async def test_429_of_the_token_service_does_not_limit_the_registry(registry: StoredRegistry, upstream: Hub) -> None:
@@ -200,7 +200,7 @@ def test_invalid_retry_after_is_ignored(text: str) -> None:
 
 
 async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
-    """`is_nearly_exhausted` returns True in every process once at most a tenth of the allowed requests is left. It
+    """`is_near_rate_limit` returns True in every process once at most a tenth of the allowed requests is left. It
     returns False again after an hour."""
     clock = UpstreamClock()
     upstream.set(limit=20)
@@ -211,10 +211,10 @@ async def test_few_requests_left(tmp_path: Path, upstream: Hub) -> None:
         upstream_source(second_registry, upstream.url, clock=clock) as second_source,
     ):
         for number in range(1, 19):
-            assert not first_source.is_nearly_exhausted()
+            assert not first_source.is_near_rate_limit()
             await first_source.get_manifest(REPO, TAG)
-            assert first_source.is_nearly_exhausted() is (number == 18)
+            assert first_source.is_near_rate_limit() is (number == 18)
         await second_source.resolve_manifest(REPO, TAG)
-        assert second_source.is_nearly_exhausted()
+        assert second_source.is_near_rate_limit()
         clock.now += 3601
-        assert not second_source.is_nearly_exhausted()
+        assert not second_source.is_near_rate_limit()

@@ -153,7 +153,7 @@ async def test_new_client_contacts_nobody(registry: StoredRegistry, upstream: Hu
     """Creating a client opens no connection and reads no file."""
     absent = tmp_path / "absent"
     async with upstream_source(registry, upstream.url, username="ann", password_file=absent, ca_file=absent) as source:
-        assert (source.name, source.connections, source.is_nearly_exhausted()) == ("far.test", 8, False)
+        assert (source.name, source.connections, source.is_near_rate_limit()) == ("far.test", 8, False)
     assert upstream.opened == 0
 
 

@@ -77,7 +77,7 @@ def oldest(
 ) -> list[DeletedManifest]:
     """Returns at most `limit` manifests that were deleted at `before` or earlier, earliest deletion first. The result
     begins after the manifest `after`. None: it begins with the earliest deletion."""
-    position = (after.deleted, after.repository_id, after.digest) if after else (float("-inf"), 0, "")
+    position = (after.deleted_at, after.repository_id, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 
 

@@ -206,7 +206,7 @@ async def test_only_heads_are_sent_while_few_requests_are_left(site: MirrorSite,
     await make_young_tags(site, worker, "abc")
     del site.upstream.manifests["library/b", TAG]
     await worker.store.delete_tag(mirrored("c"), TAG, by=MIRROR_ACTOR)
-    site.upstream.faults.is_nearly_exhausted = True
+    site.upstream.faults.is_near_rate_limit = True
     site.upstream.calls.clear()
     await worker.mirror.recheck_young_tags()
     assert site.upstream.calls == {"head manifest": 3}
@@ -216,7 +216,7 @@ async def test_only_heads_are_sent_while_few_requests_are_left(site: MirrorSite,
     site.clock.now += 1
     await worker.mirror.recheck_young_tags()
     assert site.upstream.calls == {"head manifest": 5}  # not about the deleted tag, which would take a GET
-    site.upstream.faults.is_nearly_exhausted = False
+    site.upstream.faults.is_near_rate_limit = False
     site.clock.now += HOUR
     await worker.mirror.recheck_young_tags()
     second = site.upstream.manifests["library/a", TAG].digest

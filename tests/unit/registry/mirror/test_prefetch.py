@@ -124,7 +124,7 @@ async def test_what_the_prefetch_setting_allows(site: MirrorSite, mode: str, pre
 
 async def test_nothing_is_prefetched_if_few_requests_are_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """Nothing is prefetched while the upstream's rate limit leaves only few requests."""
-    site.upstream.faults.is_nearly_exhausted = True
+    site.upstream.faults.is_near_rate_limit = True
     add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))

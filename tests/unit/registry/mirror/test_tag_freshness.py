@@ -254,7 +254,7 @@ async def test_a_stale_tag_is_served_if_few_requests_are_left(site: MirrorSite, 
     enter_request(request := RequestContext())
     await pull_new_image(site, worker)
     other = site.upstream.add_image(UPSTREAM_REPO, b"other", tags=("2",))
-    site.upstream.faults.is_nearly_exhausted = True
+    site.upstream.faults.is_near_rate_limit = True
     for age in (400, 4000):
         site.clock.now += age
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
@@ -338,7 +338,7 @@ async def test_force_checks_even_a_fresh_tag(site: MirrorSite, worker: MirrorWor
     newer = site.upstream.add_image(UPSTREAM_REPO, b"a newer layer")
     assert await worker.mirror.revalidate(MIRRORED_REPO, TAG) is None
     assert site.upstream.calls == {"get manifest": 1}
-    site.upstream.faults.is_nearly_exhausted = True
+    site.upstream.faults.is_near_rate_limit = True
     assert await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True) is None
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == newer.digest
     site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
