@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -21,6 +21,7 @@ from registry.admin import (
     health,
     login_routes,
     management_api,
+    management_router,
     metrics_route,
     token_endpoint,
 )
@@ -136,6 +137,14 @@ class Entrepot(FastAPI):
                 public_url=factory.settings.public_url,
             )
         )
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the OpenAPI document of all routes outside `/v2`. The first call builds it."""
+        is_built = self.openapi_schema is not None
+        document = super().openapi()
+        if not is_built:
+            management_router.complete_document(document)
+        return document
 
     @property
     def service(self) -> Service:

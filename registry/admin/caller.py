@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
-from fastapi.openapi.models import HTTPBase
-from fastapi.security.base import SecurityBase
 
 from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
@@ -131,27 +129,8 @@ class Caller:
         return RequestContext(self.principal, repo, self.actor.address, self.actor.request_id)
 
 
-class _SecurityScheme(SecurityBase):
-    """Describes an HTTP authentication scheme in the OpenAPI document. It checks nothing: `identify_caller`
-    authenticates the request."""
-
-    def __init__(self, scheme: str, description: str) -> None:
-        self.model = HTTPBase(scheme=scheme, description=description)
-        self.scheme_name = scheme.capitalize()
-
-    async def __call__(self) -> None:
-        return None
-
-
-_BASIC: Final = _SecurityScheme("basic", "Account and password, or an API token in the password's place")
-_BEARER: Final = _SecurityScheme("bearer", "An API token")
-
-
-async def identify_caller(
-    request: Request, _basic: Annotated[Any, Depends(_BASIC)], _bearer: Annotated[Any, Depends(_BEARER)]
-) -> Caller:
-    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs. `_basic` and
-    `_bearer` only make FastAPI list both authentication schemes in the OpenAPI document.
+async def identify_caller(request: Request) -> Caller:
+    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs.
 
     Ignores the session cookie if the request has an Authorization header. Raises Unauthorized for wrong credentials,
     TooManyRequests after too many failed logins, and Denied for a request that a page of another site may have caused
@@ -185,7 +164,7 @@ async def identify_again(request: Request) -> Caller:
     """Checks the credentials of a request again after `identify_caller` has accepted them. Returns the caller with the
     current rights. Raises the errors of `identify_caller`."""
     scope = {key: value for key, value in request.scope.items() if key != _CALLER_KEY}
-    return await identify_caller(Request(scope), None, None)
+    return await identify_caller(Request(scope))
 
 
 def make_caller(request: Request, principal: Principal) -> Caller:

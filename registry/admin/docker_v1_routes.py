@@ -48,7 +48,7 @@ async def identify_v1_caller(request: Request) -> Caller:
     # `identify_caller` stores the actor in the dict `state` of the copied scope, and `ManagementRoute` reads the actor
     # in the original scope. So both scopes must share one dict.
     request.scope.setdefault("state", {})
-    return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
+    return await identify_caller(Request({**request.scope, "headers": headers}))
 
 
 V1Caller = Annotated[Caller, Depends(identify_v1_caller)]

@@ -62,7 +62,7 @@ class ManagementRoute(APIRoute):
         route checks the rights again when the body has arrived. This implementation requires only an account
         (`require_login`); a subclass may check other rights. Raises the errors of `identify_caller` and
         `require_login`."""
-        await require_login(await identify_caller(request, None, None))
+        await require_login(await identify_caller(request))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler of the route, wrapped in the checks and the logging."""

@@ -95,4 +95,4 @@ async def _check_admin(request: Request) -> None:
     is not an admin. If the service has no accounts at all (`Service.access` is None), raises HTTPException (403)."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
-    await require_admin(await require_login(await identify_caller(request, None, None)))
+    await require_admin(await require_login(await identify_caller(request)))

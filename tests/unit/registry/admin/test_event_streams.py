@@ -41,7 +41,7 @@ async def stream_of(
     headers = [(b"host", b"registry.test"), (b"authorization", login.encode())]
     scope = {"type": "http", "method": "GET", "path": "/api/v1/events", "headers": headers, "app": site.app}
     request = Request(scope | {"client": ("192.0.2.1", 1), "query_string": b"", "scheme": "https"})
-    return EventStream(request, after, as_json, await identify_caller(request, None, None))
+    return EventStream(request, after, as_json, await identify_caller(request))
 
 
 async def test_an_account_has_a_largest_number_of_streams(tmp_path: Path) -> None:
