@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from registry.auth.authorization_header import REFUSED, Basic, Bearer, parse_authorization
+from registry.auth.authorization_header import INVALID_CREDENTIALS, Basic, Bearer, parse_authorization
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.revocation_across_workers import principal_of
 from registry.auth.rights.guard import Guarded
@@ -201,5 +201,5 @@ class ManagementAuthenticator:
         identity = await self._credential_verifier.verify_api_token(text, by)
         token = api_tokens.find(self._policy.accounts, text)
         if token.purpose != "personal":
-            raise Unauthorized(REFUSED)
+            raise Unauthorized(INVALID_CREDENTIALS)
         return await self._principal(identity)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from registry.auth.audit_log import LoginAudit
-from registry.auth.authorization_header import REFUSED, Basic, Bearer
+from registry.auth.authorization_header import INVALID_CREDENTIALS, Basic, Bearer
 from registry.auth.credential_cache import CredentialCache, VerifiedCredential, header_of
 from registry.auth.external.issuers import Issuers
 from registry.auth.password.password_check import PasswordCheck
@@ -91,9 +91,9 @@ class CredentialVerifier:
         if isinstance(credential, Bearer):
             return await self._verify_bearer(cache_key, credential, by)
         if not credential.user or not credential.secret:
-            raise Unauthorized(REFUSED)
+            raise Unauthorized(INVALID_CREDENTIALS)
         if len(credential.user) > MAX_USER_CHARACTERS or len(credential.secret) > MAX_SECRET_CHARACTERS:
-            raise Unauthorized(REFUSED)
+            raise Unauthorized(INVALID_CREDENTIALS)
         return await self._verifications.run(cache_key, lambda: self._verify_basic(cache_key, credential, by))
 
     async def verify_bearer(self, token: str, by: Actor) -> Identity:
@@ -113,7 +113,7 @@ class CredentialVerifier:
         method = self._login_method(password)
         if method != "password":
             self._login_audit.record_failure(user, method, "a token cannot start a session", by)
-            raise Unauthorized(REFUSED)
+            raise Unauthorized(INVALID_CREDENTIALS)
         return await self.verify_basic(user, password, by)
 
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
@@ -124,7 +124,7 @@ class CredentialVerifier:
             identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:
             self._login_audit.record_failure("", "token", error.message, by)
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
         self._login_audit.record_success(identity, "token", by)
         return identity
 
@@ -148,7 +148,7 @@ class CredentialVerifier:
         except Unauthorized as error:
             if is_from_issuer:
                 self._login_audit.record_failure("", "issuer", error.message, by)
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
         if is_from_issuer:
             self._login_audit.record_success(identity, "issuer", by)
         return self._add_to_cache(cache_key, credential, identity, epoch)
@@ -174,7 +174,7 @@ class CredentialVerifier:
             raise
         except Unauthorized as error:
             self._login_audit.record_failure(user, method, error.message, by)
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
         self._login_audit.record_success(identity, method, by)
         return self._add_to_cache(cache_key, credential, identity, epoch)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from registry.auth.authorization_header import REFUSED
+from registry.auth.authorization_header import INVALID_CREDENTIALS
 from registry.auth.credential_cache import VerifiedCredential
 from registry.auth.revocation import RevocationCheck
 from registry.auth.rights.policy import Policy
@@ -72,5 +72,5 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
             # Checks the identity again if the epoch is not `verified.epoch` any more. It can change during `prepare`.
             principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
         except Unauthorized:
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
     return principal

@@ -1,6 +1,8 @@
-"""Reads overviews of manifests for the list of tags and the page of one manifest (`OverviewReader`). An overview has
-the platforms with their sizes, the time of creation, and whether signatures, SBOMs or attestations refer to the
-manifest."""
+"""Reads overviews of manifests (`OverviewReader`), for the list of tags and for the page about one manifest.
+
+An overview has the platforms of the image and their sizes, and the time when the image was created. It says whether the
+manifest has signatures, SBOMs or attestations.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +27,26 @@ from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
 
 MAX_PAGE_PLATFORMS: Final = 2_000
-"""How many platforms a page lists. For further platforms, the page shows only how many there are."""
+"""A page lists at most this many platforms. For further platforms, the page shows only their number."""
 _MAX_CHILDREN_READ: Final = 500
-"""How many children are read for one page. A *child* is a manifest that an index lists. The page does not show the
-sizes of further children."""
+"""At most this many children are read for one page. A *child* is a manifest that an index lists. The page does not show
+the sizes of further children."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of manifests are read for one page. This limit applies once to the manifests of the page, and once to
-the children of its indexes."""
+"""At most this many bytes of manifests are read for one page, and at most this many bytes of the children of its
+indexes."""
 _MAX_ATTESTATIONS_READ: Final = 2
-"""How many attestations by BuildKit are read for each index, to find out whether one contains an SBOM."""
+"""At most this many attestations by BuildKit are read for each index, to find out whether they contain an SBOM."""
 _BATCH: Final = 10
-"""How many manifests are read before other requests may run on the event loop."""
+"""After this many manifests, the reader lets other tasks of the event loop run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
     """What is shown of one manifest.
 
-    - `more_platforms`: how many entries of an index are not shown.
+    - `more_platforms`: number of entries of an index that are not shown.
     - `marks`: whether the manifest has a signature, an SBOM or an attestation.
-    - `children`: the summaries of those children of an index that were read, by digest."""
+    - `children`: for an index, the summaries of the children that were read, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]
@@ -55,7 +57,7 @@ class Overview:
 
 
 class OverviewReader:
-    """Reads all overviews of a page together, so that it can limit the work for the page."""
+    """Reads all overviews of a page together, to limit the work for the page."""
 
     def __init__(self, reader: ContentReader, listing: TagListing) -> None:
         self._reader = reader
@@ -65,21 +67,20 @@ class OverviewReader:
         self,
         repo: RepositoryName,
         manifests: Iterable[ManifestFacts],
-        known: Mapping[Digest, ManifestSummary] | None = None,
+        known_summaries: Mapping[Digest, ManifestSummary] | None = None,
     ) -> Mapping[Digest, Overview]:
-        """Returns the overviews of manifests of a repository, by digest. The caller has checked the right to pull.
-        `known`: summaries that the caller has already read. This method reads the summaries of the other manifests,
-        except those that are too large."""
+        """Returns the overviews of manifests of a repository, by digest. The caller must have checked the right to
+        pull. `known_summaries`: summaries that the caller has already read. This method reads the other summaries. The
+        summary of a manifest that is too large to read is `UNREADABLE`."""
         facts_by_digest = {facts.digest: facts for facts in manifests}
-        summaries = dict(known or {})
+        summaries = dict(known_summaries or {})
         sizes = {digest: facts.size for digest, facts in facts_by_digest.items() if digest not in summaries}
         summaries.update(await self._read_summaries(repo, sizes))
         entries_by_index = _shown_entries(summaries)
         all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
         present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
-        # Selects the children that the repository has, but at most `_MAX_ATTESTATIONS_READ` attestations of each index.
-        # Then reads at most `_MAX_CHILDREN_READ` of the selected children.
+        # Selects the children that the repository has, with at most `_MAX_ATTESTATIONS_READ` attestations per index.
         for shown_entries in entries_by_index.values():
             attestation_count = 0
             for entry in shown_entries:
@@ -97,8 +98,8 @@ class OverviewReader:
         return overviews
 
     async def _read_summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
-        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests in bytes, by digest. A
-        manifest that would exceed `_MAX_PAGE_BYTES`, and each manifest after it, gets the summary `UNREADABLE`."""
+        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests in bytes, by digest. When
+        `_MAX_PAGE_BYTES` is used up, the remaining manifests get the summary `UNREADABLE`."""
         summaries, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
@@ -108,7 +109,7 @@ class OverviewReader:
         return summaries
 
     async def _present_sizes(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
-        """Returns the sizes of those manifests in `entries` that the repository has."""
+        """Returns the sizes of the manifests in `entries` that the repository has, in bytes, by digest."""
         digests = {entry.digest for entry in entries}
         return await self._listing.stored_sizes(repo, digests) if digests else {}
 
@@ -122,8 +123,8 @@ class OverviewReader:
         present: Container[Digest],
     ) -> Overview:
         """Returns the overview of one manifest. `entries`: for an index, the entries that the page shows. `children`:
-        the summaries of the children of all indexes on the page, by digest. `present`: the digests of those children
-        that the repository has."""
+        the summaries of the children of all indexes on the page, by digest. `present`: the digests of the children that
+        the repository has."""
         own_children = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(
@@ -136,7 +137,7 @@ class OverviewReader:
             for entry in entries
             if not entry.is_attestation
         ]
-        # An index has no config. For an index, the overview uses the config of the first image that has a config.
+        # An index has no config. The overview of an index uses the config of the first child that has a config.
         image = summary if summary.config else next((child for child in own_children.values() if child.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:
@@ -165,8 +166,8 @@ class OverviewReader:
 
 
 def _shown_entries(summaries: Mapping[Digest, ManifestSummary]) -> dict[Digest, Sequence[IndexEntry]]:
-    """Returns the index entries that a page shows, by the digest of the manifest. All indexes of the page together show
-    at most MAX_PAGE_PLATFORMS entries."""
+    """Returns the index entries that a page shows, by the digest of the index. A page shows at most
+    `MAX_PAGE_PLATFORMS` entries in total. A manifest that is not an index has no entries."""
     shown_entries: dict[Digest, Sequence[IndexEntry]] = {}
     remaining = MAX_PAGE_PLATFORMS
     for digest, summary in summaries.items():

@@ -1,6 +1,6 @@
-"""`WorkerReport`: what one worker process reports about itself. `WorkerReporter` writes this report to a file of the
-process in the data directory. `read_worker_reports` reads the reports of all workers; any process can call it.
-`ServerRun` identifies one run of the server."""
+"""`WorkerReport`: what one worker process reports about itself. `WorkerReporter` writes the report to a file of the
+process in the data directory. `read_worker_reports` reads the reports of all workers. `ServerRun` identifies one run of
+the server."""
 
 from __future__ import annotations
 
@@ -29,32 +29,31 @@ if TYPE_CHECKING:
     from registry.mirror.upstream_client import EndpointHealth
 
 INSTANCE_HEADER: Final = "x-entrepot-instance"
-"""The header of `/livez` with the id of the run."""
+"""The header in responses of `/livez` that contains `ServerRun.instance`."""
 REPORT_SECONDS: Final = 1.0
-"""After this many seconds, the process writes its report again if the report has changed."""
+"""The process writes its report after this many seconds if the report has changed."""
 HEARTBEAT_SECONDS: Final = 10.0
-"""After this many seconds, the process writes its report again even if the report has not changed."""
+"""The process writes its report after this many seconds even if the report has not changed."""
 LATE_SECONDS: Final = 30.0
-"""If a report is older than this many seconds, its process hangs, or nothing can be written to the disk."""
+"""If a report is older than this many seconds, its process hangs or cannot write to the disk."""
 CLOSE_SECONDS: Final = 0.5
 """When the process ends, the reporter waits at most this many seconds for a report that is still being written."""
 _MEMORY_STEP_BYTES: Final = 1 << 20
-"""The memory in a report is rounded to a multiple of this, so that not every small change makes a new report."""
+"""The memory in a report is rounded down to a multiple of this size, so that a small change causes no new report."""
 log = logging.getLogger("registry.status")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerRun:
-    """One run of `entrepot serve`, which all of its worker processes share. `instance`: a random id, with which
-    `entrepot doctor` finds out whether a URL leads to this server. `started`: when the run began, in seconds since
-    1970."""
+    """One run of `entrepot serve` with all of its worker processes. `instance`: a random id, by which `entrepot doctor`
+    recognizes this server. `started`: when the run began, in seconds since 1970."""
 
     instance: str
     started: float
 
 
 def new_server_run(clock: Callable[[], float] = time.time) -> ServerRun:
-    """Returns a new run, which starts now. Call it before the workers are forked."""
+    """Returns a new run, which starts now. Call this function before the workers are forked."""
     return ServerRun(secrets.token_hex(16), clock())
 
 
@@ -90,8 +89,8 @@ class WorkerReport(BaseModel):
 
 
 class _State(NamedTuple):
-    """The part of a report that may change. The reporter compares states, which cost much less than reports, and makes
-    a report only if it has to write one."""
+    """The part of a report that may change. The reporter creates a report only if the state has changed or the last
+    report is old, because a state takes less time to create than a report."""
 
     memory: int
     counts: ServerCounts
@@ -102,11 +101,11 @@ class _State(NamedTuple):
 
 
 ReadEndpointHealth = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
-"""Returns the health of the endpoints (URLs) of each upstream, as this process has observed it."""
+"""A function that returns, by upstream, the health of the endpoints (URLs), as this process has observed it."""
 
 
 class WorkerReporter:
-    """Writes the reports of this process. The method `run` does this until it is cancelled."""
+    """Writes the reports of this process (`run`)."""
 
     def __init__(
         self,
@@ -118,9 +117,12 @@ class WorkerReporter:
         is_read_only: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`data`: the data directory. `server_run`: the run of the server to which this process belongs. `counts`:
-        returns the numbers of connections and requests of this process. `is_read_only`: returns whether the store is
-        open only for reading, because the disk is full. `clock` returns seconds since 1970."""
+        """- `data`: the data directory.
+        - `server_run`: the run of the server to which this process belongs.
+        - `counts`: returns the numbers of connections and requests of this process.
+        - `endpoints`: returns the health of the upstreams' endpoints.
+        - `is_read_only`: returns whether the store is open only for reading, because the disk was too full.
+        - `clock`: returns seconds since 1970."""
         self._layout = layout_of(data)
         self._server_run = server_run
         self._counts = counts
@@ -131,8 +133,8 @@ class WorkerReporter:
         self._file: ReportFile | None = None
         self._is_closed = False
         self._lock = threading.Lock()
-        """Held while `_file` or `_is_closed` is used. Without the lock, the file could be closed while a write still
-        runs in its thread. If the descriptor then belongs to another file, the write would go to that file."""
+        """Held while `_file` or `_is_closed` is used, so that the file is not closed during a write in a thread. Such a
+        write could go to another file that has got the same descriptor."""
         self._last_state: _State | None = None
         """The state in the last report that was written."""
         self._last_written = 0.0
@@ -140,8 +142,8 @@ class WorkerReporter:
         self._has_logged = False
 
     async def run(self) -> None:
-        """Writes reports until it is cancelled, and then deletes the file. If a report cannot be made or written, for
-        example because the disk is full, tries again later. Only the first such error is logged."""
+        """Writes reports until the call is cancelled, and then deletes the file. If a report cannot be created or
+        written, for example because the disk is full, tries again after `REPORT_SECONDS`. Logs only the first error."""
         loop = asyncio.get_running_loop()
         delay = 0.0
         try:
@@ -154,7 +156,7 @@ class WorkerReporter:
             self._close()
 
     def _state(self, delay: float) -> _State:
-        """Returns the state of this moment. `delay`: by how many seconds the event loop was late."""
+        """Returns the present state. `delay`: by how many seconds the event loop was late."""
         return _State(
             resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
             self._counts(),
@@ -164,7 +166,7 @@ class WorkerReporter:
         )
 
     def _report(self, state: _State, now: float) -> WorkerReport:
-        """Returns the report about a state. `now`: seconds since 1970. Takes a fraction of a millisecond."""
+        """Returns a report with this state. `now`: seconds since 1970."""
         return WorkerReport(
             pid=os.getpid(),
             version=__version__,
@@ -183,7 +185,7 @@ class WorkerReporter:
         )
 
     def _must_be_written(self, state: _State, now: float) -> bool:
-        """Returns whether the state differs from the one in the last report, or whether the last report is old."""
+        """Returns whether the state has changed since the last report, or the last report is old."""
         if state != self._last_state:
             return True
         # The difference is negative if the clock was set back.
@@ -203,7 +205,7 @@ class WorkerReporter:
                 log.warning("this process cannot report its state for `entrepot status`: %s", error)
 
     def _write_blocking(self, data: bytes) -> None:
-        """Writes the JSON of a report to the file, unless the reporter was closed."""
+        """Writes `data`, a report as JSON, to the file, unless the reporter was closed."""
         with self._lock:
             if self._is_closed:
                 return
@@ -212,8 +214,8 @@ class WorkerReporter:
             self._file.write(data)
 
     def _close(self) -> None:
-        """Deletes the file, unless a write hangs in its thread. The remaining file does no harm: the process ends soon,
-        and readers ignore the file of a process that has ended."""
+        """Deletes the file, unless a write hangs. A file that remains does no harm: `read_worker_reports` ignores it
+        after the process has ended."""
         if not self._lock.acquire(timeout=CLOSE_SECONDS):
             return
         try:
@@ -225,10 +227,9 @@ class WorkerReporter:
 
 
 def read_worker_reports(data: Path) -> list[WorkerReport]:
-    """Returns the last report of each worker process that serves the data directory, in the order of their starts.
-    During a reload and for a while after it, a process has two applications: one with the old settings and one with the
-    new ones. Each application writes a report. Leaves out the report of the older application. Blocks. Raises
-    OSError."""
+    """Returns the last report of each worker process that serves the data directory, sorted by `started`. If a process
+    has two reports, because it reloads its settings, returns only the report of the application with the new settings.
+    Blocks. Raises OSError."""
     reports: dict[int, WorkerReport] = {}
     for report_json in read_all_reports(layout_of(data)):
         with suppress(ValidationError):  # another version of the program wrote this report

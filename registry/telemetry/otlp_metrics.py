@@ -1,11 +1,10 @@
 """Sends metrics to an OpenTelemetry collector (`OtlpMetrics`), by OTLP over HTTP.
 
 Each worker sends the numbers in its own *column*, the part of the shared memory to which only this worker writes. Each
-column is a separate service instance: `service.instance.id` contains the number of the column. The process that claims
-the column of a dead worker continues to count from the numbers in this column. So the sum over the instances is right,
-and no worker has to send the numbers of other workers.
+column is a separate service instance: `service.instance.id` contains the number of the column. When a worker dies, the
+next worker that claims its column adds to the numbers there. So the sum over the instances is the total.
 
-The libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
+The OpenTelemetry libraries come with the extra `entrepot[otel]`, and are imported only if a collector is configured.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 METRICS_PATH: Final = "/v1/metrics"
 """Path at which a collector accepts metrics (OTLP 1, "OTLP/HTTP Request")."""
 _TIMEOUT_SECONDS: Final = 5.0
-"""Longest time for sending the metrics once."""
+"""Time limit for one transmission of the metrics."""
 log = logging.getLogger("registry.telemetry")
 
 
 class OtlpMetrics:
-    """Sends the metrics of one process, from a thread. Create it after the fork, when the process has claimed its
-    column. If the collector does not answer, only the data points of that time are lost, and no request is delayed."""
+    """Sends the metrics of one process, at regular intervals, in a thread. Create this object after the fork, when the
+    process has claimed its column. If the collector does not answer, the data points of that interval are lost."""
 
     def __init__(self, metrics: Metrics, endpoint: str | None) -> None:
         """`endpoint`: the setting `otel.endpoint`; None: OpenTelemetry's environment variables name the collector."""
@@ -58,7 +57,8 @@ class OtlpMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """Sends the numbers once more. Takes some seconds if the collector does not answer, so call it in a thread."""
+        """Sends the numbers once more, and ends the thread. Blocks for some seconds if the collector does not answer,
+        so call this method in another thread than the event loop's."""
         self._stopped.set()
         self._thread.join()
         self._exporter.shutdown()
@@ -86,8 +86,8 @@ class OtlpMetrics:
                 yield metric
 
     def _metric(self, family: Family, own_numbers: Sequence[float], now: int) -> Metric | None:
-        """Returns the metric of a family; None if it has no series to send. `own_numbers`: the numbers in the column of
-        this process. `now`: in nanoseconds since 1970."""
+        """Returns the metric of a family; None if the family has no series to send. `own_numbers`: the numbers in the
+        column of this process. `now`: nanoseconds since 1970."""
         from opentelemetry.sdk.metrics.export import (
             AggregationTemporality,
             Gauge,
@@ -126,10 +126,9 @@ class OtlpMetrics:
     ) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the cells of each series to send. A cell is one number in the column.
 
-        - Counters and histograms: leaves out series that are 0.
-        - Gauges: leaves out only the spare series for upstreams and webhooks that may be configured later
-          (`Metrics.is_series_in_use`). A gauge that is 0 is sent, because the collector would keep its last value
-          otherwise."""
+        - For a counter or histogram: the series that are not 0.
+        - For a gauge: also the series that are 0, so that the collector does not keep an older value. Leaves out the
+          series of upstreams and webhooks that do not exist (`Metrics.is_series_in_use`)."""
         if family.kind != "gauge":
             yield from family.nonzero_series(own_numbers)
             return

@@ -40,8 +40,8 @@ from storage.errors import Denied
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
-handler that renders a page acquires one (`page_slot`)."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds no slot while its handler runs. A
+handler that renders a page must acquire a slot (`page_slot`)."""
 
 
 @router.get(f"{ACCOUNTS_PATH}/{{name}}")
@@ -53,8 +53,9 @@ async def account(request: Request, name: str) -> Response:
 
 @forms.post(f"{ACCOUNTS_PATH}/{{name}}")
 async def change_account(request: Request, name: str) -> Response:
-    """Changes an account. The field `do` of the form is a key of `_CHANGES`. Shows the page again with the reason if
-    the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown, RequestInvalid."""
+    """Changes an account. The field `do` of the form must be a key of `_CHANGES`. If the change fails with one of
+    `FORM_ERRORS`, shows the page again, with the reason. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown,
+    RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     change = _CHANGES.get(form.one("do") or "")
     if change is None:
@@ -93,7 +94,7 @@ def _list_path(shown_account: Account) -> str:
 
 
 async def _disable(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
-    """Disables an account, after a confirmation."""
+    """Disables an account if the form confirms the change. Otherwise, asks for the confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Disable %(name)s?"),
@@ -121,11 +122,11 @@ async def _set_enabled(caller: Caller, shown_account: Account, enabled: bool) ->
 
 
 async def _make_admin(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
-    """Makes a person an admin, after a confirmation."""
+    """Makes a person an admin if the form confirms the change. Otherwise, asks for the confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Make %(name)s an admin?"),
-            consequence=translatable("An admin may do everything, also with accounts and rights."),
+            consequence=translatable("An admin may do everything, including changes of accounts and rights."),
             button=translatable("Make an admin"),
             name=shown_account.name,
             back=account_path(shown_account.name),
@@ -143,10 +144,11 @@ async def _unmake_admin(request: Request, caller: Caller, shown_account: Account
 
 
 async def _set_password(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
-    """Sets the password of another person. If the form has none, generates one and shows it."""
+    """Sets the password of another person. If the form has no password, generates a password and shows it. Raises
+    Denied if the account is the caller's own."""
     if caller.rights.name == shown_account.name:
         raise Denied('your own password can only be changed on the page "Your account"')
-    # The old password is empty: an admin need not know it to set the password of another person.
+    # The empty text stands for the old password, which an admin does not need for another person's account.
     generated = await change_password(caller, shown_account.name, "", form.one("password") or None)
     if generated is None:
         return redirect(account_path(shown_account.name))
@@ -154,13 +156,13 @@ async def _set_password(request: Request, caller: Caller, shown_account: Account
 
 
 async def _delete(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
-    """Removes an account, after a confirmation."""
+    """Removes an account if the form confirms the change. Otherwise, asks for the confirmation."""
     if not is_confirmed(form):
         question = Question(
             title=translatable("Delete the account %(name)s?"),
             consequence=translatable(
-                "Its API tokens, sessions, memberships and grants go with it. What it has pushed stays. This cannot be "
-                "undone."
+                "Its API tokens, sessions, memberships and grants are deleted, too. What it has pushed stays. This "
+                "cannot be undone."
             ),
             button=translatable("Delete"),
             name=shown_account.name,
@@ -201,6 +203,6 @@ _CHANGES: Final[dict[str, Callable[[Request, Caller, Account, Query], Awaitable[
     "end-session": _end_session,
     "end-sessions": _end_sessions,
 }
-"""The function that changes an account, for each value of the field `do` of a form."""
+"""By the value of the form field `do`: the function that makes the change and returns the response."""
 
 router.routes.extend(forms.routes)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from registry.auth.authorization_header import REFUSED
+from registry.auth.authorization_header import INVALID_CREDENTIALS
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights, open_principal
 from registry.config import Settings
 from registry.config.auth_settings import has_external_logins
@@ -223,7 +223,7 @@ class Policy:
         try:
             return self.principal(identity)
         except Unauthorized:
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
 
     async def allowed_actions(self, identity: Identity, names: Iterable[str]) -> dict[str, Action]:
         """Returns the actions that a bearer token for `identity` can grant on each of the requested `names`.
@@ -236,7 +236,7 @@ class Policy:
         try:
             principal = self.principal(identity)
         except Unauthorized:
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
         allowed_by_name = {}
         for name in names:
             if principal.is_slow_to_match:

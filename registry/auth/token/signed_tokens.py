@@ -1,9 +1,7 @@
-"""Signs tokens (JWT, RFC 7519), and has the checks that all kinds of tokens share.
+"""Signs and verifies tokens (JWT, RFC 7519), with the library joserfc.
 
-`SignedTokens` signs and verifies the bearer tokens of this registry. The modules that verify tokens signed by others
-(trusted issuers, the OpenID provider) use the functions `parse_token`, `verify_signature` and `check_claims`.
-
-The library joserfc parses tokens and checks signatures and claims.
+`SignedTokens` signs and verifies the bearer tokens of this registry. For tokens that a trusted issuer or the OpenID
+provider has signed, other modules use the functions `parse_token`, `verify_signature` and `check_claims`.
 """
 
 from __future__ import annotations
@@ -25,29 +23,28 @@ ALGORITHM: Final = "HS256"
 """The signature algorithm of this registry's tokens. A token that names another algorithm is refused (RFC 8725,
 3.1)."""
 LEEWAY_SECONDS: Final = 5.0
-"""How many seconds in the future the times `iat` and `nbf` of this registry's tokens may be. They are in the future if
-the clock of this machine was set back after the token was issued."""
+"""How many seconds the times `iat` and `nbf` of this registry's tokens may be in the future, for example because the
+clock of this machine was set back."""
 _MAX_PART_CHARACTERS: Final = 128 * 1024
-"""The longest part of a token (header, payload or signature) that joserfc accepts. joserfc's own limits would refuse
-tokens with a long header, such as one with a certificate. This limit never applies, because `parse_token` first refuses
-tokens that are longer than `max_characters`, which is smaller than this limit in all calls."""
+"""joserfc's limit for each part of a token (header, payload and signature). The default of joserfc is too low for a
+header with a certificate. Must be larger than each `max_characters`, the limit of `parse_token`."""
 
 
 class TokenInvalid(Exception):
-    """A token is refused. The text completes the sentence "the token …", such as "has expired"."""
+    """A token is refused. The message is the end of the sentence "the token …", such as "has expired"."""
 
 
 class _AcceptedAlgorithms(JWSRegistry):
     """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
-    except unknown extensions. joserfc calls an object of this kind a registry.
+    except unknown extensions. joserfc calls such an object a registry.
 
-    joserfc's own class warns about the algorithm name EdDSA, because RFC 9864 has new names. This class does not warn,
-    because few issuers use the new names yet."""
+    Unlike joserfc's own class, this class does not warn about the algorithm name EdDSA, for which RFC 9864 has new
+    names."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
 
     def get_alg(self, name: str) -> Any:
-        """Returns the algorithm of this name. Raises UnsupportedAlgorithmError if it is not accepted."""
+        """Returns the algorithm of this name. Raises UnsupportedAlgorithmError if the algorithm is not accepted."""
         if name not in (ALGORITHM, *ASYMMETRIC_ALGORITHMS):
             raise UnsupportedAlgorithmError(name)
         return self.algorithms[name]
@@ -59,13 +56,13 @@ _ACCEPTED_ALGORITHMS: Final = _AcceptedAlgorithms(strict_check_header=False)
 class SignedTokens:
     """Signs and verifies one kind of token of this registry.
 
-    - `token_type`: the `typ` in the header of a token. Each kind of token has its own.
-    - `audience`: the value of the claim `aud`, the service that the token is for.
+    - `token_type`: the value of `typ` in the header, which is different for each kind of token.
+    - `audience`: the value of the claim `aud`: the service that accepts the token.
     - `required`: the names of the claims that a token must have.
     - `max_characters`: a longer token is refused without verification.
 
-    The claim `iss`, which names the issuer, is the random id of the registry's store. A token of another store is
-    refused even if both stores have the same signing key, because their ids differ.
+    The claim `iss` (the issuer) is the random id of the registry's store. So a token of another store is refused, even
+    if both stores have the same signing key.
     """
 
     def __init__(
@@ -86,12 +83,12 @@ class SignedTokens:
         # A claim may be empty: the subject of an anonymous token is empty.
         self._claims = {name: ClaimsOption(essential=True, allow_blank=True) for name in required}
         self._hmac_keys: dict[str, OctKey] = {}
-        """The signing keys that this process has used, as objects of joserfc, by id. Creating such an object takes 0.1
+        """The signing keys that this process has used, as objects of joserfc, by id. To create an object takes 0.1
         ms."""
 
     async def sign(self, claims: Mapping[str, Any]) -> str:
         """Returns a token with `claims`, and with the claims `iss` and `aud`. If the store has no signing key, creates
-        one, and raises StorageFull or StorageFailed if that fails."""
+        a signing key. Raises StorageFull or StorageFailed if the key cannot be stored."""
         key = await self._keys.current()
         header = {"alg": ALGORITHM, "kid": key.id, "typ": self._token_type}
         payload = {"iss": self._accounts.instance_id(), "aud": self._audience, **claims}
@@ -158,8 +155,9 @@ def unverified_claims(token: CompactSignature) -> dict[str, Any]:
 
 def algorithm_and_key_id(token: CompactSignature, algorithms: Sequence[str]) -> tuple[str, str | None]:
     """Returns the signature algorithm and the key id that the header of a token names. The id is None if the header
-    names no key. Raises TokenInvalid if the algorithm is not one of `algorithms`, or if the header has `crit`. The
-    parameter `crit` names extensions that a verifier must support (RFC 7515, 4.1.11); this registry supports none."""
+    names no key. Raises TokenInvalid if the algorithm is not one of `algorithms`, if the key id is not a text, or if
+    the header has the parameter `crit`. `crit` names extensions that a verifier must support (RFC 7515, 4.1.11); this
+    registry supports no extension."""
     header = token.headers()
     algorithm, key_id = header.get("alg"), header.get("kid")
     if algorithm not in algorithms or "crit" in header or not isinstance(key_id, str | None):
@@ -168,7 +166,8 @@ def algorithm_and_key_id(token: CompactSignature, algorithms: Sequence[str]) -> 
 
 
 def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[str, Any]:
-    """Returns the claims of a token. Raises TokenInvalid if it was not signed with `key` and `algorithm`."""
+    """Returns the claims of a token. Raises TokenInvalid if the token was not signed with `key` and `algorithm`, or if
+    the claims are not a JSON object."""
     try:
         has_right_signature = token.headers().get("alg") == algorithm and validate_compact(
             token, key, registry=_ACCEPTED_ALGORITHMS
@@ -181,13 +180,13 @@ def verify_signature(token: CompactSignature, key: Key, algorithm: str) -> dict[
 
 
 def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], now: float, leeway: float) -> None:
-    """Checks the claims of a token. The caller has checked the signature. Raises TokenInvalid if a claim is wrong.
+    """Checks the claims of a token, but not its signature. Raises TokenInvalid if a claim is wrong.
 
     - `options`: the claims that the token must have, and their required values.
     - `now`: seconds since 1970. At this time, the token must not have expired (`exp`), must have been issued (`iat`),
       and must be valid already (`nbf`). These three claims must be finite numbers. A token may lack them, unless
       `options` requires them.
-    - `leeway`: how many seconds the clock that wrote these times may differ from the clock of this machine.
+    - `leeway`: how many seconds the issuer's clock may differ from the clock of this machine.
     """
     validator = JWTClaimsRegistry(leeway=leeway, now=now, **options)  # type: ignore[arg-type]  # takes floats too
     try:
@@ -197,8 +196,8 @@ def check_claims(claims: dict[str, Any], options: Mapping[str, ClaimsOption], no
 
 
 def claim_fault(error: JoseError) -> str:
-    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". The text has no value of a
-    claim."""
+    """Returns what is wrong with a token's claims, as the end of the sentence "the token …". The returned text contains
+    no values of claims."""
     if isinstance(error, ExpiredTokenError):
         return "has expired"
     if isinstance(error, MissingClaimError):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from registry.auth.authorization_header import REFUSED, Basic, Bearer
+from registry.auth.authorization_header import INVALID_CREDENTIALS, Basic, Bearer
 from registry.auth.credential_verifier import CredentialVerifier
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
 from registry.auth.token import api_tokens
@@ -152,7 +152,7 @@ class TokenService:
                     # `access` is set only for a bearer token that this service issued, and not for a token of a trusted
                     # *issuer*: another server whose tokens this registry accepts. A client that could exchange a token
                     # of this service for a new one could repeat the exchange, and stay logged in for ever.
-                    raise Unauthorized(REFUSED)
+                    raise Unauthorized(INVALID_CREDENTIALS)
                 return identity
 
     async def _everyone_may_pull(self, requested: RequestedAccess) -> bool:
@@ -211,7 +211,7 @@ class TokenService:
                 new_token.token, new_token.secret_hash, expected_version=identity.version, by=actor
             )
         except Unauthorized:  # the account has changed since the login was verified, for example its password
-            raise Unauthorized(REFUSED) from None
+            raise Unauthorized(INVALID_CREDENTIALS) from None
         except (StorageFull, DataDirectoryReplaced) as error:
             log.warning("a login gets no refresh token, so its client stores the password: %s", error.message)
             return None

@@ -14,8 +14,8 @@ from registry.cli.options import ConfigOption, DataOption, JsonOption, one_line_
 from storage.access import AuditEntry, AuditQuery
 
 HELP = (
-    "Show who did what, newest first. The log has logins, requests that were refused, and changes of content, accounts "
-    "and rights."
+    "Show who did what, newest first. The audit log has logins, refused requests, and changes of content, accounts and "
+    "rights."
 )
 EXAMPLES = """\b
 Examples:
@@ -25,17 +25,17 @@ Examples:
   entrepot audit --actor alice --action tag.delete --limit 1000 --json
   entrepot audit --target team/app
 
-The command shows the lines that meet all conditions. Logins and refused requests appear about a second late; equal
-ones within that second share one line, with a count."""
+The command shows the lines that meet all conditions. Logins and refused requests appear about one second late. Equal
+events within one second share one line, which shows their number."""
 
 
 def audit(
-    actor: Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who did it, such as alice.")] = None,
+    actor: Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who acted, such as alice.")] = None,
     action: Annotated[
         str | None, typer.Option("--action", metavar="ACTION", help="What was done, such as tag.delete.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="NAME", help="What it was done to, such as team/app.")
+        str | None, typer.Option("--target", metavar="NAME", help="What the action concerns, such as team/app.")
     ] = None,
     outcome: Annotated[
         str | None, typer.Option("--outcome", metavar="OUTCOME", help="The result: ok, denied or failed.")
@@ -51,8 +51,8 @@ def audit(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the entries of the audit log that match all given conditions, newest first. Ends the command if `since` or
-    `until` is not a duration, such as `24h`."""
+    """Prints the entries of the audit log that meet all given conditions, newest first. Ends the command with an error
+    message if `since` or `until` is not a duration such as `24h`."""
     from registry.admin import models
 
     with one_line_errors():
@@ -75,13 +75,13 @@ def audit(
             "address": lambda entry: entry.address or "-",
             "detail": _detail_text,
         },
-        empty_message="the audit log has no such line",
+        empty_message="no line of the audit log meets all conditions",
     )
 
 
 def _detail_text(entry: AuditEntry) -> str:
-    """Returns the details of the event as JSON. If the entry stands for several equal events, puts their number in
-    front."""
+    """Returns the details of the entry as JSON, or an empty text if the entry has no details. If the entry stands for
+    several equal events, the text begins with the number of these events."""
     count = f"{entry.count} times" if entry.count > 1 else ""
     detail = json.dumps(dict(entry.detail), ensure_ascii=False) if entry.detail else ""
     return " ".join(filter(None, (count, detail)))

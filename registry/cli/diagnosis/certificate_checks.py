@@ -1,4 +1,4 @@
-"""Checks of `entrepot doctor` on the server's certificate: its key, its chain, its names and its age."""
+"""The checks of the server's certificate in `entrepot doctor`: its key, its chain, its names and its age."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CHECK: Final = "certificate"
 EXPIRY_WARNING_FRACTION: Final = 1 / 10
-"""There is a warning if the time until the server's certificate expires is less than this fraction of its whole
-lifetime, and also less than `EXPIRY_WARNING_DAYS`."""
+"""The fraction of its lifetime that a certificate must have left. `entrepot doctor` warns if the server's certificate
+has less left than this fraction and also less than `EXPIRY_WARNING_DAYS`."""
 EXPIRY_WARNING_DAYS: Final = 21.0
 _RENEW_STEP: Final = (
     "renew it, and find out why it was not renewed automatically; the server reads new files without a restart"
@@ -33,8 +33,8 @@ _RENEW_STEP: Final = (
 
 def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:
     """Returns the findings about the server's certificate. Reads the files of the certificate and the key. Call this
-    function before `become_owner`, because perhaps only root can read the key. `url`: the registry's address for
-    clients. `now`: the time in seconds since 1970."""
+    function before `become_owner`: the owner of the data directory may have no permission to read the key. `url`: the
+    address at which clients reach the registry. `now`: the time in seconds since 1970."""
     try:
         files = certificate_files(settings.tls)
         if files is None:
@@ -47,7 +47,7 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
         why = "the server does not start with it" + (", and clients refuse it" if expired else "")
         step = _RENEW_STEP if expired else "correct the settings and files of [tls]"
         return [problem(CHECK, error.message, why, step)]
-    chain = _chain(files.certificate)
+    chain = _read_chain(files.certificate)
     is_host_guessed = not settings.public_url and listens_everywhere(settings)
     findings = [*_check_age(chain, now), *_check_names(chain[0], url, is_host_guessed), *_check_chain(chain)]
     if findings:
@@ -56,15 +56,15 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
     return [ok(CHECK, f"the certificate in {files.certificate} is valid until {until:%Y-%m-%d}")]
 
 
-def _chain(file: Path) -> Sequence[Certificate]:
+def _read_chain(file: Path) -> Sequence[Certificate]:
     from cryptography import x509
 
     return x509.load_pem_x509_certificates(read_small_file(file))
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
-    """Yields a finding for each certificate of the chain that is not valid now. Also yields a finding if the server's
-    own certificate expires soon."""
+    """Yields a finding for each certificate in the chain that has expired or is not valid yet. Yields a warning if the
+    server's own certificate, the first one, expires soon."""
     now_utc = datetime.fromtimestamp(now, UTC)
     for number, certificate in enumerate(chain):
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -83,8 +83,8 @@ def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
 
 
 def _check_names(certificate: Certificate, url: str, is_host_guessed: bool) -> Iterator[Finding]:
-    """Yields a finding if the certificate is not valid for the host in the registry's address. `is_host_guessed`: the
-    settings do not say under which name clients connect, so the host is a guess."""
+    """Yields a finding if the certificate is not valid for the host in `url`, the registry's address.
+    `is_host_guessed`: whether the host is a guess, because the settings do not name the host that clients use."""
     from cryptography import x509
 
     host = urlsplit(url).hostname or ""
@@ -100,20 +100,20 @@ def _check_names(certificate: Certificate, url: str, is_host_guessed: bool) -> I
     if not _is_valid_for(host, dns_names, [str(address) for address in addresses]):
         names_text = ", ".join([*dns_names, *map(str, addresses)])
         if is_host_guessed:
-            what = f"the certificate is for {names_text}, and the settings do not say by which name clients connect"
-            step = f"set public_url to the address that clients use, with one of the names: {names_text}"
-            yield warning(CHECK, what, "clients refuse the certificate under another name", step)
+            what = f"the certificate is for {names_text}, and the settings do not say which name clients use"
+            step = f"set public_url to the address that clients use; its host must be one of: {names_text}"
+            yield warning(CHECK, what, "clients refuse the certificate if it does not contain the name they use", step)
             return
         what = f"the certificate is for {names_text}, and not for {host}"
-        step = f"make a certificate that names {host}, or set public_url to one of the names"
+        step = f"make a certificate that names {host}, or set public_url to an address with a name from the certificate"
         yield problem(CHECK, what, f"clients that connect to {host} refuse it", step)
 
 
 def _wanted_name(certificate: Certificate, host: str, is_host_guessed: bool) -> str:
     """Returns the subjectAltName that the certificate should have, in the notation of openssl, such as
-    `DNS:registry.example.com` or `IP:192.0.2.1`. It contains `host`, the host in the registry's address. If
-    `is_host_guessed`, it contains the common name of the present certificate instead. If there is no usable common
-    name, it contains the name of this machine."""
+    `DNS:registry.example.com` or `IP:192.0.2.1`. If `is_host_guessed` is False, this is the name `host`. If
+    `is_host_guessed` is True, this is the common name of `certificate`, or the name of this machine if `certificate`
+    has no usable common name."""
     from cryptography.x509.oid import NameOID
 
     if is_host_guessed:
@@ -125,37 +125,43 @@ def _wanted_name(certificate: Certificate, host: str, is_host_guessed: bool) -> 
         return f"DNS:{host}"
 
 
-def _is_valid_for(host: str, names: Sequence[str], addresses: Sequence[str]) -> bool:
-    """Returns whether a certificate with these DNS `names` and IP addresses is valid for the host."""
+def _is_valid_for(host: str, dns_names: Sequence[str], addresses: Sequence[str]) -> bool:
+    """Returns whether a certificate with these DNS names and IP addresses is valid for the host."""
     try:
         return str(ipaddress.ip_address(host)) in addresses
     except ValueError:  # the host is a name
         pass
     parent_domain = host.partition(".")[2]
-    return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in names)
+    return any(
+        name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns_names
+    )
 
 
 def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
-    """Yields a finding if a certificate in the file is not signed by the next one. Also yields a finding if the file
-    has only the server's certificate, and the machine does not trust the authority that signed it."""
+    """Yields a finding in these cases:
+
+    - A certificate in the file is not signed by the next one.
+    - The file has only the server's certificate, the certificate is not self-signed, and this machine does not trust
+      the authority that signed it."""
     for certificate, issuer in pairwise(chain):
         try:
             certificate.verify_directly_issued_by(issuer)
         except Exception:  # the class of the error depends on the kind of the key
-            what = f"the file has {_subject_name(issuer)} after {_subject_name(certificate)}, which did not sign it"
+            what = f"in the file, {_subject_name(issuer)} follows {_subject_name(certificate)}, but did not sign it"
             step = "put the certificates in order: the server's, then the one that signed it, and so on"
             yield problem(CHECK, what, "many clients cannot verify the certificate", step)
             return
     if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _has_trusted_issuer(chain[0]):
-        what = f"the file has the server's certificate alone, and the authority {chain[0].issuer.rfc4514_string()} "
+        authority = chain[0].issuer.rfc4514_string()
+        what = f"the file has only the server's certificate, and this machine does not trust the authority {authority}"
         why = "clients that do not know this authority cannot verify the certificate"
-        step = "append the certificates of the intermediate authorities (fullchain.pem), or give clients the authority"
-        yield warning(CHECK, what + "is not one that this machine trusts", why, step)
+        step = "append the certificates of the intermediate authorities (fullchain.pem), or make clients trust this one"
+        yield warning(CHECK, what, why, step)
 
 
 def _has_trusted_issuer(certificate: Certificate) -> bool:
-    """Returns whether this machine trusts an authority with the name of the certificate's issuer. Compares only the
-    names, and does not verify the signature."""
+    """Returns whether this machine trusts an authority that has the name of the certificate's issuer. Does not verify
+    the signature."""
     import ssl
 
     issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)

@@ -1,7 +1,7 @@
-"""A running request of a fill (`RunningRequest`), which can be cancelled so that its connection serves another purpose.
+"""`RunningRequest`: a running request of a fill, which can be cancelled.
 
-A *fill* is the work of one process to get one blob. A *connection slot* is a permit for one connection to an upstream
-(`registry.mirror.fill.slots`).
+A *fill* is the work of one process to download one blob. A *connection slot* is a permit for one connection to an
+upstream (`registry.mirror.fill.slots`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
-"""While another request waits for a connection, a request is too slow if it needs more than 15 s for 256 KiB
-(`SLOW_SLOT_SECONDS`). If no client waits for its blob, its time is multiplied by this factor before it is compared with
-the 15 s, so that the request is too slow if it needs more than 5 s."""
+"""The factor for the slowness of a request for whose blob no client waits. Because of this factor, the limit for such a
+request is 5 s for 256 KiB instead of 15 s (`SLOW_SLOT_SECONDS`)."""
 
 
 class RunningRequest:
-    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`.
+    """A running request that holds a connection slot. Implements the Protocol `SlotHolder`.
 
     - `sink`: receives the response.
     - `is_new_connection`: whether the request is the first one of its connection.
     - `has_share`: whether the request holds one of the limited shares of its repository
-      (`ConnectionSlots.repository_share`). A request with a share is not cut off while a client waits for its blob.
-    - `cancel_scope`: a timeout around the request. The request is cancelled by setting the deadline of this timeout to
-      now."""
+      (`ConnectionSlots.repository_share`).
+    - `cancel_scope`: a timeout around the request. `cancel` makes this timeout expire."""
 
     def __init__(
         self,
@@ -45,11 +43,11 @@ class RunningRequest:
         self._sent_at = asyncio.get_running_loop().time()
 
     def slowness(self) -> float:
-        """Returns how many seconds the request needs for 256 KiB.
+        """Returns how many seconds the request needs for 256 KiB; 0 if the request must not be cut off.
 
-        - If no client waits for the blob, the seconds are multiplied by `UNATTENDED_FACTOR`.
-        - If a client waits, returns 0 for a request that must not be cut off: it has a share, it is not slower than
-          `SLOW_SLOT_SECONDS`, or all of its bytes would have to be requested again."""
+        - If no client waits for the blob: the seconds times `UNATTENDED_FACTOR`.
+        - If a client waits for the blob: 0 if the request has a share, needs at most `SLOW_SLOT_SECONDS`, or would have
+          to begin again at the first byte (`WholeSink`). Otherwise, the seconds."""
         elapsed = asyncio.get_running_loop().time() - self._sent_at
         seconds = elapsed / max(self._sink.new_bytes / (256 * 1024), 1.0)
         if not self._demand.has_clients:
@@ -59,14 +57,14 @@ class RunningRequest:
         return seconds
 
     def cut_off(self) -> None:
-        """Cancels the request. Its missing bytes are requested again later. If all clients have left, and the later
-        request would begin at the same byte as this request, gives up the fill. Otherwise the same bytes could be
-        requested and cut off again and again."""
+        """Cancels the request. If the next request would begin at the same byte as this request, calls
+        `Demand.give_up`, which ends the fill if all clients have left. Otherwise, the fill requests the missing bytes
+        again later."""
         if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
             self._demand.give_up()
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancels the request. Its missing bytes are requested again."""
+        """Cancels the request. The fill requests the missing bytes again."""
         if not self.cancel_scope.expired():
             self.cancel_scope.reschedule(asyncio.get_running_loop().time())

@@ -1,7 +1,7 @@
 """Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
-The httptools parser gets only heads: `registry.server.connection.request_reader` separates them from the bodies. A head
-whose headers were parsed before is taken from a cache (`registry.server.connection.head_cache`).
+The httptools parser gets only heads: `registry.server.connection.request_reader` separates heads from bodies. httptools
+does not parse a head that is in the cache of parsed heads (`registry.server.connection.head_cache`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from registry.server.server_limits import HEADER_COST
 
 @dataclass(slots=True)
 class RequestHead:
-    """The head of a request, received completely and valid."""
+    """The complete, valid head of a request."""
 
     scope: Scope
     body_length: int | None
-    """Length of the request's body in bytes; None if the body is chunked, so that its length is unknown."""
+    """Length of the request's body in bytes; None if the body is chunked."""
     keep_alive: bool
     """Whether the client allows the server to keep the connection open after the response. Always False for
     HTTP/1.0."""
     expects_continue: bool
     """Whether the client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
     size: int
-    """Length of the request target and all headers in bytes. A header shorter than `HEADER_COST` counts as that many
-    bytes."""
+    """Length of the request target and all headers in bytes. A header shorter than `HEADER_COST` bytes counts as
+    `HEADER_COST` bytes."""
 
 
 class HeadParser:
@@ -56,24 +56,24 @@ class HeadParser:
         self._cache = context.worker.head_cache
         self._limit = context.worker.limits.header_bytes
         self._on_start: Callable[[], None] | None = on_start
-        # The parser has a setting to accept requests after one with `Connection: close`. The setting stays off, because
-        # the responses to such requests cannot be sent.
+        # The option of httptools to accept further requests after a request with `Connection: close` stays off: the
+        # server closes the connection, and cannot answer further requests.
         self._parser = httptools.HttpRequestParser(self)
-        self._tail = b""  # the last bytes, up to three, of an incomplete head; its final CRLFCRLF may begin in them
+        self._tail = b""  # the last bytes of an incomplete head, at most 3: the CRLFCRLF may begin in them
         self._head: RequestHead | None = None  # set by `on_headers_complete` for `feed`
         self._target = b""
         self._headers: Headers = []
         self._expects_continue = False
         self._size = 0
         self.is_in_head = False
-        """Whether a part of a head was received, but not the whole head."""
+        """Whether httptools has parsed the beginning of a head, but not yet its end."""
 
     def feed(self, data: bytes, start: int) -> tuple[int, RequestHead | None]:
         """Parses the bytes of one head in `data`: from the offset `start` to the head's end, or to the end of `data` if
         the head does not end in `data`.
 
-        Returns the offset after the parsed bytes, and the head; None instead of the head if it is not complete yet.
-        Raises RefusedRequest for a head that is malformed or too large. Do not call `feed` again after an exception.
+        Returns the offset after the parsed bytes, and the head, or None if the head is not complete yet. Raises
+        RefusedRequest for a head that is malformed or too large. Do not call `feed` again after an exception.
         """
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
@@ -100,14 +100,15 @@ class HeadParser:
         self._head = None
         self._tail = b""
         if head.body_length != 0 or self._parser.should_upgrade():
-            # This parser expects a body or another protocol next, but gets only heads. A new parser expects a head.
+            # This parser now expects a body or another protocol. Only a new parser accepts the next head.
             self._parser = httptools.HttpRequestParser(self)
         elif is_head_start and head.keep_alive and not head.expects_continue:
             self._cache.add(head_bytes, head.scope, head.size)
         return end_offset, head
 
     def _new_scope(self, headers: Headers, fields: Mapping[str, Any]) -> Scope:
-        """Returns a new scope. `fields`: its items that depend on the request line; empty if the caller adds them."""
+        """Returns a new scope. `fields`: the items that depend on the request line; empty if the caller adds these
+        items."""
         return {
             **self._connection_scope,
             **fields,
@@ -117,8 +118,8 @@ class HeadParser:
         }
 
     def partial_scope(self) -> Scope:
-        """Returns what is known of the request whose head is being received or was refused by `feed` (see
-        `request_reports.partial_scope`). Leaves out a request target that is not a path, because a target such as
+        """Returns the known items of the scope of a request whose head is incomplete or refused
+        (`request_reports.partial_scope`). Leaves out a request target that is not a path, because a target such as
         `http://name:password@host/` can contain a password."""
         if not self.is_in_head or not self._target:
             return partial_scope(self._client)
@@ -136,9 +137,9 @@ class HeadParser:
         self._on_start = None
 
     def too_large_error(self) -> RefusedRequest:
-        """Returns the error with which the server refuses a head that is larger than the limit. The error says that the
-        request target is too long if the target is longer than half the limit and no header was parsed yet. Otherwise
-        it says that the headers are too large."""
+        """Returns the error with which the server refuses a head that is larger than the limit. If the request target
+        is longer than half the limit and no header was parsed yet, the error says that the request target is too long.
+        Otherwise, the error says that the headers are too large."""
         is_target_too_long = self.is_in_head and not self._headers and len(self._target) * 2 > self._limit
         return head_too_large(self._limit, is_target_too_long=is_target_too_long)
 
@@ -184,6 +185,6 @@ class HeadParser:
         self.is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        # The parser gets only heads. If the parser finds a body, it disagrees with `find_head_end` about where a head
+        # httptools gets only heads. If httptools finds a body, it disagrees with `find_head_end` about where the head
         # ends.
         raise RefusedRequest(HTTPStatus.BAD_REQUEST, "it is not clear where the head of the request ends")

@@ -13,15 +13,15 @@ from registry.server.server_limits import ServerLimits
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """The application, sockets, time limits and other options of the workers. Times are in seconds."""
+    """The options of the workers. Times are in seconds."""
 
     make_app: Callable[[], AsgiApp]
     """Called in each worker, after the fork. Returns the application."""
     sockets: Sequence[socket.socket]
-    """The workers accept connections from these sockets, which must be listening."""
+    """The listening sockets from which the workers accept connections."""
     grace_seconds: float
-    """How long requests in progress may continue after a worker is told to stop."""
+    """How long the requests in progress may continue after a worker was told to stop."""
     retire_seconds: float
-    """How long a worker that was replaced in a restart may continue to serve its connections."""
+    """How long a worker may continue to serve its connections after a restart has replaced the worker."""
     limits: ServerLimits
     listener_options: ListenerOptions

@@ -16,41 +16,42 @@ from storage.errors import RegistryError
 POLL_SECONDS = 0.003
 """Time between two polls of a partial blob that another process downloads."""
 MIN_WAKE_SECONDS = 0.006
-"""Shortest time between two wake-ups for one partial blob that this process downloads. Without this limit, a fast
-download would wake its waiters very often, for a few bytes each time."""
+"""Shortest time between two wake-ups for one partial blob that this process downloads. The limit keeps a fast download
+from waking its waiters too often."""
 
 
 class GrowingFile(Protocol):
-    """A file whose bytes arrive over time: the attributes and methods of a partial blob that `PartialWaiters` uses."""
+    """A partial blob, with the attributes and methods that `PartialWaiters` uses."""
 
     is_notified: bool
-    """Whether `notify` was called after the last check of the file's waiters. Only `PartialWaiters` sets it."""
+    """Whether `notify` was called after `checked_at`. Only `PartialWaiters` sets this attribute."""
     checked_at: float
-    """When the file's waiters were last checked, in seconds of the event loop's clock. Only `PartialWaiters` sets
-    it."""
+    """When `PartialWaiters` last checked which waiters of the file can continue, in seconds of the event loop's clock.
+    Only `PartialWaiters` sets this attribute."""
 
     @property
     def is_owned_here(self) -> bool:
-        """Whether this process is the owner. If it is, its threads call `notify` after each write."""
+        """Whether this process is the owner."""
         ...
 
     def refresh(self) -> None:
-        """If another process is the owner, reads the progress that it has stored. Raises RegistryError."""
+        """If another process is the owner, reads the progress that the owner has stored. Raises RegistryError if the
+        progress cannot be read."""
         ...
 
     def stored_until(self, offset: int) -> int | None:
-        """Returns the offset of the first missing byte after `offset`. Returns None if the byte at `offset` itself is
-        missing. Raises RegistryError if the download has ended without that byte."""
+        """Returns the offset of the first missing byte after `offset`. Returns None if the byte at `offset` is missing.
+        Raises RegistryError if the download has ended without the byte at `offset`."""
         ...
 
 
 class PartialWaiters:
-    """The tasks of one event loop that wait for bytes of any partial blob. Polls only while a task waits."""
+    """Lets the tasks of one event loop wait for bytes of partial blobs. Polls only while a task waits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[GrowingFile, dict[asyncio.Future[int], int]] = {}
-        """For each file, the future of each waiting task, and the offset of the byte that the task waits for."""
+        """By file: the future of each waiting task, with the offset of the byte that the task waits for."""
         self._poll_timer: asyncio.TimerHandle | None = None
         """The timer of the next poll; None if no poll is needed."""
 
@@ -61,8 +62,8 @@ class PartialWaiters:
         futures = self._waiting.setdefault(file, {})
         futures[future] = offset
         try:
-            # The check comes after the future was added, so that no change is missed. The other waiters are not checked
-            # here: thousands of readers may call this method after each change, and each would check all others.
+            # This check must come after the future was added, so that the task misses no change of the file. Only this
+            # waiter is checked, because a check of thousands of waiters in each call would be slow.
             if (end := file.stored_until(offset)) is not None:
                 return end
             self._poll_later(file)
@@ -72,18 +73,19 @@ class PartialWaiters:
             if not futures:
                 del self._waiting[file]
             if future.done() and not future.cancelled():
-                future.exception()  # marks the exception as retrieved, because a cancelled task does not get it
+                future.exception()  # if the task was cancelled, keeps asyncio from logging an unretrieved exception
 
     def notify(self, file: GrowingFile) -> None:
-        """Makes the event loop wake those waiters of `file` that can continue. Call it after each change of the file,
-        in any thread. Takes almost no time while no task waits for the file."""
+        """Makes the event loop wake the waiters of `file` that can continue. Call this method after each change of the
+        file, from any thread. Takes almost no time if no task waits for the file."""
         if file in self._waiting and not file.is_notified:
             file.is_notified = True
             with suppress(RuntimeError):  # the event loop is closed
                 self._loop.call_soon_threadsafe(self._on_notify, file)
 
     def _on_notify(self, file: GrowingFile) -> None:
-        """Checks the waiters now, or as soon as `MIN_WAKE_SECONDS` have passed since their last check."""
+        """Wakes the waiters of `file` that can continue, but not before `MIN_WAKE_SECONDS` have passed since the last
+        check."""
         delay = file.checked_at + MIN_WAKE_SECONDS - self._loop.time()
         if delay > 0:
             self._loop.call_later(delay, self._on_notify, file)
@@ -91,8 +93,8 @@ class PartialWaiters:
             self._wake_ready_waiters(file)
 
     def _wake_ready_waiters(self, file: GrowingFile) -> None:
-        """Refreshes `file`, and wakes the waiters whose byte is stored or whose wait has failed. Sets the poll timer if
-        a task still waits and another process downloads the bytes."""
+        """Refreshes `file`, wakes each waiter whose byte is stored, and passes errors to the waiters. If a task still
+        waits and another process is the owner, starts the poll timer."""
         file.is_notified, file.checked_at = False, self._loop.time()
         if (futures := self._waiting.get(file)) is None:
             return  # no task waits any more, and the file may be closed
@@ -116,12 +118,12 @@ class PartialWaiters:
             self._poll_later(file)
 
     def _poll_later(self, file: GrowingFile) -> None:
-        """Sets the poll timer if another process downloads the bytes of `file`."""
+        """Starts the poll timer if another process is the owner of `file`."""
         if self._poll_timer is None and not file.is_owned_here:
             self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll)
 
     def _poll(self) -> None:
-        """Checks the files that other processes write."""
+        """Wakes the waiters that can continue, for all files that other processes own."""
         self._poll_timer = None
         for file in [file for file in self._waiting if not file.is_owned_here]:
             self._wake_ready_waiters(file)

@@ -1,14 +1,14 @@
 """Reads lists of tags, with facts about their manifests, from the metadata database (`SqliteTagListing`).
 
-A page of a list needs the names of all tags of the repository, but facts only about the tags on the page. SQLite
-filters the names, and sorts them by name or by the time of the push. This takes some 30 ms for 100,000 tags, without
-the global interpreter lock. The orders by size and by version (`storage.metadata.sqlite.version_lists`) are computed in
-Python.
+SQLite filters the names of all tags of the repository, and sorts them by name or by the time of the push. This takes
+some 30 ms for 100,000 tags, and does not hold the global interpreter lock. The orders by size and by version
+(`storage.metadata.sqlite.version_lists`) are computed in Python. The facts are read only for the tags on one page.
 
 - A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest.
-- A *referrer tag*, such as `sha256-….sig`, belongs to the manifest whose digest its name contains. It points, for
-  example, at a signature of that manifest.
-- The *tree* of a manifest is the manifest with all manifests that it lists, directly or through other indexes.
+- A *referrer tag*, such as `sha256-….sig`, has the digest of a manifest in its name. The tag points, for example, at a
+  signature of this manifest.
+- The *tree* of a manifest contains the manifest itself, and all manifests that it lists directly or through other
+  indexes.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from storage.tag_listing import (
 )
 
 _MAX_BLOB_ROWS: Final = 100_000
-"""Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
+"""Largest number of references to blobs that one call reads to add up sizes. To read them takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""Largest number of referrer tags that are read for one manifest. Also the largest number of its Sigstore bundles, and
-of the artifact types of its referrers."""
+"""How many referrer tags are read for one manifest, how many Sigstore bundles, and how many artifact types of
+referrers: at most this number of each."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
    AND (?3 OR NOT (name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*'))"""
-"""Condition on a tag. ?1: the row id of its repository. ?2: a text in lower case that its name contains, ignoring case.
-?3: whether referrer tags match."""
+"""Condition on a tag. ?1: the row id of the tag's repository. ?2: a text in lower case that the tag's name must
+contain, ignoring case; an empty text: any name matches. ?3: whether referrer tags match."""
 _BY_NAME: Final = f"SELECT name FROM tag{_MATCHES} AND name > ?4 ORDER BY name LIMIT ?5"
 _BY_NAME_DESCENDING: Final = f"SELECT name FROM tag{_MATCHES} AND (?4 = '' OR name < ?4) ORDER BY name DESC LIMIT ?5"
 _PUSHED: Final = f"SELECT name, updated FROM tag{_MATCHES}"
@@ -75,7 +75,8 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
         LIMIT ?2)
 SELECT json_group_array(id), count(*) FROM tree"""
-"""Reads at most ?2 manifests of the tree of the manifest ?1. Returns their row ids (JSON), and their number."""
+"""Reads the tree of the manifest ?1, but at most ?2 manifests. Returns their row ids (a JSON array), and their
+number."""
 _PULLS: Final = """
 SELECT max(iif(pulls > 0, last, NULL)), coalesce(sum(pulls), 0) FROM manifest_pull
  WHERE manifest IN (SELECT value FROM json_each(?1))"""
@@ -86,12 +87,13 @@ WITH named AS (
        SELECT DISTINCT b.id, b.size FROM named n JOIN blob b ON b.digest = n.digest AND b.place <> ''
          JOIN blob_link l ON l.repository = n.repository AND l.blob = b.id)
 SELECT (SELECT count(*) FROM named), (SELECT coalesce(sum(size), 0) FROM stored)"""
-"""Reads at most ?2 references of the manifests ?1 (JSON) to blobs. Returns the number of references that it read, and
-the total size of the stored blobs, each counted once."""
+"""Reads at most ?2 references to blobs. ?1: the row ids of the manifests that have the references (a JSON array).
+Returns the number of references that were read, and the total size of the stored blobs. Several references to the same
+blob count its size once."""
 _NEXT_TYPE: Final = """
 SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type > ?3"""
 _MAX_BUNDLE_ANNOTATION_BYTES: Final = 8 * 1024
-"""The predicate type of a Sigstore bundle is read if the bundle's annotations have at most this number of bytes."""
+"""The predicate type of a Sigstore bundle is read only if the bundle's annotations have at most this size."""
 _BUNDLE_PREDICATES: Final = f"""
 SELECT DISTINCT ifnull(json_extract(annotations, '$."{PREDICATE_ANNOTATION}"'), '') FROM (
   SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATION_BYTES}, CAST(annotations AS TEXT),
@@ -99,9 +101,9 @@ SELECT DISTINCT ifnull(json_extract(annotations, '$."{PREDICATE_ANNOTATION}"'), 
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""
-"""Returns the different predicate types of the Sigstore bundles whose subject is ?2. For a bundle without a predicate
-type, returns an empty text. For a bundle whose annotations are too long, returns `UNKNOWN_PREDICATE`. A manifest is a
-bundle if its artifact type is at least ?3 and below ?4."""
+"""Returns the distinct predicate types of the Sigstore bundles whose subject is ?2. The predicate type of a bundle
+without this annotation is an empty text; of a bundle whose annotations are too long, `UNKNOWN_PREDICATE`. A manifest is
+a bundle if its artifact type is at least ?3 and below ?4."""
 _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"
@@ -171,16 +173,16 @@ class SqliteTagListing:
             positions = [TagCursor(name) for name in self._versions.page(db, repository, query, after, limit + 1)]
         elif order is TagOrder.PUSHED:
             positions = _by_push(db, repository, query, after, limit + 1)
-        elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
+        elif order is TagOrder.SIZE and (sizes := _sorted_sizes(db, repository, query, reader)) is not None:
             positions = _by_size(sizes, query, after, limit + 1)
         else:
-            if order is TagOrder.SIZE:  # too many tags or manifests; `_sizes` may have used up the limits of `reader`
+            if order is TagOrder.SIZE:  # too many tags or manifests; `_sorted_sizes` may have used up `reader`'s limits
                 reader = _FactsReader(db, repository)
             order = TagOrder.NAME
             positions = _by_name(db, repository, query, after, limit + 1)
-        # A tag that was deleted since its name was read is left out.
-        items = [tag for position in positions[:limit] if (tag := reader.tag(position.name)) is not None]
-        return TagPage(items, order, positions[limit - 1] if len(positions) > limit else None)
+        # Leaves out tags that were deleted after their names were read.
+        listed_tags = [tag for position in positions[:limit] if (tag := reader.tag(position.name)) is not None]
+        return TagPage(listed_tags, order, positions[limit - 1] if len(positions) > limit else None)
 
 
 def _match_values(repository: int, query: TagQuery) -> tuple[object, ...]:
@@ -206,9 +208,11 @@ def _by_push(
     ]
 
 
-def _sizes(db: apsw.Connection, repository: int, query: TagQuery, reader: _FactsReader) -> list[tuple[int, str]] | None:
-    """Returns the sizes and names of the matching tags, the smallest first. Returns None if there are more than
-    `MAX_SORTED_BY_SIZE` tags, or too many manifests in their trees (`can_read_more_manifests`)."""
+def _sorted_sizes(
+    db: apsw.Connection, repository: int, query: TagQuery, reader: _FactsReader
+) -> list[tuple[int, str]] | None:
+    """Returns the sizes and names of the matching tags, the smallest first. Returns None if more than
+    `MAX_SORTED_BY_SIZE` tags match, or if their trees have too many manifests (`can_read_more_manifests`)."""
     rows = _rows(db, _WITH_MANIFEST, *_match_values(repository, query), MAX_SORTED_BY_SIZE + 1)
     if len(rows) > MAX_SORTED_BY_SIZE:
         return None
@@ -229,7 +233,7 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 
 
 class _FactsReader:
-    """Reads the facts about tags and manifests of one repository, for one call. In total, the call reads at most
+    """Reads facts about the tags and manifests of one repository, for one call. One reader reads at most
     `_MAX_BLOB_ROWS` references to blobs, and at most `MAX_READ_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
@@ -248,7 +252,7 @@ class _FactsReader:
         return self._remaining_manifests > 0
 
     def tag(self, name: str) -> ListedTag | None:
-        """Returns a tag; None if there is no such tag."""
+        """Returns a tag with its facts; None if the tag does not exist."""
         row: Any = self._db.execute(_TAG, (self._repository, name)).get
         if row is None:
             return None
@@ -259,7 +263,7 @@ class _FactsReader:
         return None if manifest is None else ListedTag(Tag(name), pushed, actor, manifest)
 
     def manifest(self, row_id: int, *, with_tags: bool = False) -> ManifestFacts | None:
-        """Returns the facts about a manifest; None if it was deleted meanwhile."""
+        """Returns the facts about a manifest; None if the manifest does not exist."""
         row: Any = self._db.execute(_MANIFEST, (row_id,)).get
         if row is None:
             return None
@@ -281,8 +285,7 @@ class _FactsReader:
         )
 
     def stored_bytes(self, row_id: int) -> int | None:
-        """Returns the total size of the stored blobs of a manifest's tree; None if reading the tree would exceed a
-        limit."""
+        """Returns the total size of the stored blobs of a manifest's tree; None if the tree exceeds a limit."""
         if row_id not in self._sizes:
             self._sizes[row_id] = self._read_stored_bytes(row_id)
         return self._sizes[row_id]
@@ -298,8 +301,8 @@ class _FactsReader:
         return int(size)
 
     def _tree(self, row_id: int) -> tuple[str, bool]:
-        """Returns the row ids of the manifests in a manifest's tree, as a JSON array, and whether the array has all
-        manifests of the tree."""
+        """Returns the row ids of the manifests in a manifest's tree, as a JSON array, and whether this array is
+        complete."""
         if row_id not in self._trees:
             limit = min(MAX_TREE_MANIFESTS, self._remaining_manifests)
             # `limit + 1` is at least 1, so `ids` always contains `row_id`.
@@ -309,8 +312,8 @@ class _FactsReader:
         return self._trees[row_id]
 
     def _referrer_types(self, digest: str) -> tuple[str, ...]:
-        """Returns at most `_MAX_REFERRERS` different artifact types of a manifest's referrers. Each statement finds the
-        next type in an index of the database, and so does not read all referrers."""
+        """Returns at most `_MAX_REFERRERS` distinct artifact types of a manifest's referrers. Finds each type with one
+        lookup in a database index, and does not read all referrers."""
         types: list[str] = []
         while len(types) < _MAX_REFERRERS:
             values = (self._repository, digest, types[-1] if types else "")
@@ -329,7 +332,7 @@ class _FactsReader:
     def _referrer_suffixes(self, digest: str) -> tuple[str, ...]:
         """Returns the texts after the digest in the names of the manifest's referrer tags, such as `.sig`."""
         prefix = digest.replace(":", "-", 1)
-        # In byte order, "/" follows ".".
+        # Finds the names that begin with `{prefix}.`: in byte order, "/" follows ".".
         rows = _rows(self._db, _REFERRER_TAGS, self._repository, f"{prefix}.", f"{prefix}/", len(prefix) + 1)
         return tuple(suffix for (suffix,) in rows)
 

@@ -74,13 +74,13 @@ def test_names_keep_their_numbers() -> None:
     names = SharedNames(["docker.io", "ghcr.io"], capacity=3)
 
     def add() -> None:
-        assert names.number("quay.io") == 2
-        assert names.number("ghcr.io") == 1
+        assert names.find_or_add("quay.io") == 2
+        assert names.find_or_add("ghcr.io") == 1
 
     assert in_child(add) == 0
     assert names.names() == ["docker.io", "ghcr.io", "quay.io"]
-    assert names.number("quay.io") == 2
-    assert names.number("gcr.io") is None
+    assert names.find_or_add("quay.io") == 2
+    assert names.find_or_add("gcr.io") is None
 
 
 @pytest.mark.parametrize("name", ["ä.example", "x" * 255])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from registry.auth.authorization_header import REFUSED, Bearer
+from registry.auth.authorization_header import INVALID_CREDENTIALS, Bearer
 from registry.auth.revocation_across_workers import principal_of
 from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
@@ -327,9 +327,9 @@ async def test_a_key_that_is_retired_at_once_ends_requests_in_progress(worker: A
     verified, verified_push = [await verify(Bearer(each), KNOWN_ADDRESS) for each in (text, text_of_push)]
     principal_of_push = await principal_of(policy, verified_push)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep_seconds=0.0, by=ADMIN)
-    with pytest.raises(Unauthorized, match=REFUSED):
+    with pytest.raises(Unauthorized, match=INVALID_CREDENTIALS):
         await principal_of(policy, verified)
-    with pytest.raises(Unauthorized, match=REFUSED):
+    with pytest.raises(Unauthorized, match=INVALID_CREDENTIALS):
         await policy.reevaluate(principal_of_push)
     assert verified.principal is None
     for each in (text, text_of_push):

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from registry.admin.token_endpoint import MAX_FORM_BYTES, token_router
-from registry.auth.authorization_header import REFUSED, Basic
+from registry.auth.authorization_header import INVALID_CREDENTIALS, Basic
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.principal import CATALOG, Identity
 from registry.auth.token_service.scopes import parse_scopes
@@ -199,7 +199,7 @@ async def test_logins_during_a_change_of_the_password_get_no_refresh_token(worke
         return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [Unauthorized] * 10
-    assert {str(outcome) for outcome in outcomes} == {REFUSED}
+    assert {str(outcome) for outcome in outcomes} == {INVALID_CREDENTIALS}
     assert worker.accounts.tokens(ALICE, None, 100).items == []
 
 

@@ -111,7 +111,7 @@ def test_certificate_findings(authority: CertificateAuthority, tmp_path: Path) -
     assert (without_chain.level, "fullchain.pem" in without_chain.next_step) == (Level.WARNING, True)
     wrong_chain = tmp_path / "wrong.pem"
     wrong_chain.write_text(pair.certificate.read_text() + other.certificate.read_text())
-    assert "which did not sign it" in worst_finding(wrong_chain, pair.key).what
+    assert "but did not sign it" in worst_finding(wrong_chain, pair.key).what
     assert "does not belong to the certificate" in worst_finding(pair.certificate, other.key).what
     assert "cannot read" in worst_finding(tmp_path / "none.pem", pair.key).what
 
