@@ -1,4 +1,7 @@
-"""`StoreMetrics`: reads the metrics of the store from the data directory, for a scrape by Prometheus."""
+"""`StoreMetrics`: reads the metrics of the store from the data directory, for a scrape by Prometheus.
+
+The *figures* are the numbers that a query counts in the database. Each process caches them for some time.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,18 @@ from storage.usage import ScopeUsage
 log = logging.getLogger("registry")
 T = TypeVar("T")
 MIN_CACHED_SECONDS: Final = 10.0
-"""The *figures* are the numbers that are counted in the database. Each process caches them for at least this many
-seconds."""
-CACHED_PER_READ: Final = 50.0
-"""The figures are cached for at least this many times the duration of the last read. The reads then take at most 2% of
-the time, even for a large store. For a million blobs, a read takes about 0.1 s."""
+"""Shortest time for which the figures are cached."""
+MIN_CACHED_READ_DURATIONS: Final = 50.0
+"""The figures are cached for at least this many times the duration of the last read, so that reads take at most 2% of
+the time. For a million blobs, a read takes about 0.1 s."""
 _QUOTA_SCOPE_PREFIX: Final = quota_scope("")
-"""The beginning of the name of a quota's scope (a set of repositories whose use is counted). The `prefix` of the quota
-follows."""
+"""A *scope* is a set of repositories whose use is counted. The name of a quota's scope is this text and the quota's
+`prefix`."""
 
 
 class StoreMetrics(Collector):
-    """Collects the metrics. `collect` reads files and the database, so call it in a thread. Several threads may call
-    it. If the database cannot be read, the metric `entrepot_store_readable` is 0, and the metrics from the database are
-    missing."""
+    """Collects the metrics of the store. If the database cannot be read, the metric `entrepot_store_readable` is 0, and
+    the metrics from the database are missing."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class StoreMetrics(Collector):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` returns seconds since 1970. `monotonic` returns the seconds of a monotonic clock."""
+        """`clock` returns seconds since 1970. `monotonic` returns monotonic seconds."""
         self._data = settings.data
         self._cache_max = {upstream.name: upstream.cache_max for upstream in settings.upstream}
         self._total_cache_max = settings.cache.max
@@ -56,7 +57,8 @@ class StoreMetrics(Collector):
         self._valid_until = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics. Does not raise an error if the store cannot be read."""
+        """Yields the metrics. Call this in a thread, because it reads files and the database. Several threads may call
+        it at the same time. Does not raise an error if the store cannot be read."""
         disk_metrics = self._try(lambda: list(self._disk_metrics()))
         figures = self._try(self._current_figures)
         yield _gauge("entrepot_store_readable", "1 if the metrics of the store could be read.", figures is not None)
@@ -67,8 +69,7 @@ class StoreMetrics(Collector):
             yield from self._backlog_metrics(figures.backlogs)
 
     def _try(self, read: Callable[[], T]) -> T | None:
-        """Returns the result of `read`. If `read` fails, for example because the disk is too full to open the database,
-        logs the error and returns None, because the other metrics are still useful."""
+        """Returns the result of `read`. If `read` raises an error, logs the error and returns None."""
         try:
             return read()
         except Exception as error:
@@ -76,14 +77,14 @@ class StoreMetrics(Collector):
             return None
 
     def _current_figures(self) -> StoreFigures:
-        """Returns the cached figures, or reads new figures from the database if the cached ones are too old."""
+        """Returns the cached figures. If they are too old, first reads new figures from the database."""
         with self._lock:
             started = self._monotonic()
             if self._figures is None or started >= self._valid_until:
                 with open_inventory(self._data) as inventory:
                     self._figures = inventory.figures(self._clock())
                 ended = self._monotonic()
-                self._valid_until = ended + max(MIN_CACHED_SECONDS, CACHED_PER_READ * (ended - started))
+                self._valid_until = ended + max(MIN_CACHED_SECONDS, MIN_CACHED_READ_DURATIONS * (ended - started))
             return self._figures
 
     def _disk_metrics(self) -> Iterator[Metric]:
@@ -98,9 +99,8 @@ class StoreMetrics(Collector):
         yield _gauge("entrepot_database_log_bytes", "Size of the database's write-ahead log.", log_size)
 
     def _usage_metrics(self, scopes: Sequence[ScopeUsage]) -> Iterator[Metric]:
-        """Yields the use of the cache and of the quotas. `scopes`: the sets of repositories whose use is counted, one
-        for each upstream, one for each quota, and one for the whole cache. A limit that is not set has no time
-        series."""
+        """Yields the metrics of the cache of mirrored content and of the quotas. `scopes`: one scope for each upstream,
+        one for each quota, and one for the whole cache. A limit that is not set yields no sample."""
         cache = GaugeMetricFamily("entrepot_cache_used_bytes", "Bytes of mirrored content.", labels=["upstream"])
         cache_max = GaugeMetricFamily(
             "entrepot_cache_limit_bytes", "How large the cache of an upstream may be.", labels=["upstream"]

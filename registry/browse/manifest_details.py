@@ -27,13 +27,13 @@ from storage.tag_listing import TagListing
 from storage.upstream_tags import UpstreamTags
 
 MAX_FILES: Final = 200
-"""How many blobs of an artifact are shown. Further blobs are left out."""
+"""Largest number of blobs of an artifact that are shown. Further blobs are left out."""
 MAX_RAW_BYTES: Final = 64 * 1024
-"""The size of the largest manifest whose bytes are included in its details."""
-_MAX_PARTS: Final = 12
-"""How many layers get a bar of their own in the chart of an image's size."""
+"""The details of a manifest that is larger than this do not contain its bytes."""
+_MAX_LAYER_PARTS: Final = 12
+"""Largest number of layers that have a part of their own in the chart of an image's size."""
 _DEFAULT_PLATFORM: Final = "linux/amd64"
-"""The platform whose image in an index is shown by default, if the repository has this image."""
+"""The platform that is shown by default for an index, if the repository has the image of this platform."""
 _TITLE: Final = "org.opencontainers.image.title"
 
 
@@ -56,10 +56,10 @@ class ManifestDetails:
         self._upstream_tags = upstream_tags
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
-        """Returns the details of a manifest. `platform`: for an index, the platform, such as `linux/arm64`, or the
-        digest of the image to show; None: the image of a default platform (`choose_platform`). Raises NameUnknown.
-        Raises ManifestUnknown if there is no such manifest, or if the index lists no such image."""
-        frozen = await self.frozen_at(repo, reference)
+        """Returns the details of a manifest. `platform` selects the image of an index that is shown: the name of the
+        platform, such as `linux/arm64`, or the digest of the image; None: the default of `choose_platform`. Raises
+        NameUnknown, and ManifestUnknown if there is no such manifest or the index does not list the image."""
+        frozen = await self.find_frozen_digest(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
         summary = await self._reader.summary_of(manifest)
         facts = await self._listing.manifest(repo, manifest.digest)
@@ -90,16 +90,17 @@ class ManifestDetails:
             raw=manifest.body.decode("utf-8", "replace") if len(manifest.body) <= MAX_RAW_BYTES else None,
         )
 
-    async def frozen_at(self, repo: RepositoryName, reference: Reference) -> Digest | None:
-        """Returns the digest that a pull of a frozen tag gets. Returns None if `reference` is a digest, or a tag that
-        is not frozen."""
+    async def find_frozen_digest(self, repo: RepositoryName, reference: Reference) -> Digest | None:
+        """Returns the digest at which a frozen tag is always served. Returns None if `reference` is a digest or a tag
+        that is not frozen."""
         frozen = await self._upstream_tags.find_frozen_tag(repo, reference) if isinstance(reference, Tag) else None
         return None if frozen is None else frozen.digest
 
     async def _chosen_image(
         self, repo: RepositoryName, manifest: Manifest, overview: Overview, platform: str | None
     ) -> ImageView | None:
-        """Returns the image that the details show; None if the manifest has no image, or the image is not present."""
+        """Returns the image that the details show; None if the manifest has no image, or the repository does not have
+        the image."""
         if overview.summary.kind == "image":
             return await self._image_view(repo, manifest)
         chosen_platform = choose_platform(manifest.digest, overview.platforms, platform)
@@ -109,23 +110,22 @@ class ManifestDetails:
             child = await self._registry.get_manifest(repo, Digest(chosen_platform.digest))
         except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
-        # Parses a large manifest in a thread, so that the code below need not parse it on the event loop. The summary
-        # itself is not needed.
+        # This call parses a large manifest in a thread. The summary itself is not needed.
         await self._reader.summary_of(child)
         if not child.is_readable or not is_image(child):
             return None
         return await self._image_view(repo, child, chosen_platform.name)
 
     async def _image_view(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
-        """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
-        platform in the config is used. Call `ContentReader.summary_of` with `manifest` first: it parses a large
-        manifest in a thread, so that this method does not parse it on the event loop."""
+        """Returns the details of an image. `platform`: the platform that the index states; empty: the platform in the
+        config is used. Call `ContentReader.summary_of` with `manifest` first, because it parses a large manifest in a
+        thread and this method would parse the manifest on the event loop."""
         assert manifest.config is not None
         config = await self._reader.read_config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
         present_blobs = await self._listing.stored_sizes(repo, (), {layer.digest for layer in layers}) if layers else {}
         history = config.history if config else ()
-        steps = build_steps(layers, history, present_blobs)[:MAX_STEPS]
+        steps = list_build_steps(layers, history, present_blobs)[:MAX_STEPS]
         return ImageView(
             digest=manifest.digest,
             platform=platform or (config.platform if config else ""),
@@ -151,8 +151,8 @@ def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: st
 
     - `wanted` is the name or the digest of a platform: returns this platform. Raises ManifestUnknown if `platforms`
       does not contain it.
-    - `wanted` is None: considers only platforms whose image the repository has. Returns `linux/amd64` if it is one of
-      them, otherwise the first of them, or None if there are none."""
+    - `wanted` is None: considers only platforms whose image the repository has. Returns `linux/amd64` if possible,
+      otherwise the first platform. Returns None if the repository has no image."""
     if wanted is not None:
         for platform in platforms:
             if wanted in (platform.name, platform.digest):
@@ -168,12 +168,12 @@ def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
     return LayerView(digest=layer.digest, media_type=layer.media_type, size=layer.size, present=layer.digest in present)
 
 
-def build_steps(
+def list_build_steps(
     layers: Sequence[Descriptor], history: Sequence[HistoryEntry], present: Container[Digest]
 ) -> list[BuildStep]:
-    """Returns the build steps of an image: one for each entry of the history. The entries that have added a layer get
-    the layers in order. Some builders write an incomplete history or none; each remaining layer becomes a step at
-    the end, without a command."""
+    """Returns the build steps of an image. Each entry of the history is a step. The steps that added a layer get the
+    layers in order. If the history has too few entries for all layers, each remaining layer is a step at the end,
+    without a command."""
     views = [layer_view(layer, present) for layer in layers]
     next_layer = iter(views)
     steps = [
@@ -190,17 +190,17 @@ def build_steps(
 
 def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list[SizePart]:
     """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part.
-    `config_size`, `total`: size of the config and of the whole image, in bytes."""
-    # The negative number keeps layers of the same size in the order of the steps, because the sort is descending.
+    `config_size` is the size of the config, `total` the size of the whole image, both in bytes."""
+    # The sort is descending. The negative step number keeps layers of the same size in the order of the steps.
     sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
     largest = [SizePart(kind="layer", size=size, step=-negated) for size, negated in sorted(sizes, reverse=True)]
-    parts = [*largest[:_MAX_PARTS], SizePart(kind="config", size=config_size)]
+    parts = [*largest[:_MAX_LAYER_PARTS], SizePart(kind="config", size=config_size)]
     remaining_bytes = total - sum(part.size for part in parts)
     return parts if remaining_bytes <= 0 else [*parts, SizePart(kind="rest", size=remaining_bytes)]
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns how many build steps of an image are missing from `steps`; the real number can be larger. An image has at
-    least as many steps as its history has entries, and at least as many as it has layers."""
+    """Returns how many build steps of an image are missing from `steps`, as a lower bound. An image has at least as
+    many steps as its history has entries, and at least as many steps as layers."""
     history_length = 0 if config is None else len(config.history) + config.more_history
     return max(history_length, len(manifest.layers), len(steps)) - len(steps)

@@ -289,7 +289,9 @@ class RepositoryBrowser:
     async def _get_manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
         """Returns the stored manifest that a pull of `reference` would get. A *frozen* tag stays at one digest in this
         registry, even if it moves at the upstream, so a pull of a frozen tag gets the manifest with that digest."""
-        return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
+        return await self._registry.get_manifest(
+            repo, await self._details.find_frozen_digest(repo, reference) or reference
+        )
 
 
 @contextmanager

@@ -18,24 +18,24 @@ class MetricsSettings(SettingsGroup):
     listen: str | None = Field(
         default=None,
         json_schema_extra=AT_RESTART,
-        description="Another address, HOST:PORT, that serves nothing but the metrics, to every client that reaches it. "
-        "It speaks TLS if the registry does",
+        description="An additional address, HOST:PORT, that serves only the metrics. Every client that reaches this "
+        "address may read them. The address uses TLS if the registry does",
     )
     distribution_names: bool = Field(
         default=False,
         json_schema_extra=AT_RESTART,
-        description="Also serve the names of CNCF Distribution's metrics, such as `registry_http_requests_total`, for "
-        "dashboards that use them",
+        description="Also serve metrics with the names of CNCF Distribution, such as `registry_http_requests_total`, "
+        "for dashboards that use these names",
     )
 
 
 class OtelSettings(SettingsGroup):
-    """Traces and metrics for OpenTelemetry. They need the extra `entrepot[otel]`. The variables `OTEL_*` of the
-    OpenTelemetry specification count as well; `OTEL_EXPORTER_OTLP_ENDPOINT` can take the place of `endpoint`."""
+    """Traces and metrics for OpenTelemetry. They need the extra `entrepot[otel]`. The environment variables `OTEL_*` of
+    the OpenTelemetry specification apply as well. `OTEL_EXPORTER_OTLP_ENDPOINT` can replace the setting `endpoint`."""
 
     endpoint: str | None = Field(
         default=None,
         json_schema_extra=AT_RESTART,
-        description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Without it, and "
-        "without `OTEL_EXPORTER_OTLP_ENDPOINT`, nothing is sent",
+        description="URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Nothing is "
+        "sent if neither this setting nor a variable such as `OTEL_EXPORTER_OTLP_ENDPOINT` is set",
     )

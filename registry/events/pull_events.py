@@ -1,10 +1,11 @@
 """`PullEvents`: records pulls as events, if the settings ask for that.
 
-Recording a pull must take almost no time in the request, so the request only adds the pull to a list in memory. The
-list is stored every few seconds. If the process is killed, the pulls that are not stored yet are lost. The list is
-bounded: if there are more than 2,000 pulls a second, only the first pulls of each interval get events. The later pulls
-of the interval are only counted. Each time that a process stores its pulls, the response caches of all processes are
-emptied. All processes store their pulls at the same times, so that the caches are emptied only once per interval.
+A request only adds its pull to a list in memory, which takes almost no time. Every `STORE_SECONDS`, the pulls in the
+list are stored as events. If the process is killed, the pulls that are not stored yet are lost. If the list is full,
+further pulls are *dropped*: they are counted, and get no event.
+
+Each time that a process stores pulls, the response caches of all processes are emptied. All processes store their pulls
+at the same times, so that the caches are emptied only once per interval.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from storage.names import RepositoryName
 from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
 
 STORE_SECONDS: Final = 5.0
-"""Seconds between two times at which the pulls are stored."""
+"""Interval at which the pulls are stored."""
 MAX_PULLS: Final = 10_000
-"""Largest number of pulls in memory, where they take about 5 MB. While the list is full, further pulls are dropped."""
+"""Largest number of pulls in the list. This number of pulls takes about 5 MB of memory."""
 log = logging.getLogger("registry.events")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
-"""Finds a repository by the name that clients use. The second of the three results is the name under which the
+"""Finds a repository by the name that clients use. The second element of the result is the name under which the
 repository is stored. Raises NameUnknown, NameInvalid."""
 
 
@@ -41,7 +42,7 @@ def wants_pulls(settings: Settings) -> bool:
 
 
 OnUnrecorded = Callable[[int], None]
-"""Called with the number of pulls that were dropped and therefore have no event."""
+"""Called with the number of dropped pulls."""
 
 
 def ignore_unrecorded(_: int) -> None:
@@ -68,15 +69,15 @@ class PullEvents:
         self._dropped = 0
 
     def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
-        """Adds a pull of a client. `name`: the client's account, or `anonymous`. Takes less than a microsecond."""
+        """Adds a pull to the list, or drops it if the list is full. `name`: the client's account, or `anonymous`."""
         if len(self._pulls) < MAX_PULLS:
             self._pulls.append((pull, self._clock(), name, address, request_id))
         else:
             self._dropped += 1
 
     async def run(self) -> None:
-        """Stores the pulls at the multiples of `STORE_SECONDS`, until the task is cancelled. If the store fails, logs
-        the error, and tries again at the next multiple."""
+        """Stores the pulls at each multiple of `STORE_SECONDS`, until the task is cancelled. If the pulls cannot be
+        stored, logs the error, and tries again at the next multiple."""
         logged_error = ""
         while True:
             await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)
@@ -89,13 +90,15 @@ class PullEvents:
                     log_round_error(log, "cannot store pulls as events", error)
 
     async def store(self) -> None:
-        """Stores the pulls that are in memory. Pulls that cannot be stored because of an error stay in memory. Raises
-        StorageFull, StorageFailed."""
+        """Stores the pulls in the list as events, and removes them from the list. Stores no event for a repository that
+        no longer exists. Raises StorageFull or StorageFailed. After one of these errors, the pulls that are not stored
+        stay in the list."""
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self._on_unrecorded(dropped)
             log.warning(
-                "%d pulls have no event, because there were more than %d within %g seconds, or the store failed",
+                "%d pulls have no event, because there were more than %d within %g seconds, or because earlier pulls "
+                "could not be stored",
                 *(dropped, MAX_PULLS, STORE_SECONDS),
             )
         for _ in range(0, len(self._pulls), MAX_ADDED_EVENTS):
@@ -108,13 +111,13 @@ class PullEvents:
             ]
             del self._pulls[: len(batch)]
             try:
-                await self._outbox.add(events)  # a cancellation takes effect only after the change has been made
+                await self._outbox.add(events)  # a cancellation takes effect only after the events are stored
             except RegistryError:
                 self._pulls[:0] = batch
                 raise
 
     async def _stored_name(self, repo: RepositoryName) -> RepositoryName | None:
-        """Returns the stored name of a repository; None if there is no such repository any more."""
+        """Returns the name under which a repository is stored; None if the repository no longer exists."""
         try:
             return (await self._locate(repo))[1]
         except (NameUnknown, NameInvalid):

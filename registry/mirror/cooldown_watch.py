@@ -1,11 +1,11 @@
-"""Looks regularly at *young* tags: mirrored tags that have moved within their cooldown (`watch_young_tags`). The
-cooldown is the time for which a moved tag is still served at its older digest.
+"""Regularly asks the upstreams about *young* tags: mirrored tags that have moved within their cooldown
+(`watch_young_tags`). The *cooldown* is the time for which the mirror still serves a moved tag at its older digest.
 
-Without these checks, the mirror would learn that an upstream's tag has moved only when a client pulls the tag. Suppose
-that a pull shows a move to a bad digest, that the upstream moves the tag back after an hour, and that nobody pulls the
-tag for some days. The mirror would believe that the tag still points at the bad digest, and would serve this digest
-after the cooldown. So one server process asks the upstream about young tags, one after the other, in *rounds*. Each
-upstream has rounds of its own, so that an upstream that does not answer delays only its own rounds.
+The checks find out whether the upstream has moved a young tag again, for example away from a bad digest. Without them,
+the mirror would notice this move only when a client pulls the tag, and could serve the bad digest after the cooldown.
+
+One server process, the *watching* process, makes the checks. In one *round*, it asks one upstream about its young tags,
+one after the other. An upstream that does not answer delays only its own rounds.
 """
 
 from __future__ import annotations
@@ -23,59 +23,60 @@ from storage.errors import RegistryError
 from storage.leases import Leases
 
 WATCH_SLOT: Final = "cooldown"
-"""Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
+"""Name of the slot that the watching process holds. A *slot* is a permit that one process at a time can hold."""
 ROUNDS_PER_COOLDOWN: Final = 20
-"""Number of rounds within the shortest cooldown, unless `MIN_INTERVAL_SECONDS` or `MAX_INTERVAL_SECONDS` changes the
-interval. The mirror notices a move at the next round, about a twentieth of the shortest cooldown later at most."""
+"""The interval between rounds is the shortest cooldown divided by this number, but at least `MIN_INTERVAL_SECONDS` and
+at most `MAX_INTERVAL_SECONDS`."""
 MIN_INTERVAL_SECONDS: Final = 60.0
-"""Shortest time between two rounds."""
+"""Shortest interval between rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0
-"""Longest time between two rounds."""
+"""Longest interval between rounds."""
 FIRST_ROUND_SECONDS: Final = 60.0
-"""Longest time until the first round of a process. Each reload of the settings starts this time again. If it were
-`MAX_INTERVAL_SECONDS`, a server that reloads its settings more than once an hour would never run a round."""
+"""Longest time until the first round of a process. It is short, because each reload of the settings starts this time
+again, and a server that often reloads its settings must still run rounds."""
 TAKEOVER_POLL_SECONDS: Final = 15.0
-"""Longest time between two attempts of a process to become the watching process."""
+"""Longest time between two attempts to become the watching process."""
 log = logging.getLogger("registry.mirror")
 
 
 def round_interval(cooldowns: Iterable[float]) -> float:
-    """Returns the time between two rounds in seconds. `cooldowns`: the cooldowns of the mirrors in seconds."""
+    """Returns the interval between rounds in seconds. `cooldowns`: the cooldowns of the mirrors in seconds, at least
+    one."""
     return min(max(min(cooldowns) / ROUNDS_PER_COOLDOWN, MIN_INTERVAL_SECONDS), MAX_INTERVAL_SECONDS)
 
 
 @asynccontextmanager
 async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> AsyncIterator[None]:
-    """Runs the rounds of each mirror in the background while the `async with` block runs. The first round starts after
-    at most `FIRST_ROUND_SECONDS`, and each further one `interval` seconds after the end of the one before. Every server
-    process calls this, but only one of them at a time asks the upstreams. `mirrors`: the mirrors with a cooldown."""
-    task = asyncio.create_task(_run_rounds(mirrors, interval, leases))
+    """Runs the rounds of all mirrors in the background while the `async with` block runs. Every server process calls
+    this function, but only the watching process runs rounds. `mirrors`: the mirrors with a cooldown. `interval`: the
+    seconds between the end of a mirror's round and the start of its next round."""
+    task = asyncio.create_task(_run_rounds_in_one_process(mirrors, interval, leases))
     try:
         yield
     finally:
         await cancel_and_wait([task])
 
 
-async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
-    """Waits until this process can become the watching process, and then runs the rounds of all mirrors side by side.
-    Ends only when it is cancelled."""
+async def _run_rounds_in_one_process(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
+    """Waits until this process becomes the watching process, and then runs the rounds of all mirrors concurrently. Ends
+    only when it is cancelled."""
 
-    async def run_rounds_of_all() -> None:
-        await asyncio.gather(*(_run_rounds_of(mirror, interval) for mirror in mirrors))
+    async def run_all_mirrors() -> None:
+        await asyncio.gather(*(_run_rounds_of_mirror(mirror, interval) for mirror in mirrors))
 
     await run_in_one_process(
         leases,
         WATCH_SLOT,
-        run_rounds_of_all,
+        run_all_mirrors,
         lambda: asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval)),
         log=log,
         what_failed="cannot find out whether another process looks at young tags",
     )
 
 
-async def _run_rounds_of(mirror: Mirror, interval: float) -> None:
-    """Runs the rounds of one mirror: the first one after at most `FIRST_ROUND_SECONDS`, and each further one `interval`
-    after the end of the one before. Ends only when it is cancelled."""
+async def _run_rounds_of_mirror(mirror: Mirror, interval: float) -> None:
+    """Runs the rounds of one mirror until it is cancelled. The first round starts after `FIRST_ROUND_SECONDS`, or after
+    `interval` seconds if that is shorter."""
     seconds = min(FIRST_ROUND_SECONDS, interval)
     while True:
         await asyncio.sleep(seconds)
@@ -93,5 +94,5 @@ async def _run_round(mirror: Mirror) -> None:
             "last tag that was checked",
             error.message,
         )
-    except Exception:  # does not end the rounds, because the next round may succeed
+    except Exception:  # the next round may succeed
         log.exception("looking at young tags failed; the next round tries again")

@@ -1,12 +1,18 @@
-"""Serves manifests of an upstream registry from the copies that are cached in the local registry, and asks the upstream
-if a copy is missing or may be out of date (`MirroredManifests`).
+"""Serves manifests of an upstream registry (`MirroredManifests`).
 
-Clients of this process that need the same manifest at the same time share one request to the upstream, a *flight*.
-After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then expired
-(`Freshness`). The upstream is *nearly exhausted* if its rate limit leaves only few requests. A *notice* is a text for
-the client that says why the manifest in the response may be out of date. A *frozen* tag always names the same digest. A
-*cooldown* delays moves of a tag: the tag is served at an older digest until the new digest has been its target for some
-time. A *lease* is a lock across all processes.
+The manifests are cached in the local registry. If a manifest is not cached, or the cached copy may be out of date, the
+upstream is asked.
+
+- A *flight* is a task that asks the upstream about one manifest. Clients of this process that need the same manifest at
+  the same time share a flight.
+- After an answer of the upstream, a tag is *fresh* for its time to live, then *stale* for the same time, and then
+  expired (`Freshness`).
+- The upstream is *near its rate limit* if it accepts only few more requests.
+- A *notice* tells the client why the manifest in the response may be out of date.
+- A *frozen* tag is always served at the same digest.
+- A *cooldown* delays moves of a tag: the mirror serves the tag at an older digest until the tag has pointed at the new
+  digest for some time.
+- A *lease* is a lock across all processes.
 """
 
 from __future__ import annotations
@@ -44,8 +50,7 @@ from storage.upstream_records import UpstreamRecords
 log = logging.getLogger("registry.mirror")
 
 STALE_WAIT_SECONDS: Final = 3.0
-"""Longest time that a client waits for the upstream if the manifest is cached. After this time, the cached copy is
-served."""
+"""If the manifest is cached, a client waits at most this long for the upstream, and then gets the cached copy."""
 _FALLBACK_ERRORS: Final = (
     *(UnconfirmedManifestUnknown, Denied, UpstreamUnavailable, TooManyRequests),
     *(StorageFull, StorageFailed),
@@ -74,8 +79,8 @@ class MirroredManifests:
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
-        `served_tags`: decides at which digest a frozen tag or a tag with a cooldown is served. `stale_wait`: seconds
-        after which a client gets the cached copy, if there is one, although the upstream has not answered."""
+        `served_tags`: decides at which digest a frozen tag or a tag with a cooldown is served. `stale_wait`: see
+        `STALE_WAIT_SECONDS`."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -90,9 +95,9 @@ class MirroredManifests:
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
         """Returns the result of `look_up` for the manifest. `Freshness` decides whether this method asks the upstream
-        first, in the background, or not at all. A tag can be frozen at a digest, or be held back at an older one by a
-        cooldown; the client then gets a notice. Raises ManifestUnknown. Raises Denied if the cooldown lets no digest of
-        the tag be served yet. If the manifest is not cached, also raises the errors of the upstream client."""
+        before it returns, in the background, or not at all. If the tag is frozen, or a cooldown holds it back at an
+        older digest, the client gets a notice. Raises ManifestUnknown, and Denied if the cooldown does not allow any
+        digest of the tag yet. If the manifest is not cached, also raises the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 result = await look_up(repo, reference)
@@ -119,7 +124,7 @@ class MirroredManifests:
         except _FALLBACK_ERRORS as error:
             if isinstance(reference, Digest) or not self._served_tags.cooldown(repo, reference):
                 raise
-            # The tag is not cached, but the manifest that the cooldown allows for it may be cached.
+            # The tag is not cached, but an older manifest that the cooldown allows may be cached.
             with suppress(RegistryError):
                 notice = f"asking {self._name} failed: {error.message}"
                 return await self._look_up(look_up, repo, reference, notice)
@@ -135,11 +140,11 @@ class MirroredManifests:
     async def _look_up(
         self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference, notice: str | None = None
     ) -> T:
-        """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest that is
-        served for the tag. Sets the notice for the client: `notice` and, if the cooldown holds the tag back, a sentence
-        about the cooldown. Raises the errors of `read`."""
-        # `choice.candidates` are the digests that the cooldown lets the mirror serve, the newest first. `choice` is
-        # None if the tag has no cooldown, or if the mirror has no record of the tag.
+        """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest at which the
+        tag is served. The client gets `notice`, and a sentence about the cooldown if the cooldown holds the tag back.
+        Raises the errors of `read`."""
+        # `choice.candidates` are the digests that the cooldown allows, newest first. `choice` is None if the tag has no
+        # cooldown, or if the mirror has no record of the tag.
         if isinstance(reference, Digest):
             result = await look_up(repo, reference)
         else:
@@ -159,10 +164,11 @@ class MirroredManifests:
     async def _look_up_first(
         self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
     ) -> tuple[T, str | None]:
-        """Returns the result of `look_up` for the first of the digests. If the manifest of this digest is not cached,
-        fetches it. If the fetch fails, returns the result for the next digest that is cached, and a notice that the
-        first digest cannot be fetched; otherwise the second value is None. If no other digest is cached, raises the
-        error of the first digest."""
+        """Returns the result of `look_up` for a digest, and a notice or None.
+
+        - If the manifest of the first digest is cached or can be fetched: the result for the first digest, and None.
+        - If the fetch fails: the result for the next digest whose manifest is cached, and a notice about the failure.
+          Raises the error of the fetch if none of the manifests is cached."""
         try:
             return await self.read(look_up, repo, digests[0]), None
         except RegistryError as error:
@@ -172,30 +178,26 @@ class MirroredManifests:
             raise
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream about a tag that is not fresh or not cached. With `force`, also asks about a fresh tag, and
-        asks even if the upstream is nearly exhausted. Returns None if the cached copy is current afterwards, otherwise
-        a notice. A frozen tag is always current: the upstream is not asked. Raises ManifestUnknown, and, if nothing is
-        cached, the errors of the upstream client."""
+        """For a frozen tag, returns None and does not ask the upstream. Otherwise asks the upstream about the tag,
+        unless the tag is fresh and cached. With `force`, asks even if the tag is fresh or the upstream is near its
+        rate limit. Returns None if the cached copy is now current, or a notice if the copy may be out of date. Raises
+        ManifestUnknown. If the tag is not cached, also raises the errors of the upstream client."""
         if await self._served_tags.find_frozen_tag(repo, tag) is not None:
             return None
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
-        # `force` is part of the key, so that a call with `force` does not join a flight without it: such a flight may
-        # end without asking the upstream.
+        # `force` is part of the key, because a flight without `force` may end without asking the upstream.
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
-        """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown which digest the tag
-        names. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
-        ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
+        """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown at which digest the tag
+        points. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
+        ManifestUnknown and the errors of the upstream client, even if the tag is cached.
 
-        While the upstream is nearly exhausted:
-
-        - Stores no manifest. Asks with a HEAD request, which Docker Hub does not count against its rate limit.
-        - Sends no request if the tag is not cached and the upstream's last answer was that it does not have the tag.
-          The response to HEAD would probably be a 404, and the upstream client would then send a GET request, which
-          counts."""
+        While the upstream is near its rate limit, sends only a HEAD request, which Docker Hub does not count, and
+        fetches no manifest. Sends no request if the tag is not cached and the last recorded answer was that the
+        upstream does not have the tag."""
         if await self._served_tags.find_frozen_tag(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
@@ -209,21 +211,22 @@ class MirroredManifests:
         await self._flights.aclose()
 
     def _start_flight(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
-        """Returns the running flight for the manifest, or starts one. It continues even if no client waits for it."""
+        """Returns the running flight for the manifest, or starts one. The flight continues even if no client waits for
+        its result."""
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
-        """Joins or starts a flight and waits until it ends. If the manifest is cached, stops waiting after `stale_wait`
-        seconds; the flight then continues. Returns a notice for the client if the cached copy may be out of date,
-        otherwise None. Sets the cache state (`set_cache_state`), which the log and the metrics show. Raises the error
-        of the flight."""
+        """Joins or starts a flight and waits until the flight ends. If the manifest is cached, waits for at most
+        `stale_wait` seconds, after which the flight continues in the background. Returns a notice if the cached copy
+        may be out of date, otherwise None. Sets the cache state of the request (`set_cache_state`). Raises the error of
+        the flight."""
         flight = self._flights.join((repo, reference), lambda: self._ask_under_lease(repo, reference))
         try:
             cached = await self._find_cached(repo, reference)
             if cached is not None:
                 await asyncio.wait({flight}, timeout=self._stale_wait)
                 if not flight.done():
-                    # Keeps the running flight, which could otherwise be given up when no client waits for it any more.
+                    # Without this call, the flight could be cancelled when no client waits for it.
                     self._start_flight(repo, reference)
                     set_cache_state("stale", self._name)
                     check = await self._records.last_check(repo, reference)
@@ -231,8 +234,8 @@ class MirroredManifests:
             notice = await wait_for_outcome(flight)
         finally:
             self._flights.leave(flight)
-            # The traceback of the flight's error refers to this frame. If the frame still referred to the flight, this
-            # cycle would stay in memory until Python's garbage collector runs.
+            # The traceback of the flight's error refers to this frame. A reference from this frame to the flight would
+            # make a cycle, which stays in memory until Python's garbage collector runs.
             del flight
         if notice is not None:
             set_cache_state("stale", self._name)
@@ -248,13 +251,13 @@ class MirroredManifests:
             return None
 
     async def _ask_under_lease(self, repo: RepositoryName, reference: Reference, *, force: bool = False) -> str | None:
-        """Asks the upstream about the manifest and updates the cached copy, in one process at a time. Returns a notice,
-        or None if the cached copy is current afterwards.
+        """Asks the upstream about the manifest and updates the cached copy. Returns None if the cached copy is now
+        current, otherwise a notice.
 
-        A process that had to wait for the lease uses the answer that the previous holder of the lease has recorded. If
-        the wait took longer than `stale_wait` and the manifest is still not cached, raises UpstreamTimeout and sends no
-        request: the clients of this process have already waited for the request of the other process. With `force`,
-        asks the upstream in any case."""
+        A lease lets one process at a time ask about the manifest. If an answer has been recorded since this call
+        began, uses this answer and sends no request. If this process waited for the lease longer than `stale_wait`
+        and the manifest is still not cached, raises UpstreamTimeout and sends no request. With `force`, asks the
+        upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
             # A process that was only slow, and did not wait for the lease, may still ask the upstream.
@@ -286,8 +289,7 @@ class MirroredManifests:
             if cached is None:
                 check = await self._records.last_check(repo, tag)
                 if check is not None and not check.found:
-                    # The upstream did not have the tag at its last answer. Only a GET request, which counts against
-                    # the rate limit, can confirm this.
+                    # After a 404 to the HEAD request, the client would send a GET request, which the limit counts.
                     return
             try:
                 await self._ask_about_tag(repo, tag, cached, may_fetch=may_fetch)
@@ -302,7 +304,7 @@ class MirroredManifests:
         with ShareScope() as memory:
             try:
                 manifest = await self._upstream.get_manifest(self._to_upstream_name(repo), reference, memory)
-            except UnconfirmedManifestUnknown:  # not recorded: possibly sent by a proxy in front of the upstream
+            except UnconfirmedManifestUnknown:  # not recorded, because the answer may come from a proxy
                 raise
             except ManifestUnknown:
                 await self._record_check(repo, reference, found=False)
@@ -312,10 +314,11 @@ class MirroredManifests:
     async def _revalidate_tag(
         self, repo: RepositoryName, tag: Tag, cached: Descriptor, check: UpstreamCheck | None, *, force: bool
     ) -> str | None:
-        """Asks the upstream with a HEAD request which manifest the tag names, and fetches that manifest if the tag has
-        moved. Returns None if the cached copy is current afterwards, or a notice if the upstream gave no usable answer
-        or the manifest cannot be stored. Raises ManifestUnknown if the upstream has deleted the tag. `cached`: the
-        manifest that the cached tag names. `check`: the last recorded answer of the upstream."""
+        """Asks the upstream at which digest the tag points, and fetches the manifest if the tag has moved. Returns None
+        if the cached copy is now current. Returns a notice if the upstream is near its rate limit (unless `force`
+        is true), if the upstream gave no usable answer, or if the manifest cannot be stored. Raises ManifestUnknown if
+        the upstream has deleted the tag. `cached`: the manifest at which the cached tag points. `check`: the last
+        recorded answer of the upstream."""
         if self._upstream.is_near_rate_limit() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
@@ -332,9 +335,9 @@ class MirroredManifests:
     async def _ask_about_tag(
         self, repo: RepositoryName, tag: Tag, cached: Descriptor | None, *, may_fetch: bool = True
     ) -> None:
-        """Asks the upstream with a HEAD request which manifest the tag names, and records the digest for the cooldown.
-        If the tag names another manifest than `cached` and `may_fetch` is True, fetches and stores that manifest.
-        Raises the errors of the upstream client and of the local registry."""
+        """Asks the upstream with a HEAD request at which digest the tag points, and records the digest for the
+        cooldown. If `cached` has another digest, and `may_fetch` is True, fetches and stores the manifest. Raises the
+        errors of the upstream client and of the local registry."""
         at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
         await self._served_tags.record(repo, tag, at_upstream.digest, cached)
         if cached is not None and at_upstream.digest == cached.digest:
@@ -344,22 +347,23 @@ class MirroredManifests:
                 await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory), cached)
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
-        """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
-        upstream. If the tag has moved once more, returns the manifest that the tag names now. `memory`: keeps the
-        memory of a manifest from the upstream reserved until this scope ends (`UpstreamClient.get_manifest`)."""
+        """Returns the manifest `digest`, at which the tag points at the upstream, from the local registry or from the
+        upstream. If neither has this manifest, fetches the tag, which may have moved again, and returns its manifest.
+        `memory`: a manifest from the upstream counts against the memory budget until this scope ends
+        (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:
             return await self._upstream.get_manifest(self._to_upstream_name(repo), digest, memory)
-        except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
+        except ManifestUnknown:
             return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
     async def _store(
         self, repo: RepositoryName, reference: Reference, manifest: Manifest, cached: Descriptor | None = None
     ) -> None:
-        """Stores a manifest in the local registry, although its blobs are not stored yet (`sparse`). If `reference` is
-        a tag, makes the tag name the manifest, and records the upstream's answer. `cached`: the manifest that the
-        cached tag named before; None if the tag was not cached."""
+        """Stores a manifest, whose blobs need not be stored yet (`sparse`), in the local registry. If `reference` is a
+        tag, makes the tag point at the manifest, and records the upstream's answer. `cached`: the manifest at which the
+        cached tag pointed before; None if the tag was not cached."""
         tags = [] if isinstance(reference, Digest) else [reference]
         for tag in tags:
             await self._served_tags.record(repo, tag, manifest.digest, cached)
@@ -368,15 +372,15 @@ class MirroredManifests:
             await self._record_check(repo, reference, found=True)
 
     async def _record_check(self, repo: RepositoryName, reference: Reference, *, found: bool) -> None:
-        """Records that the upstream has the manifest (`found`) or does not have it. If the answer cannot be recorded,
-        only logs the failure: the next request then asks the upstream again."""
+        """Records whether the upstream has the manifest (`found`). If the store cannot record the answer, only logs a
+        warning."""
         try:
             await self._records.save_check(repo, reference, found)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record the answer of %s about %s: %s", self._name, repo, error.message)
 
     async def _delete_tag(self, repo: RepositoryName, tag: Tag) -> None:
-        """Deletes the cached tag, because the upstream has deleted it. The manifest can still be pulled by digest."""
+        """Deletes a cached tag that the upstream has deleted. Clients can still pull the manifest by digest."""
         with suppress(ManifestUnknown):
             await self._local.delete_tag(repo, tag, by=MIRROR_ACTOR)
         await self._record_check(repo, tag, found=False)
@@ -386,6 +390,6 @@ class MirroredManifests:
     ) -> str:
         """Returns the notice for a cached copy that may be out of date. `check`: the last recorded answer of the
         upstream. `reason`: why the upstream has not confirmed the copy."""
-        age = self._freshness.age(check) if check is not None and check.found else float("inf")  # infinite: unknown
+        age = self._freshness.age(check) if check is not None and check.found else float("inf")  # infinity: unknown
         when = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was at an unknown time"
         return f"{repo}:{reference} is served {when}, because {reason}"

@@ -6,7 +6,7 @@ cached content may be out of date. A *frozen* tag always names the same digest. 
 name another digest. A *cooldown* delays such moves: for some time after a move, the mirror serves the tag at its older
 digest.
 
-The upstream is *nearly exhausted* if its rate limit leaves only few requests. *Bad senders* are base URLs of the
+The upstream is *near its rate limit* if it accepts only few more requests. *Bad senders* are base URLs of the
 upstream that sent bytes with a wrong digest. The repositories of an upstream share cached blobs; the *entitlement* of a
 repository is its right to serve a blob that was cached for another repository. A "not found" response is *unconfirmed*
 if a proxy or firewall in front of the upstream possibly sent it.
@@ -179,7 +179,7 @@ class Mirror(RefusingRegistry):
         the mirror asked only when a client pulls the tag, it could miss that the upstream has moved the tag away from a
         bad digest, and would serve the bad digest after the cooldown.
 
-        - While the upstream is nearly exhausted, does not fetch moved manifests.
+        - While the upstream is near its rate limit, does not fetch moved manifests.
         - If a tag fails, continues with the next one. But if the upstream denies access to a tag, skips the other tags
           of the repository, because each request can be a failed login.
         - Ends early, and raises the last error, if `MAX_UNANSWERED_REPOSITORIES` in a row get no answer, or

@@ -1,7 +1,6 @@
-"""`Admission`: wraps a registry object. If the bytes of a push do not fit into the store, refuses the push before the
-bytes are received.
+"""`Admission`: a wrapper of a registry object that refuses pushes before their bytes are received.
 
-The bytes do not fit if they would exceed a quota, or if the disk would then have less free space than the settings
+A push is refused if its bytes would exceed a quota, or would leave less free space on the disk than the settings
 require. The transaction that stores the content checks the quotas again, with the exact sizes.
 """
 
@@ -22,14 +21,14 @@ _STORING: Final = frozenset({"start_upload", "resume_upload", "mount_blob", "put
 """The calls that store content."""
 
 CheckQuota = Callable[[RepositoryName, int, Digest | None], Awaitable[None]]
-"""Raises QuotaExceeded if a blob of this size does not fit into the quotas of the repository. The digest is None if it
-is not known."""
+"""Called with the repository, the size of a blob in bytes, and the digest of the blob (None: unknown). Raises
+QuotaExceeded if the blob would exceed a quota of the repository."""
 
 
 class Admission(ForwardingRegistry):
-    """Passes each call on to `inner`, except pushes whose content does not fit: these raise StorageFull or
-    QuotaExceeded. `push_refusal` gets the number of bytes of a push. It returns why the disk is too full for these
-    bytes, or None if the bytes fit. `check_quota`: checks the quotas; None: there are no quotas."""
+    """Passes calls on to `inner`. Refuses a push with StorageFull if the disk is too full, or with QuotaExceeded if the
+    push would exceed a quota. `push_refusal` is called with the number of bytes of a push, and returns why the disk is
+    too full for them; None: there is enough space. `check_quota` is None if there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
@@ -42,16 +41,16 @@ class Admission(ForwardingRegistry):
         return await self.forward(call)
 
     async def _admit(self, call: Call[T]) -> None:
-        """Raises StorageFull or QuotaExceeded if the content that the call stores does not fit."""
-        # The size and the digest of the blob in the request, as the client states them; None: the request has no blob.
+        """Raises StorageFull or QuotaExceeded if the call must be refused."""
+        # What the client states about the blob that the request sends; None: the request sends no blob.
         announced = current_request().announced_blob
         if call.operation == "resume_upload" and announced is None:
-            return  # the request resumes the session only to cancel it
+            return  # the request cancels the upload session
         size = announced.size if announced else 0
-        is_without_body = call.operation == "resume_upload" and size == 0  # adds no bytes to the session
-        if not is_without_body and (reason := self._push_refusal(size or 0)) is not None:
+        adds_no_bytes = call.operation == "resume_upload" and size == 0
+        if not adds_no_bytes and (reason := self._push_refusal(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:
-            # If the request names the offset of a chunk in the session, the bytes before the chunk count as well.
+            # `offset` is the number of bytes of the blob that earlier requests have sent, if this request states it.
             offset = (call.args[1] or 0) if call.operation == "resume_upload" else 0
             await self._check_quota(call.repo, offset + size, announced.digest)

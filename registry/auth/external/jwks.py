@@ -8,8 +8,8 @@ A key set at a URL is fetched when the first token needs it, and then cached. It
 - No cached key fits a token. The issuer may have added a key.
 - The cached key that fits a token does not verify it. The issuer may have replaced the key and kept its id.
 
-The time between two fetches is at least a minute, or at least ten seconds if the first of them failed. So forged tokens
-cause little traffic. A token that a cached key verifies does not wait for a fetch.
+After a successful fetch, no fetch starts for a minute. After a failed fetch, no fetch starts for ten seconds. These
+pauses limit the traffic that forged tokens can cause. A token that a cached key verifies does not wait for a fetch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ RETRY_SECONDS: Final = 10.0
 REFRESH_AGE_SECONDS: Final = 3600.0
 """A key set of this age or older is fetched again at its next use, because the issuer could have withdrawn a key. The
 cached key set is used until the fetch succeeds."""
-STALE_SECONDS: Final = 86400.0
-"""A cached key set that is older than this is not used. A key set reaches this age only if it was not used, or if all
-fetches failed."""
+MAX_AGE_SECONDS: Final = 86400.0
+"""A cached key set that is older than this is not used."""
 
 _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
     "RSA": RSAKey,
@@ -57,7 +56,8 @@ _KEY_CLASSES: Final[dict[object, type[RSAKey] | type[ECKey] | type[OKPKey]]] = {
 }
 """joserfc's class for each type of key (`kty`) that can verify signatures."""
 _SIGNATURE_CURVES: Final = ("Ed25519", "Ed448")
-"""The curves of the type OKP that are for signatures (RFC 8037, 3.1). The other curves are for key agreement."""
+"""The curves of the key type OKP that are for signatures (RFC 8037, 3.1). The other curves of this type are for key
+agreement."""
 
 FetchBody = Callable[[str], Awaitable[bytes]]
 """A function that returns the document at a URL. The function raises KeySetUnavailable if it cannot fetch the
@@ -79,14 +79,14 @@ class KeySet(Protocol):
         - Several keys fit: returns the first of them, or None if `key_id` is None.
         - No key fits: returns None.
 
-        Raises KeySetUnavailable instead of returning None if the current keys cannot be fetched.
+        If the last fetch of the keys failed, raises KeySetUnavailable instead of returning None.
         """
         ...
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key for a token from a newer version of the key set, chosen as in `find`. Call this if `find`
-        returned `key`, but `key` does not verify the token's signature. May wait until the key set is fetched. Returns
-        None if there is no newer version, or if no key in the newer version fits."""
+        """Call this if `find` has returned `key`, but `key` does not verify the token's signature. May fetch a newer
+        version of the key set. Returns the key in the newer version, chosen as in `find`. Returns None if there is no
+        newer version, or if no key in the newer version fits."""
         ...
 
     async def aclose(self) -> None:
@@ -97,9 +97,9 @@ class KeySet(Protocol):
 async def verify_with_key_set(
     token: CompactSignature, keys: KeySet, key_id: str | None, algorithm: str
 ) -> dict[str, Any]:
-    """Checks the signature of a token with the key in `keys` that fits, and returns the claims of the token. `key_id`
-    and `algorithm` come from the token's header. May wait until the keys are fetched. Raises TokenInvalid if no key
-    fits or the signature is wrong. Raises KeySetUnavailable if the keys cannot be fetched."""
+    """Checks the signature of a token with a key of its issuer, and returns the claims of the token. `keys` is the key
+    set of the issuer. `key_id` and `algorithm` come from the token's header. May wait until the keys are fetched.
+    Raises TokenInvalid if no key fits or the signature is wrong, KeySetUnavailable if the keys cannot be fetched."""
     key = await keys.find(key_id, algorithm)
     if key is None:
         raise TokenInvalid("fits no key in the key set of its issuer")
@@ -114,16 +114,15 @@ async def verify_with_key_set(
 
 class FileKeySet:
     """A key set in the file at `path`. `find` reads the file again if the file has changed. While the file cannot be
-    read, is too large or is malformed, the key set has no keys. The error is logged once, and not again until another
-    error occurs or the file was read without an error."""
+    read, is too large or is malformed, the key set has no keys. An error that repeats is logged once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file_state: tuple[int, ...] | None = None
-        """The file's times, inode and size when the file was last read. Empty if there was no file. None before the
-        first use, and after an error that may be temporary, so that the next use reads the file again."""
+        """The file's times, inode and size at the last read. An empty tuple if there was no file. None before the first
+        read, and after an error that may be temporary: the next call of `find` then reads the file."""
         self._logged_error = ""
-        """The text of the last error that was logged. Empty if the file was read without an error since then."""
+        """The text of the last error that was logged. Empty if there was none, or if a later read succeeded."""
         self._keys: tuple[Key, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
@@ -133,14 +132,14 @@ class FileKeySet:
             try:
                 self._keys, self._file_state, self._logged_error = parse_key_set(self._read()), state, ""
             except (OSError, KeySetUnavailable) as error:
-                # A malformed file is not read again until it changes. Too many open files are a temporary error.
+                # An OSError can be temporary, such as that for too many open files.
                 is_temporary = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
                 self._keys, self._file_state = (), None if is_temporary else state
                 self._log_once(error)
         return _choose_key(self._keys, key_id, algorithm)
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns None, because `find` returned a key from the current file already."""
+        """Returns None, because `find` has already used the current version of the file."""
         return None
 
     def _log_once(self, error: Exception) -> None:
@@ -175,7 +174,7 @@ class FetchedKeySet:
         self._fetch = fetch
         times = FetchTimes(
             refresh_age=REFRESH_AGE_SECONDS,
-            max_age=STALE_SECONDS,
+            max_age=MAX_AGE_SECONDS,
             pause_after_failure=RETRY_SECONDS,
             pause_after_success=PAUSE_SECONDS,
         )
@@ -196,9 +195,8 @@ class FetchedKeySet:
         return key
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns a key as `KeySet.find_replacement` does. Fetches the keys first, except in the pause after a
-        fetch."""
-        if self._find_cached(key_id, algorithm) is key:  # otherwise the keys were fetched in the meantime
+        """Returns a key as `KeySet.find_replacement` does. Fetches no keys during the pause after a fetch."""
+        if self._find_cached(key_id, algorithm) is key:  # no fetch has replaced the key since `find` returned it
             await self._document.refresh()
         found = self._find_cached(key_id, algorithm)
         return None if found is key else found
@@ -220,9 +218,9 @@ class FetchedKeySet:
 
 
 async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
-    """Returns the document at `url`. `ca_file` has the certificates of the authorities to trust. If it is None, the
-    authorities of the system are trusted. Follows no redirect. Raises KeySetUnavailable if the request fails or the
-    response's status is not 200."""
+    """Returns the document at `url`. `ca_file` contains the certificates of the trusted authorities; None: those of the
+    system are trusted. Follows no redirects. Raises KeySetUnavailable if the request fails or the status of the
+    response is not 200."""
     try:
         status, body = await send_request(url, ca_file)
     except NoUsableResponse as error:
@@ -233,8 +231,8 @@ async def fetch_key_set(url: str, ca_file: Path | None = None) -> bytes:
 
 
 def parse_key_set(body: bytes) -> tuple[Key, ...]:
-    """Returns the public keys in the JSON document `body` that are for signatures. Ignores all other keys (RFC 7517,
-    5). Raises KeySetUnavailable if `body` is not a key set."""
+    """Parses the JSON document `body` and returns its public keys that are for signatures. Ignores all other keys (RFC
+    7517, 5). Raises KeySetUnavailable if `body` is not a key set."""
     try:
         document = json.loads(body)
         entries = document["keys"]
@@ -265,15 +263,17 @@ def _parse_key(entry: Any) -> Key | None:
 
 
 def _choose_key(keys: tuple[Key, ...], key_id: str | None, algorithm: str) -> Key | None:
-    """Returns the key in `keys` that `KeySet.find` has to return; None if there is no such key."""
+    """Returns the key for a token by the rules of `KeySet.find`, or None."""
     fitting = [key for key in keys if _fits(key, key_id, algorithm)]
     return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
 
 def _fits(key: Key, key_id: str | None, algorithm: str) -> bool:
-    """Returns whether a key may verify a token whose header names `key_id` and `algorithm`. If `key_id` is None, the
-    token names no key, and a key with any id fits. The key must have the type and the curve that the algorithm needs
-    (RFC 7518, 3.1; RFC 8037). If the key set names an algorithm for the key (`alg`), it must be `algorithm`."""
+    """Returns whether a key fits a token whose header names `key_id` and `algorithm`:
+
+    - The key has the id `key_id`. If `key_id` is None, every id fits.
+    - The key has the type and the curve that the algorithm needs (RFC 7518, 3.1; RFC 8037).
+    - The key has no `alg`, or its `alg` is `algorithm`."""
     if key_id is not None and key.kid != key_id:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Login attempts: the state of a login at the OpenID provider between its start and the provider's response.
+"""Login attempts: the state of a login at the OpenID provider, from its start until the provider's response.
 
-The person's browser stores an attempt as an encrypted cookie. All workers have the encryption key, so any worker can
-finish the login. Nobody else can read or forge an attempt. An attempt contains three random values:
+The browser of the person who logs in stores the attempt as an encrypted cookie. All workers have the encryption key, so
+any worker can finish the login. Nobody else can read or forge an attempt. An attempt contains three random values:
 
 - `state` is sent to the provider, which returns it in its response. `state` proves that the response belongs to the
   login that this browser started (RFC 6749, 10.12).
@@ -30,27 +30,26 @@ from storage.access import SigningKey
 from storage.accounts import Accounts
 
 ATTEMPT_SECONDS: Final = 600
-"""The longest time from the start of a login to the provider's response. A person can need minutes to find a second
+"""The longest time from the start of a login to the provider's response. A person may need minutes for a second
 factor."""
 MAX_SEALED_CHARACTERS: Final = 4096
-"""The longest encrypted attempt that is accepted."""
+"""The largest number of characters of an encrypted attempt. `LoginAttempts.open` refuses a longer one."""
 _KEY_PURPOSE: Final = b"entrepot: logins at the provider, begun"
-"""The encryption key is derived from a signing key and this text, so that it differs from every other derived key."""
+"""The encryption key is derived from a signing key and this text. No other derived key uses this text."""
 _GCM_NONCE_BYTES: Final = 12
-"""The length of the nonce that AES-GCM needs for each encryption (NIST SP 800-38D, 8.2.2). It is not the `nonce` of an
-attempt."""
+"""The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2). This nonce is not the `nonce` of an attempt."""
 
 
 class LoginAttemptInvalid(Exception):
-    """The browser's attempt is missing, forged, too old or already used, or belongs to another login than the
-    provider's response. The text says which of these, for the audit log."""
+    """The attempt in the browser's cookie is missing, forged, too old or already used, or the provider's response
+    belongs to another login. The text states the reason, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """A login that has started.
+    """A login attempt.
 
-    - `state`, `nonce`, `verifier`: random values, which the module docstring describes.
+    - `state`, `nonce`, `verifier`: the random values (see the module docstring).
     - `redirect_uri`: the URL of this registry to which the provider sends the browser with its response.
     - `back`: the path on this registry to which the browser goes after the login.
     - `begun`: when the login started, in seconds since 1970.
@@ -67,8 +66,8 @@ class LoginAttempt:
 
 
 class LoginAttempts:
-    """Makes, encrypts and decrypts attempts. The encryption keys are derived from the store's signing keys. `clock`
-    returns seconds since 1970; `random(n)` returns n random bytes."""
+    """Makes, encrypts and decrypts attempts. The encryption keys are derived from the signing keys `keys`. `clock`
+    returns seconds since 1970. `random(n)` returns n random bytes."""
 
     def __init__(
         self, keys: SigningKeys, clock: Callable[[], float], random: Callable[[int], bytes] = os.urandom
@@ -78,13 +77,13 @@ class LoginAttempts:
         self._random = random
 
     def begin(self, redirect_uri: str, return_path: str) -> LoginAttempt:
-        """Returns a new attempt that starts now. `return_path` becomes its field `back`."""
+        """Returns a new attempt that starts now. `return_path` becomes the field `back` of the attempt."""
         state, nonce, verifier = (_base64url(self._random(32)) for _ in range(3))
         return LoginAttempt(state, nonce, verifier, redirect_uri, return_path, self._clock())
 
     async def seal(self, attempt: LoginAttempt) -> str:
-        """Returns the attempt as an encrypted text, for a cookie. If the store has no signing key, creates one, which
-        can raise StorageFull or StorageFailed."""
+        """Returns the encrypted attempt as text, for a cookie. If the store has no signing key, creates a signing key.
+        Raises StorageFull or StorageFailed if the key cannot be stored."""
         key = await self._keys.current()
         gcm_nonce = self._random(_GCM_NONCE_BYTES)
         plain = json.dumps(asdict(attempt)).encode()
@@ -108,8 +107,7 @@ class LoginAttempts:
             raise LoginAttemptInvalid("the login attempt in the browser's cookie cannot be decrypted") from None
         if not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "surrogatepass")):
             raise LoginAttemptInvalid("the provider's response belongs to another login than the attempt in the cookie")
-        # The clock may have been set back since the start. So a start that is less than `ATTEMPT_SECONDS` in the future
-        # is accepted.
+        # The start can lie in the future, because the clock may have been set back since the start.
         if not attempt.begun - ATTEMPT_SECONDS < self._clock() < attempt.begun + ATTEMPT_SECONDS:
             raise LoginAttemptInvalid(
                 f"the login took too long (more than {ATTEMPT_SECONDS} s), or the clock of this machine was set back"
@@ -118,32 +116,28 @@ class LoginAttempts:
 
 
 class UsedAttempts:
-    """Remembers in the store which attempts were used, so that no worker uses an attempt twice. Otherwise a client
-    could send any number of invented authorization codes with one attempt, and each code would cause a request to the
-    provider."""
+    """Stores which attempts were used, so that no worker uses an attempt twice. Otherwise, a client could send many
+    invented authorization codes with one attempt, and each code would cause a request to the provider."""
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
     async def mark_used(self, attempt: LoginAttempt) -> None:
-        """Marks the attempt as used. The mark lasts until the attempt has expired. Raises LoginAttemptInvalid if the
-        attempt was used before. Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as
-        used."""
-        # The store keeps used attempts in the table of failed logins. Each row of this table has a key and a time. The
-        # row of a used attempt throttles no login. The row shows that the attempt was used, until the time has passed.
+        """Marks the attempt as used until it has expired. Raises LoginAttemptInvalid if the attempt was used before.
+        Raises StorageFull, StorageFailed. A cancellation may leave the attempt marked as used."""
+        # The mark is a row in the table of throttled logins. No login has this key, so the row throttles no login.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
-        # `LoginAttempts.open` accepts an attempt from `ATTEMPT_SECONDS` before its start until `ATTEMPT_SECONDS` after
-        # its start.
+        # `LoginAttempts.open` accepts the attempt within `ATTEMPT_SECONDS` before and after its start.
         seconds = 2.0 * ATTEMPT_SECONDS
-        # `throttled_until` is fast and writes nothing. Only `mark_once` is exact while another worker uses the same
-        # attempt.
+        # `throttled_until` recognizes most used attempts without a write. `mark_once` also recognizes an attempt that
+        # another worker uses at the same moment.
         if self._accounts.throttled_until(key) or not await self._accounts.mark_once(key, seconds):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")
 
 
 def _cipher(key: SigningKey) -> AESGCM:
-    """Returns the cipher for attempts. The cipher's key is derived from a signing key. The cipher does not use the
-    signing key itself, because HMAC uses it for tokens, and a key must not be used with two algorithms."""
+    """Returns the cipher for attempts. Its key is derived from a signing key. The cipher does not use the signing key
+    itself, because a key must not be used with two algorithms, and HMAC uses the signing key for tokens."""
     return AESGCM(hmac.digest(key.secret, _KEY_PURPOSE, "sha256"))
 
 

@@ -81,11 +81,11 @@ def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption =
 Examples:
   entrepot group join dev alice bob
 
-A member need not have an account in the data directory: it may be an account of an htpasswd file.""",
+The accounts can be in the data directory or in an htpasswd file.""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds all the members, or none if one cannot be added. Prints a note about each member that has no account in the
-    data directory, because its name may be mistyped."""
+    """Adds the members to the group. If one of them cannot be added, adds none. Prints a note about each member that
+    has no account in the data directory, because the name may be mistyped."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
@@ -96,8 +96,8 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     print_line(f"{', '.join(member_names)} joined {group_name}", err=True)
     for member in members_without_account:
         print_line(
-            f"note: there is no account {member} here; if an htpasswd file has an account of that name, that account "
-            "is now a member",
+            f"note: the data directory has no account {member}; if an htpasswd file has an account of this name, "
+            "that account is now a member",
             err=True,
         )
 
@@ -108,7 +108,7 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
 def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Removes all the members from the group, or none if one is not in it. Their accounts stay."""
+    """Removes the members from the group. If one of them is not in the group, removes none. Their accounts stay."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> None:
@@ -119,6 +119,6 @@ def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption =
 
 
 def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
-    """Returns the name of the group and the names of the members, each once. Ends the command if a name is not
+    """Returns the name of the group, and the names of the members without duplicates. Ends the command if a name is not
     valid."""
     return parse_name_or_fail(group), list(dict.fromkeys(parse_name_or_fail(member) for member in members))

@@ -1,8 +1,7 @@
-"""`open_endpoint`: opens an HTTP client for one endpoint of an upstream. An *upstream* is a mirrored registry, and its
-*endpoints* are the URLs at which it can be reached.
+"""`open_endpoint_client`: opens an HTTP client with which a command checks an endpoint or measures its speed.
 
-Commands use this client to check an endpoint or measure its speed. It is the client that a mirror uses, so the requests
-have the same proxy, certificates and login. The client stores nothing on the disk.
+An *upstream* is a mirrored registry. Its *endpoints* are the URLs at which clients can reach it. The client uses the
+same proxy, certificates and login as a mirror, and stores nothing on the disk.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.names import Digest, Reference, RepositoryName
 
 
-class ForgetfulRecords:
-    """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. It keeps only what the HTTP
-    client needs: tokens, and *allowances* (the states of rate limits). All other methods are about manifests and blobs;
-    they store nothing and find nothing. `UpstreamRecords` documents all methods."""
+class InMemoryUpstreamRecords:
+    """Implements `storage.upstream_records.UpstreamRecords` in memory, for one command. Stores only tokens and
+    *allowances* (the states of rate limits). The methods for manifests and blobs store nothing and find nothing.
+    `UpstreamRecords` documents the methods."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, tuple[str, float]] = {}
@@ -85,7 +84,7 @@ class NoLeases:
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[bool]:
-        yield False  # False: the caller has not waited for the lease
+        yield False  # the caller has not waited for the lease
 
     @asynccontextmanager
     async def slot(
@@ -102,14 +101,14 @@ class NoLeases:
 
 
 @asynccontextmanager
-async def open_endpoint(
+async def open_endpoint_client(
     upstream: Upstream, url: str, clock: Callable[[], float] = time.time
-) -> AsyncIterator[tuple[HttpUpstreamClient, ForgetfulRecords]]:
-    """Yields a client that sends all requests to the endpoint `url` of the upstream, and the records that the client
-    writes. `clock` returns seconds since 1970."""
-    # Without a handler, Python would print logged warnings on stderr. The command prints its findings itself.
+) -> AsyncIterator[tuple[HttpUpstreamClient, InMemoryUpstreamRecords]]:
+    """Yields two values: a client that sends all its requests to the endpoint `url` of the upstream, and the records in
+    which the client stores tokens and allowances. `clock` returns seconds since 1970."""
+    # This handler keeps Python from printing the client's warnings on stderr. The command prints its findings itself.
     logging.getLogger("registry").addHandler(logging.NullHandler())
-    records = ForgetfulRecords()
+    records = InMemoryUpstreamRecords()
     settings = upstream.model_copy(update={"endpoints": [url]})
     client = HttpUpstreamClient(settings, records, NoLeases(), clock, classify_address)
     try:

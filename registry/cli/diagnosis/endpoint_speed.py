@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.endpoint_client import open_endpoint
+from registry.cli.diagnosis.endpoint_client import open_endpoint_client
 from registry.cli.diagnosis.finding import in_thread
 from registry.config import Upstream
 from registry.mirror.warm.targets import platform_name
@@ -103,7 +103,7 @@ async def measure_endpoint(
         async with limit:
             if speed.proxy is None:
                 await in_thread(lambda: _measure_connection(upstream, url, speed))
-            async with open_endpoint(upstream, url) as (client, _):
+            async with open_endpoint_client(upstream, url) as (client, _):
                 if speed.proxy is not None:
                     start = time.monotonic()
                     await client.ping()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.endpoint_client import open_endpoint
+from registry.cli.diagnosis.endpoint_client import open_endpoint_client
 from registry.cli.diagnosis.finding import Check, Finding, in_thread, ok, problem, warning
 from registry.cli.diagnosis.probe import probe
 from registry.config import Upstream
@@ -63,7 +63,7 @@ class _EndpointCheck:
             return [problem(self._name, error.message, "", step)]
         if proxy is None and (finding := await self._check_dns()) is not None:
             return [finding]
-        async with open_endpoint(self._upstream, self._url, self._clock) as (client, records):
+        async with open_endpoint_client(self._upstream, self._url, self._clock) as (client, records):
             findings = await self._check_response(client, proxy)
             if any(finding.level == "problem" for finding in findings):
                 return findings

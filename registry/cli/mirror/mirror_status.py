@@ -1,10 +1,12 @@
-"""The state of the mirrors, as `entrepot mirror status` shows it: values for JSON, or tables for people.
+"""The state of the mirrors, which `entrepot mirror status` prints: values for JSON, or tables for people.
 
-An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream.
-The received bytes of an unfinished fill are a *partial*. An *allowance* is the number of requests that an upstream
-still accepts, as it reported with its rate limit. For a *frozen* tag, the mirror serves one digest and does not ask the
-upstream about the tag. An upstream's *cooldown* delays the moment at which pulls get the newest digest of a tag; until
-this moment, the tag is *held back*. Times are in seconds since 1970.
+- An *upstream* is a remote registry that this registry mirrors.
+- A *fill* is the download of one blob from an upstream. A *partial* is the received bytes of an unfinished fill.
+- An *allowance* is the state of an upstream's rate limit: how many requests the upstream still accepts.
+- A *frozen* tag is always served at the same digest. The mirror does not ask the upstream about the tag.
+- A *cooldown* delays moves of a tag. The tag is *held back* while pulls do not get its newest digest yet.
+
+Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ from storage.upstream_records import UpstreamRecords
 from storage.upstream_tags import UpstreamTags
 
 _SHORT_DIGEST = len("sha256:") + 12
-"""Number of characters of a digest that a table shows. JSON has the whole digest."""
+"""Number of characters of a digest that a table shows. JSON contains the whole digest."""
 
 
 async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
     """Returns the state of the mirrors as JSON types, in two lists. "upstreams" has an entry for each upstream in the
-    settings: its endpoints (URLs), the numbers of cached objects, the rate limit, and the tags that are frozen or held
-    back. "fills" has the unfinished downloads from all upstreams."""
+    settings (`_upstream_status`). "fills" has an entry for each unfinished download (`_fills`)."""
     with open_inventory(settings.data) as inventory:
         upstreams = [await _upstream_status(upstream, stored, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
 
 
 async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory: Inventory) -> dict[str, Any]:
-    """Returns the entry of one upstream for JSON. `size` is in bytes."""
+    """Returns the entry of one upstream for JSON: its endpoints (URLs), the numbers of cached objects and their size in
+    bytes, the allowance, and the tags that are frozen or held back."""
     records = stored.records
     frozen = await _frozen_tags(upstream, stored.upstream_tags)
     totals = inventory.totals_below(upstream.name)  # mirrored repositories are stored below the upstream's name
@@ -67,10 +69,9 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 
 
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
-    """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
+    """Returns the frozen tags of the upstream in the form `REPOSITORY:TAG`, sorted by repository and tag."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    # At first, `after` is the repository name `UPSTREAM/` with an empty tag. The store sorts by repository and then by
-    # tag. So if the upstream has frozen tags, the first page begins with the first of them.
+    # The store sorts frozen tags by repository and tag. `UPSTREAM/:` sorts directly before all tags of the upstream.
     after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)
@@ -85,15 +86,16 @@ async def _held_back_tags(
 ) -> list[dict[str, Any]]:
     """Returns for JSON the cached tags that are held back. Leaves out the tags in `frozen`.
 
-    For each tag, "served" is the digest that pulls get now (None: pulls are refused), "newest" is the digest at the
-    upstream, and "from" is the time from which pulls get the newest digest if the tag does not move again."""
+    - "served": the digest that pulls get now; None: pulls are refused.
+    - "newest": the digest at which the upstream's tag points.
+    - "from": the time at which pulls begin to get the newest digest, if the tag does not move again."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []
     for repo, tag in inventory.tags_below(upstream.name):
         choice = await served_tags.choose(repo, tag)
         if choice is not None and choice.newest_held_back_until is not None and f"{repo}:{tag}" not in ignored:
-            # The candidates are the digests that may be served. A pull gets the first one, if it can be fetched.
+            # The candidates are the digests that may be served, the preferred one first.
             served = choice.candidates[0] if choice.candidates else None
             held_back.append(
                 {
@@ -109,8 +111,8 @@ async def _held_back_tags(
 async def _count_stale_tags(
     upstream: Upstream, records: UpstreamRecords, inventory: Inventory, frozen: Sequence[str]
 ) -> int:
-    """Returns how many cached tags are stale. A tag is stale if the mirror has not checked it at the upstream within
-    its time to live; the next pull then starts a check. A frozen tag is never stale."""
+    """Returns how many cached tags are stale. A tag is stale if the mirror has not asked the upstream about it within
+    the tag's time to live. A frozen tag is never stale."""
     freshness, ignored = Freshness(upstream, time.time), set(frozen)
     count = 0
     for repo, tag in inventory.tags_below(upstream.name):
@@ -120,9 +122,12 @@ async def _count_stale_tags(
 
 
 def _allowance_values(allowance: Allowance | None, paused_until: float | None) -> dict[str, Any] | None:
-    """Returns the state of the rate limit for JSON; None if nothing is known about it. "at" is the time at which the
-    upstream reported "remaining" and "limit". "until" is `paused_until`: the time until which the mirror requests no
-    manifests, because the upstream refused such a request with status 429; None if requests are not paused."""
+    """Returns the allowance for JSON; None if both arguments are None. "remaining" is the number of requests that the
+    upstream still accepts, "limit" the number that it accepts in each period, and "at" the time at which it reported
+    these numbers. "until" is `paused_until`.
+
+    `paused_until`: the time until which the mirror requests no manifests, because the upstream has answered a request
+    for a manifest with status 429; None: the requests are not paused."""
     if allowance is None and paused_until is None:
         return None
     return {
@@ -134,8 +139,8 @@ def _allowance_values(allowance: Allowance | None, paused_until: float | None) -
 
 
 def _fills(data: Path) -> list[dict[str, Any]]:
-    """Returns the unfinished downloads for JSON: "size" is the size of the whole blob in bytes, "here" is the number
-    of bytes received so far, and "running" is whether a process is downloading the rest now."""
+    """Returns the unfinished downloads for JSON. "size" is the size of the whole blob in bytes, "here" the number of
+    bytes received so far. "running" is True if a process is downloading the rest now."""
     return [
         {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_owned}
         for partial in list_partials(data)
@@ -184,9 +189,11 @@ def _percent_text(fill: dict[str, Any]) -> str:
 
 
 def _allowance_text(allowance: dict[str, Any] | None) -> str:
-    """Returns how many requests the upstream still accepted at its last report, with the time of the report
-    (`57 of 100 at 14:02`). While requests are paused, returns the end of the pause (`none until 14:30`). Returns `-` if
-    neither is known. `allowance` is what `_allowance_values` returned."""
+    """Returns the result of `_allowance_values` as text:
+
+    - While requests are paused: the end of the pause (`none until 14:30`).
+    - Otherwise: the remaining requests and the time of the report (`57 of 100 at 14:02`).
+    - Without a report: `-`."""
     if allowance is None:
         return "-"
     if allowance["until"]:

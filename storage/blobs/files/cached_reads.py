@@ -18,7 +18,8 @@ _SYS_OPENAT2 = 437
 _RESOLVE_CACHED = 0x20
 """Flag of openat2: fail with EAGAIN instead of waiting for the disk."""
 _UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""The errors, in this order: the kernel has no openat2, its openat2 lacks the flag, or a sandbox forbids openat2."""
+"""Errors of openat2: ENOSYS if the kernel has no openat2, EINVAL if the kernel's openat2 does not know the flag, EPERM
+if a sandbox forbids openat2."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -28,7 +29,7 @@ class _OpenHow(ctypes.Structure):
 
 
 class CachedOpener:
-    """Opens files below one directory for reading, as long as the kernel has their names and inodes cached."""
+    """Opens files below one directory for reading, if the kernel has cached their names and inodes."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Opens the directory. Raises OSError."""
@@ -38,13 +39,14 @@ class CachedOpener:
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Closes the directory. `open` then returns None."""
+        """Closes the directory. After this, `open` returns None for every file."""
         self._syscall = None
         os.close(self._directory_fd)
 
     def open(self, path: str) -> int | None:
         """Opens the file at `path`, relative to the directory, and returns its descriptor. Returns None if the call
-        would have to wait for the disk, or if openat2 is not available. Raises OSError, such as FileNotFoundError."""
+        would have to wait for the disk, if a signal interrupts the call, or if openat2 is not available. Raises
+        FileNotFoundError, or another OSError of openat2."""
         if self._syscall is None:
             return None
         fd = self._syscall(
@@ -73,8 +75,8 @@ def _load_syscall() -> Callable[..., int] | None:
 
 
 def read_cached(fd: int, offset: int, length: int) -> bytes | None:
-    """Returns the `length` bytes of the file at `offset`. Returns None if the kernel has not cached all these bytes, if
-    the file ends before the last of these bytes, or on a system other than Linux. Raises OSError."""
+    """Returns `length` bytes of the file, starting at `offset`. Returns None if the kernel has not cached all these
+    bytes, if the file has fewer bytes, or on a system other than Linux. Raises OSError."""
     if sys.platform != "linux":
         return None
     buffer = bytearray(length)

@@ -1,15 +1,16 @@
 """Deletes a manifest and all its tags (`ManifestDeletion`, `delete_manifest`).
 
-A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. The tags
-of such a manifest are therefore deleted in *portions*, each in a transaction of its own. The last transaction deletes
-the remaining tags and the manifest. If the process dies between two portions, the manifest is still there and has fewer
-tags.
+While a transaction runs, all other changes in all processes wait. So the transactions are short. If a manifest has too
+many tags for one transaction, its tags are deleted in *portions*, each in a transaction of its own. The last
+transaction deletes the remaining tags and the manifest. If the process dies between two portions, the manifest is still
+stored and has fewer tags.
 
 A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
 other indexes. A manifest that an immutable tag needs is not deleted (`storage.metadata.sqlite.needing_tags`).
 
-Each function that takes `db` runs inside a transaction on this connection. `by` is the client for which the manifest is
-deleted, `now` the time in seconds since 1970. `repo` is the name of a repository, `repository_id` its row id.
+Each function that takes `db` runs inside a transaction on this connection. `by` is the actor that the tag history, the
+events and the audit log name. `now` is the time in seconds since 1970. `repo` is the name of a repository, and
+`repository_id` is its row id.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from storage.outbox import EventAction
 from storage.tag_rules import IsImmutable, immutable_delete_denied, nothing_immutable
 
 MAX_TAGS_PER_TRANSACTION: Final = 500
-"""Largest number of tags that one transaction deletes. The transaction takes about 5 ms, or 50 ms if a webhook gets an
-event for each tag. Other changes wait meanwhile."""
+"""Largest number of tags that one transaction deletes. Such a transaction takes about 5 ms, or 50 ms if a webhook gets
+an event for each tag."""
 _FIRST_TAGS: Final = """
 SELECT name FROM tag INDEXED BY tag_manifest WHERE manifest = ?1 AND repository = ?2 ORDER BY name LIMIT ?3"""
 _RECORD_DELETED_TAGS: Final = """
@@ -52,14 +53,15 @@ SELECT ?1, own.digest, ?3 FROM manifest_blob own
    AND NOT EXISTS (SELECT 1 FROM manifest_blob other
                     WHERE other.repository = ?1 AND other.digest = own.digest AND other.manifest <> ?2)
     ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
-"""Queues for garbage collection the blobs to which only this manifest of the repository refers."""
+"""Adds the blobs of a manifest to the queue of garbage collection, except blobs to which another manifest of the
+repository refers."""
 
 log = logging.getLogger("storage.metadata")
 
 
 class _StepResult(NamedTuple):
-    """The result of a step, that is, of one transaction of a deletion. `checked_to`: see
-    `ManifestDeletion._checked_to`."""
+    """The result of one transaction. `is_deleted`: whether the transaction deleted the manifest. `checked_to`: the new
+    value of `ManifestDeletion._checked_to`."""
 
     is_deleted: bool
     checked_to: int | None
@@ -71,7 +73,7 @@ def _denied(target: TargetManifest, tag: str) -> Denied:
 
 
 class ManifestDeletion:
-    """The deletion of one manifest at the request of a client. `run` deletes it."""
+    """Deletes one manifest at the request of a client (`run`)."""
 
     def __init__(
         self,
@@ -86,10 +88,10 @@ class ManifestDeletion:
         self._digest = digest
         self._by = by
         self._clock = clock
-        self._check = NeedingTagsCheck(is_immutable, _denied)
+        self._tags_check = NeedingTagsCheck(is_immutable, _denied)
         self._checked_to: int | None = None
-        """Id of the newest entry of the tag history at the last check, which found no immutable tag that needs the
-        manifest. None: `NeedingTagsCheck.check_all` has not run, or must run again."""
+        """Id of the entry of the tag history that was the newest at the last check. The check found no immutable tag
+        that needs the manifest. None: `NeedingTagsCheck.check_all` must run next if the manifest has many tags."""
 
     async def run(
         self,
@@ -99,19 +101,25 @@ class ManifestDeletion:
         *,
         restorable: bool,
     ) -> None:
-        """Deletes the manifest and all its tags. `writer` runs the transactions. If the disk was too full to open the
-        database for changes, `writer` is an `ImmutableDatabase`, which refuses every change with StorageFull. For a
-        manifest with many tags, `scans` checks the tags, and `lock` is held during the deletion. If `restorable` is
-        true, stores a copy of the manifest, from which it can be put back, unless the disk is too full for the copy. A
-        cancellation can leave the manifest with fewer tags. Raises NameUnknown if there is no such repository,
-        ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest, StorageFull,
-        StorageFailed."""
+        """Deletes the manifest and all its tags. A cancellation can leave the manifest with fewer tags.
+
+        - `writer` runs the transactions. An `ImmutableDatabase` refuses every change with StorageFull: the disk was too
+          full to open the database for changes.
+        - `scans` checks the tags of a manifest that many tags need.
+        - `lock` is held while a manifest that many tags need is deleted.
+        - `restorable`: whether to store a copy, from which the manifest can be put back. If the disk is too full for
+          the copy, deletes the manifest without storing a copy.
+
+        Raises NameUnknown if there is no such repository, ManifestUnknown if the repository has no such manifest,
+        Denied if an immutable tag needs the manifest, StorageFull, StorageFailed."""
         if await self._run_step(writer, restorable):
             return
         async with lock:
-            while True:  # between two steps, other changes are made
+            while True:  # other changes may run between two transactions
                 if self._checked_to is None:
-                    self._checked_to = await scans.run(lambda db: self._check.check_all(db, self._repo, self._digest))
+                    self._checked_to = await scans.run(
+                        lambda db: self._tags_check.check_all(db, self._repo, self._digest)
+                    )
                 if await self._run_step(writer, restorable):
                     return
 
@@ -134,22 +142,19 @@ class ManifestDeletion:
         return result.is_deleted
 
     def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
-        """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
-        `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
-        # The time is read inside the transaction, so that a later deletion does not get an earlier time. Garbage
-        # collection keeps the copy of a deleted manifest, and its blobs, for a grace period after the deletion. If two
-        # deleted manifests refer to the same blob, the grace period of the blob begins with the later deletion. If that
-        # deletion had an earlier time, the blob would be removed before the copy of the first manifest.
+        """Deletes the manifest and its tags. If the manifest has too many tags for one transaction, deletes only a
+        portion of the tags. Deletes nothing if `NeedingTagsCheck.check_all` has to run first. Raises Denied if an
+        immutable tag needs the manifest."""
+        # The time is read inside the transaction, so that a later deletion does not get an earlier time. With an
+        # earlier time, garbage collection could remove a blob that the copy of another deleted manifest still needs.
         now = self._clock()
         target = TargetManifest.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
         max_tags = MAX_TAGS_PER_TRANSACTION if is_checked else MAX_TAGS_WITHOUT_LOCK
         tags = _first_tags(db, target, max_tags + 1)
         is_last = len(tags) <= max_tags
-        # `check` raises Denied if an immutable tag needs the manifest. It returns False if there are too many tags to
-        # check in one transaction. Before `check_all` has run, at most `MAX_TAGS_WITHOUT_LOCK` tags are deleted, even
-        # if no tags are immutable.
-        if not ((is_last or is_checked) and self._check.check_in_transaction(db, target, self._checked_to)):
+        # `check` returns False if there are too many tags to check in one transaction.
+        if not ((is_last or is_checked) and self._tags_check.check_in_transaction(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:
             _delete(db, target, tags, self._by, now, restorable, EventAction.DELETE)
@@ -168,22 +173,22 @@ def delete_manifest(
     restorable: bool,
     action: EventAction,
 ) -> None:
-    """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
-    repository refers. `restorable`: whether to keep the manifest in the table `deleted_manifest`, so that it can be put
-    back. `action`: the action that the events record. Raises NameUnknown if there is no such repository,
-    ManifestUnknown if it has no such manifest. The caller makes sure that the manifest has only a few tags, and that no
-    immutable tag needs it."""
+    """Deletes the manifest and all its tags. The caller makes sure that the manifest has only a few tags, and that no
+    immutable tag needs the manifest. Adds the manifest's blobs to the queue of garbage collection, except blobs to
+    which another manifest of the repository refers. `restorable`: whether to keep a copy in the table
+    `deleted_manifest`, from which the manifest can be put back. `action`: the action that the events name. Raises
+    NameUnknown if there is no such repository, ManifestUnknown if the repository has no such manifest."""
     target = TargetManifest.find(db, repo, digest)
     all_tags = _first_tags(db, target, -1)
     _delete(db, target, all_tags, by, now, restorable, action)
 
 
-def delete_excess_tags(
+def delete_tag_portion(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, by: Actor, now: float, action: EventAction
 ) -> bool:
-    """Deletes a portion of the manifest's tags if the manifest has more than `MAX_TAGS_PER_TRANSACTION`. Returns
-    whether it deleted tags. If so, the caller calls this function again, in another transaction, before it deletes the
-    manifest."""
+    """If the manifest has more than `MAX_TAGS_PER_TRANSACTION` tags, deletes this number of them and returns True.
+    Otherwise deletes nothing and returns False. Before `delete_manifest`, call this function in one transaction after
+    the other until it returns False. Raises NameUnknown, ManifestUnknown."""
     target = TargetManifest.find(db, repo, digest)
     tags = _first_tags(db, target, MAX_TAGS_PER_TRANSACTION + 1)
     if len(tags) <= MAX_TAGS_PER_TRANSACTION:

@@ -237,7 +237,7 @@ def test_groups(folder: Path) -> None:
     entrepot_output("robot", "add", "ci", folder=folder)
     entrepot_output("group", "add", "dev", folder=folder)
     completed = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
-    assert "note: there is no account zoe here" in completed.stderr
+    assert "note: the data directory has no account zoe" in completed.stderr
     assert "alice here" not in completed.stderr
     assert listed("group", "list", folder=folder) == [{"name": "dev", "members": ["alice", "ci", "zoe"]}]
     entrepot_output("group", "leave", "dev", "zoe", "ci", folder=folder)

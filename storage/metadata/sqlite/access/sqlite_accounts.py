@@ -1,13 +1,13 @@
 """Stores accounts, groups, grants, API tokens, login sessions, signing keys and the audit log in the metadata database
 (`SqliteAccounts`).
 
-- The *data version* is a value that every commit to the database changes.
-- The *epoch* is a number in the database that increases with every change of rights. The rights that a process has
-  cached are valid for one epoch only.
+- The *data version* is a value that differs after every commit to the database.
+- The *epoch* is a number in the database that increases with every change of rights. When the epoch has changed,
+  processes must no longer use the rights that they have cached.
 - `by` is the actor (an account or a command) that the audit log names.
 - The *reserve* is disk space that is kept for changes that must succeed on a full disk (`ReserveUse`).
 
-Once a method has returned, its change survives a power cut, unless the method passes `durable=False`.
+After a method has returned, a power cut does not undo its change. A change with `durable=False` can be lost.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.patterns import NamePattern
 
 AUDIT_LINES_PER_PRUNE = 5000
-"""Largest number of lines of the audit log that one transaction deletes. The limit exists because other changes wait
-until the transaction has ended."""
+"""Largest number of lines of the audit log that one transaction deletes. Other changes wait during the transaction."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -87,7 +86,8 @@ class SqliteAccounts:
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
         """Calls `change` in a transaction, with the connection, `by`, the time and the other arguments. On a full disk,
-        the change may use all of the reserve. Used for changes that take rights away, or make or replace a secret."""
+        the change may use all of the reserve. For changes that take rights away, set a password or add a signing
+        key."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.ALL)
 
@@ -99,24 +99,24 @@ class SqliteAccounts:
         **kwargs: P.kwargs,
     ) -> UncancellableFuture[T]:
         """Calls `change` in a transaction, with the connection, `by`, the time and the other arguments. On a full disk,
-        the change may use half of the reserve. Used for changes that add something."""
+        the change may use half of the reserve. For changes that add something or give rights."""
         now = self._clock()
         return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.HALF)
 
     def epoch(self) -> int:
-        """Returns the epoch after the last commit of any process. Reads the database only if a commit since the last
-        call may have changed rights (`CommitThread.has_same_rights`)."""
+        """Returns the epoch after the last commit of any process. Reads the database only if there was a commit since
+        the last call, and this commit may have changed rights (`CommitThread.has_same_rights`)."""
         self._refresh_epoch()
         return self._epoch
 
     def grants_version(self) -> int:
         """Returns the version of the grants after the last commit of any process. This number increases with every
-        change of a grant, but not with other changes of rights. Reads the database only when `epoch` would do so."""
+        change of a grant, but not with other changes of rights. Reads the database only when `epoch` would."""
         self._refresh_epoch()
         return self._grants_version
 
     def has_had_account(self) -> bool:
-        """Returns whether the database ever had an account. Until the first account is added, every client may do
+        """Returns whether the database has or had an account. Before the first account is added, every client may do
         everything."""
         self._refresh_epoch()
         return self._has_had_account
@@ -235,8 +235,8 @@ class SqliteAccounts:
         return grant_table.page(self._db, subjects, after, limit)
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all the subjects, by actions: maps each set of actions to the patterns for which at
-        least one of the subjects has a grant of exactly these actions."""
+        """Returns all grants of the subjects as a dictionary. Each key is a set of actions (`Action` is a set of
+        flags). The value contains the patterns of all grants of exactly these actions."""
         return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -297,36 +297,36 @@ class SqliteAccounts:
         return login_tables.signing_keys(self._db, self._clock())
 
     async def ensure_key(self, make_key: Callable[[], SigningKey], *, by: Actor) -> SigningKey:
-        """Returns the key that signs. If there is none, makes one with `make_key` and stores it."""
+        """Returns the key that signs new tokens. If there is none, makes a key with `make_key` and stores it."""
         keys = self.signing_keys()
-        if keys and keys[0].retired is None:  # the key that signs comes first
+        if keys and keys[0].retired is None:  # the key that signs new tokens comes first
             return keys[0]
         return await self._run_using_all_reserve(login_tables.ensure_key, by, make_key)
 
     async def rotate_key(self, key: SigningKey, *, keep_seconds: float, by: Actor) -> None:
-        """Makes `key` the key that signs. Tokens that earlier keys signed are accepted for at most `keep_seconds`
-        more."""
+        """Stores `key` as the key that signs new tokens. Tokens that earlier keys have signed stay valid for at most
+        `keep_seconds` seconds."""
         await self._run_using_all_reserve(login_tables.rotate_key, by, key, keep_seconds)
 
-    # Throttling of logins. A *throttling key* is a text that names an account, a client's network, or both. Each key
-    # has a time. Each failed login under a key moves the key's time further into the future. While the time lies too
-    # far in the future, the caller refuses logins under the key.
+    # Throttling of logins. A *throttling key* is a text that names an account, a client's network, or both. The
+    # database has a time for each key. Each failed login under a key makes the key's time later. While the time lies
+    # too far in the future, the caller refuses logins under the key.
 
     def throttled_until(self, key: str) -> float:
-        """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the key has no time or the time
-        has passed."""
+        """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the database has no time for the
+        key, or if the time has passed."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
     async def add_failures(self, costs: Mapping[str, FailureCost]) -> None:
-        """Stores a failed login. `costs` maps each throttling key of the login to what the failure adds to its time."""
+        """Stores a failed login. `costs` maps each throttling key of the login to the time that the failure adds."""
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.add_failures(db, now, costs), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def mark_once(self, key: str, seconds: float) -> bool:
-        """If the throttling key has no time in the future, gives it the time `seconds` seconds from now and returns
-        True. Otherwise changes nothing and returns False."""
+        """Returns False if the time of the throttling key lies in the future. Otherwise sets the key's time to
+        `seconds` seconds from now and returns True."""
         now = self._clock()
         return await self._writer.run(
             lambda db: login_tables.mark_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
@@ -348,11 +348,11 @@ class SqliteAccounts:
         return audit_table.page(self._db, query, limit)
 
     async def scan_audit(self, query: AuditQuery, limit: int) -> Page[AuditEntry]:
-        """Returns the same as `audit`, but `scans` reads the lines, because there may be many."""
+        """Returns the same as `audit`, for queries that read many lines: `scans` runs the query."""
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes all lines that are older than the time `before` (seconds since 1970), except the lines of the tag
+        """Deletes the lines that are older than the time `before` (seconds since 1970). Keeps all lines of the tag
         history. Returns the number of deleted lines."""
         deleted = 0
         while True:

@@ -29,7 +29,7 @@ from storage.cached_images import Cooldowns, DroppedLinks, EvictedImage, Evictio
 from storage.content import Actor
 from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.blob_changes import WHOLE_STORE, is_referenced, remove_link
-from storage.metadata.sqlite.manifest_deletion import delete_excess_tags, delete_manifest
+from storage.metadata.sqlite.manifest_deletion import delete_manifest, delete_tag_portion
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.upstream_tags import Sighting
@@ -234,7 +234,7 @@ def evict_next(
             # The manifest is not a root, or the image must stay. The new rank keeps this eviction from checking the
             # manifest again.
             _set_rank(db, manifest, max(started, now))
-        elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
+        elif delete_tag_portion(db, image.name, image.digest, by, now, EventAction.EVICTION):
             # The image has too many tags for one transaction, so only some of its tags were deleted. The next call
             # continues with this image.
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.admin.store_metrics import CACHED_PER_READ, MIN_CACHED_SECONDS, StoreMetrics
+from registry.admin.store_metrics import MIN_CACHED_READ_DURATIONS, MIN_CACHED_SECONDS, StoreMetrics
 from registry.config import Settings
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName
@@ -43,12 +43,12 @@ async def test_values_are_cached_for_some_time(tmp_path: Path) -> None:
 
 
 async def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None:
-    """If reading the values takes long, they are cached for longer: for `CACHED_PER_READ` times the duration of the
-    read. So reads take only a small part of the time."""
+    """If reading the values takes long, they are cached for longer: for `MIN_CACHED_READ_DURATIONS` times the
+    duration of the read. So reads take only a small part of the time."""
     prepare_data_dir(tmp_path)
     # The first read takes ten seconds. The next scrapes come one second before the values expire, and when they expire.
     read_seconds = 10.0
-    expiry = read_seconds + CACHED_PER_READ * read_seconds
+    expiry = read_seconds + MIN_CACHED_READ_DURATIONS * read_seconds
     times = iter([0.0, read_seconds, expiry - 1, expiry, expiry])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
     assert unlabelled_values(metrics)["entrepot_manifests"] == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from registry.browse.image_config import HistoryEntry
-from registry.browse.manifest_details import build_steps, size_parts
+from registry.browse.manifest_details import list_build_steps, size_parts
 from storage.content import OCI_MANIFEST
 from storage.names import Tag
 from tests.fakes.registry_content import BY, descriptor_of, image_of, index_of, push_blob
@@ -133,19 +133,22 @@ def test_histories_that_do_not_match_the_layers() -> None:
     """If there are more layers than history entries, the further layers come last, without a command. If there are more
     entries than layers, the further entries have no layer."""
     layers = [descriptor_of(text, OCI_MANIFEST) for text in (b"a", b"b")]
-    steps = build_steps(layers, [entry("ENV", is_empty=True), entry("COPY")], {layers[1].digest})
+    steps = list_build_steps(layers, [entry("ENV", is_empty=True), entry("COPY")], {layers[1].digest})
     assert [(step.command, step.layer and step.layer.present) for step in steps] == [
         ("ENV", None),
         ("COPY", False),
         ("", True),
     ]
-    assert [step.layer is None for step in build_steps(layers[:1], [entry("a"), entry("b")], set())] == [False, True]
+    assert [step.layer is None for step in list_build_steps(layers[:1], [entry("a"), entry("b")], set())] == [
+        False,
+        True,
+    ]
 
 
 def test_parts_of_the_size() -> None:
     """The parts of the size begin with the largest layer. Each layer has the number of its step in the history."""
     layers = [descriptor_of(text) for text in (b"a", b"bbb")]
-    parts = size_parts(build_steps(layers, [entry("x", is_empty=True)], set()), 2, 10)
+    parts = size_parts(list_build_steps(layers, [entry("x", is_empty=True)], set()), 2, 10)
     assert [(part.kind, part.size, part.step) for part in parts] == [
         ("layer", 3, 2),
         ("layer", 1, 1),

@@ -30,5 +30,6 @@ async def test_too_many_pulls_are_counted(tmp_path: Path, caplog: pytest.LogCapt
         await events.store()
     assert counts == [3]
     assert [record.getMessage() for record in caplog.records if "have no event" in record.getMessage()] == [
-        "3 pulls have no event, because there were more than 10000 within 5 seconds, or the store failed"
+        "3 pulls have no event, because there were more than 10000 within 5 seconds, or because earlier pulls could "
+        "not be stored"
     ]

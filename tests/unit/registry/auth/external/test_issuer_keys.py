@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from registry.auth.external import identity_http, jwks
-from registry.auth.external.jwks import PAUSE_SECONDS, REFRESH_AGE_SECONDS, RETRY_SECONDS, STALE_SECONDS
+from registry.auth.external.jwks import MAX_AGE_SECONDS, PAUSE_SECONDS, REFRESH_AGE_SECONDS, RETRY_SECONDS
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import CI, KNOWN_ADDRESS, AuthClock, AuthWorker
 from tests.fakes.issuer_worker import check_refused, claims, worker_that_trusts
@@ -118,7 +118,7 @@ async def test_known_keys_are_used_while_the_issuer_is_unavailable(
     trusting_worker.clock.now += REFRESH_AGE_SECONDS + 1
     assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     await key_server.waiting.wait()
-    trusting_worker.clock.now += STALE_SECONDS
+    trusting_worker.clock.now += MAX_AGE_SECONDS
     await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock)))
 
 
