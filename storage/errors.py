@@ -1,8 +1,8 @@
 """The errors that a registry raises (`RegistryError` and its subclasses).
 
 There is a subclass for each error code of the OCI distribution spec ("Error Codes"). Other subclasses are for errors
-that have no code in the spec. This library does not know HTTP: the table `registry.http.error_statuses.STATUS` maps the
-classes to HTTP statuses.
+that have no code in the spec. This library does not know HTTP: the table
+`registry.http.error_statuses.STATUS_BY_ERROR` maps the classes to HTTP statuses.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from storage.content import Page
 from storage.errors import Unauthorized
 
 _MAX_GRANTS: Final = 200
-"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all of them, in pages."""
-_FIRST_ACCOUNT_ADMIN_MESSAGE: Final = "the first account has to be an admin, because only an admin can add accounts"
+"""Maximum number of grants in the response for one account. `/api/v1/grants?for=NAME` lists all grants, in pages."""
+_FIRST_ACCOUNT_NOT_ADMIN: Final = "the first account has to be an admin, because only an admin can add accounts"
 
 router = management_router()
 
@@ -31,9 +31,9 @@ async def get_me(caller: AnyCaller) -> models.CallerResponse:
     if not caller.is_registry_open and caller.principal.is_anonymous:
         raise Unauthorized("log in: this needs an account")
     identity = caller.principal.identity
-    grants: Page[Grant] = Page([]) if identity.name is None else _first_grants(caller, identity.name, identity.groups)
+    grants: Page[Grant] = Page([]) if identity.name is None else _grant_page(caller, identity.name, identity.groups)
     account = None
-    # The identity has a name but no version if its account is not in the store but in an htpasswd file.
+    # An account that is only in an htpasswd file has a name but no version, and the store does not know it.
     if identity.name is not None and identity.version is not None:
         account = models.AccountResponse.from_stored(caller.accounts.account(AccountName(identity.name)))
     return models.CallerResponse(
@@ -56,10 +56,11 @@ async def list_users(
 
 @router.post("/users", status_code=201, tags=["users"])
 async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUser:
-    """Adds a person. The first account has to be an admin, and only a request from the registry's own machine may add
-    it. From then on, a client without a login may do only what is granted to `everyone`."""
+    """Adds a person. The first account of the registry has to be an admin. Only a request from the registry's own
+    machine may add the first account. Once there is an account, a client without a login may do only what is granted
+    to `everyone`."""
     if caller.is_registry_open and not body.admin:
-        raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
+        raise AccountInvalid(_FIRST_ACCOUNT_NOT_ADMIN)
     password = None if body.password is None else body.password.get_secret_value()
     added = await caller.administration.add_user(
         AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
@@ -78,17 +79,17 @@ async def get_user(caller: LoggedInCaller, name: PathName) -> models.AccountWith
 
 @router.patch("/users/{name}", tags=["users"])
 async def change_user(caller: AdminCaller, name: PathName, body: models.UserChange) -> models.AccountResponse:
-    """Disables or enables a person, or changes whether they are an admin. The change takes effect with their next
-    request. Answers 409 if no enabled admin would be left."""
+    """Disables or enables a person, or changes whether the person is an admin. The change takes effect with the
+    person's next request. Answers 409 if no enabled admin would be left."""
     await caller.administration.change_user(name, admin=body.admin, enabled=body.enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.USER))
 
 
 @router.put("/users/{name}/password", tags=["users"])
 async def set_password(caller: LoggedInCaller, name: PathName, body: models.NewPassword) -> models.GeneratedPassword:
-    """Sets your own password; you have to send the old one as well. An admin may set the password of any other person
-    without the old one. The person's browser sessions end, and the tokens that `/token` has issued to them become
-    invalid. Their API tokens stay valid."""
+    """Sets the password of a person. To set your own password, you have to send the old password as well. An admin may
+    set another person's password without the old password. The person's browser sessions end. Tokens that `/token` has
+    issued to the person become invalid. API tokens of the person stay valid."""
     old = "" if body.old is None else body.old.get_secret_value()
     new = None if body.new is None else body.new.get_secret_value()
     return models.GeneratedPassword(password=await change_password(caller, name, old, new))
@@ -110,10 +111,11 @@ async def list_robots(
 
 @router.post("/robots", status_code=201, tags=["robots"])
 async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedAccount:
-    """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It has no
-    password, and logs in with API tokens or with the tokens of an issuer. The first account cannot be a robot."""
+    """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It has no password. It logs
+    in with API tokens, or with tokens of an outside service (setting `issuer`). The first account of the registry
+    cannot be a robot."""
     if caller.is_registry_open:
-        raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
+        raise AccountInvalid(_FIRST_ACCOUNT_NOT_ADMIN)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
     fields = models.AccountResponse.from_stored(added.account).model_dump()
     return models.AddedAccount(**fields, notes=list(added.hints))
@@ -121,14 +123,14 @@ async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedA
 
 @router.get("/robots/{name}", tags=["robots"])
 async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWithGrants:
-    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it. Answers 404 to other
-    accounts."""
+    """Shows a robot and the grants that apply to it. Only the robot itself and admins may see it; other accounts get
+    404."""
     return _account_with_grants(caller, name, AccountKind.ROBOT)
 
 
 @router.patch("/robots/{name}", tags=["robots"])
 async def change_robot(caller: AdminCaller, name: PathName, body: models.RobotChange) -> models.AccountResponse:
-    """Disables or enables a robot. The change takes effect with its next request."""
+    """Disables or enables a robot. The change takes effect with the robot's next request."""
     await caller.administration.set_enabled(name, AccountKind.ROBOT, body.enabled, by=caller.actor)
     return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.ROBOT))
 
@@ -148,15 +150,15 @@ def _list_accounts(
 
 def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.AccountWithGrants:
     """Returns an account with the first page of the grants that apply to it. Raises AccountUnknown if there is no
-    account of this name and kind, or the caller may not see it."""
+    account of this name and kind, or if the caller may not see the account."""
     caller.rights.check_may_see(name)
     account = caller.administration.find(name, kind)
-    return models.AccountWithGrants.from_stored_with_grants(account, _first_grants(caller, name))
+    return models.AccountWithGrants.from_stored_with_grants(account, _grant_page(caller, name))
 
 
-def _first_grants(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
-    """Returns the first page of the grants that apply to an account: the grants to the account itself, to its groups,
-    to `authenticated` and to `everyone`. Its groups are those in the store, and `groups`: the groups that the OpenID
-    provider, or the issuer of the account's token, has named."""
+def _grant_page(caller: Caller, name: str, groups: Iterable[str] = ()) -> Page[Grant]:
+    """Returns the first page of the grants that apply to the account `name`: the grants to the account itself, to its
+    groups, to `authenticated` and to `everyone`. `groups`: groups of the account that the OpenID provider or the issuer
+    of the account's token has named. The account's groups in the store always count."""
     subjects = caller.administration.subjects_of(name, groups)
     return caller.accounts.grant_page(subjects, None, _MAX_GRANTS)  # None: begin at the first grant

@@ -1,8 +1,7 @@
 """Prepares and opens the data directory for a command. A server may use the directory at the same time.
 
-If root starts a command and another user runs the server, the command first becomes that user. Otherwise the files that
-the command creates would belong to root, and the server could not read, rename or remove them. `operator_actor` still
-names the user who started the command.
+If root starts a command and another user runs the server, the command's process first becomes the server's user: the
+server could not read, rename or remove files that belong to root.
 """
 
 from __future__ import annotations
@@ -33,33 +32,31 @@ _PR_SET_KEEPCAPS = 8
 user."""
 
 _operator_name: str | None = None
-"""The name of the user who started the command. None: `become_owner` has not tried to switch this process to another
+"""The name of the user who started the command. None until `become_owner` tries to switch this process to another
 user."""
 
 
 class OwnerError(Exception):
-    """The kernel does not let this process become the user who owns the data directory. The error's text is one line
-    for people."""
+    """The kernel does not let this process become the server's user. The error's text is one line for people."""
 
 
 def server_user(data: Path) -> tuple[int, int]:
-    """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError.
+    """Returns the uid and the gid with which a server uses the data directory `data`. Raises OSError. The first case
+    that applies decides:
 
-    Returns the first of these that applies:
-
-    - The uid and the gid of this process, if its user is not root, may write to the directory of another user, and owns
-      the database. A missing database counts as the user's own. This user can run a server there.
-    - The uid of the database, if root owns the directory, the directory has a database, and the directory's group or
-      all users may write to it, as on a volume of Kubernetes (`fsGroup`). The gid is that of the directory; if all
-      users may write to the directory, it is that of the database.
-    - The uid and the gid of the directory."""
+    - The user of this process is not root, may write to `data`, and owns the database, but another user owns `data`. A
+      missing database counts as the user's own. Returns the uid and the gid of this process.
+    - Root owns `data`, `data` contains a database, and all users or the group of `data` may write to `data`, as on a
+      Kubernetes volume (`fsGroup`). Returns the uid of the database. If all users may write to `data`, returns the gid
+      of the database, otherwise the gid of `data`.
+    - In all other cases, returns the uid and the gid of `data`."""
     from storage.composition import layout_of
 
     directory = data.stat()
     database: os.stat_result | None = None
-    with suppress(OSError):  # for example, `data` is a file, which later checks report
-        # Not `stat`: a user who may write to the directory can put a link to another user's file in place of the
-        # database, and `stat` would return the owner of that file. `lstat` returns the owner of the link.
+    with suppress(OSError):  # for example, `data` is a file; later checks report this
+        # `lstat` returns the owner of a symbolic link, not of its target. So a user who may write to the directory
+        # cannot choose the server's user with a link to another user's file.
         database = layout_of(data).metadata.lstat()
     all_may_write = bool(directory.st_mode & stat.S_IWOTH)
     user = os.geteuid()
@@ -81,9 +78,9 @@ def become_owner(data: Path) -> None:
     (`server_user`). The process leaves all other groups.
 
     Does nothing if the process is not root, if the server's user is root, or if `data` does not exist. Must be called
-    while the process has only one thread, because capset(2) changes only the calling thread. In some containers, the
-    kernel does not allow the switch. The process then stays root if `data` belongs to root; otherwise, this function
-    raises OwnerError."""
+    while the process has only one thread, because capset(2) changes only the calling thread. If the kernel refuses the
+    switch, as in some containers, and `data` does not belong to root, raises OwnerError. If `data` belongs to root, the
+    process stays root."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     uid, gid = server_user(data)
@@ -104,17 +101,17 @@ def become_owner(data: Path) -> None:
 
 
 def operator_actor() -> Actor:
-    """Returns the actor of this command for the audit log, the history of tags and the jobs: `cli:` with the name
-    of the operating system's user who runs the command, or with the uid of a user without a name. Under sudo, this is
-    the user who called sudo. The result is the same before and after `become_owner`."""
+    """Returns the actor of this command for the audit log, the history of tags and the jobs. The actor's name is `cli:`
+    and the name of the user who started the command: the process's user or, for root under sudo, the user who called
+    sudo. A user without a name counts with the uid. The result is the same before and after `become_owner`."""
     from storage.content import Actor
 
     return Actor(name=f"cli:{_operator_name or _user_name()}")
 
 
 def _user_name() -> str:
-    """Returns the name of the user of this process, or the user who called sudo if this process is root. Returns the
-    uid if the user has no name."""
+    """Returns the name of this process's user, or the uid of a user without a name. If the process is root under sudo,
+    returns the name of the user who called sudo."""
     import pwd
 
     user = os.environ.get("SUDO_USER") if os.getuid() == 0 else None
@@ -153,7 +150,7 @@ def _raise_on_error(result: int) -> None:
 
 def _can_read_program(uid: int, gid: int) -> bool:
     """Returns whether the user can read the directories from which Python imports modules. A child process becomes the
-    user and asks the kernel, which checks access control lists as well as the permission bits."""
+    user and asks the kernel, because permission bits do not show access control lists."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     child = os.fork()
     if child == 0:
@@ -167,12 +164,12 @@ def _can_read_program(uid: int, gid: int) -> bool:
 
 
 def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> None:
-    """Makes this process run as the user who owns the data directory (`become_owner`), and checks that this version of
-    the program can use the data.
+    """Switches this process to the server's user (`become_owner`), and checks that this version of the program can use
+    the data.
 
     With `create_if_missing`, creates the data directory if it does not exist or contains no registry yet. Never
-    migrates existing data to a newer format, because a server may be using it. Raises DataDirectoryError if there is no
-    data directory or this version cannot use its data, and OwnerError if this process may not become the owner."""
+    migrates data to a newer format, because a server may be using the data. Raises OwnerError if the kernel refuses the
+    switch. Raises DataDirectoryError if there is no data directory, or if this version cannot use the data."""
     from storage.composition import check_version, has_data, prepare_data_dir
     from storage.data_dir.check import DataDirectoryError
 
@@ -203,10 +200,10 @@ def run_on_backend(
     create_if_missing: bool = False,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Prepares the data directory like `prepare_data_directory`, opens the backend on it, runs `work`, and returns its
-    result. The backend is the store with the mirrors (`registry.backend`). A server may use the directory at the same
-    time. `interrupted_text`: what the command prints on stderr if SIGINT or SIGTERM ends it. Raises the errors of
-    `prepare_data_directory` and of `work`, RegistryError, and OSError."""
+    """Calls `prepare_data_directory`, opens the *backend* (the store with the mirrors, see `registry.backend`), calls
+    `work` with the backend, and returns the result of `work`. `interrupted_text`: what the command prints on stderr if
+    SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`, RegistryError, and
+    OSError."""
     prepare_data_directory(settings, create_if_missing=create_if_missing)
 
     async def open_and_work() -> T:

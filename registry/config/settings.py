@@ -4,10 +4,9 @@
 from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
 `description` of a setting is its text in `--help` and in docs/en/settings.md.
 
-Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect at
-`entrepot restart`, but not at a reload. A restart loads the program again in the first process of the server, and
-replaces the worker processes one after the other, so the server does not stop. A setting with `AT_START` takes effect
-only when the server is stopped, with all its processes, and started again.
+Most settings take effect at a reload (`entrepot reload`). A setting or group with `AT_RESTART` takes effect only at
+`entrepot restart`, which replaces the server's processes one after the other. A setting with `AT_START` takes effect
+only when the whole server is stopped and started again.
 
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """
@@ -81,7 +80,8 @@ class TLSSettings(SettingsGroup):
     )
     client_auth: Literal["off", "optional", "required"] | None = Field(
         default=None,
-        description="Client certificates: `off`, `optional` or `required`. Default: `required` if `client_ca` is set",
+        description="Client certificates: `off`, `optional` or `required`. Default: `required` if `client_ca` is set, "
+        "otherwise `off`",
     )
 
     @property
@@ -100,9 +100,8 @@ _HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 def _check_public_url(value: str | None) -> str | None:
-    """Returns the scheme, host and port of the registry's address; None for None. Raises ValueError if the address is
-    not an http or https URL, if it has another part, such as a path, or if its host has characters that a URL cannot
-    have."""
+    """Returns the registry's address as scheme, host and port; None for None. Raises ValueError if the address is not
+    an http or https URL, has a path or another further part, or has a host with characters that a URL cannot have."""
     if value is None:
         return None
     parts = split_http_url(value, "https://registry.example.com")
@@ -117,8 +116,8 @@ def _check_public_url(value: str | None) -> str | None:
 
 
 def _check_directory(value: object) -> object:
-    """Returns a path unchanged. Raises ValueError for a value that is not a path, for an empty path (for which pydantic
-    would use the working directory), and for a path that is not UTF-8 (which SQLite cannot open)."""
+    """Returns a path unchanged. Raises ValueError if the value is not a path, is empty, or is not UTF-8. SQLite cannot
+    open a path that is not UTF-8, and pydantic would turn an empty path into the working directory."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     if not is_utf8(str(value)):
@@ -131,8 +130,8 @@ class GarbageCollectionSettings(SettingsGroup):
 
     grace: Duration = Field(
         default=86400.0,
-        description="How long content without references is kept, after its last reference was removed or after it "
-        "was pushed",
+        description="How long content without references is kept. The time begins with the push of the content, and "
+        "begins again when the last reference to it is removed",
     )
     interval: Duration = Field(default=3600.0, gt=0, description="Time between two collections")
 
@@ -166,9 +165,9 @@ class DownloadSettings(SettingsGroup):
     at_once: int = Field(
         default=4,
         ge=1,
-        description="How many images each worker process sends at the same time; others get 429. One "
-        "account may have at most half of this number, rounded up. The same limit applies to all clients without an "
-        "account at one address, counted together",
+        description="How many images each worker process sends at the same time; further downloads get 429. One "
+        "account may have at most half of this number, rounded up. All clients without an account at one address "
+        "count as one account",
     )
 
 
@@ -192,9 +191,9 @@ class LimitSettings(SettingsGroup):
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Maximum number of requests per second. Requests of an account to `/v2` count for the account, all "
-        "others for the address; health checks are counted separately. Further requests get 429 and Retry-After. 0 "
-        "means no limit",
+        description="Maximum number of requests per second from one account or address. Requests of an account to "
+        "`/v2` count for the account, all other requests for the address. Health checks are counted separately. "
+        "Further requests get 429 and Retry-After. 0 means no limit",
     )
     burst: int = Field(
         default=0,
@@ -240,8 +239,8 @@ class Settings(BaseSettings):
     host_names: Annotated[list[HostName], NoDecode, BeforeValidator(split_commas)] = Field(
         default=[],
         description="Further names of this registry in image names, with the port if they have one, such as "
-        "`registry.corp:5000`. Needed if the address to which a client connects differs from the host in the image "
-        "name, and the client sends that host as `?ns=`, as containerd and k3s do",
+        "`registry.corp:5000`. Needed if a client such as containerd or k3s connects to an address other than the "
+        "name: the client then sends the name as `?ns=`",
     )
     insecure_open: bool = Field(
         default=False,
@@ -344,8 +343,7 @@ class Settings(BaseSettings):
 
     @property
     def default_upstream(self) -> str | None:
-        """The name of the upstream that serves image names without a host, such as `ubuntu`; None if no upstream
-        does."""
+        """The name of the upstream for image names without a host, such as `ubuntu`; None if there is none."""
         return next((upstream.name for upstream in self.upstream if upstream.default), None)
 
     @classmethod
@@ -358,6 +356,6 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Makes pydantic use only the arguments of `Settings(...)`, and not the environment. The module
-        `registry.config.settings_sources` reads the environment and the file, because it records where each value comes
-        from."""
+        `registry.config.settings_sources` reads the environment and the settings file, and records where each value
+        comes from."""
         return (init_settings,)

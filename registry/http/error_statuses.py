@@ -1,7 +1,8 @@
-"""The HTTP form of each error: its status (`STATUS`), and its JSON body in the format of the OCI spec.
+"""The HTTP form of each error: its status (`STATUS_BY_ERROR`), and its JSON body in the format of the OCI spec.
 
-Also defines errors that only HTTP requests cause, such as an unknown path. All other errors are in `storage.errors`,
-`storage.access`, `storage.backups`, `storage.imports`, `storage.jobs`, `storage.upstream_tags` and `registry.request`.
+This module also defines the errors that only HTTP requests cause, such as an unknown path. The other errors are in
+`storage.errors`, `storage.access`, `storage.backups`, `storage.imports`, `storage.jobs`, `storage.upstream_tags` and
+`registry.request`.
 
 Sources: OCI distribution spec, "Error Codes"; RFC 9110, 15.5 and 15.6; RFC 6585 for 429.
 """
@@ -24,14 +25,14 @@ class BodyTooSlow(RequestInvalid):
 
 
 class FormTooLarge(RequestInvalid):
-    """A form that a client sends to `/token` or `/login` is larger than the limit."""
+    """A form that a client sends to `/token` or `/login` is too large."""
 
     default = "the form is too large"
 
 
 class FormInvalid(RequestInvalid):
-    """A form that a client sends to `/token` or `/login` cannot be used. `oauth_code`: an error code of OAuth 2.0 (RFC
-    6749, 5.2)."""
+    """A form that a client sends to `/token` or `/login` is not valid. `oauth_code`: the error code of OAuth 2.0 (RFC
+    6749, 5.2) in the response of `/token`."""
 
     default = "the form is not valid"
 
@@ -62,7 +63,7 @@ class TooManyTags(errors.ManifestInvalid):
     default = "the request sets more tags than this registry accepts in one request"
 
 
-STATUS: Final[Mapping[type[RegistryError], int]] = {
+STATUS_BY_ERROR: Final[Mapping[type[RegistryError], int]] = {
     RegistryError: 500,
     errors.BlobUnknown: 404,
     errors.BlobUploadInvalid: 400,
@@ -87,7 +88,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,
     errors.UpstreamTimeout: 504,
-    errors.PartialBlobLost: 502,  # a mirror's download of a blob from its upstream was interrupted
+    errors.PartialBlobLost: 502,  # the download of a blob from an upstream was interrupted
     access.AccountInvalid: 400,
     access.AccountUnknown: 404,
     access.AccountHidden: 404,
@@ -118,13 +119,14 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     MethodUnknown: 405,
     TooManyTags: 414,
 }
-"""The HTTP status of each error class. A test checks that each class has an entry if its errors can reach a client."""
+"""The HTTP status of each error class. A test checks that each class whose errors can reach a client has
+an entry."""
 
 
 def status_of(error: RegistryError) -> int:
-    """Returns the HTTP status of an error. If `STATUS` has no entry for the error's class, returns the status of the
-    nearest base class that has an entry."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    """Returns the HTTP status of an error. If the error's class has no entry in `STATUS_BY_ERROR`, returns the status
+    of the nearest base class that has an entry."""
+    return next(STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR)
 
 
 def error_json(code: str, message: str, detail: object = None) -> bytes:

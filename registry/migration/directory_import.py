@@ -202,7 +202,7 @@ class DirectoryImport:
                 self._report_broken(repo, tag, "tag")
                 continue
             try:
-                if await asyncio.to_thread(self._directory.revision_time, repo, tag.digest) is None:
+                if await asyncio.to_thread(self._directory.manifest_time, repo, tag.digest) is None:
                     self._report.record_problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                     continue
                 await self._image_writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)

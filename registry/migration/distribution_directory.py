@@ -8,12 +8,12 @@
     ROOT/repositories/NAME/_uploads/UUID/                            an unfinished push
     ROOT/blobs/sha256/HH/HEX/data                                    the bytes of a manifest or blob
 
-A *link* is a file named `link` that contains a digest. When the old registry deletes a manifest, it removes only the
-link, and keeps the directory that contained it. The old registry serves a manifest or blob only from the repositories
-that have a link to it, so that knowing a digest gives no access to content of another repository.
+A *link* is a file named `link` that contains a digest. When the old registry deletes a manifest, it removes the link,
+but keeps the directory HEX. The old registry serves a manifest or blob only from repositories with a link to it: a
+client that knows a digest gets no access to content of other repositories.
 
-The old registry may run while its directory is read. It moves the file of a finished layer to its place, and never
-writes to this file again. Its garbage collection only unlinks files. All methods do blocking I/O.
+The old registry may run while this module reads the directory: it never writes to a finished file below `blobs` again,
+and its garbage collection only unlinks files. All methods do blocking I/O.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
-"""Paths of ROOT, relative to the path that the user gives. The user may give the path of a docker volume, of the old
-registry's `rootdirectory`, or of a directory below `rootdirectory`."""
+"""Where ROOT may be, relative to the path that the user gives. The user may give the path of a docker volume, of the
+old registry's `rootdirectory`, or of a directory below `rootdirectory`."""
 _MAX_LINK_BYTES: Final = 256
 """Largest number of bytes that are read from a link. A link contains one digest."""
 _NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"
@@ -63,15 +63,16 @@ class BrokenEntry:
 
 
 class DistributionDirectory:
-    """The data directory of a Distribution registry. `root`: the directory that contains `repositories` and `blobs`."""
+    """The data directory of a Distribution registry. `root`: the directory ROOT, which contains `repositories` and
+    `blobs`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @classmethod
     def find(cls, path: Path) -> DistributionDirectory:
-        """Finds the directory of a registry at `path` or in one of the subdirectories `_ROOTS`. Raises ImportInvalid if
-        there is no registry, or if its directory cannot be read."""
+        """Finds the ROOT of a registry at one of the paths `_ROOTS` in `path`. Raises ImportInvalid if there is no
+        registry, or if its directory cannot be read."""
         for subdirectory in _ROOTS:
             root = path / subdirectory
             try:
@@ -92,8 +93,8 @@ class DistributionDirectory:
         )
 
     def repositories(self) -> Iterator[RepositoryName | BrokenEntry]:
-        """Yields the repositories, sorted by name. Yields a BrokenEntry for a directory that cannot be read, or whose
-        name is no valid name of a repository."""
+        """Yields the repositories, sorted by name. Yields a BrokenEntry for each directory that cannot be read, and for
+        each repository whose name is not valid."""
         yield from self._repositories_below("")
 
     def _repositories_below(self, prefix: str) -> Iterator[RepositoryName | BrokenEntry]:
@@ -118,12 +119,12 @@ class DistributionDirectory:
         """Yields the tags of the repository, sorted by name. Yields a BrokenEntry for each tag that cannot be read, and
         one if the tags cannot be listed."""
         try:
-            names = self._names(repo, "_manifests/tags")
+            names = self._entry_names(repo, "_manifests/tags")
         except ContentBroken as error:
             yield BrokenEntry("", error.message)
             return
         for name in names:
-            link = self._manifests(repo) / "tags" / name / "current" / "link"
+            link = self._manifests_path(repo) / "tags" / name / "current" / "link"
             try:
                 yield TagLink(Tag(name), *_read_link(link))
             except (TagInvalid, ContentBroken) as error:
@@ -148,15 +149,15 @@ class DistributionDirectory:
             else:
                 yield digest
 
-    def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
-        """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does
-        not have the manifest, for example because it was deleted. Raises ContentBroken if the time cannot be read."""
-        link = self._manifests(repo) / "revisions" / digest.algorithm / digest.encoded / "link"
+    def manifest_time(self, repo: RepositoryName, digest: Digest) -> float | None:
+        """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository has no
+        link to the manifest, for example after a deletion. Raises ContentBroken if the time cannot be read."""
+        link = self._manifests_path(repo) / "revisions" / digest.algorithm / digest.encoded / "link"
         return _link_time(link, f"the link of {digest}")
 
     def blob_digests(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
-        """Yields the digest of each blob of the repository. Yields a BrokenEntry for each link or directory that
-        cannot be read."""
+        """Yields the digest of each blob of the repository. Leaves out directories whose names are no digest. Yields a
+        BrokenEntry for each link or directory that cannot be read."""
         for path in self._link_directories(repo, "_layers"):
             if isinstance(path, BrokenEntry):
                 yield path
@@ -181,11 +182,11 @@ class DistributionDirectory:
 
     def count_unfinished_uploads(self, repo: RepositoryName) -> int:
         """Returns the number of unfinished pushes of the repository. Raises ContentBroken."""
-        return len(self._names(repo, "_uploads"))
+        return len(self._entry_names(repo, "_uploads"))
 
     def manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         """Returns a manifest that the old registry serves from this repository. Raises ContentBroken."""
-        if self.revision_time(repo, digest) is None:
+        if self.manifest_time(repo, digest) is None:
             raise ContentBroken(_NOT_SERVED)
         path = self.blob_path(digest)
         try:
@@ -217,42 +218,42 @@ class DistributionDirectory:
 
     def _check_blob_link(self, repo: RepositoryName, digest: Digest) -> None:
         """Raises ContentBroken if the repository has no link to the blob, or if the link cannot be read."""
-        link = self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link"
+        link = self._repository_path(repo) / "_layers" / digest.algorithm / digest.encoded / "link"
         if _link_time(link, f"the link of the blob {digest}") is None:
             raise ContentBroken(f"the blob {digest}: {_NOT_SERVED}")
 
-    def _repository(self, repo: RepositoryName) -> Path:
+    def _repository_path(self, repo: RepositoryName) -> Path:
         return self.root / "repositories" / repo
 
-    def _manifests(self, repo: RepositoryName) -> Path:
-        return self._repository(repo) / "_manifests"
+    def _manifests_path(self, repo: RepositoryName) -> Path:
+        return self._repository_path(repo) / "_manifests"
 
-    def _names(self, repo: RepositoryName, directory: str) -> list[str]:
+    def _entry_names(self, repo: RepositoryName, directory: str) -> list[str]:
         """Returns the sorted names of the entries of a directory in the repository; an empty list if the directory does
-        not exist. Raises ContentBroken if the directory cannot be read, so that its entries do not count as missing."""
+        not exist. Raises ContentBroken if the directory cannot be read."""
         try:
-            return sorted(os.listdir(self._repository(repo) / directory))
+            return sorted(os.listdir(self._repository_path(repo) / directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise ContentBroken(f"its directory {directory} cannot be read: {error.strerror}") from None
 
     def _link_directories(self, repo: RepositoryName, directory: str) -> Iterator[Path | BrokenEntry]:
-        """Yields the directories ALGORITHM/HEX below a directory of the repository. Each of them may contain a link.
-        Yields a BrokenEntry for each directory that cannot be listed."""
+        """Yields the directories ALGORITHM/HEX below the directory `directory` of the repository. Each of them may
+        contain a link. Yields a BrokenEntry for each directory that cannot be listed."""
         try:
-            algorithms = self._names(repo, directory)
+            algorithms = self._entry_names(repo, directory)
         except ContentBroken as error:
             yield BrokenEntry("", error.message)
             return
         for algorithm in algorithms:
             try:
-                names = self._names(repo, f"{directory}/{algorithm}")
+                names = self._entry_names(repo, f"{directory}/{algorithm}")
             except ContentBroken as error:
                 yield BrokenEntry("", error.message)
                 continue
             for encoded in names:
-                yield self._repository(repo) / directory / algorithm / encoded
+                yield self._repository_path(repo) / directory / algorithm / encoded
 
 
 def _read_error_text(what: str, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""The job that makes a backup, for servers and for the command line."""
+"""Makes backups in jobs of the kind `backup`, which servers and the command line start."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from storage.upkeep.job_runner import JobContext, Work
 def backup_arguments(
     target: Path, keep: int | None, *, verify: bool, may_link: bool = True, ignores_earlier_backups: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). By default, the job fails if the
-    disk with the earlier backups to `target` is not mounted. `ignores_earlier_backups`: the job does not check this."""
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). The job fails if the disk with the
+    earlier backups to `target` is not mounted. With `ignores_earlier_backups`, the job does not check the disk."""
     return {
         "target": str(target.absolute()),
         "keep": keep,
@@ -29,8 +29,8 @@ def backup_arguments(
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
-    """Returns the function that runs jobs of the kind `backup`. `data`: the data directory, which must not contain the
-    backups, because they would be lost together with it. `clock` returns seconds since 1970."""
+    """Returns the function that runs jobs of the kind `backup`. `data`: the data directory. A job fails with
+    BackupFailed if its target is in the data directory. `clock` returns seconds since 1970."""
 
     async def work(context: JobContext) -> JSON:
         job, arguments = context.job, context.job.arguments

@@ -33,8 +33,8 @@ class UpstreamLogin:
     identity_token: str = field(default="", repr=False)
     """Empty for a login with a password."""
     version: str = ""
-    """Changes when the file of the login changes; empty for a password from an environment variable. The key of a
-    cached token contains the version, so that a token from an earlier login is not used."""
+    """A text that changes when the login's file changes; empty for a password from an environment variable. The key of
+    a cached token contains this version, so that a new login does not use tokens of an earlier login."""
 
     def basic_authorization(self) -> str:
         """Returns the value of an `Authorization` header with the user name and the password (RFC 7617)."""
@@ -46,17 +46,16 @@ class ConfiguredLogin:
     docker's `config.json`."""
 
     def __init__(self, settings: Upstream, configured_name: str | None = None) -> None:
-        """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. An
-        import can use the login of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as
-        `import-ghcr-io`. Its `configured_name` is then `ghcr.io`."""
+        """`configured_name`: the name under which docker's `config.json` has the login; None: `settings.name`. The two
+        names differ in an import, which has a made-up `settings.name`."""
         self._settings = settings
         self._configured_name = configured_name or settings.name
         self._file = settings.docker_config or settings.password_file
         self._state_when_read: tuple[int, int, int] | None = None
-        """Modification time, size and inode of the file when it was last read; None: it was not read yet."""
+        """Modification time, size and inode of the file when it was last read; None before the first read."""
         self._login: UpstreamLogin | None = None
-        """The login that was last read from the file; None: the file has none for this upstream, or was not read
-        yet."""
+        """The login that was last read from the file; None before the first read, or if the file has no login for this
+        upstream."""
 
     @property
     def is_configured(self) -> bool:
@@ -64,8 +63,9 @@ class ConfiguredLogin:
         return self._settings.username is not None or self._settings.docker_config is not None
 
     def current(self) -> UpstreamLogin | None:
-        """Returns the login; None if none is configured, or if docker's `config.json` has none for this upstream. Reads
-        the file if it has changed. Raises UpstreamUnavailable if the login cannot be read; the log says why."""
+        """Returns the login; None if the settings configure no login, or if docker's `config.json` has no login for
+        this upstream. Reads the file if the file has changed. Raises UpstreamUnavailable if the login cannot be read;
+        the log says why."""
         if not self.is_configured:
             return None
         if self._file is None:
@@ -74,7 +74,7 @@ class ConfiguredLogin:
             status = os.stat(self._file)
             file_state = (status.st_mtime_ns, status.st_size, status.st_ino)
             if file_state != self._state_when_read:
-                self._login = self._read(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
+                self._login = self._read_file(self._file, f"{file_state[0]:x}-{file_state[2]:x}")
                 self._state_when_read = file_state
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # Only the text of an OSError or a JSONDecodeError is logged. The text of other errors could contain the
@@ -85,7 +85,7 @@ class ConfiguredLogin:
         return self._login
 
     def _unreadable_error(self) -> UpstreamUnavailable:
-        """Returns the error to raise after the log has said why the login cannot be read."""
+        """Returns the error for a login that cannot be read. Log the reason first."""
         return UpstreamUnavailable(
             f"the login configured for {self._settings.name} cannot be read; the server's log says why"
         )
@@ -100,9 +100,9 @@ class ConfiguredLogin:
             raise self._unreadable_error()
         return UpstreamLogin(self._settings.username or "", password)
 
-    def _read(self, file: Path, version: str) -> UpstreamLogin | None:
-        """Returns the login in `file`, which is a password file or docker's `config.json`; None if it is a
-        `config.json` without a login for this upstream. `version`: the version of the returned login."""
+    def _read_file(self, file: Path, version: str) -> UpstreamLogin | None:
+        """Returns the login in `file`, a password file or docker's `config.json`. Returns None for a `config.json`
+        without a login for this upstream. `version`: the version of the returned login."""
         content = read_small_text(file)
         if self._settings.docker_config is None:
             return UpstreamLogin(self._settings.username or "", content.rstrip("\r\n"), version=version)
@@ -119,7 +119,7 @@ class ConfiguredLogin:
                 return login
         hint = ""
         if "credsStore" in document or "credHelpers" in document:
-            hint = ": the file leaves passwords to a credential helper, which Entrepot does not support"
+            hint = "; the file leaves passwords to a credential helper, which Entrepot does not support"
         log.warning(
             "%s contains no login for %s, so requests to that upstream are sent without a login%s",
             self._settings.docker_config,
@@ -138,9 +138,9 @@ class ConfiguredLogin:
 
 
 def _parse_docker_login(entry: Mapping[str, object], version: str) -> UpstreamLogin | None:
-    """Returns the login in an entry of `auths`; None if the entry has neither a user name nor an identity token. If the
-    entry has `auth` (base64 of `name:password`), reads the user name and the password from it. Otherwise reads them
-    from `username` and `password`. Raises ValueError if `auth` cannot be decoded."""
+    """Returns the login in an entry of `auths`; None if the entry has neither a user name nor an identity token. The
+    user name and the password come from `auth` (base64 of `name:password`). If the entry has no `auth`, they come from
+    `username` and `password`. Raises ValueError if `auth` cannot be decoded."""
     username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
     identity = str(entry.get("identitytoken") or "")
     if auth := entry.get("auth"):

@@ -17,7 +17,7 @@ from book.settings_page import render_settings_page
 from registry.admin.store_metrics import StoreMetrics
 from registry.config import Settings
 from registry.events.envelopes import EVENT_FORMATTERS
-from registry.http.error_statuses import STATUS
+from registry.http.error_statuses import STATUS_BY_ERROR
 from registry.telemetry import distribution_names
 from registry.telemetry.exposition import process_metrics
 from registry.telemetry.metrics import Metrics
@@ -126,7 +126,7 @@ def test_errors(language: Language) -> None:
         if len(cells) == 3 and re.fullmatch(r"[\d, ]+", cells[1])
     }
     found: dict[str, set[int]] = {}
-    for error, status in STATUS.items():
+    for error, status in STATUS_BY_ERROR.items():
         found.setdefault(error.code, set()).add(status)
     found["UNSUPPORTED"].add(422)  # the status for an invalid request body (registry.admin.middleware)
     assert described == found

@@ -49,38 +49,38 @@ class AccountWords:
     example_name: str
     """The account name in the examples of the help texts."""
     can_be_admin: bool
-    """Whether an account of this kind can be an admin. If so, the subcommands disable and remove have the option
-    --force, which allows them to leave the registry without an enabled admin."""
+    """Whether an account of this kind can be an admin. If it can, the subcommands disable and remove have the option
+    --force. With --force, they also disable or remove the last enabled admin."""
 
     def examples(self, *lines: str) -> str:
-        """Returns the examples of the command, for the end of a help page. Each of `lines` is what follows
-        `entrepot user` or `entrepot robot` in an example, such as `add bob`."""
+        """Returns the section with examples for the end of a help page. `lines`: the example commands without
+        `entrepot user` or `entrepot robot` at the beginning, such as `add bob`."""
         # The backspace character makes click keep the line breaks of the text that follows.
         return "\b\nExamples:\n" + "\n".join(f"  entrepot {self.kind} {line}" for line in lines)
 
 
 def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
     """Adds the subcommands list, disable, enable and remove to `app`, which is `entrepot user` or `entrepot robot`."""
-    _add_list(app, words)
-    _add_change(
+    _add_list_command(app, words)
+    _add_change_command(
         app,
         words,
         "disable",
-        f"Refuse {words.singular}'s next request and all later ones. {words.possessive.capitalize()} groups, grants "
-        "and API tokens stay.",
+        f"Refuse all further requests of {words.singular}. {words.possessive.capitalize()} groups, grants and API "
+        "tokens stay.",
         lambda administration, name, force, actor: administration.set_enabled(
             name, words.kind, enabled=False, force=force, by=actor
         ),
         has_force_option=words.can_be_admin,
     )
-    _add_change(
+    _add_change_command(
         app,
         words,
         "enable",
-        f"Reverse disable: {words.singular} can log in again.",
+        f"Undo 'disable': {words.singular} can log in again.",
         lambda administration, name, _, actor: administration.set_enabled(name, words.kind, enabled=True, by=actor),
     )
-    _add_change(
+    _add_change_command(
         app,
         words,
         "remove",
@@ -90,7 +90,7 @@ def add_account_actions(app: typer.Typer, words: AccountWords) -> None:
     )
 
 
-def _add_list(app: typer.Typer, words: AccountWords) -> None:
+def _add_list_command(app: typer.Typer, words: AccountWords) -> None:
     """Adds the subcommand list to `app`."""
     columns: dict[str, Callable[[Account], str]] = {"name": lambda account: account.name, "state": state_text}
     if words.can_be_admin:
@@ -117,7 +117,7 @@ def _add_list(app: typer.Typer, words: AccountWords) -> None:
         )
 
 
-def _add_change(
+def _add_change_command(
     app: typer.Typer,
     words: AccountWords,
     verb: str,

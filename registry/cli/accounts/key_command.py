@@ -18,21 +18,22 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 @app.command(
     "rotate",
     help="Sign new tokens with a new key from now on. Tokens that the old key signed stay valid until they expire. "
-    "Browser sessions stay as they are; to end those of an account: entrepot user sessions NAME --end-all.",
+    "Browser sessions do not end; to end the sessions of an account, run 'entrepot user sessions NAME --end-all'.",
     epilog="\b\nExamples:\n  entrepot key rotate\n  entrepot key rotate --at-once",
 )
 def rotate(
     at_once: Annotated[
         bool,
         typer.Option(
-            "--at-once", help="Reject tokens of older keys immediately. Use this if an older key may have been stolen."
+            "--at-once",
+            help="Reject tokens of older keys immediately. Use this option if an older key may have been stolen.",
         ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a signing key, which signs all new tokens from now on. With `at_once`, tokens that an older key signed are
-    refused from now on."""
+    """Adds a key, which signs all new tokens from now on. With `at_once`, the registry refuses tokens that older keys
+    signed."""
     key = administer(
         config,
         data,
@@ -44,12 +45,12 @@ def rotate(
 
 @app.command(
     "list",
-    help="List the keys whose tokens are accepted. Their secrets are never shown.",
+    help="List the keys whose tokens are accepted. The secrets of the keys are never shown.",
     epilog="\b\nExamples:\n  entrepot key list\n  entrepot key list --json",
 )
 def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the keys without their secrets. The column `retired` shows when a newer key replaced the key in the
-    row. In the row of the key that signs new tokens, it shows `signs`."""
+    """Prints the keys without their secrets. The column `retired` shows when a newer key replaced the key. For the key
+    that signs new tokens, the column shows `signs`."""
     from registry.admin import models
 
     print_list(
@@ -63,5 +64,5 @@ def list_keys(config: ConfigOption = None, data: DataOption = None, as_json: Jso
             "created": lambda key: local_time(key.created),
             "retired": lambda key: local_time(key.retired, "signs"),
         },
-        empty_message="there is no key yet; the first token creates one",
+        empty_message="there is no key yet; the registry creates one when it issues the first token",
     )

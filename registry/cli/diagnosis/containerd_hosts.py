@@ -1,9 +1,9 @@
 """Checks the `hosts.toml` files of containerd. Such a file belongs to one *host*: the first part of image names, such
-as `docker.io` (`MirroredHost.prefix`). It lists the servers from which containerd pulls the images of this host.
+as `docker.io` (`MirroredHost.prefix`). The file lists the servers from which containerd pulls the images of the host.
 
 For the host `registry.example.com:5000`, containerd looks for the directories `registry.example.com_5000_`,
-`registry.example.com:5000` and `_default`, in this order, and uses the first that exists. A directory without a
-`hosts.toml` is only used for certificates.
+`registry.example.com:5000` and `_default`, in this order, and uses the first that exists. From a directory without a
+`hosts.toml`, containerd uses only the certificates.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
     """Checks whether containerd pulls the images of a host through this registry. Returns the findings: what is right
     or wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`:
     describes this registry."""
-    path = f"{directories[0]}/{host.prefix}/hosts.toml"
-    lines = target.content_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
-    step = f"write this to {path}; no restart is needed"
-    folder = _folder(files, directories, host.prefix)
+    new_file = f"{directories[0]}/{host.prefix}/hosts.toml"
+    content = target.content_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
+    step = f"write this to {new_file}; no restart is needed"
+    folder = _folder_of_host(files, directories, host.prefix)
     if folder is None:
         return [
             problem(
@@ -37,8 +37,8 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
                 f"no directory below {' or '.join(directories)} is for {host.prefix}, and there is no _default",
                 f"containerd pulls straight from {host.server}",
                 step,
-                file=path,
-                lines=lines,
+                file=new_file,
+                lines=content,
             )
         ]
     file = f"{folder}/hosts.toml"
@@ -47,13 +47,14 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
     except FileUnusable as error:
         return [error.finding]
     if document is None:
-        what, why = f"there is no {file}", f"the directory only gives certificates: containerd pulls from {host.server}"
-        return [problem(CHECK, what, why, f"write this to {file}; no restart is needed", file=file, lines=lines)]
+        what = f"there is no {file}"
+        why = f"containerd uses the directory only for certificates, and pulls from {host.server}"
+        return [problem(CHECK, what, why, f"write this to {file}; no restart is needed", file=file, lines=content)]
     entries = document.get("host")
     sections: dict[str, Any] = entries if isinstance(entries, dict) else {}
     url = next((url for url in sections if target.is_at(url)), None)
     if url is None:
-        return [_not_named_finding(file, sections, document, host, target, lines)]
+        return [_not_named_finding(file, sections, document, host, target, content)]
     findings = list(_check_entry(file, url, sections[url], sections, target))
     if not any(finding.level != "ok" for finding in findings):
         findings.append(ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})"))
@@ -64,8 +65,8 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
                 f"{file} sets server = {document['server']!r} for every host that has no directory of its own",
                 f"if this registry does not answer, containerd requests images of {host.prefix} from that server",
                 f"write a file for {host.prefix}, or remove the line with server",
-                file=path,
-                lines=lines,
+                file=new_file,
+                lines=content,
             )
         )
     return findings
@@ -78,7 +79,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
     # `is_trusted_by_docker` means that the host is `localhost` or in 127.0.0.0/8, so the registry is on this machine.
     if address.is_plain_http and address.is_trusted_by_docker:
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
-    folder = _folder(files, directories, address.host)
+    folder = _folder_of_host(files, directories, address.host)
     try:
         document = files.toml(f"{folder}/hosts.toml") if folder else None
     except FileUnusable as error:
@@ -109,7 +110,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
                 CHECK,
                 f"containerd does not trust the certificate of {address.host}",
                 target.probe_result.detail if target.probe_result else "",
-                f"copy the certificate of its authority to {directories[0]}/{address.host}/ca.crt, and write this to "
+                f"copy the authority's certificate to {directories[0]}/{address.host}/ca.crt, and write this to "
                 f"{file}; write the line with ca in the hosts.toml of each mirrored host as well",
                 file=file,
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}  ca = "ca.crt"\n',
@@ -128,7 +129,7 @@ def _has_ca(files: ClientFiles, folder: str | None, document: dict[str, Any] | N
     return folder is not None and document is None and files.has_certificate(folder)
 
 
-def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None:
+def _folder_of_host(files: ClientFiles, directories: list[str], host: str) -> str | None:
     """Returns the directory that containerd uses for a host; None if there is none."""
     name, colon, port = host.rpartition(":")
     folder_names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
@@ -143,24 +144,25 @@ def _not_named_finding(
     document: dict[str, Any],
     host: MirroredHost,
     target: TargetRegistry,
-    lines: str,
+    content: str,
 ) -> Finding:
-    """Returns the finding for a `hosts.toml` that does not name this registry. `document`: the content of the file.
-    `sections`: its tables `[host."URL"]`, by URL."""
+    """Returns the finding for a `hosts.toml` that does not name this registry. `document`: the parsed file. `sections`:
+    the tables `[host."URL"]` of the file, by URL. `content`: what the file should contain."""
     step = f"write this to {file}; no restart is needed"
     if wrong_url := next((url for url in sections if target.differs_only_in_scheme(url)), None):
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
-        why = f"containerd cannot connect to it, and pulls from {host.server}"
+        why = f"containerd cannot connect to {wrong_url}, and pulls from {host.server}"
     else:
         servers = ", ".join(sections) or str(document.get("server") or host.server)
         what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {servers}"
-    return problem(CHECK, what, why, step, file=file, lines=lines)
+    return problem(CHECK, what, why, step, file=file, lines=content)
 
 
 def _check_entry(
     file: str, url: str, entry: Any, sections: dict[str, Any], target: TargetRegistry
 ) -> Iterator[Finding]:
-    """Yields the problems of the section for this registry in a `hosts.toml`."""
+    """Yields a finding for each problem of a section `[host."URL"]` that names this registry. `entry`: the content of
+    the section. `sections`: all sections of the file, by URL."""
     settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
     capabilities = settings.get("capabilities")
     if isinstance(capabilities, list) and not set(map(str, capabilities)) >= _CAPABILITIES:
@@ -181,7 +183,8 @@ def _check_entry(
         yield problem(CHECK, what, why, step, file=file, lines=lines)
     first_url = next(iter(sections))
     if first_url != url:
-        what, why = f"{file} names {first_url} before this registry", "containerd asks this registry only if that fails"
+        what = f"{file} names {first_url} before this registry"
+        why = f"containerd asks this registry only if {first_url} fails"
         yield warning(CHECK, what, why, f'put the section [host."{url}"] first', file=file)
     if settings.get("skip_verify") is True and not target.address.is_plain_http:
         what, why = f"{file} sets skip_verify for {url}", "anybody between the machines can change the images"

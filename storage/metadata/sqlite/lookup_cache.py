@@ -1,6 +1,7 @@
-"""Caches the results of lookups (`LookupCache`), and estimates how much memory a cached result takes.
+"""Caches the results of *lookups*, functions that read the metadata database (`LookupCache`), and estimates how much
+memory a cached result takes.
 
-Any commit of any process evicts all results.
+Each commit by any process evicts all results.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ MEMORY_PER_PARSED_BYTE: Final = 8
 _SMALL_VALUE_BYTES: Final = 1024
 """Approximate bytes of memory that a cached result of a few fields takes."""
 _RECORD_BYTES: Final = 384
-"""Approximate bytes of memory of a cached record about a mirrored tag. The record is usually None or two numbers."""
-_NOTHING: Final = object()
-"""Is cached in place of the result None, because `VersionedCache.get` returns None if it has no value for a key."""
+"""Approximate bytes of memory that a cached record of the mirror takes. The record is usually None or two numbers."""
+_CACHED_NONE: Final = object()
+"""Stands in the cache for the result None, because `VersionedCache.get` returns None if it has no value for a key."""
 T = TypeVar("T")
 
 
 def bytes_of_page(page: Page[Tag] | Page[RepositoryName], name_set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. If the lookup is limited to a
-    set of names, the set is a part of the cache key, and `name_set_bytes` is the memory of the set in bytes."""
+    """Returns the approximate bytes of memory that the page takes, plus `name_set_bytes`. If the cache key contains the
+    set of names to which the lookup is limited, `name_set_bytes` is the memory of this set in bytes."""
     return _SMALL_VALUE_BYTES + name_set_bytes + sum(64 + len(name) for name in page.items)
 
 
 def bytes_of_manifest(manifest: Manifest) -> int:
-    """Returns the approximate bytes of memory that the manifest takes. Counts the parsed content only of a large
-    manifest. The cache never has the parsed content of a small manifest, because callers parse a copy
+    """Returns the approximate bytes of memory that the manifest takes. For a manifest of more than
+    `LARGE_MANIFEST_BYTES`, this includes the parsed content. A smaller manifest is never parsed in the cache
     (`manifest_for_caller`)."""
     size = len(manifest.body)
     return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
@@ -55,11 +56,11 @@ def bytes_of_record(_: UpstreamCheck | FrozenTag | None) -> int:
 
 
 def manifest_for_caller(manifest: Manifest) -> Manifest:
-    """Returns the manifest to give to the caller of a lookup: a copy of the cached manifest, with the same body object.
+    """Returns the manifest to give to the caller of a lookup:
 
-    A parsed manifest keeps its parsed content, which takes several times the memory of the body. If the caller parses
-    the copy, the manifest in the cache does not grow. A manifest of more than `LARGE_MANIFEST_BYTES` is returned
-    without copying: all callers share it, and the cache counts its parsed content."""
+    - For a manifest of at most `LARGE_MANIFEST_BYTES`: a copy with the same body object. A manifest keeps its parsed
+      content, which is several times as large as the body. If the caller parses the copy, the cache does not grow.
+    - For a larger manifest: the cached manifest itself. `bytes_of_manifest` counts its parsed content."""
     if len(manifest.body) > LARGE_MANIFEST_BYTES:
         return manifest
     return Manifest(manifest.body, manifest.media_type, manifest.digest)
@@ -69,8 +70,8 @@ class LookupCache:
     """Runs lookups and caches their results. All calls come from one event loop.
 
     `version` returns the data version: a value that changes with every commit of any process. `shared_reads` has the
-    connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an *immutable
-    database*: one that SQLite reads without writing any file (`storage.metadata.sqlite.immutable_database`)."""
+    connection for short lookups. `scans` runs long lookups. On a full disk, both can belong to an *immutable database*,
+    which SQLite reads without writing any file (`storage.metadata.sqlite.immutable_database`)."""
 
     def __init__(
         self,
@@ -83,31 +84,31 @@ class LookupCache:
         self._results: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
 
     def look_up(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns the cached result of `lookup` with `arguments`, if no process has committed anything since that
-        lookup. Otherwise calls `lookup` with a connection and `arguments`, may cache the result, and returns it. If
-        `lookup` raises an error, caches nothing. `bytes_of` returns the approximate bytes of memory that a result
-        takes, without the texts in `arguments`: the cache itself counts these texts."""
+        """Calls `lookup` with a connection and `arguments`, and returns the result. May cache the result. If the result
+        is cached and no process has committed since then, returns it without calling `lookup`. Raises the errors
+        of `lookup`, and caches nothing in this case. `bytes_of` returns the approximate bytes of memory that a result
+        takes. It does not count the texts in `arguments`, because the cache counts them."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:
-            return cast("T", None if cached is _NOTHING else cached)
+            return cast("T", None if cached is _CACHED_NONE else cached)
         version = self._results.last_version  # the data version that `get` read
         result = lookup(self._shared_reads.connection_at(version), *arguments)
         self._store(key, result, bytes_of, version)
         return result
 
     async def scan(self, bytes_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns the same as `look_up`, but runs the lookup in the thread for long lookups."""
+        """Does the same as `look_up`, but runs the lookup in the thread for long lookups."""
         key = (lookup, *arguments)
         cached = self._results.get(key)
         if cached is not None:
-            return cast("T", None if cached is _NOTHING else cached)
+            return cast("T", None if cached is _CACHED_NONE else cached)
         version = self._results.last_version  # the data version that `get` read
         result = await self._scans.run(lambda db: lookup(db, *arguments))
         self._store(key, result, bytes_of, version)
         return result
 
     def _store(self, key: Hashable, result: T, bytes_of: Callable[[T], int], version: object) -> None:
-        """Caches the result of a lookup, if `VersionedCache.should_cache` is true for the key."""
+        """Caches the result of a lookup, if `VersionedCache.should_cache` returns True for the key."""
         if self._results.should_cache(key):
-            self._results.put(key, _NOTHING if result is None else result, bytes_of(result), version)
+            self._results.put(key, _CACHED_NONE if result is None else result, bytes_of(result), version)

@@ -28,26 +28,25 @@ from storage.names import Digest, Reference, RepositoryName
 from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, MAX_PAUSE_SECONDS
 
 MAX_NOT_FOUND_CHECKS = 10_000
-"""Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
-does not exist."""
+"""Approximate largest number of stored 'not found' checks. Without this limit, clients could fill the disk by requests
+for content that does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes surplus 'not found' checks when it stores its first 'not found' check. It deletes them again each
-time that it has stored this number of further ones."""
+"""A process deletes surplus 'not found' checks when it stores its first 'not found' check, and then each time that it
+has stored this number of them."""
 MAX_TOKENS = 2000
-"""Largest number of stored bearer tokens of upstreams. Without it, clients could make the mirror store any number of
-tokens: some token services issue a token for any name that a client requests, with a lifetime of years."""
+"""Largest number of stored bearer tokens of upstreams. Without this limit, clients could fill the disk, because some
+token services issue a long-lived token for any repository name."""
 MAX_REFERRING_MANIFESTS = 8
 """Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Largest number of manifests that `referring_manifests` reads. It reads the manifests with the highest row ids."""
+"""Largest number of manifests among which `referring_manifests` searches: those with the highest row ids."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
-"""Keeps the token with the key ?1. Keeps as many other tokens as ?2 says: those that expire last. Deletes the rest
-(LIMIT -1: no limit)."""
+"""Deletes all tokens except the token with the key ?1 and the ?2 other tokens that expire last. LIMIT -1: no limit."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -76,11 +75,11 @@ SELECT l.confirmed
 
 
 class SqliteUpstreamRecords:
-    """Implements `UpstreamRecords`. Reads on the event loop.
+    """Implements `UpstreamRecords`. Reads run on the event loop.
 
-    A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
-    mirror can get the same information from its upstreams again. On a full disk, changes that only delete records may
-    use the whole reserve (`ReserveUse.ALL`): disk space that the registry keeps allocated for a full disk."""
+    A change by `confirm` is durable when the method returns. A power cut may lose other recent changes; the mirror can
+    get the same information from its upstreams again. On a full disk, changes that only delete records may use the
+    whole *reserve* (`ReserveUse.ALL`), disk space that the registry keeps allocated for this case."""
 
     def __init__(
         self,
@@ -152,10 +151,10 @@ class SqliteUpstreamRecords:
         await self._writer.run(lambda db: confirm_blob(db, repo, digest))
 
     async def referring_manifests(self, repo: RepositoryName, digest: Digest) -> list[Manifest]:
-        """Returns at most `MAX_REFERRING_MANIFESTS` of the manifests of the repository that refer to the blob as config
-        or layer, newest first. Leaves out manifests that are larger than `MAX_PARSED_BYTES` or cannot be parsed.
-        Returns fewer if the bodies together are larger than `MAX_PARSED_BYTES`."""
-        # The statement reads no bodies: a statement that sorts rows with bodies reads the bodies of all rows.
+        """Returns the manifests of the repository that refer to the blob as config or layer, newest first. Returns at
+        most `MAX_REFERRING_MANIFESTS` manifests, and at most `MAX_PARSED_BYTES` bytes in total. Leaves out manifests
+        that cannot be parsed, and manifests of more than `MAX_PARSED_BYTES`."""
+        # The first statement reads no bodies, because SQLite would read the bodies of all rows to sort the rows.
         limits = MAX_REFERRING_MANIFESTS, MAX_PARSED_BYTES, MAX_ROWS_SEARCHED
         rows: list[Any] = self._db.execute(_REFERRING_MANIFESTS, (repo, digest, *limits)).fetchall()
         manifests, remaining_bytes = [], MAX_PARSED_BYTES
@@ -172,11 +171,10 @@ class SqliteUpstreamRecords:
         return manifests
 
     async def bad_senders(self, upstream: str, digest: Digest, seconds: float) -> Mapping[str, CorruptionRecord]:
-        """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds`, each
-        with the number of times and the last time."""
+        """Returns the endpoints of the upstream that sent corrupt bytes for the blob within the last `seconds` seconds.
+        Maps each endpoint to how often it sent corrupt bytes, and when it last did."""
         now = self._clock()
-        # If the clock was set back after a record was stored, its time is in the future. The upper bound leaves out
-        # such records.
+        # The upper bound leaves out records with a time in the future, which were stored before the clock was set back.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
             (upstream, digest, now - seconds, now + CLOCK_TOLERANCE_SECONDS),
@@ -184,9 +182,9 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Adds one to the number of times that each of the endpoints sent corrupt bytes for the blob. First deletes the
-        outdated records of all blobs: those whose last corrupt bytes came more than `seconds` seconds ago, and those
-        from the future, which were stored before the clock was set back."""
+        """Adds one to the number of times that each of the endpoints sent corrupt bytes for the blob. First deletes,
+        for all blobs, the records that are older than `seconds` seconds, and the records with a time in the future,
+        which were stored before the clock was set back."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -204,8 +202,8 @@ class SqliteUpstreamRecords:
         await self._writer.run(store, durable=False)
 
     async def forget_bad_senders(self, upstream: str, digests: Collection[Digest]) -> int:
-        """Deletes the records of the upstream's bad senders of the blobs `digests`. Returns the number of blobs that
-        had records."""
+        """Deletes the records of bad senders of the blobs `digests` at the upstream. Returns how many of these blobs
+        had such records."""
 
         def forget(db: apsw.Connection) -> int:
             blobs_with_records = 0
@@ -218,17 +216,17 @@ class SqliteUpstreamRecords:
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token that is stored under `key`, and the time at which the token expires (seconds since
-        1970). The mirror chooses a key for each endpoint, scope and login. Returns None if there is no token or it has
-        expired."""
+        1970). Each combination of endpoint, scope and login has its own key. Returns None if there is no token, or if
+        the token has expired."""
         row: tuple[str, float] | None = self._db.execute(
             "SELECT token, expires FROM upstream_token WHERE key = ? AND expires > ?", (key, self._clock())
         ).get
         return row
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
-        """Stores a bearer token of an upstream under `key`, in place of an earlier one. `expires`: in seconds since
-        1970. Deletes all tokens that have expired. If more than `MAX_TOKENS` tokens remain, also deletes those that
-        expire first, but not the new one."""
+        """Stores a bearer token of an upstream under `key`, and replaces an earlier token under this key. `expires`:
+        the time at which the token expires, in seconds since 1970. Deletes all expired tokens. Then keeps at most
+        `MAX_TOKENS` tokens: the new token, and the tokens that expire last."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -246,7 +244,7 @@ class SqliteUpstreamRecords:
         )
 
     async def allowance(self, key: str) -> Allowance | None:
-        """Returns the rate limit that the upstream stated last; None if none is stored. `key`: see
+        """Returns the rate limit that the upstream stated last; None if no rate limit is stored. `key`: see
         `UpstreamRecords.allowance`."""
         row: Any = self._db.execute(
             "SELECT at, remaining, most, until FROM upstream_allowance WHERE upstream = ?", (key,)
@@ -256,11 +254,11 @@ class SqliteUpstreamRecords:
     async def save_allowance(self, key: str, allowance: Allowance) -> None:
         """Stores a rate limit that the upstream stated at `allowance.at`. `key`: see `UpstreamRecords.allowance`.
 
-        If a rate limit is stored already, merges the two: `remaining` and `limit` come from the newer rate limit, and
+        If a rate limit is stored already, merges both: `remaining` and `limit` come from the newer rate limit, and
         `until` gets the later value. The mirror must not send a request before `until`.
 
-        If the clock was set back, stored times may be in the future. So a stored rate limit whose `at` is in the future
-        counts as the older one, and a stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
+        After the clock was set back, stored times may be in the future. A stored rate limit whose `at` is in the future
+        counts as the older one. A stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
         now = self._clock()
         await self._execute(
             _SAVE_ALLOWANCE,
@@ -273,14 +271,14 @@ class SqliteUpstreamRecords:
     async def _execute(
         self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> None:
-        """Runs a statement that changes something. The change may be lost in a power cut. `reserve_use`: how much of
+        """Runs a statement that changes records. The change may be lost in a power cut. `reserve_use`: how much of
         the reserve the change may use on a full disk."""
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, reserve_use=reserve_use)
 
 
 def _key_of_check(reference: Reference, blob: bool) -> str:
-    """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space.
-    No reference contains a space, so a manifest and a blob never have the same key."""
+    """Returns the key under which the check of a manifest, or, if `blob` is true, of a blob is stored. Only keys of
+    blobs contain a space, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference
 
 
@@ -292,8 +290,7 @@ def _find_check(db: apsw.Connection, repo: RepositoryName, key: str) -> Upstream
 
 def _prune_not_found_checks(db: apsw.Connection, now: float) -> None:
     """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. First deletes 'not found'
-    checks from the future, which were stored before the clock was set back. They are not valid, but would count as the
-    newest ones."""
+    checks with a time in the future: they were stored before the clock was set back, and would count as the newest."""
     db.execute("DELETE FROM upstream_check WHERE known = 0 AND at > ?", (now + CLOCK_TOLERANCE_SECONDS,))
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "

@@ -10,7 +10,7 @@ import pytest
 
 from registry.http import DistributionAPI
 from registry.http.api import HANDLERS
-from registry.http.error_statuses import STATUS, status_of
+from registry.http.error_statuses import STATUS_BY_ERROR, status_of
 from registry.http.query import MAX_PARAMETERS
 from storage import errors
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
@@ -95,19 +95,19 @@ class BrokenBlobRegistry(RefusingRegistry):
 
 
 def test_every_error_has_a_status() -> None:
-    """Each error class has an entry of its own in `STATUS`."""
-    assert set(product_errors()) <= STATUS.keys()
+    """Each error class has an entry of its own in `STATUS_BY_ERROR`."""
+    assert set(product_errors()) <= STATUS_BY_ERROR.keys()
 
 
 def test_an_error_with_a_client_status_has_a_code_of_the_spec() -> None:
     """An error code that is not in the spec has a status of 500 or more, or is only used outside `/v2`."""
     outside_v2 = ("storage.access", "storage.jobs", "storage.backups", "storage.imports", "storage.upstream_tags")
     distribution = [kind for kind in product_errors() if kind.__module__ not in outside_v2]
-    assert {kind.code for kind in distribution if STATUS[kind] < 500} <= CODES
+    assert {kind.code for kind in distribution if STATUS_BY_ERROR[kind] < 500} <= CODES
 
 
 def test_a_new_subclass_has_the_status_of_its_base() -> None:
-    """An error class without an entry in `STATUS` has the status of its base class."""
+    """An error class without an entry in `STATUS_BY_ERROR` has the status of its base class."""
 
     class NewError(errors.ManifestUnknown):
         pass
@@ -120,7 +120,7 @@ async def test_every_error_has_the_json_format_of_the_spec(kind: type[RegistryEr
     """For each error that a registry raises, the response has the error's status, and its code in the JSON format of
     the spec."""
     answer = await AsgiClient(DistributionAPI(FailingRegistry(kind("what went wrong"))))("GET", f"{V2}/manifests/1")
-    assert (answer.status, answer.code) == (STATUS[kind], kind.code)
+    assert (answer.status, answer.code) == (STATUS_BY_ERROR[kind], kind.code)
     assert answer.json["errors"][0]["message"] == "what went wrong"
     assert answer["cache-control"] == "no-store"
 
