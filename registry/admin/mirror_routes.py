@@ -1,8 +1,8 @@
-"""The routes of `/api/v1/mirror` that show the upstreams and the cached images, and that refresh, delete or fetch
-cached images. The routes about frozen tags are in `registry.admin.frozen_tag_routes`. The docstrings of the routes are
-the descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
+"""The routes of `/api/v1/mirror` for upstreams and cached images: show, refresh, delete, fetch. The routes for frozen
+tags are in `registry.admin.frozen_tag_routes`.
 
-A *fill* is the download of a blob from an upstream into the cache."""
+The OpenAPI document shows the docstrings of the routes to clients. In these docstrings, "you" is the account that sends
+the request. A *fill* is the download of a blob from an upstream into the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from storage.cached_images import MAX_LISTED_IMAGES, CachedImage, ImageOrder
 from storage.names import RepositoryName, parse_reference
 
 MAX_IMAGE_TEXT_CHARACTERS: Final = 255
-"""Maximum length, in characters, of the text that cached images are filtered by."""
+"""Maximum length of the query parameter `text` of `/mirror/images`."""
 MAX_IMAGES_ON_A_PAGE: Final = 100
 ReferenceText = Annotated[str, Field(max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"])]
 
@@ -37,8 +37,10 @@ router = management_router()
 
 
 class MirrorStatus(BaseModel):
-    """The upstreams, their cached content, and the downloads from them that are not complete. The last entry of `cache`
-    is about all upstreams together."""
+    """The state of the upstreams and of the cache.
+
+    - `cache`: the cached content of each upstream. The last entry is for all upstreams together.
+    - `fills`: the unfinished downloads from upstreams."""
 
     upstreams: list[UpstreamStatus]
     cache: list[CachePartResponse]
@@ -46,16 +48,16 @@ class MirrorStatus(BaseModel):
 
 
 class CachedImageResponse(BaseModel):
-    """A cached image. The manifests of an index count as one image. `repository` is the name in the store, which begins
-    with the name of the upstream."""
+    """A cached image. An index and its manifests count as one image. `repository` begins with the name of the
+    upstream."""
 
     repository: str = Field(examples=["docker.io/library/ubuntu"])
     digest: str
     tags: list[str]
-    frozen_tags: list[str] = Field(description="Those of the tags that are frozen")
-    manifests: int = Field(description="Number of its manifests that are cached")
-    last_pulled: datetime = Field(description="When it was last pulled or stored")
-    size: int = Field(description="Size of its cached blobs in bytes; other images may have the same blobs")
+    frozen_tags: list[str] = Field(description="The frozen tags among `tags`")
+    manifests: int = Field(description="Number of cached manifests of the image")
+    last_pulled: datetime = Field(description="When the image was last pulled or stored")
+    size: int = Field(description="Total bytes of the image's cached blobs. Other images may share these blobs")
 
     @classmethod
     def from_stored(cls, image: CachedImage, frozen_tags: set[str]) -> Self:
@@ -72,13 +74,13 @@ class CachedImageResponse(BaseModel):
 
 
 class CachedImageList(BaseModel):
-    """A part of a list of images. To get the next part, send `next` as the query parameter `after`."""
+    """One part of a list of images. To get the next part, send `next` as the query parameter `after`."""
 
     items: list[CachedImageResponse]
     next: int | None = Field(description="null: this is the last part")
     total: int = Field(description="Number of images in the whole list")
     complete: bool = Field(
-        description=f"False: more than {MAX_LISTED_IMAGES} images match, so that the list lacks some"
+        description=f"False: more than {MAX_LISTED_IMAGES} images match, and the whole list lacks some of them"
     )
 
 
@@ -89,29 +91,29 @@ class ImageToRefresh(BodyModel):
 
 
 class RefreshResponse(BaseModel):
-    """What a refresh has found. Values of `outcome`:
+    """The result of a refresh. Values of `outcome`:
 
-    - `new`: the image was not cached.
-    - `unchanged`: the tag points at the same digest as before.
-    - `changed`: the tag points at another digest than before.
+    - `new`: the image was not cached before.
+    - `unchanged`: the tag still points at its earlier digest.
+    - `changed`: the tag points at a new digest.
     - `frozen`: the upstream was not asked, because the tag is frozen.
     - `cached`: the upstream was not asked, because the reference is the digest of a cached manifest.
     - `fetched-later`: the reference is the digest of a blob, and the next pull fetches the blob."""
 
     outcome: RefreshOutcome
     digest: str
-    before: str | None = Field(description="The earlier digest, if the tag has changed; otherwise null")
+    before: str | None = Field(description="The earlier digest if `outcome` is `changed`; otherwise null")
     held_back_until: datetime | None = Field(
-        description="When the cooldown of the digest ends (a cooldown is the time before clients get a new digest); "
-        "null: no cooldown holds the digest back"
+        description="When the cooldown of `digest` ends; null: `digest` is not in a cooldown. During the cooldown of a "
+        "new digest, clients do not get this digest"
     )
     served: str | None = Field(
-        description="The digest that pulls get while `digest` is held back; null: pulls of the tag fail, or `digest` "
-        "is not held back"
+        description="The digest that pulls get during the cooldown; null: `digest` is not in a cooldown, or pulls of "
+        "the tag fail during the cooldown"
     )
     unblocked_blobs: int = Field(
-        description="Number of the image's blobs that this registry may now request again from an endpoint of the "
-        "upstream that had sent corrupt bytes for them"
+        description="Number of the image's blobs that this refresh has unblocked. A blob is blocked at an endpoint of "
+        "the upstream after the endpoint has sent corrupt bytes for it"
     )
 
     @classmethod
@@ -138,14 +140,14 @@ class ContentToPurge(BodyModel):
 
 
 class PurgeResponse(BaseModel):
-    """Counts what was deleted from the cache. `size`: the total bytes of the deleted manifests' blobs that no
-    other content uses."""
+    """The numbers of deleted tags and manifests. `size`: total bytes of the blobs that only the deleted manifests
+    used."""
 
     tags: int
     manifests: int
     size: int
     freed_after: datetime = Field(
-        description="The earliest time at which garbage collection may delete the blobs that are still unused"
+        description="The earliest time at which garbage collection may delete the unused blobs"
     )
 
 
@@ -163,8 +165,8 @@ class ImagesToWarm(BodyModel):
 
 @router.get("/mirror", tags=["mirror"])
 async def read_mirror(caller: AdminCaller) -> MirrorStatus:
-    """Returns the state of each upstream (how it responds, and how many requests it still allows), the size of the
-    cached content, and the downloads that are not complete. Asks no upstream."""
+    """Returns the state of each upstream, the size of the cached content, and the unfinished downloads. The state of an
+    upstream includes its health and its remaining requests. This request asks no upstream."""
     upkeep = caller.upkeep
     parts = await read_cache_status(upkeep.settings, upkeep.store)
     return MirrorStatus(
@@ -176,7 +178,7 @@ async def read_mirror(caller: AdminCaller) -> MirrorStatus:
 
 @router.get("/mirror/downloads", tags=["mirror"])
 async def list_downloads(caller: AdminCaller) -> list[FillStatus]:
-    """Lists the downloads from upstreams that are not complete."""
+    """Lists the unfinished downloads from upstreams."""
     return await read_fills(caller.upkeep.settings)
 
 
@@ -200,14 +202,16 @@ async def list_cached_images(
         check_upstream(settings, upstream)
     upstream_names = [mirrored.name for mirrored in settings.upstream if upstream in (None, mirrored.name)]
     page = await store.cached_images.images(upstream_names, text.lower(), order, after, limit)
-    frozen_by_repository: dict[RepositoryName, set[str]] = {}
+    frozen_tags_by_repository: dict[RepositoryName, set[str]] = {}
     for image in page.images:
-        if image.repository not in frozen_by_repository:
+        if image.repository not in frozen_tags_by_repository:
             frozen_tags = await store.upstream_tags.frozen_tags_in(image.repository)
-            frozen_by_repository[image.repository] = {frozen.tag for frozen in frozen_tags}
+            frozen_tags_by_repository[image.repository] = {frozen.tag for frozen in frozen_tags}
     end = after + len(page.images)
     return CachedImageList(
-        items=[CachedImageResponse.from_stored(image, frozen_by_repository[image.repository]) for image in page.images],
+        items=[
+            CachedImageResponse.from_stored(image, frozen_tags_by_repository[image.repository]) for image in page.images
+        ],
         next=end if end < page.total and page.images else None,
         total=page.total,
         complete=page.is_complete,
@@ -216,8 +220,8 @@ async def list_cached_images(
 
 @router.post("/mirror/refresh", tags=["mirror"])
 async def refresh(caller: LoggedInCaller, body: ImageToRefresh) -> RefreshResponse:
-    """Asks the upstream now what a tag points at; a pull asks it only when the cached answer is stale. For a digest,
-    fetches the manifest if it is not cached. You have to be an admin, or have the action `admin` on the repository."""
+    """Asks the upstream what a tag points at, even if the cached answer is fresh. For a digest, fetches the manifest if
+    it is not cached. You have to be an admin, or have the action `admin` on the repository."""
     image = parse_reference(body.reference)
     await check_may_manage(caller, image.repository)
     return RefreshResponse.from_result(await refresh_image(caller.upkeep.router, caller.upkeep.store, image))

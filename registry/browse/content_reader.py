@@ -1,7 +1,7 @@
-"""Reads manifests and blobs to show them to people, and limits the work for each manifest and blob (`ContentReader`).
+"""Reads manifests and blobs to show them to people (`ContentReader`).
 
-Manifests and configs never change, so their summaries are cached in memory by digest. Large documents are parsed in a
-thread, one at a time, and never on the event loop.
+Manifests and configs never change, so their summaries are cached in memory. Large manifests and blobs are parsed in a
+thread, one at a time. Small ones are parsed on the event loop.
 """
 
 from __future__ import annotations
@@ -28,31 +28,28 @@ T = TypeVar("T")
 IMAGE_CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 """Media types of the configs of images."""
 MAX_ROW_BYTES: Final = 256 * 1024
-"""The size of the largest manifest or config that is read for a row of a list."""
+"""The size of the largest manifest or config that is summarized for a row of a list."""
 MAX_INDEX_ENTRIES: Final = 100
-"""How many entries of an index a summary has at most, including entries with attestations. `more_entries` of the
-summary is the number of further entries."""
+"""Largest number of index entries in a summary. Entries with attestations count too."""
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
-"""The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
+"""The size of the largest manifest or blob that is parsed on the event loop."""
 MAX_PREDICATES: Final = 20
-"""How many predicate types a summary has at most. A *predicate type* names the kind of claim that an attestation makes,
-such as how an image was built."""
+"""Largest number of predicate types in a summary. A *predicate type* names what an attestation claims, such as how an
+image was built."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
-"""Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
-as much again. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
+"""Approximate memory limit for the cached summaries of manifests. The summaries of configs have a cache of their own,
+with an equal limit."""
 _OBJECT_BYTES: Final = 256
-"""Roughly how many bytes of memory an object in the cache takes, such as a summary or an entry of an index. Its texts
-are counted separately."""
+"""Approximate memory of one cached object without its texts. Such objects are summaries and index entries."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` in the index entries that BuildKit adds for attestations."""
-# The keys of annotations: the predicate type of an attestation, and the time of creation.
-_PREDICATE: Final = "in-toto.io/predicate-type"
-_CREATED: Final = "org.opencontainers.image.created"
+_PREDICATE_TYPE_ANNOTATION: Final = "in-toto.io/predicate-type"
+_CREATED_ANNOTATION: Final = "org.opencontainers.image.created"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An entry of an index. `is_attestation`: the entry has BuildKit's attestations about another entry."""
+    """An entry of an index. `is_attestation`: whether the entry is a manifest with attestations from BuildKit."""
 
     digest: Digest
     media_type: str
@@ -64,11 +61,12 @@ class IndexEntry:
 class ManifestSummary:
     """What a list shows of a manifest.
 
-    - `size`: bytes of config and layers. None for an index.
-    - `config`: the config of an image. None for other manifests.
-    - `entries`, `more_entries`: the first entries of an index, and the number of further entries.
-    - `predicates`: the predicate types of the attestations in the manifest.
-    - `created`: the annotation with the time of creation. Empty if there is none."""
+    - `size`: total bytes of the config and the layers. None for an index.
+    - `config`: the descriptor of the config. None if the manifest is not an image.
+    - `entries`: the first entries of an index, at most `MAX_INDEX_ENTRIES`.
+    - `more_entries`: the number of further entries.
+    - `predicates`: the predicate types of the attestations that are layers of the manifest.
+    - `created`: the creation time from the manifest's annotation. Empty if there is none."""
 
     kind: Kind
     size: int | None = None
@@ -82,15 +80,14 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSummary:
-    """The parts of an image config that a list shows. `created`: the time of creation in RFC 3339; empty if it is not
-    known."""
+    """What a list shows of an image config. `created`: the creation time in RFC 3339; empty if none is stated."""
 
     platform: str = ""
     created: str = ""
 
 
 UNREADABLE: Final = ManifestSummary("unreadable")
-"""The summary of a manifest that is damaged, missing, or too large for a list."""
+"""The summary of a manifest that is damaged, missing, malformed, or larger than `MAX_ROW_BYTES`."""
 
 
 class ContentReader:
@@ -98,17 +95,17 @@ class ContentReader:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._manifests = ByteLimitedCache[ManifestSummary](_MAX_CACHED_BYTES, _bytes_of_summary)
+        self._manifests = ByteLimitedCache[ManifestSummary](_MAX_CACHED_BYTES, _manifest_summary_bytes)
         self._configs = ByteLimitedCache[ConfigSummary](
-            _MAX_CACHED_BYTES, lambda summary: _bytes_of((summary.platform, summary.created))
+            _MAX_CACHED_BYTES, lambda summary: _summary_bytes((summary.platform, summary.created))
         )
         self._thread_lock = asyncio.Lock()
-        """Held while a thread parses a large document."""
+        """Held while a thread parses a large manifest or blob."""
 
     async def read_summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
-        """Reads a manifest and returns its summary. The caller has checked that the repository has the manifest, and
-        that the visitor may see it. `size`: the size of the manifest; None: it is not known. Returns `UNREADABLE` if
-        the manifest is too large for a list, is damaged, or has been deleted in the meantime."""
+        """Reads a manifest and returns its summary, or `UNREADABLE`. `size`: the size of the manifest in bytes; None:
+        unknown. The caller must first check that the repository has the manifest and that the client may see it,
+        because this method does not check a cached summary."""
         cached = self._manifests.get(digest)
         if cached is not None:
             return cached
@@ -120,30 +117,30 @@ class ContentReader:
             return UNREADABLE
         if len(manifest.body) > MAX_ROW_BYTES:
             return UNREADABLE
-        return await self.summary_of(manifest)
+        return await self.summarize(manifest)
 
-    async def summary_of(self, manifest: Manifest) -> ManifestSummary:
-        """Returns the summary of a manifest of any size. Parses the manifest, so that its properties need no parsing
-        later. The summary of a large manifest is not cached."""
+    async def summarize(self, manifest: Manifest) -> ManifestSummary:
+        """Returns the summary of a manifest of any size. The manifest keeps its parsed body, so its properties are then
+        quick to read. Caches the summary only if the manifest has at most `MAX_ROW_BYTES`."""
         summary = await self.run_in_thread_if_large(len(manifest.body), lambda: parse_summary(manifest))
         return summary if len(manifest.body) > MAX_ROW_BYTES else self._manifests.keep(manifest.digest, summary)
 
     async def read_config_summary(self, repo: RepositoryName, config: Descriptor) -> ConfigSummary:
         """Reads a config and returns its summary. The summary is empty if the repository does not have the config, if
-        the config is too large for a list, or if it is no config of an image."""
-        key = (repo, config.digest)  # by repository, because a repository may serve only its own blobs
+        the config is larger than `MAX_ROW_BYTES`, or if it is not the config of an image."""
+        key = (repo, config.digest)  # by repository, because a repository may show only its own blobs
         cached = self._configs.get(key)
         if cached is not None:
             return cached
-        summary = await self.read_parsed(
+        summary = await self.read_and_parse(
             repo, config.digest, MAX_ROW_BYTES, partial(_parse_config_summary, config.digest)
         )
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
     async def read_config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
-        """Returns the config of an image. Returns None if the repository does not have it, if it has more than
-        `MAX_IMAGE_CONFIG_BYTES`, or if it is no config of an image."""
-        return await self.read_parsed(
+        """Returns the config of an image. Returns None if the repository does not have the config, if the config is
+        larger than `MAX_IMAGE_CONFIG_BYTES`, or if it is not the config of an image."""
+        return await self.read_and_parse(
             repo, config.digest, MAX_IMAGE_CONFIG_BYTES, lambda data: parse_config(config.digest, data)
         )
 
@@ -157,7 +154,7 @@ class ContentReader:
         async with aclosing(reader):
             return None if reader.descriptor.size > max_bytes else await _read(reader)
 
-    async def read_parsed(
+    async def read_and_parse(
         self,
         repo: RepositoryName,
         digest: Digest,
@@ -167,8 +164,8 @@ class ContentReader:
         max_on_loop_bytes: int = _MAX_ON_LOOP_BYTES,
     ) -> T | None:
         """Reads a blob and returns the result of `parse`. Returns None if the repository does not have the blob, or if
-        the blob is larger than `max_bytes`. A blob that is larger than `max_on_loop_bytes` is parsed in a thread, and
-        is read only when the thread is free, so that waiting blobs take no memory."""
+        the blob is larger than `max_bytes`. If the blob is larger than `max_on_loop_bytes`, first waits until no other
+        blob is parsed in a thread, then reads the blob and parses it in a thread."""
         try:
             reader = await self._registry.open_blob(repo, digest)
         except BlobUnknown:
@@ -183,8 +180,8 @@ class ContentReader:
                 return await finish_in_thread(partial(parse, await _read(reader)))
 
     async def run_in_thread_if_large(self, size: int, parse: Callable[[], T]) -> T:
-        """Calls `parse`, which parses a document of `size` bytes, and returns the result. Calls it in a thread if the
-        document is large (`_MAX_ON_LOOP_BYTES`), otherwise on the event loop."""
+        """Calls `parse` and returns its result. Calls it in a thread if `size` is larger than `_MAX_ON_LOOP_BYTES`,
+        otherwise on the event loop. `size`: how many bytes `parse` parses."""
         if size <= _MAX_ON_LOOP_BYTES:
             return parse()
         async with self._thread_lock:
@@ -196,12 +193,12 @@ async def _read(reader: BlobReader) -> bytes:
 
 
 def parse_summary(manifest: Manifest) -> ManifestSummary:
-    """Returns the summary of a manifest."""
+    """Returns the summary of a manifest; `UNREADABLE` if the manifest is malformed."""
     try:
         manifest.config, manifest.layers, manifest.manifests  # noqa: B018  parses the body and caches the result
-    except RegistryError:  # the manifest is malformed; an earlier version of this program accepted it
+    except RegistryError:  # an earlier version of this program accepted the malformed manifest
         return UNREADABLE
-    created = manifest.annotations.get(_CREATED, "")[:64]  # no valid time is longer
+    created = manifest.annotations.get(_CREATED_ANNOTATION, "")[:64]  # no valid time is longer
     if manifest.media_type in INDEXES:
         entries = manifest.manifests
         shown_entries = [index_entry(entry) for entry in entries[:MAX_INDEX_ENTRIES]]
@@ -228,7 +225,7 @@ def parse_summary(manifest: Manifest) -> ManifestSummary:
 
 
 def _parse_config_summary(digest: Digest, data: bytes) -> ConfigSummary:
-    """Returns the summary of a config. The summary is empty if `data` is no config of an image."""
+    """Returns the summary of a config. The summary is empty if `data` is not the config of an image."""
     parsed = parse_config(digest, data)
     if parsed is None:
         return ConfigSummary()
@@ -236,10 +233,10 @@ def _parse_config_summary(digest: Digest, data: bytes) -> ConfigSummary:
 
 
 def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
-    """Returns the predicate types of the layers, at most MAX_PREDICATES of them."""
+    """Returns the predicate types of the layers, at most `MAX_PREDICATES`."""
     predicates: set[str] = set()
     for layer in layers:
-        predicate = (layer.annotations or {}).get(_PREDICATE)
+        predicate = (layer.annotations or {}).get(_PREDICATE_TYPE_ANNOTATION)
         if predicate:
             predicates.add(predicate[:200])  # longer than any known type; limits the memory of the summary
         if len(predicates) == MAX_PREDICATES:
@@ -248,26 +245,26 @@ def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Returns whether a manifest describes an image of one platform. An index or another artifact is no image."""
+    """Returns whether a manifest describes an image for one platform. False for an index and for other artifacts."""
     config = manifest.config
     return manifest.media_type != OCI_ARTIFACT and config is not None and config.media_type in IMAGE_CONFIGS
 
 
 def index_entry(entry: Descriptor) -> IndexEntry:
-    """Returns the parts of an index entry that are shown."""
+    """Returns what a summary contains of an index entry."""
     platform = entry.platform if isinstance(entry.platform, Mapping) else {}
     kind = (entry.annotations or {}).get("vnd.docker.reference.type")
     return IndexEntry(entry.digest, entry.media_type, platform_text(platform), kind == _ATTESTATION)
 
 
-def _bytes_of_summary(summary: ManifestSummary) -> int:
-    """Returns about how many bytes of memory a summary takes."""
+def _manifest_summary_bytes(summary: ManifestSummary) -> int:
+    """Returns the approximate memory of a summary in bytes."""
     entries = (text for entry in summary.entries for text in (entry.digest, entry.media_type, entry.platform))
     texts = (summary.created, summary.artifact_type or "", *summary.predicates, *entries)
-    return _bytes_of(texts) + _OBJECT_BYTES * len(summary.entries)
+    return _summary_bytes(texts) + _OBJECT_BYTES * len(summary.entries)
 
 
-def _bytes_of(texts: Iterable[str]) -> int:
-    """Returns about how much memory a summary with these texts takes. Besides the texts, counts three objects for every
-    summary: the summary itself, and the digest and media type of an image's config."""
+def _summary_bytes(texts: Iterable[str]) -> int:
+    """Returns the approximate memory, in bytes, of a summary with these texts. Adds three objects to the texts: the
+    summary, and the digest and media type of a config."""
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))

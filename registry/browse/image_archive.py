@@ -119,14 +119,14 @@ async def open_archive(
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
-    if (await reader.summary_of(manifest)).kind == "index":
+    if (await reader.summarize(manifest)).kind == "index":
         entry = await reader.run_in_thread_if_large(
             len(manifest.body), partial(_choose_entry, manifest, platform, name)
         )
         entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
         # Parses the manifest, in a thread if it is large. `manifest` keeps the result of the parsing.
-        await reader.summary_of(manifest)
+        await reader.summarize(manifest)
     blobs = await reader.run_in_thread_if_large(len(manifest.body), lambda: _archived_blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is not a container image, or this registry cannot send its layers")

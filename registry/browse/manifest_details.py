@@ -61,7 +61,7 @@ class ManifestDetails:
         NameUnknown, and ManifestUnknown if there is no such manifest or the index does not list the image."""
         frozen = await self.find_frozen_digest(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
-        summary = await self._reader.summary_of(manifest)
+        summary = await self._reader.summarize(manifest)
         facts = await self._listing.manifest(repo, manifest.digest)
         overview = (await self._overviews.read(repo, [facts], {manifest.digest: summary}))[manifest.digest]
         is_readable = summary.kind != "unreadable"
@@ -111,14 +111,14 @@ class ManifestDetails:
         except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
         # This call parses a large manifest in a thread. The summary itself is not needed.
-        await self._reader.summary_of(child)
+        await self._reader.summarize(child)
         if not child.is_readable or not is_image(child):
             return None
         return await self._image_view(repo, child, chosen_platform.name)
 
     async def _image_view(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image. `platform`: the platform that the index states; empty: the platform in the
-        config is used. Call `ContentReader.summary_of` with `manifest` first, because it parses a large manifest in a
+        config is used. Call `ContentReader.summarize` with `manifest` first, because it parses a large manifest in a
         thread and this method would parse the manifest on the event loop."""
         assert manifest.config is not None
         config = await self._reader.read_config(repo, manifest.config)

@@ -89,7 +89,7 @@ class ReferrerGroups:
     ) -> AsyncIterator[ReferrerView]:
         """Yields the attestations of BuildKit that an index lists and that the repository has. Leaves out the digests
         in `listed_digests`. Yields nothing if `manifest` is not an index."""
-        summary = await self._reader.summary_of(manifest)
+        summary = await self._reader.summarize(manifest)
         if summary.kind != "index":
             return
         entries = await self._reader.run_in_thread_if_large(len(manifest.body), lambda: _attestations(manifest))
@@ -135,11 +135,11 @@ class ReferrerGroups:
             manifest = await self._registry.get_manifest(repo, digest)
         except RegistryError:
             return None
-        return manifest if (await self._reader.summary_of(manifest)).kind != "unreadable" else None
+        return manifest if (await self._reader.summarize(manifest)).kind != "unreadable" else None
 
     async def read_files(self, repo: RepositoryName, manifest: Manifest) -> FileContents:
         """Returns the files of an artifact, with the texts of small files."""
-        summary = await self._reader.summary_of(manifest)
+        summary = await self._reader.summarize(manifest)
         layers = () if summary.kind == "unreadable" else manifest.layers
         shown_layers, budget = layers[:MAX_FILES], TextBudget()
         layer_digests = {layer.digest for layer in shown_layers}
@@ -156,7 +156,7 @@ class ReferrerGroups:
 
     async def _read_text(self, repo: RepositoryName, digest: Digest) -> FileText | None:
         """Reads a file and returns the text to show; None if the file has been deleted in the meantime."""
-        return await self._reader.read_parsed(repo, digest, MAX_FILE_BYTES, file_text_of, max_on_loop_bytes=0)
+        return await self._reader.read_and_parse(repo, digest, MAX_FILE_BYTES, file_text_of, max_on_loop_bytes=0)
 
 
 def _attestations(index: Manifest) -> list[Descriptor]:

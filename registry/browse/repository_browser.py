@@ -155,7 +155,7 @@ class RepositoryBrowser:
         async with self._reading(request):
             manifest = await self._get_manifest(repo, reference)
             # Parses the manifest, in a thread if it is large. The properties that are read below are then ready.
-            await self._reader.summary_of(manifest)
+            await self._reader.summarize(manifest)
             config = manifest.config if manifest.is_readable else None
             data = None if config is None else await self._reader.read_blob(repo, config.digest, MAX_IMAGE_CONFIG_BYTES)
             if data is None:

@@ -1,4 +1,4 @@
-"""The command `entrepot`: registers all its subcommands. The code of each subcommand is in another module."""
+"""The command `entrepot` and the list of its subcommands, which other modules implement."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ app.command("audit", help=audit_command.HELP, epilog=audit_command.EXAMPLES)(aud
 
 
 def _print_version(is_requested: bool) -> None:
-    """Prints the version and ends the command if the option --version is given."""
+    """If the option --version is given, prints the version and ends the command."""
     if is_requested:
         from registry import __version__
 
@@ -108,5 +108,4 @@ def entrepot(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Declares the options of `entrepot` itself, which come before a subcommand. typer passes `version` to
-    `_print_version` before it calls this function, which therefore does nothing."""
+    """Declares the options that come before the subcommand. The option's callback, `_print_version`, does the work."""

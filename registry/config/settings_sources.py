@@ -56,16 +56,16 @@ class SettingsSource:
     """The values from one source of settings: from all flags, from all variables, or from the file."""
 
     values: Mapping[str, Any]
-    """Maps the name of each setting or group in the source to its value. The value of a group is a mapping from the
-    names of its settings to their values."""
+    """The values by the name of the setting or group. The value of a group is a mapping from the names of its settings
+    to their values."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
     """The file's path; empty for flags and variables."""
 
     def origin(self, path: SettingPath) -> str | None:
-        """Returns the flag, the variable or the path of the file that sets the setting at `path`; None if this source
-        does not set it."""
+        """Returns what sets the setting at `path`: the name of a flag or variable, or the path of the file. Returns
+        None if this source does not set it."""
         if not _sets_path(self.values, path):
             return None
         if self.kind == "flag":
@@ -82,9 +82,9 @@ class LoadedSettings:
 
     settings: Settings
     origins: Mapping[str, str]
-    """Maps the dotted name of each setting, such as `gc.grace`, to the flag, the variable or the path of the file that
-    sets it, or to `default`. If `upstream` is not set, its value is made from the setting `mirror`, and its origin is
-    that of `mirror`."""
+    """What sets each setting, by the dotted name of the setting, such as `gc.grace`. The origin is a flag, a variable,
+    the path of the file, or `default`. If `upstream` is not set, the setting `mirror` determines its value, and
+    `upstream` has the origin of `mirror`."""
     warnings: tuple[str, ...]
     """Each warning is one line of text."""
 
@@ -101,8 +101,7 @@ def setting_fields(model: type[BaseModel] = Settings, prefix: SettingPath = ()) 
 
 
 def table_model(field: FieldInfo) -> type[BaseModel] | None:
-    """Returns the model of one table if the setting is a list of tables, such as `[[upstream]]`; None for other
-    settings."""
+    """If the setting is a list of tables, such as `[[upstream]]`, returns the model of one table; otherwise None."""
     item_types = get_args(field.annotation)
     return next(
         (item_type for item_type in item_types if isinstance(item_type, type) and issubclass(item_type, BaseModel)),
@@ -134,12 +133,10 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
 
 
 def check_ports(loaded: LoadedSettings) -> None:
-    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even if the hosts differ: the
-    server recognizes the socket for the metrics only by its port.
+    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`. The hosts do not matter, because
+    the server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not call this function, because most commands do not know the flag `--listen` of the server, or
-    whether systemd opens the server's socket. When the server starts, it also compares the ports of its open
-    sockets."""
+    `load_settings` does not check this, because only `entrepot serve` knows the flag `--listen`."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -149,7 +146,7 @@ def check_ports(loaded: LoadedSettings) -> None:
         origin = loaded.origins[".".join(path)]
         name = "" if origin == variable_name(path) else f"{'.'.join(path)}: "
         raise ConfigError(
-            f"{origin}: {name}port {int(port)} is already that of listen = {listen!r}; give the metrics a port of "
+            f"{origin}: {name}port {int(port)} is also the port of listen = {listen!r}; give the metrics a port of "
             "their own"
         )
 
@@ -177,8 +174,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         hint = f"set {per_setting} instead, where NAME is the name of a setting in {group}"
         hint = _TABLE_LIST_HINTS.get(group, hint)
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
-    # Remove the values of unknown variables. pydantic reads those that begin with the name of a group, such as
-    # ENTREPOT_GC__X.
+    # Remove the values of unknown variables. pydantic reads an unknown variable if its name contains the name of a
+    # group, as in ENTREPOT_GC__X.
     for name in unknown_names:
         group, *names_in_group = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if names_in_group and isinstance(values.get(group), dict):
@@ -187,8 +184,8 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unknown_variables() -> tuple[str, ...]:
-    """Returns the names of variables that begin with ENV_PREFIX but belong to no setting, sorted. Leaves out the
-    variables of Kubernetes."""
+    """Returns the sorted names of the variables that begin with ENV_PREFIX but belong to no setting. Ignores variables
+    that Kubernetes sets."""
     known_names = {variable_name(path[: end + 1]) for path, _ in setting_fields() for end in range(len(path))} | {
         CONFIG_VARIABLE
     }
@@ -209,21 +206,21 @@ def _unknown_variable_warning(name: str) -> str:
 
 
 def _did_you_mean(name: str, known_names: list[str]) -> str:
-    """Returns the text to add to a message about an unknown `name`: "; did you mean …?" with the most similar name of
-    `known_names`; empty if no name is similar."""
+    """Returns a text for the end of a message about an unknown name: "; did you mean …?" with the most similar known
+    name. The text is empty if no known name is similar."""
     similar_names = difflib.get_close_matches(name, known_names, 1)
     return f"; did you mean {similar_names[0]}?" if similar_names else ""
 
 
 def _variable_candidates(path: SettingPath) -> list[str]:
-    """Returns the names of the variables that can set the setting at `path`: its own variable, and then the variables
-    of the groups that contain the setting. The value of a group's variable is JSON."""
+    """Returns the names of the variables that can set the setting at `path`: first the variable of the setting, then
+    the variables of the groups that contain it. The value of a group's variable is JSON."""
     return [variable_name(path[:end]) for end in range(len(path), 0, -1)]
 
 
 def _is_variable_set(name: str) -> bool:
-    """Returns whether the variable `name` (in upper case) is set and not empty. Its name in the environment can be in
-    upper or lower case."""
+    """Returns whether a variable is set and not empty. `name` is in upper case, and the name in the environment in any
+    case."""
     return any(key.upper() == name and value for key, value in os.environ.items())
 
 
@@ -258,8 +255,8 @@ def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def _create_settings(sources: list[SettingsSource]) -> Settings:
-    """Returns the settings from the merged sources. Each source was valid alone (`_check_source`). Raises ConfigError
-    if they contradict each other; the message names all sources, such as "variables, flags together: …"."""
+    """Returns the settings from all sources together. Each source has passed `_check_source`. Raises ConfigError if the
+    sources contradict each other. The message names the sources, such as "variables, flags together: …"."""
     try:
         return Settings(**_merge(sources))
     except ValidationError as error:
@@ -269,14 +266,13 @@ def _create_settings(sources: list[SettingsSource]) -> Settings:
 
 
 def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:
-    """Returns the flag, the variable or the path of the file that sets the setting at `path`; None if no source sets
-    it."""
+    """Returns what sets the setting at `path` (`SettingsSource.origin`); None if no source sets it."""
     return next((origin for source in sources if (origin := source.origin(path))), None)
 
 
 def _check_source(source: SettingsSource) -> None:
-    """Raises ConfigError if the values of one source are not valid. The message is about the first invalid value: it
-    names the flag, the variable or the place in the file, and says what is wrong."""
+    """Raises ConfigError if the values of one source are not valid. The message names the flag, the variable or the
+    place in the file of the first invalid value, and says what is wrong."""
     try:
         Settings(**source.values)
     except ValidationError as error:
@@ -294,8 +290,8 @@ def _check_source(source: SettingsSource) -> None:
 
 def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
     """Returns the name of a setting for messages, such as `upstream[docker.io].tag_ttl` for the path `("upstream", 0,
-    "tag_ttl")`. The brackets contain the name, issuer or prefix of the list's entry, taken from `values` (the values of
-    the source). If the entry has none of these, the brackets contain its position in the list, counted from 1."""
+    "tag_ttl")`. The brackets contain the name, issuer or prefix of the list's entry. If the entry has none of these,
+    the brackets contain its position in the list, counted from 1. `values`: the values of the source."""
     text = ""
     for part in path:
         if isinstance(part, str):
@@ -310,8 +306,7 @@ def _dotted_name(path: tuple[int | str, ...], values: object = None) -> str:
 
 
 def _problem_text(problem: ErrorDetails) -> str:
-    """Returns the text for pydantic's error about a setting, in the terms of the settings file instead of those of
-    pydantic."""
+    """Returns pydantic's error about a setting as a message in the terms of the settings file."""
     if problem["type"] == "extra_forbidden":
         models = [(name, table_model(field)) for name, field in Settings.model_fields.items()]
         tables = [path for name, model in models if model for path, _ in setting_fields(model, (name,))]

@@ -1,4 +1,5 @@
-"""Tells an import over the network how to reach the *old registry*, whose content it imports (`RemoteOptions`)."""
+"""The options of an import over the network (`RemoteOptions`). The *old registry* is the registry whose content is
+imported. An *upstream* is a registry that this registry mirrors. Its *endpoints* are its URLs."""
 
 from __future__ import annotations
 
@@ -15,15 +16,17 @@ from registry.config import Upstream
 from storage.imports import ImportInvalid
 
 IDLE_TIMEOUT_SECONDS: Final = 60.0
-"""A request fails if no byte arrives for this time. It is longer than the default for mirrors, because no client
-waits for the import."""
+"""A request fails if no byte arrives for this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
-    """How to reach the old registry. `password_env`: the environment variable with the password of `username`.
-    `ca_file`: a file with the certificate authorities to trust instead of the system's. `insecure`: whether to accept
-    every certificate. `jobs`: how many images are imported at the same time."""
+    """How to reach the old registry.
+
+    - `password_env`: the environment variable with the password of `username`.
+    - `ca_file`: a file with certificate authorities. It replaces the system's certificate authorities.
+    - `insecure`: whether to accept every certificate.
+    - `jobs`: how many images are imported at the same time."""
 
     url: str
     username: str | None = None
@@ -32,33 +35,33 @@ class RemoteOptions:
     insecure: bool = False
     jobs: int = 4
 
-    def find_configured(self, configured: Iterable[Upstream]) -> Upstream | None:
-        """Returns the upstream in the settings that has `url` as an endpoint; None if there is none. An upstream is a
-        registry that this registry mirrors, and its endpoints are its URLs. If several upstreams have this endpoint,
-        returns the last of them. `configured`: the upstreams in the settings."""
+    def find_upstream(self, configured: Iterable[Upstream]) -> Upstream | None:
+        """Returns the upstream that has `url` as an endpoint; None if no upstream has it. If several upstreams have it,
+        returns the last one. `configured`: the upstreams in the settings."""
         matches = [upstream for upstream in configured if self.url.rstrip("/") in upstream.endpoints]
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
-        """Returns the name of the upstream in the settings that `find_configured` finds, such as `docker.io`. The HTTP
-        client uses this name to find the upstream's login in docker's `config.json`. It may send the upstream's login
-        to token services in the domain of this name. Returns None in these cases:
+        """Returns the name of the upstream that `find_upstream` finds, such as `docker.io`. The HTTP client looks for
+        the login under this name in docker's `config.json`, and may send the login to token services in the domain of
+        this name. Returns None in these cases:
 
-        - `find_configured` finds no upstream.
-        - `username` is set. The client must not send the password of `username` to token services in the domain of the
-          upstream's name."""
-        found = None if self.username is not None else self.find_configured(configured)
+        - `find_upstream` finds no upstream.
+        - `username` is set, because its password must not be sent to those token services."""
+        found = None if self.username is not None else self.find_upstream(configured)
         return None if found is None else found.name
 
     def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
-        """Returns the old registry as an upstream for the HTTP client. Raises ImportInvalid if an option is not valid.
+        """Returns the old registry as an upstream for the HTTP client. `configured`: the upstreams in the settings.
+        Raises ImportInvalid if an option is not valid.
 
-        `configured`: the upstreams in the settings. If the old registry is one of them, the result has its login and
-        other settings, but the options of the import take precedence. The name, the endpoint, the number of connections
-        and the idle timeout are never those in the settings."""
+        If `find_upstream` finds an upstream, the result has its login and its other settings, with these exceptions:
+
+        - A `username` or `ca_file` in the options takes precedence.
+        - The name, the endpoints, the number of connections and the idle timeout are always those of the import."""
         host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
         values: dict[str, Any] = {}
-        if (found := self.find_configured(configured)) is not None:
+        if (found := self.find_upstream(configured)) is not None:
             values = found.model_dump(exclude_unset=True)
         if self.username is not None:
             for name in ("password_file", "docker_config"):

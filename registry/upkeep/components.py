@@ -1,5 +1,5 @@
-"""`UpkeepComponents`: the objects with which background jobs, the management API and the upkeep commands work on an
-opened registry."""
+"""`UpkeepComponents`: what background jobs, the management API and the upkeep commands need to work on an opened
+registry."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ from storage.upstream_tags import Sighting
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
-    """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory. It
-    serves the content that clients push, and its attributes, such as `store.jobs`, give access to the other data in
-    the data directory. `router` passes calls on to `store` and to the mirrors. `work_by_kind` maps each kind of job to
-    the function that runs it. `evictor` keeps the cache of mirrored content within its limits. `retention_preview`
-    shows what retention would delete."""
+    """The opened registry and the kinds of jobs that run on it.
+
+    - `store`: the registry in the data directory. Its attributes, such as `store.jobs`, give access to all data there.
+    - `router`: passes calls on to `store` and to the mirrors.
+    - `work_by_kind`: maps each kind of job to the function that runs it.
+    - `evictor`: keeps the cache of mirrored content within its limits.
+    - `retention_preview`: shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -57,10 +59,11 @@ def upkeep_components(
     on_retention: OnDeleted = ignore_deleted,
     on_eviction_end: OnEvictionEnd = ignore_eviction_end,
 ) -> UpkeepComponents:
-    """Builds the components for an opened registry. `clock` returns seconds since 1970. Three callbacks report
-    what upkeep does. Scrub (the job that hashes all stored content again) calls `on_scrubbed` each time that it has
-    read bytes, with their number. Retention calls `on_retention` with the kind (tag or manifest) and number of the
-    items that it has deleted. Each eviction calls `on_eviction_end` at its end, with the evicted images."""
+    """Builds the components for an opened registry. `clock` returns seconds since 1970.
+
+    - `on_scrubbed`: scrub, the job that verifies all stored content, calls it with the number of bytes just read.
+    - `on_retention`: retention calls it with a kind of content (tag or manifest) and the number deleted.
+    - `on_eviction_end`: each eviction calls it with the evicted images."""
     work_by_kind: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -86,8 +89,8 @@ def upkeep_components(
 
 
 def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], float]) -> Cooldowns | None:
-    """Returns the cooldowns of the upstreams; None if no upstream has one. After a tag has moved at the upstream,
-    clients get the older image until the cooldown is over."""
+    """Returns the cooldowns of the upstreams; None if no upstream has one. A cooldown is the time for which clients
+    get the older image after a tag has moved at the upstream."""
     upstreams = [upstream for upstream in settings.upstream if upstream.cooldown]
     if not upstreams:
         return None
@@ -96,18 +99,18 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     tags_by_upstream = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        """Returns the digest that clients get while a cooldown holds back the newest one. Returns None if no cooldown
-        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests at which
-        the tag pointed when the mirror asked the upstream, with the times."""
+        """Returns the older digest that clients get while a cooldown holds back the newest digest. Returns None if no
+        cooldown holds back the newest digest, or if there is no older digest that clients may get. `sightings`: the
+        digests that the mirror saw the tag point at, with the times."""
         served_tags = tags_by_upstream.get(repo.partition("/")[0])
         return None if served_tags is None else served_tags.served_instead(repo, tag, sightings)
 
-    # The longest cooldown only limits how far back the store looks for moved tags. `served_instead` then applies the
-    # cooldown of the tag's own upstream.
+    # The longest cooldown limits how far back the store looks for moved tags. `served_instead` applies the cooldown of
+    # the tag's upstream.
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 
-# Most servers never import content, so the functions below load the modules of an import only when its job runs.
+# The functions below load the modules for imports only when an import runs, because most servers never import content.
 
 
 async def _import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:

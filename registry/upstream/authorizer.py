@@ -1,15 +1,12 @@
-"""Chooses the `Authorization` header for a request to an endpoint, which is one of the URLs of an upstream. The header
-depends on the endpoint and on the *scope*: the access that a token grants, such as `repository:library/ubuntu:pull`.
+"""Chooses the `Authorization` header for a request to an *endpoint*, one of the URLs of an upstream.
 
-A *requirement* is what an endpoint requires in the header: a token from a token service, or the password itself. The
-endpoint names its requirement in a challenge (RFC 9110, 11; RFC 6750). When the endpoint has accepted a header, the
-requirement is cached by endpoint and scope.
-
-If the requirement for a scope is not cached, the first request has a token from the token service that the endpoint has
-named for another scope. This service is a *guess*. A right guess saves a request, because the endpoint would refuse the
-first request without a token. If the guess gives no token, the request is sent without a token.
-
-An *offer* (`AuthorizationOffer`) is the header for one request, together with how it was chosen.
+- A *scope* is the access that a token grants, such as `repository:library/ubuntu:pull`.
+- A *requirement* is what an endpoint requires in the header for a scope: a token from a token service, or the password
+  itself. The endpoint states it in a challenge (RFC 9110, 11; RFC 6750). It is cached when the endpoint has accepted a
+  header that fulfils it.
+- A *guess* is a token service whose token the endpoint has accepted for another scope. It is used for a scope without a
+  cached requirement. A right guess saves a request, because the endpoint would refuse a request without a token.
+- An *offer* (`AuthorizationOffer`) is the header for one request, with information on how it was chosen.
 """
 
 from __future__ import annotations
@@ -35,34 +32,32 @@ from storage.leases import Leases
 from storage.upstream_records import UpstreamRecords
 
 PING_VALID_SECONDS = 600.0
-"""Time for which a response to GET `/v2/` (a ping) is cached, if it shows whether the endpoint requires a login."""
+"""How long a response to GET `/v2/` (a *ping*) is cached if it shows whether the endpoint requires a login."""
 UNCLEAR_PING_VALID_SECONDS = 60.0
-"""Time for which a response to GET `/v2/` is cached if it does not show whether the endpoint requires a login, such as
-a refusal without a challenge."""
-MAX_CACHED_CHALLENGES = 1000
+"""How long a response to GET `/v2/` is cached if it does not show whether the endpoint requires a login."""
+MAX_CACHED_REQUIREMENTS = 1000
 """Largest number of cached requirements."""
-MAX_CACHED_CHALLENGE_BYTES = 2 * MIB
-"""Largest size of all cached requirements together. A usual requirement has about 300 bytes, but an upstream may send a
-challenge of 8 KiB for each repository."""
-CHALLENGE_VALID_SECONDS = 3600.0
-"""Time for which a requirement is cached after the endpoint has last accepted a header that fulfils it."""
+MAX_CACHED_REQUIREMENT_BYTES = 2 * MIB
+"""Largest size of all cached requirements together. It protects against an upstream that sends large challenges."""
+REQUIREMENT_VALID_SECONDS = 3600.0
+"""How long a requirement is cached after the endpoint has last accepted a header that fulfils it."""
 OFFER_SECONDS = 3.0
-"""Time limit for making the first offer: for GET `/v2/`, and for getting a token. After this time, the request is sent
-without a token. If the request needs a token, its response contains the challenge."""
+"""Time limit for making the first offer, including GET `/v2/` and the request for a token. After this time, the request
+is sent without a token."""
 OFFER_TIME_DIVISOR = 3
-"""If the endpoint has a time limit, a second limit for making the first offer is the endpoint's limit, divided by this
-number. So time is left for the request itself."""
+"""The first offer may take at most the endpoint's time limit, divided by this number. The rest of the time is for the
+request itself. An endpoint without a time limit has no such limit."""
 GUESS_SECONDS = 2.0
-"""Time limit in place of OFFER_SECONDS if the token service is a guess."""
-MAX_WRONG_GUESSES = 3
-"""Failed guesses in a row after which a token service is no guess for the endpoint any more. A single failure is not
-enough, because one repository may use another token service than the other repositories of the endpoint."""
+"""Replaces `OFFER_SECONDS` if the token service is a guess."""
+MAX_GUESS_FAILURES = 3
+"""Number of failures in a row after which a guess is not used any more. One failure is not enough, because a single
+repository may use a different token service."""
 MAX_PARAMETER_LENGTH = 4096
 """Longest parameter of a challenge, such as its realm, in characters. A challenge with a longer parameter is
 ignored."""
 
 _NO_TOKEN_ERRORS = (AnonymousRefused, Denied, TooManyRequests, UpstreamUnavailable)
-"""If making an offer fails with one of these errors, the request is sent without a token."""
+"""If the first offer fails with one of these errors, the request is sent without a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,8 @@ class LoginRequirement:
 
 @dataclass(slots=True)
 class TokenServiceGuess:
-    """A token service whose token an endpoint has accepted. `failures`: how many guesses in a row have failed since.
-    `gave_no_token`: whether the last of these guesses failed because no token could be obtained."""
+    """A token service that an endpoint may also require for other scopes. `failures`: how many times in a row the guess
+    has failed. `gave_no_token`: whether it failed the last time because no token could be obtained."""
 
     token_service: UpstreamTokenService
     failures: int = 0
@@ -94,36 +89,34 @@ class TokenServiceGuess:
 
 @dataclass(slots=True)
 class AuthorizationOffer:
-    """The `Authorization` header for a request, and how it was chosen. If the endpoint refuses the request,
-    `UpstreamAuthorizer.renew` may return another offer."""
+    """The `Authorization` header for a request, and how it was chosen."""
 
     authorization: str | None = None
-    """The header's value; None: send the request without it."""
+    """The header's value; None: send the request without the header."""
     requirement: LoginRequirement | None = None
-    """The requirement that the header fulfils. None: no requirement is known, or a cached token was found before the
-    requirement was looked up."""
+    """The requirement that the header fulfils. None: no requirement is known, or `UpstreamAuthorizer.offer` has found a
+    cached token."""
     failure: Exception | None = None
-    """The error because of which the offer has no header. None: there was no error."""
+    """The error that prevented a header; None: there was no error."""
     guess: TokenServiceGuess | None = None
-    """The guess from which `requirement` was made. The guess fails if the endpoint requires another token service. None
-    if `requirement` was not made from a guess, and also for an offer with a `failure`."""
+    """The guess from which `requirement` was made. None if `requirement` has another origin, or if `failure` is set."""
     is_fresh: bool = False
-    """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
-    endpoint refuses a fresh header, another try is useless."""
+    """Whether `authorization` contains a password or a token that was just issued. If the endpoint refuses a fresh
+    header, another try is useless."""
     has_given_up_guessing: bool = False
-    """Whether the offer has no header because MAX_WRONG_GUESSES guesses in a row have failed for the endpoint. False if
-    the last guess failed because the endpoint required another token service."""
+    """Whether the offer has no header because the guess has failed `MAX_GUESS_FAILURES` times in a row, the last time
+    because no token could be obtained."""
 
     @property
     def lacks_token(self) -> bool:
-        """Whether the request has no header because no token could be obtained. If the endpoint refuses the request, a
-        request with a token may still succeed."""
+        """Whether the offer has no header because no token could be obtained. Another request with a token may still
+        succeed."""
         return self.authorization is None and (self.failure is not None or self.has_given_up_guessing)
 
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """The result of GET `/v2/` at an endpoint. It shows one of three cases:
+    """The result of GET `/v2/` at an endpoint. There are three cases:
 
     - `requirement` is set: the endpoint requires a login.
     - `requirement` is None, and `status` is 200: the endpoint requires no login.
@@ -137,7 +130,7 @@ class PingResult:
 
 class UpstreamAuthorizer:
     """Chooses `Authorization` headers for the endpoints of one upstream, and caches the requirements of the endpoints.
-    The argument `endpoint` of the methods is the URL of an endpoint."""
+    The argument `endpoint` of a method is the URL of an endpoint."""
 
     def __init__(
         self,
@@ -150,9 +143,9 @@ class UpstreamAuthorizer:
         clock: Callable[[], float],
         configured_name: str | None = None,
     ) -> None:
-        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970. `configured_name`: the
-        upstream's name in docker's `config.json`; None: `settings.name`. The two differ in an import, which has a
-        made-up `settings.name`. Token services on the registrable domain of `configured_name` may be used."""
+        """`endpoints`: the URLs of the endpoints. `clock` returns seconds since 1970. `configured_name`: the name under
+        which docker's `config.json` has the login, and in whose registrable domain token services are allowed; None:
+        `settings.name`."""
         self._name = settings.name
         self._login = ConfiguredLogin(settings, configured_name)
         self._realms = RealmPolicy(settings, endpoints, configured_name)
@@ -162,10 +155,9 @@ class UpstreamAuthorizer:
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
         self._requirements: SizedCache[tuple[str, str], tuple[LoginRequirement, float]] = SizedCache(
-            MAX_CACHED_CHALLENGES, MAX_CACHED_CHALLENGE_BYTES
+            MAX_CACHED_REQUIREMENTS, MAX_CACHED_REQUIREMENT_BYTES
         )
-        """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The requirement
-        that an endpoint accepted most recently comes last."""
+        """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970."""
         self._guesses: dict[str, TokenServiceGuess] = {}
         """By endpoint: the guess for scopes without a cached requirement."""
         self._pings: dict[str, PingResult] = {}
@@ -174,8 +166,8 @@ class UpstreamAuthorizer:
 
     @property
     def has_login(self) -> bool:
-        """Whether there is a login for this upstream at the moment. If so, a 401 or 403 from the upstream is a refusal
-        of the login. Raises UpstreamUnavailable if the configured login cannot be read."""
+        """Whether there is a login for this upstream at the moment. Raises UpstreamUnavailable if the configured login
+        cannot be read."""
         return self._login.current() is not None
 
     @property
@@ -185,10 +177,14 @@ class UpstreamAuthorizer:
         return self._login.is_configured and not self.has_login
 
     async def offer(self, endpoint: str, scope: str, attempt: EndpointAttempt) -> AuthorizationOffer:
-        """Returns the first offer for a request. If nothing shows that the endpoint requires a login, the offer has no
-        header. If no token could be obtained, the offer has no header, but a `failure`. `attempt` has the time limit
-        for the endpoint, and gets reports on GET `/v2/`. Raises UpstreamUnavailable if the configured login cannot be
-        read, and TooManyRequests if the endpoint answers GET `/v2/` with 429."""
+        """Returns the first offer for a request. `attempt` has the time limit for the endpoint, and is told when GET
+        `/v2/` is sent and answered. The offer has no header in these cases:
+
+        - No requirement is known, and there is no usable guess.
+        - No token could be obtained. The offer then has a `failure`.
+
+        Raises UpstreamUnavailable if the configured login cannot be read, and TooManyRequests if the endpoint answers
+        GET `/v2/` with 429."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
         if token := await self._tokens.cached(key):
@@ -196,7 +192,7 @@ class UpstreamAuthorizer:
         requirement, guess = self._cached_requirement(endpoint, scope), None
         if requirement is None:
             guess = self._guesses.get(endpoint)
-            if guess is not None and guess.failures < MAX_WRONG_GUESSES:
+            if guess is not None and guess.failures < MAX_GUESS_FAILURES:
                 requirement = LoginRequirement(guess.token_service, scope)
             else:
                 guess = None
@@ -214,7 +210,7 @@ class UpstreamAuthorizer:
                 return AuthorizationOffer(authorization, requirement, guess=guess, is_fresh=is_fresh)
         except _NO_TOKEN_ERRORS as error:
             if requirement is None and isinstance(error, TooManyRequests):
-                raise  # GET /v2/ got a 429: the client gets this error and can try again after the pause
+                raise  # the answer to GET /v2/ was 429; the client gets this error and can try again after the pause
             if guess is None:
                 self._requirements.remove((endpoint, scope))
             else:
@@ -222,13 +218,13 @@ class UpstreamAuthorizer:
                 guess.gave_no_token = True
             return AuthorizationOffer(authorization=None, requirement=requirement, failure=error)
 
-    def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
-        """Returns an offer with the password, for use after an endpoint has refused a request without a challenge.
-        Returns None unless all of these hold:
+    def offer_password(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
+        """Returns an offer with the password, for an endpoint that has sent a refusal but no challenge. Returns None in
+        these cases:
 
-        - The login has a password, and no identity token.
-        - No requirement for this scope is cached.
-        - The endpoint has responded to GET `/v2/`, but the response did not show whether a login is required."""
+        - There is no login with a password, or the login has an identity token.
+        - A requirement for this scope is cached.
+        - There is no response to GET `/v2/`, or the response shows whether the endpoint requires a login."""
         login = self._login.current()
         if login is None or not login.username or login.identity_token or (endpoint, scope) in self._requirements:
             return None
@@ -242,7 +238,7 @@ class UpstreamAuthorizer:
         self, endpoint: str, scope: str, response: UpstreamResponse, offer: AuthorizationOffer
     ) -> AuthorizationOffer | None:
         """Returns another offer after the endpoint has refused `offer` with `response`. Returns None if the response
-        has no challenge that can be fulfilled, or if the new header would equal the refused one. Raises Denied,
+        has no challenge that can be fulfilled, or if the new header would equal the refused header. Raises Denied,
         AnonymousRefused, TooManyRequests, UpstreamUnavailable, UpstreamTimeout if no token can be obtained."""
         login = self._login.current()
         key = self._token_key(endpoint, scope, login)
@@ -254,15 +250,15 @@ class UpstreamAuthorizer:
             offer.guess.failures += 1
             offer.guess.gave_no_token = False
         token = (offer.authorization or "").removeprefix("Bearer ")
-        if offer.authorization and offer.authorization != token:  # it was a Bearer token, and not a password
+        if offer.authorization and offer.authorization != token:  # a Bearer token, not a password
             await self._tokens.delete_refused(key, token)
         if (
             offer.failure is not None
             and requirement == offer.requirement
             and not isinstance(offer.failure, UpstreamTimeout)
         ):
-            # The endpoint requires the same token that could not be obtained before. A second try can succeed after a
-            # timeout; after any other error, it would fail in the same way as the first one.
+            # The endpoint requires the token that could not be obtained before. A second try can succeed only after a
+            # timeout.
             raise offer.failure
         authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=token)
         if authorization == offer.authorization:
@@ -270,23 +266,25 @@ class UpstreamAuthorizer:
         return AuthorizationOffer(authorization, requirement, is_fresh=is_fresh)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
-        """Caches the requirement of an offer that the endpoint has accepted. If the requirement was made from a guess,
-        resets the count of failures. Otherwise, if the endpoint has no guess, or a guess that has failed too often, the
-        token service of the offer becomes the guess. Does nothing for an offer without a requirement or a header."""
+        """Caches the requirement of an offer that the endpoint has accepted. Does nothing if the offer has no
+        requirement or no header.
+
+        - If the requirement was made from a guess, resets the failures of the guess.
+        - Otherwise, makes the token service the endpoint's guess if the endpoint has no usable guess."""
         if offer.requirement is None or offer.authorization is None:
             return
-        cached = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
+        cached = offer.requirement, self._clock() + REQUIREMENT_VALID_SECONDS
         self._requirements.put((endpoint, scope), cached, sys.getsizeof(scope) + offer.requirement.size_bytes)
         if offer.guess is not None:
             offer.guess.failures, offer.guess.gave_no_token = 0, False
         elif offer.requirement.token_service is not None:
             guess = self._guesses.get(endpoint)
-            if guess is None or guess.failures >= MAX_WRONG_GUESSES:
+            if guess is None or guess.failures >= MAX_GUESS_FAILURES:
                 self._guesses[endpoint] = TokenServiceGuess(offer.requirement.token_service)
 
     async def delete_token(self, endpoint: str, scope: str) -> None:
-        """Deletes the cached token for this endpoint and scope, so that the next request needs a new token. Does
-        nothing if no token is cached. Raises UpstreamUnavailable if the configured login cannot be read."""
+        """Deletes the cached token for this endpoint and scope. Does nothing if no token is cached. Raises
+        UpstreamUnavailable if the configured login cannot be read."""
         key = self._token_key(endpoint, scope, self._login.current())
         if token := await self._tokens.cached(key):
             await self._tokens.delete_refused(key, token)
@@ -302,11 +300,11 @@ class UpstreamAuthorizer:
         return f"{self._name} {endpoint} {scope} {user}"
 
     def _cached_requirement(self, endpoint: str, scope: str) -> LoginRequirement | None:
-        """Returns the cached requirement of the endpoint for this scope. Returns None if no requirement is cached, or
-        if the cached one has expired. Deletes a requirement that would expire later than CHALLENGE_VALID_SECONDS from
-        now, because the clock was set back after the requirement was cached."""
+        """Returns the cached requirement of the endpoint for this scope. Returns None if no requirement is cached or if
+        it has expired. If the clock was set back, a requirement that expires later than REQUIREMENT_VALID_SECONDS from
+        now counts as expired."""
         requirement, valid_until = self._requirements.get((endpoint, scope)) or (None, 0.0)
-        if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
+        if not 0 < valid_until - self._clock() <= REQUIREMENT_VALID_SECONDS:
             self._requirements.remove((endpoint, scope))
             return None
         return requirement
@@ -314,11 +312,11 @@ class UpstreamAuthorizer:
     async def _requirement_from_ping(
         self, endpoint: str, scope: str, login: UpstreamLogin, attempt: EndpointAttempt
     ) -> LoginRequirement | None:
-        """Returns the requirement from the endpoint's response to GET `/v2/`. Returns None if the response contains no
-        challenge that can be fulfilled. Uses a cached result of GET `/v2/` if there is one.
+        """Returns the requirement from the endpoint's response to GET `/v2/`, which may be cached. Returns None if the
+        response contains no challenge that can be fulfilled.
 
-        If a request for private content contains no login, some registries answer with 404 instead of 401. A 404 has no
-        challenge, so the challenge has to come from GET `/v2/`. docker sends GET `/v2/` first as well."""
+        GET `/v2/` is necessary because some registries answer a request for private content without a login with 404,
+        which contains no challenge."""
         ping = self._pings.get(endpoint)
         if ping is None or not 0 < ping.valid_until - self._clock() <= PING_VALID_SECONDS:
             attempt.on_send()
@@ -336,7 +334,7 @@ class UpstreamAuthorizer:
         if response.status == 429 or response.status >= 500:
             raise UpstreamUnavailable(f"the upstream registry {loggable_origin(endpoint)} answers {response.status}")
         asks_for_login = response.status == 401 and not response.is_cross_origin
-        # The scope is empty, because the result is cached for all scopes. `_requirement_from_ping` sets it in a copy.
+        # The scope is empty, because the result is cached for all scopes. `_requirement_from_ping` adds the scope.
         requirement = self._requirement_of(response, scope="", login=login) if asks_for_login else None
         is_clear = requirement is not None or response.status == 200
         ping = PingResult(
@@ -361,7 +359,7 @@ class UpstreamAuthorizer:
         parameters = challenge.parameters
         if any(len(value) > MAX_PARAMETER_LENGTH for value in parameters.values()):
             return None
-        # The addresses to which requests to the token service may connect.
+        # `reach`: the addresses to which requests to the token service may connect.
         reach = Reach(response.network, self._allowed_hosts)
         return LoginRequirement(
             UpstreamTokenService(parameters["realm"], parameters.get("service", ""), reach),
@@ -371,10 +369,11 @@ class UpstreamAuthorizer:
     async def _authorization_for(
         self, endpoint: str, key: str, requirement: LoginRequirement, login: UpstreamLogin | None, refused: str | None
     ) -> tuple[str | None, bool]:
-        """Returns the value of the `Authorization` header that fulfils the requirement, and whether its token was just
-        issued (True for a password). `key` is the result of `_token_key`. `refused`: a token that the endpoint has
-        refused, which is not returned again; None or "": there is none. Raises Denied, AnonymousRefused,
-        TooManyRequests, UpstreamUnavailable, UpstreamTimeout."""
+        """Returns the value of the `Authorization` header that fulfils the requirement, and the value of
+        `AuthorizationOffer.is_fresh`. The header's value is None if it would be a password and there is no login. `key`
+        is the result of `_token_key`. `refused`: a token that the endpoint has refused, and that is not returned again;
+        None or "": no token was refused. Raises Denied, AnonymousRefused, TooManyRequests, UpstreamUnavailable,
+        UpstreamTimeout."""
         if requirement.token_service is None:
             return (login.basic_authorization() if login else None), True
         self._realms.raise_if_refused(requirement.token_service.realm, endpoint, sends_password=login is not None)

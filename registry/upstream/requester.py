@@ -264,7 +264,7 @@ class UpstreamRequester:
         offer = await auth.offer(url, scope, attempt)
         response, first_failure = await send(_headers(offer)), offer.failure
         if offer.authorization is None and _lacks_challenge(response):
-            basic_offer = auth.offer_without_challenge(url, scope)
+            basic_offer = auth.offer_password(url, scope)
             if basic_offer is not None:
                 offer, response = basic_offer, await send(_headers(basic_offer))
         if _asks_for_login(response):

@@ -1,12 +1,11 @@
-"""The writer of an upload session (`StoredUpload`) in a registry that combines a metadata store and a blob store
-(`StoredRegistry`).
+"""The writer of an upload session in a `StoredRegistry` (`StoredUpload`).
 
-The blob store has the bytes of a session. The metadata store has a *row* about the session's progress. This module
-writes to both, so that another process can resume the session. The field `boot` of the row identifies the boot of the
-machine during which the bytes were written, because a restart of the machine may lose these bytes (`BlobStore.boot`).
+The blob store has the bytes of a session. The metadata store has a *row* with the session's progress. Another process
+can resume the session from both. The field `boot` of the row identifies the boot of the machine during which the bytes
+were written, because a restart of the machine may lose bytes (`BlobStore.boot`).
 
-A session is *owned* by the request that started it or, later, by the request that resumed it last. An older request
-that still writes to the session gets BlobUploadInvalid.
+The *owner* of a session is the request that has resumed it last, or else the request that has started it. An earlier
+owner that still writes to the session gets BlobUploadInvalid.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from storage.names import Digest, RepositoryName, UploadID
 from storage.store.publication import Publication
 
 SAVE_INTERVAL_BYTES = 64 * 1024 * 1024
-"""A request saves the session's progress each time it has written this number of bytes, and when it ends. So if the
-process crashes, at most about this number of bytes must be hashed again when the session is resumed."""
+"""A request saves the session's progress after every this many bytes, and when the request ends. Bytes after the saved
+progress are hashed again if the process crashes and the session is resumed."""
 log = logging.getLogger("storage")
 
 
@@ -52,9 +51,9 @@ class StoredUpload:
         by: Actor,
         saved_bytes: int = 0,
     ) -> None:
-        """`publication`: makes the verified content a blob of the repository `repo`. `session`: reads and writes the
-        bytes of the upload session `upload` in the blob store. `by`: the client that pushes the blob. `saved_bytes`:
-        number of bytes that the session has according to its row."""
+        """`publication`: makes the verified content a blob of the repository `repo`. `session`: the bytes of the upload
+        session in the blob store. `by`: the client that pushes the blob. `saved_bytes`: the number of bytes in the
+        progress that the row states."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs
@@ -63,10 +62,10 @@ class StoredUpload:
         self._session = session
         self._by = by
         self._saved_bytes = saved_bytes
-        self._committing: asyncio.Future[Descriptor] | None = None
-        """The task that runs the commit. None before `commit`."""
+        self._commit_task: asyncio.Future[Descriptor] | None = None
+        """The task that `commit` starts. None before `commit`."""
         self._is_closed = False
-        """Whether the session was committed or cancelled, or this writer was closed."""
+        """Whether the session was committed or deleted, or this writer was closed."""
 
     @property
     def offset(self) -> int:
@@ -93,8 +92,8 @@ class StoredUpload:
     async def commit(self, digest: Digest) -> Descriptor:
         """Runs the commit in a separate task, which continues to its end even if the request is cancelled."""
         self._check_open()
-        self._committing = asyncio.ensure_future(self._commit(digest))
-        return await asyncio.shield(self._committing)
+        self._commit_task = asyncio.ensure_future(self._commit(digest))
+        return await asyncio.shield(self._commit_task)
 
     async def _commit(self, digest: Digest) -> Descriptor:
         try:
@@ -105,8 +104,8 @@ class StoredUpload:
                 raise
             await self._publication.commit_upload(self.repository, content, self.id, self._by)
         except (StorageFull, StorageFailed, QuotaExceeded):
-            # Either there is no space for the content, or an fsync failed and it is not known which bytes are on the
-            # disk. In both cases, the session is deleted.
+            # The session cannot be committed later: there is no space on the disk or in the quota, or an fsync failed
+            # and it is not known which bytes are on the disk.
             await self._give_up()
             raise
         self._is_closed = True
@@ -114,8 +113,8 @@ class StoredUpload:
         return Descriptor(BLOB_TYPE, digest, content.size)
 
     async def cancel(self) -> None:
-        if self._committing is not None:
-            await asyncio.wait([self._committing])
+        if self._commit_task is not None:
+            await asyncio.wait([self._commit_task])
         await self._cancel()
 
     async def _cancel(self) -> None:
@@ -127,14 +126,14 @@ class StoredUpload:
         await self._session.close()  # unlike `release`, also waits until the disk space is free
         with suppress(BlobUploadUnknown):
             await self._metadata.end_upload(self.id)
-        # Another request may have resumed the session and stored bytes before the row was deleted. These bytes are
+        # Another request may have resumed the session before the row was deleted. The bytes that it has stored are
         # useless without the row.
         await self._blobs.discard_upload(self.id)
 
     async def aclose(self) -> None:
         try:
-            if self._committing is not None:
-                await asyncio.wait([self._committing])
+            if self._commit_task is not None:
+                await asyncio.wait([self._commit_task])
             if not self._is_closed:
                 await self._save()
         except StorageFull:
@@ -142,9 +141,9 @@ class StoredUpload:
             raise
         finally:
             self._is_closed = True
-            if self._committing is not None and not self._committing.done():
+            if self._commit_task is not None and not self._commit_task.done():
                 # `aclose` was cancelled while it waited for the commit, which still uses the session.
-                self._committing.add_done_callback(lambda _: self._session.release())
+                self._commit_task.add_done_callback(lambda _: self._session.release())
             else:
                 self._session.release()
 
@@ -154,15 +153,15 @@ class StoredUpload:
             raise BlobUploadInvalid("the upload session has ended")
 
     async def _save(self) -> None:
-        """Stores all bytes that were written, and saves the progress in the row."""
+        """Stores all written bytes, and saves the progress in the row."""
         checkpoint = await self._session.flush()
         if checkpoint.offset != self._saved_bytes:
             await self._metadata.save_upload(self.id, checkpoint.offset, checkpoint.state, checkpoint.boot)
             self._saved_bytes = checkpoint.offset
 
     async def _give_up(self) -> None:
-        """Deletes the session because its content cannot be stored. On a full disk, this frees space for other pushes.
-        If the bytes cannot be deleted, logs a warning and raises nothing."""
+        """Deletes the session because its content cannot be stored. On a full disk, the deletion frees space for other
+        pushes. If the deletion fails, logs a warning and raises nothing."""
         try:
             await self._cancel()
         except BlobUploadInvalid:
@@ -182,29 +181,29 @@ async def resume(
     check_before_take_over: Callable[[int], None] | None,
     check_after_take_over: Callable[[int], None],
 ) -> StoredUpload:
-    """Takes the session `upload` over from the request that owns it, and returns a writer for the new owner. `by`: the
-    client that makes the request.
+    """Makes the current request the owner of the session `upload`, and returns a writer for it. `by`: the client that
+    makes the request.
 
-    Each check is a function that gets a number of bytes, and raises an error if the session must not be resumed.
+    Each check gets a number of bytes, and raises an error if the session must not be resumed.
 
-    - `check_before_take_over` gets the number of stored bytes, while the session still has its old owner. None: there
-      is no check before the takeover.
-    - `check_after_take_over` gets the number of usable bytes, after the takeover. Bytes that were stored before a
-      restart of the machine may be unusable.
+    - `check_before_take_over` gets the number of stored bytes. If it raises an error, the owner stays the same. None:
+      there is no check before the takeover.
+    - `check_after_take_over` gets the number of usable bytes. After a restart of the machine, there may be fewer usable
+      bytes than stored bytes.
 
-    Raises BlobUploadUnknown, and the errors of the checks."""
+    Raises BlobUploadUnknown, BlobUploadInvalid, StorageFull, StorageFailed, and the errors of the checks."""
     claimed_upload = await blobs.take_over(upload, check_before_take_over)
     try:
-        # The row is read after the takeover, because until then the old owner can change or delete the row.
+        # Before the takeover, the old owner can still change or delete the row.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed_upload.resume(row.algorithm, checkpoint_of(row)), row.offset
-        if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost
+        if row.boot != blobs.boot:  # after a restart of the machine, bytes may be lost
             checkpoint = await session.flush()
             saved_bytes = checkpoint.offset
             await metadata.save_upload(upload, saved_bytes, checkpoint.state, checkpoint.boot)
         check_after_take_over(session.offset)
     except BlobUploadUnknown:
-        await claimed_upload.discard()  # the session was committed or cancelled, so its remaining bytes are useless
+        await claimed_upload.discard()  # the session has ended, so its bytes are useless
         raise
     except BaseException:
         claimed_upload.release()
@@ -213,5 +212,5 @@ async def resume(
 
 
 def checkpoint_of(row: UploadRow) -> Checkpoint:
-    """Returns the saved progress of the session, in the form that the blob store needs."""
+    """Returns the progress in a row as a checkpoint for the blob store."""
     return Checkpoint(row.offset, row.state, row.boot)

@@ -1,6 +1,6 @@
 """Watches the free space of the disk while a registry is open (`DiskSpaceMonitor`).
 
-The *reserve* is a file that only occupies space. On a full disk, the store shrinks this file to free space for changes
+The *reserve* is a file that keeps disk space free. On a full disk, the store shrinks this file to get space for changes
 that must not fail, such as deletions.
 """
 
@@ -20,13 +20,13 @@ log = logging.getLogger("storage")
 
 
 class DiskSpaceMonitor:
-    """Extends the reserve to its full size as soon as there is space. Logs when the disk becomes full, when it is full
-    at the first check, and when it has space again. Each process has its own monitor."""
+    """Checks the disk once per second. Extends a shrunken reserve to its full size as soon as the disk has space. Logs
+    a warning when the disk is found to be full, and when it has space again. Each process has its own monitor."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._logged_problem: str | None = None
-        """The problem of the disk that was logged last; None if the disk had space at the last check."""
+        """Why the disk was full at the last check; None if the disk had space."""
 
     async def run(self) -> None:
         """Checks once per second until the task is cancelled."""
@@ -35,8 +35,8 @@ class DiskSpaceMonitor:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def check(self) -> None:
-        """Extends the reserve if it does not have its full size. If the disk has become full since the last check, or
-        is full for a new reason, logs the reason. If the disk has space again, logs this."""
+        """Extends the reserve if it does not have its full size. Logs a warning if the state of the disk differs from
+        the last check: why the disk is full, or that it has space again."""
         reserve = self._disk.reserve
         if not reserve.is_whole:
             with suppress(RegistryError):

@@ -23,16 +23,15 @@ from storage.errors import Unauthorized
 TOKEN_TYPE: Final = "JWT"
 """The `typ` in the header of a bearer token."""
 MAX_TOKEN_CHARACTERS: Final = 24 * 1024
-"""A longer token is refused without verification. The server accepts at most 32 KiB for all headers of a request
-together."""
+"""Largest length of a token. The server accepts at most 32 KiB for all headers of a request together."""
 MIN_LIFETIME_SECONDS: Final = 60
-"""The shortest lifetime of a token. Older clients use each token for 60 seconds without checking its expiry
-(Distribution's "Token Authentication Specification")."""
+"""The shortest lifetime of a token. Older clients use every token for 60 seconds (Distribution's "Token Authentication
+Specification")."""
 
 _REQUIRED_CLAIMS: Final = ("exp", "iat", "nbf", "iss", "aud", "sub", "jti", "access")
 """The claims that every bearer token must have."""
 _GRANTABLE: Final = Action.PULL | Action.PUSH | Action.DELETE
-"""The actions that a token can grant on a repository. No token grants `ADMIN`, the right to give rights to others."""
+"""The actions that a token can grant on a repository. No token grants `ADMIN`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class BearerTokens:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.service = service
-        self._signed = SignedTokens(
+        self._signed_tokens = SignedTokens(
             accounts,
             keys,
             token_type=TOKEN_TYPE,
@@ -76,12 +75,13 @@ class BearerTokens:
         self._clock = clock
 
     async def issue(self, identity: Identity, access: Mapping[str, Action]) -> IssuedToken:
-        """Returns a token for `identity` that grants `access`: actions by repository name.
+        """Returns a token for `identity`. `access`: the actions that the token grants, by repository name or `CATALOG`.
 
         The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with the
-        credential or after `MIN_LIFETIME_SECONDS`, whichever is later. If the store has no signing key, creates one,
-        and raises StorageFull or StorageFailed if the creation fails. Raises RequestInvalid if the names in `access`
-        and the groups of `identity` would make the token longer than `MAX_TOKEN_CHARACTERS`.
+        credential or after `MIN_LIFETIME_SECONDS`, whichever is later. If the store has no signing key, creates a key.
+
+        Raises RequestInvalid if the token would be longer than `MAX_TOKEN_CHARACTERS`. Raises StorageFull or
+        StorageFailed if a new signing key cannot be stored.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)
@@ -96,7 +96,7 @@ class BearerTokens:
             "access": _access_claim(access),
         }
         claims |= {name: value for name, value in _identity_claims(identity).items() if value}
-        text = await self._signed.sign(claims)
+        text = await self._signed_tokens.sign(claims)
         if len(text) > MAX_TOKEN_CHARACTERS:
             raise RequestInvalid(
                 f"the token would have {len(text)} characters, and at most {MAX_TOKEN_CHARACTERS} are possible; "
@@ -106,20 +106,20 @@ class BearerTokens:
 
     def verify(self, text: str) -> Identity:
         """Returns the identity (account and access) in a token. Raises Unauthorized if this registry did not sign the
-        token, or if the token has expired. Does not check whether the account still exists; `registry.auth.revocation`
-        does."""
+        token, or if the token has expired. Does not notice changes of the account, such as its removal:
+        `registry.auth.revocation` checks the identity for them."""
         try:
-            return _identity_of(*self._signed.verify(text, self._clock()))
+            return _identity_of(*self._signed_tokens.verify(text, self._clock()))
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
-            # The signature is right, so another version of this software made the token.
+            # This registry signed the token, so another version of this software made it.
             raise Unauthorized("the token has claims in an unknown format") from None
 
 
 def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
-    """Returns the value of the claim `access`, in Distribution's format. `access` has the actions by repository name,
-    or by `CATALOG` for the list of repositories."""
+    """Returns the value of the claim `access`, in Distribution's format. The argument `access` maps repository names to
+    actions. The key `CATALOG` stands for the list of repositories."""
     return [
         {"type": "registry", "name": "catalog", "actions": ["*"]}
         if name == CATALOG
@@ -129,14 +129,14 @@ def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
 
 
 def _parse_access(claim: object) -> dict[str, Action]:
-    """Returns the actions by repository name, or by `CATALOG`, from the value of the claim `access`. Raises KeyError,
-    TypeError, ValueError or AttributeError if the claim is malformed."""
+    """Returns the actions in the claim `access`, by repository name or `CATALOG`. Raises KeyError, TypeError,
+    ValueError or AttributeError if the claim is malformed."""
     access: dict[str, Action] = {}
     if not isinstance(claim, list):
         raise TypeError("the claim `access` is not a list")
     for entry in claim:
         if entry["type"] == "registry":
-            # `CATALOG` is "registry:catalog". An entry with another name gets a key that is never looked up.
+            # `CATALOG` is "registry:catalog". No other key of this form is ever looked up.
             access[f"registry:{entry['name']}"] = Action.PULL
         else:
             access[str(entry["name"])] = Action.parse(",".join(entry["actions"])) & _GRANTABLE
@@ -144,9 +144,9 @@ def _parse_access(claim: object) -> dict[str, Action]:
 
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
-    """Returns the claims for those fields of an identity that have no standard claim. `Identity` describes the fields.
-    No claim has the limits of an API token, because `registry.auth.revocation` reads them from the store. No claim has
-    the id of the signing key, because the token's header has this id."""
+    """Returns the claims for the fields of `Identity` that have no standard claim. There is no claim for `limits`,
+    because `registry.auth.revocation` reads the limits from the store. There is no claim for `key_id`, because the
+    token's header has the id of the key."""
     return {
         "robot": identity.robot,
         "version": identity.version,

@@ -1,10 +1,12 @@
-"""The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
-cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`). The
-commands about frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, even if the
-upstream moves or deletes the tag.
+"""The command `entrepot mirror`. An *upstream* is a remote registry whose content this registry caches.
 
-An *upstream* is a remote registry whose content this registry caches. Modules that take long to import are imported
-inside the functions, so that `entrepot --help` is quick.
+- `warm` fetches images from upstreams before they are pulled.
+- `status` shows what is cached.
+- `refresh` asks upstreams what tags point at.
+- `purge` deletes cached content.
+
+The commands for frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, even if
+the upstream moves or deletes the tag. Functions import slow modules themselves, so that `entrepot --help` is quick.
 """
 
 from __future__ import annotations
@@ -86,8 +88,7 @@ def warm(
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Fetches the images. Ends the command with exit code 1 if a part of an image could not be fetched, otherwise with
-    0."""
+    """Fetches the images. The exit code is 1 if an image could not be fetched completely, otherwise 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.warm_progress import total_text
@@ -108,9 +109,9 @@ def warm(
 
 
 def _images_to_warm(settings: Settings, references: list[str], file: Path | None) -> list[ImageReference]:
-    """Returns the images to fetch. `references`: the arguments of the command. `file`: the option --file. If neither is
-    given, takes both from `[warm]` in the settings. Ends the command with an error if there is no image or a reference
-    is not valid."""
+    """Returns the images to fetch. `references`: the arguments of the command. `file`: the option --file. If both are
+    missing, uses those in `[warm]` of the settings. Ends the command with an error if a reference is not valid, or if
+    there is no image to fetch."""
     from registry.mirror.warm.targets import ReferencesError, parse_references, read_references
 
     if not references and file is None:
@@ -132,8 +133,8 @@ def _images_to_warm(settings: Settings, references: list[str], file: Path | None
 async def _warm(
     router: Router, stored: StoredRegistry, *, images: list[ImageReference], platforms: list[Platform] | None
 ) -> list[WarmResult]:
-    """Fetches the images and shows the progress. `platforms`: if an image is for several platforms, only these are
-    fetched; None: all of its platforms are fetched."""
+    """Fetches the images and shows the progress. `platforms`: the platforms to fetch of an image for several platforms;
+    None: all of them."""
     from registry.cli.mirror.warm_progress import show_progress
     from registry.mirror.warm.warmer import Warmer
 
@@ -174,8 +175,7 @@ Examples:
 def refresh(
     references: ReferencesArgument, config: ConfigOption = None, data: DataOption = None, mirror: MirrorOption = None
 ) -> None:
-    """Asks the upstream about each reference. Ends the command with exit code 1 if this failed for one of them,
-    otherwise with 0."""
+    """Asks the upstream about each reference. The exit code is 1 if at least one reference failed, otherwise 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import refresh_reference
@@ -198,14 +198,14 @@ frozen tag needs is dropped only with --force, because the upstream may no longe
 def purge(
     references: ReferencesArgument,
     everything: Annotated[bool, typer.Option("--all", help="REF is a NAME: drop the whole repository.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Drop also what a frozen tag needs. It stays frozen.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Drop also what a frozen tag needs; it stays frozen.")] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     mirror: MirrorOption = None,
 ) -> None:
-    """Deletes the cached content of each reference. If `everything` is true, deletes the cached content of the whole
-    repository that the reference names. If `force` is true, also deletes the content that a frozen tag needs. Ends the
-    command with exit code 1 if this failed for one reference, otherwise with 0."""
+    """Deletes the cached content of each reference. `everything`: delete the whole repository that the reference names.
+    `force`: delete also the content that a frozen tag needs. The exit code is 1 if at least one reference failed,
+    otherwise 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference
@@ -229,12 +229,11 @@ def _run_for_each(
     create_data_directory: bool,
     whole_repositories: bool = False,
 ) -> int:
-    """Runs `action` for each image and prints the text that `action` returns. After an error, prints the error on
-    stderr and continues with the next image. Returns the exit code of the command: 1 if there was an error, otherwise
-    0.
+    """Runs `action` for each image and prints its result. After a RegistryError, prints the error on stderr and
+    continues with the next image. Returns the exit code of the command: 1 if there was such an error, otherwise 0.
 
-    `create_data_directory`: create the data directory if there is none. `whole_repositories`: `action` acts on whole
-    repositories, so the printed lines begin with the name of the repository, without a tag or digest."""
+    - `create_data_directory`: whether to create the data directory if there is none.
+    - `whole_repositories`: whether the printed lines name only the repository, without a tag or digest."""
     from storage.errors import RegistryError
 
     async def work(router: Router, stored: StoredRegistry) -> int:
@@ -258,11 +257,11 @@ def run_on_mirrors(
     create_data_directory: bool,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Opens the data directory and the mirrors, runs `work` and returns its result. `work` gets the router, which finds
-    the mirror of a repository, and the registry in the data directory, which stores the content.
+    """Opens the data directory and the mirrors, runs `work` and returns its result.
 
-    `create_data_directory`: create the data directory if there is none. `interrupted_text`: what the command prints on
-    stderr if SIGINT or SIGTERM ends it."""
+    - `work` gets the router, which finds the mirror of a repository, and the registry in the data directory.
+    - `create_data_directory`: whether to create the data directory if there is none.
+    - `interrupted_text`: what the command prints on stderr if SIGINT or SIGTERM ends it."""
     import logging
 
     # Without a handler, Python would print logged warnings on stderr. The command prints its own error texts.
@@ -287,8 +286,8 @@ def load_mirror_settings(config: Path | None, data: str | None, mirror: list[str
 
 
 def _parse_platforms(texts: list[str]) -> list[Platform] | None:
-    """Returns the platforms to fetch. Returns None, which means all platforms, if `all` is among the texts. Returns
-    this machine's platform if there are no texts. Ends the command with an error if a text is not valid."""
+    """Returns the platforms to fetch; None, for all platforms, if `all` is among the texts. Without texts, returns this
+    machine's platform. Ends the command with an error if a text is not valid."""
     from registry.mirror.warm.targets import parse_platforms
 
     try:
@@ -308,5 +307,5 @@ def _parse_references(references: list[str]) -> list[ImageReference]:
 
 
 def _has_tag_or_digest(text: str) -> bool:
-    """Returns whether the reference `text` is more than a name. A colon before the last slash belongs to a port."""
+    """Returns whether a reference has a tag or a digest. A colon before the last slash belongs to a port."""
     return "@" in text or ":" in text.rpartition("/")[2]

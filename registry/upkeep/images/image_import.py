@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from registry.migration.tag_times import TAG_STEP_SECONDS, natural_order
+from registry.migration.tag_times import TAG_STEP_SECONDS, natural_sort_key
 from registry.router import Router
 from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
 from registry.upkeep.images.image_trees import ImageTree, read_tree
@@ -295,7 +295,7 @@ class _Importer:
     async def record_changed_tags(self, started_at: float) -> None:
         """Gives the changed tags times in the natural order of their names. The first tag gets `started_at`, the time
         at which the import began."""
-        changed_tags = sorted(self._changed_tags, key=lambda changed: natural_order(changed[0]))
+        changed_tags = sorted(self._changed_tags, key=lambda changed: natural_sort_key(changed[0]))
         for position, (tag, repo, digest) in enumerate(changed_tags):
             set_at = started_at + position * TAG_STEP_SECONDS
             await self._records.record_import(repo, digest, {tag: set_at})

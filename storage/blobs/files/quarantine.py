@@ -1,5 +1,5 @@
-"""The directory of damaged blob files (`QuarantineDirectory`), and a text that identifies the content of a file
-(`version_of_status`)."""
+"""The directory of damaged blob files (`QuarantineDirectory`), and the *version* of a file: a text that changes when
+another file gets the same name (`version_of_status`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from storage.names import Digest
 
 
 def version_of_status(status: os.stat_result) -> str:
-    """Returns a text that identifies a file and its bytes. If another file gets the same name, the text changes: the
-    new file may reuse the inode number, but then has another modification time."""
+    """Returns the version of a file. It contains the modification time, because a new file may reuse the inode
+    number."""
     return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def version_at_path(path: Path) -> str | None:
-    """Returns the version of the file at `path` (`version_of_status`); `damaged` if the inode is damaged; None if there
-    is no file. Raises StorageFailed if the directory of the file is missing too: the blobs are then probably not lost,
-    but their file system is not mounted, or an operator has moved them. Raises other OSErrors."""
+    """Returns the version of the file at `path`. Returns `damaged` if the inode is damaged, and None if there is no
+    file. Raises StorageFailed if the directory of the file is missing, because its file system may not be mounted.
+    Raises OSError if the file cannot be examined for another reason."""
     try:
         return version_of_status(os.stat(path))
     except FileNotFoundError:
@@ -38,19 +38,19 @@ def version_at_path(path: Path) -> str | None:
 
 
 class QuarantineDirectory:
-    """The damaged files of a data directory. All methods block and raise OSError."""
+    """The quarantine of a data directory: the directory with its damaged blob files. All methods block and raise
+    OSError."""
 
     def __init__(self, layout: Layout, system: System) -> None:
         self._layout = layout
         self._system = system
 
     def take_in(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file at `place` (a path relative to the data directory) into the quarantine. Three cases
-        differ:
+        """Moves the blob's file at `place` (a path relative to the data directory) into the quarantine. Special cases:
 
-        - There is no file: does nothing.
-        - The disk is too full for a new directory entry: unlinks the file.
-        - The inode is so damaged that the move fails: leaves the file where it is."""
+        - If there is no file, does nothing.
+        - If the disk is too full for the move, unlinks the file.
+        - If the move fails because the inode is damaged, leaves the file at `place`."""
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:
@@ -65,8 +65,8 @@ class QuarantineDirectory:
                     raise
 
     def entries(self) -> list[QuarantinedBytes]:
-        """Returns the files in the order in which they were moved into the quarantine. Ignores files whose name is not
-        a digest, and skips files that the disk cannot read (`skip_unreadable`)."""
+        """Returns the files in the order in which they were moved into the quarantine. Leaves out files whose name is
+        not a digest, and files that cannot be read (`skip_unreadable`)."""
         quarantined: list[QuarantinedBytes] = []
         if not self._layout.quarantine.is_dir():
             return quarantined
@@ -77,10 +77,10 @@ class QuarantineDirectory:
                 place = self._layout.quarantine_place(digest)
                 # `st_ctime` is the time of the move into the quarantine, because a rename sets it.
                 quarantined.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
-        return sorted(quarantined, key=lambda item: (item.since, item.digest))
+        return sorted(quarantined, key=lambda file: (file.since, file.digest))
 
     def delete(self, digest: Digest) -> bool:
-        """Unlinks the damaged file of a blob. Returns whether there was a file."""
+        """Unlinks the blob's file in the quarantine. Returns whether there was a file."""
         try:
             self._system.unlink(self._layout.path_of(self._layout.quarantine_place(digest)))
         except FileNotFoundError:

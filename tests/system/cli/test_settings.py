@@ -166,7 +166,7 @@ def test_metrics_on_the_port_of_the_registry(tmp_path: Path, listen: str, metric
     """The settings are refused if the metrics have the registry's port, also on another address. The server would
     answer requests to the registry with 404, and show the metrics there without a login."""
     (tmp_path / "a.toml").write_text(f"listen = '{listen}'\n[metrics]\nlisten = '{metrics}'\n")
-    with pytest.raises(ConfigError, match=r"a\.toml: metrics\.listen: port 5000 is already that of listen = "):
+    with pytest.raises(ConfigError, match=r"a\.toml: metrics\.listen: port 5000 is also the port of listen = "):
         check_ports(load_settings({}, tmp_path / "a.toml"))
 
 
@@ -218,7 +218,7 @@ def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) 
         (
             ["--listen", ":5009"],
             {"ENTREPOT_METRICS__LISTEN": "127.0.0.1:5009"},
-            "ENTREPOT_METRICS__LISTEN: port 5009 is already that of listen = ':5009'; give the metrics a port of ",
+            "ENTREPOT_METRICS__LISTEN: port 5009 is also the port of listen = ':5009'; give the metrics a port of ",
         ),
         ([], {"ENTREPOT_GC": "{"}, "ENTREPOT_GC: not JSON; set ENTREPOT_GC__NAME instead"),
         (["--mirror", "docker.io/x"], {}, "--mirror: 'docker.io/x' is not a name like docker.io or ghcr.io"),

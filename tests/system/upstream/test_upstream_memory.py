@@ -52,7 +52,7 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
     token service that has a long URL. The client keeps only a bounded part of them in memory."""
     monkeypatch.setattr(token_client, "MAX_CACHED_TOKEN_BYTES", BYTES)
     monkeypatch.setattr(token_client, "MAX_CACHED_PAUSE_BYTES", BYTES)
-    monkeypatch.setattr(authorizer, "MAX_CACHED_CHALLENGE_BYTES", BYTES)
+    monkeypatch.setattr(authorizer, "MAX_CACHED_REQUIREMENT_BYTES", BYTES)
 
     def reply(head: str) -> bytes:
         if "/token" in head.split()[1]:

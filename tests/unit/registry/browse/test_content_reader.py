@@ -46,11 +46,11 @@ async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.Mon
     reader = ContentReader(MemoryRegistry())
     small, large = [index(number, 1) for number in range(100)], [index(number) for number in range(100)]
     for manifest in small + large:
-        await reader.summary_of(manifest)
+        await reader.summarize(manifest)
     cached_large = cached_count(reader, large)
     assert (cached_count(reader, small), cached_count(reader, large[-cached_large:])) == (0, cached_large)
     for manifest in small:
-        await reader.summary_of(manifest)
+        await reader.summarize(manifest)
     assert 1 <= cached_large < cached_count(reader, small)
 
 
@@ -58,5 +58,5 @@ async def test_the_summary_of_a_large_manifest_is_not_cached() -> None:
     """A large manifest is summarized, but its summary is not kept in memory."""
     reader = ContentReader(MemoryRegistry())
     large = image_of(CONFIG, annotations={"note": "x" * MAX_ROW_BYTES})
-    assert (await reader.summary_of(large)).kind == "image"
+    assert (await reader.summarize(large)).kind == "image"
     assert cached_count(reader, [large]) == 0
