@@ -43,7 +43,7 @@ from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
 from storage.upkeep.search_indexing import SearchIndexer, keep_indexed
-from storage.upkeep.usage_counting import count_scopes_with_retries
+from storage.upkeep.usage_counting import configure_and_count_with_retries
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -109,7 +109,7 @@ class BackgroundWork:
         schedules = [
             *self._job_schedules(),
             # A scope is a set of repositories whose use of space is counted, such as those of a quota.
-            count_scopes_with_retries(store.usage, store.leases, scope_definitions(settings)),
+            configure_and_count_with_retries(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]
         if self._activity is not None:

@@ -1,8 +1,8 @@
-"""Writes log lines to stderr, cheaply enough for one line per request.
+"""Writes log lines to stderr.
 
-Writing each line with its own system call would take more time than the rest of a request. So while an event loop runs,
-lines below WARNING are buffered for a fraction of a second. These lines may be lost if the process is killed. Warnings
-and errors are not lost: they are written immediately, together with the lines that were buffered before.
+While an event loop runs, lines below WARNING stay in a buffer for up to `FLUSH_SECONDS`, because a system call for each
+line would take more time than the rest of a request. If the process is killed, the buffered lines are lost. A line of
+level WARNING or higher is written immediately, after the buffered lines.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from registry.printable import printable_json, printable_line, printable_text
 BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters in total."""
 FLUSH_SECONDS: Final = 0.2
-"""The buffered lines are written this long after the first of them was added, or earlier if the buffer is full."""
+"""Seconds between the first line in the buffer and the write of the buffer. A full buffer is written immediately."""
 
 _DeferredLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
 """A *deferred* line, which `write_later` adds to the buffer. Its text is made when the buffer is written. The tuple has
-the time in seconds since 1970, and the parameters of `write_later` (`name`, `make_message`, `arguments`)."""
+the time of the call (seconds since 1970) and the parameters `name`, `make_message` and `arguments` of `write_later`."""
 _DEFERRED_LINE_CHARACTERS: Final = 256
-"""Assumed size of a deferred line."""
+"""Assumed number of characters in a deferred line."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),
@@ -50,8 +50,8 @@ def was_logged(error: BaseException | None) -> bool:
 
 
 class LineRecord(logging.LogRecord):
-    """A log record that has real values only in the fields that this module's formatters use. To find the values of the
-    other fields, such as the name of the thread, would take more time than writing the line."""
+    """A log record that has real values only in the fields that this module's formatters use. The other fields, such as
+    the name of the thread, have fixed values to save time."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class LineRecord(logging.LogRecord):
         self.levelno = level
         self.levelname = logging.getLevelName(level)
         self.msg = msg
-        # As in `logging.LogRecord`: a single mapping has the values for a message with `%(name)s`.
+        # As in `logging.LogRecord`: if the only argument is a mapping, the message refers to its keys as `%(key)s`.
         self.args = args[0] if args and len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
         self.exc_info = exc_info
         self.stack_info = sinfo
@@ -83,8 +83,7 @@ class LineRecord(logging.LogRecord):
 class LineFormatter(logging.Formatter):
     """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
     process id, message. Messages contain text of clients and upstreams, so `?` replaces control characters, including
-    line breaks. The formatter keeps the last start of a line (time, level and logger), to use it again if the next
-    record has the same values."""
+    line breaks. The formatter caches the start of the last line: time, level and logger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +115,8 @@ class LineFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """Formats records as one JSON object per line, with the fields `time` (RFC 3339, in UTC), `level`, `logger`,
-    `process` and `message`. A record whose only argument is a mapping, such as the record of a request, has the fields
-    of the mapping instead of a message. The traceback of an exception is in the field `exception`."""
+    `process` and `message`. If a record's only argument is a mapping, as in the record of a request, the fields of the
+    mapping replace `message`. The field `exception` has the traceback of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
@@ -155,10 +154,9 @@ class BufferedHandler(logging.Handler):
         self.writes_text = fmt is self._text_formatter
 
     def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
-        """Logs a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
-        `make_message(*arguments)`, which is called when the buffer is written. Making all messages of the buffer in one
-        loop takes a third of the time of making each one alone. Raises nothing: errors go to `handleError`, as in
-        `emit`."""
+        """Logs a message of level INFO for the logger `name` as a line of text, without a log record. When the buffer
+        is written, calls `make_message(*arguments)`, which returns the message. Making all messages at once saves time.
+        Raises nothing: errors go to `handleError`, as in `emit`."""
         try:
             with self.lock or nullcontext():
                 self._lines.append((time.time(), name, make_message, arguments))
@@ -169,8 +167,11 @@ class BufferedHandler(logging.Handler):
             self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be added"}))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Adds the record's line to the buffer. Writes the buffer immediately in three cases: the record is a warning
-        or an error; the buffer is full; this thread has no running event loop that could write the buffer later."""
+        """Adds the record's line to the buffer. Writes the buffer immediately in these cases:
+
+        - The record's level is WARNING or higher.
+        - The buffer is full.
+        - This thread has no running event loop, which could write the buffer later."""
         try:
             line = self.format(record)
             self._lines.append(line)
@@ -183,15 +184,15 @@ class BufferedHandler(logging.Handler):
             self.handleError(record)
 
     def _flush_when_due(self) -> None:
-        """Writes the buffer if it is full, or if this thread has no event loop that could write it later. Otherwise, if
-        the buffer has only its first line, schedules the write. The caller holds the handler's lock."""
+        """Writes the buffer if the buffer is full, or if this thread has no running event loop. Otherwise, if the only
+        buffered line is a new one, schedules a write of the buffer. The caller holds the handler's lock."""
         if self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
             self.flush()
         elif len(self._lines) == 1:
             loop.call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Writes all buffered lines. If they cannot be written, discards them."""
+        """Writes all buffered lines. Discards the lines if the stream cannot be written."""
         self.acquire()
         try:
             lines, self._lines, self._size = self._lines, [], 0
@@ -207,12 +208,12 @@ class BufferedHandler(logging.Handler):
             self.release()
 
     def _make_line(
-        self, process: int, created: float, name: str, make: Callable[..., str], arguments: tuple[Any, ...]
+        self, process: int, created: float, name: str, make_message: Callable[..., str], arguments: tuple[Any, ...]
     ) -> str:
-        """Returns the text of a deferred line, with the line break. Returns an empty text if `make` fails. `process` is
+        """Returns the text of a deferred line, with the line break; an empty text if `make_message` fails. `process`:
         the id of this process."""
         try:
-            return self._text_formatter.format_line(created, "INFO", name, process, make(*arguments)) + "\n"
+            return self._text_formatter.format_line(created, "INFO", name, process, make_message(*arguments)) + "\n"
         except Exception:
             self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be made"}))
             return ""
@@ -227,8 +228,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def direct_handler(logger: logging.Logger) -> BufferedHandler | None:
-    """Returns the handler whose method `write_later` the caller may use instead of logging to `logger`. Returns None if
-    the caller has to make log records:
+    """Returns the handler whose `write_later` the caller may call instead of logging to `logger`. Returns None in these
+    cases, in which the caller must log to `logger`:
+
     - Other handlers or filters process the records as well.
     - The handler does not write the level INFO.
     - The handler writes JSON objects."""
@@ -249,8 +251,8 @@ def flush_output() -> None:
 
 
 def end_output() -> None:
-    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written. Otherwise Python would
-    try to write the text again at exit, fail, and end the process with exit code 120."""
+    """Flushes stdout and stderr at the end of the process. Discards text that cannot be written, because Python would
+    otherwise end the process with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -266,8 +268,8 @@ def log_to_stderr(level: str, form: Literal["text", "json"] = "text") -> None:
     """Sets up logging to stderr, for this process and the processes that it forks. Logging does not use stdout, where
     the server prints its banner. `level` is the lowest level that is logged, such as "info". With the `form` "json",
     each line is a JSON object."""
-    # These switches keep Python's logging from looking up values that our lines do not show, such as the caller's file
-    # name and the thread (Python's logging documentation, "Optimization").
+    # Python's logging then does not look up values that the lines do not show, such as the caller's file name and the
+    # thread (Python's logging documentation, "Optimization").
     for switch, value in (("_srcfile", None), ("logThreads", False), ("logMultiprocessing", False)):
         setattr(logging, switch, value)
     logging.setLogRecordFactory(LineRecord)

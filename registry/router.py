@@ -1,9 +1,9 @@
 """`Router`: passes each call to the registry that the repository name belongs to.
 
 Behind the router are the *hosted registry*, which has the content that clients push, and one *mirror* for each upstream
-registry in the settings. A mirror is a pull-through cache. All of them share one store. The *stored name* of a
-repository is its name in that store: mirrored repositories begin with the upstream's name there, as in
-`docker.io/library/ubuntu`.
+registry in the settings. A mirror is a pull-through cache. The hosted registry and the mirrors share one store. The
+*stored name* of a repository is its name in the store. The stored name of a mirrored repository begins with the
+upstream's name, as in `docker.io/library/ubuntu`.
 
 A name such as `ghcr.io/org/app` belongs to the upstream `ghcr.io`. Clients can pull from such names, but not push to
 them. A name without a host, such as `team/app`, can mean a hosted repository, or a repository of the *default upstream*
@@ -15,9 +15,8 @@ in the settings (`registry.naming`). The first push to the name decides:
 
 Before a client pushes, it asks with HEAD which blobs the repository has. If nothing was ever pushed to or pulled from
 the name, the router answers this HEAD with 404 and does not ask the default upstream. So a push works while the
-upstream is down, and the upstream does not learn private names. But a pull of a private name before its first push
-sends the name to the upstream. To prevent this, an operator lists private names in `[hosted] prefixes`, which makes
-them always hosted.
+upstream is down, and does not tell the upstream the name. But a pull before the first push sends the name to the
+upstream. To keep names private, an operator lists their prefixes in `[hosted] prefixes`: these names are always hosted.
 """
 
 from __future__ import annotations
@@ -51,22 +50,22 @@ T = TypeVar("T")
 _MAX_CACHED_NAMES: Final = 65536
 """Largest number of names in the router's cache of used names. The cache is cleared when it is full."""
 MAX_NESTED_INDEXES: Final = 10
-"""The router copies at most this many levels of manifests below a pushed index from the default upstream."""
+"""Largest number of levels of manifests below a pushed index. The router copies manifests only down to this level."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialBlobLost, TooManyRequests, UpstreamUnavailable),
 )
-"""Errors which mean that the store does not have the content, and that it cannot be fetched from the upstream now."""
+"""Errors which mean that content is not in the store, and cannot be fetched from the upstream now."""
 
-UsedCheck = Callable[[RepositoryName], Awaitable[bool]]
+IsUsed = Callable[[RepositoryName], Awaitable[bool]]
 """Returns whether the store has, or ever had, content of the repository with this stored name. After it has returned
 True for a name, it never returns False for that name."""
-ConfirmedCheck = Callable[[RepositoryName, Digest], Awaitable[bool]]
+IsConfirmed = Callable[[RepositoryName, Digest], Awaitable[bool]]
 """Returns whether the upstream has confirmed that the repository with this stored name has this blob."""
 
 
 async def never_confirmed(repo: RepositoryName, digest: Digest) -> bool:
-    """The default `ConfirmedCheck`: returns False. A router without private upstreams does not call it."""
+    """The default `IsConfirmed`: returns False. A router without private upstreams does not call it."""
     return False
 
 
@@ -89,19 +88,18 @@ class Router(RefusingRegistry):
     - `naming`: tells which upstream a name belongs to.
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
-    - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Clients can mount
-      only confirmed blobs from the repository. The store can also list an unconfirmed blob there: the blob came from
-      another repository of the upstream, or was stored while the upstream was still public."""
+    - `is_confirmed`: returns whether a private upstream has confirmed that one of its repositories has a blob. From
+      this repository, clients can mount only confirmed blobs, even if the store lists more blobs there."""
 
     def __init__(
         self,
         hosted: Registry,
         mirrors: Mapping[str, Registry],
-        is_used: UsedCheck,
+        is_used: IsUsed,
         naming: NamingRules,
         *,
         private: Collection[str] = (),
-        is_confirmed: ConfirmedCheck = never_confirmed,
+        is_confirmed: IsConfirmed = never_confirmed,
     ) -> None:
         self.hosted = hosted
         self.mirrors = dict(mirrors)
@@ -112,7 +110,7 @@ class Router(RefusingRegistry):
         self._used_names: set[RepositoryName] = set()  # names for which `is_used` has returned True
 
     async def locate(self, repo: RepositoryName) -> Destination:
-        """Returns the registry that answers reads of `repo` now, and the stored name. Raises NameUnknown if `repo` is
+        """Returns the registry that answers reads of `repo` now, with the stored name. Raises NameUnknown if `repo` is
         only the name of an upstream, such as `ghcr.io`. Raises NameInvalid if the stored name would be too long."""
         upstream = self.naming.upstream_of(repo)
         if upstream is not None:
@@ -124,16 +122,15 @@ class Router(RefusingRegistry):
         return self._default_destination(name_at_default)
 
     async def stored_name(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of the repository that answers a read of `repo` now. If `repo` is only the name of an
-        upstream, returns it unchanged."""
+        """Returns the stored name of the repository that clients read now under the name `repo`. If `repo` is only the
+        name of an upstream, returns `repo`."""
         candidates = self.naming.candidates(repo)  # the stored names that `repo` can mean: one or two
         return candidates[0] if len(candidates) == 1 else (await self.locate(repo)).repo
 
-    async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of the hosted repository `repo`, for an operation that mirrored repositories do not
-        allow, such as a change of a tag. The repository need not exist. Raises Unsupported if `repo` belongs to an
-        upstream. Raises NameUnknown if the mirror of the default upstream answers reads of `repo`, because nothing was
-        ever pushed to `repo`."""
+    async def require_hosted(self, repo: RepositoryName) -> RepositoryName:
+        """Checks that `repo` is hosted, and returns its stored name. The repository need not exist. Use this before an
+        operation that is impossible on mirrored repositories, such as a change of a tag. Raises Unsupported if `repo`
+        belongs to an upstream. Raises NameUnknown if the mirror of the default upstream answers reads of `repo`."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)
@@ -141,26 +138,25 @@ class Router(RefusingRegistry):
             raise NameUnknown(f"nothing was ever pushed to {repo}")
         return destination.repo
 
-    async def mirrored_repository(self, repo: RepositoryName, *, consequence: str = "") -> Destination:
-        """Returns the mirror that answers reads of `repo`, with the stored name and the upstream's name. Raises
-        NameUnknown if `repo` is hosted, and the errors of `locate`. `consequence`: the end of the error text for a
-        hosted repository, such as ", so there is nothing to freeze"."""
+    async def require_mirrored(self, repo: RepositoryName, *, consequence: str = "") -> Destination:
+        """Checks that a mirror answers reads of `repo`. Returns the mirror, the stored name and the upstream's name.
+        Raises NameUnknown if `repo` is hosted, and the errors of `locate`. `consequence`: the end of the error text for
+        a hosted repository, such as ", so there is nothing to freeze"."""
         mirrored = await self.locate(repo)
         if mirrored.upstream is None:
             raise NameUnknown(f"{repo} is hosted here and has no upstream{consequence}")
         return mirrored
 
     def is_always_hosted(self, repo: RepositoryName) -> bool:
-        """Returns whether the hosted registry certainly answers every read of `repo`, now and later. Does not read the
-        store, so the result can be False even if the name is hosted."""
+        """Returns True if the hosted registry certainly answers all reads of `repo`, now and later. Does not read the
+        store. False: `repo` is mirrored, or only the store shows whether `repo` is hosted."""
         if self.naming.upstream_of(repo) is not None:
             return False
         return self.naming.name_at_default_upstream(repo) is None or repo in self._used_names
 
     async def _is_used(self, repo: RepositoryName) -> bool:
-        """Returns whether the store ever had content of the repository with the stored name `repo`: content that was
-        pushed to a hosted repository, or pulled from a mirrored one. Caches only the result True, because False becomes
-        True when any worker stores the first content."""
+        """Returns whether the store ever had content of the repository with the stored name `repo`: clients have pushed
+        to it, or pulled from it. Does not cache False, because any worker can store the first content at any time."""
         if repo in self._used_names:
             return True
         if not await self._is_used_in_store(repo):
@@ -182,8 +178,8 @@ class Router(RefusingRegistry):
         if call.action is Action.PUSH:
             return await self._push(call)
         if not call.repo:
-            # The call lists all repositories. The hosted registry lists the mirrored ones as well, because they are in
-            # the same store.
+            # The call lists all repositories. The hosted registry lists everything in the shared store, including
+            # mirrored repositories.
             return await call.invoke_on(self.hosted)
         destination = await self.locate(call.repo)
         if call.operation == "resolve_blob" and await self._is_check_before_push(call.repo, destination):
@@ -192,15 +188,15 @@ class Router(RefusingRegistry):
         return await call.invoke_on(destination.registry)
 
     async def _is_check_before_push(self, repo: RepositoryName, destination: Destination) -> bool:
-        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`. The result is
-        True if the reads of `repo` go to the default upstream until the first push to `repo`, and nothing was ever
-        pulled from the mirrored repository. A client that pulls requests a manifest first, which the mirror stores."""
+        """Returns whether a client that asks for a blob's descriptor is probably about to push to `repo`: nothing was
+        ever pushed to `repo`, and nothing was ever pulled from the repository of the default upstream that `repo` means
+        until then. In a pull, the client requests a manifest before the blobs, and the mirror stores the manifest."""
         if destination.upstream is None or self.naming.upstream_of(repo) is not None:
             return False
         return not await self._is_used(destination.repo)
 
     async def _push(self, call: Call[T]) -> T:
-        """Makes a call that writes content on the hosted registry. Raises Denied for a name of an upstream."""
+        """Makes `call`, which writes content, on the hosted registry. Raises Denied for a name of an upstream."""
         if (upstream := self.naming.upstream_of(call.repo)) is not None:
             raise Denied(
                 f"{call.repo} is mirrored from {upstream} and takes no pushes; push under a name of your own, such as "
@@ -217,9 +213,9 @@ class Router(RefusingRegistry):
         """Adds to the call's repository a blob that the store already has in a source repository, hosted or mirrored.
         Never asks an upstream. Raises BlobUnknown if the source does not have the blob.
 
-        The call names one source repository, or has a set of stored names from which the hosted registry chooses one.
-        This method removes the repositories of private upstreams from such a set: a client can mount from them only if
-        it names the source."""
+        The call has either the name of the source, or a set of stored names from which the hosted registry chooses the
+        source. From a repository of a private upstream, a client can mount only by name, so this method removes these
+        repositories from the set."""
         digest, source = call.args
         if isinstance(source, RepositoryName):
             stored = (await self.locate(source)).repo
@@ -231,19 +227,18 @@ class Router(RefusingRegistry):
         return await call.invoke_on(self.hosted)
 
     async def _check_confirmed(self, source: RepositoryName, digest: Digest) -> None:
-        """Raises BlobUnknown if `source`, a stored name, is a repository of a private upstream and the upstream has not
-        confirmed that this repository has the blob."""
+        """Raises BlobUnknown if `source`, a stored name, belongs to a private upstream, and the upstream has not
+        confirmed that `source` has the blob."""
         if source.partition("/")[0] in self._private_upstreams and not await self._is_confirmed(source, digest):
             raise BlobUnknown(f"{source} has no blob {digest}")
 
     async def _put_manifest(self, call: Call[T]) -> T:
         """Stores a manifest in the hosted registry.
 
-        The mirror of the default upstream answers reads of a name before its first push. So a client may find a blob or
-        a child manifest in the mirror, and omit this content from its push. If the manifest refers to content that the
-        hosted repository does not have, this method copies the content from the mirrored repository, or fetches it from
-        the upstream, and then stores the manifest. Raises ManifestBlobUnknown if it cannot get the content, or if
-        indexes are nested too deep (`MAX_NESTED_INDEXES`)."""
+        Before the first push to a name, clients read the name from the mirror of the default upstream. A client that
+        finds a blob or a child manifest there does not push it. So if the hosted repository lacks content that the
+        manifest refers to, this method first copies the content from the mirror. Raises ManifestBlobUnknown if the
+        content cannot be copied, or if indexes are nested too deep (`MAX_NESTED_INDEXES`)."""
         try:
             return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
@@ -263,8 +258,8 @@ class Router(RefusingRegistry):
         Returns None if `repo` cannot mean such a repository, if nothing was ever pulled from the repository, or if the
         client is not allowed to pull from it.
 
-        If something was pushed to `repo` already, the result has the hosted registry instead of the mirror. The hosted
-        registry reads the mirrored content in the shared store, and never asks the upstream."""
+        If something was already pushed to `repo`, the result has the hosted registry in place of the mirror. It reads
+        the mirrored repository from the shared store, and never asks the upstream."""
         name_at_default = self.naming.name_at_default_upstream(repo)
         if name_at_default is None or not current_request().may_pull(name_at_default):
             return None
@@ -277,10 +272,10 @@ class Router(RefusingRegistry):
     async def _copy_content(
         self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor, depth: int = 0
     ) -> None:
-        """Copies from `source` into the hosted repository `repo` all blobs and child manifests of `manifest`, except
-        foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. `depth`: how
-        many levels `manifest` is below the pushed manifest. Raises one of `_UNOBTAINABLE`. After an error or a
-        cancellation, the content that was copied so far stays in `repo`."""
+        """Copies all blobs and child manifests of `manifest` from `source` into the hosted repository `repo`. Omits
+        foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. `depth`: the
+        number of levels between the pushed manifest and `manifest`. Raises one of `_UNOBTAINABLE` if content cannot be
+        copied. After an error or a cancellation, the content that was already copied stays in `repo`."""
         # `blob_children` are entries of an index that are blobs, as in BuildKit's cache indexes.
         for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)
@@ -288,32 +283,33 @@ class Router(RefusingRegistry):
             await self._copy_manifest(child, source, repo, by, depth + 1)
 
     async def _copy_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Adds a blob of `source` to `repo`, unless `repo` has it already. If the store does not have the blob, fetches
-        it from the upstream first."""
+        """Adds a blob of `source` to `repo`, unless `repo` has the blob already. If the store lacks the blob, first
+        fetches the blob from the upstream."""
         with suppress(BlobUnknown):
             await self.hosted.resolve_blob(repo, digest)
             return
         with suppress(BlobUnknown):
-            await self._mount(digest, source.repo, repo, by)
+            await self._mount_mirrored_blob(digest, source.repo, repo, by)
             return
-        # Opening the blob at the mirror starts its download. Then this waits for the last byte. If the client
-        # disconnects during the wait, the download continues, and the client's next attempt finds the blob in the
-        # store.
+        # Opening the blob at the mirror starts the download, which continues even if the client disconnects. Then this
+        # method waits for the last byte.
         async with aclosing(await source.registry.open_blob(source.repo, digest)) as reader:
             start, stop = reader.span
             if start < stop:
                 await reader.readable_until(stop - 1)
         with suppress(BlobUnknown):
-            await self._mount(digest, source.repo, repo, by)
+            await self._mount_mirrored_blob(digest, source.repo, repo, by)
             return
-        # A download that repositories share may add the blob to another one first, and to `source` only after the wait
-        # above. Opening the stored blob at the mirror adds the blob to `source` now.
+        # Several repositories can share one download, so `source` may not have the blob yet. The mirror adds a stored
+        # blob to `source` when the blob is opened.
         async with aclosing(await source.registry.open_blob(source.repo, digest)):
-            await self._mount(digest, source.repo, repo, by)
+            await self._mount_mirrored_blob(digest, source.repo, repo, by)
 
-    async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
-        """Adds to `repo` a blob that the store has in `source`. Raises BlobUnknown if `source` does not have the
-        blob."""
+    async def _mount_mirrored_blob(
+        self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor
+    ) -> Descriptor:
+        """Adds a stored blob of `source` to `repo`. Raises BlobUnknown if `source` does not have the blob, or if a
+        private upstream has not confirmed the blob."""
         await self._check_confirmed(source, digest)
         return await self.hosted.mount_blob(repo, digest, source, by)
 

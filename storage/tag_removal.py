@@ -1,4 +1,4 @@
-"""The interface for previews of removals of tags (`TagRemovals`)."""
+"""The interface that plans removals of tags (`TagRemovalPlanner`)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final, Protocol
 from storage.names import Digest, RepositoryName, Tag
 
 MAX_REMOVED_TAGS: Final = 200
-"""Largest number of tags that one removal may name."""
+"""Largest number of tags that one request for a removal may name."""
 MAX_REMOVED_MANIFESTS: Final = 2_000
-"""Largest number of manifests in a plan. At this number, the search for manifests ends."""
+"""Largest number of manifests in a plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTag:
-    """A tag, and the digest that it points at. `is_requested`: whether the request for the removal names the tag. If
-    not, it is a referrer tag, such as `sha256-….sig`, of a manifest that is removed."""
+    """A tag that the removal removes, and the digest that the tag points at. `is_requested`: True if the request names
+    the tag; False if the tag is a referrer tag (such as `sha256-….sig`) of a removed manifest."""
 
     name: Tag
     digest: Digest
@@ -26,10 +26,12 @@ class PlannedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagRemovalPlan:
-    """The tags and manifests that a removal of tags would remove. `manifests`: the manifests that would be unused
-    without these tags. A manifest is used if it has a tag, if an index lists it, or if it refers to a subject that is
-    used. `freed_bytes`: size of the blobs that garbage collection would delete. `is_complete`: False if the plan
-    stops at MAX_REMOVED_MANIFESTS manifests, so that there may be more."""
+    """The tags and manifests that a removal would remove.
+
+    - `manifests`: the manifests that become unused. A manifest is unused if no remaining tag points at it, no remaining
+      index lists it, and it refers to no remaining subject.
+    - `freed_bytes`: total size of the blobs that garbage collection would then delete.
+    - `is_complete`: False if the plan has reached MAX_REMOVED_MANIFESTS manifests, and may lack some."""
 
     tags: Sequence[PlannedTag]
     manifests: Sequence[Digest]
@@ -37,10 +39,11 @@ class TagRemovalPlan:
     is_complete: bool
 
 
-class TagRemovals(Protocol):
-    """Previews removals of tags. Reads in a thread, and changes nothing."""
+class TagRemovalPlanner(Protocol):
+    """Plans removals of tags. Changes nothing."""
 
     async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> TagRemovalPlan:
-        """Returns the tags and manifests that a removal of `tags` would remove. There are at most MAX_REMOVED_TAGS
-        `tags`. Leaves out tags that do not exist. Raises NameUnknown for a repository that never had content."""
+        """Returns the tags and manifests that a removal of `tags` would remove. Runs in a thread. Ignores tags that do
+        not exist. The caller passes at most MAX_REMOVED_TAGS tags. Raises NameUnknown if the repository never had
+        content."""
         ...

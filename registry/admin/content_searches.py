@@ -1,5 +1,6 @@
-"""Searches the stored content, and an upstream, for a principal (`ContentSearches`). A search finds only content that
-the principal may pull.
+"""Searches the stored content and an upstream (`ContentSearches`). Each search runs on behalf of a client (the
+*principal*), and finds only content that the principal may pull. A *visitor* is an account, or a network of anonymous
+clients.
 
 A repository is *mirrored* if its content comes from another registry (its *upstream*), and *hosted* if clients push its
 content to this registry. The *stored name* of a repository is its name in the store. The stored name of a mirrored
@@ -30,19 +31,21 @@ if TYPE_CHECKING:
     from registry.upstream.hub_search import UpstreamResult, UpstreamSearch
 
 
-SEARCH_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
+STORE_SEARCH_LIMITS: Final = Limits(
+    max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100
+)
 """Limits of one process for searches of the store. A search takes some milliseconds."""
 UPSTREAM_SEARCH_LIMITS: Final = Limits(
     max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""Limits of one process for searches of the upstream. A search can take seconds, so a visitor may have only a few that
-wait. Searches whose answer is cached do not count."""
+"""Limits of one process for searches of the upstream. A search can take seconds. Searches whose answer is cached do not
+count."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchTarget:
-    """The repository, tag, manifest or blob that a pasted text names. `reference`: the tag, manifest or blob; None: the
-    text names the repository itself."""
+    """The repository, tag, manifest or blob that a pasted text names. `reference`: the tag, or the digest of the
+    manifest or blob; None if the text names only a repository. `is_blob`: whether `reference` is a blob's digest."""
 
     repository: RepositoryName
     reference: Reference | None
@@ -51,41 +54,41 @@ class SearchTarget:
 
 @dataclass(frozen=True, slots=True)
 class Searcher:
-    """The client for which a search runs. `address`: its IP address; empty: unknown."""
+    """The client for which a search runs. `address`: the client's IP address; empty if the address is unknown."""
 
     principal: Principal
     address: str
 
     @property
     def visitor(self) -> str:
-        """The text that identifies the client in limits."""
+        """The key under which limits count the client."""
         return self.principal.visitor_key_at(self.address)
 
 
 class ContentSearches:
-    """The searches of one process. A *visitor* is an account, or a network of anonymous clients. Each visitor runs only
-    one search at a time, so that many searches of one visitor do not delay the searches of others. All methods that
-    read the store raise StorageFull, StorageFailed. `find_repositories`, `find_tags`, `find_by_labels` and
-    `find_by_digest` search for the text that a person has entered. They skip the first `offset` results and return a
-    page of at most `limit` results. They raise TooManyRequests if too many searches wait."""
+    """The searches of one process, within `STORE_SEARCH_LIMITS` and `UPSTREAM_SEARCH_LIMITS`. All methods that read the
+    store raise StorageFull, StorageFailed.
+
+    `find_repositories`, `find_tags`, `find_by_labels` and `find_by_digest` search for a text that a person has entered.
+    They skip the first `offset` results and return a page of at most `limit` results. They raise TooManyRequests if too
+    many searches are pending."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
         self._store = store
         self._router = router
         self._upstream_search = upstream_search
-        self._stored_searches = VisitorLimits(SEARCH_LIMITS, "searches")
-        self._upstream_searches = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
+        self._store_limits = VisitorLimits(STORE_SEARCH_LIMITS, "searches")
+        self._upstream_limits = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
         self._upstream_tasks: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
         """The running searches of the upstream. The event loop itself holds only weak references to tasks."""
 
     async def is_indexing(self) -> bool:
-        """Returns whether the search index is still being built. Until the index is complete, searches may miss
-        much."""
+        """Returns whether the search index is still being built. Until then, searches may miss much of the content."""
         return await self._store.search.is_indexing()
 
     def check_may_search(self, principal: Principal) -> None:
-        """Raises Unauthorized for an anonymous client that may pull nothing, so that the client logs in."""
+        """Raises Unauthorized, which asks for a login, if the client is anonymous and may pull nothing."""
         if principal.is_anonymous and not principal.is_registry_open and not _searchable_names(principal).patterns:
             raise Unauthorized("log in to search")
 
@@ -96,34 +99,34 @@ class ContentSearches:
     async def find_repositories(
         self, searcher: Searcher, text: str, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        """Finds repositories by the words of their names."""
+        """Finds the repositories whose names contain all words of `text`."""
         searchable = _searchable_names(searcher.principal)
-        async with self._stored_searches.slot(searcher.visitor):
+        async with self._store_limits.slot(searcher.visitor):
             return await self._store.search.repositories(search_words(text), searchable, offset, limit)
 
     async def find_tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagMatch]:
-        """Finds tags by the last word of `text`. All other words must occur in the tag or in the name of its
-        repository."""
-        async with self._stored_searches.slot(searcher.visitor):
+        """Finds the tags that match the last word of `text`. Each other word must occur in the tag or in the
+        repository's name."""
+        async with self._store_limits.slot(searcher.visitor):
             return await self._store.search.tags(
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
     async def find_by_labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsMatch]:
-        """Finds manifests by their labels and annotations."""
-        async with self._stored_searches.slot(searcher.visitor):
+        """Finds the manifests whose labels and annotations contain all words of `text`."""
+        async with self._store_limits.slot(searcher.visitor):
             return await self._store.search.labels(
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
     async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestMatch]:
-        """Finds manifests and blobs by the beginnings of their digests."""
-        async with self._stored_searches.slot(searcher.visitor):
+        """Finds the manifests and blobs whose digests begin with `text`."""
+        async with self._store_limits.slot(searcher.visitor):
             return await self._store.search.digests(text.strip(), _searchable_names(searcher.principal), offset, limit)
 
     async def find_target(self, principal: Principal, text: str) -> SearchTarget | None:
-        """Returns what the pasted reference or command `text` names. Returns None if this is not stored here, or if
-        `principal` may not pull it."""
+        """Returns the stored target that `text` names and `principal` may pull; None if there is no such target.
+        `text`: a pasted image reference, or a pasted command that contains an image reference."""
         for pasted in pasted_references(text):
             try:
                 candidates = self._router.naming.candidates(pasted.repository)
@@ -161,18 +164,21 @@ class ContentSearches:
     async def search_upstream(
         self, searcher: Searcher, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
-        """Searches the upstream. `count`: the largest number of results on a page. `page`: the number of the page; the
-        first is 1. Returns each result with the stored name that its repository has or would get. Leaves out
-        repositories that the searcher may not pull. Returns no results if there is no upstream to search, if the
-        searcher may pull nothing from it, or if too many searches of it are pending."""
+        """Searches the upstream. `count`: the largest number of results on a page. `page`: the number of the page,
+        beginning with 1. Returns each result with the stored name of its repository, which need not be stored yet.
+        Leaves out repositories that the searcher may not pull. Returns no results in these cases:
+
+        - There is no upstream to search, or the upstream fails.
+        - The searcher may pull nothing from the upstream.
+        - Too many searches of the upstream are pending."""
         principal = searcher.principal
         if self._upstream_search is None or not _may_pull_from(principal, self._upstream_search.upstream_name):
             return []
         named_results, searchable = [], _searchable_names(principal)
         results = self._upstream_search.find_cached(text, count, page)
         if results is None:
-            # If the client disconnects, the search continues and holds its slot until it ends. Otherwise a client that
-            # disconnects again and again could run any number of searches.
+            # A search of a disconnected client continues, and counts for the limits until it ends. Otherwise a client
+            # that disconnects again and again could run any number of searches.
             search = start_detached(self._ask_upstream(self._upstream_search, searcher.visitor, text, count, page))
             self._upstream_tasks.add(search)
             search.add_done_callback(self._upstream_tasks.discard)
@@ -195,21 +201,21 @@ class ContentSearches:
         """Searches the upstream. Returns no results if the visitor, or all visitors together, have too many pending
         searches."""
         try:
-            async with self._upstream_searches.slot(visitor):
+            async with self._upstream_limits.slot(visitor):
                 return await upstream_search.find(text, count, page)
         except TooManyRequests:
             return ()
 
 
 def _searchable_names(principal: Principal) -> NameSet:
-    """Returns the names of the repositories that a search by `principal` may find: the repositories that the list of
-    repositories shows to `principal`. If the request has a bearer token that does not allow to list repositories, these
-    are the repositories that the token allows to pull."""
+    """Returns the names of the repositories that a search for `principal` may find: those that a list of repositories
+    shows to `principal`. If a bearer token does not allow `principal` to list repositories, returns the names that the
+    token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 
 def _may_pull_from(principal: Principal, upstream: str) -> bool:
-    """Returns whether an upstream can have a repository that `principal` may pull."""
+    """Returns whether a search for `principal` may find any repository of the upstream."""
     prefix = f"{upstream}/"
     # `seek` skips to the first possible name at or after the prefix.
     return (_searchable_names(principal).seek(prefix) or "").startswith(prefix)

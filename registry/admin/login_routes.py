@@ -1,11 +1,11 @@
-"""The routes `/login`, `/login/openid`, `/login/callback` and `/logout`. Through them, people log in with a browser, by
-password or at the OpenID Connect provider, and log out.
+"""The routes with which people log in and out in a browser: `/login` by password, `/login/openid` and
+`/login/callback` at the OpenID Connect *provider*, and `/logout`.
 
-If the registry has web pages (`/ui`), `/login` redirects to their login page. Otherwise this module renders a short
-page. The only text from the request on that page is the path to which the browser returns. Its characters are checked
-and escaped.
+If the registry has web pages (`/ui`), GET `/login` redirects to the login page there. Otherwise GET `/login` shows a
+short page of this module. The only text that this page takes from the request is the *return path*, to which the
+browser returns after the login. `_return_path` checks the return path, and the page escapes it.
 
-The *attempt cookie* holds the state of a login from its start until the provider redirects the browser back.
+The *attempt cookie* holds the state of a login at the provider, until the provider redirects the browser back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from storage.errors import RegistryError
 CALLBACK_PATH: Final = "/login/callback"
 """The path to which the provider redirects the browser after a login."""
 DEFAULT_RETURN_PATH: Final = "/api/docs"
-"""The path to which the browser returns after the login if the request has no parameter `next`."""
+"""The return path if the request has no parameter `next`."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -67,8 +67,8 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def show_login(request: Request) -> Response:
-    """Shows the ways to log in, or redirects to the login page of the web pages. The query may contain `next`, the path
-    to which the browser returns after the login."""
+    """Shows the login form or, if the registry has web pages, redirects to their login page. The query may contain the
+    return path as `next`."""
     try:
         query = _query(request)
         return_path = _return_path(query)
@@ -76,7 +76,7 @@ async def show_login(request: Request) -> Response:
         return _error_page(request, error)
     if request.app.pages is None:
         return _login_page(request, return_path)
-    # Without `next`, the browser goes to the start page of the web pages after the login.
+    # Without `next`, the web pages open their start page after the login, and not DEFAULT_RETURN_PATH.
     parameters = f"?{urlencode({'next': return_path}, safe='/')}" if query.one("next") else ""
     return RedirectResponse(LOGIN_PAGE_PATH + parameters, 303, _HEADERS)
 
@@ -84,8 +84,8 @@ async def show_login(request: Request) -> Response:
 @router.post("/login")
 async def log_in(request: Request) -> Response:
     """Logs in with the form's fields `user` and `password`. Sets the session cookie and redirects the browser to the
-    path in the field `next`. Shows the form again if the login fails. Raises HTTPException (403) if the form comes from
-    a page of another site: such a page could otherwise log the browser in to an account of the attacker."""
+    return path, which is the field `next`. Shows the form again if the login fails. Raises HTTPException (403) if the
+    form comes from a page of another site, because an attacker's page must not log the browser in."""
     cookies = _cookies(request)
     cookies.check_same_origin()
     try:
@@ -109,8 +109,8 @@ async def log_in(request: Request) -> Response:
 
 @router.get("/login/openid")
 async def begin_login(request: Request) -> Response:
-    """Redirects the browser to the provider. The query may contain `next`, the path to which the browser returns after
-    the login."""
+    """Redirects the browser to the provider, and sets the attempt cookie. The query may contain the return path as
+    `next`."""
     cookies = _cookies(request)
     try:
         return_path = _return_path(_query(request))
@@ -128,7 +128,7 @@ async def begin_login(request: Request) -> Response:
 @router.get(CALLBACK_PATH)
 async def finish_login(request: Request) -> Response:
     """Finishes the login when the provider redirects the browser back. Sets the session cookie, and redirects the
-    browser to the path that `/login/openid` stored in the attempt cookie."""
+    browser to the return path in the attempt cookie."""
     cookies = _cookies(request)
     try:
         result = await _browser_login(request).finish_at_provider(
@@ -186,13 +186,13 @@ def _query(request: Request) -> Query:
 
 
 def _return_path(parameters: Query) -> str:
-    """Returns the path to which the browser returns after the login. Raises RequestInvalid if the parameter `next` is
-    not a path of this registry."""
+    """Returns the parameter `next`; DEFAULT_RETURN_PATH if `next` is missing. Raises RequestInvalid if `next` is not a
+    path of this registry."""
     return local_path(parameters.one("next"), DEFAULT_RETURN_PATH)
 
 
 def _authorization_response(request: Request) -> AuthorizationResponse:
-    """Reads the provider's authorization response from the query; a missing parameter becomes an empty string. Raises
+    """Reads the provider's authorization response from the query. A missing parameter becomes an empty string. Raises
     RequestInvalid if a parameter is repeated or malformed."""
     query = _query(request)
     state, code, error, issuer = (query.one(name) or "" for name in ("state", "code", "error", "iss"))
@@ -201,7 +201,7 @@ def _authorization_response(request: Request) -> AuthorizationResponse:
 
 def _login_page(request: Request, return_path: str, error: RegistryError | None = None) -> HTMLResponse:
     """Returns the page with the login form. If the registry has an OpenID provider, the page also has a link to log in
-    at the provider. `error`: the error of a login that has failed; None if no login has failed."""
+    at the provider. `error`: why a login has failed; None for a page without an error."""
     body = _LOGIN_FORM.format(return_path=html.escape(return_path))
     if _browser_login(request).has_provider:
         target = html.escape(f"/login/openid?{urlencode({'next': return_path})}")

@@ -59,7 +59,7 @@ async def require_pushable(caller: Caller, name: RepositoryName) -> RepositoryNa
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
     _check_may_pull(caller.principal, name)
-    return await caller.upkeep.router.hosted_repository(name)
+    return await caller.upkeep.router.require_hosted(name)
 
 
 async def require_deletable(caller: Caller, name: RepositoryName) -> RepositoryName:
@@ -71,7 +71,7 @@ async def require_deletable(caller: Caller, name: RepositoryName) -> RepositoryN
     if settings.read_only or not settings.delete:
         raise Unsupported("this registry does not allow deletes")
     _check_may_pull(caller.principal, name)
-    return await caller.upkeep.router.hosted_repository(name)
+    return await caller.upkeep.router.require_hosted(name)
 
 
 def check_may_download(caller: Caller) -> None:

@@ -12,8 +12,9 @@ from registry.auth.rights.explanation import RepositoryRights, RightsExplanation
 
 
 class RepositoryRightsResponse(BaseModel):
-    """What is allowed on the repository that is stored under `name`. `upstream`: from which it is mirrored; null: it is
-    hosted. `grants`: those that apply to it; the first 100 of them."""
+    """What the account may do on one repository. `name`: the repository's name in the store. `upstream`: the upstream
+    from which the repository is mirrored; null if the repository is hosted. `grants`: at most 100 grants, which
+    apply to the account on the repository."""
 
     name: str
     upstream: str | None
@@ -31,11 +32,15 @@ class RepositoryRightsResponse(BaseModel):
 
 
 class RightsResponse(BaseModel):
-    """What an account may do. `account`: null for a client without a login. `stored`: whether the store has the
-    account; false for a client without a login. If an account is not stored, its rights are those that it would have if
-    the htpasswd file had an account of that name. An account that is not `enabled` may do nothing. Grants have no
-    effect if `admin` or `open` is true. `repositories`: the repositories that the name in the request can mean. A name
-    without a host, such as `team/app`, can mean two: a hosted repository, and one of the default upstream."""
+    """What an account may do on a repository.
+
+    - `account`: the account's name; null for a client without a login.
+    - `stored`: whether the store has the account; false for a client without a login. If the store lacks the account,
+      its rights are those of an account of this name in the htpasswd file.
+    - `enabled`: false for a disabled account, which may do nothing.
+    - `admin`, `open`: if one of them is true, grants have no effect.
+    - `repositories`: the repositories that the name in the request can mean. A name without a host, such as `team/app`,
+      can mean a hosted repository and a repository of the default upstream."""
 
     account: str | None
     stored: bool

@@ -1,11 +1,11 @@
 """The token endpoint `/token`, where registry clients exchange a login for a bearer token.
 
-A *login* is an account name with the account's password, or with an API token in place of the password. POST also
-accepts a refresh token, which the client got in an earlier response.
+A *login* is an account name with a secret: the account's password, an API token or a token of a trusted issuer. In a
+POST, a refresh token from an earlier response can replace the login.
 
 GET follows Distribution's "Token Authentication Specification", POST follows OAuth 2.0 (RFC 6749) as in Distribution's
-"OAuth2 Token Authentication". Error responses have the format of the OCI distribution spec. Error responses to a POST
-also have the fields of RFC 6749, 5.2, because OAuth clients read those.
+"OAuth2 Token Authentication". Error responses have the format of the OCI distribution spec. For OAuth clients, error
+responses to a POST also have the fields of RFC 6749, 5.2.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     API_VERSION[0].decode(): API_VERSION[1].decode(),
 }
-"""Headers of every response. A token must not be cached."""
+"""Headers of every response. They forbid caches to store the token."""
 _OAUTH_ERRORS: Final = {401: "invalid_grant", 400: "invalid_request", 413: "invalid_request", 429: "slow_down"}
 """OAuth error codes by HTTP status (RFC 6749, 5.2; RFC 8628, 3.5)."""
 
@@ -49,9 +49,9 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
     @router.get("/token", summary="A token for clients of the registry")
     async def get_token(request: Request) -> Response:
         """Query parameters: `service`, `scope` (may be repeated, or hold several scopes separated by spaces),
-        `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send an account name and its
-        password by Basic authentication; an API token or a trusted issuer's token may take the password's place.
-        Without an Authorization header, the token is for anonymous access."""
+        `offline_token` (`true` to get a refresh token as well), `client_id`. Clients send a login by Basic
+        authentication: an account name, and as the password the account's password, an API token or a token of a
+        trusted issuer. A client without an Authorization header gets a token for anonymous access."""
         actor = unauthenticated_actor(request.scope)
         try:
             query = Query(request.scope.get("query_string", b""))
@@ -83,7 +83,7 @@ def token_router(get_service: Callable[[Request], TokenService]) -> APIRouter:
 
 async def read_form(request: Request) -> Query:
     """Returns the form in the request's body. Raises FormInvalid if the Content-Type is not that of a form,
-    FormTooLarge if the form has more than MAX_FORM_BYTES, and RequestInvalid if it cannot be parsed."""
+    FormTooLarge if the body has more than MAX_FORM_BYTES, and RequestInvalid if the body cannot be parsed."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
     body = bytearray()
@@ -106,7 +106,7 @@ def _token_request_from_form(form: Query) -> TokenRequest:
         case None:
             raise FormInvalid("the form has no grant_type")
         case _:
-            raise FormInvalid("grant_type is password or refresh_token here", oauth_code="unsupported_grant_type")
+            raise FormInvalid("grant_type must be password or refresh_token", oauth_code="unsupported_grant_type")
     return TokenRequest(
         credential=credential,
         requested=scopes.parse_scopes(form.all("scope")),
@@ -144,7 +144,7 @@ def _success_response(issued: TokenResponse, **extra_fields: str) -> Response:
 
 
 def _error_response(error: RegistryError, actor: Actor, *, oauth: bool = False) -> Response:
-    """Returns the JSON response for an error. `oauth` adds the fields of RFC 6749, 5.2."""
+    """Returns the JSON response for an error. `oauth`: whether to add the fields of RFC 6749, 5.2."""
     status = status_of(error)
     headers = {**_HEADERS, "x-request-id": actor.request_id}
     if status == 401:

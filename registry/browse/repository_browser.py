@@ -40,7 +40,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.retention import Retention
 from storage.tag_history import TagHistory
 from storage.tag_listing import TagListing, TagQuery
-from storage.tag_removal import TagRemovals
+from storage.tag_removal import TagRemovalPlanner
 from storage.tag_rules import ImmutableTags
 from storage.upstream_tags import UpstreamTags
 
@@ -65,7 +65,7 @@ class ContentStore(Protocol):
     def tag_listing(self) -> TagListing: ...
 
     @property
-    def tag_removals(self) -> TagRemovals: ...
+    def tag_removals(self) -> TagRemovalPlanner: ...
 
     @property
     def tag_history(self) -> TagHistory: ...

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 from registry.naming import NamingRules
-from registry.router import ConfirmedCheck, Router, UsedCheck
+from registry.router import IsConfirmed, IsUsed, Router
 from storage.access import Action
 from storage.errors import BlobUnknown, Unsupported
 from storage.interface import Registry
@@ -23,10 +23,10 @@ T = TypeVar("T")
 def stored_content(
     store: Registry,
     naming: NamingRules,
-    is_used: UsedCheck,
+    is_used: IsUsed,
     *,
     private: Collection[str],
-    is_confirmed: ConfirmedCheck,
+    is_confirmed: IsConfirmed,
 ) -> Router:
     """Returns a router like that of the server, but with `store` in place of each mirror. `is_used`: returns whether
     the store ever had content of a repository. `private`: the names of the private upstreams, which may have
@@ -42,7 +42,7 @@ def stored_content(
 class _ConfirmedBlobs(ForwardingRegistry):
     """Passes reads to `inner`, but returns only blobs that the upstream has confirmed for their repository."""
 
-    def __init__(self, inner: Registry, is_confirmed: ConfirmedCheck) -> None:
+    def __init__(self, inner: Registry, is_confirmed: IsConfirmed) -> None:
         super().__init__(inner)
         self._is_confirmed = is_confirmed
 

@@ -20,7 +20,7 @@ from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
 from storage.retention import MAX_ORPHANS, Retention
 from storage.tag_history import TagHistory
-from storage.tag_removal import PlannedTag, TagRemovalPlan, TagRemovals
+from storage.tag_removal import PlannedTag, TagRemovalPlan, TagRemovalPlanner
 from storage.tag_rules import ImmutableTags, IsImmutable
 
 
@@ -34,7 +34,7 @@ class TagRemover:
     def __init__(
         self,
         registry: Registry,
-        removals: TagRemovals,
+        removals: TagRemovalPlanner,
         retention: Retention,
         history: TagHistory,
         immutable_tags: ImmutableTags,

@@ -21,18 +21,18 @@ from storage.access import AuditEntry, AuditQuery, GranteeKind
 
 ACTIVITY_PATH: Final = "/ui/activity"
 PAGE_SIZE: Final = 50
-"""How many entries of the audit log a page shows."""
+"""Number of audit log entries on a page."""
 OUTCOMES: Final = {
     "ok": translatable("done"),
     "denied": translatable("denied"),
     "failed": translatable("failed"),
 }
-"""The names of the outcomes of audit log entries on the page."""
+"""The names that the page shows for the outcomes of audit log entries."""
 
 
 class Period(NamedTuple):
-    """A period that ends now, or at the time that the visitor chose. `seconds`: its length; None: unlimited. `text`:
-    its name on the page."""
+    """A period for the filter `period`. It ends now, or at the time of the filter `until`. `seconds`: the length of the
+    period; None if the period has no start. `text`: the name of the period on the page."""
 
     seconds: float | None
     text: str
@@ -45,7 +45,7 @@ PERIODS: Final = {
     "week": Period(7 * 86400, translatable("last 7 days")),
     "month": Period(30 * 86400, translatable("last 30 days")),
 }
-"""The periods that a visitor can choose, by their values in the query."""
+"""The periods that an admin can choose, by the value of `period` in the query."""
 ACTIONS: Final = {
     "login": translatable("Log in"),
     "session.start": translatable("Session started"),
@@ -86,11 +86,11 @@ ACTIONS: Final = {
     "push": translatable("Push"),
     "delete": translatable("Delete"),
 }
-"""The names of frequent actions on the page. Other actions are shown as they are in the log."""
+"""The names that the page shows for frequent actions. For other actions, the page shows the names in the audit log."""
 _MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
-"""For each filter that is a text: how many of its characters are read."""
+"""The filters that are free text. The page reads at most this number of characters of each."""
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
-"""Kinds of actions whose targets have pages below `REPOSITORIES_PATH`. The kind of an action is its part before the
+"""The kinds of actions whose targets have pages below `REPOSITORIES_PATH`. The kind of an action is the part before the
 dot, such as `tag` in `tag.put`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -98,8 +98,8 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class ActivityRow:
-    """A row of the list: an audit log entry, its time, and its details as texts. `target_path`: the path of the page
-    about the target of the entry; None if there is no such page."""
+    """A row of the list: an audit log entry, with its time and its details in a form for the page. `target_path`: the
+    path of the page about the entry's target; None if there is no such page."""
 
     entry: AuditEntry
     at: datetime
@@ -110,18 +110,18 @@ class ActivityRow:
 @router.get(ACTIVITY_PATH)
 async def activity(request: Request) -> Response:
     """Lists entries of the audit log, the newest first. These parameters of the query filter the entries: `account`,
-    `action`, `repository`, `outcome` (a key of `OUTCOMES`), `period` (a key of `PERIODS`) and `until` (a time in UTC).
-    With `after`, the id of an entry, the page begins with the next older entry. Raises Unauthorized, Denied,
-    AccountInvalid, RequestInvalid."""
+    `action`, `repository`, `outcome` (a key of `OUTCOMES`), `period` (a key of `PERIODS`) and `until` (a time, in UTC
+    if it names no zone). The parameter `after` is the id of an entry: the page begins with the next older entry. Raises
+    Unauthorized, Denied, AccountInvalid, RequestInvalid."""
     caller, query = await admin_of(request), query_of(request)
     chosen = _chosen_filters(query)
-    length, until = PERIODS[chosen["period"]].seconds, _parse_time(chosen["until"])
+    period_seconds, until = PERIODS[chosen["period"]].seconds, _parse_time(chosen["until"])
     audit_query = AuditQuery(
         actor=chosen["account"] or None,
         action=chosen["action"] or None,
         target=chosen["repository"] or None,
         outcome=chosen["outcome"] or None,
-        since=None if length is None else (time.time() if until is None else until) - length,
+        since=None if period_seconds is None else (time.time() if until is None else until) - period_seconds,
         until=until,
         before=query.one("after") or None,
     )
@@ -144,7 +144,8 @@ async def activity(request: Request) -> Response:
 
 
 def _chosen_filters(query: Query) -> dict[str, str]:
-    """Returns the filters in a query. The text of a missing filter is empty. Raises RequestInvalid."""
+    """Returns the text of each filter in the query, by the name of the filter; empty if the query lacks the filter.
+    Raises RequestInvalid if a filter is repeated, or if there is no such outcome or period."""
     chosen = {name: (query.one(name) or "").strip()[:max_length] for name, max_length in _MAX_CHARACTERS.items()}
     for name, choices in (("outcome", OUTCOMES), ("period", PERIODS)):
         chosen[name] = query.one(name) or ""
@@ -154,8 +155,8 @@ def _chosen_filters(query: Query) -> dict[str, str]:
 
 
 def _parse_time(text: str) -> float | None:
-    """Parses the time in a field of a form, such as `2026-11-28T12:00`. A time without a zone is in UTC. Returns
-    seconds since 1970; None if the field is empty. Raises RequestInvalid."""
+    """Parses a time such as `2026-11-28T12:00`, and returns it in seconds since 1970. A time without a zone is in UTC.
+    Returns None if `text` is empty. Raises RequestInvalid if `text` is not a time."""
     if not text:
         return None
     try:
@@ -175,7 +176,7 @@ def _text_of(value: object) -> str:
 
 
 def _target_path(entry: AuditEntry) -> str | None:
-    """Returns the path of the page about the target of an entry; None if there is no such page."""
+    """Returns the path of the page about the entry's target; None if there is no such page."""
     kind, dot, _ = entry.action.partition(".")
     if not entry.target or not dot:
         return None

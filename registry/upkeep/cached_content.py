@@ -92,7 +92,7 @@ async def refresh_image(router: Router, stored: StoredRegistry, image: ImageRefe
 
     Raises NameUnknown if the repository is not mirrored, and ManifestUnknown if the upstream does not have the image.
     Raises UpstreamUnavailable if the upstream gave no answer; the cached copy then stays."""
-    mirrored = await router.mirrored_repository(image.repository)
+    mirrored = await router.require_mirrored(image.repository)
     unblocked_blobs = await _forget_bad_senders(stored, mirrored, image)
     if isinstance(image.reference, Digest):
         result = await _refresh_digest(stored, mirrored, image, image.reference, unblocked_blobs)
@@ -207,7 +207,7 @@ async def purge_image(
     Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
     not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
     errors, nothing has changed. After a cancellation, a part of the content may be deleted."""
-    mirrored = await router.mirrored_repository(image.repository)
+    mirrored = await router.require_mirrored(image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
         frozen = await stored.upstream_tags.find_frozen_tag(mirrored.repo, image.reference)
         if frozen is not None:

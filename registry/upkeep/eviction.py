@@ -23,7 +23,7 @@ from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, Evictor
 from storage.upkeep.job_runner import JobContext, Work
-from storage.upkeep.usage_counting import complete_counts
+from storage.upkeep.usage_counting import count_stored_scopes
 from storage.usage import Usage
 
 EVICTION_KIND: Final = "evict"
@@ -89,7 +89,7 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         budgets = _budgets(settings, evictor, max_bytes, upstream)
         await context.report(message="counting the cache", unit="images")
         await _wait_for_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
-        await complete_counts(store.usage, store.leases)
+        await count_stored_scopes(store.usage, store.leases)
         evicted: list[dict[str, Any]] = []
         totals = {"images": 0, "bytes": 0}
 

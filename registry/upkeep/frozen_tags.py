@@ -54,7 +54,7 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
 
     If the manifest is not cached, asks the upstream for it. Raises NameUnknown if the repository is not mirrored, and
     the errors of `Mirror.resolve_manifest`. After an error, nothing has changed."""
-    mirrored = await router.mirrored_repository(requested.repository, consequence=", so there is nothing to freeze")
+    mirrored = await router.require_mirrored(requested.repository, consequence=", so there is nothing to freeze")
     frozen_before = await tags.find_frozen_tag(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
     digest = (await mirrored.registry.resolve_manifest(mirrored.repo, reference)).digest

@@ -34,7 +34,7 @@ from storage.store.publication import Publication
 from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.tag_history import TagHistory
 from storage.tag_listing import TagListing
-from storage.tag_removal import TagRemovals
+from storage.tag_removal import TagRemovalPlanner
 from storage.tag_rules import ImmutableTags
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
@@ -109,7 +109,7 @@ class StoredRegistry:
         upstream_tags: UpstreamTags,
         tag_history: TagHistory,
         tag_listing: TagListing,
-        tag_removals: TagRemovals,
+        tag_removals: TagRemovalPlanner,
         immutable_tags: ImmutableTags,
         usage: Usage,
         cached_images: CachedImages,

@@ -1,5 +1,5 @@
-"""Counts the blobs, bytes and tags of *usage scopes* (sets of repositories) in the background, after the scopes in the
-server's settings have changed (`count_scopes`)."""
+"""Counts the content of *usage scopes* in the background. A usage scope is a set of repositories whose blobs, bytes and
+tags the store counts (`storage.usage`)."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from storage.leases import Leases
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"
-"""Name of the slot (a permit that one process at a time can hold) for counting."""
+"""Name of the slot for counting. A slot is a permit that only one process at a time can hold."""
 PAUSE_SECONDS: Final = 0.005
-"""Seconds between two batches. A push or another change of the store can run in this pause, so it does not wait for
-many batches."""
+"""Seconds between two batches. Pushes and other changes of the store run in this pause."""
 RETRY_SECONDS: Final = 30.0
-"""Seconds until a process tries again after an error of the store."""
+"""Seconds between an error and the next attempt to count."""
 log = logging.getLogger("storage.usage")
 
 
-async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Replaces the stored scopes by `definitions` and counts their content, in one process at a time. Returns when all
-    scopes are *complete*: their content is counted. If the process dies, the next process that calls this function
-    continues the count. Raises StorageFull, StorageFailed.
+async def configure_and_count(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
+    """Replaces the scopes in the store by `definitions`, and counts the content of new and changed scopes. Returns
+    when all scopes are *complete*: all their content is counted. Only one process at a time counts. If that process
+    dies, the next process that calls this function continues the count. Raises StorageFull, StorageFailed.
 
-    Only servers call this function. A command may have other settings than the server. Its call would remove the
-    scopes that its settings lack, and the quotas and cache budgets of these scopes would have no effect any more."""
+    Only the server may call this function. A command can have other settings, and would remove scopes of the
+    server."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         await _count(usage)
 
 
-async def complete_counts(usage: Usage, leases: Leases) -> None:
-    """Returns when the scopes that a server has defined are complete. If another process counts them, waits for it;
-    otherwise, continues the count. Changes no scope's definition. Raises StorageFull, StorageFailed."""
+async def count_stored_scopes(usage: Usage, leases: Leases) -> None:
+    """Counts the content of the scopes that are in the store, and changes none of their definitions. If another process
+    already counts, waits for that process. Returns when all scopes are complete. Raises StorageFull, StorageFailed."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await _count(usage)
 
@@ -46,19 +45,20 @@ async def _count(usage: Usage) -> None:
     is_logged = False
     while await usage.count_batch():
         if not is_logged and (names := await _uncounted_names(usage)):
-            log.info("counting what is stored for: %s; until that is done, their limits have no effect", names)
+            log.info("counting what is stored for: %s; their limits have no effect until the count is complete", names)
             is_logged = True
         await asyncio.sleep(PAUSE_SECONDS)
     if is_logged:
         log.info("counted what is stored; all limits are in effect")
 
 
-async def count_scopes_with_retries(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Does the same as `count_scopes`, but raises no error: logs it, and tries again later until `count_scopes` has
-    succeeded."""
+async def configure_and_count_with_retries(
+    usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]
+) -> None:
+    """Calls `configure_and_count` until it succeeds. Logs each error, and then waits `RETRY_SECONDS`."""
     while True:
         try:
-            return await count_scopes(usage, leases, definitions)
+            return await configure_and_count(usage, leases, definitions)
         except Exception as error:
             log_round_error(log, "cannot count the stored content", error)
         await asyncio.sleep(RETRY_SECONDS)

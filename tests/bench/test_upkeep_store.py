@@ -33,7 +33,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, ConfirmedProblem
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from storage.usage import ScopeDefinition
 from tests.fakes.second_connection import second_connection
 
@@ -88,7 +88,7 @@ async def prepare(data: Path) -> None:
     """Prepares a data directory as a server with a mirror would, and pushes the config."""
     prepare_data_dir(data)
     async with open_registry(data) as store:
-        await count_scopes(store.usage, store.leases, SCOPES)
+        await configure_and_count(store.usage, store.leases, SCOPES)
         await push_blob(store, BASE, CONFIG)
         await store.put_manifest(BASE, Manifest.parse(manifest_of_layer(CONFIG, CONFIG), MANIFEST_TYPE), by=BY)
 

@@ -2,8 +2,8 @@
 and input of passwords.
 
 `Administration` reads and changes the accounts, groups, grants and tokens of a data directory. The *actor* is the
-person who makes a change, as the audit log records it. The methods of `Administration` that change something take the
-actor as the argument `by`.
+person whom the audit log names for a change. Each method of `Administration` that changes something takes the actor as
+the argument `by`.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def administer(
     """Opens the accounts in the data directory, and returns the result of `work`. The arguments of `work` are the
     `Administration` of these accounts and the actor of this command. A server may use the data directory at the same
     time. If root runs the command, the process first becomes the user who owns the data directory, and remains that
-    user (`prepare_data_directory`).
+    user (`prepare_data_directory`). Ends the command with one line on stderr for an error that an operator can fix.
 
-    `config` and `data`: the values of --config and --data. `create_data_directory`: whether to create the data
-    directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
+    `config` and `data`: the values of --config and --data. `create_data_directory`: whether to create a missing data
+    directory."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.auth.administration import Administration
@@ -87,16 +87,16 @@ def administer(
 
 
 def print_hints(hints: Iterable[str]) -> None:
-    """Prints `NewAccount.hints` on stderr: what an admin should know about a new account."""
+    """Prints hints about a new account (`NewAccount.hints`) on stderr."""
     for hint in hints:
         print_line(f"note: {hint}", err=True)
 
 
 def has_had_account(settings: Settings) -> bool:
-    """Returns whether there ever was an account in the data directory. The directory may be missing, or its data may be
-    of an older version. If root runs the command, the process first becomes the user who owns the data directory, and
-    remains that user (`become_owner`). Ends the command with one line on stderr if the process cannot become that user,
-    or if the data cannot be read."""
+    """Returns whether the data directory has, or ever had, an account. Returns False if the directory has no data. The
+    data may be of an older version. If root runs the command, the process first becomes the user who owns the data
+    directory, and remains that user (`become_owner`). Ends the command with one line on stderr if the process cannot
+    become that user, or if the data cannot be read."""
     from registry.cli.data_owner import become_owner
     from storage import composition
 
@@ -153,12 +153,10 @@ def parse_name_or_fail(text: str) -> AccountName:
 
 def read_password_file(file: Path | None) -> str | None:
     """Returns the text of a password file, for the argument `file_text` of `password_or_fail`. Returns None if `file`
-    is None or `-` (stdin), or if the file cannot be read.
+    is None or `-` (stdin), or if the file cannot be read. If the command needs the password, `password_or_fail` then
+    reads the file again, and reports the error.
 
-    Call this before `has_had_account`, which can switch the process to a user who may not read the file. So at this
-    call, it is not known yet whether the command needs the password: if the registry has or had an account,
-    `entrepot user add --if-first` needs none. For this reason, a file that cannot be read is no error here. If the
-    command needs the password, `password_or_fail` tries to read the file again, and reports the error."""
+    Call this before `has_had_account`, which can switch the process to a user who may not read the file."""
     if file is None or str(file) == "-":
         return None
     try:
@@ -168,12 +166,12 @@ def read_password_file(file: Path | None) -> str | None:
 
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_text: str | None = None) -> str | None:
-    """Returns the password for the account `name`. Reads it from `file`; if `file` is None, asks for it at the
-    terminal. Returns None if `generate` is true; the registry then generates a password. `file_text`: the text of
-    `file`; None: the file has not been read yet.
+    """Returns the password for the account `name`. If `generate` is true, returns None, and the registry generates a
+    password. Otherwise, reads the password from `file`, or from the terminal if `file` is None. `file_text`: the text
+    of `file`; None if the file was not read yet. Ends the command if there is no password, or if the password is not
+    acceptable.
 
-    The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
-    the command if there is no password, or if the password is not acceptable."""
+    The password cannot be an argument of the command, because every process of the machine can read the arguments."""
     from registry.auth.password.hashing import check_password
 
     if file and generate:
@@ -195,8 +193,8 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_
 
 
 def _first_line(file: Path, text: str | None) -> str:
-    """Returns the first line of the file without its line end. The file `-` means stdin. `text`: the text of the file;
-    None: this function reads the file. Ends the command if the file cannot be read, or if the line is empty."""
+    """Returns the first line of the file, without the line end. The file `-` means stdin. `text`: the text of the file;
+    if None, reads the file. Ends the command if the file cannot be read, or if the line is empty."""
     try:
         if text is None:
             text = sys.stdin.readline(MAX_FILE_BYTES) if str(file) == "-" else read_small_text(file)

@@ -72,8 +72,8 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds a person's account. Prints a generated password on stdout and everything else on stderr. After the first
-    account of the registry, prints that everyone has to log in from now on, and which commands to run next."""
+    """Adds a person's account. Prints a generated password on stdout and everything else on stderr. If the account is
+    the registry's first, prints that everyone has to log in from now on, and which commands to run next."""
     settings = load_or_fail(config, data=data).settings
     account = parse_name_or_fail(name)
     file_text = None
@@ -106,8 +106,8 @@ add_account_actions(app, WORDS)
     epilog=WORDS.examples("show alice", "show alice --json"),
 )
 def show(name: NameArgument, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
-    """Prints the account and all grants that apply to it: its own grants, and those to its groups, to `authenticated`
-    (all accounts) and to `everyone` (also clients without an account)."""
+    """Prints the account and the grants that apply to it: grants to the account, to its groups, to `authenticated` (all
+    accounts) and to `everyone` (all accounts, and clients without an account)."""
     from registry.admin import models
     from storage.content import Page
 
@@ -131,7 +131,8 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
 
 @app.command(
     "password",
-    help="Set a new password. Clients and browsers that logged in with the old one are logged out. API tokens stay.",
+    help="Set a new password. Clients and browsers that logged in with the old one are logged out. API tokens stay "
+    "valid.",
     epilog=WORDS.examples("password alice", "password alice --generate"),
 )
 def password(
@@ -190,14 +191,15 @@ def sessions(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the person's sessions. With `end` or `end_all`, ends these sessions instead. Stops at the first id that
-    does not belong to a session of this person; the sessions before it stay ended."""
+    """Prints the person's sessions. With `end_all`, ends them all instead. With `end`, ends the sessions with these ids
+    instead, in order. At the first id that is no session of this person, ends the command with an error, and
+    ends no more sessions."""
     from registry.admin import models
     from storage.access import AccountUnknown
 
     account = parse_name_or_fail(name)
 
-    async def end_some(administration: Administration, actor: Actor) -> None:
+    async def end_chosen_sessions(administration: Administration, actor: Actor) -> None:
         if end_all:
             count = await administration.end_sessions(account, by=actor)
             print_line(f"{count} session{'' if count == 1 else 's'} of {account} ended", err=True)
@@ -205,12 +207,12 @@ def sessions(
         for session_id in end or ():
             if session_id not in [session.id for session in administration.sessions(account)]:
                 # This is also the store's error for a session that does not exist.
-                raise AccountUnknown(f"{account} has no session {session_id}; it may have ended")
+                raise AccountUnknown(f"{account} has no session {session_id}, or that session has ended")
             await administration.end_session(session_id, by=actor)
             print_line(f"{session_id} is ended", err=True)
 
     if end or end_all:
-        administer(config, data, end_some)
+        administer(config, data, end_chosen_sessions)
         return
     print_list(
         config,

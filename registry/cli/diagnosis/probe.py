@@ -19,7 +19,7 @@ PROBE_SECONDS: Final = 5.0
 
 
 class ProbeError(StrEnum):
-    """The reasons why there was no response."""
+    """The reasons why a probe got no response."""
 
     DNS = "the name is not known"
     REFUSED = "nothing listens there"
@@ -36,10 +36,10 @@ class ProbeError(StrEnum):
 class ProbeResult:
     """The result of a probe.
 
-    - `error`: why there was no response; None: there was one.
-    - `detail`: a message about the error, for example that of the operating system; may be empty.
-    - `instance`: a random id that the server gets at each start (header `X-Entrepot-Instance`); None: there was no
-      response, or the server is not Entrepot.
+    - `error`: why there was no response; None if there was a response.
+    - `detail`: a message about the error, such as the operating system's message; may be empty.
+    - `instance`: the random id of a running Entrepot server (header `X-Entrepot-Instance`), which changes at each
+      start. None if there was no response, or if the server is not Entrepot.
     - `status`: the HTTP status of the response to GET `/v2/`; 0 if there was no response.
     - `is_registry`: whether the response to GET `/v2/` is that of a registry."""
 
@@ -52,9 +52,9 @@ class ProbeResult:
 
 
 def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS) -> ProbeResult:
-    """Requests `/livez` and `/v2/` at `url`, which is a scheme with a host and port. Blocks. `ca_file`: the certificate
-    of an authority to trust in addition to those of the system. `seconds`: the time limit as in `PROBE_SECONDS`. Errors
-    of the network are in the result and are not raised."""
+    """Requests `/livez` and `/v2/` at `url`, such as `https://host:5000`. Blocks. `ca_file`: the certificate of a CA to
+    trust in addition to the CAs of the system. `seconds`: the time limit, as described for `PROBE_SECONDS`. Does not
+    raise network errors, but returns them in the result."""
     try:
         _, live_headers = _get(url, "/livez", ca_file, seconds)
         status, headers = _get(url, "/v2/", ca_file, seconds)
@@ -70,8 +70,8 @@ def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS)
     except TimeoutError:
         return ProbeResult(url, ProbeError.TIMEOUT, f"{seconds:g} s")
     except ConnectionResetError as error:
-        # With TLS 1.3, some servers reset the connection, without an alert, if the client has no certificate. A server
-        # that uses asyncio in Python 3.11 does so.
+        # If the client has no certificate, some servers with TLS 1.3 reset the connection without an alert, for example
+        # servers that use asyncio in Python 3.11.
         kind = ProbeError.TLS_ENDED if urlsplit(url).scheme == "https" else ProbeError.NO_HTTP
         return ProbeResult(url, kind, str(error) or type(error).__name__)
     except http.client.HTTPException as error:
@@ -83,10 +83,10 @@ def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS)
 
 
 def _tls_error(reason: str) -> ProbeError:
-    """Returns the kind of a TLS error. `reason`: the name of the error in OpenSSL, in lower case."""
+    """Returns the ProbeError for a TLS error. `reason`: OpenSSL's name of the error, in lower case."""
     if "alert certificate required" in reason:  # TLS 1.3 (RFC 8446, 6.2)
         return ProbeError.CLIENT_CERTIFICATE
-    # A server with TLS 1.2 sends this alert if the client has no certificate, and for other reasons (RFC 5246, 7.4.6).
+    # A missing client certificate is only one of the reasons for this alert of TLS 1.2 (RFC 5246, 7.4.6).
     return ProbeError.TLS_ENDED if "alert handshake failure" in reason else ProbeError.NO_TLS
 
 
@@ -105,8 +105,8 @@ def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int
         connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
     try:
         connection.connect()
-        # If the server has closed the connection, sending the request fails. `getresponse` can still read the reason,
-        # such as the alert of TLS 1.3 for a missing client certificate.
+        # Sending fails if the server has closed the connection. But `getresponse` can still read why, such as the alert
+        # of TLS 1.3 for a missing client certificate.
         with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             connection.request("GET", path, headers={"User-Agent": "entrepot-check"})
         response = connection.getresponse()

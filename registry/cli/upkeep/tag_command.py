@@ -134,7 +134,7 @@ def restore(
     unix_time = None if at is None else _parse_time_or_fail(at)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        hosted_repo = await upkeep.router.hosted_repository(repo)
+        hosted_repo = await upkeep.router.require_hosted(repo)
         changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changer.restore(hosted_repo, tag, to=digest, at=unix_time, by=operator_actor(), force=force)
 
@@ -170,7 +170,7 @@ def move(
         target_reference = as_reference(target)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
-        hosted_repo = await upkeep.router.hosted_repository(repo)
+        hosted_repo = await upkeep.router.require_hosted(repo)
         changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         return await changer.move(hosted_repo, tag, target_reference, by=operator_actor(), force=force)
 
@@ -193,7 +193,7 @@ def delete(
     repo, tag = _parse_tag_or_fail(reference)
 
     async def work(upkeep: UpkeepComponents) -> None:
-        hosted_repo = await upkeep.router.hosted_repository(repo)
+        hosted_repo = await upkeep.router.require_hosted(repo)
         changer = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
         await changer.delete(hosted_repo, tag, by=operator_actor(), force=force)
 

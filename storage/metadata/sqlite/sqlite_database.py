@@ -34,7 +34,7 @@ from storage.metadata.sqlite.upkeep.sqlite_pulls import SqlitePulls
 from storage.metadata.sqlite.upkeep.sqlite_retention import SqliteRetention
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.metadata.sqlite.upkeep.sqlite_tag_history import SqliteTagHistory
-from storage.metadata.sqlite.upkeep.sqlite_tag_removals import SqliteTagRemovals
+from storage.metadata.sqlite.upkeep.sqlite_tag_removals import SqliteTagRemovalPlanner
 from storage.metadata.sqlite.upkeep.sqlite_upstream_tags import SqliteUpstreamTags
 from storage.metadata.sqlite.upkeep.sqlite_usage import SqliteUsage
 
@@ -115,7 +115,7 @@ class SqliteDatabase:
         self.upstream_tags = SqliteUpstreamTags(self._db, cache, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
         self.tag_listing = SqliteTagListing(lists)
-        self.tag_removals = SqliteTagRemovals(lists)
+        self.tag_removals = SqliteTagRemovalPlanner(lists)
         self.usage = SqliteUsage(self._db, writer, scans)
         self.cached_images = SqliteCachedImages(writer, scans, clock)
         self.pulls = SqlitePulls(self._db, writer)

@@ -14,7 +14,7 @@ from storage.consistency import ProblemCode
 from storage.data_dir.layout import Layout
 from storage.names import Digest, RepositoryName, Tag
 from storage.upkeep.checker import CheckOptions
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from storage.usage import ScopeDefinition
 from tests.fakes.registry_content import BY, CONFIG_TYPE, descriptor_of, image_of, index_of, push_blob, read_blob
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
@@ -32,7 +32,7 @@ async def fill(data: Path) -> Digest:
     in a hosted repository. Returns the digest of the mounted layer."""
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT, clock=lambda: NOW - 100) as store:
-        await count_scopes(store.usage, store.leases, SCOPES)
+        await configure_and_count(store.usage, store.leases, SCOPES)
         children = []
         for repo, name in ((HUB, "one"), (HUB, "two"), (OTHER, "three")):
             config = await push_blob(store, repo, b"{}")

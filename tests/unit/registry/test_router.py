@@ -424,15 +424,15 @@ async def test_a_manifest_with_an_unknown_blob(router_setup: RouterSetup, down: 
 
 
 async def test_only_a_mirrored_repository_has_a_mirror(router_setup: RouterSetup) -> None:
-    """`mirrored_repository` returns the mirror of a mirrored repository. For a hosted one, it raises an error."""
-    mirrored = await router_setup.router.mirrored_repository(RepositoryName("ubuntu"))
+    """`require_mirrored` returns the mirror of a mirrored repository. For a hosted one, it raises an error."""
+    mirrored = await router_setup.router.require_mirrored(RepositoryName("ubuntu"))
     assert (mirrored.registry, mirrored.repo, mirrored.upstream) == (
         router_setup.hub,
         "docker.io/library/ubuntu",
         "docker.io",
     )
     with pytest.raises(NameUnknown) as caught:
-        await router_setup.router.mirrored_repository(RepositoryName("team/app"), consequence=", so nothing happens")
+        await router_setup.router.require_mirrored(RepositoryName("team/app"), consequence=", so nothing happens")
     assert str(caught.value) == "team/app is hosted here and has no upstream, so nothing happens"
 
 

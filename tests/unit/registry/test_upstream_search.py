@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.admin.content_searches import SEARCH_LIMITS, ContentSearches, Searcher
+from registry.admin.content_searches import STORE_SEARCH_LIMITS, ContentSearches, Searcher
 from registry.auth.rights.principal import UNPRIVILEGED, open_principal
 from registry.backend import open_backend
 from registry.background_work import search_indexer
@@ -213,7 +213,7 @@ async def test_searches_of_one_visitor_do_not_delay_those_of_others(tmp_path: Pa
             finally:
                 finished.append(address)
 
-        most = SEARCH_LIMITS.max_pending_per_visitor
+        most = STORE_SEARCH_LIMITS.max_pending_per_visitor
         running = [asyncio.create_task(search(address)) for address in ["192.0.2.1"] * (most + 3) + ["192.0.2.2"]]
         results = await asyncio.gather(*running, return_exceptions=True)
     assert [isinstance(result, TooManyRequests) for result in results] == [False] * most + [True] * 3 + [False]

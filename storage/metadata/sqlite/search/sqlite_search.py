@@ -29,59 +29,63 @@ T = TypeVar("T")
 
 
 class SqliteSearch:
-    """Implements `storage.content_search.ContentSearch` and `SearchIndex`, which describe the methods. Searches run one
-    after the other in a thread of their own, so that other long lookups do not wait for them."""
+    """Implements `ContentSearch` and `SearchIndex` of `storage.content_search`, whose docstrings describe the methods.
+    Searches run one after the other, in a thread that only searches use."""
 
     def __init__(
         self,
         db: apsw.Connection,
         writer: CommitThread | ImmutableDatabase,
-        searches: ScanThread | ImmutableScans,
+        search_thread: ScanThread | ImmutableScans,
         data_version: Callable[[], object],
     ) -> None:
-        """Runs short lookups on `db` and searches in the thread `searches`. Changes the index through `writer`.
+        """Runs short lookups on `db` and searches in `search_thread`. Changes the index through `writer`.
         `data_version` returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
-        self._complete_at: object = None
-        """The last data version at which all content was in the index, as far as known. None if there was none yet."""
+        self._complete_version: object = None
+        """The data version at the last check that found all content in the index; None before the first such check."""
         self._writer = writer
-        self._searches = searches
+        self._search_thread = search_thread
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        return await self._search(lambda db: search_queries.find_repositories(db, words, within, offset, limit))
+        return await self._run_in_search_thread(
+            lambda db: search_queries.find_repositories(db, words, within, offset, limit)
+        )
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
-        return await self._search(lambda db: search_queries.find_tags(db, words, within, offset, limit))
+        return await self._run_in_search_thread(lambda db: search_queries.find_tags(db, words, within, offset, limit))
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
-        return await self._search(lambda db: search_queries.find_labels(db, words, within, offset, limit))
+        return await self._run_in_search_thread(lambda db: search_queries.find_labels(db, words, within, offset, limit))
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
-        return await self._search(lambda db: search_queries.find_digests(db, digest, within, offset, limit))
+        return await self._run_in_search_thread(
+            lambda db: search_queries.find_digests(db, digest, within, offset, limit)
+        )
 
     async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        return await self._search(lambda db: search_queries.first_tags(db, repo, limit))
+        return await self._run_in_search_thread(lambda db: search_queries.first_tags(db, repo, limit))
 
     async def is_indexing(self) -> bool:
-        return self._look(index_tables.is_indexing)
+        return self._run_on_event_loop(index_tables.is_indexing)
 
     def has_unindexed(self) -> bool:
-        return self._look(self._has_unindexed)
+        return self._run_on_event_loop(self._has_unindexed)
 
     async def index_names(self) -> bool:
         return await self._change(index_tables.index_names)
 
     async def unindexed_manifests(self) -> ManifestBatch:
-        return await self._search(index_tables.read_unindexed_manifests)
+        return await self._run_in_search_thread(index_tables.read_unindexed_manifests)
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
         await self._change(lambda db: index_tables.add_manifests(db, batch, labels))
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
-        return await self._search(lambda db: index_tables.read_incomplete_manifests(db, after))
+        return await self._run_in_search_thread(lambda db: index_tables.read_incomplete_manifests(db, after))
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
         def replace(db: apsw.Connection) -> None:
@@ -94,34 +98,34 @@ class SqliteSearch:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _has_unindexed(self, db: apsw.Connection) -> bool:
-        """Returns whether there is content that is not in the index. After a call that returned False, later calls do
-        not read the tables until the next commit."""
+        """Returns whether some content is not in the index. Reads no table if there was no commit since a call that
+        returned False."""
         version = self._data_version()
-        if version != self._complete_at and not index_tables.has_unindexed(db):
-            self._complete_at = version
-        return version != self._complete_at
+        if version != self._complete_version and not index_tables.has_unindexed(db):
+            self._complete_version = version
+        return version != self._complete_version
 
-    def _look(self, lookup: Callable[[apsw.Connection], T]) -> T:
+    def _run_on_event_loop(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs a short lookup on the event loop."""
         try:
             return lookup(self._db)
         except apsw.Error as error:
             raise _as_registry_error(error) from error
 
-    async def _search(self, lookup: Callable[[apsw.Connection], T]) -> T:
+    async def _run_in_search_thread(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs a lookup in the thread for searches."""
         try:
-            return await self._searches.run(lookup)
+            return await self._search_thread.run(lookup)
         except apsw.Error as error:
             raise _as_registry_error(error) from error
 
     async def _change(self, change: Callable[[apsw.Connection], T]) -> T:
-        """Makes a change, but does not wait until it is durable. After a power cut, the indexing continues from the
-        last change that is on the disk."""
+        """Changes the index. Does not wait until the change is durable: after a power cut, the indexing continues from
+        the last change that is on the disk."""
         try:
             return await self._writer.run(change, durable=False)
         except StorageFailed as error:
-            # A violated constraint also means damage: a change violates constraints only in a damaged index.
+            # A change violates a constraint only if the index is damaged.
             if _is_damage(error.__cause__) or isinstance(error.__cause__, apsw.ConstraintError):
                 raise SearchIndexDamaged from error.__cause__
             raise
@@ -134,5 +138,6 @@ def _as_registry_error(error: apsw.Error) -> StorageFull | StorageFailed:
 
 
 def _is_damage(error: BaseException | None) -> bool:
-    """Returns whether SQLite has found that a table is damaged, or cannot open one of the full-text indexes."""
+    """Returns whether an error of SQLite means that the index is damaged: SQLite has found damage in a table, or cannot
+    open a full-text index (FTS5)."""
     return isinstance(error, apsw.CorruptError) or "fts5" in str(error)

@@ -1,9 +1,8 @@
-"""Lists the images of mirrored content by size or by last pull (`page`). An image is a root manifest with its children
-and referrers. A root manifest is one that no stored index lists and whose subject is not stored. The caller runs `page`
-in the thread for long lookups.
+"""Lists the images of mirrored content by size or by last pull (`read_page`). An image is a root manifest with its
+children and referrers. A root manifest is one that no stored index lists and whose subject is not stored.
 
-Neither the size nor the last pull of an image is stored, because both depend on all of its manifests. They are computed
-for a bounded number of images, and then sorted.
+The store has neither the size nor the last pull of an image. So `read_page` computes them for at most
+`MAX_LISTED_IMAGES` images, and then sorts these images. The caller runs `read_page` in the thread for long lookups.
 """
 
 from __future__ import annotations
@@ -25,20 +24,21 @@ _IS_ROOT = """
 _ROOTS = f"""
 SELECT c.manifest FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
  WHERE c.upstream = ?1 AND {_IS_ROOT} ORDER BY c.rank LIMIT ?2"""
-"""The root manifests of the upstream ?1. `rank` is the order in which eviction checks manifests."""
+"""At most ?2 root manifests of the upstream ?1. `rank` is the order in which eviction checks manifests."""
 _ROOTS_BY_NAME = f"""
 SELECT m.id FROM repository r CROSS JOIN manifest m ON m.repository = r.id CROSS JOIN cached_manifest c
        ON c.manifest = m.id
  WHERE r.name > ?1 || '/' AND r.name < ?1 || '0' AND instr(r.name, ?3) AND {_IS_ROOT} ORDER BY r.name LIMIT ?2
 """
-"""The root manifests in the repositories of the upstream ?1 whose names contain the text ?3. "0" is the character after
-the slash. With CROSS JOIN, SQLite begins with the names and does not read all manifests."""
+"""At most ?2 root manifests of the upstream ?1, in repositories whose names contain the text ?3. The names begin
+with the upstream's name and "/". "0" is the next character after "/". CROSS JOIN makes SQLite look up the names first,
+instead of reading all manifests."""
 _SIZE = """
 SELECT coalesce(sum(size), 0) FROM (
   SELECT DISTINCT b.id, b.size FROM json_each(?) i JOIN manifest_blob g ON g.manifest = i.value
     JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository)"""
-"""The total size of the blobs of an image. Its parameter is the *family* as JSON: the row ids of all manifests of the
-image."""
+"""The total size of an image's stored blobs, in bytes. The parameter is the image's *family* as a JSON array: the row
+ids of all its manifests."""
 _SORT_KEYS: Final[Mapping[ImageOrder, Callable[[Image, int], float]]] = {
     ImageOrder.SIZE: lambda image, size: -size,
     ImageOrder.NEWEST_PULL: lambda image, size: -image.last_pulled,
@@ -46,12 +46,12 @@ _SORT_KEYS: Final[Mapping[ImageOrder, Callable[[Image, int], float]]] = {
 }
 
 
-def page(
+def read_page(
     db: apsw.Connection, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
 ) -> CachedImagePage:
-    """Returns at most `limit` images of the upstreams, from the position `offset` of the list on. `text`: only images
-    in repositories whose name contains it. Reads at most `MAX_LISTED_IMAGES` images. Implements
-    `CachedImages.images`."""
+    """Implements `CachedImages.images`: returns at most `limit` images of the upstreams, beginning at the position
+    `offset` of the list. `text`: a text that the repository's name contains; empty for all repositories. Reads at most
+    `MAX_LISTED_IMAGES` images."""
     roots = list(_roots(db, upstreams, text))
     images = [image for root in roots[:MAX_LISTED_IMAGES] if (image := find_image(db, root)) is not None]
     sizes = {image.root: _size(db, image) for image in images} if order is ImageOrder.SIZE else {}
@@ -72,7 +72,8 @@ def page(
 
 
 def _roots(db: apsw.Connection, upstreams: Sequence[str], text: str) -> Iterator[int]:
-    """Yields the row ids of root manifests. If there are more than `MAX_LISTED_IMAGES`, yields one more than that."""
+    """Yields the row ids of at most `MAX_LISTED_IMAGES + 1` root manifests. The additional one shows that the list is
+    not complete."""
     remaining_roots = MAX_LISTED_IMAGES + 1
     for upstream in upstreams:
         parameters = (upstream, remaining_roots, text) if text else (upstream, remaining_roots)

@@ -75,4 +75,4 @@ class SqliteCachedImages:
     async def images(
         self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
     ) -> CachedImagePage:
-        return await self._scans.run(lambda db: cached_image_list.page(db, upstreams, text, order, offset, limit))
+        return await self._scans.run(lambda db: cached_image_list.read_page(db, upstreams, text, order, offset, limit))

@@ -1,4 +1,4 @@
-"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovals`).
+"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovalPlanner`).
 
 A manifest is *unused* if it has no tag, no index of its repository lists it, and it is no referrer of a manifest in the
 repository. A removal also removes the manifests that would be unused without the tags."""
@@ -37,8 +37,8 @@ tags point at, such as signatures, because a signature can itself have a signatu
 would find are not removed."""
 
 
-class SqliteTagRemovals:
-    """Implements `storage.tag_removal.TagRemovals`."""
+class SqliteTagRemovalPlanner:
+    """Implements `storage.tag_removal.TagRemovalPlanner`."""
 
     def __init__(self, scans: ScanThread | ImmutableScans) -> None:
         """`scans`: runs the lookups, which may read many rows."""

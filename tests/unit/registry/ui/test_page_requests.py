@@ -239,7 +239,7 @@ async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_pat
         assert access is not None
         management = access.management
         slots = {
-            "searches": management.content_searches._stored_searches,
+            "searches": management.content_searches._store_limits,
             "reads": management.repository_browser._reads,
             "lists": management.repository_browser._lists,
         }[limit]

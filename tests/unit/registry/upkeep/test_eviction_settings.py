@@ -22,7 +22,7 @@ from storage.jobs import JSON
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import run_in_command
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.upkeep_store import Clock, clocked_store
 
@@ -71,7 +71,7 @@ async def test_a_command_leaves_the_quotas_and_budgets_of_the_server(
 ) -> None:
     """A command whose settings lack a quota and an upstream of the server evicts images, or shows which it would evict.
     The quota is still enforced, and the other upstream's content is still counted."""
-    await count_scopes(store.usage, store.leases, scope_definitions(SERVER))
+    await configure_and_count(store.usage, store.leases, scope_definitions(SERVER))
     before = {use.definition.name: use.definition for use in await store.usage.scopes()}
     result: Any = await evict(store, clock, COMMAND, "docker.io", dry_run=dry_run)
     assert [image["repository"] for image in result["evicted"]] == [APP]
@@ -94,7 +94,7 @@ async def test_a_command_refuses_if_the_server_counts_other_content(
     with pytest.raises(Unsupported, match=message):
         await evict(store, clock, COMMAND, dry_run=dry_run)
     assert await store.usage.scopes() == []
-    await count_scopes(store.usage, store.leases, scope_definitions(SERVER))
+    await configure_and_count(store.usage, store.leases, scope_definitions(SERVER))
     before = await store.usage.scopes()
     with pytest.raises(Unsupported, match=message):
         await evict(store, clock, COMMAND, dry_run=dry_run)

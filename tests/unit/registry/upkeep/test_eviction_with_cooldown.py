@@ -15,7 +15,7 @@ from storage.errors import BlobUnknown, ManifestUnknown
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Evictor
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from storage.upstream_tags import Sighting
 from tests.fakes.registry_content import BY, image_of, index_of, push_blob
 from tests.fakes.upkeep_store import DAY, Clock
@@ -28,7 +28,7 @@ async def evictor_of(store: StoredRegistry, clock: Clock, cooldown: float) -> Ev
     """Returns the evictor of a server whose cache has a budget of one byte."""
     settings = Settings(upstream=[Upstream(name="docker.io", cache_max=ByteSize(1), cooldown=cooldown)])
     router = Router(store, {}, store.is_known_repository, NamingRules(["docker.io"]))
-    await count_scopes(store.usage, store.leases, scope_definitions(settings))
+    await configure_and_count(store.usage, store.leases, scope_definitions(settings))
     return upkeep_components(settings, store, router, clock).evictor
 
 

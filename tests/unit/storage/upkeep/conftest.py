@@ -9,7 +9,7 @@ import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.metadata.sqlite.database import connect
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from tests.fakes.mirror_cache import SCOPES, Cache, StillClock
 
 
@@ -19,6 +19,6 @@ async def cache(tmp_path: Path) -> AsyncIterator[Cache]:
     clock = StillClock()
     db = connect(tmp_path / "entrepot.db")
     async with open_registry(tmp_path, clock=clock) as store:
-        await count_scopes(store.usage, store.leases, SCOPES)
+        await configure_and_count(store.usage, store.leases, SCOPES)
         yield Cache(store, db, clock)
     db.close()

@@ -20,7 +20,7 @@ from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, ConfirmedProblem
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from storage.usage import ScopeDefinition
 from tests.fakes.damaged_store import (
     APP,
@@ -183,7 +183,7 @@ async def test_a_repair_that_the_database_refuses_is_skipped(site: DamagedStore)
     lose_link(site)
     wrong_count(site)
     quota = ScopeDefinition("quota team/app", (APP,), max_bytes=1)
-    await count_scopes(site.store.usage, site.store.leases, [quota])
+    await configure_and_count(site.store.usage, site.store.leases, [quota])
     reported = await findings(site.store, repair=True)
     assert {finding.problem.code for finding in reported if finding.repair is None} == {
         ProblemCode.MANIFEST_BLOB_MISSING

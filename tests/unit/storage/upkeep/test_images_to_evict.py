@@ -14,7 +14,7 @@ from storage.metadata.sqlite.upkeep.cached_image_tables import Image
 from storage.names import RepositoryName, Tag
 from storage.pulls import PullCount
 from storage.upkeep.evictor import Budget
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import configure_and_count
 from tests.fakes.mirror_cache import APP, LAYER_BYTES, OTHER_APP, SCOPES, WEB, Cache
 from tests.fakes.registry_content import BY
 
@@ -140,10 +140,10 @@ async def test_content_of_a_frozen_tag_is_not_evicted(cache: Cache) -> None:
 async def test_images_from_before_the_configuration_are_evicted(cache: Cache) -> None:
     """Images that were stored before their upstream was in the settings can be evicted."""
     store = cache.store
-    await count_scopes(store.usage, store.leases, [])
+    await configure_and_count(store.usage, store.leases, [])
     assert cache.db.execute("SELECT count(*) FROM cached_manifest").get == 0
     images = [await cache.fetch(APP, f"layer {n}") for n in range(3)]
-    await count_scopes(store.usage, store.leases, SCOPES)
+    await configure_and_count(store.usage, store.leases, SCOPES)
     cache.clock.now += 1
     assert (await store.cached_images.summary("hub")).images == 3
     await cache.evictor(2 * LAYER_BYTES).evict()

@@ -262,8 +262,8 @@ async def test_remembered_passwords_are_keyed_hashes(worker: AuthWorker) -> None
     with pytest.raises(Unauthorized):
         await log_in(worker, 2, "a wrong password")
     passwords = worker.access.credential_verifier._password_check
-    assert len(passwords._verified) == len(passwords._failed_checks) == 1
+    assert len(passwords._right_cache) == len(passwords._wrong_cache) == 1
     assert not passwords._comparisons
-    remembered = repr((vars(passwords._verified), vars(passwords._failed_checks)))
+    remembered = repr((vars(passwords._right_cache), vars(passwords._wrong_cache)))
     assert PASSWORD not in remembered
     assert "a wrong password" not in remembered

@@ -179,7 +179,7 @@ async def test_repeated_hashings_of_wrong_passwords_count(
     """A client that repeats more wrong passwords than a worker caches makes it hash them again. Beyond a limited number
     a day, each of these hashings counts as a failure, so that the limits on failures also limit the hashings."""
     monkeypatch.setattr(wrong_passwords, "MAX_LOOKUPS_A_DAY", 4)
-    worker.access.credential_verifier._password_check._failed_checks = SecretCache(max_entries=1)
+    worker.access.credential_verifier._password_check._wrong_cache = SecretCache(max_entries=1)
     for _ in range(3):
         for password in (WRONG, WRONG + "!"):
             await fail(worker, password)
