@@ -215,7 +215,7 @@ HOSTS_PROBLEMS = [
     (
         {"docker.io/ca.crt": "PEM"},
         "there is no /etc/containerd/certs.d/docker.io/hosts.toml",
-        "only gives certificates",
+        "only for certificates",
     ),
     (
         {"docker.io/hosts.toml": 'server = "https://registry-1.docker.io"\n'},
