@@ -1,7 +1,8 @@
 """Parses the JSON of a manifest strictly: refuses documents that two parsers could understand differently.
 
-Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names. The parameter
-`where` of a function is the name of a member of the document, such as `layers[3]`, for error texts.
+Sources: OCI image spec (manifest, image-index, descriptor); RFC 8259, section 4, for duplicate names.
+
+In all functions, `where` is the place of a value in the document, such as `layers[3]`, for error texts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from storage.names import Digest, shown
 MAX_DEPTH = 64
 """Largest number of levels of nested objects and arrays. Real manifests have five or six levels."""
 MAX_REFERENCES = 10_000
-"""Largest number of layers, or of entries of an index, that a new manifest may have. The limit exists because the store
-writes one or two database rows for each layer or entry."""
+"""Largest number of layers, or of entries of an index, in a new manifest. The store writes one or two database rows for
+each of them."""
 MAX_TYPE_LENGTH = 255
 """Longest media type or artifact type in a new manifest, in characters: two names of 127 characters, and a '/' between
 them (RFC 6838, 4.2)."""
@@ -53,8 +54,8 @@ class ManifestParts:
 
 
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Returns the object with these members (pairs of a name and a value). The JSON decoder calls this function for
-    each object. Raises ManifestInvalid if two members have the same name."""
+    """Returns a JSON object as a dict. `pairs`: the names and values of its members. The JSON decoder calls this
+    function for each object. Raises ManifestInvalid if two members have the same name."""
     document = dict(pairs)
     if len(document) != len(pairs):
         seen_names: set[str] = set()
@@ -81,7 +82,7 @@ _DECODER = json.JSONDecoder(
 _quote: Final[Callable[[str], str]] = json.encoder.encode_basestring
 """A function that returns a text as a JSON string, with quotes."""
 _SLICE_CHARACTERS: Final = 64 * 1024
-"""Number of characters that one call of `_quote` encodes. Other threads can run between two calls."""
+"""Largest number of characters that one call of `_quote` encodes. Other threads can run between two calls."""
 
 
 def _is_too_deep(document: object) -> bool:
@@ -111,8 +112,8 @@ def _strings_in(document: object) -> Iterator[str]:
 
 
 def _has_lone_surrogate(document: object) -> bool:
-    """Returns whether a string in the document contains a lone surrogate (half of a surrogate pair). A JSON escape can
-    produce a lone surrogate, but the database needs UTF-8, which cannot encode it."""
+    """Returns whether a string in the document contains a lone surrogate (half of a surrogate pair). UTF-8, which the
+    database needs, cannot encode a lone surrogate."""
     try:
         for text in _strings_in(document):
             if not text.isascii():
@@ -144,9 +145,9 @@ def load_object(body: bytes) -> dict[str, object]:
 
 
 def media_type(document: dict[str, object], declared: str | None) -> str:
-    """Returns the media type of the manifest: `declared` (the Content-Type), or the mediaType in the document if
-    `declared` is None or empty. If both are missing, derives the type from the members of the document. Raises
-    ManifestInvalid if `declared` and the mediaType differ, if no type is found, or for a schema 1 manifest."""
+    """Returns the media type of the manifest. Takes it from the first of these that gives one: `declared` (the
+    Content-Type; may be empty), the `mediaType` of the document, the other members of the document. Raises
+    ManifestInvalid if `declared` and `mediaType` differ, if no type is found, or for a schema 1 manifest."""
     own_type = document.get("mediaType")
     if own_type is not None and not isinstance(own_type, str):
         raise ManifestInvalid("the manifest's mediaType is not a string")
@@ -182,9 +183,9 @@ def _optional_string(value: object, where: str) -> str | None:
 
 
 def check_limits(parts: ManifestParts) -> None:
-    """Checks that a new manifest (from a client or an upstream registry) does not exceed `MAX_REFERENCES` and
-    `MAX_TYPE_LENGTH`. Not called for stored manifests, because earlier versions of this program had no such limits.
-    Raises ManifestInvalid."""
+    """Raises ManifestInvalid if a new manifest (from a client or an upstream registry) exceeds `MAX_REFERENCES` or
+    `MAX_TYPE_LENGTH`. Must not be called for stored manifests, because earlier versions of this program accepted larger
+    ones."""
     count = len(parts.layers) + len(parts.manifests)
     if count > MAX_REFERENCES:
         raise ManifestInvalid(
@@ -206,7 +207,7 @@ def _check_descriptor_types(descriptor: DescriptorFields, where: str) -> None:
 
 
 def _check_type_length(type_name: str | None, what: str) -> None:
-    """Raises ManifestInvalid if a media type or artifact type is too long. `what`: what the error text calls it."""
+    """Raises ManifestInvalid if a media type or artifact type is too long. `what`: the subject of the error text."""
     if type_name is not None and len(type_name) > MAX_TYPE_LENGTH:
         raise ManifestInvalid(
             f"{what} has {len(type_name)} characters; at most {MAX_TYPE_LENGTH} are accepted (RFC 6838)"
@@ -214,9 +215,8 @@ def _check_type_length(type_name: str | None, what: str) -> None:
 
 
 def annotations_json(annotations: Mapping[str, str]) -> bytes:
-    """Returns annotations as JSON text in UTF-8. Encodes them in slices, because `json.dumps` holds the global
-    interpreter lock until it returns. Collects `bytes` and not `str` to save memory: in a `str` with one non-Latin
-    character, every character takes two or four bytes."""
+    """Returns annotations as JSON text in UTF-8. Encodes them in slices, because `json.dumps` would hold the global
+    interpreter lock for the whole time."""
     parts = [b"{"]
     for name, text in annotations.items():
         parts += (*_quoted_slices(name), b":", *_quoted_slices(text), b",")
@@ -232,7 +232,7 @@ def _quoted_slices(text: str) -> Iterator[bytes]:
 
 
 def _read_descriptor(value: object, where: str) -> DescriptorFields:
-    """Checks a descriptor and returns its known fields. Raises ManifestInvalid."""
+    """Checks a descriptor and returns the fields in `DescriptorFields`. Raises ManifestInvalid."""
     if not isinstance(value, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
     digest, size, descriptor_type = value.get("digest"), value.get("size"), value.get("mediaType")

@@ -1,9 +1,12 @@
 """Digests that are computed while bytes arrive (`RunningDigest`). A computation can be saved and continued later.
 
 `hashlib` cannot export the state of a computation. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain C
-structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to or, if that is not
-possible, the libcrypto of the machine (`LibcryptoDigest`). If neither is possible, this module uses `hashlib`
-(`HashlibDigest`). `save` then returns None, and a caller that continues a computation must append all bytes again.
+structures, which can be copied. This module uses the first of these that works:
+
+- The libcrypto that `hashlib` is linked to (`LibcryptoDigest`).
+- The libcrypto of the machine (`LibcryptoDigest`).
+- `hashlib` (`HashlibDigest`). `save` then returns None, and a caller that continues a computation must append all bytes
+  again.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from storage.names import Digest, as_algorithm
 
 Data = bytes | bytearray | memoryview
-"""Types of bytes that can be appended."""
+"""The types of data that `RunningDigest.update` accepts."""
 
 
 class RunningDigest(Protocol):
@@ -55,9 +58,9 @@ class _LibcryptoHash(NamedTuple):
 _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
 """For each algorithm, the size of the C structure and the length of the digest, in bytes."""
 _SYSTEM_LIBRARIES: tuple[str, ...] = ("libcrypto.so.3", "libcrypto.so.1.1")
-"""File names of OpenSSL's libcrypto on a machine. The version number in each name guarantees that the structures have
-the sizes in `_SIZES`. A name without a version number could belong to another library, and macOS aborts a process that
-loads `libcrypto.dylib`."""
+"""File names of the machine's libcrypto. The version number in each name guarantees that the structures have the sizes
+in `_SIZES`. Names without a version number must not be added: they can belong to another library, and macOS aborts a
+process that loads `libcrypto.dylib`."""
 
 
 class LibcryptoDigest:
@@ -82,9 +85,8 @@ class LibcryptoDigest:
         elif view.readonly:
             self._functions.update(self._state, bytes(view), view.nbytes)
         else:
-            # libcrypto gets only an address. While `first_byte` exists, the bytes stay at this address, because
-            # `first_byte` holds a reference to the whole buffer. A ctypes array of this length would do the same, but
-            # creating one is slower.
+            # libcrypto gets only the address of the first byte. `first_byte` refers to the whole buffer, and keeps it
+            # at this address.
             first_byte = ctypes.c_char.from_buffer(view)
             self._functions.update(self._state, ctypes.addressof(first_byte), view.nbytes)
 
@@ -117,14 +119,11 @@ class HashlibDigest:
 
 
 def _library_files() -> list[str | None]:
-    """Returns the files that may contain libcrypto's functions, in the order in which to try them.
+    """Returns the files that may contain libcrypto's functions, in the order in which to try them:
 
-    - The first is the file of the module `_hashlib`, which is linked to libcrypto. In some Pythons, such as those that
-      uv installs, `_hashlib` and libcrypto are parts of the Python program, and `_hashlib` has no file. The first entry
-      is then None, which stands for the running program.
-    - The others are the names of the machine's libcrypto. They are needed if the first file does not export the
-      functions. The machine's libcrypto may have another version than the libcrypto of `hashlib`. The difference does
-      no harm, because all functions that compute a digest come from the same file."""
+    - The file of the module `_hashlib`, which is linked to libcrypto. None stands for the running program, in which
+      some builds of Python contain `_hashlib` and libcrypto. Left out if Python has no `_hashlib`.
+    - The names of the machine's libcrypto. Its version may differ from the version of `hashlib`'s libcrypto."""
     try:
         import _hashlib
     except ImportError:
@@ -136,17 +135,17 @@ def _library_files() -> list[str | None]:
 
 @cache
 def _libcrypto_hash(algorithm: str) -> _LibcryptoHash | None:
-    """Returns libcrypto's functions for the algorithm. Returns None if the functions cannot be found, or if the machine
-    is not little-endian, which this module does not support."""
+    """Returns libcrypto's functions for the algorithm. Returns None if the functions cannot be found. Also returns None
+    on big-endian machines, which this module does not support."""
     if sys.byteorder != "little":
         return None
     return next(filter(None, (_load_functions(file, algorithm) for file in _library_files())), None)
 
 
 def _load_functions(file: str | None, algorithm: str) -> _LibcryptoHash | None:
-    """Returns the functions for the algorithm from a file of `_library_files`. Returns None if the file does not have
-    the functions. Also returns None if a test computation with a copied structure gives a wrong digest, which shows
-    that the structure does not have the size in `_SIZES`."""
+    """Returns the functions for the algorithm from one of `_library_files`. Returns None if the file does not have the
+    functions. Also returns None if a test computation gives a wrong digest: the structure then does not have the size
+    in `_SIZES`."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
         library, name = ctypes.CDLL(file), algorithm.upper()
@@ -172,15 +171,16 @@ def can_save_digests() -> bool:
 
 
 def start_digest(algorithm: str) -> RunningDigest:
-    """Returns a new computation without any bytes. Raises DigestInvalid for an algorithm that is not supported."""
+    """Returns the computation of a new digest, to which no bytes are appended yet. Raises DigestInvalid for an
+    algorithm that is not supported."""
     functions = _libcrypto_hash(as_algorithm(algorithm))
     return LibcryptoDigest(algorithm, functions) if functions else HashlibDigest(algorithm)
 
 
 def restore_digest(algorithm: str, state: bytes | None) -> RunningDigest | None:
-    """Returns a computation that continues from `state`, the result of `save`. Returns None if this is not possible;
-    the caller must then start a new computation and append all bytes again. Raises DigestInvalid for an algorithm that
-    is not supported."""
+    """Returns a computation that continues from `state`, a result of `RunningDigest.save`. Returns None if this is not
+    possible; the caller must then start a new computation and append all bytes again. Raises DigestInvalid for an
+    algorithm that is not supported."""
     functions = _libcrypto_hash(as_algorithm(algorithm))
     if functions is None or state is None or len(state) != functions.state_bytes:
         return None

@@ -211,7 +211,7 @@ def _searchable_names(principal: Principal) -> NameSet:
     """Returns the names of the repositories that a search for `principal` may find: those that a list of repositories
     shows to `principal`. If a bearer token does not allow `principal` to list repositories, returns the names that the
     token allows to pull."""
-    return principal.listable_names if principal.may_list else principal.names(Action.PULL)
+    return principal.listable_names if principal.may_list else principal.names_allowing(Action.PULL)
 
 
 def _may_pull_from(principal: Principal, upstream: str) -> bool:

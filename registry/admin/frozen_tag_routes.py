@@ -97,7 +97,7 @@ async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[F
     upstream_tags = caller.upkeep.store.upstream_tags
     if caller.rights.admin:
         return await upstream_tags.frozen_tags(after, limit)
-    names = caller.principal.names(Action.ADMIN)
+    names = caller.principal.names_allowing(Action.ADMIN)
     visible: list[FrozenTag] = []
     while True:
         batch = await upstream_tags.frozen_tags(after, _BATCH_SIZE)

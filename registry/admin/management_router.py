@@ -1,4 +1,4 @@
-"""The routers of the management API: all routes have the same prefix, the same checks and the same error responses."""
+"""The routers of the management API. All routes have the same prefix, the same checks and the same error responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     400: "A name, a pattern or another value is not valid",
     401: "Log in first, or with other credentials",
     403: "This account may not do this",
-    404: "What the path or the body names does not exist, or this account may not see it",
+    404: "The path or the body names something that does not exist, or that this account may not see",
     409: "The name is taken, no enabled admin would be left, or another job of the same kind is running",
     413: "The body is too long",
     415: "The body is not JSON",
@@ -74,5 +74,5 @@ def complete_document(document: dict[str, Any]) -> None:
 
 
 def management_router(route_class: type[ManagementRoute] = ManagementRoute) -> APIRouter:
-    """Returns a router for routes below `API_PREFIX`. A route names its path without the prefix; the router adds it."""
+    """Returns a router for routes below `API_PREFIX`. The router adds the prefix to the path of each route."""
     return APIRouter(prefix=API_PREFIX, route_class=route_class, responses=_error_responses())

@@ -41,7 +41,7 @@ Examples:
   entrepot serve --config /etc/entrepot/entrepot.toml
   entrepot serve --mirror docker.io --mirror ghcr.io
 
-Each setting can come from a flag, an ENTREPOT_* variable or the settings file. `entrepot config` shows them all."""
+Each setting can come from a flag, an ENTREPOT_* variable or the settings file. `entrepot config` shows all settings."""
 
 
 def serve(
@@ -68,17 +68,17 @@ def serve(
 
 
 def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None) -> int:
-    """Runs the server until a signal stops it, and returns the exit code. `flags` and `config`: the flags and the
-    settings file of the command, from which a reload reads the settings again.
+    """Runs the server until a signal stops it, and returns the exit code. If an old version of the program has started
+    this process for a check, only checks whether this version can take over. `flags` and `config`: the command's flags
+    and its settings file. A reload reads the settings from them again.
 
-    First, binds the port, unless systemd or an old version of the program has opened it already. Then, if root started
-    the command and the data directory belongs to another user, the process becomes that user. The port comes first
-    because only root may bind a port below 1024.
+    First binds the port, unless systemd or an old version of the program has opened it already. Only then, if root has
+    started the command, becomes the user who owns the data directory: only root may bind a port below 1024.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
-    DataDirectoryError if the data directory cannot be used, and OwnerError if root started the command and the process
-    may not become the user who owns the data directory."""
-    gc.disable()  # garbage collection would take a tenth of the time of these imports, and find nothing
+    DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become the user who
+    owns it."""
+    gc.disable()  # during these imports, garbage collection takes time and finds nothing
     from pydantic.warnings import UnsupportedFieldAttributeWarning
 
     from registry.app import create_app
@@ -104,8 +104,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     gc.enable()
     try:
-        # The request of a running old version of the program to this process. `CheckTask`: check whether this version
-        # can take over. `Handover`: take over. None: no old version has started this process.
+        # What a running old version of the program wants from this process. `CheckTask`: to check whether this version
+        # can take over. `Handover`: to take over. None: no old version has started this process.
         start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:
@@ -172,7 +172,6 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
 
 def _print_banner(text: str) -> None:
-    """Prints the banner. Ignores a failed write, for example to a full disk, because the server does not need the
-    banner."""
+    """Prints the banner. Ignores a failed write, for example to a full disk."""
     with suppress(OSError):
         print_text(text)

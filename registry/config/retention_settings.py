@@ -1,7 +1,4 @@
-"""The setting `[[retention]]`: which tags are kept.
-
-The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
-"""
+"""The setting `[[retention]]`: which tags are kept."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from storage.patterns import NamePattern
 
 
 class RetentionRule(SettingsGroup):
-    """Which tags are kept in the hosted repositories that a pattern matches. A tag is kept if any of the conditions
-    `keep_…` keeps it; all others are deleted. The first rule that matches a repository applies. To see what would be
-    deleted, run `entrepot retention preview`."""
+    """Which tags are kept in the hosted repositories that a pattern matches. A tag is kept if at least one of the
+    conditions `keep_…` keeps it; all other tags are deleted. If several rules match a repository, only the first one
+    applies. To see what would be deleted, run `entrepot retention preview`."""
 
     repositories: Annotated[
         list[Annotated[str, AfterValidator(lambda value: NamePattern(value))]],
@@ -35,43 +32,45 @@ class RetentionRule(SettingsGroup):
     keep_pushed_within: Duration = Field(default=0.0, description="Keeps tags that were pushed within this time")
     keep_pulled_within: Duration = Field(
         default=0.0,
-        description="Keeps tags whose image was pulled within this time. A pull of one platform's image counts for the "
-        "index that lists it. Untagged manifests that were pulled within this time are kept too",
+        description="Keeps tags whose image was pulled within this time. A pull of one platform's image counts as a "
+        "pull of each index that lists the image. Untagged manifests that were pulled within this time are also kept",
     )
     delete_untagged_after: Duration | None = Field(
         default=None,
-        description="Deletes a manifest that has had no tag, push or pull for this time. Manifests that an index "
-        "lists, and referrers of a manifest that is kept, stay. No manifest is deleted in the hour after its push or "
-        "pull, because clients push an index after the manifests that it lists. A pull does not count until it is "
-        "recorded, up to half a minute later. Default: manifests without a tag are kept",
+        description="Deletes a manifest that has had no tag, push or pull for this time. Keeps manifests that an index "
+        "lists, and referrers of manifests that are kept. Deletes no manifest within one hour of its push or pull. The "
+        "registry records a pull up to half a minute later; until then, the pull does not count. Default: manifests "
+        "without a tag are kept",
     )
     delete_all: bool = Field(
-        default=False, description="Has to be true in a rule without a condition, which deletes every tag"
+        default=False,
+        description="Deletes every tag. Must be true in a rule that has none of the conditions `keep_…`, and false in "
+        "every other rule",
     )
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
         has_condition = bool(self.keep_last or self.keep_tags or self.keep_pushed_within or self.keep_pulled_within)
         if self.delete_all and has_condition:
-            raise ValueError("delete_all is set, but a condition keeps tags; remove one of them")
+            raise ValueError("delete_all is set, but a condition keeps tags; remove delete_all or the condition")
         if not self.delete_all and not has_condition:
             raise ValueError(
-                "the rule would delete every tag, because no condition keeps any; set keep_last, keep_tags, "
-                'keep_pushed_within or keep_pulled_within, or keep_tags = ["*"] to delete only untagged manifests, or '
-                "delete_all = true if you mean it"
+                "the rule would delete every tag, because it has no condition; set keep_last, keep_tags, "
+                "keep_pushed_within or keep_pulled_within; to delete only untagged manifests, set "
+                'keep_tags = ["*"]; to delete every tag, set delete_all = true'
             )
         return self
 
 
 def check_retention(rules: Sequence[RetentionRule], upstreams: Sequence[Upstream]) -> None:
     """Raises ValueError if a pattern of a rule begins with the name of an upstream. If there is a default upstream,
-    `library` counts as its name too."""
+    also raises ValueError for patterns that begin with `library`, because the default upstream serves `library/…`."""
     mirrored_prefixes = {upstream.name for upstream in upstreams}
     if any(upstream.default for upstream in upstreams):
-        mirrored_prefixes.add(HUB_LIBRARY)  # a default upstream serves `library/…`
+        mirrored_prefixes.add(HUB_LIBRARY)
     for pattern in (pattern for rule in rules for pattern in rule.repositories):
         if pattern.partition("/")[0] in mirrored_prefixes:
             raise ValueError(
-                f"retention: {pattern!r} names what is mirrored, and rules apply only to what is pushed here; to bound "
-                "a mirror's cache, set cache_max"
+                f"retention: {pattern!r} names mirrored repositories, but rules apply only to repositories that "
+                "clients push to; to limit the size of a mirror's cache, set cache_max"
             )

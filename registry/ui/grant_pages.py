@@ -1,5 +1,6 @@
-"""The pages *Grants* and *What may … do?*, for admins. A grant gives a subject (accounts or a group) rights on
-repositories. The pages list grants, have forms that change them, and show which rights an account has."""
+"""The pages *Grants* and *What may … do?*, for admins. A grant gives its *subject* (an account, a group, every account
+or everyone) rights on repositories. The first page lists grants and has forms that change them. The second page shows
+which rights an account has."""
 
 from __future__ import annotations
 
@@ -40,33 +41,36 @@ from storage.names import RepositoryName
 
 GRANTS_PATH: Final = "/ui/access/grants"
 RIGHTS_PATH: Final = "/ui/access/rights"
-SUBJECT_KINDS: Final = {
+SUBJECT_LABELS: Final = {
     GranteeKind.USER.value: translatable("Person"),
     GranteeKind.ROBOT.value: translatable("Robot"),
     GranteeKind.GROUP.value: translatable("Group"),
     GranteeKind.AUTHENTICATED.value: translatable("Every account"),
     GranteeKind.EVERYONE.value: translatable("Everyone, also without a login"),
 }
-"""The names of the kinds of subjects that a grant can have, on the page."""
+"""The label on the page for each kind of subject."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes of forms. A *slot* is the permit to render a page; the number of slots limits how many pages are rendered
-at a time. A `FormRoute` holds none while its handler runs, so a handler that renders a page acquires one
-(`page_slot`)."""
+"""The routes that receive forms. Their handlers start without a *slot*, the permit to render a page. A handler that
+renders a page must first acquire a slot (`page_slot`)."""
 
 
 @router.get(GRANTS_PATH)
-async def grants(request: Request) -> Response:
-    """Lists grants. The query can have `subject`, such as `group:dev`, to list only the grants of this subject, and
-    `after`, the subject and pattern of the last grant on the previous page. Raises Unauthorized, Denied,
-    AccountInvalid."""
+async def show_grants(request: Request) -> Response:
+    """Lists grants. The query can have two parameters:
+
+    - `subject`, such as `group:dev`: lists only the grants of this subject.
+    - `after`: the subject and pattern of the last grant on the previous page.
+
+    Raises Unauthorized, Denied, AccountInvalid."""
     return await _grants_page(request, await admin_of(request))
 
 
 @forms.post(GRANTS_PATH)
 async def change_grants(request: Request) -> Response:
-    """Adds the grant that the form describes, or removes it after a confirmation: the field `do` says which. Shows the
-    page again with the reason if the change was not possible. Raises Unauthorized, Denied, RequestInvalid."""
+    """Adds or removes the grant that the form describes. The field `do` is `put` or `remove`. Asks for a confirmation
+    before it removes the grant. If the change fails, shows the page again with the reason. Raises Unauthorized, Denied,
+    RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     try:
         if form.one("do") == "put":
@@ -122,7 +126,7 @@ async def _grants_page(
         grants=page.items,
         next_after=None if last_grant is None else f"{last_grant.subject} {last_grant.pattern}",
         subject=subject,
-        kinds=SUBJECT_KINDS,
+        kinds=SUBJECT_LABELS,
         every_action=EVERY_ACTION.words,
         problem=problem,
         entered={name: "" if form is None else text_of(form, name) for name in ("kind", "name", "pattern")},
@@ -131,10 +135,14 @@ async def _grants_page(
 
 
 @router.get(RIGHTS_PATH)
-async def rights(request: Request) -> Response:
-    """Shows what an account may do on a repository, and which grants allow it. The query can have `repository`, and
-    `account`, the name of an account. Without `account`, shows what a client without a login may do. Raises
-    Unauthorized, Denied."""
+async def show_rights(request: Request) -> Response:
+    """Shows what an account may do on a repository, and which grants allow these actions. The query can have two
+    parameters:
+
+    - `repository`: the name of the repository. Without it, shows only the form.
+    - `account`: the name of the account. Without it, shows what a client without a login may do.
+
+    Raises Unauthorized, Denied."""
     caller, query = await admin_of(request), query_of(request)
     account, repository = (query.one("account") or "").strip().lower(), (query.one("repository") or "").strip()
     explanation: RightsExplanation | None = None

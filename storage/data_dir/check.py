@@ -1,4 +1,4 @@
-"""Checks at the start of the registry whether the data directory can be used, before any file in it is opened."""
+"""Checks whether the data directory can be used. The registry calls `ensure_usable` before it opens files in it."""
 
 from __future__ import annotations
 
@@ -78,13 +78,12 @@ def describe_error(error: OSError) -> str:
 
 
 def find_separate_directories(root: Path) -> tuple[Path, Path] | None:
-    """Checks whether files can be renamed between the directories of the data directory `root`. A push renames the file
-    of the upload to a blob file, and garbage collection moves a blob file to the trash by a rename. A rename fails
-    between different file systems, mounts, or subvolumes of btrfs.
+    """Checks whether files can be renamed between the directories below the data directory `root`. Pushes and garbage
+    collection need such renames. A rename fails with EXDEV between different file systems, mounts, or subvolumes of
+    btrfs.
 
-    Returns a directory of blob files and another directory between which a rename fails; None if all renames work. In
-    place of a missing directory, checks the nearest directory above it that exists. Ignores errors other than EXDEV,
-    the error of a rename between file systems."""
+    Returns two directories between which a rename fails, the directory of blob files first. Returns None if all renames
+    work. In place of a missing directory, checks its nearest parent that exists. Ignores errors other than EXDEV."""
     layout = Layout(root)
     non_blob_directories = (layout.uploads, layout.partials, layout.trash, layout.quarantine)
     others = dict.fromkeys(_nearest_existing(directory) for directory in non_blob_directories)
@@ -96,18 +95,18 @@ def find_separate_directories(root: Path) -> tuple[Path, Path] | None:
 
 
 def _nearest_existing(directory: Path) -> Path:
-    """Returns the directory; if it is missing, the nearest directory above it that exists."""
+    """Returns the directory; if it is missing, its nearest parent that exists."""
     while not os.path.exists(directory) and directory != directory.parent:
         directory = directory.parent
     return directory
 
 
 def _can_rename(source: Path, target: Path) -> bool:
-    """Returns whether a file can be renamed from the directory `source` to the directory `target`. Also returns True if
-    the check fails with another error than EXDEV, for example on a full disk."""
+    """Returns False if the rename of a file from the directory `source` to the directory `target` fails with EXDEV.
+    Returns True if it succeeds or fails with another error, for example on a full disk."""
     name = f"tmp{os.urandom(8).hex()}"
     try:
-        # The file does not exist, but rename(2) compares the mounts of the two directories before it looks for it.
+        # No such file exists, but rename(2) first compares the mounts of the two directories.
         os.rename(source / name, target / name)
     except OSError as error:
         if error.errno == errno.EXDEV:
@@ -137,7 +136,7 @@ def read_only_reason(root: Path) -> str | None:
             return (
                 f"cannot write to the data directory {root}: Read-only file system; it was mounted read-only, or the "
                 "system has made it read-only after errors of the disk. To save the content, copy the directory to "
-                "another disk by cp -a, and name the copy with --data"
+                "another disk with `cp -a`, and name the copy with --data"
             )
     return None
 
@@ -152,14 +151,14 @@ def check_restore_ended(layout: Layout, root: Path) -> None:
 
 
 def check_database_not_lost(layout: Layout, root: Path) -> None:
-    """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty, for example
-    because somebody deleted it. A new database would not list these files, so garbage collection would delete them.
-    `root`: the path of the data directory, as the message shows it. Raises OSError."""
+    """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty. With a new
+    database, which does not list the blob files, garbage collection would delete them. `root`: the path of the data
+    directory, as the message shows it. Raises OSError."""
     database = layout.metadata
     write_ahead_log = database.with_name(f"{database.name}-wal")
     if _size(database) > 0 or (database.exists() and _size(write_ahead_log) > 0):
         return
-    if any(_has_files(shard) for shard in layout.shards()):
+    if any(_has_entries(shard) for shard in layout.shards()):
         raise DatabaseMissing(
             f"{root} has blobs, but its database {database.name} is missing or empty: put the database back, or "
             "restore a backup into another directory with `entrepot restore`; for a new registry, name an empty "
@@ -175,8 +174,8 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _has_files(directory: Path) -> bool:
-    """Returns whether the directory exists and has an entry. Raises OSError."""
+def _has_entries(directory: Path) -> bool:
+    """Returns whether the directory exists and is not empty. Raises OSError."""
     try:
         with os.scandir(directory) as entries:
             return any(True for _ in entries)
@@ -187,13 +186,11 @@ def _has_files(directory: Path) -> bool:
 def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError in these cases:
 
-    - `root` is not a directory, or cannot be created or written. A full disk is accepted if `root` exists, because the
-      registry can still serve reads and deletes from it.
-    - `root` is on a network file system. File locks are unreliable there. SQLite's WAL needs memory that all processes
-      share, and processes on different machines share none.
+    - `root` is not a directory, or cannot be created or written. A full disk is no error if `root` exists.
+    - `root` is on a network file system, where file locks and SQLite's WAL are unreliable.
     - A restore from a backup has not ended in `root`.
     - `root` has blobs but no database (`check_database_not_lost`).
-    - A part of the data directory is on another file system or mount (`find_separate_directories`).
+    - Directories below `root` are on different file systems or mounts (`find_separate_directories`).
     """
     try:
         root.mkdir(parents=True, exist_ok=True)

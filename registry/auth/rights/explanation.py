@@ -74,7 +74,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
-        allowed = Action(principal.actions(name, name)) if is_enabled else Action.NONE
+        allowed = Action(principal.action_bits(name, name)) if is_enabled else Action.NONE
         grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if grants_matter else []
         actions = allowed if upstream is None else allowed & _ACTIONS_ON_MIRRORED
         repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))

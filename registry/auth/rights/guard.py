@@ -238,7 +238,7 @@ class Guarded(ForwardingRegistry):
     def check_push(self, repo: RepositoryName) -> None:
         """Checks that the principal may push to `repo`. Raises Unauthorized or Denied if not."""
         principal = current_principal()
-        if not principal.actions(repo, current_request().requested_name or repo) & _PUSH_BITS:
+        if not principal.action_bits(repo, current_request().requested_name or repo) & _PUSH_BITS:
             raise self._refusal(principal, Action.PUSH, repo, (repo,))
 
     def _is_allowed_on_all(self, bits: int, repo: RepositoryName) -> bool:
@@ -249,8 +249,8 @@ class Guarded(ForwardingRegistry):
         if type(principal) is not Principal:
             return False
         if not self._is_mirroring:
-            return principal.actions(repo, requested) & bits != 0
-        return all(principal.actions(name, requested) & bits for name in self._naming.candidates(repo))
+            return principal.action_bits(repo, requested) & bits != 0
+        return all(principal.action_bits(name, requested) & bits for name in self._naming.candidates(repo))
 
     async def _allowed_stored_name(self, rule: _Rule, repo: RepositoryName, not_found: RegistryError) -> RepositoryName:
         """Returns the stored name that `repo` leads to now, if the rule's action is allowed on that name. The call must
@@ -325,7 +325,7 @@ class Guarded(ForwardingRegistry):
         """
         principal = current_principal()
         if isinstance(source, NameSet):
-            return _intersect(source, principal.names(Action.PULL))
+            return _intersect(source, principal.names_allowing(Action.PULL))
         candidates = self._naming.candidates(source)
         allowed = [name for name in candidates if principal.may(Action.PULL, name, source)]
         stored_name = await self._stored_name(source, candidates) if allowed else candidates[0]

@@ -145,5 +145,5 @@ def management_rights_of(principal: Principal) -> ManagementRights:
         is_logged_in_as_person=is_stored and not identity.robot and not used_token,
         token=identity.token,
         session=identity.session,
-        grantable_names=principal.names(Action.ADMIN),
+        grantable_names=principal.names_allowing(Action.ADMIN),
     )

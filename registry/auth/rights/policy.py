@@ -241,7 +241,7 @@ class Policy:
         for name in names:
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            allowed_on_pushed = Action(principal.actions(stored_name=name, requested_name=name))
+            allowed_on_pushed = Action(principal.action_bits(stored_name=name, requested_name=name))
             allowed_by_name[name] = allowed_on_pushed | await self._allowed_on_mirrored(principal, name)
         return allowed_by_name
 
@@ -253,7 +253,7 @@ class Policy:
         for stored_name in self.naming.names_at_all_upstreams(name):
             if principal.is_slow_to_match:
                 await asyncio.sleep(0)
-            allowed_bits |= principal.actions(stored_name, name)
+            allowed_bits |= principal.action_bits(stored_name, name)
         return Action(allowed_bits & _MIRRORED_ACTION_BITS)
 
     def _is_admin(self, identity: Identity) -> bool:

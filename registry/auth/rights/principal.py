@@ -1,14 +1,14 @@
 """Identities, rights and principals: the client that sends a request, and what this client may do.
 
 - An `Identity` is the account that a credential has proved, with the limits of the credential.
-- `Rights` are the actions that an account may do on each repository. A grant gives an account, a group or everyone some
-  actions on all repositories whose names match a pattern.
+- `Rights` are the actions that an account may do on each repository. They come from grants. A grant allows an account,
+  a group or everyone some actions on all repositories whose names match a pattern.
 - A `Principal` is an identity with the rights that its account has at one moment. Each request has a principal, which
   `current_principal` returns.
 
 The *epoch* is a number in the store. It increases when an account, a group, a grant or a signing key changes, and when
-an API token is revoked. A principal contains the epoch at which its rights were read. If the store has a newer epoch at
-a request, `registry.auth.authenticators` makes a new principal (see `registry.auth.revocation_across_workers`).
+an API token is revoked. A principal contains the epoch of its rights. When a request finds a newer epoch in the store,
+`registry.auth.authenticators` makes a new principal.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from storage.pattern_matcher import SharedMatcher
 from storage.patterns import ALL_NAMES, NO_NAMES, NamePattern, NameSet
 
 CATALOG: Final = "registry:catalog"
-"""The key in `Identity.access` that stands for listing repositories (scope `registry:catalog:*`). It cannot be a
-repository's name, because repository names contain no colon."""
+"""The key in `Identity.access` for the right to list repositories (scope `registry:catalog:*`). No repository has this
+name, because repository names contain no colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,17 @@ class Identity:
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.
     - `version`: the version of the account in the store when the credential was verified. It changes when the account
-      is disabled or enabled, and when its password or its admin right changes. None: the account is not in the store
-      but in the htpasswd file, or there is no account.
+      is disabled or enabled, and when its password or its admin right changes. None: the store has no such account.
     - `stamp`: a hash of the source outside the store that proved the identity: the account's line of the htpasswd file,
       or the settings of a token issuer or of the OpenID provider. None: there is no such source.
-    - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token
-      was used.
+    - `token`: the id of the API token that the client sent, or with which the client got its bearer token. None: no API
+      token was used.
     - `key_id`: the id of the store's key that signed the bearer token. None: the client sent no bearer token that this
       registry issued.
     - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
-    - `access`: the actions that a bearer token grants, by repository name, or by `CATALOG`. None: the client sent no
-      bearer token that this registry issued.
+    - `access`: the actions that a bearer token grants. The keys are repository names and `CATALOG`. None: the client
+      sent no bearer token that this registry issued.
     - `limits`: the limits of the API token. None: the token has no limits, or no API token was used.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
     """
@@ -78,8 +77,7 @@ _MAX_CACHED_REPOSITORIES: Final = 64
 """The largest number of repositories for which one principal caches the allowed actions. The number is small because
 a process caches a thousand principals or more, one for each bearer token."""
 _SLOW_MATCH_COST: Final = 8
-"""Matching a name against all patterns of a principal is slow if it costs more than this, in the unit of
-`NameSet.match_cost`."""
+"""A principal is slow to match if matching one name costs more than this, in the unit of `NameSet.match_cost`."""
 _CONTENT_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.DELETE)
 """The actions on content. The only other action is `ADMIN`, the right to give rights to others."""
 _ALL_ACTIONS: Final = (*_CONTENT_ACTIONS, Action.ADMIN)
@@ -91,26 +89,25 @@ _ALL_ACTION_BITS: Final = EVERY_ACTION.value
 class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
-    - `names`: by combination of actions, the names of the repositories on which these actions are allowed.
+    - `names`: maps each combination of actions to the names of the repositories on which these actions are allowed.
     - `admin`: whether the account is an admin, who may also manage accounts, groups, grants and tokens.
     - `more_names`: more pairs of actions and names, like the items of `names`. Several pairs can have the same actions.
 
-    An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
-    *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
+    An *upstream* is a remote registry that this registry mirrors. The stored names of mirrored repositories begin with
+    the upstream's name, such as `ghcr.io`. Names below a *guarded* upstream match only patterns that begin with the
+    upstream's name: `ghcr.io/**`, but not `**`.
 
-    All sets in `names` and `more_names` must have the same guarded upstreams, and no limits (`NameSet.limits`: patterns
-    that a name must match as well), so that `names_allowing` can return a union of the sets. Otherwise the constructor
-    raises ValueError.
+    The constructor raises ValueError if the sets of names have different guarded upstreams, or if a set has limits
+    (`NameSet.limits`), because `names_allowing` could not return a union of such sets.
     """
 
     names: Mapping[Action, NameSet]
     admin: bool = False
     more_names: Sequence[tuple[Action, NameSet]] = ()
     _bits_by_names: Mapping[NameSet, int] = field(init=False, repr=False, compare=False)
-    """The bits of all actions that are allowed on each set of names. Each set occurs once, so a name is matched against
-    it only once."""
+    """For each set of names, the bits of all actions that are allowed on it."""
     _unions: dict[Action, NameSet] = field(init=False, repr=False, compare=False)
-    """The results of `names_allowing` that are unions of several sets, because such a union can be large."""
+    """Cache of the results of `names_allowing` that are unions of several sets."""
 
     def __post_init__(self) -> None:
         bits_by_names: dict[NameSet, int] = {}
@@ -125,8 +122,8 @@ class Rights:
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
-        """Returns the rights to pull, push and delete everywhere, except below the `guarded` upstreams. With `admin`,
-        these are the rights of an admin, who may also give rights to others."""
+        """Returns the rights to pull, push and delete everywhere, except below the `guarded` upstreams. If `admin` is
+        True, returns the rights of an admin, which include the right to give rights to others."""
         names = NameSet(ALL_NAMES.patterns, frozenset(guarded))
         return cls(dict.fromkeys(_ALL_ACTIONS if admin else _CONTENT_ACTIONS, names), admin)
 
@@ -142,8 +139,8 @@ class Rights:
         return self._unions[action]
 
     def action_bits(self, stored_name: str) -> int:
-        """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int for speed:
-        `|` of two `Action` values takes half a microsecond. `stored_name` is the repository's name in the store."""
+        """Returns the actions allowed on a repository, as the bits of an `Action`: an int, because `|` of two `Action`
+        values is slow. `stored_name` is the repository's name in the store."""
         allowed_bits = 0
         for names, bits in self._bits_by_names.items():
             if stored_name in names:
@@ -176,13 +173,14 @@ class Principal:
     - `admin`: whether the client may do everything that an admin may. False for every bearer token and limited API
       token, even if the account is an admin's.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
-    - `is_registry_open`: whether the registry requires no login, because it has no accounts yet.
+    - `is_registry_open`: whether the registry requires no login because it has no accounts yet.
     - `epoch`: the epoch of the store when the rights were read. None: the rights do not come from the store.
     - `is_admitted`: whether the client sent a valid credential, or the registry requires none. An anonymous bearer
       token is a valid credential.
 
-    Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. Some
-    methods take both names, because grants contain stored names, and a bearer token contains requested names.
+    A mirrored repository can have two names. The *stored name* is its name in the store, such as
+    `docker.io/library/ubuntu`. The *requested name* is its name in the client's request, such as `ubuntu`. Grants
+    contain stored names. A bearer token contains the names that the client requested.
     """
 
     __slots__ = (
@@ -221,7 +219,7 @@ class Principal:
         self.is_admitted = is_registry_open or identity.name is not None or identity.access is not None
         self.admin = rights.admin and identity.limits is None and identity.access is None
         self._cached_bits: dict[tuple[str, str], int] = {}
-        """Results of `actions`, by its arguments."""
+        """Results of `action_bits`, by its arguments."""
         self._listable_names: NameSet | None = None
         """The cached value of `listable_names`; None before its first use."""
         self._limits = None if identity.limits is None else _matchers_by_actions(identity.limits)
@@ -229,14 +227,14 @@ class Principal:
         self._actions_everywhere = (
             rights.actions_everywhere if identity.limits is None and identity.access is None else None
         )
-        """The result of `actions` if the result is the same for all names; None if it can depend on the name."""
+        """The result of `action_bits` if the result is the same for all names; None if it can depend on the name."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
     def for_pages(self) -> Principal:
-        """Returns the principal for requests to the web pages (`registry.ui`). It has the same rights, and is admitted
-        even without a credential, because the pages show anonymous clients what everyone may pull."""
+        """Returns a principal with the same rights for requests to the web pages (`registry.ui`). The pages admit every
+        client, because they show anonymous clients what everyone may pull."""
         if self.is_admitted:
             return self
         principal = Principal(self.identity, self.rights, is_registry_open=self.is_registry_open, epoch=self.epoch)
@@ -244,15 +242,14 @@ class Principal:
         return principal
 
     def visitor_key_at(self, address: str) -> str:
-        """Returns the key of the client for limits that apply to each *visitor* separately. A visitor is an account or,
-        for anonymous clients, the network of the IP address `address`."""
+        """Returns the key of the client's *visitor*, for limits that apply to each visitor. The visitor is the account;
+        for an anonymous client, it is the network of the IP address `address`."""
         return visitor_key(None if self.is_anonymous else self.name, address)
 
     # Rights on one repository
 
-    def actions(self, stored_name: str, requested_name: str) -> int:
-        """Returns the actions allowed on a repository, as the bits of an `Action`, and caches them. `stored_name` is
-        the repository's name in the store; `requested_name` is the name in the client's request."""
+    def action_bits(self, stored_name: str, requested_name: str) -> int:
+        """Returns the actions allowed on a repository, as the bits of an `Action`, and caches them."""
         if self._actions_everywhere is not None:
             return self._actions_everywhere
         key = (stored_name, requested_name)
@@ -265,17 +262,17 @@ class Principal:
         return allowed_bits
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None) -> bool:
-        """Returns whether every action in `action` is allowed on a repository. If `requested_name` is None, the name in
-        the client's request is `stored_name`."""
+        """Returns whether every action in `action` is allowed on a repository. `requested_name`: None if it is the
+        same as `stored_name`."""
         wanted_bits = action.value
         return (
-            self.actions(stored_name, stored_name if requested_name is None else requested_name) & wanted_bits
+            self.action_bits(stored_name, stored_name if requested_name is None else requested_name) & wanted_bits
             == wanted_bits
         )
 
     def account_may(self, action: Action, stored_name: str) -> bool:
-        """Returns whether the account's rights allow `action` on a repository. Ignores the limits of the credential,
-        which can forbid the action."""
+        """Returns whether the account's rights allow `action` on a repository. Ignores the credential, which may allow
+        less."""
         return self.rights.action_bits(stored_name) & action.value == action.value
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
@@ -303,25 +300,24 @@ class Principal:
 
     # Rights on sets of repositories
 
-    def names(self, action: Action) -> NameSet:
-        """Returns the stored names on which `action` is allowed. With a bearer token, returns only names that are in
-        the token's access. So if the access has only the name that the client requested (`ubuntu`), the result lacks
-        the stored name (`docker.io/library/ubuntu`)."""
+    def names_allowing(self, action: Action) -> NameSet:
+        """Returns the stored names on which `action` is allowed. With a bearer token, returns only those stored names
+        that the token's access contains."""
         if self.identity.access is None:
             return self._names_ignoring_access(action)
-        granted = (name for name, actions in self.identity.access.items() if action in actions and _is_name(name))
+        granted = (name for name, actions in self.identity.access.items() if action in actions and _is_valid_name(name))
         return NameSet.of(name for name in granted if self.may(action, name))
 
     @property
     def may_list(self) -> bool:
-        """Whether the client may list repositories. Any valid credential allows this, except a bearer token without
-        `CATALOG` in its access."""
+        """Whether the client may list repositories: it is admitted, and its bearer token, if it sent one, has `CATALOG`
+        in its access."""
         return self.is_admitted and (self.identity.access is None or CATALOG in self.identity.access)
 
     @property
     def listable_names(self) -> NameSet:
-        """The names that a list of repositories shows: those that the account's rights and the API token's limits allow
-        to pull. The access of a bearer token does not shorten the list."""
+        """The names that a list of repositories shows: the names on which the account's rights and the API token's
+        limits allow pulls. Ignores the access of a bearer token."""
         if self._listable_names is None:
             self._listable_names = self._names_ignoring_access(Action.PULL)
         return self._listable_names
@@ -336,15 +332,15 @@ class Principal:
 
 
 def _matchers_by_actions(limits: Iterable[TokenLimit]) -> list[tuple[int, SharedMatcher]]:
-    """Returns pairs: the bits of a combination of actions, and one matcher for the patterns of all limits that allow
-    these actions."""
+    """Groups the limits by their actions. Returns one pair for each group: the bits of the actions, and a matcher for
+    the patterns."""
     patterns_by_actions: defaultdict[int, list[NamePattern]] = defaultdict(list)
     for limit in limits:
         patterns_by_actions[limit.actions.value].append(limit.pattern)
     return [(actions, SharedMatcher(frozenset(patterns))) for actions, patterns in patterns_by_actions.items()]
 
 
-def _is_name(text: str) -> bool:
+def _is_valid_name(text: str) -> bool:
     """Returns whether `text` is a valid repository name."""
     try:
         RepositoryName(text)
@@ -354,8 +350,8 @@ def _is_name(text: str) -> bool:
 
 
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
-    """Returns the principal that every request has while there are no accounts. It may pull, push and delete, except
-    below the `guarded` upstreams. It may not give rights to others."""
+    """Returns the principal of every request while the registry has no accounts. The principal may pull, push and
+    delete, except below the `guarded` upstreams. It may not give rights to others."""
     return Principal(ANONYMOUS, Rights.everything(guarded), is_registry_open=True)
 
 

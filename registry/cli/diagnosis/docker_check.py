@@ -26,7 +26,8 @@ _RESTART = "then run: systemctl restart docker"
 
 
 def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
-    """Returns the findings. Of the mirrored hosts, checks only Docker Hub, because docker uses mirrors for no other."""
+    """Returns the findings. Docker Hub is the only mirrored host that is checked, because docker supports mirrors only
+    for Docker Hub."""
     file = files.first_existing(*_FILES) or _FILES[0]
     try:
         daemon = files.json(file)
@@ -41,7 +42,7 @@ def check_docker(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
 
 def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegistry) -> list[Finding]:
     """Checks whether docker pulls the images of Docker Hub through the registry. Returns the findings."""
-    new_content, next_step = _merged(daemon, target), f"write this to {file}, {_RESTART}"
+    new_content, next_step = _corrected_content(daemon, target), f"write this to {file}, {_RESTART}"
     if target.default_upstream != DOCKER_HUB:
         return [
             problem(
@@ -62,13 +63,13 @@ def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegist
     for mirror in mirrors:
         if not _is_valid_mirror(mirror):
             what = f"{mirror!r} in {file} is not a mirror's address"
-            why = "docker refuses a mirror without http:// or https://, or with a path, and does not start"
+            why = "docker does not start: a mirror's address needs http:// or https://, and must not have a path"
             return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
     position = next((number for number, mirror in enumerate(mirrors) if target.is_at(mirror)), None)
     if position is None:
         if wrong_url := next((mirror for mirror in mirrors if target.differs_only_in_scheme(mirror)), None):
             what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
-            why = "docker cannot connect to the mirror, says nothing, and pulls from Docker Hub"
+            why = "docker cannot connect to this mirror, and pulls from Docker Hub without a message"
         else:
             what, why = f"{file} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
         return [problem(CHECK, what, why, next_step, file=file, lines=new_content)]
@@ -83,7 +84,7 @@ def _check_mirror(file: str, daemon: dict[str, Any] | None, target: TargetRegist
                 CHECK,
                 "this registry asks for a login, and docker sends none to a mirror",
                 "docker then pulls straight from Docker Hub (moby #30880)",
-                "let everybody pull these images: entrepot grant add 'docker.io/**' pull everyone",
+                "to let everybody pull these images, run: entrepot grant add 'docker.io/**' pull everyone",
             )
         )
     return findings
@@ -103,7 +104,7 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
                 f"docker pull {address.host}/NAME says: server gave HTTP response to HTTPS client",
                 f"write this to {file}, {_RESTART}",
                 file=file,
-                lines=_merged(daemon, target),
+                lines=_corrected_content(daemon, target),
             )
         ]
     folder = f"/etc/docker/certs.d/{address.host}"
@@ -125,8 +126,8 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
 
 
 def _is_insecure(entries: Any, host: str) -> bool:
-    """Returns whether docker accepts plain HTTP from `host`. `entries`: the value of `insecure-registries`, in which an
-    entry names a host or a network."""
+    """Returns whether docker accepts plain HTTP from `host`. `entries`: the value of `insecure-registries`, a list of
+    hosts and networks."""
     if not isinstance(entries, list):
         return False
     host_name = urlsplit(f"//{host}").hostname or ""
@@ -155,9 +156,9 @@ def _misspelt_keys(file: str, daemon: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _merged(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
-    """Returns the new content of daemon.json: the present content, plus the missing entries, without useless mirrors
-    (`_is_useless`)."""
+def _corrected_content(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
+    """Returns the content that daemon.json should have: the present content without useless mirrors (`_is_useless`),
+    plus the missing entries."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
     required = json.loads(target.content_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
@@ -173,8 +174,8 @@ def _merged(daemon: dict[str, Any] | None, target: TargetRegistry) -> str:
 
 
 def _is_useless(mirror: Any, target: TargetRegistry) -> bool:
-    """Returns whether `_merged` leaves out the entry `mirror`. This is the case if docker would refuse the entry, or if
-    the entry names this registry, whose correct address `_merged` adds anyway."""
+    """Returns whether the entry `mirror` has to be removed: docker refuses it, or it names this registry, whose correct
+    address `_corrected_content` adds."""
     if not isinstance(mirror, str) or not _is_valid_mirror(mirror):
         return True
     return target.differs_only_in_scheme(mirror) or target.is_at(mirror)

@@ -1,7 +1,7 @@
-"""Checks whether k3s or RKE2 on a machine pulls through this registry, by its file `registries.yaml`.
+"""Checks in the file `registries.yaml` whether k3s or RKE2 on a machine pulls through this registry.
 
-k3s and RKE2 contain their own containerd. At each start, they generate its `config.toml` and `hosts.toml` files from
-`registries.yaml`, so `registries.yaml` is the only file to change.
+k3s and RKE2 contain their own containerd. At each start, they generate containerd's `config.toml` and `hosts.toml` from
+`registries.yaml`. So only `registries.yaml` is ever edited.
 
 Sources: k3s docs, "Private Registry Configuration"; RKE2 docs, "Containerd Registry Configuration".
 """
@@ -20,13 +20,13 @@ from registry.clients.client_setup import MirroredHost
 CHECK = "containerd"
 _CA_FILE = "/etc/rancher/entrepot-ca.crt"
 _EVERY_HOST = "*"
-"""The name of the mirror entry that applies to every host without its own entry."""
+"""The key in `mirrors` whose entry applies to every host without an entry of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class KubernetesDistribution:
-    """A distribution of Kubernetes. `file`: its `registries.yaml`. `generated_file`: the configuration of containerd
-    that the distribution generates from `file`. `restart`: the command that restarts the distribution."""
+    """A distribution of Kubernetes. `file`: the path of its `registries.yaml`. `generated_file`: the path of the
+    `config.toml` that the distribution generates from `file`. `restart`: the command that restarts the distribution."""
 
     name: str
     file: str
@@ -70,8 +70,8 @@ def check_k3s(files: ClientFiles, target: TargetRegistry, distribution: Kubernet
         return [error.finding]
     step = f"write this to {file}, then run: {distribution.restart}"
     new_content = _corrected_content(document or {}, target)
-    findings = [_host_finding(distribution, document, mirrors, host, target, new_content) for host in target.hosts]
-    findings += _check_own_host(distribution, mirrors, configs, target, new_content)
+    findings = [_mirror_finding(distribution, document, mirrors, host, target, new_content) for host in target.hosts]
+    findings += _registry_host_findings(distribution, mirrors, configs, target, new_content)
     changed_at = files.modification_time(file)
     if changed_at is not None and changed_at > (files.modification_time(distribution.generated_file) or changed_at):
         what = f"{file} has changed since {distribution.name} last started"
@@ -79,14 +79,14 @@ def check_k3s(files: ClientFiles, target: TargetRegistry, distribution: Kubernet
         findings.append(warning(CHECK, what, why, f"run: {distribution.restart}"))
     for key in document or {}:
         if key not in ("mirrors", "configs", "auths"):
-            why = f"{distribution.name} does not read it; the keys are mirrors and configs"
+            why = f"{distribution.name} does not read this key; the usual keys are mirrors and configs"
             findings.append(
                 warning(CHECK, f"{file} has the unknown key {key!r}", why, step, file=file, lines=new_content)
             )
     return findings
 
 
-def _host_finding(
+def _mirror_finding(
     distribution: KubernetesDistribution,
     document: dict[str, Any] | None,
     mirrors: dict[str, Any],
@@ -94,7 +94,7 @@ def _host_finding(
     target: TargetRegistry,
     new_content: str,
 ) -> Finding:
-    """Returns a finding that says whether containerd pulls the images of a host through the registry. `new_content`:
+    """Returns a finding that says whether containerd pulls the images of `host` through the registry. `new_content`:
     the content that the file should have (`_corrected_content`)."""
     file = distribution.file
     step = f"write this to {file}, then run: {distribution.restart}"
@@ -121,25 +121,26 @@ def _host_finding(
     return problem(CHECK, what, why, step, file=file, lines=new_content)
 
 
-def _check_own_host(
+def _registry_host_findings(
     distribution: KubernetesDistribution,
     mirrors: dict[str, Any],
     configs: dict[str, Any],
     target: TargetRegistry,
     new_content: str,
 ) -> Iterator[Finding]:
-    """Yields a finding if containerd cannot pull images whose names begin with the registry's own host, or does not
-    trust the registry's certificate. `new_content`: the content that the file should have."""
+    """Checks the file's entries for the registry's own host. Yields one finding if the file does not say that the
+    registry speaks plain HTTP, and one if the file names no authority for the registry's certificate. `new_content`:
+    the content that the file should have."""
     address, file = target.address, distribution.file
     step = f"write this to {file}, then run: {distribution.restart}"
     if _needs_http_entry(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):
         what = f"{file} does not say that {address.host} speaks plain HTTP"
-        why = f"only images whose names begin with {address.host} need this: containerd expects TLS there"
+        why = f"containerd expects TLS from {address.host} when it pulls images whose names begin with {address.host}"
         yield warning(CHECK, what, why, step, file=file, lines=new_content)
     config = configs.get(address.host)
     tls = config.get("tls") if isinstance(config, dict) else None
     if target.needs_ca and not (isinstance(tls, dict) and (tls.get("ca_file") or tls.get("insecure_skip_verify"))):
-        what = f"{file} names no authority for {address.host}, whose certificate this machine does not trust"
+        what = f"this machine does not trust the certificate of {address.host}, and {file} names no authority for it"
         why = target.probe_result.detail if target.probe_result else ""
         step = f"copy the authority's certificate to {_CA_FILE}, and {step}"
         yield problem(CHECK, what, why, step, file=file, lines=new_content)
@@ -153,18 +154,19 @@ def _endpoints(mirror: Any) -> list[str]:
 
 
 def _mapping(distribution: KubernetesDistribution, document: dict[str, Any] | None, key: str) -> dict[str, Any]:
-    """Returns a mapping in the file; empty if there is none. Raises FileUnusable."""
+    """Returns the mapping under `key` in the file; an empty one if the key is missing. Raises FileUnusable if the value
+    is not a mapping."""
     mapping = (document or {}).get(key)
     if mapping is not None and not isinstance(mapping, dict):
-        what, why = f"{key} in {distribution.file} is no mapping", f"{distribution.name} does not start with it"
+        what, why = f"{key} in {distribution.file} is no mapping", f"{distribution.name} does not start with this file"
         step = f"correct the file, then run: {distribution.restart}"
         raise FileUnusable(problem(CHECK, what, why, step))
     return mapping or {}
 
 
 def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
-    """Returns the whole content that the file should have: its present content without unknown keys, and with the
-    missing entries for this registry."""
+    """Returns the whole content that the file should have: the present content without unknown keys, plus the missing
+    entries for this registry."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}
@@ -186,8 +188,9 @@ def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
 
 
 def _needs_http_entry(target: TargetRegistry) -> bool:
-    """Returns whether the file has to state that the registry speaks plain HTTP. For `localhost` and 127.0.0.0/8, this
-    is not needed: containerd expects plain HTTP from them. `is_trusted_by_docker` is True for the same hosts."""
+    """Returns whether `mirrors` needs an entry that says that the registry speaks plain HTTP. containerd expects plain
+    HTTP from `localhost` and 127.0.0.0/8, the hosts for which `is_trusted_by_docker` is True. From all other hosts, it
+    expects TLS."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 
 

@@ -10,13 +10,13 @@ from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.upkeep.import_run import run_import
 from registry.small_files import read_small_text
 
-_PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
+_PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # begins with `_`, because ENTREPOT_* are settings
 """The environment variable of this process that passes the password to the HTTP client. This process reads the password
-file before it switches to the user who owns the data directory, because that user may not be allowed to read it."""
+file first, and then becomes the user who owns the data directory, who may not be allowed to read the password file."""
 
 
 def is_url(source: str) -> bool:
-    """Returns whether the argument of `entrepot import` is the URL of a registry, and not a file."""
+    """Returns whether `source`, the argument of `entrepot import`, is the URL of a registry and not a file."""
     return source.startswith(("http://", "https://"))
 
 
@@ -40,10 +40,10 @@ def import_from_url(
     if (username is None) != (password_file is None):
         fail("--username and --password-file belong together; give both or none", USAGE_ERROR)
     if password_file is not None:
-        os.environ[_PASSWORD_VARIABLE] = _read(password_file, "password").rstrip("\r\n")
+        os.environ[_PASSWORD_VARIABLE] = _read_or_fail(password_file, "password").rstrip("\r\n")
     names = None
     if repositories is not None:
-        lines = (line.strip() for line in _read(repositories, "list of repositories").splitlines())
+        lines = (line.strip() for line in _read_or_fail(repositories, "list of repositories").splitlines())
         names = [line for line in lines if line and not line.startswith("#")]
     arguments = {
         "url": url,
@@ -60,8 +60,9 @@ def import_from_url(
     run_import(config, data, "import-remote", arguments, as_json=as_json)
 
 
-def _read(file: Path, what: str) -> str:
-    """Returns the text of a file. Ends the command if it cannot be read."""
+def _read_or_fail(file: Path, what: str) -> str:
+    """Returns the text of a file. Ends the command if the file cannot be read. `what`: the content of the file, for the
+    message."""
     try:
         return read_small_text(file)
     except OSError as error:

@@ -109,7 +109,7 @@ class Fill:
         """Whether readers may have got bytes of the partial blob. The fill must then not replace the partial blob,
         because one response must not mix the bytes of two partial blobs. A reader may get bytes that an earlier owner
         stored, even before the upstream responds."""
-        is_read = any(file.is_used and file.partial is self._partial for file in self._reader_files)
+        is_read = any(file.may_have_been_read and file.partial is self._partial for file in self._reader_files)
         return is_read or self.has_response_or_ended
 
     def open_file(self) -> ReaderFile:
@@ -179,7 +179,7 @@ class Fill:
                     await self._ended.wait()  # the fill is about to end with its error, which is raised below
                 else:
                     if file.partial is partial:  # otherwise the file was replaced just now, and may not have the byte
-                        file.is_used = True
+                        file.may_have_been_read = True
                         return end
         if self.error is not None:
             raise self.error
@@ -287,7 +287,7 @@ class Fill:
                 raise NoClients
             partial = await self._context.partials.claim(self.digest, self.size, self._source)
         for file in self._reader_files:
-            file.switch_to(partial)
+            file.switch_to_partial(partial)
         if self._partial is not None:
             self._partial.close()
         self._partial = partial

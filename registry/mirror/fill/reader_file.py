@@ -1,16 +1,14 @@
 """The open file of one reader of a blob that is being downloaded (`ReaderFile`).
 
-A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*: a blob whose bytes have not all
-arrived. The blob's first byte is at an *offset* in its file. A reader may open the file while the fill still waits for
-a connection to the upstream. Later, the reader may need another file, in two cases:
+A *fill* (the download of one blob) writes the blob's bytes into the file of a *partial blob*: a blob whose bytes have
+not all arrived. The blob's first byte is at an *offset* in the file. While a reader has the file open, another file can
+replace it:
 
-- The partial blob is deleted, and the fill continues with another partial blob.
+- The fill continues with another partial blob.
 - Another fill stores the blob first.
 
-A reader that has got no bytes yet gets the new file. The file descriptor stays the same, because the
-code that sends the response may have it already. A reader that has got bytes keeps the old file, because bytes of two
-files must not be mixed in one response. Only the digest of the new file is checked, so the bytes of the old file may be
-wrong.
+A reader that has read no bytes gets the new file under the same file descriptor. A reader that has read bytes keeps the
+old file, because one response must not mix the bytes of two files.
 """
 
 from __future__ import annotations
@@ -28,39 +26,40 @@ from storage.partials import Partial
 class ReaderFile:
     """The file descriptor of one reader.
 
-    - `file`: the descriptor and the blob's offset, which stay the same until `aclose`.
-    - `partial`: the partial blob to whose file the descriptor refers until `switch_to_stored` succeeds.
-    - `is_used`: whether the reader was told that bytes of `partial` can be read."""
+    - `file`: the descriptor and the blob's offset. Both stay the same until `aclose`.
+    - `partial`: the partial blob whose file the descriptor refers to. `switch_to_stored` does not change this field.
+    - `may_have_been_read`: whether the reader may have read bytes of the file. The fill sets it."""
 
     def __init__(self, partial: Partial, open_files: set[ReaderFile]) -> None:
-        """Opens the file of `partial`, whose handle must not be closed yet. `open_files`: the open files of all readers
-        of the fill; contains this file until `aclose`. Raises TooManyOpenFiles, StorageFailed."""
+        """Opens the file of `partial`, which must not be closed yet. `open_files`: the open files of the fill's
+        readers; contains this object until `aclose`. Raises TooManyOpenFiles, StorageFailed."""
         with as_storage_errors():
             self.file = OpenFile(os.dup(partial.file.fd), partial.file.offset)
         self.partial = partial
-        self.is_used = False
+        self.may_have_been_read = False
         self._open_files = open_files
         open_files.add(self)
 
-    def switch_to(self, partial: Partial) -> None:
-        """Makes the descriptor refer to the file of `partial`. Does nothing if the reader has got bytes, or if the blob
-        has another offset in the new file than in the old one. Raises nothing; after an error, `partial` stays the old
-        one. Call it before the handle of the old partial blob is closed. Otherwise, if the old file was deleted, the
-        call would block while the file system frees the file's blocks."""
-        if self.is_used or partial.file.offset != self.file.offset:
+    def switch_to_partial(self, partial: Partial) -> None:
+        """Makes the descriptor refer to the file of `partial`. Keeps the old file if the reader may have read bytes of
+        it, if the blob's offset differs between the two files, or if an error occurs. Raises nothing.
+
+        Call this method before the old partial blob is closed: to close the last descriptor of a deleted file blocks
+        while the file system frees the file's blocks."""
+        if self.may_have_been_read or partial.file.offset != self.file.offset:
             return
         with suppress(OSError):
             os.dup2(partial.file.fd, self.file.fd, inheritable=False)
             self.partial = partial
 
     async def switch_to_stored(self, stored: OpenFile) -> bool:
-        """Makes the descriptor refer to the file of the stored blob, and returns True. Does nothing and returns False
-        if the reader has got bytes, or if the blob has another offset in the new file than in the old one. Call it only
-        after the fill has ended. If the call is cancelled, the file is replaced all the same. Raises StorageFailed."""
-        if self.is_used or stored.offset != self.file.offset:
+        """Makes the descriptor refer to the file of the stored blob, and returns True. Keeps the old file and returns
+        False if the reader may have read bytes of it, or if the blob's offset differs between the two files. Call this
+        method only after the fill has ended. A cancelled call still replaces the file. Raises StorageFailed."""
+        if self.may_have_been_read or stored.offset != self.file.offset:
             return False
         with as_storage_errors():
-            # In a thread: if the old file was deleted, the call blocks while the file system frees its blocks.
+            # In a thread, because `dup2` closes the old file, which blocks like `close` in `aclose`.
             await finish_in_thread(partial_function(os.dup2, stored.fd, self.file.fd, inheritable=False))
         return True
 
@@ -69,5 +68,5 @@ class ReaderFile:
         self._open_files.remove(self)
         if os.fstat(self.file.fd).st_nlink:
             os.close(self.file.fd)
-        else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
-            await finish_in_thread(partial_function(os.close, self.file.fd))  # even if the request is cancelled
+        else:  # the file has been deleted: `close` blocks while the file system frees the file's blocks
+            await finish_in_thread(partial_function(os.close, self.file.fd))

@@ -1,12 +1,12 @@
-"""`LiveChangeQueue`: a queue for the *changes* of a running server, which are reloads and restarts. The supervisor (the
+"""`LiveChangeQueue`: queues the *changes* of a running server, which are reloads and restarts. The supervisor (the
 parent process of the workers) runs one change at a time.
 
-A *reload* gives the workers a new configuration. A *restart* replaces the workers by new processes; this replacement is
-a *renewal*. If `LiveChangeQueue` was created with a `Successor`, a restart first executes a new version of the program,
-and the new version does the renewal.
+- A *reload* gives the workers a new configuration.
+- A *restart* replaces the workers by new processes. The replacement of the workers is a *renewal*. With a `Successor`,
+  a restart has two more steps before the renewal. In the *check*, another process finds out whether a new version of
+  the program can take over. Then the supervisor executes the new version, which does the renewal.
 
-A request joins a queued change of the same kind, if there is one. So all reload requests that arrive during a reload
-lead to exactly one more reload.
+Requests for the same kind of change share one queued change.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
-_READY_SECONDS = 30.0
-"""How long after the last request the queued changes wait for workers that are starting. Then they are refused."""
+_MAX_WAIT_SECONDS = 30.0
+"""While a worker is starting, the queued changes wait. They are refused this long after the last request."""
 
 
 class ChangingSupervisor(Protocol):
     """The methods of the supervisor that `LiveChangeQueue` calls."""
 
     def begin_renewal(self) -> Renewal:
-        """Starts to replace all workers by forks of this process."""
+        """Returns a renewal that replaces all workers by forks of this process."""
 
     def execute_successor(self) -> None:
         """Executes the new version in this process. Raises ChangeRefused if this is not possible; otherwise does not
         return."""
 
     def watch_successor_check(self, check: SuccessorCheck) -> None:
-        """Makes the supervisor's loop read the output of the check: a process in which the new version checks whether
-        it can take over."""
+        """Makes the supervisor's loop read the output of the check."""
 
     def end_successor_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""
 
 
 class LiveChangeQueue:
-    """The changes of one supervisor, whose loop calls `step`."""
+    """The queue of one supervisor. The supervisor's loop calls `step`."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class LiveChangeQueue:
         self._restart_replies: list[Reply] = []  # for the requests that wait for the next restart
         self._last_request_at = 0.0  # when a change was last requested, in seconds of `time.monotonic`
         self._running_replies: list[Reply] = []  # for the requests that wait for the end of the running change
-        self._is_reload = False  # whether `_end` logs a failure as one of a reload; otherwise as one of a restart
+        self._is_reload = False  # whether `_end` logs a failure as a failed reload; if False, as a failed restart
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -81,13 +80,13 @@ class LiveChangeQueue:
         self._reload_replies.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
-        """Queues a restart, which replaces all workers. If this object has a `Successor`, a new version of the program
-        takes over first. `reply` is called with the outcome of the restart."""
+        """Queues a restart. `reply` is called with the outcome of the restart."""
         self._last_request_at = time.monotonic()
         self._restart_replies.append(reply)
 
     def continue_renewal(self, renewal: Renewal, replies: list[Reply]) -> None:
-        """Continues a restart that the old version of the program has begun."""
+        """Continues a restart that the old version of the program has begun. Each of `replies` is called with the
+        outcome of the restart."""
         self._renewal = renewal
         self._running_replies = replies
 
@@ -106,11 +105,12 @@ class LiveChangeQueue:
         return "restart" if self._check is not None or self._renewal is not None else ""
 
     def deadline(self) -> float:
-        """Returns when `step` must be called at the latest, in seconds of `time.monotonic`."""
+        """Returns the latest time at which `step` must be called, in seconds of `time.monotonic`; infinity if `step`
+        need not be called."""
         changes = (self._reload, self._check, self._renewal)
         times = [change.deadline for change in changes if change is not None]
         if (self._reload_replies or self._restart_replies) and not times:
-            times.append(self._last_request_at + _READY_SECONDS)
+            times.append(self._last_request_at + _MAX_WAIT_SECONDS)
         return min(times, default=float("inf"))
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
@@ -126,7 +126,8 @@ class LiveChangeQueue:
         return self._renewal is not None and self._renewal.on_exit(worker, how)
 
     def step(self, now: float) -> None:
-        """Continues the running change, or starts the next one."""
+        """Continues the running change. If no change is running, starts the next queued change. `now`: the time, in
+        seconds of `time.monotonic`."""
         if self._reload is not None:
             self._reload.end_late_phase(now)
             self._end(self._reload.outcome)
@@ -152,21 +153,21 @@ class LiveChangeQueue:
     # Steps
 
     def _start_next(self, now: float) -> bool:
-        """Starts the next queued change: the reload if one is queued, otherwise the restart. If a worker is still
-        starting, starts no change and returns False. If the last request is then `_READY_SECONDS` old, also refuses all
-        queued changes."""
+        """Starts the next queued change: the reload if one is queued, otherwise the restart. Returns True, even if the
+        change fails at once. While a worker is starting, starts no change and returns False; if the last request is at
+        least `_MAX_WAIT_SECONDS` old, refuses all queued changes."""
         self._is_reload = bool(self._reload_replies)
         if any(not worker.is_ready for worker in self._pool.serving):
-            if now >= self._last_request_at + _READY_SECONDS:
+            if now >= self._last_request_at + _MAX_WAIT_SECONDS:
                 self._running_replies = [*self._reload_replies, *self._restart_replies]
                 self._reload_replies, self._restart_replies = [], []
-                self._end(ChangeOutcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
+                self._end(ChangeOutcome(False, f"a worker has been starting for more than {_MAX_WAIT_SECONDS:g} s"))
             return False
         self._notifier.report_reloading()
         try:
             if self._reload_replies:
                 self._running_replies, self._reload_replies = self._reload_replies, []
-                self._refuse_mixed_settings()
+                self._check_no_old_workers()
                 self._reload = Reload(self._pool, self._source, self._source.propose(), self._command_numbers)
                 self._end(self._reload.outcome)
             elif self._successor is None:
@@ -182,10 +183,9 @@ class LiveChangeQueue:
             self._fail(error)
         return True
 
-    def _refuse_mixed_settings(self) -> None:
-        """Raises ChangeRefused if workers of an old version still serve, because a restart was not completed. Their
-        settings can differ from the settings of this process, so it is unknown which settings a reload would change in
-        these workers."""
+    def _check_no_old_workers(self) -> None:
+        """Raises ChangeRefused if workers of an old version still serve after an incomplete restart. A reload must not
+        change them, because this process does not know their settings."""
         old_workers = sum(worker.is_adopted for worker in self._pool.serving)
         if old_workers:
             raise ChangeRefused(
@@ -204,8 +204,8 @@ class LiveChangeQueue:
             self._end(renewal.outcome)
 
     def _step_check(self, now: float) -> None:
-        """Continues a restart whose check is running. If the check has succeeded, executes the new version; if this
-        succeeds, does not return."""
+        """Continues a restart whose check is running. If the check has succeeded, executes the new version. Returns
+        only if the check is still running, or if the restart has failed."""
         assert self._check is not None
         try:
             outcome = self._check.outcome(now)
@@ -233,8 +233,8 @@ class LiveChangeQueue:
         self._end(ChangeOutcome(False, " ".join(str(message).split())))
 
     def _end(self, outcome: ChangeOutcome | None) -> None:
-        """Ends the running change, and sends its outcome to all requests that wait for it. If `outcome` is None, the
-        change still runs, and this method does nothing."""
+        """Ends the running change, and calls the replies of the change with `outcome`. Does nothing if `outcome` is
+        None: the change still runs."""
         if outcome is None:
             return
         self._reload = self._check = self._renewal = None
@@ -252,5 +252,4 @@ class LiveChangeQueue:
 
 
 def no_reply(outcome: ChangeOutcome) -> None:
-    """A `Reply` that does nothing. A change that a signal has requested has no client to answer; its outcome is in the
-    log."""
+    """A `Reply` that does nothing, for changes that a signal requests. The log contains the outcome."""

@@ -1,9 +1,8 @@
-"""Imports the images of a file into hosted repositories, that is, repositories to which clients push (`import_images`).
+"""Imports the images of a file into hosted repositories, to which clients push (`import_images`).
 
-The import pushes the images as a client would push them, so the same checks apply. Blobs that the repository has
-already are not read from the file. So a second call continues an import that was interrupted. A blob that only another
-repository has is not stored again, but the file must contain its bytes: a manifest can name any digest, and naming a
-digest must give no access to a blob (ADR 9).
+The import pushes the images as a client would push them, with the same checks. It does not read blobs that the
+repository already has. If only another repository has a blob, the import checks that the file contains the blob's
+bytes, but does not store them again. The check is needed because a digest alone must give no access to a blob (ADR 9).
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_tag_de
 from storage.upkeep.reporter import Reporter
 
 ATTEMPTS: Final = 3
-"""Largest number of attempts to push an image. An attempt fails if the garbage collection deletes a blob of the image
-before its manifest is stored."""
+"""Largest number of attempts to push an image. An attempt fails if garbage collection deletes a blob of the image
+before the image's manifest is stored."""
 _HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
-"""Prefixes that docker leaves out when it shows the name of a Docker Hub image."""
+"""Prefixes of names of Docker Hub images. docker does not show them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class ImportName:
         """Parses `NAME` or `NAME:TAG`. Raises NameInvalid, TagInvalid; ImageFileFailed for a digest."""
         name = parse_reference(text)
         if isinstance(name.reference, Digest):
-            raise ImageFileFailed(f"{text}: give a name and a tag; the digest follows from the content")
+            raise ImageFileFailed(f"{text}: give a name and a tag, not a digest")
         has_tag = ":" in text.rpartition("/")[2]
         return cls(name.repository, name.reference if has_tag else None)
 
@@ -80,15 +79,16 @@ async def import_images(
     - A stored manifest of the image would get another media type, and an immutable tag points at the manifest or at an
       index that contains it.
 
-    `name`: the name under which to import; None: the names in the file. `records`: reads tags and sizes of blobs from
-    the store, and records what was imported. `own_host`: the host name of this registry, which is left out of names;
-    empty: not known. `clock` returns the time in seconds since 1970. The tags that the import changes get times in the
-    natural order of their names, so `build-9` counts as older than `build-10`.
+    - `name`: the name under which to import; None: the names in the file.
+    - `own_host`: the host name of this registry, which the import removes from the names in the file; empty: not known.
+    - `clock`: returns the time in seconds since 1970.
+
+    Sets the times of the changed tags in the natural order of their names, so `build-9` is older than `build-10`.
 
     Raises ImageFileFailed, Denied (the name belongs to an upstream), and the other errors of pushes. Content that was
     stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
-    # `_targets` gives a tag to each image in `images_to_tag`, so a referrer without a name is only in `referrers`.
+    # A referrer without a name is not in `images_to_tag`, because it gets no tag.
     referrers = [tree for tree in trees if tree.root.subject is not None]
     images_to_tag = [
         (image, tree)
@@ -137,9 +137,9 @@ def _targets(
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
     """Returns the repository and tag under which the import stores an image. `text`: a name in the file, or only a tag
-    (`:TAG`). If `name` is given, takes the repository from it. Otherwise leaves out of `text` the prefixes
-    `_HUB_PREFIXES`, the host `own_host`, `localhost`, and a host with a port. `label`: the file, for messages. Raises
-    ImageFileFailed."""
+    (`:TAG`). If `name` is given, takes only the tag from `text`, and the repository from `name`. Otherwise removes a
+    prefix in `_HUB_PREFIXES` from `text`, and a host that is `own_host` or `localhost` or has a port. `label`: the
+    file, for messages. Raises ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -181,11 +181,11 @@ class _Importer:
         self._stored: dict[Digest, set[RepositoryName]] = {}
         """The repositories in which each manifest was stored, by the manifest's digest."""
         self._verified: set[Digest] = set()
-        """The blobs whose bytes in the file had the right digest."""
+        """The blobs whose bytes in the file have been checked and have the right digest."""
         self._refused: set[Digest] = set()
-        """The manifests of images that were refused because of an immutable tag, and the referrers of the manifests."""
+        """The manifests of images with a problem, and the referrers of these manifests."""
         self._changed_tags: list[tuple[Tag, RepositoryName, Digest]] = []
-        """The tags that now point at another manifest than before."""
+        """The tags that the import has created or changed. Each has its repository and its new digest."""
         self.images = 0
         self.manifests = 0
         self.new_blobs = 0
@@ -218,7 +218,7 @@ class _Importer:
                 self._reporter.step("image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
     async def _changeable_tags(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> list[Tag]:
-        """Returns the tags that may point at the image. Reports the other tags as problems."""
+        """Returns the tags that the import may set to the image. Reports the other tags as problems."""
         is_immutable = self._immutable_tags.in_repository(repo)
         changeable = []
         for tag in tags:
@@ -246,8 +246,8 @@ class _Importer:
         while remaining:
             storable = [tree for tree in remaining if tree.root.subject in self._stored]
             if not storable:
-                # Referrers of refused manifests are refused only now, when nothing more can be stored. A referrer that
-                # was refused under its tag may have been stored here without a tag, and then its own referrers too.
+                # Referrers of refused manifests are refused last. A refused manifest may itself be a referrer that this
+                # loop stores without a tag. Then the loop also stores the referrers of this manifest.
                 refused_now = [tree for tree in remaining if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
@@ -269,8 +269,8 @@ class _Importer:
             remaining = [tree for tree in remaining if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
-        """Stores an image in a repository, under the `tags`, or without a tag if there are none. Makes up to `ATTEMPTS`
-        attempts."""
+        """Stores an image in a repository. `tags`: the tags to set; empty: stores the image without a tag. Makes up to
+        `ATTEMPTS` attempts."""
         changed_tags = [tag for tag in tags if await self._records.tag_digest(repo, tag) != tree.root.digest]
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
@@ -288,7 +288,7 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        if changed_tags:  # now, because retention counts this record as a pull and may run before the import ends
+        if changed_tags:  # before the import ends, because retention may run earlier, and counts this record as a pull
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 
@@ -322,8 +322,8 @@ class _Importer:
         return False
 
     async def _find_blob(self, blob: Descriptor) -> str:
-        """Returns the name of the file with the blob. Raises ImageFileFailed if there is no such file, or if its size
-        is not the one in the manifest."""
+        """Returns the name of the blob's file in the source. Raises ImageFileFailed if the source has no such file, or
+        if the file's size differs from the size in the manifest."""
         source, file_name = self._content.source, self._content.file_of(blob.digest)
         size = await asyncio.to_thread(source.size, file_name)
         if size is None:
@@ -333,22 +333,21 @@ class _Importer:
         return file_name
 
     async def _mount(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> bool:
-        """If another repository of this registry has the blob, adds it to `repo` and returns True. Otherwise returns
-        False. First checks that the bytes in the file have the digest, unless this import has already checked them.
-        Raises ImageFileFailed if they have another digest."""
+        """If another repository of this registry has the blob, adds the blob to `repo` and returns True. Otherwise
+        returns False. Before it adds the blob, checks the digest of the bytes in the file, unless this import has
+        already checked it. Raises ImageFileFailed if the digest is wrong."""
         if await self._records.stored_size(blob.digest) != blob.size:
             return False
         if blob.digest not in self._verified:
             await self._verify(blob.digest, file_name)
-        # BlobUnknown: garbage collection has just deleted the blob, or only repositories of private upstreams have it.
-        # With `ALL_NAMES`, the router does not mount a blob from such a repository.
+        # BlobUnknown: garbage collection has just deleted the blob, or only private upstreams have it.
         with suppress(BlobUnknown):
             await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
             return True
         return False
 
     async def _verify(self, digest: Digest, file_name: str) -> None:
-        """Reads the file of a blob. Raises ImageFileFailed if its bytes have another digest."""
+        """Reads the file of a blob. Raises ImageFileFailed if the digest of the bytes is wrong."""
         running_digest = start_digest(digest.algorithm)
 
         async def add_to_digest(data: bytes) -> None:
@@ -363,7 +362,7 @@ class _Importer:
         self._verified.add(digest)
 
     async def _push_blob(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> None:
-        """Uploads a blob from the file. Raises ImageFileFailed if its bytes have another digest."""
+        """Uploads a blob from its file. Raises ImageFileFailed if the digest of the bytes is wrong."""
         source = self._content.source
         writer = await self._router.start_upload(repo, blob.digest.algorithm, by=self._by)
         try:

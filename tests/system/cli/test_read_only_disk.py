@@ -46,7 +46,7 @@ def test_commands_say_how_to_save_the_content(tmp_path: Path, command: str) -> N
     assert done.stderr == (
         f"entrepot: cannot write to the data directory {tmp_path}/data: Read-only file system; it was mounted "
         "read-only, or the system has made it read-only after errors of the disk. To save the content, copy the "
-        "directory to another disk by cp -a, and name the copy with --data\n"
+        "directory to another disk with `cp -a`, and name the copy with --data\n"
     )
 
 

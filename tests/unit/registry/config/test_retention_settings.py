@@ -40,7 +40,7 @@ def test_the_values_of_a_rule(tmp_path: Path) -> None:
         (RULE, "the rule would delete every tag"),
         (RULE + "keep_last = 0\n", "the rule would delete every tag"),
         (RULE + 'keep_tags = []\nkeep_pushed_within = "0s"\n', "the rule would delete every tag"),
-        (RULE + 'delete_untagged_after = "7d"\n', 'keep_tags = ["*"] to delete only untagged manifests'),
+        (RULE + 'delete_untagged_after = "7d"\n', 'to delete only untagged manifests, set keep_tags = ["*"]'),
         (RULE + "keep_last = 1\ndelete_all = true\n", "delete_all is set, but a condition keeps tags"),
         (RULE + "keep_last = -1\n", "retention[1].keep_last: -1 should be greater than or equal to 0"),
         (RULE + "keep_lats = 1\n", "did you mean retention.keep_last?"),
@@ -53,12 +53,12 @@ def test_the_values_of_a_rule(tmp_path: Path) -> None:
         ('[retention]\nrepositories = "team/**"\n', "write [[retention]]"),
         (
             '[[upstream]]\nname = "ghcr.io"\n[[retention]]\nrepositories = "ghcr.io/**"\nkeep_last = 1\n',
-            "'ghcr.io/**' names what is mirrored, and rules apply only to what is pushed here; to bound a mirror's "
-            "cache, set cache_max",
+            "'ghcr.io/**' names mirrored repositories, but rules apply only to repositories that clients push to; to "
+            "limit the size of a mirror's cache, set cache_max",
         ),
         (
             'mirror = ["docker.io"]\n[[retention]]\nrepositories = ["team/*", "library/*"]\nkeep_last = 1\n',
-            "'library/*' names what is mirrored",
+            "'library/*' names mirrored repositories",
         ),
     ],
 )

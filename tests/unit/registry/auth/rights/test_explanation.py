@@ -51,7 +51,7 @@ async def test_the_grants_that_apply_are_named(accounts: Accounts, policy: Polic
     for (account, repo), grants in expected.items():
         explanation = await explanation_of(policy, account, repo)
         assert sorted(grants_of(explanation)) == grants, (account, repo)
-        allowed = policy.principal(identities[account]).actions(repo, repo)
+        allowed = policy.principal(identities[account]).action_bits(repo, repo)
         assert explanation.repositories[0].actions == Action(allowed)
 
 

@@ -53,9 +53,9 @@ DOCKER_PROBLEMS = [
     (None, "there is no /etc/docker/daemon.json", "straight from Docker Hub"),
     ("{}", "names no mirror", "straight from Docker Hub"),
     ('{"registry-mirrors": ["https://mirror.gcr.io"]}', "only other mirrors: https://mirror.gcr.io", "does not know"),
-    ('{"registry-mirrors": ["https://registry.example.com:5000"]}', "but the registry is at http://", "says nothing"),
+    ('{"registry-mirrors": ["https://registry.example.com:5000"]}', "the registry is at http://", "without a message"),
     ('{"registry-mirrors": ["registry.example.com:5000"]}', "is not a mirror's address", "does not start"),
-    ('{"registry-mirrors": ["http://registry.example.com:5000/v2"]}', "is not a mirror's address", "with a path"),
+    ('{"registry-mirrors": ["http://registry.example.com:5000/v2"]}', "is not a mirror's address", "not have a path"),
     ('{"registry-mirrors": "http://registry.example.com:5000"}', "is no list of URLs", "does not start"),
     ('{"registry-mirrors": ["http://registry.example.com:5000",]}', "is not valid JSON", "does not use the file"),
 ]
