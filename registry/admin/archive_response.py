@@ -30,8 +30,8 @@ _SLOW_SECONDS: Final = 30.0
 
 
 class ResponseCutOff(Exception):
-    """The registry breaks off an incomplete response, and has logged the reason. The server then closes the connection,
-    which tells the client that the response is incomplete."""
+    """The registry breaks off a response, and has logged the reason. The server then closes the connection, so that the
+    client notices the incomplete response."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,18 +39,17 @@ class ResponseCutOff(Exception):
 
 
 class RunningDownload:
-    """An archive that is being sent, in *portions* of at least `_SLOW_BYTES` bytes (the last may be smaller). Measures
-    how long the client needs to receive each portion. `visitor`: a text that identifies the client's account or
-    network."""
+    """An archive that is being sent. Measures how long the client needs to receive each *portion* of at least
+    `_SLOW_BYTES` bytes. `visitor`: a text that identifies the client's account or network."""
 
     def __init__(self, visitor: str, end: Callable[[], None]) -> None:
-        """`end`: a function that ends the download. It is called at most once."""
+        """`end`: a function that ends the download; called at most once."""
         self.visitor = visitor
         self._end: Callable[[], None] | None = end
         self._portion_bytes = 0
         self._portion_seconds = 0.0
         self._sending_since: float | None = None
-        """When the registry began to send the current bytes, by the clock of the event loop; None: it sends none."""
+        """When the block of `sending` began, by the event loop's clock; None outside such a block."""
 
     @contextmanager
     def sending(self, byte_count: int) -> Iterator[None]:
@@ -66,9 +65,9 @@ class RunningDownload:
         if self._portion_bytes >= _SLOW_BYTES:
             self._portion_bytes, self._portion_seconds = 0, 0.0
 
-    def slow_seconds(self, now: float) -> float:
-        """Returns how many seconds the client has needed so far to receive the current portion. The time in which the
-        registry fetches the bytes does not count. `now`: the time of the event loop."""
+    def receive_seconds(self, now: float) -> float:
+        """Returns for how many seconds the client has been receiving the current portion. The time in which the
+        registry reads the bytes does not count. `now`: the present time of the event loop's clock."""
         return self._portion_seconds + (0.0 if self._sending_since is None else now - self._sending_since)
 
     def end(self) -> None:
@@ -79,9 +78,9 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: the number of slots, that is, how many archives the process sends
-    at the same time. One visitor may have half of the slots, rounded up. A slow client keeps its slot only until
-    another download needs it."""
+    """The archives that this process sends. Each download holds a *slot*. `limit`: the number of slots. The downloads
+    of one visitor may hold half of the slots, rounded up. If no slot is free for a new download, a slow client loses
+    its slot."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -93,14 +92,11 @@ class RunningDownloads:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`).
 
-        Raises TooManyRequests in two cases:
-        - The visitor's downloads hold all slots that one visitor may have.
-        - The downloads of all visitors hold all slots.
-        If the slowest of these downloads has a slow client (`_SLOW_SECONDS`), also ends that download, so that a later
-        request gets its slot.
+        Raises TooManyRequests if the visitor's downloads hold all slots that one visitor may have, or if no slot is
+        free. Before it raises, it ends one download with a slow client (`_SLOW_SECONDS`) if there is one, so that the
+        client can try again. In the first case, it ends only a download of the same visitor.
 
-        `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
-        without an error."""
+        `RunningDownload.end` cancels the `async with` block. The `async with` statement then ends without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]
         if len(own_downloads) >= self._limit_per_visitor:
             self._refuse(own_downloads)
@@ -117,15 +113,15 @@ class RunningDownloads:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            log.info("stopped a download for %s: the client receives it too slowly, and others wait", visitor)
+            log.info("stopped a download for %s: the client receives too slowly, and others need the slot", visitor)
         finally:
             self._running.discard(download)
 
     def _refuse(self, downloads: Iterable[RunningDownload]) -> NoReturn:
-        """Ends the slowest of `downloads` if its client is slow. Raises TooManyRequests in any case."""
+        """Raises TooManyRequests. First ends the slowest of `downloads` if its client is slow."""
         now = asyncio.get_running_loop().time()
-        slowest = max(downloads, key=lambda download: download.slow_seconds(now))
-        is_slow = slowest.slow_seconds(now) >= _SLOW_SECONDS
+        slowest = max(downloads, key=lambda download: download.receive_seconds(now))
+        is_slow = slowest.receive_seconds(now) >= _SLOW_SECONDS
         if is_slow:
             slowest.end()
         raise TooManyRequests(
@@ -134,8 +130,8 @@ class RunningDownloads:
 
 
 class ArchiveResponse(Response):
-    """Produces an archive and sends it at the same time, as fast as the client receives it. Sends either the whole
-    archive or the range that the client requests. Holds only one piece of a blob in memory."""
+    """Sends an archive, or the range that the client requests. Produces the archive while it sends, and holds only one
+    piece of a blob in memory."""
 
     media_type = "application/x-tar"
 
@@ -146,9 +142,8 @@ class ArchiveResponse(Response):
         headers: Mapping[str, str],
         downloads: RunningDownloads,
     ) -> None:
-        """`open_archive`: a function that returns the archive; it is called when the download has a slot. `request`:
-        the context of the request; the rights of the context's principal are checked each time that a blob is opened.
-        `headers`: the headers of the HTTP request."""
+        """`open_archive`: returns the archive; called when the download has a slot. `headers`: the headers of the HTTP
+        request. `request`: its context. The rights of the principal are checked for each blob of the archive."""
         super().__init__()
         self._open_archive = open_archive
         self._request = request
@@ -156,10 +151,12 @@ class ArchiveResponse(Response):
         self._downloads = downloads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Raises ResponseCutOff if reading a blob fails, or if the client is too slow
-        (`RunningDownloads.slot`); the client can then request the rest of the archive later. Raises TooManyRequests if
-        too many archives are being sent. Raises RangeInvalid if the requested range contains no byte of the archive.
-        Raises the errors of `open_archive`."""
+        """Sends the response. Raises:
+
+        - TooManyRequests: there is no slot for the download (`RunningDownloads.slot`).
+        - RangeInvalid: the requested range contains no byte of the archive.
+        - ResponseCutOff: a blob cannot be read, or the client is too slow.
+        - The errors of `open_archive`."""
         async with self._downloads.slot(visitor_of(self._request)) as download:
             archive = await self._open_archive()
             if is_not_modified(archive, self._request_headers):
@@ -178,12 +175,12 @@ class ArchiveResponse(Response):
                         raise ResponseCutOff from None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
-        # Reached only if `RunningDownload.end` has cancelled the block: `slot` then leaves it without an error.
+        # Reached only if `RunningDownload.end` has cancelled the block.
         raise ResponseCutOff
 
     def _start_message(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
-        """Returns the ASGI message with the status and the headers. `span`: the range that is sent; None: the whole
-        archive is sent."""
+        """Returns the ASGI message with the status and the headers. `span`: the offsets of the first byte to send and
+        of the byte after the last one; None: the whole archive."""
         start, stop = span or (0, archive.size)
         headers = {
             "Accept-Ranges": "bytes",
@@ -199,8 +196,8 @@ class ArchiveResponse(Response):
 
 
 class InMemoryResponse(Response):
-    """Sends a manifest or config. Holds its bytes in memory until the client has received them. `AnswerMemoryLimit`
-    limits the memory of all these responses together."""
+    """Sends a manifest or config. Holds the bytes in memory until the client has received them. `AnswerMemoryLimit`
+    limits the memory for all such responses together."""
 
     media_type = "application/json"
 
@@ -222,7 +219,7 @@ class InMemoryResponse(Response):
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
-    """Returns whether the header If-None-Match says that the client has the archive already (RFC 9110, 13.1.2)."""
+    """Returns whether the request's If-None-Match header names the ETag of the archive or `*` (RFC 9110, 13.1.2)."""
     client_etags = headers.get("if-none-match", "")
     return client_etags.strip() == "*" or archive.etag in (
         tag.strip().removeprefix("W/") for tag in client_etags.split(",")
@@ -230,9 +227,11 @@ def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
 
 
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """Returns the requested range: the offset of its first byte, and the offset after its last byte. Returns None if
-    the whole archive has to be sent: the request has no Range header with one valid range, or its header If-Range names
-    another version of the archive. Raises RangeInvalid if the range contains no byte of the archive."""
+    """Returns the requested range: the offsets of its first byte and of the byte after its last one. Raises
+    RangeInvalid if the range contains no byte of the archive. Returns None if the whole archive has to be sent:
+
+    - The request has no Range header, or the header is not one valid range.
+    - The If-Range header names another version of the archive."""
     match = _RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None
@@ -242,5 +241,7 @@ def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[
     else:
         start, stop = int(first), min(archive.size, int(last) + 1) if last else archive.size
     if start >= stop:
-        raise RangeInvalid(f"the archive has {archive.size} bytes; no byte of it lies in that range", size=archive.size)
+        raise RangeInvalid(
+            f"the archive has {archive.size} bytes; the requested range has none of them", size=archive.size
+        )
     return start, stop

@@ -32,7 +32,7 @@ class CollectionRequest(BodyModel):
 class CheckRequest(BodyModel):
     """A check of the store to start."""
 
-    repair: bool = Field(default=False, description="Mend what can be mended without losing anything")
+    repair: bool = Field(default=False, description="Repair what can be repaired without losing data")
     hash: bool = Field(default=False, description="Also compare all stored bytes with their digests")
 
 

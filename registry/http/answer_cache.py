@@ -20,7 +20,7 @@ from typing import Any, Final
 from registry.asgi import Header, Message, Scope
 from registry.http.cross_site import BROWSER_HEADERS
 from registry.http.exchange import Exchange
-from registry.http.response_headers import REQUEST_ID
+from registry.http.response_headers import REQUEST_ID_NAME
 from storage.content import Pull
 from storage.names import RepositoryName
 from storage.versioned_cache import VersionedCache
@@ -180,5 +180,5 @@ def _complete_answer(sent: Sequence[Message]) -> tuple[list[Header], list[Header
     body: bytes = sent[1]["body"]
     if sent[1].get("more_body") or len(body) > LARGEST_BODY_BYTES:
         return None
-    index = [name for name, _ in headers].index(REQUEST_ID)
+    index = [name for name, _ in headers].index(REQUEST_ID_NAME)
     return headers[:index], headers[index + 1 :], body

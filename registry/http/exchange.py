@@ -12,7 +12,7 @@ from registry.asgi import Header, Message, Receive, Scope, Send, request_id_of
 from registry.http.body_memory import BodyMemory
 from registry.http.disconnect import ClientGone
 from registry.http.query import Query
-from registry.http.response_headers import API_VERSION, NO_SNIFF, REQUEST_ID, ZERO_LENGTH
+from registry.http.response_headers import API_VERSION, NO_SNIFF, REQUEST_ID_NAME, ZERO_LENGTH
 from registry.memory_budget import MIB
 from registry.request import UNAUTHENTICATED, RequestContext
 from storage.content import Pull
@@ -244,7 +244,7 @@ class Exchange(RequestContext):
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [API_VERSION, NO_SNIFF, (REQUEST_ID, self.request_id.encode()), *headers],
+                "headers": [API_VERSION, NO_SNIFF, (REQUEST_ID_NAME, self.request_id.encode()), *headers],
             }
         )
 

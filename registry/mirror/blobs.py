@@ -4,13 +4,13 @@ A *fill* is the download of one blob. It writes the bytes into a file that all r
 the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching* starts
 fills for blobs that a client will probably request next.
 
-Each fill requests the blob from one repository of the upstream. A blob can have two fills: the *shared* fill, which all
-repositories use at first, and the *separate* fill, which other repositories use if the upstream does not respond to the
-shared fill (`registry.mirror.fill.fill`). A client waits for only one fill at a time.
+Several repositories of the upstream can contain the same blob. They usually use one *shared* fill of the blob, which
+requests the blob from one of them. If the upstream does not respond to the shared fill, the other repositories use a
+second fill, the *separate* fill (`registry.mirror.fill.fill`). A client waits for only one fill at a time.
 
-The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *grant* is a
-permission that an administrator of this registry gives. An upstream is *private* in two cases: this registry has a
-login at the upstream, or clients need a grant that names the upstream.
+The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). An upstream is
+*private* if this registry has a login at the upstream, or if clients need a grant for the upstream: a permission that
+an administrator of this registry gives.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
 MAX_FAILED_FILLS: Final = 5
-"""After this number of failed fills, a request ends with an error. A fill counts as failed if its bytes have a wrong
-digest, or if it stops before the blob is complete. A fill that ends with an error of the upstream does not count."""
+"""After this number of failed fills, a client's request ends with an error. A fill counts as failed if its bytes have a
+wrong digest, cannot be stored, or are lost. Errors of the upstream do not count."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
-"""A fill can request the blob from another repository than the client does. If the upstream does not respond to this
-fill within this time, the client changes to the other fill of the blob. The time includes the request for a token.
+"""How long a client waits for the response to a fill that requests the blob from another repository than the client
+does. After this time, the client changes to the other fill of the blob. The time includes the request for a token.
 
-The time must be longer than a working upstream usually takes to respond, because the upstream may send the bytes twice
-if there are two fills. It must be much shorter than `START_TIMEOUT_SECONDS`, so that the upstream has enough time to
-respond to the other fill."""
+The time must be longer than a working upstream takes to respond, because two fills may download the bytes twice. It
+must be much shorter than `START_TIMEOUT_SECONDS`, so that there is time for a response to the other fill."""
 
 
 class _NoResponse(Exception):
@@ -95,26 +94,24 @@ class MirroredBlobs:
         set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
-            # Usually, `stored_in` is `repo`: `mount` has added the blob to `repo`, and recorded that `repo` may serve
-            # the blob without a request to the upstream. If the store cannot be changed, `stored_in` is another
-            # repository that has the blob.
+            # `mount` has added the blob to `repo`, so `stored_in` is `repo`. If the store cannot be changed,
+            # `stored_in` is another repository that has the blob.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
 
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
-        """Opens the blob for reading. If the blob is not stored, starts a fill, or joins the running one, and waits
-        until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until the blob is complete
+        """Opens the blob for reading. If the blob is not stored, starts a fill or joins the running fill, and waits
+        until the upstream starts to send. For a blob of at most `SMALL_BLOB_BYTES`, waits until the blob is complete
         and verified.
 
-        If the start timeout passes during the wait, raises UpstreamTimeout. There is one exception: if the fill still
-        waits for a free connection, and the blob is not empty, returns a reader that waits for the bytes. An empty blob
-        has no last byte that the reader could withhold until the digest is verified.
+        The wait ends with the start timeout. If the fill is still waiting for a free connection, and the blob is not
+        empty, this method then returns a reader that waits for the bytes. Otherwise, it raises UpstreamTimeout.
 
-        If the disk is too full for the blob, or if the data directory was replaced, the bytes are sent to the client
-        without being stored. If the upstream sends a blob of another size than expected, asks the upstream for the
-        size, and fetches the blob again with this size. Raises BlobUnknown, RangeInvalid, and the errors of
-        the upstream client."""
+        If the disk is too full for the blob, or if the data directory was replaced, the reader passes the bytes to the
+        client without storing them. If the size of the upstream's blob differs from the expected size, asks the
+        upstream for the size, and fetches the blob again. Raises BlobUnknown, RangeInvalid, and the errors of the
+        upstream client."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -141,12 +138,11 @@ class MirroredBlobs:
         manifests: Sequence[Manifest],
         deadline: float,
     ) -> BlobReader:
-        """Opens a blob that is not stored in `repo`: see `open`. Raises BlobSizeWrong if the upstream has a blob of
-        another size.
+        """Opens a blob that is not stored in `repo` (`open`). Raises BlobSizeWrong if the upstream's blob does not have
+        the size `size`.
 
-        The fill may request the blob from another repository of the upstream. If the fill then fails, tries the next
-        fill of the blob. If the fill then gets no response within `SILENCE_SECONDS`, changes to the other fill of the
-        blob: from the shared to the separate fill, or back."""
+        If a fill for another repository fails, requests a fill again. If such a fill gets no response within
+        `SILENCE_SECONDS`, changes from the shared to the separate fill of the blob, or back."""
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0
@@ -159,8 +155,7 @@ class MirroredBlobs:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_for_response(fill, repo, deadline):
-                        # These pulls of images that contain the blob count as active while the reader is open, so that
-                        # the prefetching for these images continues.
+                        # Prefetching for an image that contains the blob continues while the reader is open.
                         image_pulls = self._prefetch.pulls_of(digest)
                         return UnverifiedBlobReader(
                             *(fill, offsets, image_pulls), lambda: self._open_stored(repo, digest, size, None)
@@ -170,25 +165,23 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository, so its failure does not count in `failed_fills`.
-                # Clients of many other repositories could start such fills one after another. If their failures
-                # counted, this request could end with an error before its own repository was asked. Only the deadline
-                # limits the number of these failures.
+                # The fill requested the blob from another repository. Its failure does not count in `failed_fills`,
+                # because the upstream may still have the blob in `repo`. The deadline limits these failures.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                # After DigestInvalid, the client has got no byte, so the loop can try again. The next
-                # pass-through prefers another URL of the upstream to the URL that sent the wrong bytes.
+                # After DigestInvalid, the loop can try again, because the client has not got any byte. The next
+                # pass-through avoids the URL of the upstream that sent the wrong bytes.
                 with suppress(DigestInvalid):
                     return await self._open_pass_through(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialBlobLost):
-                failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it
+                failed_fills += 1  # another fill can serve the client, because the client has not got any byte
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 
     async def _open_stored(
         self, repo: RepositoryName, digest: Digest, size: int, span: Span | None
     ) -> BlobReader | None:
-        """If any repository of the upstream has the blob in the store, adds the blob to `repo` and opens it. Otherwise
-        returns None. Call this only after `BlobEntitlement.check` has returned this `size` for `repo`. Raises
+        """If the blob is stored in any repository of the upstream, adds the blob to `repo` and opens it. If it is not
+        stored, returns None. Call this method only after `BlobEntitlement.check` has returned `size` for `repo`. Raises
         RangeInvalid, StorageFailed."""
         if stored_in := await self._entitlement.mount(repo, digest, size):
             with suppress(BlobUnknown):
@@ -213,12 +206,13 @@ class MirroredBlobs:
         return reader
 
     async def should_prefetch(self, repo: RepositoryName, blob: Descriptor) -> bool:
-        """Returns whether to download a blob before a client requests it. `blob`: the blob's descriptor in a manifest
-        of `repo`. Returns False in these cases:
+        """Returns whether a blob should be downloaded before a client requests it. If another repository of the
+        upstream has the blob in the store, adds the blob to `repo`. `blob`: the blob's descriptor in a manifest of
+        `repo`. Returns False in these cases:
 
-        - The blob is stored. If only another repository of the upstream has it, adds the blob to `repo`.
+        - The blob is stored.
         - The upstream is public, and said a short time ago that it does not have the blob.
-        - The upstream is private, and the manifest states a wrong size.
+        - The upstream is private, and the size in `blob` is wrong.
 
         Raises the errors of `resolve`."""
         entitlement, digest = self._entitlement, blob.digest
@@ -235,25 +229,27 @@ class MirroredBlobs:
         return not await entitlement.mount(repo, digest, blob.size)
 
     def _deadline(self) -> float:
-        """Returns when the start timeout of a request that arrives now ends, in seconds of the event loop's clock."""
+        """Returns the end of the start timeout for a request that arrives now, in seconds of the event loop's clock."""
         return asyncio.get_running_loop().time() + self._start_timeout
 
     async def _check_entitlement(
         self, repo: RepositoryName, digest: Digest, deadline: float
     ) -> tuple[int, Sequence[Manifest]]:
-        """Checks that `repo` may serve the blob. Returns the blob's size and the stored manifests that name it."""
+        """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests that name
+        the blob."""
         fill = self._fills.find_running(repo, digest)
         return await self._entitlement.check(repo, digest, deadline, download_size=fill.size if fill else None)
 
     async def _wait_for_response(self, fill: Fill, repo: RepositoryName, deadline: float) -> bool:
-        """Waits until the upstream starts to send. For a small blob, waits until the blob is complete. Returns False if
-        the blob is stored after the wait; True if its bytes have to be read from the running fill.
+        """Waits until the upstream starts to send. For a blob of at most `SMALL_BLOB_BYTES`, waits until the blob is
+        complete. Returns True if the blob has to be read from the fill; False if the blob is stored.
 
-        If the deadline passes while the fill of a blob that is not empty waits for a free connection, returns True. If
-        the deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error.
-
-        If the fill requests the blob from another repository than `repo`, and the upstream does not respond for
-        `SILENCE_SECONDS`, raises _NoResponse."""
+        - If the fill fails, raises the fill's error.
+        - If the fill requests the blob from another repository than `repo`, and the upstream does not respond for
+          `SILENCE_SECONDS`, raises _NoResponse.
+        - If the deadline passes, and the fill is waiting for a free connection, returns True. For an empty blob, raises
+          UpstreamTimeout, because there is no last byte that the reader can withhold until the digest is verified.
+        - If the deadline passes in any other case, raises UpstreamTimeout."""
         had_no_response = False
         try:
             async with asyncio.timeout_at(deadline):
@@ -264,8 +260,8 @@ class MirroredBlobs:
                                 return await fill.wait_for_response()
                             await fill.wait_until_stored()
                             return False
-                    # One check is not enough: the fill may have waited for a free connection until just before the
-                    # check, so that the upstream had no time to respond.
+                    # One check is not enough: just before the check, the fill may have been waiting for a free
+                    # connection.
                     has_no_response = fill.awaits_other_repository(repo)
                     if had_no_response and has_no_response:
                         raise _NoResponse

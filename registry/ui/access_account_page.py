@@ -31,7 +31,7 @@ from registry.ui.form_answers import (
     ask,
     is_confirmed,
     problem_of,
-    unknown_change,
+    unknown_change_error,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, receive_form, redirect
@@ -59,7 +59,7 @@ async def change_account(request: Request, name: str) -> Response:
     caller, form = await receive_form(request, admin_of)
     change = _CHANGES.get(form.one("do") or "")
     if change is None:
-        raise unknown_change()
+        raise unknown_change_error()
     shown_account = caller.accounts.account(AccountName(name))
     try:
         return await change(request, caller, shown_account, form)

@@ -17,10 +17,10 @@ from registry.ui.form_answers import (
     FormProblem,
     Question,
     ask,
+    field_text,
     is_confirmed,
     problem_of,
-    text_of,
-    unknown_change,
+    unknown_change_error,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, receive_form, redirect
@@ -52,19 +52,19 @@ async def change_group(request: Request, name: str) -> Response:
         return await _change(request, caller, group_name, form)
     except FORM_ERRORS as error:
         async with page_slot(request):
-            return await _group_page(request, caller, group_name, problem_of(error), text_of(form, "member"))
+            return await _group_page(request, caller, group_name, problem_of(error), field_text(form, "member"))
 
 
 async def _change(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
     change, path = form.one("do"), _path(name)
     if change == "join":
-        await caller.accounts.add_member(name, AccountName(text_of(form, "member")), by=caller.actor)
+        await caller.accounts.add_member(name, AccountName(field_text(form, "member")), by=caller.actor)
         return redirect(path)
     if change == "leave":
-        await caller.accounts.remove_member(name, AccountName(text_of(form, "member")), by=caller.actor)
+        await caller.accounts.remove_member(name, AccountName(field_text(form, "member")), by=caller.actor)
         return redirect(path)
     if change != "delete":
-        raise unknown_change()
+        raise unknown_change_error()
     if not is_confirmed(form):
         question = Question(
             title=translatable("Delete the group %(name)s?"),

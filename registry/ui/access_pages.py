@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.http.query import Query
 from registry.ui.credential_forms import revoke_token
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, show_secret, text_of, unknown_change
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, field_text, problem_of, show_secret, unknown_change_error
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -98,10 +98,10 @@ async def add_person(request: Request) -> Response:
     password, is_first_account = form.one("password") or None, caller.is_registry_open
     try:
         added = await caller.administration.add_user(
-            AccountName(text_of(form, "name")),
+            AccountName(field_text(form, "name")),
             password,
             admin=is_first_account or form.one("admin") == "yes",
-            note=text_of(form, "note"),
+            note=field_text(form, "note"),
             by=caller.actor,
         )
     except FORM_ERRORS as error:
@@ -121,7 +121,7 @@ async def add_robot(request: Request) -> Response:
     try:
         if caller.is_registry_open:
             raise AccountInvalid("the first account becomes an admin, so it cannot be a robot; add a person first")
-        name, note = AccountName(text_of(form, "name")), text_of(form, "note")
+        name, note = AccountName(field_text(form, "name")), field_text(form, "note")
         await caller.administration.add_robot(name, note=note, by=caller.actor)
     except FORM_ERRORS as error:
         async with page_slot(request):
@@ -134,7 +134,7 @@ async def add_group(request: Request) -> Response:
     """Adds a group without members, and redirects to the group's page. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
     try:
-        name = AccountName(text_of(form, "name"))
+        name = AccountName(field_text(form, "name"))
         await caller.accounts.add_group(name, by=caller.actor)
     except FORM_ERRORS as error:
         async with page_slot(request):
@@ -147,7 +147,7 @@ async def revoke_listed_token(request: Request) -> Response:
     """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
     caller, form = await receive_form(request, admin_of)
     if form.one("do") != "revoke":
-        raise unknown_change()
+        raise unknown_change_error()
     return await revoke_token(request, caller, form, TOKENS_PATH)
 
 
@@ -223,7 +223,7 @@ def _entered(form: Query | None) -> dict[str, str]:
     """Returns what the visitor has entered into the fields of `form`, except the password, so that the page can show it
     again after an error. If `form` is None, all values are empty."""
     names = ("name", "note", "admin")
-    return {name: "" if form is None else text_of(form, name) for name in names}
+    return {name: "" if form is None else field_text(form, name) for name in names}
 
 
 router.routes.extend(forms.routes)

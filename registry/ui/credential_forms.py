@@ -18,7 +18,7 @@ from registry.auth.administration import parse_limit
 from registry.http.query import Query
 from registry.request import RequestInvalid
 from registry.ui.account_pages import HOME_PATH
-from registry.ui.form_answers import Question, ask, is_confirmed, show_secret, text_of
+from registry.ui.form_answers import Question, ask, field_text, is_confirmed, show_secret
 from registry.ui.languages import translatable
 from registry.ui.page_route import cookies_of, redirect
 from storage.access import AccountInvalid, AccountName, ApiToken, Grant, LoginSession, TokenLimit
@@ -72,12 +72,12 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
     """Creates the API token that a form describes, and returns a page with the token's secret. Raises AccountInvalid,
     Denied, RequestInvalid."""
     caller.rights.check_may_change_credentials(account)
-    days = text_of(form, "days")
+    days = field_text(form, "days")
     if days not in LIFETIMES:
         raise RequestInvalid("an API token cannot have this lifetime")
     token, secret = await caller.administration.add_token(
         account,
-        note=text_of(form, "note"),
+        note=field_text(form, "note"),
         expires_in=float(days) * 86400 if days else None,
         limits=_parse_limits(form.one("limits") or ""),
         expected_version=caller.version_of(account),
@@ -105,7 +105,7 @@ def _parse_limits(text: str) -> list[TokenLimit]:
 async def revoke_token(request: Request, caller: Caller, form: Query, back: str) -> Response:
     """Revokes the API token that a form names. If the visitor has not confirmed the revocation yet, only returns a page
     that asks for the confirmation. Raises AccountUnknown, Denied."""
-    token, _secret_hash = caller.accounts.token(text_of(form, "token"))
+    token, _secret_hash = caller.accounts.token(field_text(form, "token"))
     caller.rights.check_may_revoke(token)
     if not is_confirmed(form):
         question = Question(
@@ -125,7 +125,7 @@ async def revoke_token(request: Request, caller: Caller, form: Query, back: str)
 async def end_session(request: Request, caller: Caller, form: Query, back: str) -> Response:
     """Ends the login session that a form names. If it is the visitor's current session, also deletes the cookie. Raises
     AccountUnknown, Denied."""
-    session, _secret_hash = caller.accounts.login_session(text_of(form, "session"))
+    session, _secret_hash = caller.accounts.login_session(field_text(form, "session"))
     caller.rights.check_may_end(session)
     await caller.administration.end_session(session.id, by=caller.actor)
     if session.id != caller.rights.session:

@@ -1,5 +1,6 @@
-"""Responses to forms that are pages and not redirects. A page asks a question before a change that cannot be undone,
-shows a secret once, or says what was wrong with the form."""
+"""Pages that the server sends in response to a form, in place of a redirect. Such a page asks the visitor to confirm a
+change that cannot be undone (`ask`), shows a secret once (`show_secret`), or explains why the server has refused the
+form (`FormProblem`)."""
 
 from __future__ import annotations
 
@@ -27,15 +28,17 @@ _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     AccountUnknown: _UNKNOWN_TEXT,
     AccountHidden: _UNKNOWN_TEXT,
 }
-"""Texts for errors, which the page translates. The texts of AccountExists and LastAdmin replace the message of the
-error. The others are shown together with the message."""
+"""Explanations of errors. The page translates them. For AccountExists and LastAdmin, the page shows only the
+explanation. For the other errors, it shows the explanation and the message of the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormProblem:
-    """Says why a form was refused. `status`: the status of the response. `text`: an explanation, which the page
-    translates; empty if there is only the message. `message`: the message of the error, in English; empty if `text`
-    says everything."""
+    """Why the server has refused a form.
+
+    - `status`: the HTTP status of the response.
+    - `text`: an explanation, which the page translates; empty if the page shows only `message`.
+    - `message`: the message of the error, in English; empty if the page shows only `text`."""
 
     status: int
     text: str
@@ -43,26 +46,27 @@ class FormProblem:
 
 
 def problem_of(error: RegistryError) -> FormProblem:
-    """Returns what the page says about an error. The error is one of `FORM_ERRORS`."""
+    """Returns what the page shows for an error of one of the types in `FORM_ERRORS`."""
     if isinstance(error, AccountExists | LastAdmin):
         return FormProblem(status_of(error), _PROBLEM_TEXTS[type(error)])
     return FormProblem(status_of(error), _PROBLEM_TEXTS.get(type(error), ""), error.message)
 
 
-def text_of(form: Query, name: str) -> str:
-    """Returns the text of a form's field, without the white space around it. The text is empty if the form does not
-    have the field. Raises RequestInvalid if the form has the field more than once."""
+def field_text(form: Query, name: str) -> str:
+    """Returns the text of the form's field `name`, without white space at both ends. If the form does not have the
+    field, returns an empty text. Raises RequestInvalid if the form has the field more than once."""
     return (form.one(name) or "").strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that a visitor has to confirm before the server makes a change.
+    """A question that a visitor has to confirm before the server makes a change. A form has requested the change.
 
-    - `title`, `consequence` and `button`: texts that the page translates. In `title` and `consequence`, the page
-      replaces `%(name)s` by `name`.
-    - `fields`: the fields of the form that asked for the change. The confirmation sends them again.
-    - `back`: the path of the page with that form. `section`: the entry of the navigation that is marked as current."""
+    - `title`, `consequence` and `button`: texts, which the page translates. In `title` and `consequence`, the page
+      replaces `%(name)s` by `name`, the name of what changes.
+    - `back`: the path of the page with the form.
+    - `section`: the entry of the navigation that the page marks as current.
+    - `fields`: the fields of the form. The browser sends them again with the confirmation."""
 
     title: str
     consequence: str
@@ -74,7 +78,7 @@ class Question:
 
 
 def is_confirmed(form: Query) -> bool:
-    """Returns whether the visitor has confirmed the question of `ask`."""
+    """Returns whether the visitor has sent `form` to confirm a question of `ask`."""
     return form.one(_CONFIRMED) == "yes"
 
 
@@ -85,8 +89,8 @@ async def ask(request: Request, question: Question) -> Response:
             request,
             "confirm.html",
             section=question.section,
-            # The path that the browser loads after the visitor has changed the language: that of the page with the
-            # form. The server shows this question only in response to a form.
+            # After a change of the language, the browser loads the page with the form. It cannot load the question,
+            # which exists only as the response to a form.
             here=question.back,
             question=question,
             fields={**question.fields, _CONFIRMED: "yes"},
@@ -97,8 +101,8 @@ async def ask(request: Request, question: Question) -> Response:
 async def show_secret(
     request: Request, *, title: str, note: str, name: str, secret: str, back: str, section: str
 ) -> Response:
-    """Returns the page with a secret that is shown once. The page translates `title` and `note`, and replaces
-    `%(name)s` in both by `name`. `back` and `section`: see `Question`."""
+    """Returns the page that shows `secret` once. `title` and `note`: texts that the page translates; it replaces
+    `%(name)s` in them by `name`. `back` and `section`: see `Question`."""
     async with page_slot(request):
         return await page_response(
             request,
@@ -113,6 +117,6 @@ async def show_secret(
         )
 
 
-def unknown_change() -> RequestInvalid:
-    """Returns the error about a form that does not say what to do."""
+def unknown_change_error() -> RequestInvalid:
+    """Returns the error for a form that names no known change."""
     return RequestInvalid("the form does not say what to do")

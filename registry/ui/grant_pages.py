@@ -19,10 +19,10 @@ from registry.ui.form_answers import (
     FormProblem,
     Question,
     ask,
+    field_text,
     is_confirmed,
     problem_of,
-    text_of,
-    unknown_change,
+    unknown_change_error,
 )
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
@@ -80,20 +80,20 @@ async def change_grants(request: Request) -> Response:
     except FORM_ERRORS as error:
         async with page_slot(request):
             return await _grants_page(request, caller, problem_of(error), form)
-    raise unknown_change()
+    raise unknown_change_error()
 
 
 async def _put_grant(caller: Caller, form: Query) -> Response:
-    kind, name = text_of(form, "kind"), text_of(form, "name")
+    kind, name = field_text(form, "kind"), field_text(form, "name")
     subject = Grantee.parse(kind if kind in (GranteeKind.AUTHENTICATED, GranteeKind.EVERYONE) else f"{kind}:{name}")
-    pattern = parse_pattern(text_of(form, "pattern"))
+    pattern = parse_pattern(field_text(form, "pattern"))
     grant = Grant(subject, pattern, parse_actions(",".join(form.all("action"))))
     await caller.administration.put_grants([grant], by=caller.actor)
     return redirect(GRANTS_PATH)
 
 
 async def _remove_grant(request: Request, caller: Caller, form: Query) -> Response:
-    subject, pattern = Grantee.parse(text_of(form, "subject")), parse_pattern(text_of(form, "pattern"))
+    subject, pattern = Grantee.parse(field_text(form, "subject")), parse_pattern(field_text(form, "pattern"))
     if not is_confirmed(form):
         question = Question(
             title=translatable("Remove the grant %(name)s?"),
@@ -129,7 +129,7 @@ async def _grants_page(
         kinds=SUBJECT_LABELS,
         every_action=EVERY_ACTION.words,
         problem=problem,
-        entered={name: "" if form is None else text_of(form, name) for name in ("kind", "name", "pattern")},
+        entered={name: "" if form is None else field_text(form, name) for name in ("kind", "name", "pattern")},
         entered_actions=[] if form is None else form.all("action"),
     )
 

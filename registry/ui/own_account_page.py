@@ -23,7 +23,7 @@ from registry.ui.credential_forms import (
     grants_that_apply,
     revoke_token,
 )
-from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_change
+from registry.ui.form_answers import FORM_ERRORS, FormProblem, problem_of, unknown_change_error
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
@@ -100,7 +100,7 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
         return await end_sessions(caller, name, OWN_ACCOUNT_PATH)
     if change == "password":
         return await _change_password(request, caller, name, form)
-    raise unknown_change()
+    raise unknown_change_error()
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:

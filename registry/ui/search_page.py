@@ -1,6 +1,6 @@
-"""The page *Search*: finds repositories, tags, labels and digests. The page has separate lists for *hosted* content,
-which clients push to this registry, and for mirrored content. A pasted digest or pull command redirects to the page of
-the image."""
+"""The page *Search*: finds repositories, tags, labels and digests. Each result is a *hit*. The page has separate lists
+for *hosted* content, which clients push to this registry, and for mirrored content. If the visitor enters a digest or a
+pull command, the server redirects to the page of the image."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KINDS: Final = {
     "labels": translatable("Labels and annotations"),
     "digests": translatable("Digests"),
 }
-"""The kinds of entries that can be searched for, with the titles of their lists."""
+"""The kinds of hits, with the titles of their lists."""
 FIRST_PAGE_HITS: Final = 8
-"""Largest number of entries of each kind on the first page."""
+"""Largest number of hits of each kind on the first page."""
 FURTHER_PAGE_HITS: Final = 25
-"""Largest number of entries on a further page. A further page continues the list of one kind."""
+"""Largest number of hits on a further page. A further page continues the list of one kind."""
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
@@ -42,14 +42,15 @@ router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An entry of a list.
+    """One result of a search.
 
-    - `upstream`: the upstream from which the entry is mirrored; None: the entry is hosted.
-    - `path`: the path of the entry's page. A blob has no page of its own, so `path` is the page of its repository.
-    - `text`: the entry's name.
-    - `updated`: when the tag was last moved; None: the entry is no tag.
-    - `labels`: labels in which a word of the search occurs.
-    - `is_blob`: whether the entry is a blob."""
+    - `upstream`: the name of the upstream from which the hit is mirrored; None for hosted content.
+    - `path`: the path of the hit's page. For a blob, it is the page of a repository, because blobs have no pages.
+    - `text`: the hit's name.
+    - `digest`: the digest of the manifest or blob; None: the page shows no digest.
+    - `updated`: when the tag was last moved; None if the hit was not found by its tag.
+    - `labels`: the labels that contain a word of the search.
+    - `is_blob`: whether the hit is a blob."""
 
     upstream: str | None
     path: str
@@ -62,8 +63,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class HitList:
-    """The entries of one kind that a page shows. `next_offset`: how many entries the next page skips; None: there is no
-    next page. `is_complete`: False if the search may have missed some entries."""
+    """The hits of one kind that a page shows. `next_offset`: how many hits the next page skips; None: there is no next
+    page. `is_complete`: False if the search may have missed some hits."""
 
     kind: str
     hosted: Sequence[Hit]
@@ -74,15 +75,18 @@ class HitList:
 
 @router.get(SEARCH_PATH)
 async def search(request: Request) -> Response:
-    """Shows the entries that match the text `q` of the query and that the visitor may pull. If the query has `kind`, a
-    key of `KINDS`, shows a further page: only entries of this kind, without the first `after` entries. Raises
-    Unauthorized for an anonymous visitor who may pull nothing, and RequestInvalid."""
+    """Shows the hits that the visitor may pull. Raises RequestInvalid. Raises Unauthorized if the visitor is anonymous
+    and may pull nothing. Fields of the URL's query:
+
+    - `q`: the text to search for.
+    - `kind`: a key of `KINDS`. If the query has this field, the page is a further page with hits of this kind.
+    - `after`: how many hits of this kind the page skips."""
     caller, query = caller_of(request), query_of(request)
     searches, principal = caller.content_searches, caller.principal
     searches.check_may_search(principal)
     text = (query.one("q") or "").strip()[:_MAX_TEXT_CHARACTERS]
     kind = query.one("kind") or None
-    offset = _offset(query.one("after"), kind)
+    offset = _parse_offset(query.one("after"), kind)
     target: SearchTarget | None = None  # the image, blob or repository that the text names
     lists: list[HitList] = []
     if text:
@@ -91,7 +95,7 @@ async def search(request: Request) -> Response:
         searched_kinds = [kind] if kind else KINDS
         lists = [await _find_hits(searches, searcher, text, searched, offset) for searched in searched_kinds]
     # While the visitor types, the script htmx requests only the results (`is_partial`). A redirect would interrupt the
-    # visitor. A further page (`kind`) does not redirect: if it has one result, the earlier pages have others.
+    # visitor.
     may_redirect = not visit_of(request).is_partial and kind is None
     if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
@@ -105,8 +109,7 @@ async def search(request: Request) -> Response:
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
             lists=[hit_list for hit_list in lists if hit_list.hosted or hit_list.mirrored],
-            # If true, the page advises the visitor to enter a longer text. A text that names an image, a repository or
-            # a whole digest need not be longer.
+            # If True, the page advises the visitor to enter a longer text.
             may_lack_matches=target is None
             and not _is_digest(text)
             and not all(hit_list.is_complete for hit_list in lists),
@@ -115,21 +118,23 @@ async def search(request: Request) -> Response:
         )
 
 
-def _offset(after: str | None, kind: str | None) -> int:
-    """Returns how many entries the page skips: the number in `after`. Raises RequestInvalid if `after` is no such
-    number, or if `kind` is unknown."""
+def _parse_offset(after: str | None, kind: str | None) -> int:
+    """Returns the number in `after`; 0 if `after` is empty or None. Raises RequestInvalid in these cases:
+
+    - `kind` is no key of `KINDS`.
+    - `after` is no number, or has more than six digits.
+    - `after` is not empty, and `kind` is None."""
     if kind is not None and kind not in KINDS:
-        raise RequestInvalid("this cannot be searched for")
+        raise RequestInvalid("the search has no such kind of results")
     if not after:
         return 0
     if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:
-        raise RequestInvalid("this is no page of a search")
+        raise RequestInvalid("the search has no such page")
     return int(after)
 
 
 async def _find_hits(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
-    """Returns a page of the entries of one kind that match `text`. `offset`: the number of entries to skip; 0 for the
-    first page."""
+    """Returns the hits of one kind for `text`. `offset`: the number of hits to skip; 0 for the first page."""
     limit = FURTHER_PAGE_HITS if offset else FIRST_PAGE_HITS
 
     async def hits_of(
@@ -156,12 +161,12 @@ async def _find_hits(searches: ContentSearches, searcher: Searcher, text: str, k
 
 
 def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
-    """Returns the path of the image or repository to which the search redirects, or None if the search shows its
-    results. The search redirects in three cases:
+    """Returns the path of the image or repository to which the server redirects. Returns None if the page shows the
+    hits. The server redirects in three cases:
 
     - The text names an image with its tag or digest.
-    - The text has several words, such as a pull command, and names an image or repository.
-    - The text is a whole digest that leads to only one image."""
+    - The text has several words, such as a pull command, and names an image or a repository.
+    - The text is a whole digest, and its only hit is an image."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)
     if not _is_digest(text):
@@ -172,7 +177,7 @@ def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitLi
 
 
 def _is_digest(text: str) -> bool:
-    """Returns whether the text is a whole digest, such as `sha256:` and 64 hexadecimal digits."""
+    """Returns whether the text is a whole digest, for example `sha256:` with 64 hexadecimal digits."""
     try:
         Digest(text)
     except DigestInvalid:
@@ -194,26 +199,26 @@ def _repository_hit(searches: ContentSearches, name: RepositoryName) -> Hit:
     return Hit(searches.upstream_of(name), _path(name, None), name)
 
 
-def _tag_hit(searches: ContentSearches, item: TagMatch) -> Hit:
-    name = item.repository
+def _tag_hit(searches: ContentSearches, match: TagMatch) -> Hit:
+    name = match.repository
     return Hit(
         searches.upstream_of(name),
-        _path(name, item.tag),
-        image_name(name, item.tag),
-        digest=item.digest,
-        updated=datetime.fromtimestamp(item.updated, UTC),
+        _path(name, match.tag),
+        image_name(name, match.tag),
+        digest=match.digest,
+        updated=datetime.fromtimestamp(match.updated, UTC),
     )
 
 
-def _labels_hit(searches: ContentSearches, item: LabelsMatch) -> Hit:
-    name = item.repository
-    path = _path(name, item.tag or item.digest)
-    text = image_name(name, item.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=item.digest, labels=dict(item.labels))
+def _labels_hit(searches: ContentSearches, match: LabelsMatch) -> Hit:
+    name = match.repository
+    path = _path(name, match.tag or match.digest)
+    text = image_name(name, match.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=match.digest, labels=dict(match.labels))
 
 
-def _digest_hit(searches: ContentSearches, item: DigestMatch) -> Hit:
-    name = item.repository
-    path = _path(name, item.digest if item.is_manifest else None)
-    text = image_name(name, item.tag)
-    return Hit(searches.upstream_of(name), path, text, digest=item.digest, is_blob=not item.is_manifest)
+def _digest_hit(searches: ContentSearches, match: DigestMatch) -> Hit:
+    name = match.repository
+    path = _path(name, match.digest if match.is_manifest else None)
+    text = image_name(name, match.tag)
+    return Hit(searches.upstream_of(name), path, text, digest=match.digest, is_blob=not match.is_manifest)

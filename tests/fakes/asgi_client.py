@@ -11,7 +11,7 @@ from typing import Any
 
 from registry.asgi import Message, Receive, Scope, Send
 from registry.http.answer_cache import CACHED_ANSWER_EXTENSION
-from registry.http.response_headers import REQUEST_ID
+from registry.http.response_headers import REQUEST_ID_NAME
 from registry.server.connection.request_reports import RequestReports
 
 ZERO_COPY = "http.response.zerocopysend"
@@ -194,7 +194,7 @@ class CachedAnswerClient(AsgiClient):
             await super()._run(scope, connection)
             return
         answer, request = found
-        headers = [*answer.headers_before_id, (REQUEST_ID, request.encode()), *answer.headers_after_id]
+        headers = [*answer.headers_before_id, (REQUEST_ID_NAME, request.encode()), *answer.headers_after_id]
         await connection.send({"type": "http.response.start", "status": 200, "headers": headers})
         await connection.send({"type": "http.response.body", "body": answer.body})
         RequestReports(self.app).report_cached(scope, answer, request)

@@ -1,7 +1,8 @@
-"""The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login.
+"""The command `entrepot token`: adds, lists and revokes API tokens. A client can log in to an account with an API token
+instead of the password.
 
-A *robot* is the account of a program. It has no password. It logs in with API tokens, or with tokens of a trusted
-issuer (`[[issuer]]` in the settings), such as a CI service.
+A *robot* is the account of a program. A robot has no password. It logs in with an API token, or with a token of a
+trusted issuer, such as a CI service (`[[issuer]]` in the settings).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 @app.command(
     "add",
-    help="Add an API token for a person or a robot and print its secret. The secret is stored nowhere: copy it now.",
+    help="Add an API token for a person or a robot, and print the token's secret. Copy it now: it is stored nowhere.",
     epilog="""\b
 Examples:
   entrepot token add ci
@@ -43,8 +44,8 @@ Examples:
   entrepot token add ci --allow 'team/**:pull,push' --allow 'base/*:pull'
   entrepot token add ci > ci.secret
 
-stdout gets the secret alone, stderr says what to do with it. --allow only limits a token: it gives no right that the
-account does not have. A PATTERN is written as in entrepot grant add.""",
+Prints only the secret on stdout. Prints on stderr how to use and revoke the token. --allow gives the token no right
+that the account does not have. PATTERN and ACTIONS are written as for `entrepot grant add`.""",
 )
 def add(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The person or robot that logs in with the token.")],
@@ -58,7 +59,7 @@ def add(
         typer.Option(
             "--allow",
             metavar="PATTERN:ACTIONS",
-            help="Limit the token to these actions. Repeat for more. [default: everything that ACCOUNT can do]",
+            help="Limit the token to these actions. Repeat for more. [default: everything that ACCOUNT may do]",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -90,8 +91,8 @@ def add(
 
 @app.command(
     "list",
-    help="List API tokens, without their secrets. The purpose login means that a client got the token from the "
-    "registry at a login, and stores it instead of the password.",
+    help="List API tokens, without their secrets. Purpose `login`: a client got this token at a login, and stores the "
+    "token instead of the password.",
     epilog="\b\nExamples:\n  entrepot token list\n  entrepot token list ci --json",
 )
 def list_tokens(
@@ -100,14 +101,14 @@ def list_tokens(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the tokens of all accounts or of one account. Ends the command if there is no such account."""
+    """Prints the tokens of all accounts, or those of `account`. Ends the command if `account` does not exist."""
     from registry.admin import models
 
     name = None if account is None else parse_name_or_fail(account)
 
     def read(administration: Administration) -> Iterable[ApiToken]:
         if name is not None:
-            administration.accounts.account(name)  # raises AccountUnknown if there is no such account
+            administration.accounts.account(name)  # raises AccountUnknown
         return read_all_pages(
             lambda after: administration.accounts.tokens(name, after, PAGE_SIZE), lambda token: token.id
         )
@@ -133,7 +134,7 @@ def list_tokens(
 
 
 def _limits_text(token: ApiToken) -> str:
-    """Returns the limits as PATTERN:ACTIONS, or `-` if the token may do everything that its account may do."""
+    """Returns the limits in the form `PATTERN:ACTIONS`, separated by spaces; `-` if the token has no limits."""
     if token.limits is None:
         return "-"
     return " ".join(f"{limit.pattern}:{','.join(limit.actions.words)}" for limit in token.limits)
@@ -141,7 +142,7 @@ def _limits_text(token: ApiToken) -> str:
 
 @app.command(
     "revoke",
-    help="Revoke API tokens. From then on, every request with one of them is refused.",
+    help="Revoke API tokens. The registry then refuses every request with one of these tokens.",
     epilog="\b\nExamples:\n  entrepot token revoke 3fk2m7q4",
 )
 def revoke(
@@ -149,8 +150,8 @@ def revoke(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Revokes the tokens one after another. Stops at the first id that does not exist; the tokens before it stay
-    revoked."""
+    """Revokes the tokens one after another. Ends the command at the first id that does not exist. The tokens before
+    this id stay revoked."""
 
     async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:

@@ -15,12 +15,12 @@ from storage.errors import RegistryError
 
 T = TypeVar("T")
 CHECK_SECONDS: Final = 15.0
-"""Time limit of a check."""
+"""Default time limit of a check."""
 
 
 class Level(StrEnum):
-    """How bad a finding is. Warning: something may fail later, or only for some users. Problem: something does not
-    work."""
+    """How bad a finding is. `WARNING`: something may fail later, or fails only for some users. `PROBLEM`: something
+    does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -31,9 +31,11 @@ class Level(StrEnum):
 class Finding:
     """One result of a check.
 
-    - `what`: what was found, in one sentence. `why`: its consequence or its cause.
-    - `next_step`: what to do; empty if nothing is wrong.
-    - `file` and `lines`: a file, and lines to write into it; empty if nothing has to be written."""
+    - `check`: the name of the check.
+    - `what`: what the check has found, in one sentence.
+    - `why`: the cause or the consequence of `what`; can be empty.
+    - `next_step`: what the user should do; can be empty.
+    - `file`: the file into which the user should write `lines`. Both are empty if nothing has to be written."""
 
     check: str
     level: Level
@@ -44,7 +46,7 @@ class Finding:
     lines: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Returns a dict of JSON values. Empty texts become None."""
+        """Returns the finding as JSON. None stands for an empty text."""
         return {
             "check": self.check,
             "level": self.level.value,
@@ -72,7 +74,7 @@ def problem(check: str, what: str, why: str = "", next_step: str = "", *, file: 
 
 
 def worst_level(findings: Iterable[Finding]) -> Level:
-    """Returns the worst level of the findings; `OK` if there are none."""
+    """Returns the worst level of the findings; `OK` if there are no findings."""
     order = list(Level)
     return max((finding.level for finding in findings), key=order.index, default=Level.OK)
 
@@ -81,14 +83,14 @@ Check = Callable[[], Awaitable[Sequence[Finding]]]
 
 
 async def run_checks(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS) -> list[Finding]:
-    """Runs all checks at the same time. Returns their findings in the order of the checks. A check that fails, or takes
-    more than `seconds`, becomes a finding itself."""
+    """Runs all checks at the same time, and returns their findings in the order of `checks`. For a check that raises an
+    error or takes longer than `seconds`, the result has a problem with the name of the check."""
     results = await asyncio.gather(*(_run(name, check, seconds) for name, check in checks.items()))
     return [finding for findings in results for finding in findings]
 
 
 async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
-    """Runs one check. A timeout or an error becomes a finding."""
+    """Runs one check. After a timeout or an error, returns one problem."""
     try:
         async with asyncio.timeout(seconds):
             return await check()
@@ -97,24 +99,24 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
             problem(
                 name,
                 f"the check did not end within {seconds:g} s",
-                "what the check needs, such as a disk, a name server or an upstream, does not respond",
+                "something that the check needs does not respond, such as a disk, a name server or an upstream",
                 "look at the other findings first, then run the command again",
             )
         ]
     except (RegistryError, OSError) as error:
-        return [problem(name, f"the check failed: {error}", next_step="solve that, then run the command again")]
+        return [problem(name, f"the check failed: {error}", next_step="solve this problem, then run the command again")]
     except Exception as error:  # an error in one check must not hide the findings of the others
         what = f"the check itself failed: {type(error).__name__}: {error}"
-        return [problem(name, what, "this is a mistake in Entrepot", "report it with the output of this command")]
+        return [problem(name, what, "this is a bug in Entrepot", "report it with the output of this command")]
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Runs a blocking call in a new thread. If the caller is cancelled, the thread continues. Unlike with
-    `asyncio.to_thread`, the program can end while the thread still runs."""
+    """Runs a blocking call in a new thread, and returns its result. After a cancellation, the thread continues. Unlike
+    a thread of `asyncio.to_thread`, the thread does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def set_result(result: T | None, error: BaseException | None) -> None:
+    def set_outcome(result: T | None, error: BaseException | None) -> None:
         if future.done():
             return
         if error is not None:
@@ -123,20 +125,20 @@ async def in_thread(call: Callable[[], T]) -> T:
             future.set_result(result)  # type: ignore[arg-type]
 
     def run() -> None:
-        result, failure = None, None
+        result, raised = None, None
         try:
             result = call()
         except BaseException as error:
-            failure = error
+            raised = error
         if not loop.is_closed():
-            loop.call_soon_threadsafe(set_result, result, failure)
+            loop.call_soon_threadsafe(set_outcome, result, raised)
 
     threading.Thread(target=run, daemon=True, name="check").start()
     return await future
 
 
 def user_name(uid: int) -> str:
-    """Returns the name of a user, or a text such as `uid 12345`."""
+    """Returns the name of the user with this uid. If there is no such user, returns a text such as `uid 12345`."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

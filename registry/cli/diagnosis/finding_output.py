@@ -8,39 +8,39 @@ from collections.abc import Sequence
 from registry.cli.diagnosis.finding import Finding, Level, worst_level
 from registry.cli.output import plain_console, plural, print_json_value, print_line
 
-_MARKS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.PROBLEM: ("problem", "red")}
+_LEVEL_WORDS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.PROBLEM: ("problem", "red")}
 _INDENT = 9
-"""How many columns are in front of each text: the width of the longest mark, and two spaces."""
+"""Width of the column in front of each text: the longest word in `_LEVEL_WORDS` and two spaces."""
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
-    """Prints the findings. In the output for people, the worst come last, because people see the end of the output
-    first in a terminal. Returns the exit code: 1 if there is a problem, otherwise 0."""
-    level = worst_level(findings)
+    """Prints the findings. The output for people ends with the worst findings, because a terminal shows the end of the
+    output. Returns the exit code: 1 if there is a problem, otherwise 0."""
+    worst = worst_level(findings)
     if as_json:
-        print_json_value({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2)
-        return int(level is Level.PROBLEM)
+        print_json_value({"level": worst.value, "findings": [finding.as_json() for finding in findings]}, indent=2)
+        return int(worst is Level.PROBLEM)
     printed_lines: set[tuple[str, str]] = set()
-    for finding in sorted(findings, key=lambda each: list(Level).index(each.level)):
+    for finding in sorted(findings, key=lambda finding: list(Level).index(finding.level)):
         _print(finding, is_repeated=(finding.file, finding.lines) in printed_lines)
         printed_lines.add((finding.file, finding.lines))
     counts = [
-        plural(sum(finding.level is each for finding in findings), each.value)
-        for each in (Level.PROBLEM, Level.WARNING)
-        if any(finding.level is each for finding in findings)
+        plural(sum(finding.level is level for finding in findings), level.value)
+        for level in (Level.PROBLEM, Level.WARNING)
+        if any(finding.level is level for finding in findings)
     ]
     print_line(f"{', '.join(counts)}" if counts else "all is well", err=True)
-    return int(level is Level.PROBLEM)
+    return int(worst is Level.PROBLEM)
 
 
 def _print(finding: Finding, *, is_repeated: bool) -> None:
-    """Prints one finding. `finding.lines` are lines to write into a file as the solution. `is_repeated`: the same lines
-    for the same file were already printed with an earlier finding."""
+    """Prints one finding. `is_repeated`: whether an earlier finding has already printed the same lines for the same
+    file."""
     from rich.text import Text
 
     console = plain_console()
-    mark, colour = _MARKS[finding.level]
-    console.print(Text(f"{mark:{_INDENT}}", colour) + Text(f"{finding.check}: {finding.what}"), soft_wrap=True)
+    word, colour = _LEVEL_WORDS[finding.level]
+    console.print(Text(f"{word:{_INDENT}}", colour) + Text(f"{finding.check}: {finding.what}"), soft_wrap=True)
     if finding.why:
         console.print(Text(f"{'':{_INDENT}}{finding.why}"), soft_wrap=True)
     if finding.next_step:

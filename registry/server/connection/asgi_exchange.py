@@ -1,9 +1,9 @@
-"""One request and its response: calls the ASGI application, and writes its response to the connection.
+"""Calls the ASGI application for one request, and writes the response to the connection (`AsgiExchange`).
 
-The application sends the response's body in one or more *parts*, one in each message, from memory or from a file. The
-response's head is written together with the first bytes of the body. If a large part from memory is the whole body, or
-is sent over TLS, the part is written in *slices* of at most `RESPONSE_SLICE_BYTES`. Over TLS, each slice is written in
-*pieces* of at most `_LARGE_BYTES`.
+The application sends the response's body in *parts*, one in each ASGI message, from memory or from a file. The
+response's head is written together with the first bytes of the body. A part from memory with more than `_LARGE_BYTES`
+is *large*. A large part is written in *slices* of at most `RESPONSE_SLICE_BYTES` if it is the whole body, or if the
+connection uses TLS. Over TLS, each slice is written in *pieces* of at most `_LARGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,18 @@ from registry.server.server_log import log
 _BODYLESS_STATUSES = (204, 304)
 """A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
-"""A part with more bytes than this is *large*: the transport gets the part without a copy."""
+"""Parts with more bytes than this are *large*; this class does not copy them. Also the largest size of a piece."""
 
 
 class AsgiExchange:
     """Calls the application for one request, and sends the response according to ASGI 2.4. In particular:
 
-    - `send` raises ClientDisconnected (an OSError) once the client has disconnected. The application can then stop
-      reading a blob of 40 GiB that nobody receives any more.
-    - `send` accepts files (ASGI's zero-copy extension), only on Linux. Without TLS the kernel sends them.
-    - The application can respond before the request's body was received completely. If only a few bytes of the body
-      are missing, the server first receives and discards these bytes. Otherwise the server closes the connection
-      after the response.
+    - `send` raises ClientDisconnected (an OSError) once the client has disconnected.
+    - On Linux, `send` accepts files (ASGI's zero-copy extension). Without TLS, the kernel sends the bytes of the file.
+    - The application can respond before the server has received the request's whole body. If only a few bytes are
+      missing, the server first receives and discards them; otherwise it closes the connection after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
-    - A response to HEAD, and a response with status 204 or 304, can declare a length although it has no body.
+    - A response to HEAD and a response with status 204 or 304 have no body, but can declare a length.
     - HTTP/1.0 clients get no chunked responses.
     """
 
@@ -57,13 +55,13 @@ class AsgiExchange:
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         """The body of the request."""
         self.response_started = False
-        """Whether the application has sent the status and the headers, even if they are not written yet."""
+        """Whether `send` has got the status and the headers. They may still be unwritten."""
         self.ends_on_half_close = False
         """Whether the server ends the response when the client shuts down its sending side (`ENDS_ON_HALF_CLOSE`)."""
         self.status = 0
-        """The status of the response; 0 until it has started."""
+        """The status of the response; 0 before the response starts."""
         self.refusal = ""
-        """Why the server has refused the request, in one line; empty if the server has not refused it."""
+        """Why the server has refused the request, in one line; empty if the request was not refused."""
         self.response_complete = False
         """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
@@ -82,25 +80,25 @@ class AsgiExchange:
 
     @property
     def progress_count(self) -> int:
-        """A number that grows with each byte received or sent. If the number stays the same for too long, the
-        connection has timed out."""
+        """A number that grows with each byte that is received or sent. The connection times out if the number stays the
+        same for too long."""
         return self.body.received_bytes + self._response_progress
 
     async def run(self, app: AsgiApp) -> None:
-        """Calls the application, and returns when the request is done. If the application fails, logs the exception,
-        and sends an error response if nothing of a response was written yet. Raises nothing."""
+        """Calls the application, and returns when the call has ended. Raises nothing. If the application fails, logs
+        the exception. If no byte of a response was written before the failure, sends an error response. If only a part
+        of the response was written, aborts the connection."""
         try:
             await app(self.scope, self.body.receive, self.send)
         except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # Cancelled by `RequestTask.on_disconnect`, or by a stopping worker at the end of its time limit for
-                # running requests.
+                # Cancelled by `RequestTask.on_disconnect`, or by a stopping worker after its time limit for requests.
                 if not self.body.is_disconnected:
                     self._transport.abort()
             elif isinstance(error, ClientDisconnected):
                 log.debug("%s: the client has disconnected", self._request_line())
-                self._transport.abort()  # a file sender can notice this before the transport
+                self._transport.abort()  # a file sender can notice the disconnect before the transport does
             else:
                 self._fail("the application failed", error)
         else:
@@ -110,15 +108,15 @@ class AsgiExchange:
             self._report_end()
 
     def disconnect(self) -> None:
-        """Tells the application that the client has disconnected: from now on `receive` returns `http.disconnect`, and
-        `send` raises ClientDisconnected."""
+        """Tells the application that the client has disconnected. After this call, `receive` returns `http.disconnect`,
+        and `send` raises ClientDisconnected."""
         self.body.disconnect()
         if self.file_sender is not None:
             self.file_sender.end(ClientDisconnected())
 
     def _fail(self, problem: str, error: BaseException | None) -> None:
-        """Logs the problem. Sends an error response; aborts the connection if bytes of a response were written already.
-        `error` is the application's exception; None if there is none."""
+        """Logs the problem. If no byte of a response was written, sends an error response. If only a part of the
+        response was written, aborts the connection. `error`: the application's exception; None if there is none."""
         is_out_of_files = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         if is_out_of_files:
             log.error("%s: %s", self._request_line(), error)
@@ -127,7 +125,7 @@ class AsgiExchange:
         if self.body.is_disconnected or self.response_complete:
             return
         if self._has_written:
-            self._transport.abort()  # the client learns of the failure, because the body is incomplete
+            self._transport.abort()  # tells the client that the body is incomplete
             return
         if is_out_of_files:
             body = self._start_error(503, "the registry has no file descriptor left; try again", "UNAVAILABLE")
@@ -136,8 +134,8 @@ class AsgiExchange:
         self._write_framed(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:
-        """Starts an error response in place of the application's response, of which nothing was written yet. Returns
-        the body of the error response, which the caller has to write."""
+        """Starts an error response, and returns its body. The caller has to write the body. Call this only if no byte
+        of the application's response was written."""
         body = error_body(message, code=code)
         self._framing = ResponseFraming()
         self.keep_alive = False
@@ -151,19 +149,19 @@ class AsgiExchange:
         self._context.worker.reports.report(self.scope, end)
 
     def _request_line(self) -> str:
-        # The raw path is still percent-encoded, so it cannot contain a line break.
+        # `raw_path` is percent-encoded, so it cannot contain a line break.
         return f"{self.scope['method']} {self.scope['raw_path'].decode('ascii')}"
 
     # Messages of the application
 
     async def send(self, message: Message) -> None:
-        """Sends what one ASGI message of the application contains. First waits while the transport's write buffer is
-        full, because the client receives too slowly.
+        """Handles one ASGI message of the application. First waits while the transport's write buffer is full. Raises:
 
-        Raises ClientDisconnected once the client has disconnected. Raises RuntimeError for a message that is not
-        allowed at this point, for invalid headers, and for a body with another length than the declared length. Raises
-        OSError or FileTruncated if a file cannot be sent.
-        """
+        - ClientDisconnected: the client has disconnected.
+        - RuntimeError: the message is not allowed at this point, a header is invalid, or the length of the body differs
+          from the declared length.
+        - OSError, FileTruncated: a file cannot be sent.
+        - TooManyRequests: a file has waited too long for memory, over TLS."""
         if self._flow.write_paused and not self.body.is_disconnected:
             await self._flow.drain()
         if self.body.is_disconnected:
@@ -177,8 +175,8 @@ class AsgiExchange:
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._flow.discards_writes():
-                # asyncio reports a failed write in a later iteration of the event loop. An application whose sends
-                # never wait would not get the report, so this method checks the transport itself.
+                # asyncio reports a failed write only in a later iteration of the event loop, which an application that
+                # never waits does not reach.
                 self.disconnect()
                 raise ClientDisconnected
             kind = message["type"]
@@ -204,7 +202,7 @@ class AsgiExchange:
         if self.body.has_more:
             if not self.body.can_discard_remainder:
                 self.keep_alive = False
-            self.body.expects_continue = False  # from now on the client must not get a 100 response
+            self.body.expects_continue = False  # after the final response, a 100 response is not allowed
         self.status = status
         lines = [STATUS_LINES[status]]
         has_connection_close, content_length = False, None
@@ -233,15 +231,15 @@ class AsgiExchange:
     # Writing a body from memory
 
     async def _write_large_part(self, body: bytes, *, more: bool) -> None:
-        """Writes a large part. `more`: whether other parts follow. If the part is the whole body, first reserves memory
-        for one slice; if no memory becomes free, sends a 503 response. Raises ClientDisconnected."""
+        """Writes a large part. `more`: whether further parts follow. If the part is the whole body, first reserves
+        memory for one slice. If no memory becomes free, sends a 503 response instead. Raises ClientDisconnected."""
         if not self._unsent_head or more:
-            # If a body has several parts, the budget counts none of them (`registry.server.connection.unsent_budget`).
-            self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
+            # The memory budget counts only bodies of one part (`registry.server.connection.unsent_budget`).
+            self._context.unsent.release()  # the reservation of an earlier response on this connection
             await self._write_without_time_limit(body, more=more)
             return
         try:
-            slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
+            slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # the transport's buffer has only one slice at a time
             is_reserved = await self._context.unsent.reserve(slice_bytes, len(body))
             if self.body.is_disconnected:
                 raise ClientDisconnected
@@ -254,26 +252,25 @@ class AsgiExchange:
             else:
                 await self._write_without_time_limit(body, more=False)
         finally:
-            self._context.unsent.finish()  # the budget may release the reserved bytes once they are sent
+            self._context.unsent.finish()  # the reservation can end when the bytes are sent
 
     async def _write_without_time_limit(self, body: bytes, *, more: bool) -> None:
-        """Writes a part; over TLS, a large part in slices. `more`: whether other parts follow."""
+        """Writes a part. Over TLS, writes a large part in slices. `more`: whether further parts follow."""
         if self._context.is_tls and len(body) > _LARGE_BYTES:
             await self._write_slices(memoryview(body), more=more)
         else:
             self._write_framed(body, more=more)
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
-        """Writes the part `body` in slices. At the return, the transport no longer refers to `body`, so the caller can
-        free the memory of `body`. Without TLS, the transport's buffer is empty at the return. Over TLS, the buffer may
-        still have the last bytes, but only a copy of them.
+        """Writes the part `body` in slices. Afterwards, the transport does not refer to `body` any more. Over TLS, the
+        transport may still have a copy of the last bytes.
 
-        `slice_seconds`: how long the client may take to receive each slice; None: without a limit. If the client takes
-        longer, aborts the connection. Raises ClientDisconnected.
+        `more`: whether further parts follow. `slice_seconds`: how long the client may take to receive a slice; None: as
+        long as it needs. If the client takes longer, aborts the connection. Raises ClientDisconnected.
 
-        Over TLS a slice is written in pieces, because the transport's buffer for encrypted bytes grows to the size of
-        the largest write and never shrinks. Each piece is written in a new iteration of the event loop. So other
-        connections get their turn, and this method notices a disconnect, which the transport does not report.
+        Over TLS, each slice is written in pieces, because the transport's buffer for encrypted bytes grows to the size
+        of the largest write and never shrinks. The event loop runs between two writes, so that other connections get
+        their turn and this method notices a disconnect.
         """
         write_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
         try:
@@ -299,12 +296,14 @@ class AsgiExchange:
             self._write_framed(b"", more=False)  # completes the response
 
     def _write_framed(self, body: bytes | memoryview, *, more: bool) -> None:
-        """Writes the head, if the head is not written yet, and `body`: a part, a slice or a piece. `more`: whether more
-        of the body follows; False completes the response. Reports the request before the last bytes are written.
-        Otherwise the worker could be killed after the client has received the response and before the request is
-        counted. Raises RuntimeError if the body's length differs from the declared length."""
+        """Writes the head, if it is still unwritten, and then `body`: a part, a slice or a piece. `more`: whether more
+        of the response's body follows; False completes the response. Raises RuntimeError if the length of the
+        response's body differs from the declared length.
+
+        Reports the request before it writes the last bytes. A request is then counted even if the worker is killed
+        right after the last write."""
         if not self._framing.has_body:
-            body = b""  # the response has no body, for example because the request was HEAD
+            body = b""  # for example in a response to HEAD
         before, after = self._frame(len(body), more=more)
         if not more:
             self._end_response()
@@ -320,11 +319,14 @@ class AsgiExchange:
     # Sending a file
 
     async def _write_file(self, message: Message) -> None:
-        """Handles a message of ASGI's zero-copy extension: sends `count` bytes of the open `file` from `offset`.
+        """Handles a message of ASGI's zero-copy extension. Does not close the file. Raises the errors of `_send_file`.
+        Fields of the message:
 
-        Without `offset`, sends from the file's current position, and moves the position past the sent bytes. Without
-        `count`, sends up to the end of the file. Does not close the file.
-        """
+        - `file`: an open file or its descriptor.
+        - `offset`: the offset of the first byte to send. If the field is missing, sends from the file's current
+          position, and moves the position behind the sent bytes.
+        - `count`: the number of bytes to send. If the field is missing, sends up to the end of the file.
+        - `more_body`: whether further parts follow."""
         file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()
         offset, count, more = message.get("offset"), message.get("count"), message.get("more_body", False)
         start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
@@ -343,12 +345,12 @@ class AsgiExchange:
             self._on_complete()
 
     async def _send_file(self, before: bytes, file: int, start: int, count: int) -> None:
-        """Sends the bytes `before`, and then `count` bytes of the file from the offset `start`. Raises
-        ClientDisconnected, OSError, FileTruncated, and over TLS TooManyRequests."""
+        """Sends the bytes `before`, and then the `count` bytes of the file that begin at the offset `start`. Raises
+        ClientDisconnected, OSError and FileTruncated; over TLS also TooManyRequests."""
         sock = self._context.sendfile_socket
         if not self._context.can_send_files:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
-        unsent_bytes = count  # if no file sender is created
+        unsent_bytes = count
         try:
             await self._flow.flush()
             if self._transport.is_closing():
@@ -362,12 +364,12 @@ class AsgiExchange:
         except (OSError, FileTruncated) as error:
             if not isinstance(error, ClientDisconnected):
                 log.error("%s: a file cannot be sent: %s", self._request_line(), error)
-                mark_logged(error)  # so that `_fail` does not log it again
+                mark_logged(error)  # `_fail` must not log it again
             raise
         finally:
             if self.file_sender is not None:
                 unsent_bytes, self.file_sender = self.file_sender.unsent_bytes, None
-            self._framing.body_bytes -= unsent_bytes  # `_frame` has counted all bytes of the file in advance
+            self._framing.body_bytes -= unsent_bytes  # `_frame` has counted them already
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True
@@ -390,8 +392,8 @@ class AsgiExchange:
             self._transport.write(data)
 
     def _end_response(self) -> None:
-        """Notes that the response is complete, and reports the request. The caller must then call `_on_complete`, which
-        starts the next request on the connection. Raises RuntimeError if the body is shorter than declared."""
+        """Marks the response as complete, and reports the request. After the last write, the caller must call
+        `_on_complete`. Raises RuntimeError if the body is shorter than its declared length."""
         self._framing.check_complete()
         self.response_complete = True
         self.body.close()

@@ -1,13 +1,14 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`). A *snapshot* is the copy of a
 registry that one backup has added to the directory of backups.
 
-The snapshot's database can record a blob as damaged although the directory of backups has its right bytes: an earlier
-backup copied them, or an operator put them there. The restore *heals* such a blob: the restored registry has its bytes
-and does not record it as damaged.
+The snapshot's database can record a blob as damaged although the directory of backups has the correct bytes of the
+blob, for example from an earlier backup. The restore *heals* such a blob: it restores the bytes, and removes the record
+of the damage.
 
-The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
-gets its name last. Until the restore is complete, the data directory contains a marker file, so that no server uses the
-directory. After an interruption, the same call continues the restore: it skips the blobs that already have their names.
+The restore checks the digest of each blob before the blob's file gets its final name in the data directory. The
+database gets its final name last. Until the restore is complete, the data directory contains a marker file, and no
+server uses the directory. After an interruption, a further call with the same arguments continues the restore. It skips
+the blobs whose files already have their final names.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCo
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
-"""The reason of the damage that the restored registry records for the blobs that it lacks."""
+"""The restored registry records the blobs that it lacks as damaged, with this reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """The options of a restore. `backups`: the directory of backups. `snapshot`: the name of the snapshot (None: the
-    newest). `may_link`: whether files of the data directory may be hard links to files of the backup. `skip_damaged`:
-    whether the restore succeeds even if blobs of the backup are missing or damaged. The restored registry then records
-    these blobs as damaged."""
+    """The options of a restore.
+
+    - `backups`: the directory of backups.
+    - `snapshot`: the name of the snapshot to restore; None: the newest snapshot.
+    - `may_link`: whether files of the data directory may be hard links to files of the backup.
+    - `skip_damaged`: whether the restore succeeds even if blobs of the backup are missing or damaged. The restored
+      registry then records these blobs as damaged."""
 
     backups: Path
     snapshot: str | None = None
@@ -55,18 +59,18 @@ class RestoreOptions:
 
 
 @dataclass(slots=True)
-class _RestoreCounts:
+class _HandledBlobs:
     """The blobs that a restore has handled.
 
-    - `restored`: number of blobs that this run has restored.
-    - `present`: number of blobs that earlier, interrupted runs have restored.
-    - `healed`: the blobs that this or an earlier run has restored, and that the snapshot's database records as damaged.
-    - `damaged`: the blobs that are missing or damaged in the backup, without those that the snapshot's database already
-      records as damaged.
-    - `forbidden`: the blobs whose file in the backup this process has no permission to open."""
+    - `restored_count`: number of blobs that this run has restored.
+    - `present_count`: number of blobs that earlier, interrupted runs have restored.
+    - `healed`: the restored blobs that the snapshot's database records as damaged, including those of earlier runs.
+    - `damaged`: the blobs that are missing or damaged in the backup. Leaves out blobs that the snapshot's database
+      already records as damaged.
+    - `forbidden`: the blobs whose files in the backup this process has no permission to open."""
 
-    restored: int = 0
-    present: int = 0
+    restored_count: int = 0
+    present_count: int = 0
     healed: list[Digest] = field(default_factory=list)
     damaged: list[Digest] = field(default_factory=list)
     forbidden: list[Digest] = field(default_factory=list)
@@ -81,16 +85,22 @@ async def restore_backup(
     clock: Callable[[], float] = time.time,
     system: System | None = None,
 ) -> JSON:
-    """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
-    JSON. Afterwards, the caller must call `storage.composition.prepare_data_dir`. `clock` returns seconds since 1970.
-    If `options` name no snapshot, this function chooses the newest one, and reports a step `warning` in two cases:
+    """Restores a snapshot into the data directory of `layout`, and returns a report as JSON. The data directory must be
+    missing, empty, or left by an interrupted restore of the same snapshot. Afterwards, the caller must call
+    `storage.composition.prepare_data_dir`. `clock` returns seconds since 1970.
 
-    - The times of some snapshots are in the future, so that the chosen snapshot may not be the newest.
+    If `options.snapshot` is None, chooses the newest snapshot, and reports a step `warning` in two cases:
+
+    - Some snapshots have times in the future. The chosen snapshot may then not be the newest.
     - Some snapshots are of another registry.
 
-    Raises BackupFailed if the restore fails. A restore also fails if blobs are missing or damaged and `skip_damaged` is
-    False, or if this process has no permission to open the file of a blob. After an error or a cancellation, the
-    restored blobs stay in the directory, and a further call restores the remaining ones."""
+    Raises BackupFailed if the restore fails, and in two further cases:
+
+    - Blobs are missing or damaged in the backup, and `options.skip_damaged` is False.
+    - This process has no permission to open the file of a blob.
+
+    After an error or a cancellation, the restored blobs stay in the data directory, and a further call restores the
+    remaining blobs."""
     system = system or System()
     backups = BackupDirectory(options.backups, system)
     copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
@@ -112,17 +122,17 @@ async def restore_backup(
         stack.enter_context(_locked_data_dir(layout, snapshot.name, system))
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
         await restore.restore_database()
-        counts = await restore.restore_blobs()
-        if counts.forbidden:
+        handled = await restore.restore_blobs()
+        if handled.forbidden:
             raise BackupFailed(
-                f"this backup has the files of {len(counts.forbidden)} blobs that this process may not open, among "
-                f"them {counts.forbidden[0]}; give the user with uid {os.geteuid()} access to them, and run the same "
-                "command again"
+                f"this process has no permission to open the files of {len(handled.forbidden)} blobs of this backup, "
+                f"among them {handled.forbidden[0]}; give the user with uid {os.geteuid()} access to the files, and "
+                "run the same command again"
             )
-        if counts.damaged and not options.skip_damaged:
+        if handled.damaged and not options.skip_damaged:
             raise BackupFailed(
-                f"{len(counts.damaged)} blobs of this backup are missing or damaged, among them {counts.damaged[0]}; "
-                "restore another snapshot, or run the command again with --skip-damaged to do without them"
+                f"{len(handled.damaged)} blobs of this backup are missing or damaged, among them {handled.damaged[0]}; "
+                "restore another snapshot, or run the command again with --skip-damaged to restore the other blobs"
             )
         await copier.run(restore.complete)
         return {
@@ -132,16 +142,16 @@ async def restore_backup(
             "size": snapshot.totals.size,
             "manifests": snapshot.totals.manifests,
             "tags": snapshot.totals.tags,
-            "restored_blobs": counts.restored,
-            "present_blobs": counts.present,
-            "healed_blobs": len(counts.healed),
-            "damaged": list(counts.damaged),
+            "restored_blobs": handled.restored_count,
+            "present_blobs": handled.present_count,
+            "healed_blobs": len(handled.healed),
+            "damaged": list(handled.damaged),
         }
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name, or the newest snapshot if `name` is None. `snapshots`: oldest first. `root`:
-    the directory of backups. Raises BackupFailed if there is no such snapshot; the text lists the ten newest names."""
+    """Returns the snapshot with the name `name`; the newest snapshot if `name` is None. `snapshots`: all snapshots, the
+    oldest first. `root`: the directory of backups. Raises BackupFailed if there is no such snapshot."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:
@@ -154,34 +164,34 @@ def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: P
 
 
 def _clock_warning(snapshots: list[SnapshotManifest], chosen: SnapshotManifest, now: float) -> str:
-    """Returns a sentence for operators if the times of some snapshots are in the future, so that `chosen` may not be
-    the newest one; otherwise an empty text."""
+    """If some snapshots have times in the future, returns a warning for operators: `chosen` may not be the newest
+    snapshot. Otherwise returns an empty text."""
     from_future = [snapshot.name for snapshot in snapshots if is_future(snapshot.time, now)]
     if not from_future:
         return ""
     return (
         f"the times of {len(from_future)} of {len(snapshots)} backups are in the future, up to {from_future[-1]}: "
-        f"the clock was wrong then or is wrong now; restoring {chosen.name}; "
+        f"the clock was wrong during these backups, or is wrong now; restoring {chosen.name}; "
         "to restore another one, name it with --snapshot"
     )
 
 
 @contextmanager
 def _locked_data_dir(layout: Layout, snapshot: str, system: System) -> Iterator[None]:
-    """Context manager that checks that a restore into the data directory is possible, creates the directory with the
-    marker file, and holds a lock on the marker file. Raises BackupFailed."""
+    """Context manager that holds a lock on the marker file of the data directory. First creates the directory and the
+    marker file if they are missing. Raises BackupFailed if a restore into the directory is not possible."""
     with ExitStack() as stack:
         fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
         stack.callback(os.close, fd)
         if not try_flock(fd):
             raise BackupFailed(f"another process is restoring into {layout.root}; wait until it has ended")
-        written: Any = {}
+        marker: Any = {}
         with suppress(ValueError):
-            written = json.loads(os.pread(fd, 4096, 0) or b"{}")
-        if (other_snapshot := written.get("snapshot", snapshot)) != snapshot:
+            marker = json.loads(os.pread(fd, 4096, 0) or b"{}")
+        if (other_snapshot := marker.get("snapshot", snapshot)) != snapshot:
             raise BackupFailed(
-                f"a restore of the snapshot {other_snapshot} has not ended in {layout.root}; go on with it by "
-                f"--snapshot {other_snapshot}, or delete the directory"
+                f"a restore of the snapshot {other_snapshot} has not ended in {layout.root}; to continue it, use "
+                f"--snapshot {other_snapshot}; to restore another snapshot, first delete the directory"
             )
 
         def prepare() -> None:
@@ -227,12 +237,12 @@ class _Restore:
         self._system = system
         self._reporter = reporter
         self._done_bytes = 0
-        self._counts = _RestoreCounts()
+        self._handled = _HandledBlobs()
         self._new_database = layout.root / "restored.db"
 
     async def restore_database(self) -> None:
-        """Copies the database and checks the copy. The copy has a temporary name, which `complete` replaces by the name
-        that a server uses. Raises BackupFailed."""
+        """Copies the database to a temporary file in the data directory, and checks the copy. `complete` renames the
+        file. Raises BackupFailed."""
         source = self._backups.database(self._snapshot.name)
         await self._reporter.report(message="copying the database")
 
@@ -244,19 +254,19 @@ class _Restore:
         await self._copier.run(copy)
         if (await self._copier.run(lambda: hash_file(self._new_database)))[0] != self._snapshot.database_sha256:
             raise BackupFailed(
-                f"{source} is damaged: it does not have the SHA-256 that its manifest.json says; restore another "
+                f"{source} is damaged: its SHA-256 is not the one in the snapshot's manifest.json; restore another "
                 "snapshot with --snapshot"
             )
         with self._snapshots.open(self._new_database) as database:
             if database.is_too_new:
                 raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
 
-    async def restore_blobs(self) -> _RestoreCounts:
-        """Restores the blobs and checks them. Returns their counts."""
+    async def restore_blobs(self) -> _HandledBlobs:
+        """Restores the blobs and checks their digests."""
         await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
         with self._snapshots.open(self._new_database) as database:
             await self._restore_blobs_of(database)
-        return self._counts
+        return self._handled
 
     async def _restore_blobs_of(self, database: DatabaseSnapshot) -> None:
         after = ""
@@ -267,23 +277,23 @@ class _Restore:
 
     async def _restore_blob(self, blob: SnapshotBlob) -> None:
         final = self._layout.blob(blob.digest)
-        if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before it got this name
-            self._counts.present += 1
+        if final.is_file() and final.stat().st_size == blob.size:  # the digest was checked before the rename to `final`
+            self._handled.present_count += 1
             self._note_bytes(blob.size)
             self._note_healed(blob)
             return
         try:
             async with self._copier.in_thread(self._copier.opened(self._backups.blob(blob.digest))) as fd:
-                # If an interrupted restore leaves this file in the trash, garbage collection deletes it.
+                # Garbage collection deletes this file if an interrupted restore leaves it in the trash.
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
         except BlobDamaged as error:
             is_forbidden = isinstance(error, BlobForbidden)
             if is_forbidden or blob.place:  # otherwise the database already records the blob as damaged
-                (self._counts.forbidden if is_forbidden else self._counts.damaged).append(blob.digest)
+                (self._handled.forbidden if is_forbidden else self._handled.damaged).append(blob.digest)
                 self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:
-            self._counts.restored += 1
+            self._handled.restored_count += 1
             self._note_healed(blob)
             self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
@@ -292,18 +302,19 @@ class _Restore:
         self._done_bytes += count
 
     def _note_healed(self, blob: SnapshotBlob) -> None:
-        """Counts a restored blob as healed if the snapshot's database records it as damaged: its `place` is empty."""
-        if not blob.place:
-            self._counts.healed.append(blob.digest)
+        """Counts a restored blob as healed if the snapshot's database records the blob as damaged."""
+        if not blob.place:  # empty for a damaged blob
+            self._handled.healed.append(blob.digest)
 
     def complete(self) -> None:
-        """Completes the data directory, so that a server can use it. Blocks."""
+        """Makes the data directory usable for a server: records the damaged and healed blobs, renames the database, and
+        deletes the marker file. Blocks the thread."""
         for shard in self._layout.shards():
             durable_files.sync_directory(self._system, shard)
-        if self._counts.damaged:
-            self._snapshots.mark_damaged(self._new_database, self._counts.damaged, DAMAGED_IN_BACKUP)
-        if self._counts.healed:
-            places = {digest: self._layout.blob_place(digest) for digest in self._counts.healed}
+        if self._handled.damaged:
+            self._snapshots.mark_damaged(self._new_database, self._handled.damaged, DAMAGED_IN_BACKUP)
+        if self._handled.healed:
+            places = {digest: self._layout.blob_place(digest) for digest in self._handled.healed}
             self._snapshots.mark_healed(self._new_database, places)
         self._snapshots.mark_restored(self._new_database, self._snapshot.time)
         for suffix in ("-wal", "-shm"):

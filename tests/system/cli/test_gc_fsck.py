@@ -129,7 +129,7 @@ def test_push_replaces_a_blob_that_fsck_found_missing(server: RegistryServer) ->
     assert completed.returncode == 1
     problem, summary = completed.stdout.splitlines()
     assert problem.startswith(f"blob-bytes-missing: {digest_of(blobs[1])}: the bytes of the blob are missing; ")
-    assert summary == "1 problem; to repair what can be repaired, run entrepot fsck --repair"
+    assert summary == "1 problem; to repair what can be repaired, run `entrepot fsck --repair`"
 
     step, result = lines("fsck", "--repair", server=server)
     assert (step["event"], step["code"], step["item"]) == ("problem", "blob-bytes-missing", digest_of(blobs[1]))

@@ -1,8 +1,8 @@
 """Finds the deleted manifests to put back before a tag is set to a manifest (`find_plan`).
 
-A deleted manifest is kept for the grace period of garbage collection. Until the period ends, the manifest can be *put
-back*, which makes it a manifest of its repository again. If the `subject` field of a manifest has the digest of another
-manifest, the first manifest is a *referrer* of the other manifest.
+A deleted manifest is kept for the grace period of garbage collection. During this period, the manifest can be *put
+back*: it then belongs to its repository again. A *referrer* is a manifest whose `subject` field has the digest of
+another manifest.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from storage.tag_history import not_restorable
 MAX_MANIFESTS: Final = 10_000
 """Largest number of manifests that the search for a plan visits."""
 MAX_INDEX_BYTES: Final = 64 * 1024 * 1024
-"""Largest total size in bytes of the indexes that the search for a plan parses. Parsing takes about a second for each
-20 MiB."""
+"""Largest total size, in bytes, of the indexes that the search for a plan parses. Parsing 20 MiB takes about a
+second."""
 MAX_REFERRERS: Final = 1000
-"""Largest number of referrers that are put back with one manifest."""
+"""Largest number of referrers that are put back for each manifest."""
 
 
 class PlannedManifest(NamedTuple):
@@ -37,25 +37,27 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """The deleted manifests to put back before a tag is set to `target`. The plan has each manifest only once.
+    """The deleted manifests to put back before a tag is set to `target`. No manifest is in the plan twice.
 
-    - `required`: the manifests that the tag needs: `target`, if it is deleted, and the deleted manifests that `target`
-      lists, directly or through other indexes. Each manifest comes after the manifests that it lists.
-    - `referrers`: one group of manifests for each deleted referrer of a manifest in `required` or in an earlier group.
-      A group consists of the deleted manifests that the referrer lists, and then the referrer itself. It leaves out
-      manifests that come earlier in the plan, so it may be empty. The tag does not need the groups.
+    - `required`: the deleted manifests among `target` and the manifests that `target` lists, directly or through other
+      indexes. Each manifest comes after the manifests that it lists.
+    - `referrer_groups`: one group for each deleted referrer of a manifest in `required` or in an earlier group. A group
+      contains the deleted manifests that the referrer lists, and then the referrer. Manifests that come earlier in the
+      plan are left out, so a group may be empty. The tag does not need these manifests.
     """
 
     target: Manifest
     required: list[PlannedManifest]
-    referrers: list[list[PlannedManifest]] = field(default_factory=list)
+    referrer_groups: list[list[PlannedManifest]] = field(default_factory=list)
 
 
 def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
-    """Returns the plan for a tag that will point at the manifest `digest`. The content may change before the manifests
-    are put back, so the transaction that puts them back checks everything again. Raises NameUnknown, ManifestUnknown
-    (the manifest does not exist any more, or is damaged), ManifestTooLarge (the search exceeds `MAX_MANIFESTS` or
-    `MAX_INDEX_BYTES`)."""
+    """Returns the plan for a tag that will point at the manifest `digest`. The repository may change after this call,
+    so the transaction that puts the manifests back must check them again. Raises:
+
+    - NameUnknown.
+    - ManifestUnknown: the manifest does not exist any more, or is damaged.
+    - ManifestTooLarge: the search exceeds `MAX_MANIFESTS` or `MAX_INDEX_BYTES`."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
     required = walk.find_deleted(digest)
@@ -70,14 +72,13 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     while subjects:
         for referrer in deleted_manifests.referrers(db, repository, subjects.pop(), MAX_REFERRERS):
             group = walk.find_deleted(referrer)
-            plan.referrers.append(group)
+            plan.referrer_groups.append(group)
             subjects += [manifest.digest for manifest in group]
     return plan
 
 
 class _Walk:
-    """Walks through manifests and the manifests that they list. Visits each manifest once. Keeps no manifest in
-    memory."""
+    """Visits manifests and the manifests that they list, each of them only once. Keeps no manifest in memory."""
 
     def __init__(self, db: apsw.Connection, repo: RepositoryName, repository: int) -> None:
         self._db = db
@@ -87,14 +88,16 @@ class _Walk:
         self._index_bytes = 0
 
     def find_deleted(self, top: Digest) -> list[PlannedManifest]:
-        """Visits `top` and the manifests that it lists, directly or through other indexes. Returns those that are
-        deleted. Each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call has
+        """Returns the deleted manifests among `top` and the manifests that `top` lists, directly or through other
+        indexes. Each manifest comes after the manifests that it lists. Leaves out manifests that an earlier call has
         visited. Raises ManifestTooLarge."""
         deleted: list[PlannedManifest] = []
         stack: list[Digest | PlannedManifest] = [top]
         while stack:
             digest_or_manifest = stack.pop()
-            if isinstance(digest_or_manifest, PlannedManifest):  # all manifests that it lists were visited
+            if isinstance(
+                digest_or_manifest, PlannedManifest
+            ):  # the manifests that it lists come before it in `deleted`
                 deleted.append(digest_or_manifest)
                 continue
             if digest_or_manifest in self._visited:
@@ -120,9 +123,9 @@ class _Walk:
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:
-        """Raises ManifestTooLarge if this object has visited too many manifests, or too many bytes of indexes."""
+        """Raises ManifestTooLarge if the walk exceeds `MAX_MANIFESTS` or `MAX_INDEX_BYTES`."""
         is_within = len(self._visited) <= MAX_MANIFESTS and self._index_bytes <= MAX_INDEX_BYTES
-        if not is_within and len(self._visited) > 1:  # the size of a single index is not limited
+        if not is_within and len(self._visited) > 1:  # the first manifest may be an index of any size
             raise ManifestTooLarge(
                 f"{self._repo}@{top} lists more manifests than can be put back at once; push the image again"
             )
@@ -136,8 +139,8 @@ SELECT media_type, octet_length(body), 1 FROM deleted_manifest WHERE repository 
 
 
 def _stored_manifest(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
-    """Returns a manifest of the repository; None if the repository does not have it. A damaged manifest has an empty
-    body."""
+    """Returns the manifest with this digest; None if the repository does not have the manifest. A damaged manifest has
+    an empty body."""
     row: Any = db.execute(
         "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
     ).get

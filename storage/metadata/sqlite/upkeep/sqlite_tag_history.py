@@ -109,12 +109,12 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # Each group in `plan.referrers` consists of a deleted referrer and the deleted manifests that it lists. The
+        # Each of `plan.referrer_groups` consists of a deleted referrer and the deleted manifests that it lists. The
         # groups are put back in reverse order, so each referrer comes before its subject. If the process dies between
         # two batches, the subjects of the remaining referrers are still deleted. A repeated call then finds these
         # referrers, because `find_plan` searches for the referrers of deleted manifests.
-        batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.required)
-        referrers = [manifest for group in plan.referrers for manifest in group]
+        batches = _batches([manifest for group in reversed(plan.referrer_groups) for manifest in group] + plan.required)
+        referrers = [manifest for group in plan.referrer_groups for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
         restored: list[Digest] = []
 

@@ -298,7 +298,7 @@ async def test_unsuitable_directories_are_refused(store: StoredRegistry, tmp_pat
         await restore(tmp_path / "backups", tmp_path / "new", snapshot="2020")
     database = tmp_path / "backups/snapshots/2001-09-09T01-46-40Z/entrepot.db"
     database.write_bytes(database.read_bytes()[:-1] + b"!")
-    with pytest.raises(BackupFailed, match="does not have the SHA-256"):
+    with pytest.raises(BackupFailed, match="its SHA-256 is not the one"):
         await restore(tmp_path / "backups", tmp_path / "new")
 
 

@@ -185,7 +185,10 @@ async def test_forbidden_files_of_a_backup(
     with monkeypatch.context() as patch:
         ForbiddenFiles(patch).paths.add(file)
         for skip_damaged in (False, True):
-            with pytest.raises(BackupFailed, match=f"may not open, among them {blob.digest}") as caught:
+            with pytest.raises(
+                BackupFailed,
+                match=f"no permission to open the files of 1 blobs of this backup, among them {blob.digest}",
+            ) as caught:
                 await restore(tmp_path / "backups", tmp_path / "new", skip_damaged=skip_damaged)
             assert f"uid {os.geteuid()}" in caught.value.message
             assert "--skip-damaged" not in caught.value.message
