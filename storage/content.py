@@ -1,8 +1,8 @@
-"""Value types of registry content: descriptors, manifests, spans (parts of a blob), pages of lists, and the actor of a
-call (the client that makes it).
+"""Value types of registry content: descriptors, manifests, spans (parts of a blob), pages (parts of a list), and actors
+(the clients that make calls).
 
-The module also has a few types for the mirror, which is a cache of other registries, its *upstreams*. A *partial blob*
-is a blob whose download from an upstream is not complete.
+Some types are for the mirror, a cache of other registries (its *upstreams*). A *partial blob* is a blob whose download
+from an upstream is not complete.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST, OCI_ARTIFACT})
 """Media types of manifests that are not indexes."""
 
 MAX_CACHED_MANIFEST_BYTES: Final = 8 * 1024
-"""`Manifest.parse` caches manifests of at most this size. Clients push the same manifest once for each of its tags, and
-the cache saves the repeated checks."""
+"""Size of the largest manifest that `Manifest.parse` caches. Clients push a manifest once for each of its tags; the
+cache saves the repeated checks."""
 MAX_IMAGE_CONFIG_BYTES: Final = 4 * 1024 * 1024
 """Size of the largest image config that is read into memory. A real config has a few KiB."""
 T = TypeVar("T")
@@ -39,8 +39,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Describes a blob or manifest: media type, digest, size in bytes, and optional fields (OCI image spec, "Content
-    Descriptors"). `verified`: True if this registry stores the content and has checked its digest and size; False if an
-    upstream stated the digest and size and this registry has not checked the content."""
+    Descriptors"). `verified`: whether this registry stores the content and has checked its digest and size. If not, an
+    upstream has stated the digest and size."""
 
     media_type: str
     digest: Digest
@@ -51,7 +51,7 @@ class Descriptor:
     verified: bool = field(default=True, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        """Returns the descriptor as a JSON object (a dict), in the form in which an index lists it."""
+        """Returns the descriptor as a dict, in the JSON form of an entry of an index."""
         document: dict[str, object] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
@@ -62,24 +62,27 @@ class Descriptor:
         return document
 
     def as_json_bytes(self) -> bytes:
-        """Returns the object of `as_json` as JSON text in UTF-8. Copies `JsonAnnotations` without parsing them."""
+        """Returns the dict of `as_json` as JSON text in UTF-8. Copies `JsonAnnotations` without parsing them."""
         if not isinstance(self.annotations, JsonAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
-        # Replaces the closing brace of the other fields by the annotations and a brace.
-        return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_bytes()[:-1], self.annotations.json)
+        # Inserts the annotations before the closing brace of the other fields.
+        return b'%b,"annotations":%b}' % (
+            replace(self, annotations=None).as_json_bytes()[:-1],
+            self.annotations.json_bytes,
+        )
 
 
 class JsonAnnotations(Mapping[str, str]):
-    """Annotations of a manifest or descriptor, kept as JSON text in UTF-8 (`json`), which takes less memory than a
-    dict. The text is parsed when an annotation is read for the first time. The referrers API copies the text without
-    parsing it. There is always at least one annotation."""
+    """Annotations of a manifest or descriptor, kept as JSON text, which takes less memory than a dict. The text is
+    parsed when an annotation is read for the first time. The referrers API copies the text without parsing it."""
 
-    def __init__(self, json_text: bytes) -> None:
-        self.json = json_text
+    def __init__(self, json_bytes: bytes) -> None:
+        """`json_bytes`: a JSON object in UTF-8 with at least one annotation."""
+        self.json_bytes = json_bytes
 
     @cached_property
     def _parsed(self) -> dict[str, str]:
-        parsed: dict[str, str] = json.loads(self.json)
+        parsed: dict[str, str] = json.loads(self.json_bytes)
         return parsed
 
     def __getitem__(self, name: str) -> str:
@@ -92,46 +95,50 @@ class JsonAnnotations(Mapping[str, str]):
         return len(self._parsed)
 
     def __bool__(self) -> bool:
-        """Returns True without parsing, because there is always at least one annotation."""
+        """Returns True without parsing, because the object has at least one annotation."""
         return True
 
 
 def json_of_annotations(annotations: Mapping[str, str]) -> bytes:
     """Returns annotations as JSON text in UTF-8."""
     if isinstance(annotations, JsonAnnotations):
-        return annotations.json
+        return annotations.json_bytes
     return manifest_parser.annotations_json(annotations)
 
 
 BLOB_TYPE = "application/octet-stream"
-"""Media type in the descriptors of stored blobs. Only the manifests that refer to a blob state its real type."""
+"""Media type in the descriptors of stored blobs. A blob's real type is known only from the manifests that refer to the
+blob."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A requested part of a blob: the bytes from offset `start` up to, but without, offset `stop` (None: up to the end
-    of the blob). A negative `start` selects the last bytes: -5 selects the last five. `stop` is then None."""
+    """A requested part of a blob.
+
+    - `start`: offset of the first byte. A negative value selects the last bytes, and `stop` must be None: -5 selects
+      the last five bytes.
+    - `stop`: offset after the last byte; None: the span ends at the end of the blob."""
 
     start: int
     stop: int | None = None
 
     def to_offsets(self, size: int) -> tuple[int, int]:
-        """Returns the offset of the first byte and the offset after the last byte of the span, for a blob of `size`
-        bytes. The offset after the last byte is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of
-        the blob lies in the span."""
+        """Returns the offset of the span's first byte and the offset after its last byte, for a blob of `size` bytes. A
+        span that goes beyond the end of the blob ends at `size` (RFC 9110, 14.1.2). Raises RangeInvalid if the span
+        contains no byte of the blob."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:
             start, stop = self.start, size if self.stop is None else min(self.stop, size)
         if start >= stop:
-            raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in that range", size=size)
+            raise RangeInvalid(f"the blob has {size} bytes; the requested range contains none of them", size=size)
         return start, stop
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """An open file that contains a blob. `fd`: the file descriptor; the object that opened the file closes it.
-    `offset`: offset in the file at which the blob begins, in bytes."""
+    """An open file that contains a blob. `fd`: the file descriptor; only the object that opened the file closes it.
+    `offset`: where the blob begins in the file, in bytes."""
 
     fd: int
     offset: int = 0
@@ -143,9 +150,8 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A page of a list. `more`: whether more items may follow this page. The caller gets the next page by passing
-    `next_after` as the argument `after`, or the last item of this page if `next_after` is None. `next_after` can be an
-    item that the list leaves out because the client is not allowed to see it."""
+    """A page of a list. `more`: whether more items may follow this page. `next_after`: the item after which the next
+    page begins, which may be an item that the client is not allowed to see; None: the last item of this page."""
 
     items: Sequence[T]
     more: bool = False
@@ -154,9 +160,8 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The client on whose behalf a call is made, as the logs name it. `name`: name of the client's account. For a call
-    that a command or the server makes without a client, `name` stands for the command or the server. `address`: the
-    client's IP address."""
+    """The client that makes a call, as the logs show it. `name`: name of the client's account; for a call without a
+    client, a name for the command or the part of the server that makes the call. `address`: the client's IP address."""
 
     name: str = "anonymous"
     address: str = ""
@@ -165,7 +170,7 @@ class Actor:
 
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
-"""The actor of downloads and of changes to cached content, which the mirror makes for all clients."""
+"""The actor of the changes that the mirror makes to its cached content."""
 
 Pull = tuple[RepositoryName, Digest]
 """A pull of a manifest by a client: the repository's name as the client wrote it, and the manifest's digest."""
@@ -173,8 +178,8 @@ Pull = tuple[RepositoryName, Digest]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A condition on a tag. A change of the tag is made only if the condition holds before the change. A PUT request
-    states a condition in a header (RFC 9110, 13.1.1 and 13.1.2):
+    """A condition on a tag: the tag is changed only if the condition holds. A PUT request states a condition in a
+    header (RFC 9110, 13.1.1 and 13.1.2):
 
     - `If-Match` (`negated` is False): the tag must point at one of `digests`.
     - `If-Match: *` (`negated` is False, no digests): the tag must exist.
@@ -193,8 +198,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamCheck:
-    """The latest request that asked an upstream whether it has a manifest or blob. `at`: time of the request in seconds
-    since 1970. `found`: whether the upstream had the manifest or blob."""
+    """The latest check whether an upstream has a manifest or blob. `at`: time of the check in seconds since 1970.
+    `found`: whether the upstream had the manifest or blob."""
 
     at: float
     found: bool
@@ -212,19 +217,18 @@ class PartialFailures:
 @dataclass(frozen=True, slots=True)
 class PartialSummary:
     """State of a partial blob. `size`: size of the complete blob in bytes. `received`: number of bytes stored so far.
-    `is_owned`: whether a process is downloading the missing bytes now."""
+    `is_downloading`: whether a process is downloading the missing bytes now."""
 
     digest: Digest
     size: int
     received: int
-    is_owned: bool
+    is_downloading: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptionRecord:
-    """How often one endpoint (server) of an upstream sent *corrupt* bytes for one blob: bytes that do not have the
-    blob's digest. `count`: number of downloads with corrupt bytes. `at`: time of the latest of these downloads, in
-    seconds since 1970."""
+    """Downloads of one blob in which one endpoint (server) of an upstream sent *corrupt* bytes: bytes that do not have
+    the blob's digest. `count`: number of these downloads. `at`: time of the latest of them, in seconds since 1970."""
 
     count: int
     at: float
@@ -232,10 +236,12 @@ class CorruptionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The state of an upstream's rate limit. `at`: when the upstream reported the state. `remaining`: number of
-    requests that the upstream would still accept then (None: not reported). `limit`: number of requests that it accepts
-    in each period (None: not reported). `until`: the mirror must not send a request before this time (0.0: it may send
-    requests now). Times are seconds since 1970."""
+    """The state of an upstream's rate limit. Times are seconds since 1970.
+
+    - `at`: when the upstream reported the state.
+    - `remaining`: number of requests that the upstream still accepted at the time `at`; None: not reported.
+    - `limit`: number of requests that the upstream accepts in each period; None: not reported.
+    - `until`: the mirror must send no request before this time; 0.0: the mirror may send requests."""
 
     at: float
     remaining: int | None = None
@@ -252,9 +258,9 @@ def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
 class Manifest:
     """A manifest or index: its exact bytes (`body`) and, as properties, the parsed content.
 
-    `Manifest.parse` is for bytes that a client or an upstream sent, and checks them. The constructor checks nothing; it
-    is for stored bytes, which were checked before they were stored. The properties with parsed content raise
-    ManifestInvalid if `is_readable` is False."""
+    Use `Manifest.parse` for bytes that a client or an upstream sent: it checks them. Use the constructor only for
+    stored bytes: it checks nothing. If `is_readable` is False, the properties with parsed content raise
+    ManifestInvalid."""
 
     body: bytes = field(repr=False)
     media_type: str
@@ -264,24 +270,25 @@ class Manifest:
     def parse(cls, body: bytes, media_type: str | None, expected: Digest | None = None) -> Manifest:
         """Checks the bytes of a manifest and returns the manifest. `media_type`: value of Content-Type without
         parameters; None or empty: uses the `mediaType` in the body. `expected`: digest that the body must have; None:
-        any digest. Raises ManifestInvalid, or DigestInvalid if the body has another digest. Does not check whether the
-        content that the manifest refers to exists."""
+        any digest. Raises DigestInvalid if the body does not have the digest `expected`, and ManifestInvalid if the
+        body is not valid. Does not check whether the content that the manifest refers to exists."""
         digest = digest_of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
-            raise DigestInvalid("the manifest has another digest", {"expected": expected, "actual": digest})
+            raise DigestInvalid(
+                "the manifest does not have the expected digest", {"expected": expected, "actual": digest}
+            )
         return (_parse_body_cached if len(body) <= MAX_CACHED_MANIFEST_BYTES else _parse_body)(body, media_type, digest)
 
     @cached_property
     def _parts(self) -> manifest_parser.ManifestParts:
-        """The parsed content. Raises ManifestInvalid if the manifest exceeds this version's limits on JSON (the limits
-        of `storage.json_bounds`, and the largest depth). Only a manifest that an earlier version of this program stored
-        can exceed them. Clients can still download the bytes of such a manifest."""
+        """The parsed content. Raises ManifestInvalid if `is_readable` is False."""
         return manifest_parser.read_parts(manifest_parser.load_object(self.body), is_index=self.media_type in INDEXES)
 
     @property
     def is_readable(self) -> bool:
-        """Whether the bytes can be parsed. False only for manifests that an earlier version of this program stored and
-        that exceed this version's limits on JSON (see `_parts`)."""
+        """Whether the bytes can be parsed. False only for a manifest that an earlier version of this program stored, if
+        it exceeds the present limits on JSON (its depth, and the limits of `storage.json_bounds`). Clients can still
+        download its bytes."""
         try:
             self._parts  # noqa: B018  parses the body and caches the result
         except ManifestInvalid:
@@ -295,7 +302,7 @@ class Manifest:
 
     @cached_property
     def config(self) -> Descriptor | None:
-        """Descriptor of the config blob; None for an index or an artifact manifest without config."""
+        """Descriptor of the config blob; None for an index, and for an artifact manifest that has no config."""
         return self._describe(self._parts.config)
 
     @cached_property
@@ -310,8 +317,8 @@ class Manifest:
 
     @cached_property
     def foreign(self) -> frozenset[Digest]:
-        """Digests of foreign (non-distributable) layers. The registry need not have them, because clients download them
-        from other servers."""
+        """Digests of foreign (non-distributable) layers. The registry need not store these layers: clients download
+        them from other servers."""
         return frozenset(
             blob.digest for blob in self.blobs if "nondistributable" in blob.media_type or "foreign" in blob.media_type
         )
@@ -323,27 +330,27 @@ class Manifest:
 
     @cached_property
     def blob_children(self) -> frozenset[Digest]:
-        """Digests of the entries of an index that may be blobs, because they do not have the media type of a manifest
-        or index. The indexes of BuildKit's build cache list blobs."""
+        """Digests of the entries of an index that may be blobs: their media type is neither that of a manifest nor that
+        of an index. The indexes of BuildKit's build cache list blobs."""
         return frozenset(entry.digest for entry in self.manifests if entry.media_type not in MANIFESTS | INDEXES)
 
     @property
     def subject(self) -> Digest | None:
-        """Digest of the manifest that this manifest refers to as its subject; None if it has no subject."""
+        """Digest of the manifest in the field `subject`; None if the field is missing."""
         part = self._parts.subject
         return Digest(part["digest"]) if part else None
 
     @property
     def artifact_type(self) -> str | None:
-        """The artifact type that the manifest states. If it states none, the media type of its config (OCI distribution
-        spec, "Listing Referrers"); None if it has no config either."""
+        """The artifact type in the manifest. If the manifest has no artifact type, the media type of its config (OCI
+        distribution spec, "Listing Referrers"); None if the manifest has neither."""
         if own := self._parts.artifact_type:
             return own
         return self._parts.config["mediaType"] if self._parts.config else None
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """Annotations of the manifest itself, not of the descriptors in it; empty if it has none."""
+        """Annotations of the manifest itself, not of its descriptors; empty if the manifest has no annotations."""
         return self._parts.annotations
 
     @staticmethod
@@ -366,16 +373,14 @@ class Manifest:
 
 
 def _parse_body(body: bytes, media_type: str | None, digest: Digest) -> Manifest:
-    """Parses and checks the body and returns the manifest. `digest`: the digest of the body. The manifest keeps only
-    the parts that `ManifestParts` names, because the whole parsed document takes up to thirty times the memory of
-    its bytes. Raises ManifestInvalid."""
+    """Parses and checks the body and returns the manifest. `digest`: the digest of the body. Raises ManifestInvalid. To
+    save memory, the manifest keeps only the parsed parts that `ManifestParts` names."""
     document = manifest_parser.load_object(body)
     manifest = Manifest(body, manifest_parser.media_type(document, media_type), digest)
     if manifest.media_type not in MANIFESTS | INDEXES:
         raise ManifestInvalid(f"manifests of type {shown(manifest.media_type)} are not accepted here")
     parts = manifest_parser.read_parts(document, is_index=manifest.media_type in INDEXES)
-    # Limits the number of references and the length of media types. These limits do not apply to manifests that earlier
-    # versions stored; the limits on JSON do.
+    # Not a part of `read_parts`: manifests that earlier versions stored may exceed these limits.
     manifest_parser.check_limits(parts)
     if len(body) > MAX_CACHED_MANIFEST_BYTES and parts.annotations:
         # Large annotations take less memory as JSON text.

@@ -242,6 +242,6 @@ def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[
         start, stop = int(first), min(archive.size, int(last) + 1) if last else archive.size
     if start >= stop:
         raise RangeInvalid(
-            f"the archive has {archive.size} bytes; the requested range has none of them", size=archive.size
+            f"the archive has {archive.size} bytes; the requested range contains none of them", size=archive.size
         )
     return start, stop

@@ -1,6 +1,5 @@
-"""The route classes of requests that change a repository and have a body. These classes check the caller's rights on
-the repository before the body is received. The function of the route checks the rights again when the body has
-arrived."""
+"""Route classes for requests with a body that change a repository. They check the caller's rights on the repository
+before the server receives the body. The route's function checks the rights again when the body is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from storage.names import RepositoryName
 
 
 class PushRoute(ManagementRoute):
-    """A route that needs `push` and `pull` on the repository that the path parameter `name` names."""
+    """A route for callers with the rights `push` and `pull` on the repository in the path parameter `name`."""
 
     async def check_rights(self, request: Request) -> None:
         """Raises NameInvalid, and the errors of `identify_caller` and `require_pushable`."""
@@ -22,7 +21,7 @@ class PushRoute(ManagementRoute):
 
 
 class DeleteRoute(ManagementRoute):
-    """A route that needs `delete` and `pull` on the repository that the path parameter `name` names."""
+    """A route for callers with the rights `delete` and `pull` on the repository in the path parameter `name`."""
 
     async def check_rights(self, request: Request) -> None:
         """Raises NameInvalid, and the errors of `identify_caller` and `require_deletable`."""
@@ -30,13 +29,14 @@ class DeleteRoute(ManagementRoute):
 
 
 class LargePushRoute(PushRoute):
-    """A `PushRoute` whose requests may have large bodies: a long text, or a list of many tags."""
+    """A `PushRoute` whose requests may have bodies of up to `MAX_LARGE_BODY_BYTES`, such as a long text or many
+    tags."""
 
     max_body_bytes = MAX_LARGE_BODY_BYTES
 
 
 class LargeDeleteRoute(DeleteRoute):
-    """A `DeleteRoute` whose requests may have large bodies: a list of many tags."""
+    """A `DeleteRoute` whose requests may have bodies of up to `MAX_LARGE_BODY_BYTES`, such as a list of many tags."""
 
     max_body_bytes = MAX_LARGE_BODY_BYTES
 

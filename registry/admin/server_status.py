@@ -299,7 +299,7 @@ def _upload_status(settings: Settings) -> UploadStatus:
 
 def _fills(settings: Settings) -> list[FillStatus]:
     return [
-        FillStatus(digest=partial.digest, size=partial.size, received=partial.received, running=partial.is_owned)
+        FillStatus(digest=partial.digest, size=partial.size, received=partial.received, running=partial.is_downloading)
         for partial in list_partials(settings.data)
     ]
 

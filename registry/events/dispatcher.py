@@ -1,22 +1,22 @@
 """Delivers events to webhooks (`WebhookDispatcher`).
 
-Only one process at a time delivers events (see `delivery_leader`). Each webhook has a task of its own, so that a
-webhook that is slow or down does not delay the other webhooks. The task reads the events that are *due* (those to be
-sent now), in *queues*. A queue has the next events of one repository. For each queue, the task starts a *sender*: a
-task that sends the events of the queue one after the other, so that the events of a repository arrive in their order.
-Up to `Webhook.connections` senders run at a time. When one of them has ended, the next queue gets a sender. The number
-of senders of all webhooks together is limited as well (`SenderLimit`).
+Only one process at a time delivers events (see `delivery_leader`). Each webhook has a task of its own, so that a slow
+webhook does not delay the other webhooks. The task does the following:
 
-An event is sent again until the *endpoint*, the URL of the webhook, answers 2xx, or until the event becomes a *dead
-letter*, which is not sent any more (see `Webhook.max_attempts` and `max_age`). An attempt fails in one of two ways: the
-endpoint *refuses* the event (it answers with another status), or it is *down* (it does not answer, or is not available
-now). After a failure, the repository of the event *pauses*: its events are not sent. The more failures in a row, the
-longer the pause, up to five minutes. The pause has a random part, so that many registries do not send at the same
-moment. `WebhookHealth` decides how long the events of the other repositories wait.
+- It reads the events that are *due* (to be sent now), in *queues*. A queue has the next events of one repository.
+- It starts a *sender* for each queue: a task that sends the events of the queue one after the other. A webhook has at
+  most `Webhook.connections` senders at a time. `SenderLimit` limits the senders of all webhooks together.
+- It stores the outcomes of attempts in groups. A repository gets no new sender until its outcomes are stored. While the
+  store fails, no sender starts. After a crash, the events whose outcomes were not stored are sent again.
 
-The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
-new sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
-no sender starts.
+The *endpoint* is the URL of the webhook. If the endpoint answers 2xx, the event is delivered. Otherwise the attempt has
+failed: the endpoint *refuses* the event (it answers with another status) or is *down* (it does not answer, or is not
+available now). After a failed attempt, one of two things happens:
+
+- The event is sent again later. Until then, its repository *pauses*: none of the repository's events is sent. The more
+  failures in a row, the longer the pause, up to five minutes. The pause has a random part, so that many registries do
+  not send at the same moment. `WebhookHealth` decides how long the events of other repositories wait.
+- The event becomes a *dead letter*, which is not sent any more (see `Webhook.max_attempts` and `Webhook.max_age`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
 
 POLL_SECONDS: Final = 0.2
-"""Time between two checks whether another process has added events or a pause has ended."""
+"""Longest time between two checks whether a process has added events or a pause has ended."""
 STORE_RETRY_SECONDS: Final = 5.0
 """Pause after an error of the store."""
 QUEUES_PER_READ: Final = 64
@@ -56,14 +56,13 @@ EVENTS_PER_QUEUE: Final = 50
 SETTLE_SECONDS: Final = 0.5
 """Longest time from an attempt until its outcome is stored. The outcome is stored earlier if no sender runs."""
 MAX_SHARED_SENDERS: Final = 64
-"""Largest number of senders of all webhooks together, without the first sender of each webhook."""
+"""Largest number of senders of all webhooks together, not counting the first sender of each webhook."""
 log = logging.getLogger("registry.events")
 
 
 class SenderLimit:
     """Limits the senders of all webhooks together. Each webhook may always have one sender, so that slow endpoints
-    never stop the deliveries to other endpoints. For each further sender, a webhook needs a permit. The number of
-    permits is `permits`."""
+    never stop the deliveries to other endpoints. For each further sender, a webhook needs one of the `permits`."""
 
     def __init__(self, permits: int = MAX_SHARED_SENDERS) -> None:
         self._free = permits
@@ -82,16 +81,15 @@ class SenderLimit:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """Outcomes of attempts that are not stored yet. `delivered`: the numbers of the delivered events. `failed`: the
-    failed attempts. `repositories`: the repositories of all these events, which get no sender until the outcomes are
-    stored."""
+    """The outcomes that are not stored yet. `delivered`: the numbers of the delivered events. `failed`: the failed
+    attempts. `repositories`: the repositories of the delivered and failed events."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
     repositories: set[str] = field(default_factory=set)
 
     def add(self, later: _Outcomes) -> None:
-        """Adds outcomes that were recorded later than these."""
+        """Adds the `later` outcomes after the outcomes in this object."""
         self.delivered += later.delivered
         self.failed += later.failed
         self.repositories |= later.repositories
@@ -105,7 +103,7 @@ class WebhookDispatcher:
 
     `outbox`: the store of the events and of their deliveries. `data_version` returns the data version: a value that
     changes with every commit of any process. `clock` returns the time in seconds since 1970. `observer` receives
-    reports about the attempts. `limit`: the limit of senders, one object for all webhooks."""
+    reports about the attempts. `sender_limit`: one object for all webhooks."""
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class WebhookDispatcher:
         data_version: Callable[[], object],
         clock: Callable[[], float],
         observer: DeliveryObserver,
-        limit: SenderLimit,
+        sender_limit: SenderLimit,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -123,10 +121,10 @@ class WebhookDispatcher:
         self._data_version = data_version
         self._clock = clock
         self._observer = observer
-        self._limit = limit
+        self._sender_limit = sender_limit
         self._time = asyncio.get_running_loop().time
         self._health = WebhookHealth(self._time)
-        self._waiting: deque[Sequence[Delivery]] = deque()
+        self._waiting_queues: deque[Sequence[Delivery]] = deque()
         """Queues that were read and have no sender yet."""
         self._senders: dict[str, asyncio.Task[None]] = {}
         """The running senders, by repository."""
@@ -137,20 +135,18 @@ class WebhookDispatcher:
         self._last_read_version: object = None
         """The data version at the last read."""
         self._next_due_at: float | None = None
-        """The next time at which a delivery becomes due, in seconds since 1970. Deliveries of repositories that the
-        last read returned or left out do not count. None: there was no other delivery, or the read stopped at its limit
-        of queues."""
+        """The value of `DueDeliveries.next_at` at the last read."""
         self._read_again_at = float("-inf")
-        """When to read again even if the data version has not changed and no delivery has become due, in seconds of the
-        event loop's clock."""
+        """When to read again even if the store has not changed, in seconds of the event loop's clock."""
         self._earliest_read_at = float("-inf")
-        """When the next read may begin at the earliest, in seconds of the event loop's clock."""
+        """No read begins before this time, in seconds of the event loop's clock."""
         self._logged_reason = ""
-        """The reason of the failed attempt that was logged last; empty after the endpoint has accepted an event."""
+        """The reason in the last warning about a failed attempt; empty after the endpoint has accepted an event. The
+        same reason is not logged twice in a row."""
 
     async def run(self) -> None:
-        """Delivers events until the task is cancelled, and then stores the outcomes. If the store raises an error, logs
-        the error and continues. A cancellation aborts the running requests; their events are sent again later."""
+        """Delivers events until the task is cancelled. If the store raises an error, logs the error and continues. A
+        cancellation aborts the running requests, whose events are sent again later, and stores the outcomes."""
         try:
             while True:
                 try:
@@ -183,36 +179,39 @@ class WebhookDispatcher:
             if self._outcomes and (not self._senders or self._time() >= self._settle_at):
                 await self._settle()
             if self._health.is_paused:
-                self._waiting.clear()  # read again after the pause, because the store may delete some events by then
+                self._waiting_queues.clear()  # the store may delete some of these events during the pause
                 self._read_again_at = float("-inf")
             else:
-                if not self._waiting and len(self._senders) < self._settings.connections:
+                if not self._waiting_queues and len(self._senders) < self._settings.connections:
                     await self._read()
                 self._start_senders()
             if self._senders or not self._outcomes:
                 await self._wait()
 
     async def _read(self) -> None:
-        """Reads the queues that are due. Leaves out repositories that have a sender, that pause, or whose outcomes are
-        not stored yet. Reads nothing in two cases: no further queue can have become due since the last read, or the
-        store demands a wait after the last read because that read was costly."""
+        """Reads the queues that are due, except for repositories that have a sender, that pause, or whose outcomes are
+        not stored yet. Reads nothing in two cases:
+
+        - The last read returned all due queues, and since then the data version has not changed, no delivery has become
+          due, and no pause has ended.
+        - The store has demanded a wait after the last read (`DueDeliveries.wait_seconds`)."""
         if self._time() < self._earliest_read_at:
             return
         version, now = self._data_version(), self._clock()
-        # No pause is longer than `LONGEST_PAUSE_SECONDS`. If a delivery seems to become due later than `latest`, the
-        # clock was set back. Such a delivery counts as due, here and in the store.
+        # No pause is longer than `LONGEST_PAUSE_SECONDS`. If a delivery becomes due later than `latest`, the clock was
+        # set back, and the delivery counts as due. The store has the same rule.
         next_due_at, latest = self._next_due_at, now + LONGEST_PAUSE_SECONDS
         is_due = next_due_at is not None and (next_due_at <= now or next_due_at > latest)
         if version == self._last_read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
-        # After a failure, reads only as many queues as can have a sender at once: a further failure can cause a pause,
-        # and then the queues that have no sender are discarded.
+        # After a failure, reads only as many queues as can have a sender at once: a pause would discard the other
+        # queues.
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)
         self._earliest_read_at = self._time() + due.wait_seconds
-        self._waiting.extend(due.queues)
+        self._waiting_queues.extend(due.queues)
         self._last_read_version, self._next_due_at = version, due.next_at
         has_more = len(due.queues) == limit
         self._read_again_at = float("-inf") if has_more else min(pauses.values(), default=float("inf"))
@@ -225,12 +224,12 @@ class WebhookDispatcher:
         self._sender_ended.clear()
 
     def _start_senders(self) -> None:
-        """Starts senders for the queues in `_waiting`, as many as the limits allow."""
-        while self._waiting and len(self._senders) < self._settings.connections:
-            needs_permit = bool(self._senders)  # the first sender of a webhook needs none (`SenderLimit`)
-            if needs_permit and not self._limit.acquire():
+        """Starts senders for the queues in `_waiting_queues`, as many as the limits allow."""
+        while self._waiting_queues and len(self._senders) < self._settings.connections:
+            needs_permit = bool(self._senders)  # the first sender of a webhook needs no permit
+            if needs_permit and not self._sender_limit.acquire():
                 return
-            queue = self._waiting.popleft()
+            queue = self._waiting_queues.popleft()
             sender = asyncio.create_task(self._send_queue(queue))
             self._senders[queue[0].event.content.repository] = sender
             sender.add_done_callback(partial(self._on_sender_ended, queue, needs_permit))
@@ -238,7 +237,7 @@ class WebhookDispatcher:
     def _on_sender_ended(self, queue: Sequence[Delivery], has_permit: bool, sender: asyncio.Task[None]) -> None:
         del self._senders[queue[0].event.content.repository]
         if has_permit:
-            self._limit.release()
+            self._sender_limit.release()
         if len(queue) == EVENTS_PER_QUEUE:
             # The repository may have more events, which can be read only after the outcomes are stored.
             self._settle_at = self._time()
@@ -247,7 +246,7 @@ class WebhookDispatcher:
             log.error("webhook %s: an unexpected error; events are sent again", self._settings.name, exc_info=error)
 
     async def _send_queue(self, queue: Sequence[Delivery]) -> None:
-        """Sends the events of a queue, until an attempt fails or the endpoint pauses."""
+        """Sends the events of a queue, until an attempt fails or `WebhookHealth` pauses the endpoint."""
         for delivery in queue:
             if self._health.is_paused:
                 return
@@ -275,28 +274,26 @@ class WebhookDispatcher:
             raise_if_cancelled()
             log.exception("webhook %s: event %d cannot be sent", self._settings.name, delivery.event.number)
             return AttemptResult(
-                DeliveryOutcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}"
+                DeliveryOutcome.REFUSED, f"the event cannot be sent, because of an unexpected {type(error).__name__}"
             )
 
     async def _note_failure(self, delivery: Delivery, result: AttemptResult, delivered_before: int) -> None:
         """Records a failed attempt: plans the next attempt, or makes the event a dead letter.
 
-        `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted
-        events of other repositories since then, only the repository of this event has to wait
-        (`WebhookHealth.on_down`). If the event becomes a dead letter, this method may wait, for at most a second."""
+        `delivered_before`: the value of `WebhookHealth.delivered` when the attempt began. If the event becomes a dead
+        letter, this method may wait for up to `FIRST_PAUSE_SECONDS`."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
-        is_aged = now - event.content.at >= self._settings.max_age
+        is_too_old = now - event.content.at >= self._settings.max_age
         is_down = result.outcome is DeliveryOutcome.DOWN
-        # A failure of an event that is too old causes a pause as well. Otherwise, many such events would be given up
-        # within a moment.
+        # An event that is too old also causes a pause, so that many old events do not become dead letters at once.
         repository_wait = 0.0
-        if is_down or is_aged:
+        if is_down or is_too_old:
             repository_wait = self._health.on_down(event.content.repository, delivered_before)
         if not is_down:
             attempts += 1
         next_at = now + (repository_wait if is_down else back_off(attempts))
-        is_dead = attempts >= self._settings.max_attempts or is_aged
+        is_dead = attempts >= self._settings.max_attempts or is_too_old
         if is_dead:
             self._observer.on_given_up(self._settings.name)
             log.error(
@@ -310,13 +307,14 @@ class WebhookDispatcher:
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
         self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, result.reason))
-        # The store delays the repository's later events until `next_at`, but not if this event is a dead letter. In
-        # this case the sender waits before it ends: until then, the repository gets no new sender.
+        # After a dead letter, the store does not delay the later events of the repository. Instead, this sender waits
+        # before it ends: until then, the repository gets no new sender.
         if is_dead and repository_wait:
             await asyncio.sleep(min(repository_wait, FIRST_PAUSE_SECONDS))
 
     async def _settle(self) -> None:
-        """Stores the outcomes so far. If the store fails, keeps them for the next call."""
+        """Stores the outcomes. If the store raises RegistryError, keeps the outcomes for the next call and raises the
+        error."""
         settling, self._outcomes, self._settle_at = self._outcomes, _Outcomes(), float("inf")
         if not settling:
             return

@@ -124,7 +124,7 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
         with suppress(RangeInvalid):  # the span has no bytes in the blob
             existing_spans.append(Span(*span.to_offsets(size)))
     if not existing_spans:
-        raise RangeInvalid(f"the blob has {size} bytes; no byte of it lies in those ranges", size=size)
+        raise RangeInvalid(f"the blob has {size} bytes; the requested ranges contain none of them", size=size)
     return existing_spans if sum((span.stop or 0) - span.start for span in existing_spans) <= size else []
 
 

@@ -18,16 +18,18 @@ from storage.errors import RegistryError, Unauthorized
 from storage.names import RepositoryName
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-"""A Host header that is used in a challenge: a host name, an IPv4 address or an IPv6 address in brackets, each with or
-without a port."""
+"""The form of a Host header that may appear in a challenge: a host name, an IPv4 address, or an IPv6 address in
+brackets. A port may follow."""
 _MAX_HOST_BYTES: Final = 255
-"""A longer Host header is not used in a challenge. A host name has at most 253 characters (RFC 1035, 2.3.4)."""
+"""Length of the longest Host header that may appear in a challenge. A host name has at most 253 characters (RFC 1035,
+2.3.4)."""
 _QUOTABLE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")
 """Text that a quoted string may contain without escapes (RFC 9110, 5.6.4)."""
-_ACTIONS_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
+_ACTION_BY_METHOD: Final = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
 """The action that a token must allow, by the method of the request."""
 _PUSH_ACTIONS: Final = "pull,push"
-"""The actions that a token must allow for uploads and for all other methods."""
+"""The actions that a token must allow for upload requests, and for methods that `_ACTION_BY_METHOD` does not
+contain."""
 
 
 class Authenticator(Protocol):
@@ -39,15 +41,15 @@ class Authenticator(Protocol):
         ...
 
     def credential_key(self, authorization: Sequence[bytes], address: str, /) -> Hashable | None:
-        """Returns a key for the principal of requests that come from the IP address `address` and have these values of
-        the Authorization header. Two requests with the same key have the same principal while the registry's store
-        does not change. Returns None if `authenticate` has to be called for every such request."""
+        """Returns a key for the principal of a request. `authorization`: the values of the request's Authorization
+        header. `address`: the client's IP address. While the registry's store does not change, requests with the same
+        key have the same principal. Returns None if `authenticate` must be called for each request with these
+        values."""
         ...
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. The handler of a
-        manifest PUT calls this before it receives the body, so that a client without the right need not send the whole
-        manifest. The registry checks the right again when the manifest is complete."""
+        """Raises Unauthorized or Denied if the current request is not allowed to push to `repo`. Call it for a manifest
+        PUT before the body is received. The registry checks the right again when the manifest is complete."""
         ...
 
 
@@ -55,13 +57,13 @@ class Challenges:
     """Builds WWW-Authenticate headers (challenges). A challenge tells the client the URL that issues tokens (realm),
     and what the token must be valid for (service and scope).
 
-    The realm is below `public_url`. If `public_url` is None, the realm is at the host to which the client sent the
-    request. `service` is the name of this registry in tokens."""
+    `public_url`: the URL of this registry, with which the realm begins; None: the realm begins with the URL at which
+    the client reached this registry (`base_url_of`). `service`: the name of this registry in tokens."""
 
     def __init__(self, public_url: str | None, service: str) -> None:
         """Raises ValueError if `service` has characters that must be escaped in a quoted string."""
         if not _QUOTABLE.fullmatch(service):
-            raise ValueError(f"{service!r} cannot be a service's name: it has characters that have to be escaped")
+            raise ValueError(f"{service!r} cannot be a service's name: it has characters that must be escaped")
         self._base_url = public_url.rstrip("/").encode("ascii") if public_url else None
         self._service = service.encode("ascii")
 
@@ -83,9 +85,9 @@ def scope_of(exchange: Exchange) -> str:
         return "registry:catalog:*"
     if not exchange.requested_name:
         return ""
-    # The kind "uploads" is a POST that starts an upload or mounts a blob; "session" is a request for an upload session.
+    # "uploads": a POST that starts an upload or mounts a blob. "session": a request to an upload session.
     is_upload = exchange.kind in ("uploads", "session")
-    actions = _PUSH_ACTIONS if is_upload else _ACTIONS_BY_METHOD.get(exchange.method, _PUSH_ACTIONS)
+    actions = _PUSH_ACTIONS if is_upload else _ACTION_BY_METHOD.get(exchange.method, _PUSH_ACTIONS)
     scope = f"repository:{exchange.requested_name}:{actions}"
     if exchange.kind == "uploads" and (source := _mount_source(exchange)):
         scope += f" repository:{source}:pull"
@@ -93,8 +95,8 @@ def scope_of(exchange: Exchange) -> str:
 
 
 def _mount_source(exchange: Exchange) -> str | None:
-    """Returns the repository from which the request asks to mount a blob. Returns None if the request asks for no
-    mount, names no source repository, or has an invalid query."""
+    """Returns the repository from which the request asks to mount a blob. Returns None if the request is no mount,
+    names no source repository, or has an invalid query."""
     try:
         source = exchange.query.one("from") if exchange.query.all("mount") else None
         return None if source is None else RepositoryName(source)
@@ -104,8 +106,8 @@ def _mount_source(exchange: Exchange) -> str | None:
 
 def base_url_of(scope: Scope, host: bytes | None) -> bytes:
     """Returns the URL at which the client reached this server, such as `https://registry.example.com`. `scope`: the
-    ASGI scope of the request. `host`: the Host header. If this header is missing or does not have the form HOST[:PORT],
-    the URL has the IP address of this server."""
+    ASGI scope of the request. `host`: the Host header. If `host` is None, too long, or not of the form HOST[:PORT], the
+    URL has the IP address and port of this server."""
     if host is None or len(host) > _MAX_HOST_BYTES or not _HOST.fullmatch(host):
         host = _own_address(scope)
     return b"%b://%b" % (b"https" if scope.get("scheme") == "https" else b"http", host)
@@ -113,7 +115,7 @@ def base_url_of(scope: Scope, host: bytes | None) -> bytes:
 
 def _own_address(scope: Scope) -> bytes:
     """Returns the IP address and port at which the server accepted the client's connection, in the form of a Host
-    header. Returns `localhost` if they are unknown."""
+    header. Returns `localhost` if the address is unknown."""
     server = scope.get("server")
     name, port = (server[0], server[1]) if server else ("localhost", None)
     text = f"[{name}]" if ":" in name else name

@@ -1,12 +1,10 @@
-"""Prefetching: decides which blobs a client will probably request next (`Prefetcher`), and starts their downloads
-(`PrefetchQueue`).
+"""Downloads blobs that clients will probably request next. `Prefetcher` chooses the blobs, and `PrefetchQueue` starts
+their *fills*. A fill is the download of one blob.
 
-A *fill* is the download of one blob. When a client gets the manifest of an image, the image's config is queued, because
-the config is small and is needed next. When a client requests one layer of an image, the other layers are queued. A
-HEAD request queues nothing. The manifest of an index queues nothing either.
+- When a client gets the manifest of an image, the image's config is queued. HEAD requests and indexes queue nothing.
+- When a client requests one layer of an image, the image's other layers are queued.
 
-The queue starts a fill whenever a connection to the upstream is free and no client waits for a connection. A queued
-blob costs only the memory for its descriptor: it has no open file and no timer.
+The queue starts a fill whenever a connection to the upstream is free and no client waits for a connection.
 """
 
 from __future__ import annotations
@@ -26,53 +24,52 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MAX_IMAGES: Final = 256
-"""Largest number of images that are remembered as being pulled."""
+"""Largest number of images that a `Prefetcher` remembers."""
 MAX_IMAGE_BLOBS: Final = 256
 """Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
 MAX_REMEMBERED_BLOBS: Final = 8192
-"""Largest number of blobs of all remembered images together. Their descriptors take less than 8 MiB of memory."""
+"""Largest total number of blobs in the remembered images. Their descriptors take less than 8 MiB of memory."""
 MAX_PREFETCH_MANIFEST_BYTES: Final = 256 * 1024
-"""Largest size of a manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are not
-parsed."""
+"""Size of the largest manifest whose blobs are prefetched. Parsing a manifest blocks the event loop."""
 PrefetchMode = Literal["off", "config", "layers"]
 """What is prefetched: nothing, only configs, or configs and layers."""
 
 
 class _PulledImage:
-    """An image that a client is pulling.
+    """An image that a client pulls or has pulled.
 
     - `pull`: the pull of the image. It is *active* while the client keeps requesting parts of the image.
     - `config`: descriptor of the image's config; None: the image has no config.
-    - `blobs`: descriptors of the config and the layers. Foreign layers are left out: registries do not serve them.
-    - `digests`: the digests of `blobs`.
+    - `blobs`: descriptors of the config and the layers, without foreign layers, which registries do not serve.
+    - `blob_digests`: the digests of `blobs`.
     - `config_queued`, `layers_queued`: whether the config and the layers have been queued."""
 
     def __init__(self, manifest: Manifest, clock: Callable[[], float]) -> None:
         self.pull = ImagePull(clock)
-        self.config = _without_annotations(manifest.config) if manifest.config else None
+        self.config = _minimal_descriptor(manifest.config) if manifest.config else None
         foreign = manifest.foreign
         self.blobs = [
-            _without_annotations(blob)
+            _minimal_descriptor(blob)
             for blob in islice(
                 (candidate for candidate in manifest.blobs if candidate.digest not in foreign), MAX_IMAGE_BLOBS
             )
         ]
-        self.digests = frozenset(blob.digest for blob in self.blobs)
+        self.blob_digests = frozenset(blob.digest for blob in self.blobs)
         self.config_queued = self.layers_queued = False
 
     def has_layer(self, digest: Digest) -> bool:
         """Returns whether the blob with this digest is a layer of the image."""
-        return digest in self.digests and (self.config is None or digest != self.config.digest)
+        return digest in self.blob_digests and (self.config is None or digest != self.config.digest)
 
 
-def _without_annotations(blob: Descriptor) -> Descriptor:
-    """Returns the descriptor with only the fields that a fill needs. Annotations can be as large as the manifest, and
-    would stay in memory as long as the image is remembered."""
+def _minimal_descriptor(blob: Descriptor) -> Descriptor:
+    """Returns a descriptor with only the fields that a fill needs. The annotations could take as much memory as the
+    manifest."""
     return Descriptor(blob.media_type, blob.digest, blob.size)
 
 
 class Prefetcher:
-    """Decides which blobs to prefetch, and queues them. Remembers which images clients are pulling."""
+    """Decides which blobs to prefetch, and queues them. Remembers the images that clients pull."""
 
     def __init__(
         self,
@@ -88,16 +85,15 @@ class Prefetcher:
         self._has_requests_left = has_requests_left
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
-        """The remembered images, by repository and digest of the manifest: those that clients are pulling or have
-        pulled. The least recently used image is the first."""
+        """The remembered images, by repository and manifest digest. The least recently used image is the first."""
         self._blob_count = 0
         """Number of blobs of all images in `_images`."""
         self._images_with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
-        """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
-        almost no time after all layers have been queued."""
+        """The images in `_images` whose layers have not been queued, by repository and manifest digest. Saves
+        `on_stored_blob` a search through all images."""
 
     def on_manifest(self, repo: RepositoryName, manifest: Manifest) -> None:
-        """Called when a client has got a manifest. Queues the image's config, ahead of all other blobs."""
+        """Called when a client has got a manifest. Queues the image's config at the front."""
         if self._mode == "off" or manifest.media_type not in MANIFESTS:
             return
         if len(manifest.body) > MAX_PREFETCH_MANIFEST_BYTES:
@@ -114,9 +110,9 @@ class Prefetcher:
         """Called when a client has requested a blob that is not stored. `manifests`: the stored manifests that name the
         blob, newest first.
 
-        - If the images of some of these manifests are remembered, queues the other layers of these images.
-        - If none is remembered, queues the other layers of the newest image only: the blob may be the base layer of
-          many images."""
+        - If some of their images are remembered: queues the other layers of the remembered images.
+        - If none of their images is remembered: queues the other layers of the newest manifest's image. The blob may be
+          a base layer, which many images have in common."""
         if self._mode != "layers" or not self._has_requests_left():
             return
         remembered_manifests = [manifest for manifest in manifests if (repo, manifest.digest) in self._images]
@@ -124,8 +120,8 @@ class Prefetcher:
             self._queue_layers(repo, manifest.digest, self._remember_image(repo, manifest), digest)
 
     def on_stored_blob(self, repo: RepositoryName, digest: Digest) -> None:
-        """Called when a client has requested a blob that is stored. Looks for remembered images that have the blob as a
-        layer and whose pull is active, and queues their other layers."""
+        """Called when a client has requested a blob that is stored. Queues the other layers of each remembered image
+        that has the blob as a layer and whose pull is active."""
         if self._mode != "layers" or repo not in self._images_with_unqueued_layers or not self._has_requests_left():
             return
         for manifest_digest, image in list(self._images_with_unqueued_layers[repo].items()):
@@ -134,7 +130,7 @@ class Prefetcher:
 
     def pulls_of(self, digest: Digest) -> list[ImagePull]:
         """Returns the pulls of the remembered images that contain the blob, including pulls that are not active."""
-        return [image.pull for image in self._images.values() if digest in image.digests]
+        return [image.pull for image in self._images.values() if digest in image.blob_digests]
 
     @property
     def is_busy(self) -> bool:
@@ -157,11 +153,11 @@ class Prefetcher:
         self._queue.add(repo, (blob for blob in image.blobs if blob.digest != requested), image.pull)
 
     def _remember_image(self, repo: RepositoryName, manifest: Manifest) -> _PulledImage:
-        """Returns the remembered image with this manifest, and marks its pull as active. If the image is not
-        remembered, or if its pull is no longer active, remembers a new object for it."""
+        """Remembers the image with this manifest, makes its pull active, and returns the image. Creates a new object if
+        the image is not remembered yet, or if its pull is no longer active."""
         key = (repo, manifest.digest)
         image = self._images.get(key)
-        # After the end of a pull, the image's blobs may have been deleted. For a new object, they are queued again.
+        # The blobs may have been deleted since the pull was active. With a new object, they are queued again.
         if image is None or not image.pull.is_active():
             self._blob_count -= len(image.blobs) if image else 0
             image = self._images[key] = _PulledImage(manifest, self._clock)
@@ -177,7 +173,7 @@ class Prefetcher:
         return image
 
     def _forget_unqueued_layers(self, repo: RepositoryName, manifest_digest: Digest) -> None:
-        """Removes an image from `_images_with_unqueued_layers`, if it is there."""
+        """Removes an image from `_images_with_unqueued_layers`. Does nothing if the image is not in the dict."""
         images = self._images_with_unqueued_layers.get(repo, {})
         images.pop(manifest_digest, None)
         if not images:
@@ -187,16 +183,16 @@ class Prefetcher:
 log = logging.getLogger("registry.mirror")
 
 MAX_QUEUED_BLOBS: Final = 1024
-"""Largest length of the queue. While the queue is full, no other blobs are added."""
+"""Largest length of the queue. A full queue takes no further blobs."""
 MAX_RUNNING_FILLS: Final = 4
 """Largest number of fills that one process runs for blobs which no client has requested yet."""
 
 ShouldPrefetch = Callable[[RepositoryName, Descriptor], Awaitable[bool]]
-"""Returns whether to download the blob: True if the blob is not stored, and the upstream may have it. Raises
-RegistryError."""
+"""Returns whether to download a blob: True if this registry does not store the blob and the upstream may have it.
+Raises RegistryError."""
 StartFill = Callable[[RepositoryName, Descriptor, ImagePull], Fill]
-"""Starts the fill of a blob for a pull, or returns the running fill of the blob. The fill ends when the pull is no
-longer active, unless a client has requested the blob. Raises RegistryError."""
+"""Starts the fill of a blob for a pull and returns the fill. If a fill of the blob is running, returns the running
+fill. The fill ends when the pull is no longer active, unless a client has requested the blob. Raises RegistryError."""
 
 
 class PrefetchQueue:
@@ -222,9 +218,9 @@ class PrefetchQueue:
     def add(
         self, repo: RepositoryName, blobs: Iterable[Descriptor], pull: ImagePull, *, at_front: bool = False
     ) -> None:
-        """Adds blobs of `repo` to the end of the queue. With `at_front`, adds or moves them to the start of the queue.
-        A blob that was already queued gets the new `pull`. When the turn of a blob comes, the queue skips the blob if
-        its pull is no longer active."""
+        """Adds blobs of `repo` to the end of the queue. With `at_front`, adds or moves each blob to the start. A blob
+        that was already queued gets the new `pull`. No fill starts for a blob whose pull is no longer active when its
+        turn comes."""
         for blob in blobs:
             key = (repo, blob.digest)
             if key in self._queued or len(self._queued) < MAX_QUEUED_BLOBS:
@@ -240,8 +236,7 @@ class PrefetchQueue:
 
     @property
     def is_busy(self) -> bool:
-        """Whether blobs are queued, or a fill that the queue has started is running for a blob that no client has
-        requested."""
+        """Whether a blob is queued, or a fill started by the queue runs for a blob that no client has requested."""
         return bool(self._runners)
 
     async def aclose(self) -> None:
@@ -251,8 +246,8 @@ class PrefetchQueue:
         await cancel_and_wait(self._runners)
 
     async def _process_queue(self) -> None:
-        """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
-        the fill ends. So each task in `_runners` has at most one running fill whose blob no client has requested."""
+        """Starts the fills of queued blobs one after the other. After each start, waits until a client requests the
+        blob or the fill ends."""
         while self._queued:
             (repo, digest), (blob, pull) = self._queued.popitem(last=False)
             try:
@@ -261,5 +256,5 @@ class PrefetchQueue:
                 await self._wait_for_prefetch_slot()
                 if pull.is_active():
                     await self._start_fill(repo, blob, pull).wait_until_requested()
-            except RegistryError as error:  # only logged: a client that requests the blob gets the error
+            except RegistryError as error:  # only logged, because no client waits for the blob
                 log.info("%s of %s was not prefetched: %s", digest, repo, error.message)

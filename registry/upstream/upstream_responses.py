@@ -1,9 +1,8 @@
-"""Responses of upstream registries: the errors they map to (`error_for_response`), and the parsing of their JSON
-(`DocumentParser`).
+"""Converts responses of upstream registries to errors (`error_for_response`), and parses their JSON (`DocumentParser`).
 
 A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. After a not-found error, the mirror deletes or
-hides cached content. Each of the three errors has an *unconfirmed* variant, for a response that possibly comes from a
-proxy or firewall. After an unconfirmed error, the mirror keeps the content.
+hides cached content. Each of the three errors has an *unconfirmed* variant, for a response that may come from a proxy
+or firewall. After an unconfirmed error, the mirror keeps the content.
 """
 
 from __future__ import annotations
@@ -46,21 +45,21 @@ from storage.json_bounds import QUICK_PARSE_BYTES
 from storage.names import Digest, Reference
 
 ACCEPTED_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-"""The `Accept` header for manifests: all types except Docker's schema 1. Without the header, registries may convert a
-manifest to an older type with another digest."""
+"""The `Accept` header for manifests: all types except Docker's schema 1. Without the header, a registry may convert a
+manifest to an older type, which changes the digest."""
 
 _UNKNOWN_CODES = frozenset({"MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NAME_INVALID"})
 """Error codes that mean "not found" (OCI distribution spec, "Error Codes")."""
 _REFUSAL_CODES = _UNKNOWN_CODES | {"UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TAG_INVALID", "NOT_FOUND", "FORBIDDEN"}
-"""Error codes with which registries refuse requests: codes of the OCI distribution spec, of Docker's registry and of
-Harbor. Proxies and firewalls do not send such codes."""
-_MAX_ERROR_BODY = 64 << 10
-"""Largest body that is searched for error codes, in bytes."""
+"""Error codes with which registries refuse requests, from the OCI distribution spec, Docker's registry and Harbor.
+Proxies and firewalls do not send these codes."""
+_MAX_ERROR_BODY_BYTES = 64 << 10
+"""Size of the largest body that is searched for error codes."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResponse:
-    """A response of an upstream, or of a server to which it redirected."""
+    """A response of an upstream, or of a server to which the upstream has redirected the request."""
 
     status: int
     headers: Mapping[str, str]
@@ -72,9 +71,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The class of the first server that responded; PUBLIC if a redirect has led to a server of another class. URLs in
-    this response may lead only to addresses of this class, to public addresses, and to hosts that the settings allow.
-    Therefore a server outside a private network cannot name addresses inside it."""
+    """The network class of the first server; PUBLIC if a redirect has led to a server of another class. URLs in this
+    response may lead only to addresses of this class, to public addresses, and to hosts that the settings allow. This
+    rule protects private networks against servers outside them."""
 
     @property
     def length(self) -> int | None:
@@ -97,8 +96,8 @@ class UpstreamResponse:
 
 
 def parse_count(text: str | None) -> int | None:
-    """Returns the number in a header value; None if the value is not a number of 1 to 18 digits. A longer number may
-    not fit into the database."""
+    """Returns the number in a header value; None if the value is not a number of 1 to 18 digits. Numbers of this length
+    fit into the database."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
@@ -127,15 +126,15 @@ def error_for_response(
 
 
 def _is_confirmed_refusal(response: UpstreamResponse, had_token: bool) -> bool:
-    """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. No login is
-    configured, so a token in the request was issued to an anonymous client.
+    """Returns whether a 401 or 403 shows that the registry has no such content for anonymous clients. Call it only if
+    no login is configured: a token in the request was then issued to an anonymous client.
 
     A *denial code* is a code of _REFUSAL_CODES other than UNAUTHORIZED. If the request had a token, the result depends
     on the challenge:
 
     - `insufficient_scope`: True. The registry accepted the token and still refused access.
     - `invalid_token`: False. The registry did not accept the token.
-    - Another challenge or none: True if the body has a denial code.
+    - Any other challenge, or no challenge: True if the body has a denial code.
 
     If the request had no token, returns True only for a 403 that has a denial code and no challenge."""
     challenge = response.headers.get("www-authenticate", "")
@@ -146,13 +145,13 @@ def _is_confirmed_refusal(response: UpstreamResponse, had_token: bool) -> bool:
 
 
 def is_from_registry(response: UpstreamResponse) -> bool:
-    """Returns whether the body has an error code that only registries send. Without a body, returns False."""
+    """Returns whether the body has an error code that only registries send (`_REFUSAL_CODES`)."""
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
 def as_unconfirmed(not_found_error: RegistryError, *, needs_login: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of a not-found error. Returns any other error unchanged. `needs_login`: whether a
-    retry is useless, because the request had no login (see `Unconfirmed.needs_login`)."""
+    """Returns the unconfirmed variant of a not-found error. Returns any other error unchanged. `needs_login`: the value
+    of `Unconfirmed.needs_login`."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
@@ -174,8 +173,9 @@ def login_denied(server: str) -> Denied:
 
 
 def _error_codes(body: bytes) -> set[str]:
-    """Returns the error codes in the body of a response (OCI distribution spec, "Error Codes")."""
-    if len(body) > _MAX_ERROR_BODY:
+    """Returns the error codes in the body of a response (OCI distribution spec, "Error Codes"). Returns an empty set if
+    the body is larger than `_MAX_ERROR_BODY_BYTES`, or is not such a document."""
+    if len(body) > _MAX_ERROR_BODY_BYTES:
         return set()
     try:
         errors = json.loads(body)["errors"]
@@ -186,21 +186,19 @@ def _error_codes(body: bytes) -> set[str]:
 
 T = TypeVar("T")
 MAX_INLINE_BYTES: Final = QUICK_PARSE_BYTES
-"""Size of the largest document that is parsed on the event loop, in bytes."""
+"""Size of the largest document that is parsed on the event loop. Larger documents are parsed in a thread."""
 
 
 class DocumentParser:
-    """Parses the JSON documents of one upstream. Large documents are parsed in a thread, so that they do not block the
-    event loop. Only one of them is parsed at a time, because parsing may take ten times as much memory as the
-    document."""
+    """Parses the JSON documents of one upstream. Parses documents larger than `MAX_INLINE_BYTES` in a thread, one at a
+    time, because parsing may take ten times as much memory as the document."""
 
     def __init__(self) -> None:
         self._large_document_lock = asyncio.Semaphore(1)
 
     async def run(self, size_bytes: int, parse: Callable[[], T]) -> T:
-        """Returns the result of `parse`, or raises its error. `size_bytes`: size of the document that `parse` parses.
-        After a cancellation, the thread continues and its result is ignored. The next large document waits for the
-        thread."""
+        """Calls `parse` and returns its result, or raises its error. `size_bytes`: size of the document that `parse`
+        parses. After a cancellation, the thread continues, and the next large document waits for it."""
         if size_bytes <= MAX_INLINE_BYTES:
             return parse()
         await self._large_document_lock.acquire()
@@ -213,8 +211,8 @@ class DocumentParser:
         try:
             return await asyncio.shield(parsing)
         finally:
-            # `parsing` refers to the error, and the error's traceback refers to this frame. Without this line, the
-            # cycle would keep the document in memory until the garbage collector runs.
+            # Breaks a reference cycle: `parsing` refers to the error, whose traceback refers to this frame. The cycle
+            # would keep the document in memory until the garbage collector runs.
             del parsing
 
     def _on_parsed(self, parsing: asyncio.Future[T]) -> None:
@@ -224,19 +222,19 @@ class DocumentParser:
 
     async def parse_verified_manifest(self, response: UpstreamResponse, reference: Reference) -> Manifest:
         """Returns the manifest in a response. Raises UpstreamContentInvalid if the manifest is not valid. Raises
-        UpstreamUnavailable if its bytes have another digest than expected (`_expected_digest`)."""
+        UpstreamUnavailable if the manifest does not have the expected digest (`_expected_digest`)."""
         server = loggable_origin(response.url)
         try:
             return await self._parse(response, response.media_type, _expected_digest(response, reference))
         except DigestInvalid:
-            raise UpstreamUnavailable(f"{server} sends a manifest with another digest than expected") from None
+            raise UpstreamUnavailable(f"{server} sends a manifest that does not have the expected digest") from None
         except ManifestInvalid as error:
             raise UpstreamContentInvalid(f"{server} sends a manifest that is not valid: {error.message}") from None
 
     async def parse_descriptors(self, response: UpstreamResponse) -> tuple[Descriptor, ...]:
-        """Returns the descriptors in the index that a response contains. Returns an empty tuple if the response
-        contains a manifest that is no index. If `response.media_type` is None, parses the content as an index. Raises
-        UpstreamUnavailable if the content is not valid."""
+        """Returns the descriptors in the index that a response contains; an empty tuple if the response contains a
+        manifest that is no index. If `response.media_type` is None, parses the body as an index. Raises
+        UpstreamUnavailable if the body is not valid."""
         try:
             index = await self._parse(response, response.media_type or OCI_INDEX, None)
         except ManifestInvalid as error:
@@ -249,5 +247,5 @@ class DocumentParser:
 
 
 def _expected_digest(response: UpstreamResponse, reference: Reference) -> Digest | None:
-    """Returns the digest that the manifest in a response must have; None: every digest is accepted."""
+    """Returns the digest that the manifest in a response must have; None if every digest is accepted."""
     return reference if isinstance(reference, Digest) else response.digest

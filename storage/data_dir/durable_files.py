@@ -1,8 +1,8 @@
 """Blocking functions that write, sync and create files and directories.
 
 Callers store content in this order: write the content under a temporary name, sync the file, rename the file to its
-final path, sync the directory, and only then commit the metadata row. This order prevents a crash from leaving metadata
-that names missing content. Callers delete content in the opposite order: first the metadata row, then the file.
+final path, sync the directory, and only then commit the metadata row. Callers delete content in the opposite order:
+first the metadata row, then the file. After a crash in either sequence, no metadata row names missing content.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 WRITEBACK_BYTES = 8 * 1024 * 1024
-"""Each time a file has grown by this many bytes, `append_chunks` asks the kernel to start writing them to the disk. The
-sync of the complete file then takes less time."""
+"""When a file grows past a multiple of this size, `append_chunks` asks the kernel to start writing the new bytes to the
+disk. The sync of the complete file then takes less time."""
 MAX_CHUNKS_PER_CALL = 512
 """Largest number of chunks in one call of pwritev(2). Linux accepts at most 1024 (IOV_MAX)."""
 
 
 def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
-    """Writes the chunks one after another at `offset`, the end of the file, and returns the new end. If a write fails,
+    """Appends the chunks to the file and returns the file's new length. `offset`: the present length. If a write fails,
     truncates the file to its previous length and raises OSError."""
     start, remaining = offset, list(chunks)
     try:
@@ -49,16 +49,15 @@ def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview],
 
 
 def write_fully(system: System, fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` at `offset`. Raises OSError if a write fails. The file may then contain a part of `data`,
-    because this function does not truncate it, unlike `append_chunks`."""
+    """Writes all of `data` at `offset`. Raises OSError if a write fails; the file may then contain a part of `data`."""
     while data:
         written = system.write(fd, [data], offset)
         data, offset = data[written:], offset + written
 
 
 def sync_file(system: System, path: Path) -> None:
-    """Makes the bytes of the file `path` durable, also those that other processes wrote. Does not make its name
-    durable. Raises OSError."""
+    """Makes the bytes of the file `path` durable, including bytes that other processes wrote. Does not make the file's
+    name durable (see `sync_directory`). Raises OSError."""
     fd = system.open(path, os.O_RDONLY)
     try:
         system.sync(fd)
@@ -75,9 +74,9 @@ def sync_directory(system: System, path: Path) -> None:
         os.close(fd)
 
 
-def make_root(system: System, path: Path) -> None:
-    """Creates the directory `path` and the missing directories above it, and makes their names durable. Raises
-    OSError."""
+def make_directory_and_parents(system: System, path: Path) -> None:
+    """Creates the directory `path` and the missing directories above it, and makes the names of the new directories
+    durable. Raises OSError."""
     missing_directories = []
     while not path.exists():
         missing_directories.append(path)
@@ -90,12 +89,11 @@ def make_root(system: System, path: Path) -> None:
 
 
 def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
-    """Creates the directories in `paths` that are missing, and syncs each parent directory once. Raises OSError.
+    """Creates the missing directories in `paths`, and syncs each parent directory once. Raises OSError.
 
-    Syncs the parents even if no directory was missing, because an earlier process may have created the directories and
-    died before it synced the parents. If a directory directly in `root` exists already, removes all permissions of
-    users other than its owner and its group (mode bits 0o007). If this process may not change the permissions, because
-    the directory belongs to another user, leaves them as they are."""
+    - Syncs all parents, even if no directory is missing: an earlier process may have died before it synced them.
+    - Removes the permissions for others (mode bits 0o007) from each directory that is directly in `root` and exists
+      already. Leaves the permissions as they are if the directory belongs to another user."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None
@@ -104,7 +102,7 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
                 system.mkdir(path)
             except FileExistsError:
                 if parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
-                    with suppress(PermissionError):  # the directory belongs to a different user
+                    with suppress(PermissionError):  # the directory belongs to another user
                         path.chmod(mode & ~0o007)
     for parent in parents:
         with suppress(PermissionError):  # this user may not open the parent directory
@@ -112,8 +110,8 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
 
 
 def make_files(system: System, paths: Iterable[Path]) -> None:
-    """Creates an empty file at each of `paths` that does not exist. If the disk becomes full, creates no more files and
-    returns without an error. Raises OSError for other failures."""
+    """Creates an empty file at each path that does not exist. If the disk is full, creates no more files and returns
+    without an error. Raises OSError for other failures."""
     for directory, paths_in_directory in groupby(paths, lambda path: path.parent):
         existing_names = set(os.listdir(directory))
         for path in paths_in_directory:

@@ -1,16 +1,18 @@
 """Leases and slots across processes: implements `storage.leases.Leases` with locks on single bytes of one empty file.
 
-A *lease* is the exclusive right to do some work: the lock on one byte of the file. A *slot* is one of a limited number
-of permits, like a permit of a semaphore: the lock on one byte of a range. Each name of slots has a range of
-`BYTES_PER_SLOT_NAME` bytes. A hash of the lease's key, or of the slots' name, gives the offset of the lease's byte, or
-of the range. Offsets go up to 2^62, so two keys practically never share a byte.
+- A *lease* is the exclusive right to do some work. A task holds the lease by a lock on one byte of the file. A hash of
+  the lease's key gives the offset of the byte.
+- A *slot* is one of a limited number of permits with a common name, like a permit of a semaphore. Each name has a range
+  of `BYTES_PER_SLOT_NAME` bytes. A hash of the name gives the offset of the range. A task holds a slot by a lock on one
+  byte of the range.
+
+Offsets go up to 2^62, so two keys practically never share a byte.
 
 A task that has waited long enough for a slot becomes *urgent*. While an urgent task waits, its process holds a shared
 lock on the last byte of the range. Tasks that are not urgent see this lock and take no slot of the range.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
-process. A waiting task polls. A system call that waits for a lock would occupy a thread, and could wait for one byte
-only. A poll takes one or two microseconds.
+process. Waiting tasks poll, because a system call that waits for a lock would block a thread.
 """
 
 from __future__ import annotations
@@ -33,28 +35,28 @@ FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
 """First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Number of bytes in the range of each name. The last byte is for urgent tasks; each other byte can be a slot."""
+"""Number of bytes in the range of a slot name. The last byte is for urgent tasks; all other bytes can be slots."""
 _LEASE_KIND = "turn"
-"""The `kind` of a lease in `_byte_offset`. The text must not change: processes of all versions have to use the same
+"""The argument `kind` of `_byte_offset` for leases. Do not change the text: processes of all versions must use the same
 bytes."""
 
 
 class FileLeases:
-    """The leases and slots that the tasks of one process hold. To be used on the event loop. The leases and slots
-    become free when the process dies."""
+    """The leases and slots that the tasks of one process hold. Use it on the event loop. All leases and slots become
+    free when the process dies."""
 
     def __init__(self, path: Path, system: System) -> None:
         """Opens the file at `path`, or creates it. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
         self._queues = KeyedLocks[tuple[int, int, float]]()
-        """Queues of the waiting tasks of this process. Only the first task of each queue polls. The key of a queue of
-        `slot`: the offset of the range, `keep_free` and `urgent_after`. The key of a queue of `take`: the offset of the
-        lease's byte, 0 and infinity."""
+        """Queues of the waiting tasks of this process. Only the first task of each queue polls. The key of a queue has
+        three parts: the offset of the lease's byte or of the slots' range, `keep_free` (0 for a lease), and
+        `urgent_after` (infinity for a lease)."""
         self._held_bytes: set[int] = set()
-        """Offsets of the bytes that this process has locked, except for those with shared locks."""
+        """Offsets of the bytes that this process has locked exclusively."""
         self._urgent_waits = Counter[int]()
-        """Number of urgent tasks of this process that poll for a slot, by the offset of the range."""
+        """By the offset of a range: number of urgent tasks of this process that poll for a slot of the range."""
 
     def close(self) -> None:
         """Releases all leases and slots of this process."""
@@ -64,8 +66,8 @@ class FileLeases:
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[bool]:
         """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
-        in the order of their calls. If a waiting task is cancelled, the next task in the queue continues to wait.
-        Yields whether the call had to wait."""
+        in the order of their calls. If a waiting task is cancelled, the others continue to wait. Yields whether the
+        call had to wait. Raises StorageFailed."""
         offset = _byte_offset(_LEASE_KIND, key)
         queue = (offset, 0, inf)
         has_waited = self._queues.is_used(queue)
@@ -83,20 +85,20 @@ class FileLeases:
         self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
     ) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free. So calls with a smaller `keep_free` have priority. `urgent_after`:
-        seconds after which the task is urgent. Tasks of this process that pass the same `keep_free` and `urgent_after`
-        get slots in the order of their calls."""
-        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        at least `keep_free` other slots are free. `urgent_after`: seconds of waiting after which the task is urgent.
+        Tasks of this process that pass the same `keep_free` and `urgent_after` get slots in the order of their calls.
+        Raises StorageFailed."""
+        range_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
         clock = asyncio.get_running_loop().time
         urgent_at = clock() + urgent_after
-        async with self._queues.hold((first_offset, keep_free, urgent_after)):
+        async with self._queues.hold((range_offset, keep_free, urgent_after)):
             with ExitStack() as exit_stack:
                 is_announced, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while (
-                    offset := self._lock_free_slot(first_offset, count, keep_free, is_urgent=clock() >= urgent_at)
+                    offset := self._lock_free_slot(range_offset, count, keep_free, is_urgent=clock() >= urgent_at)
                 ) is None:
                     if clock() >= urgent_at and not is_announced:
-                        exit_stack.enter_context(self._announce_urgent_task(first_offset))
+                        exit_stack.enter_context(self._announce_urgent_task(range_offset))
                         is_announced = True
                     await back_off.pause()
         try:
@@ -106,10 +108,10 @@ class FileLeases:
 
     @asynccontextmanager
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
-        """Takes a slot like `slot`, but never waits. Yields True if the `async with` block holds a slot, False if
-        not."""
-        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
-        offset = self._lock_free_slot(first_offset, count, keep_free, is_urgent=False)
+        """Takes a slot as `slot` does, but never waits. Yields whether the `async with` block holds a slot. Raises
+        StorageFailed."""
+        range_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        offset = self._lock_free_slot(range_offset, count, keep_free, is_urgent=False)
         try:
             yield offset is not None
         finally:
@@ -117,41 +119,43 @@ class FileLeases:
                 self._unlock(offset)
 
     def are_slots_held(self, name: str, count: int) -> bool:
-        """Returns whether a task, in any process, holds one of the `count` slots of `name`. Locks no byte."""
-        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
-        return any(self._is_locked(offset) for offset in range(first_offset, first_offset + count))
+        """Returns whether a task, in any process, holds one of the `count` slots of `name`. Locks no byte. Raises
+        StorageFailed."""
+        range_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        return any(self._is_locked(offset) for offset in range(range_offset, range_offset + count))
 
     @contextmanager
-    def _announce_urgent_task(self, first_offset: int) -> Iterator[None]:
-        """Tells all processes, inside the `with` block, that an urgent task waits for a slot. `first_offset`: offset of
-        the range. Raises StorageFailed."""
-        if not self._urgent_waits[first_offset]:
+    def _announce_urgent_task(self, range_offset: int) -> Iterator[None]:
+        """Tells all processes, inside the `with` block, that an urgent task waits for a slot of the range. Raises
+        StorageFailed."""
+        if not self._urgent_waits[range_offset]:
             with as_storage_errors():
-                lock_byte_shared(self._fd, _urgent_byte(first_offset))
-        self._urgent_waits[first_offset] += 1
+                lock_byte_shared(self._fd, _urgent_byte(range_offset))
+        self._urgent_waits[range_offset] += 1
         try:
             yield
         finally:
-            self._urgent_waits[first_offset] -= 1
-            if not self._urgent_waits[first_offset]:
-                del self._urgent_waits[first_offset]
+            self._urgent_waits[range_offset] -= 1
+            if not self._urgent_waits[range_offset]:
+                del self._urgent_waits[range_offset]
                 with suppress(OSError):  # `close` has unlocked all bytes
-                    unlock_byte(self._fd, _urgent_byte(first_offset))
+                    unlock_byte(self._fd, _urgent_byte(range_offset))
 
-    def _is_urgent_task_waiting(self, first_offset: int) -> bool:
-        """Returns whether an urgent task of any process waits for a slot. Raises StorageFailed."""
+    def _is_urgent_task_waiting(self, range_offset: int) -> bool:
+        """Returns whether an urgent task of any process waits for a slot of the range. Raises StorageFailed."""
         with as_storage_errors():
-            return first_offset in self._urgent_waits or is_byte_locked(self._fd, _urgent_byte(first_offset))
+            return range_offset in self._urgent_waits or is_byte_locked(self._fd, _urgent_byte(range_offset))
 
-    def _lock_free_slot(self, first_offset: int, count: int, keep_free: int, *, is_urgent: bool) -> int | None:
+    def _lock_free_slot(self, range_offset: int, count: int, keep_free: int, *, is_urgent: bool) -> int | None:
         """Locks the byte of a free slot and returns the offset of the byte. `is_urgent`: whether this task is urgent.
-        Returns None:
+        Raises StorageFailed. Returns None if
 
-        - if fewer than `keep_free` other slots are free, or no slot is free.
-        - if another task is urgent and this task is not urgent."""
-        if not is_urgent and self._is_urgent_task_waiting(first_offset):
+        - no slot is free,
+        - fewer than `keep_free` other slots are free, or
+        - another task is urgent and this task is not urgent."""
+        if not is_urgent and self._is_urgent_task_waiting(range_offset):
             return None
-        offsets = range(first_offset, first_offset + count)
+        offsets = range(range_offset, range_offset + count)
         for offset in offsets:
             if self._try_lock(offset):
                 free_slots = sum(not self._is_locked(other_offset) for other_offset in offsets) if keep_free else 0
@@ -191,14 +195,14 @@ async def _poll_until(attempt: Callable[[], bool]) -> None:
         await back_off.pause()
 
 
-def _urgent_byte(first_offset: int) -> int:
-    """Returns the offset of the byte that has a shared lock while an urgent task waits for a slot. `first_offset`:
-    offset of the range."""
-    return first_offset + BYTES_PER_SLOT_NAME - 1
+def _urgent_byte(range_offset: int) -> int:
+    """Returns the offset of the byte that has a shared lock while an urgent task waits for a slot of the range."""
+    return range_offset + BYTES_PER_SLOT_NAME - 1
 
 
 def _byte_offset(kind: str, name: str, size: int = 1) -> int:
-    """Returns the offset of the range of `size` bytes for `name`: the same offset in every process. `kind`:
-    `_LEASE_KIND` for a lease, "slots" for slots, so that a lease and slots with equal names use different bytes."""
+    """Returns the offset of the `size` bytes that belong to `name`; it is the same in every process. `name`: the key of
+    a lease or the name of slots. `kind`: `_LEASE_KIND` or "slots", so that a lease and slots with the same name use
+    different bytes."""
     digest = hashlib.blake2b(f"{kind} {name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 2) // size * size

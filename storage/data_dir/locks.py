@@ -28,8 +28,7 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 def lock_byte_shared(fd: int, offset: int) -> None:
     """Takes a shared lock on the byte at `offset`, without waiting. Several openings can hold the lock at the same
-    time. Raises OSError, also if another opening has locked the byte with `try_lock_byte`. Never use both functions for
-    one byte."""
+    time. Never use `try_lock_byte` for a byte with shared locks. Raises OSError."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 
@@ -39,16 +38,15 @@ def unlock_byte(fd: int, offset: int = 0) -> None:
 
 
 def is_byte_locked(fd: int, offset: int = 0) -> bool:
-    """Returns whether another opening holds a lock on the byte at `offset`. Ignores the locks of `fd` itself. Raises
-    OSError."""
+    """Returns whether an opening other than `fd` holds a lock on the byte at `offset`. Raises OSError."""
     lock_structure = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _STRUCT_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
     lock_type: int = _STRUCT_FLOCK.unpack(lock_structure)[0]
     return lock_type != fcntl.F_UNLCK
 
 
-def try_flock(fd: int, *, shared: bool = False) -> bool:
-    """Locks the whole file, without waiting. The lock is exclusive by default. Several openings can hold a `shared`
-    lock at the same time. Returns False if another opening holds a conflicting lock. Raises OSError."""
+def try_lock_file(fd: int, *, shared: bool = False) -> bool:
+    """Locks the whole file, without waiting. With `shared`, other openings can hold shared locks on the file at the
+    same time. Returns False if another opening holds a conflicting lock. Raises OSError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -56,19 +54,19 @@ def try_flock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
-def lock_flock(fd: int) -> None:
+def lock_file(fd: int) -> None:
     """Locks the whole file exclusively. Waiting for the lock blocks the thread. Raises OSError."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
-def unlock_flock(fd: int) -> None:
+def unlock_file(fd: int) -> None:
     """Releases the lock on the whole file. Raises OSError."""
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class Flock:
-    """Context manager that holds the exclusive lock on a whole file. Waiting for the lock blocks the thread, so hold it
-    only for about the time of one write. Raises OSError. A `contextmanager` function would be several times slower."""
+    """Context manager that holds the exclusive lock on a whole file. Waiting for the lock blocks the thread, so hold
+    the lock only for about the time of one write. Raises OSError."""
 
     __slots__ = ("_fd",)
 
@@ -83,8 +81,8 @@ class Flock:
 
 
 class PollBackOff:
-    """The pauses between attempts to take a lock. Each pause is twice as long as the previous one, up to
-    `longest_seconds`. Make a new object for each wait for a lock."""
+    """The pauses between attempts to take a lock. Each pause is twice as long as the previous pause, up to
+    `longest_seconds`. Make a new object each time that you wait for a lock."""
 
     __slots__ = ("_longest_seconds", "_next_seconds")
 
@@ -93,6 +91,6 @@ class PollBackOff:
         self._longest_seconds = longest_seconds
 
     async def pause(self) -> None:
-        """Sleeps for the next pause."""
+        """Sleeps for one pause."""
         await asyncio.sleep(self._next_seconds)
         self._next_seconds = min(2 * self._next_seconds, self._longest_seconds)

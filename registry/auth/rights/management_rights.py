@@ -109,7 +109,7 @@ class ManagementRights:
         belongs to another account, and the caller is not an admin, raises AccountHidden: the same error as for a
         session that does not exist."""
         if not self.admin and session.account != self.name:
-            raise AccountHidden("there is no such session; it has ended")
+            raise AccountHidden("there is no such session, or it has ended")
         self.check_may_end_sessions(session.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:

@@ -30,54 +30,54 @@ _INSTALLED_PATHS: Final = {
     ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
-"""For each client program, paths of files and directories. If at least one of them exists, the program counts as
-installed."""
+"""For each client program: if a file or directory exists at one of these paths, the program counts as installed."""
 
 
 def check_client(
     program: str,
     address: RegistryAddress,
     hosts: Sequence[MirroredHost],
-    default: str | None,
+    default_upstream: str | None,
     *,
     root: Path | None = None,
     offline: bool = False,
-    answer: ProbeResult | None = None,
+    probe_result: ProbeResult | None = None,
 ) -> list[Finding]:
     """Checks whether a client pulls the images of `hosts` through the registry at `address`. Returns the findings.
     Blocks.
 
-    `program`: a key of `CHECKS`. `default`: the upstream that the registry asks for names without a host. `root`: the
-    root directory of the client's file system; None: the client is on this machine. `offline`: the check does not
-    connect to the registry. `answer`: the result of an earlier probe (requests to `/livez` and `/v2/` at the address);
-    None: this function sends a probe, unless `offline`."""
-    if answer is None and not offline:
-        answer = probe(address.url)
+    - `program`: a key of `CHECKS`.
+    - `default_upstream`: the upstream that the registry uses for image names without a host.
+    - `root`: the root directory of the client's file system; None: the client is on this machine.
+    - `offline`: whether the check must not connect to the registry.
+    - `probe_result`: the result of an earlier probe (requests to `/livez` and `/v2/` at the address). None: this
+      function sends a probe, unless `offline` is True."""
+    if probe_result is None and not offline:
+        probe_result = probe(address.url)
     home = Path(os.path.expanduser("~")) if root is None else None
     files = ClientFiles(program, root or Path("/"), home)
-    target = TargetRegistry(address, hosts, default, SETUPS[program](address, hosts), answer)
+    target = TargetRegistry(address, hosts, default_upstream, SETUPS[program](address, hosts), probe_result)
     findings = CHECKS[program](files, target)
-    # This machine need not trust the certificate, so UNTRUSTED is no finding. Whether the client trusts it has been
-    # checked above, in the client's files.
-    if answer is not None and answer.error is not ProbeError.UNTRUSTED:
-        findings = [*probe_findings(program, answer), *findings]
+    # UNTRUSTED means that this machine does not trust the registry's certificate. The client may still trust it: the
+    # function in `CHECKS` has checked that in the client's files.
+    if probe_result is not None and probe_result.error is not ProbeError.UNTRUSTED:
+        findings = [*probe_findings(program, probe_result), *findings]
     return findings
 
 
-def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
-    """Returns the names of the client programs that are on this machine. `root`: the root directory of its file
-    system."""
+def installed_programs(root: Path = Path("/")) -> list[str]:
+    """Returns the names of the installed client programs. `root`: the root directory of the file system to search."""
     return [
-        name for name, paths in _INSTALLED_PATHS.items() if any(_is_there(root / path.lstrip("/")) for path in paths)
+        name for name, paths in _INSTALLED_PATHS.items() if any(_may_exist(root / path.lstrip("/")) for path in paths)
     ]
 
 
-def _is_there(path: Path) -> bool:
-    """Returns whether a file or directory exists at the path. Also returns True if this user has no permission to find
-    out."""
+def _may_exist(path: Path) -> bool:
+    """Returns False if there is no file or directory at the path. Returns True if there is one, or if this user has no
+    permission to look."""
     try:
         return path.exists()
     except PermissionError:
-        return True  # the check of the program then finds that it cannot read the file
+        return True  # the check of the program then reports that a file cannot be read
     except OSError:
         return False

@@ -142,7 +142,7 @@ def _fills(data: Path) -> list[dict[str, Any]]:
     """Returns the unfinished downloads for JSON. "size" is the size of the whole blob in bytes, "here" the number of
     bytes received so far. "running" is True if a process is downloading the rest now."""
     return [
-        {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_owned}
+        {"digest": partial.digest, "size": partial.size, "here": partial.received, "running": partial.is_downloading}
         for partial in list_partials(data)
     ]
 

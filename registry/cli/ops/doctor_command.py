@@ -153,7 +153,7 @@ async def _in_this_thread(
 def _client_checks(settings: Settings) -> dict[str, Check]:
     """Returns the checks of the client programs of this machine, by name. Returns no checks if the registry has no
     mirrors, or if its port is not known (port 0)."""
-    from registry.cli.diagnosis.client_check import programs_on_this_machine
+    from registry.cli.diagnosis.client_check import installed_programs
     from registry.clients.client_setup import mirrored_hosts
     from registry.clients.registry_address import registry_address
 
@@ -163,7 +163,7 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
         return {}
     return {
         f"client {program}": partial(_in_this_thread, _client_findings, settings, program)
-        for program in programs_on_this_machine()
+        for program in installed_programs()
     }
 
 

@@ -1,7 +1,5 @@
-"""The work that a worker repeats every second (`Maintenance`), and a function that visits all connections in steps.
-
-A worker can have 16,384 connections. A loop over all of them in one go would delay the requests of all clients, so
-`visit_in_steps` lets the event loop handle other events between two steps.
+"""The work that a worker repeats every second (`Maintenance`), and a loop over all connections of a worker that does
+not block the event loop for long (`visit_in_steps`).
 """
 
 from __future__ import annotations
@@ -20,17 +18,16 @@ from registry.server.process.free_memory import MemoryTrimmer
 from registry.server.server_limits import ServerLimits
 
 CONNECTIONS_PER_STEP: Final = 100
-"""Number of connections that `visit_in_steps` visits before the event loop handles other events. The slowest visit is
-one that refuses the request of a connection that has timed out. It takes about 80 microseconds, so a step takes at most
-about 8 ms."""
+"""Number of connections that `visit_in_steps` visits before the event loop handles other events. A visit takes at most
+about 80 microseconds, so these visits block the event loop for at most about 8 ms."""
 
 _Connection = TypeVar("_Connection")
 
 
 async def visit_in_steps(connections: Collection[_Connection], visit: Callable[[_Connection], None]) -> None:
-    """Calls `visit` for each connection that is in `connections` now. Between two steps of `CONNECTIONS_PER_STEP`
-    connections, the event loop handles other events. Skips a connection that was removed from `connections` before its
-    step. A cancellation leaves the remaining connections unvisited."""
+    """Calls `visit` for each connection that is in `connections` at the time of the call. After each step of
+    `CONNECTIONS_PER_STEP` connections, lets the event loop handle other events. Skips connections that have been
+    removed from `connections` by then. A cancellation leaves the remaining connections unvisited."""
     to_visit = list(connections)
     for start in range(0, len(to_visit), CONNECTIONS_PER_STEP):
         if start:
@@ -41,7 +38,7 @@ async def visit_in_steps(connections: Collection[_Connection], visit: Callable[[
 
 
 class Maintenance:
-    """The repeated work of one worker. `start` it once; it runs until `stop`."""
+    """The repeated work of one worker. Call `start` once. The work ends at `stop`."""
 
     def __init__(
         self,
@@ -59,8 +56,8 @@ class Maintenance:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        # The checks of the timeouts have a task of their own: if a busy worker has many connections, the checks can
-        # take longer than a second, and they must not delay the Date header.
+        # The timeout checks have a task of their own: with many connections, they can take longer than a second, and
+        # they must not delay the Date header.
         self._tasks = [self._loop.create_task(self._check_timeouts()), self._loop.create_task(self._maintain())]
 
     def stop(self) -> None:
@@ -80,11 +77,10 @@ class Maintenance:
         """Once a second:
 
         - updates the Date header.
-        - counts the open files that belong neither to a connection nor to a request. The more there are, the fewer
-          connections are allowed.
-        - returns free memory to the system if that is due.
+        - counts the open files and adjusts the number of allowed connections (`ConnectionLimit.update_budget`).
+        - returns free memory to the system, if `MemoryTrimmer` finds this due.
 
-        Every few seconds, checks whether the files of the certificate have changed."""
+        Every `certificate_check_seconds`, checks whether the files of the certificate have changed."""
         certificates_checked_at = self._loop.time()
         memory = MemoryTrimmer(self._loop, self._state.connections)
         while True:
@@ -99,9 +95,8 @@ class Maintenance:
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
     def _run_action(self, action: Callable[[], None]) -> None:
-        """Calls `action`. If it fails, reports the error to the event loop, which logs each different error once
-        (`LoopErrors`). The error must not end the task: the Date header would stand still, and connections would have
-        no timeouts."""
+        """Calls `action`. If the action raises an error, reports the error to the event loop, which logs it. The error
+        does not end the task."""
         try:
             action()
         except Exception as error:

@@ -28,9 +28,8 @@ from registry.server.server_limits import ServerLimits
 from registry.server.server_log import log, set_up_server_logging
 
 _THREAD_JOIN_SECONDS = 2.0
-"""How long the server waits for the application's threads after the event loop has ended. Then the process exits, which
-kills the remaining threads. No acknowledged data is lost: a request is acknowledged only when its data is on the
-disk."""
+"""How long the server waits for the application's threads after the event loop has ended. The exit of the process then
+kills the remaining threads. No data is lost: a request is acknowledged only when its data is on the disk."""
 
 
 def serve(
@@ -45,20 +44,21 @@ def serve(
     listener_options: ListenerOptions | None = None,
     change_options: LiveChangeOptions | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the start of the server
-    failed. If the start failed, prints the reason to stderr, in one line. Raises ValueError if `workers` is below 1.
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 after a stop by a signal, 1 if the server could not
+    start. If the server could not start, prints the reason to stderr, in one line. Raises ValueError if `workers` is
+    below 1.
 
-    With several `workers`, this process becomes their supervisor: it forks them, and restarts those that die. A single
-    worker runs in this process, without a supervisor, to save memory.
+    With several `workers`, this process becomes their supervisor: it forks the workers, and restarts workers that die.
+    A single worker runs in this process, without a supervisor.
 
     - `make_app` is called in each worker, after the fork. The application must open its databases in its lifespan,
-      because processes must not share a database opened before a fork. Import the application's modules before you call
-      this function, because the workers then share the memory of these modules.
+      because processes must not share a database that was opened before the fork. Import the application's modules
+      before you call this function: the workers then share the memory of the modules.
     - `sockets`: listening sockets, which this function closes.
     - `shutdown_grace`: how many seconds requests in progress may continue after the signal.
     - `restart_grace`: how many seconds a worker that was replaced may continue to serve its connections.
-    - `limits`: the limits of each worker. If it is None, the limits for TLS connections are computed from the memory of
-      the machine, and all other limits are the defaults.
+    - `limits`: the limits of each worker. None: the defaults, with limits for TLS connections that depend on the memory
+      of the machine.
     - `on_ready` is called once, in this process, when all workers accept connections.
     - `listener_options`: the options for the connections, such as the certificate.
     - `change_options`: the options for reloads and restarts of the running server.
@@ -76,14 +76,14 @@ def serve(
     options = WorkerOptions(make_app, sockets, shutdown_grace, restart_grace, limits, listener_options)
     if workers > 1:
         gc.collect()
-        # Makes garbage collections skip the objects created so far. Examining these objects would write to memory that
-        # the workers share, and the kernel would copy the memory for each worker.
+        # Excludes the present objects from garbage collection. A collection would write to their memory, and the kernel
+        # would then copy the shared memory for each worker.
         gc.freeze()
         code, failure = Supervisor(options, workers, change_options, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # Each worker counts the connections of each address in its own column (`SharedCounters`). With several
-            # workers, the supervisor claims a column for each worker.
+            # Each worker has a column of the counters (`SharedCounters`). A supervisor claims the columns of its
+            # workers.
             limit.use_column(limit.claim_column())
         reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
         worker = Worker(options, reloads.announce_ready, on_start=reloads.start)
@@ -98,8 +98,8 @@ def serve(
 
 
 def _join_threads(code: int) -> None:
-    """Waits for the application's threads to end. If a thread does not end in time, this function itself exits the
-    process, with `code`. At a normal exit, the interpreter would wait for the thread without a limit."""
+    """Waits until the application's threads have ended. If a thread runs for more than `_THREAD_JOIN_SECONDS`, ends the
+    process at once, with the exit code `code`: a normal exit would wait for the thread without a limit."""
     deadline = time.monotonic() + _THREAD_JOIN_SECONDS
     for thread in threading.enumerate():
         if thread is threading.current_thread() or thread.daemon:

@@ -45,7 +45,7 @@ def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
 def list_downloads(layout: Layout, boot: str) -> set[Digest]:
     """Returns the digests of the blobs that any process is downloading now. Includes partial blobs whose state file
     cannot be read, because their download may be running. Takes no locks and changes nothing. Raises OSError."""
-    return {digest for digest, summary in _read_partials(layout, boot) if summary is None or summary.is_owned}
+    return {digest for digest, summary in _read_partials(layout, boot) if summary is None or summary.is_downloading}
 
 
 def _read_partials(layout: Layout, boot: str) -> list[tuple[Digest, PartialSummary | None]]:
@@ -74,8 +74,8 @@ def _read_summary(path: Path, digest: Digest, boot: str) -> PartialSummary | Non
         if progress is None or progress.status is not PartialStatus.INCOMPLETE or progress.boot != boot:
             return None
         received = sum(stop - start for start, stop in progress.extents)
-        is_owned = is_byte_locked(state_fd)  # the owner holds this lock
-        return PartialSummary(digest, progress.size, received, is_owned)
+        is_downloading = is_byte_locked(state_fd)  # the owner holds this lock
+        return PartialSummary(digest, progress.size, received, is_downloading)
     finally:
         os.close(state_fd)
 

@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from storage.backups import BackupFailed, SnapshotTotals
-from storage.data_dir.durable_files import make_directories, make_root, sync_directory, write_fully
-from storage.data_dir.locks import try_flock, unlock_flock
+from storage.data_dir.durable_files import make_directories, make_directory_and_parents, sync_directory, write_fully
+from storage.data_dir.locks import try_lock_file, unlock_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.future_times import is_future
 from storage.names import ALGORITHMS, Digest
@@ -173,7 +173,7 @@ class BackupDirectory:
 
         - The directory is not empty, and it is no directory of backups.
         - Other users can enter a subdirectory, and this process may not change the permissions."""
-        make_root(self._system, self.root)
+        make_directory_and_parents(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
@@ -222,7 +222,7 @@ class BackupDirectory:
             yield  # somebody may have copied the directory without the lock file; the next backup creates the file
             return
         try:
-            if not try_flock(fd, shared=shared):
+            if not try_lock_file(fd, shared=shared):
                 current_holder = os.pread(fd, _MAX_LOCK_TEXT_BYTES, 0).decode(errors="replace") or "another process"
                 raise BackupFailed(f"{current_holder} is using {self.root}; try again when it has ended")
             if not shared:
@@ -230,7 +230,7 @@ class BackupDirectory:
                 os.pwrite(fd, holder.encode()[:_MAX_LOCK_TEXT_BYTES], 0)
             yield
         finally:
-            unlock_flock(fd)
+            unlock_file(fd)
             os.close(fd)
 
     def add_snapshot(self, now: float) -> str:

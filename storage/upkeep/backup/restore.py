@@ -27,7 +27,7 @@ from typing import Any, Final
 from storage.backups import BackupFailed, DatabaseSnapshot, SnapshotBlob, Snapshots
 from storage.data_dir import durable_files
 from storage.data_dir.layout import Layout
-from storage.data_dir.locks import try_flock
+from storage.data_dir.locks import try_lock_file
 from storage.data_dir.system import System
 from storage.future_times import is_future
 from storage.jobs import JSON
@@ -183,7 +183,7 @@ def _locked_data_dir(layout: Layout, snapshot: str, system: System) -> Iterator[
     with ExitStack() as stack:
         fd = with_backup_errors(f"cannot restore into {layout.root}", lambda: _open_marker(layout, system))
         stack.callback(os.close, fd)
-        if not try_flock(fd):
+        if not try_lock_file(fd):
             raise BackupFailed(f"another process is restoring into {layout.root}; wait until it has ended")
         marker: Any = {}
         with suppress(ValueError):
@@ -209,7 +209,7 @@ def _locked_data_dir(layout: Layout, snapshot: str, system: System) -> Iterator[
 def _open_marker(layout: Layout, system: System) -> int:
     """Creates the data directory and its marker file if they are missing, and opens the marker file. Raises
     BackupFailed if the directory is not empty and has no marker file. Raises OSError."""
-    durable_files.make_root(system, layout.root)
+    durable_files.make_directory_and_parents(system, layout.root)
     names = set(os.listdir(layout.root)) - {"lost+found"}
     if names and layout.restore_marker.name not in names:
         raise BackupFailed(f"{layout.root} is not empty; name a new directory with --data")

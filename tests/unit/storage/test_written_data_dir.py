@@ -60,7 +60,7 @@ def check_partials_and_accounts(tmp_path: Path) -> None:
     assert has_had_account(tmp_path / "data")
     (partial,) = list_partials(tmp_path / "data")
     assert (partial.digest, partial.size) == (digest_of(previous_release.PARTIAL), len(previous_release.PARTIAL))
-    assert (partial.received, partial.is_owned) == (previous_release.PARTIAL_STOP, False)
+    assert (partial.received, partial.is_downloading) == (previous_release.PARTIAL_STOP, False)
 
 
 async def test_content_of_the_previous_release_is_served(

@@ -273,23 +273,23 @@ class SqliteAccounts:
     # Sessions of people who logged in with a browser
 
     def login_session(self, session_id: str) -> tuple[LoginSession, bytes]:
-        return login_session_table.session(self._db, self._clock(), session_id)
+        return login_session_table.find_session(self._db, self._clock(), session_id)
 
     def login_sessions(self, account: AccountName) -> list[LoginSession]:
-        return login_session_table.sessions(self._db, self._clock(), account)
+        return login_session_table.sessions_of_account(self._db, self._clock(), account)
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        await self._run_using_half_reserve(login_session_table.add, by, session, secret_hash)
+        await self._run_using_half_reserve(login_session_table.add_session, by, session, secret_hash)
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:
-        await self._run_using_all_reserve(login_session_table.end, by, session_id)
+        await self._run_using_all_reserve(login_session_table.end_session, by, session_id)
 
     async def end_login_sessions(self, account: AccountName, *, except_id: str | None = None, by: Actor) -> int:
-        return await self._run_using_all_reserve(login_session_table.end_all, by, account, except_id)
+        return await self._run_using_all_reserve(login_session_table.end_sessions_of_account, by, account, except_id)
 
     async def save_session_use(self, session_id: str, at: float) -> None:
         """Stores that a request with the session came at the time `at` (seconds since 1970)."""
-        await self._writer.run(lambda db: login_session_table.save_use(db, session_id, at), durable=False)
+        await self._writer.run(lambda db: login_session_table.save_session_use(db, session_id, at), durable=False)
 
     # Keys that sign the tokens of `/token`
 

@@ -1,8 +1,8 @@
-"""Reads the tag history of the metadata database, moves tags and deletes tags (`SqliteTagHistory`).
+"""`SqliteTagHistory`: reads the tag history in the metadata database, moves tags, and deletes tags.
 
-The store keeps a deleted manifest for some time. If a tag is moved to a deleted manifest, the store *puts the manifest
-back*: the manifest belongs to its repository again. Where possible, the store also puts back the manifest's deleted
-*referrers* (manifests, such as signatures, that name the manifest as their subject).
+The store keeps a deleted manifest for some time. A move of a tag to a deleted manifest *puts the manifest back*: the
+manifest belongs to its repository again. The move also tries to put back the deleted *referrers* of the manifest, such
+as its signatures.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.tag_history import Availability, TagChange, TagMove
 from storage.tag_rules import IsImmutable
 
-MAX_PUT_BACK_AT_ONCE: Final = 200
-"""Largest number of manifests in a batch (`_batches`)."""
-MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""When a batch has manifests with this many bytes in total, no further manifest is added to it."""
+MAX_BATCH_MANIFESTS: Final = 200
+"""Largest number of manifests in a batch: the manifests that one transaction puts back."""
+FULL_BATCH_BYTES: Final = 8 * 1024 * 1024
+"""A batch is full when its manifests have at least this many bytes in total."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -44,15 +44,15 @@ _CHANGES_OF_REPOSITORY: Final = (
 _CURRENT_DIGEST: Final = (
     "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
 )
-_HALF_MILLISECOND: Final = 0.0005
-"""Seconds that are added to a time that a person enters. People see the times of entries rounded to milliseconds, so
-the exact time of an entry can be up to half a millisecond later."""
+_MAX_ROUNDING_SECONDS: Final = 0.0005
+"""The exact time of an entry is at most this much later than the time that people see, which is rounded to
+milliseconds."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
-"""The largest row id of SQLite, which no entry reaches."""
+"""The largest possible row id in SQLite. No entry has it."""
 
 
 class SqliteTagHistory:
-    """Implements `storage.tag_history.TagHistory`, which describes the methods. Reads in the thread for long lookups,
+    """Implements `storage.tag_history.TagHistory`, which describes the methods. Runs its queries in the scan thread,
     because a tag can have any number of entries."""
 
     def __init__(
@@ -84,11 +84,11 @@ class SqliteTagHistory:
             "SELECT digest FROM tag_history INDEXED BY tag_history_tag WHERE repository = ? AND tag = ? AND at <= ? "
             "ORDER BY id DESC LIMIT 1"
         )
-        return await self._find_digest(repo, sql, tag, at + _HALF_MILLISECOND)
+        return await self._find_digest(repo, sql, tag, at + _MAX_ROUNDING_SECONDS)
 
     async def _find_digest(self, repo: RepositoryName, sql: str, *values: str | float | None) -> Digest | None:
-        """Returns the digest that the query `sql` finds, or None if it finds none. The parameters of the query are the
-        row id of the repository, and then `values`."""
+        """Runs the query `sql` and returns the digest that it finds; None if it finds none. The query's parameters are
+        the row id of the repository, followed by `values`."""
 
         def look_up(db: apsw.Connection) -> str | None:
             digest_text: str | None = db.execute(sql, (lookups.repository_id(db, repo), *values)).get
@@ -109,10 +109,8 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # Each of `plan.referrer_groups` consists of a deleted referrer and the deleted manifests that it lists. The
-        # groups are put back in reverse order, so each referrer comes before its subject. If the process dies between
-        # two batches, the subjects of the remaining referrers are still deleted. A repeated call then finds these
-        # referrers, because `find_plan` searches for the referrers of deleted manifests.
+        # Puts referrers back before their subjects. If the process dies between two batches, a repeated call can still
+        # find the remaining referrers: `find_plan` finds only the referrers of deleted manifests.
         batches = _batches([manifest for group in reversed(plan.referrer_groups) for manifest in group] + plan.required)
         referrers = [manifest for group in plan.referrer_groups for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
@@ -126,9 +124,8 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             restored_now = put_back(db, batches[-1])
-            # Tries the skipped referrers again. `put_back` skips a referrer while a manifest that the referrer lists is
-            # deleted, and `batches` can have this manifest after the referrer. Only one batch of referrers is tried
-            # again, to keep the transaction short: the tag does not need its referrers.
+            # `put_back` skips a referrer if a manifest that the referrer lists comes later in `batches`. Tries one
+            # batch of the skipped referrers again, but no more, to keep the transaction short.
             restored_so_far = {*restored, *restored_now}
             restored_now += put_back(
                 db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
@@ -141,7 +138,7 @@ class SqliteTagHistory:
                 force=force,
             )
             if force and previous not in (None, digest) and is_immutable(tag):
-                _record_forced(db, repo, tag, previous, by, now)
+                _record_forced_change(db, repo, tag, previous, by, now)
             return TagMove(tag, digest, previous, [*restored, *restored_now])
 
         return await self._writer.run(change)
@@ -155,7 +152,7 @@ class SqliteTagHistory:
             if force and is_immutable(tag):
                 previous = db.execute(_CURRENT_DIGEST, (lookups.repository_id(db, repo), tag)).get
                 manifest_and_tag_changes.delete_tag(db, repo, tag, by, now)
-                _record_forced(db, repo, tag, previous, by, now)
+                _record_forced_change(db, repo, tag, previous, by, now)
             else:
                 manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable)
 
@@ -195,19 +192,20 @@ def _to_tag_change(row: tuple[Any, ...]) -> TagChange:
     )
 
 
-def _record_forced(db: apsw.Connection, repo: RepositoryName, tag: Tag, previous: Any, by: Actor, now: float) -> None:
-    """Records in the audit log that `by` forced a change of an immutable tag. The tag history has a separate entry for
-    the change. `previous`: the digest that the tag pointed at before the change."""
+def _record_forced_change(
+    db: apsw.Connection, repo: RepositoryName, tag: Tag, previous: Any, by: Actor, now: float
+) -> None:
+    """Records in the audit log that `by` forced a change of an immutable tag. `previous`: the digest that the tag
+    pointed at before the change."""
     record(db, by, now, "tag.force", repo, {"previous": previous}, part=f":{tag}")
 
 
 def _batches(manifests: Sequence[PlannedManifest]) -> list[list[Digest]]:
-    """Divides manifests into batches. Each transaction puts back one batch; the last transaction also tries a second
-    batch. If there are no manifests, returns one empty batch."""
+    """Divides manifests into batches, in their order. If there are no manifests, returns one empty batch."""
     batches: list[list[Digest]] = [[]]
     batch_bytes = 0
     for manifest in manifests:
-        if len(batches[-1]) >= MAX_PUT_BACK_AT_ONCE or batch_bytes >= MAX_BYTES_AT_ONCE:
+        if len(batches[-1]) >= MAX_BATCH_MANIFESTS or batch_bytes >= FULL_BATCH_BYTES:
             batches.append([])
             batch_bytes = 0
         batches[-1].append(manifest.digest)

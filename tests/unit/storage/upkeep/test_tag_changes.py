@@ -372,7 +372,7 @@ async def test_the_work_of_one_restore_is_limited(
     assert not (await store.repositories(None, 10)).items
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MAX_PUT_BACK_AT_ONCE", 2), ("MAX_BYTES_AT_ONCE", 1)])
+@pytest.mark.parametrize(("limit", "value"), [("MAX_BATCH_MANIFESTS", 2), ("FULL_BATCH_BYTES", 1)])
 async def test_many_manifests_are_put_back_in_several_transactions(
     store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:

@@ -37,7 +37,7 @@ def findings_of(
 ) -> list[Finding]:
     """Returns the findings of the check of `program` with the files below `root`."""
     hosts = [host for name in upstreams for host in mirrored_hosts(Upstream(name=name))]
-    return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
+    return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, probe_result=answer)
 
 
 def problems_in(findings: Sequence[Finding]) -> list[Finding]:

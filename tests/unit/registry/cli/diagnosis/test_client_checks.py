@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.diagnosis.client_check import CHECKS, programs_on_this_machine
+from registry.cli.diagnosis.client_check import CHECKS, installed_programs
 from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry
 from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
@@ -334,11 +334,11 @@ def test_a_registry_that_requires_client_certificates(tmp_path: Path) -> None:
     assert "http://" not in first.next_step
 
 
-def test_programs_on_this_machine(tmp_path: Path) -> None:
+def test_installed_programs(tmp_path: Path) -> None:
     """Only programs with a file on the machine are checked."""
-    assert programs_on_this_machine(tmp_path) == []
+    assert installed_programs(tmp_path) == []
     write_files(tmp_path, **{CONFIG: "", "usr/bin/podman": ""})
-    assert programs_on_this_machine(tmp_path) == ["containerd", "podman"]
+    assert installed_programs(tmp_path) == ["containerd", "podman"]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -383,4 +383,4 @@ def test_a_mirror_of_docker_that_is_not_a_url(tmp_path: Path) -> None:
 
 def test_the_search_for_programs_survives_system_errors(tmp_path: Path) -> None:
     """If system calls fail, the search for programs finds none."""
-    assert programs_on_this_machine(tmp_path / ("a" * 300)) == []
+    assert installed_programs(tmp_path / ("a" * 300)) == []
