@@ -1,15 +1,18 @@
 """The interface that lists and evicts cached images (`CachedImages`). A mirror caches images of other registries, its
 *upstreams*.
 
-A *root manifest* is a manifest that no stored index of its repository lists and that has no stored subject. An *image*
-is a root manifest with its children (the manifests that it lists), its referrers (the manifests whose `subject` it is),
-and recursively their children and referrers. A *link* is the right of a repository to serve a blob. To *evict* an image
-is to delete the root manifest, its tags, the children and referrers that nothing else needs, and the repository's links
-to blobs that only deleted manifests refer to. The next pull fetches the image from the upstream again.
-
-The last pull of an image is the latest time at which a client pulled, or the mirror stored, one of its manifests. A
-*sighting* records when the mirror first saw a tag of the upstream point at a digest. A *cooldown* is the time that has
-to pass after a sighting before clients get the new digest.
+- A *root manifest* is a manifest that no stored index of its repository lists, and whose subject is not stored.
+- An *image* is a root manifest with all its children and referrers. The *children* of a manifest are the manifests that
+  it lists. Its *referrers* are the manifests that name it as their `subject`. Children and referrers can have children
+  and referrers, which are part of the image.
+- A *link* is the right of a repository to serve a blob.
+- To *evict* an image is to delete its root manifest, the tags of the root manifest, the children and referrers that
+  nothing else needs, and the repository's links to blobs that only deleted manifests refer to. The next pull fetches
+  the image from the upstream again.
+- The *last pull* of an image is the latest time at which a client pulled one of its manifests, or the mirror stored
+  one.
+- A *sighting* records when the mirror first saw a tag of the upstream point at a digest.
+- A *cooldown* is the time that has to pass after a sighting before clients get the new digest.
 """
 
 from __future__ import annotations
@@ -30,18 +33,17 @@ IsKept = Callable[[RepositoryName], bool]
 """Returns True if no image of the repository may be evicted."""
 
 FindDigestDuringCooldown = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
-"""Called with a mirrored repository, a tag and the tag's sightings. Returns the older digest that clients get while a
+"""Receives a mirrored repository, a tag, and the tag's sightings. Returns the older digest that clients get while a
 cooldown holds back the newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not
-get any digest yet. Called in a thread."""
+get an older digest either. Called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldowns:
-    """The cooldowns of all upstreams. `longest`: the longest cooldown, in seconds. `served_instead`: returns the digest
-    that clients get while a cooldown holds back a newer digest."""
+    """The cooldowns of all upstreams. `longest`: the longest cooldown, in seconds."""
 
     longest: float
-    served_instead: FindDigestDuringCooldown
+    digest_during_cooldown: FindDigestDuringCooldown
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ class DroppedLinks:
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """The images of one upstream. `images`: number of images. `oldest_pull`: the earliest of the images' last pulls, in
-    seconds since 1970; None if there is no image."""
+    """The images of one upstream. `images`: number of images. `oldest_pull`: the earliest last pull of these images,
+    in seconds since 1970; None if there is no image."""
 
     images: int
     oldest_pull: float | None
@@ -102,8 +104,8 @@ class CachedImage:
 
 @dataclass(frozen=True, slots=True)
 class CachedImagePage:
-    """A page of a list of images. `total`: number of images in the whole list. `is_complete`: False if the list lacks
-    some images, because there are more than `MAX_LISTED_IMAGES`."""
+    """A page of a list of images. `total`: number of images in the whole list. `is_complete`: False if more than
+    `MAX_LISTED_IMAGES` images match the request, so that the list lacks some of them."""
 
     images: Sequence[CachedImage]
     total: int
@@ -112,15 +114,15 @@ class CachedImagePage:
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """Determines which images must not be evicted:
+    """Rules that protect images. An image must not be evicted in any of these cases:
 
-    - the images of a repository for which `is_kept` returns True;
-    - an image that refers to a blob that is being downloaded now (its digest is in `downloads`);
-    - an image that lacks some of its blobs, if its last pull is after the time `recent_pull_after` (seconds since
-      1970): a client may still be pulling the image;
-    - an older image that clients get while a cooldown (`cooldowns`; None: no cooldowns) holds back a newer image: the
-      upstream may no longer have the older one;
-    - an image that a *frozen* tag (a tag that no longer follows the upstream) points at."""
+    - `is_kept` returns True for the image's repository.
+    - One of the image's blobs is being downloaded: `downloads` contains the blob's digest.
+    - The image lacks some of its blobs, and its last pull is after the time `recent_pull_after` (seconds since 1970). A
+      client may still be pulling such an image.
+    - Clients get the image while a cooldown holds back a newer image. The upstream may no longer have the older image.
+      `cooldowns` is None if there are no cooldowns.
+    - A *frozen* tag (a tag that no longer follows the upstream) points at the image."""
 
     is_kept: IsKept
     downloads: Set[Digest]
@@ -130,29 +132,31 @@ class EvictionRules:
 
 class CachedImages(Protocol):
     """The images of all mirrors. Methods that change something raise StorageFull, StorageFailed. On a full disk, these
-    methods may use the whole reserve: disk space that is allocated in advance, so that content can be deleted."""
+    methods may use the whole reserve (disk space that is kept allocated for deletions)."""
 
     async def evict_next(
         self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
     ) -> EvictedImage | bool:
-        """Checks a few images of these upstreams, least recently pulled ones first, in one transaction. Evicts and
-        returns the first image that the rules allow to evict. If there is no such image, returns True if more images
-        may be left to check, otherwise False. The caller makes a series of calls. `started`: time at which the series
-        began (seconds since 1970). An image that must stay is checked only once in a series. `by`: the actor that
-        the audit log names.
+        """Checks a few images of these upstreams, the least recently pulled image first, in one transaction. Evicts the
+        first image that `rules` do not protect. The caller makes a series of calls, and each call continues the checks.
+        `started`: time at which the series began, in seconds since 1970. `by`: the actor that the audit log names.
+        Returns:
 
-        If the image to evict has very many tags, the call deletes only some of the tags, so that the transaction stays
-        short, and returns True. The next call continues with this image. `EvictedImage.tags` then has only the tags
-        that were left."""
+        - the evicted image.
+        - True if this call has evicted no image, but images may be left to check.
+        - False if no image is left to check.
+
+        An image with very many tags takes several calls. Each of them deletes some of the tags and returns True. The
+        last one evicts the image, and returns in `EvictedImage.tags` only the tags that were left."""
         ...
 
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, usage_scope: str
     ) -> list[EvictedImage]:
-        """Returns the images that would be evicted to free `bytes_to_free` bytes in the usage scope named
-        `usage_scope`, in the order of their eviction. A *usage scope* is a set of repositories whose stored bytes are
-        counted (`storage.usage`). Here `EvictedImage.bytes` counts only bytes freed in this scope. Changes nothing.
-        Runs in a thread."""
+        """Plans an eviction that frees `bytes_to_free` bytes in the usage scope named `usage_scope`. Evicts nothing.
+        Returns the images in the order of their eviction. A *usage scope* is a set of repositories whose stored bytes
+        are counted (`storage.usage`). `EvictedImage.bytes` counts only the bytes that become free in this scope. Runs
+        in a thread."""
         ...
 
     async def drop_unused_links(self, upstreams: Sequence[str], unused_since: float) -> DroppedLinks:
@@ -168,9 +172,10 @@ class CachedImages(Protocol):
     async def images(
         self, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
     ) -> CachedImagePage:
-        """Lists the images of these upstreams in repositories whose name contains `text`. Returns a page: at most
-        `limit` images, beginning at the position `offset` of the list. Reads at most `MAX_LISTED_IMAGES` images, to
-        limit the work. If there are more and `text` is empty, the list has those that eviction would check first. If
-        there are more and `text` is not empty, the list has those of the repositories whose names come first. Runs in a
-        thread."""
+        """Lists the images of these upstreams whose repository name contains `text`. Returns a page: at most `limit`
+        images, beginning at the position `offset` of the list. Runs in a thread. If more than `MAX_LISTED_IMAGES`
+        images match, the list has only this number of images:
+
+        - If `text` is empty, the images that eviction would check first.
+        - Otherwise, the images of the repositories whose names come first."""
         ...

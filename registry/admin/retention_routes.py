@@ -1,5 +1,5 @@
-"""The routes of `/api/v1/retention`. They show which tags the rules in the settings keep, and start the deletion of all
-other tags. The OpenAPI document shows the docstrings of the routes."""
+"""The routes of `/api/v1/retention`. They show which tags the retention rules in the settings keep, and start the job
+that applies the rules. The OpenAPI document shows the docstrings of the routes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = management_router()
 
 
 class TagDecisionResponse(BaseModel):
-    """What the rules decide on a tag."""
+    """The decision of a retention rule on a tag."""
 
     tag: str
     digest: str
@@ -38,7 +38,7 @@ class TagDecisionResponse(BaseModel):
 
     @classmethod
     def from_line(cls, line: PreviewLine) -> Self:
-        """Converts a line of a preview, which must be about a tag."""
+        """Converts a line of a preview. The line must be about a tag, not about an untagged manifest."""
         return cls(
             tag=line.tag or "",
             digest=line.digest,
@@ -54,16 +54,16 @@ class RetentionTotals(BaseModel):
 
     tags_kept: int
     tags_deleted: int
-    manifests_deleted: int = Field(description="Manifests that have no tag now and would be deleted")
+    manifests_deleted: int = Field(description="Manifests without a tag that the rule would delete now")
     bytes_freed: int = Field(
         description="Bytes that garbage collection frees after the rule has deleted the counted tags and manifests"
     )
     bytes_left: int = Field(
-        description="Bytes that the images of deleted tags still occupy, because the rule has no delete_untagged_after"
+        description="Bytes that the images of deleted tags keep occupying if the rule has no delete_untagged_after"
     )
     complete: bool = Field(
-        description="False: the repository has more than about 5000 tags or manifests, or the rule would delete more "
-        "than 20,000 manifests. The totals then count only a part of the tags and manifests"
+        description="False: the totals count only a part of the tags and manifests, because the repository has more "
+        "than about 5000 tags or manifests, or the rule would delete more than 20,000 manifests"
     )
 
     @classmethod
@@ -85,7 +85,7 @@ class RetentionPreviewResponse(BaseModel):
     rule: str
     items: list[TagDecisionResponse]
     next: str | None = Field(description="The parameter `after` of the next page; null: this is the last page")
-    totals: RetentionTotals | None = Field(description="Only on the first page")
+    totals: RetentionTotals | None = Field(description="Only on the first page; null: this is a later page")
 
 
 @router.get("/retention/preview", tags=["retention"])
@@ -95,15 +95,15 @@ async def preview_retention(
     after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=128)] = None,
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_ROWS)] = 100,
 ) -> RetentionPreviewResponse:
-    """Says for each tag of a repository whether the rules in the settings keep it, and why. The totals count the first
-    5000 tags; `entrepot retention preview` counts all. Needs the right `admin` on the repository."""
+    """Shows for each tag of a repository whether the rules in the settings keep the tag, and why. The totals count only
+    the first 5000 tags; `entrepot retention preview` counts all tags. Needs the right `admin` on the repository."""
     repo = RepositoryName(repository)
-    # Whoever has the right `admin` on a repository may grant rights on it, and may see the preview.
+    # Accounts with the right `admin` on a repository are those that may grant rights on it.
     if not caller.rights.may_grant(NamePattern(repo)):
         raise Denied(f"{caller.rights.account_name} may not see this preview without the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    # Each account runs one preview at a time. All clients in one network that have no login share one.
+    # Each account runs one preview at a time.
     async with preview.slots.slot(caller.visitor):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)
@@ -123,7 +123,7 @@ class RepositoryPreviewResponse(BaseModel):
     tags_kept: int
     tags_deleted: int
     complete: bool = Field(
-        description="False: the repository has more than about 5000 tags, and only the first of them were judged"
+        description="False: the counts include only the first tags, because the repository has more than about 5000"
     )
 
     @classmethod
@@ -156,7 +156,8 @@ async def preview_repositories(
 
 @router.post("/retention", tags=["retention"], status_code=202)
 async def apply_retention(caller: AdminCaller) -> JobResponse:
-    """Queues a job that deletes the tags and untagged manifests that no rule in the settings keeps."""
+    """Queues a job that applies the rules in the settings. In each repository that has a rule, the job deletes the tags
+    and untagged manifests that the rule does not keep."""
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
     return await queue_job(caller, retention_work.KIND, {})

@@ -1,5 +1,5 @@
-"""The route of `/api/v1/rights`, which shows what an account may do on a repository, and which grants allow it. The
-docstring of the route is the description in the OpenAPI document."""
+"""The route `/api/v1/rights`: shows what an account may do on a repository, and which grants allow it. The docstring of
+the route is the description in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.content import Actor
 from storage.names import RepositoryName
 
 ANONYMOUS_NAME: Final = Actor().name
-"""The name that stands for a client without a login."""
+"""The name for a client without a login."""
 
 router = management_router()
 
@@ -30,21 +30,25 @@ async def explain_rights_on(
     ],
     account: Annotated[
         str | None,
-        Query(alias="for", description="If omitted, your own account; `anonymous`: without a login", max_length=80),
+        Query(
+            alias="for",
+            description="An account, or `anonymous` for clients without a login. Default: your own account",
+            max_length=80,
+        ),
     ] = None,
 ) -> RightsResponse:
     """Shows what an account may do on a repository, and by which grants. You may ask about your own account and about
-    clients without a login, an admin about every account. Groups that an OpenID provider names at a login, and limits
-    of API tokens, are not taken into account."""
-    name = visible_account(caller, account)
+    clients without a login. An admin may ask about every account. The answer ignores the groups that an OpenID provider
+    names at a login, and the limits of API tokens."""
+    name = require_visible_account(caller, account)
     policy = request.app.service.access.policy
     return RightsResponse.from_explanation(await explain_rights(policy, name, RepositoryName(repository)))
 
 
-def visible_account(caller: Caller, text: str | None) -> AccountName | None:
-    """Returns the account whose rights the caller wants to see; None means a client without a login. If `text` is None,
-    this is the caller's own account. Raises AccountInvalid, and AccountUnknown if the caller may not see the
-    account."""
+def require_visible_account(caller: Caller, text: str | None) -> AccountName | None:
+    """Returns the account that `text` names; None: a client without a login. If `text` is None, returns the account of
+    the caller. Raises AccountInvalid if `text` is no name of an account, and AccountUnknown if the caller may not see
+    the account."""
     if text == ANONYMOUS_NAME or (text is None and caller.rights.name is None):
         return None
     name = AccountName(text or caller.rights.account_name)

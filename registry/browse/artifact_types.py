@@ -1,11 +1,13 @@
-"""Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
-packages in an image) or an attestation. A *referrer* is an artifact that refers to a manifest, such as the manifest of
-an image. This module verifies no signatures.
+"""Determines whether a referrer is a signature, an SBOM (a list of the packages in an image) or an attestation (a claim
+about an image, such as how it was built). Verifies no signatures.
 
-An *attestation* is a claim about an image, such as how it was built; its *predicate type* names the kind of claim. A
-*Sigstore bundle* is a file that contains a signature or a signed attestation. The manifest of a bundle can state the
-predicate type in an annotation (`storage.tag_listing.PREDICATE_ANNOTATION`). The *marks* of a manifest say whether it
-has a signature, an SBOM and an attestation."""
+- A *referrer* is an artifact whose manifest names another manifest, such as that of an image, as its `subject`.
+- A *referrer tag* has the digest of an image and a suffix, such as `.sig`, as its name. Older versions of cosign write
+  these tags.
+- The *predicate type* of an attestation names the kind of claim.
+- A *Sigstore bundle* is a file that contains a signature or a signed attestation. The manifest of a bundle can state
+  the predicate type in an annotation (`storage.tag_listing.PREDICATE_ANNOTATION`).
+- The *marks* of a manifest say whether the manifest has a signature, an SBOM and an attestation."""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from storage.tag_listing import BUNDLE_TYPE_PREFIX, ManifestFacts
 
 
 class Purpose(StrEnum):
-    """What a referrer is for."""
+    """The purpose of a referrer."""
 
     SIGNATURE = "signature"
     SBOM = "sbom"
@@ -27,7 +29,7 @@ class Purpose(StrEnum):
     OTHER = "other"
 
 
-_BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
+_PURPOSE_BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
     {
         "application/vnd.dev.cosign.artifact.sig.v1+json": Purpose.SIGNATURE,
         "application/vnd.cncf.notary.signature": Purpose.SIGNATURE,
@@ -46,12 +48,11 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
         "application/vnd.dev.cosign.artifact.att.v1+json": Purpose.ATTESTATION,
     }
 )
-"""The purpose of a referrer by its artifact type. All other types are `OTHER`, except those of Sigstore bundles."""
-_BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
+"""The purposes of referrers by their artifact types. The types of Sigstore bundles are not in this table."""
+_PURPOSE_BY_TAG_SUFFIX: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )
-"""The purpose of a referrer tag by its suffix. A *referrer tag* is the digest of an image and a suffix. Older versions
-of cosign write these tags."""
+"""The purposes of referrer tags by their suffixes."""
 _SBOM_PREDICATE_PREFIXES: Final = ("https://spdx.dev/", "https://cyclonedx.org/")
 """The predicate type of an attestation that contains an SBOM begins with one of these texts."""
 _SIGNATURE_PREDICATE_PREFIX: Final = "https://sigstore.dev/cosign/sign/"
@@ -59,36 +60,36 @@ _SIGNATURE_PREDICATE_PREFIX: Final = "https://sigstore.dev/cosign/sign/"
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
-    """Returns the purpose of a referrer of this artifact type. For a Sigstore bundle whose manifest states a predicate
-    type, call `purpose_of_predicate` instead."""
+    """Returns the purpose of a referrer with this artifact type. Returns `OTHER` if the type is None or unknown, and
+    `SIGNATURE` for the type of a Sigstore bundle. If the manifest of the bundle states a predicate type, call
+    `purpose_of_predicate` instead."""
     if artifact_type is None:
         return Purpose.OTHER
     if artifact_type.startswith(BUNDLE_TYPE_PREFIX):
         return Purpose.SIGNATURE
-    return _BY_TYPE.get(artifact_type, Purpose.OTHER)
+    return _PURPOSE_BY_TYPE.get(artifact_type, Purpose.OTHER)
 
 
 def purpose_of_tag(suffix: str) -> Purpose:
-    """Returns the purpose of a referrer tag that has `suffix` after the digest."""
-    return _BY_TAG.get(suffix, Purpose.OTHER)
+    """Returns the purpose of a referrer tag with this suffix."""
+    return _PURPOSE_BY_TAG_SUFFIX.get(suffix, Purpose.OTHER)
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns the purpose of a referrer with this predicate type. If `predicate` is empty, the referrer is a Sigstore
-    bundle whose manifest states no predicate type. The result is then `SIGNATURE`, because cosign has written bundles
-    of this kind only for signatures."""
+    """Returns the purpose of a referrer with this predicate type. `predicate` is empty for a Sigstore bundle whose
+    manifest states no predicate type. cosign has written such bundles only for signatures, so the purpose is then
+    `SIGNATURE`."""
     if not predicate or predicate.startswith(_SIGNATURE_PREDICATE_PREFIX):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATE_PREFIXES) else Purpose.ATTESTATION
 
 
-def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns the marks of a manifest: whether it is signed, has an SBOM and is attested.
+def marks_of(facts: ManifestFacts, predicates: Iterable[str], lists_attestations: bool) -> MarksView:
+    """Returns the marks of a manifest. An index can list attestations itself, as the indexes of BuildKit do.
 
-    - `facts`: has the referrers and referrer tags of the manifest.
-    - `predicates`: the known predicate types of the attestations that the manifest itself lists, as an index from
-      BuildKit does.
-    - `is_attested`: whether the manifest itself lists attestations."""
+    - `facts`: facts about the manifest, with its referrers and referrer tags.
+    - `predicates`: the known predicate types of the attestations that the manifest lists.
+    - `lists_attestations`: whether the manifest lists attestations. Their predicate types may be unknown."""
     types = (name for name in facts.referrer_types if not name.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),
@@ -98,5 +99,5 @@ def marks_of(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool)
     return MarksView(
         signed=Purpose.SIGNATURE in purposes,
         sbom=Purpose.SBOM in purposes,
-        attested=is_attested or Purpose.ATTESTATION in purposes,
+        attested=lists_attestations or Purpose.ATTESTATION in purposes,
     )

@@ -154,13 +154,13 @@ class OverviewReader:
             ]
         child_predicates = (name for child in own_children.values() for name in child.predicates)
         predicates = {*summary.predicates, *child_predicates}
-        is_attested = bool(predicates) or any(entry.is_attestation for entry in entries)
+        lists_attestations = bool(predicates) or any(entry.is_attestation for entry in entries)
         return Overview(
             summary=summary,
             platforms=platforms,
             more_platforms=summary.more_entries + len(summary.entries) - len(entries),
             created=parse_time(config.created) or parse_time(summary.created),
-            marks=marks_of(facts, predicates, is_attested),
+            marks=marks_of(facts, predicates, lists_attestations),
             children=own_children,
         )
 

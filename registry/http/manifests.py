@@ -43,8 +43,8 @@ async def get_manifest(exchange: Exchange) -> None:
         manifest = None  # must not stay in memory while a slow client receives the response
         await _send_unchanged(exchange, reference, descriptor.digest)
         return
-    # `budget_share` is the part of the budget that this response uses. Responses with the same manifest send the same
-    # cached bytes. With the digest as the key, the budget counts these bytes only once.
+    # Responses with the same manifest send the same cached bytes. With the digest as the key, the budget counts these
+    # bytes only once.
     budget_share = exchange.body_memory.response_share(key=descriptor.digest)
     if not budget_share.try_grow(descriptor.size):
         manifest = None  # must not stay in memory while `hold_response` waits
@@ -70,14 +70,14 @@ async def _send_unchanged(exchange: Exchange, reference: Reference, digest: Dige
 
 def _headers(exchange: Exchange, reference: Reference, digest: Digest) -> list[Header]:
     """Returns the headers of a response with a manifest, except Content-Type and Content-Length. `reference`: the tag
-    or digest in the request. If `reference` is a digest, the headers let the client cache the manifest and never ask
-    again."""
+    or digest in the request. If `reference` is a digest, the headers let the client cache the manifest without
+    revalidation."""
     caching = IMMUTABLE if isinstance(reference, Digest) else REVALIDATE
     return [*content_headers(digest), caching, *warning_headers(exchange.notice)]
 
 
 async def head_manifest(exchange: Exchange) -> None:
-    """Sends the headers of a manifest: the type, the length and the digest."""
+    """Answers a HEAD: sends the headers of a manifest, such as its type, length and digest."""
     reference = as_reference(exchange.resource_id)
     descriptor: Descriptor = await exchange.registry.resolve_manifest(exchange.repo, reference)
     exchange.pull = exchange.repo, descriptor.digest
@@ -92,7 +92,7 @@ async def head_manifest(exchange: Exchange) -> None:
 
 async def put_manifest(exchange: Exchange) -> None:
     """Stores a manifest under the tag or digest in the path, and under the tags in the query. The Location header of
-    the response has the digest, because the tag can point at another manifest later."""
+    the response has the manifest's digest."""
     reference = as_reference(exchange.resource_id)
     query_tags = _read_query_tags(exchange)
     condition = read_put_condition(exchange)
@@ -106,7 +106,7 @@ async def put_manifest(exchange: Exchange) -> None:
         parsed = Manifest.parse(small_body, media_type, expected)
         headers = await _store(exchange, parsed, reference, query_tags, condition)
     else:
-        receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _too_large(exchange, max_bytes))
+        receiving = exchange.body_memory.receive_body(exchange, max_bytes, lambda: _size_error(exchange, max_bytes))
         async with receiving as body:
             manifest = await _parse(exchange, body, media_type, expected)
             headers = await _store(exchange, manifest, reference, query_tags, condition)
@@ -116,11 +116,11 @@ async def put_manifest(exchange: Exchange) -> None:
 
 
 async def _parse(exchange: Exchange, body: bytes, media_type: str | None, expected: Digest | None) -> Manifest:
-    """Returns the parsed manifest. `expected`: the digest that the manifest must have; None: any digest. If the
-    manifest has another digest than `expected`, raises DigestInvalid. Raises ManifestInvalid.
+    """Returns the parsed manifest. `expected`: the digest that the manifest must have; None: any digest. Raises
+    ManifestInvalid. Raises DigestInvalid if the manifest does not have the digest `expected`.
 
-    A worker parses one large manifest at a time, because parsing needs up to three times the manifest's size in memory.
-    The worker stores several manifests at a time, because storing a manifest may have to wait for an upstream."""
+    A worker parses only one large manifest at a time, because parsing needs up to three times the manifest's size in
+    memory."""
     if len(body) <= _MAX_PARSED_ON_LOOP_BYTES:
         return Manifest.parse(body, media_type, expected)
     return await exchange.body_memory.run_one_at_a_time(
@@ -162,7 +162,7 @@ async def delete_manifest(exchange: Exchange) -> None:
 
 def _read_media_type(exchange: Exchange) -> str | None:
     """Returns the media type in Content-Type, without parameters. Returns None if the request has no Content-Type.
-    Raises ManifestInvalid if the request has several types, or a type that is not ASCII text."""
+    Raises ManifestInvalid if the request has several types, or its type is not ASCII text."""
     types = {value.partition(b";")[0].strip(b" \t") for value in exchange.headers(b"content-type")}
     if len(types) > 1:
         raise ManifestInvalid("the request has more than one Content-Type")
@@ -173,15 +173,15 @@ def _read_media_type(exchange: Exchange) -> str | None:
 
 
 def _read_query_tags(exchange: Exchange) -> list[Tag]:
-    """Returns the values of the query parameter `tag`, without repetitions. If a value is not a tag, raises TagInvalid.
-    Raises TooManyTags."""
+    """Returns the values of the query parameter `tag`, without repetitions. Raises TagInvalid if a value is not a tag.
+    Raises TooManyTags if there are more than `tags_per_put` values."""
     names = exchange.query.all("tag")
     if len(names) > exchange.limits.tags_per_put:
         raise TooManyTags(f"{len(names)} tags in one request; at most {exchange.limits.tags_per_put} are accepted")
     return list(dict.fromkeys(map(Tag, names)))
 
 
-def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
+def _size_error(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
     if exchange.length is None:
         return ManifestTooLarge(
             f"the manifest has more than {max_bytes} bytes, the largest size that this registry accepts"
@@ -190,11 +190,10 @@ def _too_large(exchange: Exchange, max_bytes: int) -> ManifestTooLarge:
 
 
 async def _check_condition_on_digest(exchange: Exchange, digest: Digest, condition: Condition) -> None:
-    """Checks `condition` before a PUT by digest. Raises PreconditionFailed if it does not hold.
+    """Checks the condition of a PUT by digest. Raises PreconditionFailed if the condition does not hold.
 
-    A condition keeps a PUT from overwriting content that another client has just stored. A PUT by digest cannot
-    overwrite other content. So this condition is checked before the transaction that stores the manifest. A condition
-    for a tag is checked in the transaction."""
+    A PUT by digest cannot overwrite content that another client has just stored. So the check need not be in the
+    transaction that stores the manifest."""
     try:
         current: Digest | None = (await exchange.registry.resolve_manifest(exchange.repo, digest)).digest
     except ManifestUnknown:

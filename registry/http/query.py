@@ -13,18 +13,18 @@ from registry.request import RequestInvalid
 from storage.names import shown
 
 MAX_PARAMETERS: Final = 1000
-"""Largest number of parameters in a query. Clients send up to a hundred, such as one for each tag of a manifest, or one
-for each repository that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
+"""Largest number of parameters in a query. Clients send up to a hundred. Parsing ten thousand parameters would block
+the event loop for 30 ms."""
 MAX_NUMBER: Final = 10**18 - 1
-"""Largest number that a client can send as an id, a position or an amount. SQLite stores numbers up to 2^63 - 1, and
-its Python library raises OverflowError for larger ones."""
+"""Largest number that a client can send, such as an id, a position or an amount. SQLite can store it: the limit of
+SQLite is 2^63 - 1."""
 _MAX_NUMBER_DIGITS: Final = 18
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def percent_decode(raw: bytes, what: str) -> str:
-    """Returns `raw` percent-decoded. `what` names the text in errors, such as "the path". Raises RequestInvalid for a
-    '%' without two hex digits, bytes that are not UTF-8, and a NUL character."""
+    """Returns `raw` percent-decoded. `what` is the name of the text in error messages, such as "the path". Raises
+    RequestInvalid for a '%' without two hex digits, bytes that are not UTF-8, and a NUL character."""
     if _BAD_ESCAPE.search(raw):
         raise RequestInvalid(f"{what} has a '%' that is not followed by two hex digits")
     try:
@@ -37,8 +37,8 @@ def percent_decode(raw: bytes, what: str) -> str:
 
 
 def parse_number(text: str, problem: str) -> int:
-    """Returns the number, from 0 to `MAX_NUMBER`, that `text` states in ASCII digits. Raises RequestInvalid with the
-    message `problem` for any other text."""
+    """Returns the number that `text` states in ASCII digits. If `text` is anything else, or the number exceeds
+    `MAX_NUMBER`, raises RequestInvalid with the message `problem`."""
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS:
         raise RequestInvalid(problem)
     return int(text)
@@ -56,7 +56,7 @@ class Query:
     __slots__ = ("_values",)
 
     def __init__(self, raw: bytes) -> None:
-        """Parses `raw`, the text after the '?'. Raises RequestInvalid if it cannot be parsed or has too many
+        """Parses `raw`, the text after the '?'. Raises RequestInvalid if `raw` cannot be parsed or has too many
         parameters."""
         self._values: dict[str, list[str]] = {}
         check_parameter_count(raw)
@@ -74,7 +74,7 @@ class Query:
 
     def one(self, name: str) -> str | None:
         """Returns the value of a parameter. Returns None if the query does not have the parameter. Raises
-        RequestInvalid if the query has it more than once."""
+        RequestInvalid if the query has the parameter more than once."""
         values = self._values.get(name)
         if values is None:
             return None

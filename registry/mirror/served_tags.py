@@ -118,7 +118,7 @@ class ServedTags:
             sightings = [Sighting(now, cached.digest)]
         return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
 
-    def served_instead(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
+    def digest_during_cooldown(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that is served while the cooldown holds back the newest one. Returns None if the newest
         digest is not held back, or if no digest may be served yet. Can be called in any thread."""
         cooldown = self.cooldown(repo, tag)

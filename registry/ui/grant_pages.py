@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.caller import Caller
-from registry.admin.rights_routes import ANONYMOUS_NAME, visible_account
+from registry.admin.rights_routes import ANONYMOUS_NAME, require_visible_account
 from registry.auth.administration import parse_actions, parse_pattern
 from registry.auth.rights.explanation import RightsExplanation, explain_rights
 from registry.http.query import Query
@@ -149,7 +149,7 @@ async def show_rights(request: Request) -> Response:
     problem: FormProblem | None = None
     if repository:
         try:
-            name = visible_account(caller, account or ANONYMOUS_NAME)
+            name = require_visible_account(caller, account or ANONYMOUS_NAME)
             explanation = await explain_rights(request.app.service.access.policy, name, RepositoryName(repository))
         except FORM_ERRORS as error:
             problem = problem_of(error)

@@ -98,16 +98,16 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
 
     tags_by_upstream = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
-    def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
+    def digest_during_cooldown(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the older digest that clients get while a cooldown holds back the newest digest. Returns None if no
         cooldown holds back the newest digest, or if there is no older digest that clients may get. `sightings`: the
         digests that the mirror saw the tag point at, with the times."""
         served_tags = tags_by_upstream.get(repo.partition("/")[0])
-        return None if served_tags is None else served_tags.served_instead(repo, tag, sightings)
+        return None if served_tags is None else served_tags.digest_during_cooldown(repo, tag, sightings)
 
-    # The longest cooldown limits how far back the store looks for moved tags. `served_instead` applies the cooldown of
-    # the tag's upstream.
-    return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
+    # The longest cooldown limits how far back the store looks for moved tags. `digest_during_cooldown` applies the
+    # cooldown of the tag's upstream.
+    return Cooldowns(max(upstream.cooldown for upstream in upstreams), digest_during_cooldown)
 
 
 # The functions below load the modules for imports only when an import runs, because most servers never import content.

@@ -1,11 +1,10 @@
-"""Decides when an eviction for free space on the disk is complete (`FreeSpaceGoal`). After an eviction without effect,
-pauses the automatic evictions for free space (`EvictionPause`).
+"""An *eviction for free space* evicts cached images while the disk has too little free space. `FreeSpaceGoal` decides
+when the eviction ends. `EvictionPause` pauses the automatic evictions after an eviction without effect.
 
 The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
 the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
-only after some seconds. In these cases, an eviction that goes on until the disk has enough free space would empty the
-whole cache. So each eviction ends when it has removed as many bytes as the disk lacks. If the free space has not grown,
-the next eviction follows only after a pause.
+only after some seconds. So that an eviction does not empty the whole cache in these cases, it ends when it has evicted
+as many bytes as the disk lacks. If the free space has not grown, the next eviction follows only after a pause.
 """
 
 from __future__ import annotations
@@ -31,58 +30,59 @@ happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
-"""Each pause is longer than the previous pause by this factor, but not longer than `LONGEST_PAUSE_SECONDS`. So
-evictions without an effect remove only a small part of the cache each day. After an eviction with an effect, the next
-pause has `FIRST_PAUSE_SECONDS` again."""
+"""Each pause is longer than the previous pause by this factor, up to `LONGEST_PAUSE_SECONDS`. An eviction with an
+effect resets the next pause to `FIRST_PAUSE_SECONDS`."""
 log = logging.getLogger("storage.eviction")
 
 
 class FreeSpaceGoal:
-    """The goal of one eviction for free space. The eviction ends when `target` bytes of the disk are free. It ends
-    earlier in two cases: it has evicted as many bytes as were lacking at the start, or a backup holds back the removal
-    of blobs."""
+    """The goal of one eviction for free space. The eviction ends in any of these cases:
+
+    - `target` bytes of the disk are free.
+    - The eviction has evicted as many bytes as were lacking at its start.
+    - A backup prevents the removal of blobs."""
 
     def __init__(self, collector: Collector, free_bytes: Callable[[], int | None], target: int) -> None:
         """`free_bytes`: returns the number of free bytes of the disk, or None if the number is not known."""
         self._collector = collector
         self._free_bytes = free_bytes
         self._target = target
-        self._free_at_start = self._free()
+        self._free_at_start = self._free_bytes_or_target()
         self._freed_bytes = 0
-        """By how many bytes the free space has grown during the removals. Ignores changes between the removals, such as
-        writes of other programs."""
+        """The number of bytes by which the free space has grown during the calls of `free_blobs`."""
         self.evicted_bytes = 0
-        """Size of the blobs that no repository has any more because of this eviction."""
+        """Size of the blobs that this eviction has removed from their last repository."""
         self.is_blocked = False
-        """Whether the eviction ended because a backup holds back the removal of blobs."""
+        """Whether a backup prevented the removal of blobs at the last call of `is_reached`."""
 
     async def is_reached(self) -> bool:
-        """Returns whether to end the eviction."""
+        """Returns whether the eviction must end, and sets `is_blocked`."""
         self.is_blocked = not await self._collector.may_remove_blobs()
         lacking_bytes = self._target - self._free_at_start
-        return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free() >= self._target
+        return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free_bytes_or_target() >= self._target
 
     async def free_blobs(self, size: int) -> None:
-        """Frees the blobs that no repository has any more. `size`: their size in bytes, which this method adds to
-        `evicted_bytes`."""
-        free_before = self._free()
+        """Frees the blobs that no repository has any more. Adds their total size, `size` bytes, to `evicted_bytes`."""
+        free_before = self._free_bytes_or_target()
         await self._collector.free_unlinked_blobs()
-        self._freed_bytes += max(0, self._free() - free_before)
+        self._freed_bytes += max(0, self._free_bytes_or_target() - free_before)
         self.evicted_bytes += size
 
     @property
-    def effect(self) -> int:
-        """By how many bytes the free space has grown: since the start, or only during the removals if this is more."""
-        return max(self._freed_bytes, self._free() - self._free_at_start)
+    def gained_bytes(self) -> int:
+        """The number of bytes by which the free space has grown: since the start of the eviction, or during the calls
+        of `free_blobs` if this number is larger."""
+        return max(self._freed_bytes, self._free_bytes_or_target() - self._free_at_start)
 
     @property
     def has_effect(self) -> bool:
-        """Whether the free space has grown by a large enough fraction of the evicted bytes. Also True if nothing was
+        """Whether the free space has grown by at least `EFFECTIVE_FRACTION` of the evicted bytes. True if nothing was
         evicted."""
-        return self.effect >= self.evicted_bytes * EFFECTIVE_FRACTION
+        return self.gained_bytes >= self.evicted_bytes * EFFECTIVE_FRACTION
 
-    def _free(self) -> int:
-        """Returns the number of free bytes. If it is not known, returns the target, so that nothing is evicted."""
+    def _free_bytes_or_target(self) -> int:
+        """Returns the number of free bytes. If this number is not known, returns the target, so that the eviction
+        ends."""
         free_bytes = self._free_bytes()
         return self._target if free_bytes is None else free_bytes
 
@@ -106,9 +106,9 @@ class EvictionPause:
         """Returns whether any process has begun a pause that has not ended. Raises StorageFailed."""
         return self._leases.are_slots_held(PAUSE_SLOT, 1)
 
-    async def note(self, goal: FreeSpaceGoal) -> None:
-        """Begins a pause if the eviction with this goal had no effect. If the eviction had an effect, makes the next
-        pause short again. If a backup ended the eviction, does nothing."""
+    async def note_eviction(self, goal: FreeSpaceGoal) -> None:
+        """Call this when the eviction with this goal has ended. If the eviction had no effect, begins a pause. If the
+        eviction had an effect, resets the length of the next pause. If a backup ended the eviction, does nothing."""
         if goal.is_blocked:
             return
         if not goal.has_effect:
@@ -119,7 +119,7 @@ class EvictionPause:
 
     async def update(self) -> None:
         """Ends the pause that this process has begun, if the pause has lasted long enough or the free space has grown.
-        Logs once in each pause that the eviction had no effect, when this is certain (`SETTLE_SECONDS`)."""
+        In each pause, logs once after `SETTLE_SECONDS` that the eviction had no effect."""
         if self._goal is None:
             return
         if self._goal.has_effect:
@@ -135,7 +135,7 @@ class EvictionPause:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the pause that this process has begun. Does nothing if there is none."""
+        """Ends the pause that this process has begun. Does nothing if this process has not begun a pause."""
         self._goal = None
         await self._slot.aclose()
 
@@ -146,6 +146,6 @@ class EvictionPause:
             "snapshots, or keep them on another disk. The cache is not evicted for free space in the next %.0f minutes "
             "unless the free space grows",
             size_text(goal.evicted_bytes),
-            size_text(max(0, goal.effect)),
+            size_text(max(0, goal.gained_bytes)),
             (self._pause_seconds - SETTLE_SECONDS) / 60,
         )

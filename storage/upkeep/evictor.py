@@ -178,7 +178,7 @@ class Evictor:
             count = await self._evict_to_budgets(ignore_evicted)
             if self._must_free_space():
                 goal, count_for_space = await self._evict_for_space(ignore_evicted)
-                await self._pause.note(goal)
+                await self._pause.note_eviction(goal)
                 count += count_for_space
             return count > 0
 

@@ -1,5 +1,5 @@
-"""Adapts the server's class for connections (`RegistryProtocol`) to uvicorn, so that a plain `uvicorn.Server` can use
-it: `uvicorn.Config(app, http=…)`."""
+"""Adapts `RegistryProtocol`, the server's class for connections, to uvicorn: a plain `uvicorn.Server` can use the class
+that `uvicorn_protocol_class` returns."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ if TYPE_CHECKING:
 def uvicorn_protocol_class(
     limits: ServerLimits | None = None, proxies: TrustedProxies | None = None
 ) -> type[asyncio.Protocol]:
-    """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop. `limits`: the
-    limits for the connections; None: the default ones. `proxies`: the trusted reverse proxies; None: there are none.
+    """Returns the class to pass to `uvicorn.Config` as `http=`. Use each returned class for one server in one event
+    loop. `limits`: the limits for the connections; None: the default limits. `proxies`: the trusted reverse proxies;
+    None: there are none.
 
-    uvicorn creates an object of the class for each connection. The number of connections is not limited, because
-    uvicorn accepts them. The server's own workers accept connections with `registry.server.gate.acceptor`, which
-    enforces a limit. uvicorn's setting `root_path` has no effect.
+    The number of connections is not limited, because uvicorn accepts the connections. uvicorn's setting `root_path` has
+    no effect.
     """
-    # Empty until the first connection, because uvicorn passes `config` (with the application), `server_state` and
-    # `app_state` only when it creates an object for a connection. After that the list has one object, which all
-    # connections share.
+    # uvicorn creates an object of the class for each connection. The first object adds the context, which all
+    # connections share: the context needs values that uvicorn passes only to these objects.
     contexts: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):
@@ -40,14 +39,13 @@ def uvicorn_protocol_class(
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
             if not contexts:
-                loop, used_limits = _loop or asyncio.get_running_loop(), limits or ServerLimits()
-                budget = UnsentBudget(used_limits.unsent_bytes, used_limits.unsent_wait_seconds, loop.time)
+                loop, effective_limits = _loop or asyncio.get_running_loop(), limits or ServerLimits()
+                budget = UnsentBudget(effective_limits.unsent_bytes, effective_limits.unsent_wait_seconds, loop.time)
                 app = config.loaded_app
-                contexts.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
+                contexts.append(WorkerContext(app, loop, effective_limits, budget, server_state, app_state, proxies))
             super().__init__(contexts[0])
 
-        # The server's own workers check the timeouts of all their connections together. uvicorn does not, so each
-        # connection has a timer.
+        # uvicorn does not check the timeouts of the connections, so each connection has a timer.
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)

@@ -33,12 +33,12 @@ from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_log import log
 
 _FIRST_BACKOFF_SECONDS = 0.1
-"""The *back-off* (pause) before the second restart of a worker that dies repeatedly. The first restart has no back-off.
-From the third restart on, the back-off doubles each time."""
+"""The first *back-off*: a pause before the restart of a worker that dies repeatedly. The first restart has no back-off,
+the second restart has this back-off, and each later restart has twice the back-off of the restart before it."""
 _MAX_BACKOFF_SECONDS = 10.0
 """The longest back-off."""
 _STABLE_SECONDS = 10.0
-"""If a worker dies after it was ready and has run for this long, its restart counts as the first one again."""
+"""If a worker that was ready dies after it has run for at least this time, its restart counts as a first restart."""
 _SIGNAL_PIPE_BYTES = 1 << 16
 """At least the capacity of the signal pipe (pipe(7)), so that one read empties the pipe."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5
@@ -48,9 +48,9 @@ receives it during this pause, and stops the server."""
 
 
 class Supervisor:
-    """Runs the workers, and handles signals. SIGTERM and SIGINT stop the server gracefully. A second SIGINT kills it
-    immediately. SIGHUP reloads the configuration, and SIGUSR2 restarts the server. Requests on the control socket can
-    do the same.
+    """Runs the workers, and handles signals. SIGTERM and SIGINT stop the server gracefully. A SIGINT during such a
+    stop kills all processes immediately. SIGHUP reloads the configuration, and SIGUSR2 restarts the server. The control
+    socket accepts requests for a reload and for a restart.
 
     A worker that is told to stop accepts no more connections, but may complete its requests within the grace period.
     All processes are in the supervisor's process group.
@@ -63,9 +63,10 @@ class Supervisor:
         change_options: LiveChangeOptions,
         on_ready: Callable[[], None] | None,
     ) -> None:
-        """`options`: how the workers serve, and their listening sockets, which a stop closes. `workers`: the number of
-        worker processes. `change_options`: the options for reloads and restarts of the running server. `on_ready` is
-        called once, in the supervisor, when all workers accept connections."""
+        """- `options`: the options of the workers, with the listening sockets. A stop closes these sockets.
+        - `workers`: the number of worker processes.
+        - `change_options`: the options for reloads and restarts of the running server.
+        - `on_ready` is called once, in the supervisor, when all workers accept connections."""
         self._options = options
         self._worker_count = workers
         self._change_options = change_options
@@ -75,7 +76,7 @@ class Supervisor:
         self._exit_messages: dict[int, str] = {}  # index -> how the worker ended, for the log line at its restart
         self._start_succeeded = False  # whether all workers have been ready at the same time
         self._is_stopping = False
-        self._was_interrupted = False  # whether a first SIGINT has arrived
+        self._was_interrupted = False  # whether a SIGINT has arrived
         self._give_up_at = float("inf")  # when to exit even if killed workers have not ended
         self._exit_code = 0
         self._failure: str | None = None  # why the start of the server failed
@@ -84,8 +85,8 @@ class Supervisor:
         os.set_blocking(self._signal_writer, False)
         self._alive_pipe = os.pipe() if change_options.handover is None else change_options.handover.alive_pipe
         """The reading and the writing end of a pipe to which nothing is written. Only the supervisor keeps the writing
-        end, so the workers, which watch the reading end, notice when the supervisor dies."""
-        # With epoll instead of poll, a forked child would share the parent's set of descriptors.
+        end. The workers watch the reading end, and notice the end of the pipe when the supervisor dies."""
+        # Not epoll: a forked child would share the parent's set of descriptors.
         self._selector = selectors.PollSelector()
         self._pool = WorkerPool(
             options, self._selector, self._alive_pipe, self._on_answer, self._on_exit, self._unregistered_files
@@ -96,8 +97,8 @@ class Supervisor:
         self._control: ControlSocket | None = None
 
     def run(self) -> tuple[int, str | None]:
-        """Starts the workers, and returns after a stop, when all workers have ended. Returns the exit code, and why the
-        start of the server failed, in one line; None instead of this reason if the start did not fail.
+        """Runs the workers until the server has stopped and all workers have ended. Returns two values: the exit code,
+        and one line that says why the start of the server failed. The second value is None if the start did not fail.
 
         Call this method in the main thread, for two reasons: only the main thread can set signal handlers, and the
         kernel kills the workers when the thread that forked them ends.
@@ -105,7 +106,7 @@ class Supervisor:
         self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         handlers_before = {signal_number: signal.signal(signal_number, self._on_signal) for signal_number in SIGNALS}
         wakeup_before = signal.set_wakeup_fd(self._signal_writer, warn_on_full_buffer=False)
-        # The signals are blocked if an old version has just executed this one (`Successor.execute`).
+        # An old version of the program blocks the signals before it executes this one (`Successor.execute`).
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             self._listen_for_control()
@@ -146,7 +147,7 @@ class Supervisor:
                 self._changes.step(time.monotonic())
 
     def _seconds_to_next_action(self, now: float) -> float | None:
-        """Returns for how many seconds the loop may wait for signals and pipes; None: without a limit."""
+        """Returns the number of seconds that the loop may wait for signals and pipes; None: there is no limit."""
         times = [worker.kill_at for worker in self._pool.workers.values()]
         if not self._changes.forbids_forks:
             times += self._starts_due.values()
@@ -184,9 +185,9 @@ class Supervisor:
                 self._changes.request_restart(no_reply)
 
     def _on_signal(self, signal_number: int, _: FrameType | None) -> None:
-        """Kills all workers and exits if this is the second SIGINT, or a SIGINT during a stop. The interpreter calls
-        this handler even while the loop is blocked, for example by a write to the log. `_handle_signals`, which the
-        loop calls, acts on all other signals."""
+        """If this is the second SIGINT, or a SIGINT during a stop, kills all workers and exits. This works even while
+        the loop is blocked, for example by a write to the log. For all other signals, the loop calls
+        `_handle_signals`."""
         if signal_number != signal.SIGINT:
             return
         if self._was_interrupted or self._is_stopping:
@@ -205,7 +206,7 @@ class Supervisor:
         - Does nothing if the supervisor has told the worker to stop.
         - Does nothing if a renewal is running and needs no new process in the worker's place, for example because it
           has already started the worker's replacement.
-        - If not all workers have been ready yet, the start of the server has failed: stops the server.
+        - Stops the server if not all workers have been ready yet. The start of the server has then failed.
         - In all other cases, plans the restart of the worker.
         """
         must_not_restart = self._changes.on_exit(worker, worker.describe_exit(code))
@@ -220,8 +221,8 @@ class Supervisor:
 
     def _plan_restart(self, worker: WorkerProcess, code: int) -> None:
         """Plans the restart of a worker that has ended. `code` is its exit code, or the negative number of a signal. If
-        it is 0, the worker restarts after a fixed pause. Otherwise it restarts after a back-off, which is 0 for the
-        first restart."""
+        `code` is 0, the pause before the restart is `_STOPPED_WORKER_PAUSE_SECONDS`. Otherwise the pause is the
+        worker's back-off, which is 0 for the first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(worker.index, 0.0)
         if code == 0 or (worker.is_ready and now - worker.started >= _STABLE_SECONDS):
@@ -235,8 +236,8 @@ class Supervisor:
         )
 
     def _on_failed_fork(self, index: int, now: float, error: OSError) -> None:
-        """Plans the next attempt to start a worker. If the server has not started yet, its start has failed: stops the
-        server."""
+        """Handles an error of the system call that starts a worker. If not all workers have been ready yet, stops the
+        server, because its start has failed. Otherwise plans the next attempt."""
         reason = f"no process can be started: {error.strerror or error}"
         if not self._start_succeeded:
             self._exit_code, self._failure = 1, reason
@@ -313,8 +314,8 @@ class Supervisor:
         return [self._signal_writer, *([] if self._control is None else self._control.waiting_connections)]
 
     def _control_action(self, request_change: Callable[[Reply], None]) -> Action:
-        """Returns the control socket's action that calls `request_change`. While the server is stopping, the action
-        refuses the request."""
+        """Returns an action for the control socket. The action calls `request_change`, or refuses the request if the
+        server is stopping."""
 
         def act(reply: Reply) -> None:
             if self._is_stopping:
@@ -359,8 +360,8 @@ class Supervisor:
         )
 
     def _must_stop(self) -> bool:
-        """Returns whether SIGTERM or SIGINT has arrived and the loop has not handled it yet. The loop can still handle
-        all signals later. Call this method only while `SIGNALS` are blocked."""
+        """Returns whether SIGTERM or SIGINT waits in the signal pipe. Leaves all signals in the pipe, so that the loop
+        can handle them. Call this method only while `SIGNALS` are blocked."""
         try:
             arrived = os.read(self._signal_reader, _SIGNAL_PIPE_BYTES)
         except BlockingIOError:

@@ -16,19 +16,19 @@ from storage.names import Digest
 from storage.running_digest import start_digest
 
 PART_BYTES: Final = 1024 * 1024
-"""Largest part that `FileCheck.read_part` reads, in bytes. The read takes a few milliseconds."""
+"""Largest part that `FileCheck.read_part` reads. Reading this part takes a few milliseconds."""
 
 
 class FileCheck:
     """The check of one file. Call `read_part` until it returns 0. Then `problem` says what is wrong with the file;
     None: nothing is wrong. `version` identifies the file (`version_of_status`). All methods block.
 
-    The page cache must keep the blobs that clients often pull. So after each read, a check drops from the page cache
-    only the pages that this read has loaded. A read has loaded the pages that were not in memory before the read.
-    Read-ahead is off, because the next read would find the pages read ahead in memory, and would not drop them."""
+    The check must not push the blobs that clients often pull out of the page cache. So each read of a part drops the
+    pages that it has loaded into the page cache. Read-ahead is off, because the check could not tell pages that were
+    read ahead from pages that were in the page cache before."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, from_disk: bool) -> None:
-        """`from_disk`: whether all bytes must come from the disk, not from memory."""
+        """`from_disk`: whether all bytes must come from the disk, not from the page cache."""
         self.problem: str | None = None
         self.version = ""
         self._path = path
@@ -51,6 +51,7 @@ class FileCheck:
         """Reads and hashes the next part. Returns the number of bytes; 0: the check has ended. Raises:
 
         - BytesMissing if there is no file.
+        - StorageFailed if the file's directory is missing.
         - BytesForbidden if this process may not open the file.
         - OSError if reading fails for another reason than damage."""
         if self._has_ended:
@@ -65,7 +66,7 @@ class FileCheck:
         except OSError as error:
             if error.errno not in DAMAGE_ERRNOS:
                 raise
-            self._end(f"byte {self._offset} and the following cannot be read: {error.strerror}")
+            self._end(f"its bytes after the first {self._offset} cannot be read: {error.strerror}")
             return 0
         self._running_digest.update(view[:count])
         self._offset += count
@@ -78,7 +79,7 @@ class FileCheck:
 
     def _open(self) -> None:
         """Opens the file and sets `version`. Ends the check if the file is damaged or empty. Raises BytesMissing,
-        BytesForbidden, OSError."""
+        StorageFailed, BytesForbidden, OSError."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -111,22 +112,23 @@ class FileCheck:
         self._has_ended = True
 
     def _read(self, view: memoryview) -> int:
-        """Fills `view` with the next bytes, and returns their number. Drops the pages that this read has loaded."""
+        """Fills `view` with the next bytes, and returns their number. Drops the pages that the call has loaded into the
+        page cache."""
         resident_prefix = self._resident_prefix(len(view))
         count = 0
         while count < len(view):
-            more_count = os.preadv(self._fd, [view[count:]], self._offset + count)
-            if not more_count:
+            read_count = os.preadv(self._fd, [view[count:]], self._offset + count)
+            if not read_count:
                 break
-            count += more_count
+            count += read_count
         if count > resident_prefix:
-            # The dropped range can include pages that were in memory before. The check accepts the loss of these pages.
+            # The range can contain a few pages that were in the page cache before. They are dropped as well.
             start, length = self._offset + resident_prefix, count - resident_prefix
             os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
         return count
 
     def _resident_prefix(self, length: int) -> int:
-        """Returns how many of the next `length` bytes are in memory without a gap, from `_offset` on."""
+        """Returns how many bytes from `_offset` are in the page cache without a gap, at most `length` bytes."""
         if (mapped := MappedFile.try_map(self._fd, self._offset, self._offset + length)) is None:
             return 0
         with closing(mapped):

@@ -4,10 +4,10 @@ SQLite commits by appending to the log. A *checkpoint* copies the log into the d
 *reserve* is disk space that the registry keeps allocated (`storage.data_dir.reserve`); checkpoints use it on a full
 disk.
 
-A failed fsync can leave *gaps* in the log: parts that are not on the disk, perhaps of earlier commits. Linux reports
-the error only once, and then treats the lost bytes as written, so the next fsync can succeed. After a power cut, SQLite
-reads the log only up to the first gap, and would lose every commit after the gap, even one whose own fsync succeeded.
-Therefore the log has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
+A failed fsync can leave *gaps* in the log: parts that are not on the disk. Linux reports the error only once, so the
+fsync of a later commit can succeed although the gaps remain. After a power cut, SQLite reads the log only up to the
+first gap, and later commits are lost. Therefore the log has to be emptied before the next commit
+(`WriteAheadLog.close_gaps`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, means_fu
 
 CHECKPOINT_LOG_PAGES = 2000
 """If the log has at least this number of pages (8 MB) after a commit, a checkpoint runs. On a small disk, a smaller
-number applies (`checkpoint_log_pages`). The next commit waits while the checkpoint runs. A commit that moves a tag
-writes about eleven pages. With SQLite's default of 1,000 pages, every 90th commit would wait, and the wait would
-determine the 99th percentile of the latency. With 2,000 pages, only every 180th commit waits."""
+number applies (`checkpoint_log_pages`). The next commit waits while the checkpoint runs. With 2,000 pages, only about
+every 180th commit waits, so the wait does not determine the 99th percentile of the latency."""
 PAGE_BYTES = 4096
 """SQLite's default size of a page."""
 RESTART_LOG_PAGES = 16_000
-"""With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
-then overwrite the log from its beginning, so that the log does not grow further."""
+"""If the log has at least this number of pages, a checkpoint waits until no reader needs the log. The next commit then
+overwrites the log from its beginning, so the log does not grow further."""
 RESTART_WAIT_MILLISECONDS = 200
-"""Longest time that a checkpoint waits for the readers of the log. The wait is short, because no process can commit
-during it. A reader with a long transaction, such as a backup, may need the log for minutes."""
+"""Longest time that a checkpoint waits for the readers of the log. No process can commit during this wait."""
 RESTART_RETRY_PAGES = 4000
 """After a checkpoint has waited for readers in vain, the log has to grow by this number of pages before a checkpoint
 waits again."""
@@ -50,20 +48,18 @@ log = logging.getLogger("storage.metadata")
 
 
 def checkpoint_log_pages(reserve_bytes: int) -> int:
-    """Returns the smallest number of pages in the log with which a checkpoint runs: CHECKPOINT_LOG_PAGES, or the number
-    of pages that fit into half of the reserve, if that is less. The database file can grow by the size of the log
-    during a checkpoint. On a full disk, this space comes from the reserve. The other half of the reserve is for later
-    deletes, which append to the log before they free any space.
+    """Returns the number of pages in the log from which a checkpoint runs: CHECKPOINT_LOG_PAGES, or the number of pages
+    that fit into half of the reserve, whichever is less. `reserve_bytes`: the full size of the reserve. If it is 0
+    (there is no reserve), returns CHECKPOINT_LOG_PAGES.
 
-    `reserve_bytes`: the full size of the reserve, which is small on a small disk. It is 0 if the file system does not
-    tell its size; the registry then has no reserve, and the result is CHECKPOINT_LOG_PAGES."""
+    A checkpoint can make the database file grow by the size of the log. On a full disk, this space comes from the
+    reserve. The other half of the reserve is for deletes: they append to the log before they free space."""
     return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 
 class WriteAheadLog:
-    """The write-ahead log, as the commit thread of a process uses it. The caller of each method holds the file lock
-    that only one writing process can hold at a time. All calls come from the same thread. The parameter `db` is the
-    connection that commits."""
+    """The write-ahead log of the metadata. Only the commit thread of a process calls the methods. During each call, it
+    holds the file lock that excludes other writing processes. `db` is the connection that commits."""
 
     def __init__(self, database: Path, system: System, reserve: Reserve) -> None:
         """`database`: the database file. Checkpoints use `reserve` on a full disk."""
@@ -81,11 +77,11 @@ class WriteAheadLog:
 
     @property
     def is_long(self) -> bool:
-        """Whether the log is long enough for a checkpoint."""
+        """Whether the log has enough pages for a checkpoint."""
         return self._pages >= self._checkpoint_pages
 
     def note_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        """SQLite calls this after each commit. `pages`: the length of the log."""
+        """SQLite calls this after each commit. `pages`: the number of pages in the log."""
         self._pages = pages
         return apsw.SQLITE_OK
 
@@ -99,19 +95,21 @@ class WriteAheadLog:
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
-        """If the log may have gaps, copies the log into the database file and syncs that file, and then empties and
-        syncs the log. SQLite reads the log from the page cache, which still has the bytes that the kernel could not
-        write. Raises StorageFull if the disk is full. Raises StorageFailed if an attempt fails for another reason, for
-        example because a reader needs the log for too long. Until `CLOSE_RETRY_SECONDS` after the start of that
-        attempt, further calls raise StorageFailed without another attempt."""
+        """If the log may have gaps, copies the log into the database file, syncs that file, and then empties and syncs
+        the log. The copy has no gaps, because SQLite reads the log from the page cache. Raises:
+
+        - StorageFull if the disk is full.
+        - StorageFailed if the attempt fails for another reason, for example because a reader needs the log for too
+          long. For `CLOSE_RETRY_SECONDS` after the start of this attempt, all calls raise StorageFailed without
+          another attempt."""
         if not self.may_have_gaps:
             return
         if time.monotonic() >= self._next_close_at:
             self._next_close_at = time.monotonic() + CLOSE_RETRY_SECONDS
             db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
             try:
-                # SQLITE_CHECKPOINT_TRUNCATE also empties the log. If the log were only copied, SQLite would still read
-                # it up to the gap after a power cut, and replace newer pages in the database file by its old pages.
+                # This mode also empties the log. Otherwise, after a power cut, SQLite would read the log up to the gap,
+                # and replace newer pages in the database file by old pages from the log.
                 self._try_checkpoint(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 sync_file(self._system, self._path)
                 self.may_have_gaps, self._next_close_at = False, float("-inf")
@@ -134,8 +132,8 @@ class WriteAheadLog:
         log.warning("after an error of the disk, all changes of the metadata are on the disk again; check the disk")
 
     def close_gaps_at_end(self, db: apsw.Connection) -> None:
-        """Does the work of `close_gaps` before this process ends: makes an attempt even if one failed a moment ago, and
-        uses the reserve if the disk is full. Raises StorageFull, StorageFailed."""
+        """Does the work of `close_gaps` before this process ends. Makes an attempt immediately, even after a failed
+        attempt. Uses the reserve if the disk is full. Raises StorageFull, StorageFailed."""
         self._next_close_at = float("-inf")
         try:
             self.close_gaps(db)
@@ -164,14 +162,14 @@ class WriteAheadLog:
         """Runs a checkpoint, and returns whether it succeeded. If the disk is full, uses the reserve. Logs the error of
         a failed checkpoint, unless `mode` is SQLITE_CHECKPOINT_RESTART and a reader still needs the log. `mode`: one of
         `apsw.SQLITE_CHECKPOINT_*`."""
-        self._pages = 0  # the next commit sets it to the length that the log then has
+        self._pages = 0  # the next commit calls `note_pages`
         try:
             try:
                 self._try_checkpoint(db, mode)
             except StorageFull:
                 self._reserve.spend(lambda: self._try_checkpoint(db, mode), StorageFull)
         except apsw.BusyError as error:
-            # With SQLITE_CHECKPOINT_RESTART, this error means that a reader still needs the log, which is no fault.
+            # With SQLITE_CHECKPOINT_RESTART, this error means only that a reader still needs the log.
             if mode != apsw.SQLITE_CHECKPOINT_RESTART:
                 log.warning(CHECKPOINT_FAILED, error)
             return False

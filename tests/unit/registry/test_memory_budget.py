@@ -160,7 +160,7 @@ async def test_one_client_gets_a_quarter_of_the_budget() -> None:
     own = [memory.new_share(client="a") for _ in range(5)]
     for share in own[:4]:
         await share.grow(SMALL_SHARE_BYTES)
-    with pytest.raises(TooManyRequests, match=r"as many bodies of this client in memory as it may"):
+    with pytest.raises(TooManyRequests, match=r"the memory for bodies of this client is in use"):
         await own[4].grow(1)
     await memory.new_share(client="b").grow(SMALL_SHARE_BYTES)
     await memory.new_share().grow(SMALL_SHARE_BYTES)

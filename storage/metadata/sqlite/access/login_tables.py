@@ -1,17 +1,15 @@
 """The tables of signing keys and of throttled logins.
 
-A *signing key* signs the tokens that the endpoint `/token` issues. One key signs new tokens. After it is replaced, the
-tokens that it signed are accepted for a limited time.
+A *signing key* signs the tokens that the endpoint `/token` issues. The *current* key signs new tokens. After a key is
+replaced, its tokens are accepted for a limited time. Each change of the signing keys increments the *epoch*, a number
+in the database. Processes read the signing keys again when the epoch has changed.
 
-A *throttling key* is a text that names an account, a client's network, or both. The table has a time for each
-throttling key. Each failed login under a key adds some seconds to the key's time, or to the current time if the key's
-time has passed (GCRA, the generic cell rate algorithm). While the time of a key lies too far in the future, the caller
-refuses logins under the key.
+A *throttling key* is a text that names an account, a client's network, or both. The table stores a time for each
+throttling key. A failed login under a key moves the key's time some seconds further into the future (GCRA, the generic
+cell rate algorithm). While the key's time is too far in the future, the registry refuses logins under the key.
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
-`by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. A change of
-signing keys increments the *epoch*, a number in the database: the signing keys that a process has cached are valid for
-one epoch only.
+`by` is the actor (an account or a command) that the audit log names. `now` is the current time in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -33,14 +31,14 @@ SELECT id, secret, created, retired, until FROM signing_key
 
 
 def signing_keys(db: apsw.Connection, now: float) -> list[SigningKey]:
-    """Returns the key that signs, if there is one. The replaced keys whose tokens are still accepted follow, the most
-    recently replaced first."""
+    """Returns the signing keys whose tokens are accepted. The current key comes first, if there is one. The replaced
+    keys follow, most recently replaced first."""
     rows: list[Any] = db.execute(_SIGNING_KEYS, (now,)).fetchall()
     return [SigningKey(*row) for row in rows]
 
 
 def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[], SigningKey]) -> SigningKey:
-    """Returns the key that signs. If there is none, makes one with `make_key` and adds it."""
+    """Returns the current signing key. If there is none, adds the key that `make_key` returns."""
     for key in signing_keys(db, now):
         if key.retired is None:
             return key
@@ -52,8 +50,8 @@ def ensure_key(db: apsw.Connection, by: Actor, now: float, make_key: Callable[[]
 
 
 def rotate_key(db: apsw.Connection, by: Actor, now: float, key: SigningKey, keep_seconds: float) -> None:
-    """Makes `key` the key that signs. The tokens that earlier keys signed are accepted for at most `keep_seconds` more.
-    Deletes the keys whose tokens are no longer accepted."""
+    """Makes `key` the current signing key. The tokens of earlier keys are accepted for at most `keep_seconds` after
+    `now`. Deletes the keys whose tokens are no longer accepted."""
     db.execute("UPDATE signing_key SET retired = ?, until = ? WHERE retired IS NULL", (now, now + keep_seconds))
     db.execute("UPDATE signing_key SET until = min(until, ?) WHERE until IS NOT NULL", (now + keep_seconds,))
     db.execute("DELETE FROM signing_key WHERE until <= ?", (now,))
@@ -67,13 +65,13 @@ def _add_signing_key(db: apsw.Connection, key: SigningKey) -> None:
 
 
 def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
-    """Returns the time of the throttling key in seconds since 1970. Returns 0.0 if the key has no time or the time has
-    passed."""
+    """Returns the time of the throttling key, in seconds since 1970. Returns 0.0 if the table does not have the key, or
+    if the time has passed."""
     until: float | None = db.execute("SELECT until FROM login_pace WHERE key = ? AND until > ?", (key, now)).get
     return until or 0.0
 
 
-# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key. A stored time after ?3 was
+# ?1: the throttling key; ?2: the current time; ?3: the latest plausible time of the key. A stored time after ?3 was
 # stored while the clock was ahead, and is ignored. ?4 and ?5: the fields `seconds` and `max_seconds` of `FailureCost`.
 _ADD_FAILURE = """
 INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
@@ -83,9 +81,9 @@ INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
 def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCost]) -> None:
     """Stores a failed login. `costs` maps each throttling key of the login to the cost of the failure under this key.
 
-    Deletes all throttling keys whose time has passed. Corrects the times of all keys after the clock was set back: a
-    time that is too late becomes the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
-    _delete_passed_keys(db, now)
+    Deletes all throttling keys whose time has passed. If the clock was set back, the times of some keys can be too
+    late. Sets these times to the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
+    _delete_expired_keys(db, now)
     latest_possible = now + LONGEST_THROTTLING_SECONDS
     db.execute(
         "UPDATE login_pace SET until = ? WHERE until > ?", (latest_possible, latest_possible + CLOCK_MARGIN_SECONDS)
@@ -97,20 +95,20 @@ def add_failures(db: apsw.Connection, now: float, costs: Mapping[str, FailureCos
 
 
 def mark_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
-    """Records something that must not happen again for `seconds` seconds, such as the completion of one login at the
-    OpenID provider. The throttling key `key` stands for it. If the key has no time, or a time that has passed, gives
-    it the time `now + seconds` and returns True. Otherwise returns False and does not change the key's time.
+    """Marks an event for `seconds` seconds, so that it happens only once in this time. An example is the completion of
+    one login at the OpenID provider. The throttling key `key` identifies the event. If the event is not marked yet,
+    sets the time of `key` to `now + seconds` and returns True. Otherwise returns False and does not change the time.
 
     Deletes all throttling keys whose time has passed."""
-    _delete_passed_keys(db, now)
+    _delete_expired_keys(db, now)
     db.execute("INSERT INTO login_pace (key, until) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, now + seconds))
     return bool(db.changes())
 
 
-def _delete_passed_keys(db: apsw.Connection, now: float) -> None:
+def _delete_expired_keys(db: apsw.Connection, now: float) -> None:
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
 
 
 def clear_failures(db: apsw.Connection, keys: Sequence[str]) -> None:
-    """Deletes the throttling keys, so that logins under them are no longer refused."""
+    """Deletes these throttling keys, so that logins under these keys are no longer refused."""
     db.executemany("DELETE FROM login_pace WHERE key = ?", ((key,) for key in keys))

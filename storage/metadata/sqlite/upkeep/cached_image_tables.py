@@ -207,7 +207,7 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
             "SELECT since, digest FROM upstream_tag WHERE repository = ? AND tag = ? ORDER BY since", (image.name, tag)
         ).fetchall()
         sightings = [Sighting(since, Digest(digest)) for since, digest in rows]
-        served = cooldowns.served_instead(image.name, Tag(tag), sightings)
+        served = cooldowns.digest_during_cooldown(image.name, Tag(tag), sightings)
         if served is not None and db.execute(_HAS_DIGEST, (family, served)).get is not None:
             return True
     return False

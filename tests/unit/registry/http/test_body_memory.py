@@ -58,7 +58,7 @@ async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> Non
     await wait_until(lambda: body_memory.manifests.used > LARGE)
     await second.start()
     assert (second.status, second.headers[b"retry-after"]) == (429, b"1")
-    assert "holds as many request bodies in memory as it may; try again" in second.message
+    assert "the memory for request bodies is in use; try again" in second.message
     first.send(first.body[-1:], more=False)
     await first_task
     assert first.status == 201
