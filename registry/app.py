@@ -216,7 +216,7 @@ class Entrepot(FastAPI):
     async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:
         """Answers a request outside `/v2` that the rate limit refuses: with an HTML page if the path is that of a page,
         and with JSON otherwise."""
-        if self.pages is not None and site.is_page(scope["path"]):
+        if self.pages is not None and site.is_page_path(scope["path"]):
             await send_too_many(self.pages, scope, send, error)
         else:
             await refuse_with_json(scope, send, error)

@@ -1,10 +1,11 @@
-"""The route class of the management API: checks each request, logs each call, and writes denied calls to the audit log.
-The module also defines the parameters that several routes share.
+"""`ManagementRoute`: the route class of the management API. It checks each request, logs each call, and writes denied
+calls to the audit log. The module also defines the parameters that several routes share.
 
-Two of the checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST,
-but only with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore
-accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another origin sent
-them (Fetch Metadata). A page on another host of the same site is of another origin.
+Two checks prevent cross-site request forgery:
+
+- The API accepts only JSON bodies. A form on another site cannot send JSON (Fetch, 2.2.2, "CORS-safelisted
+  request-header").
+- The API refuses a change if the header Sec-Fetch-Site says that a page of another origin sent it (Fetch Metadata).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from storage.content import Actor
 from storage.errors import Denied, NameHidden, RegistryError
 
 _MAX_TARGET_CHARACTERS: Final = 200
-"""The length to which a path is cut for the audit log."""
+"""Maximum length of a path in the audit log. Longer paths are cut off."""
 AfterQuery = Annotated[str | None, Query(description="The field `next` of the previous page", max_length=80)]
 """The parameter `after`: the list continues after the entry that the previous response named in its field `next`."""
 LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
@@ -51,17 +52,15 @@ PathMember = Annotated[AccountName, Depends(path_member)]
 
 
 class ManagementRoute(APIRoute):
-    """A route of the management API. The name of the route's function is the operation's name in the logs.
-    `max_body_bytes`: largest size of a request's body."""
+    """A route of the management API. The logs name the *operation*: the name of the route's function.
+    `max_body_bytes`: maximum size of a request's body."""
 
     max_body_bytes = MAX_BODY_BYTES
 
     async def check_rights(self, request: Request) -> None:
-        """Keeps callers without rights from making the registry receive and parse a body. The route's handler calls
-        this method before it receives the body, and does not call it if the route has no body. The function of the
-        route checks the rights again when the body has arrived. This implementation requires only an account
-        (`require_login`); a subclass may check other rights. Raises the errors of `identify_caller` and
-        `require_login`."""
+        """Checks the caller's rights before the registry receives and parses a body. Is not called if the route has no
+        body. This implementation requires only an account (`require_login`); a subclass may check other rights. The
+        route's function must check the rights again. Raises the errors of `identify_caller` and `require_login`."""
         await require_login(await identify_caller(request))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -75,8 +74,8 @@ class ManagementRoute(APIRoute):
                 _check_request(request, max_body_bytes)
                 if self.body_field is not None:
                     await self.check_rights(request)
-                    # An admin may remove the caller's rights while the body arrives. FastAPI therefore has to identify
-                    # the caller again after it has received the body.
+                    # FastAPI has to identify the caller again after it has received the body, because an admin may
+                    # remove the caller's rights meanwhile.
                     forget_caller(request)
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
@@ -85,8 +84,8 @@ class ManagementRoute(APIRoute):
                     audit_denial(request, f"management.{operation}", "/api/v1/")
                 raise
             except (HTTPException, RequestValidationError) as error:
-                # If reading the body fails with a RegistryError, FastAPI raises another exception with that error as
-                # its cause. Raise the original error.
+                # If a RegistryError occurs while FastAPI reads the body, FastAPI raises another exception with the
+                # RegistryError as its cause. Raise the RegistryError.
                 if isinstance(error.__cause__, RegistryError):
                     outcome = error.__cause__.code
                     raise error.__cause__ from None
@@ -102,14 +101,17 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request, max_body_bytes: int) -> None:
-    """Raises HTTPException for a change that a page of another origin sends (403), for a body that is too long (413),
-    and for a Content-Type other than JSON (415). Raises RequestInvalid if the query has too many parameters."""
+    """Raises RequestInvalid if the query has too many parameters. Raises HTTPException with one of these statuses:
+
+    - 403: a page of another origin sent the request, and the method is not in `SAFE_METHODS`.
+    - 413: the body is too long.
+    - 415: the Content-Type is not JSON."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
-    # `none` means that no page caused the request. Clients that are no browsers omit the header.
+    # `none` means that no page caused the request. Only browsers send the header.
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
+        raise HTTPException(403, "a page of another site sent this request; such a page may not change anything here")
     # A POST needs the right Content-Type even without a body, because a form on another site can send an empty POST.
     if request.method == "POST" or _has_body(request):
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -128,8 +130,7 @@ def _has_body(request: Request) -> bool:
 def audit_denial(request: Request, action: str, base: str = "") -> None:
     """Writes a denied call to the audit log. Does nothing if the caller was not identified. `action`: the operation
     that was denied, such as `management.add_user`. The entry's target is the request's path without the prefix `base`.
-    The path stays percent-encoded, because control characters in it could act on the terminal of a person who reads
-    the log."""
+    The path stays percent-encoded, so that it contains no control characters."""
     actor: Actor | None = getattr(request.state, "actor", None)
     if actor is not None:
         target = raw_path(request.scope).decode("ascii", "replace").removeprefix(base)[:_MAX_TARGET_CHARACTERS]

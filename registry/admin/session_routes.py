@@ -43,7 +43,7 @@ async def list_sessions(caller: LoggedInCaller, account: AccountQuery = None) ->
     name = _account(caller, account)
     caller.rights.check_may_see(name)
     items = [models.LoginSessionResponse.from_stored(session) for session in caller.administration.sessions(name)]
-    return LoginSessionList(current=caller.rights.session, items=items)
+    return LoginSessionList(current=caller.rights.session_id, items=items)
 
 
 @router.delete("/sessions/{id}", status_code=204, tags=["sessions"])
@@ -61,7 +61,7 @@ async def end_other_sessions(caller: LoggedInCaller, account: AccountQuery = Non
     name = _account(caller, account)
     caller.rights.check_may_end_sessions(name)
     return EndedLoginSessions(
-        ended=await caller.administration.end_sessions(name, except_id=caller.rights.session, by=caller.actor)
+        ended=await caller.administration.end_sessions(name, except_id=caller.rights.session_id, by=caller.actor)
     )
 
 

@@ -1,9 +1,9 @@
 """Output of commands, for people and for programs: lines, tables, JSON, sizes, times.
 
-Commands print only with the functions of this module. These functions replace control characters, with which a name or
-text from an image, an archive, the settings or another server could control the terminal.
+Commands print only with the functions of this module. These functions replace control characters: a name or text from
+an image, an archive, the settings or another server could control the terminal with them.
 
-Functions import `rich` when they need it, because the import takes a noticeable time and most commands print no table.
+The functions import `rich` only when they need it, because the import is slow.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def print_line(text: str, *, err: bool = False) -> None:
 
 def print_text(text: str, *, err: bool = False, end: str = "\n") -> None:
     """Prints `text`, which may have several lines, and then `end`, on stdout (with `err`, on stderr). Prints `?` in
-    place of control characters, except for line breaks and tabs."""
+    place of each control character that is not a line break or tab."""
     typer.echo(printable_text(text) + end, err=err, nl=False)
 
 
@@ -49,16 +49,16 @@ def plain_console() -> Console:
 
 
 def progress_console() -> Console:
-    """Returns a console for bars that show progress. It prints to stderr, and prints `?` in place of control characters
-    in the printed texts."""
+    """Returns a console for progress bars. It prints to stderr, and prints `?` in place of control characters in the
+    printed texts."""
     from registry.cli.printable_console import PrintableConsole
 
     return PrintableConsole(stderr=True)
 
 
 def new_table(*columns: str) -> Table:
-    """Returns a table without rows. Text that is too wide for its column wraps; in the columns of `_UNWRAPPED_COLUMNS`
-    it is cut off instead."""
+    """Returns a table without rows. Text that is too wide for its column is cut off in the columns of
+    `_UNWRAPPED_COLUMNS`, and wraps in other columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -91,12 +91,13 @@ def print_json(models: Sequence[BaseModel] | BaseModel) -> None:
 
 
 def print_json_value(value: Any, *, indent: int | None = None) -> None:
-    """Prints a value of JSON types as a JSON document. If `indent` is None, prints the document on one line."""
+    """Prints a value of JSON types as a JSON document. `indent`: the number of spaces for each level; None: prints the
+    document on one line."""
     print_json_document(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def print_json_document(document: str) -> None:
-    """Prints the text of a JSON document. Prints escapes in place of control characters in its strings."""
+    """Prints a JSON document. Prints JSON escapes in place of control characters in the document's strings."""
     typer.echo(printable_json(document))
 
 
@@ -109,8 +110,8 @@ def human_size(size_bytes: int) -> str:
 
 
 def local_time(unix_seconds: float | None, none_text: str = "-") -> str:
-    """Returns a Unix time as text in local time, such as `2026-01-31 09:30`. Returns `none_text` for None. Returns
-    `MAX_SHOWN_TIME`, a time in the year 9999, in place of a later time."""
+    """Returns a Unix time as text in local time, such as `2026-01-31 09:30`. Shows every time after `MAX_SHOWN_TIME`,
+    which is in the year 9999, as `MAX_SHOWN_TIME`. Returns `none_text` for None."""
     if unix_seconds is None:
         return none_text
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(unix_seconds, MAX_SHOWN_TIME)))

@@ -2,9 +2,9 @@
 request bodies that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
-part of a budget that the request uses. If too little of a budget is free for a request, the request waits. If too
-little becomes free within a few seconds, the request is refused. Blobs are never in memory as a whole, so the limits do
-not apply to them.
+part of a budget that the request uses. If a budget has too little free memory for a request, the request waits. If the
+budget still has too little free memory after a few seconds, the request is refused. Blobs are never in memory as a
+whole, so the limits do not apply to blobs.
 """
 
 from __future__ import annotations
@@ -26,34 +26,30 @@ T = TypeVar("T")
 MANIFESTS_BUDGET_BYTES: Final = 16 * MIB
 """Size of a worker's budget for the manifests that clients push."""
 FORMS_BUDGET_BYTES: Final = 4 * MIB
-"""Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate
-because clients without an account can send such requests, and must not use up the memory for manifests. One client gets
-at most a quarter of the budget."""
+"""Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate,
+so that clients without an account cannot use up the memory for manifests. One client gets at most a quarter of the
+budget."""
 RESPONSES_BUDGET_BYTES: Final = 24 * MIB
 """Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
 them."""
 MAX_UNCOUNTED_RESPONSE_BYTES: Final = 256 * 1024
-"""Responses up to this size do not count against the budget, because the kernel's socket buffer nearly always takes
-the whole response immediately."""
+"""Responses up to this size do not count against the budget: the kernel's socket buffer nearly always takes them
+immediately."""
 SLOW_CLIENT_SECONDS: Final = 30.0
-"""While a request waits for memory, responses that take longer than this to send are cut off (they end early)."""
+"""While another request waits for memory, a response that takes longer than this to send is cut off: it ends early."""
 SHARE_STEP_BYTES: Final = 64 * 1024
-"""If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this,
-the share grows in steps of this size."""
+"""The share of a body of unknown length grows while the body is received: at first by the received bytes, and in steps
+of this size once the body is larger than one step."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""A body up to this size does not count against a budget in two cases:
-
-- It is a manifest, and all of it has arrived before the handler asks for it.
-- It is a form or JSON, and arrives in one piece."""
+"""A manifest up to this size does not count against a budget if it has arrived completely before the handler asks for
+it. A form or JSON up to this size does not count if it arrives in one piece."""
 MIN_PIECE_BYTES: Final = 4 * 1024
-"""Smaller pieces of a form or of JSON are joined until they have at least this many bytes together. The application
-keeps each piece as a separate object, and the budget does not count the overhead of the objects, about 50 bytes
-each."""
+"""Pieces of a form or of JSON are joined until they have at least this many bytes together. The application keeps each
+piece as an object, and the budget does not count the memory that an object needs besides its bytes."""
 BODY_STALL_SECONDS: Final = 20.0
-"""The client's time allowance for a body, in seconds (see `_MinimumRate`). A body is refused if it falls behind the
-minimum rate by more than this time. So a client that has kept up with the minimum rate may pause for this long."""
+"""Longest time by which a body may fall behind the minimum rate. A body that falls behind by more is refused."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
-"""Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
+"""Minimum rate at which a client has to send a body."""
 
 
 class BodyExchange(Protocol):
@@ -77,8 +73,8 @@ class BodyExchange(Protocol):
         ...
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the request's body if all of it was received already; then `body` must not be called. Returns None if
-        more has to be received."""
+        """Returns the request's whole body if it was received already. The caller must not call `body` afterwards.
+        Returns None if a part of the body was not received yet."""
         ...
 
     async def wait_disconnected(self) -> None:
@@ -93,9 +89,11 @@ class BodyExchange(Protocol):
 class BodyMemory:
     """The memory budgets of one worker, and the minimum rate of request bodies.
 
-    `manifests`: the budget for manifests that clients push. `forms`: the budget for the bodies of requests outside
-    `/v2`. `responses`: the budget for large responses. None, for each of the three: a new budget of the default size.
-    A request is refused if its body is more than `stall_seconds` behind the rate `bytes_per_second`."""
+    - `manifests`: the budget for manifests that clients push; None: a new budget of the default size.
+    - `forms`: the budget for the bodies of requests outside `/v2`; None: a new budget of the default size.
+    - `responses`: the budget for large responses; None: a new budget of the default size.
+    - `bytes_per_second`: the minimum rate of a request body.
+    - `stall_seconds`: the longest time by which a body may fall behind the minimum rate."""
 
     def __init__(
         self,
@@ -115,9 +113,8 @@ class BodyMemory:
 
     @staticmethod
     def take_small_body(exchange: BodyExchange) -> bytes | None:
-        """Returns the request's whole body if it is small and was received already, as most manifests are. Returns None
-        for any other body, which the caller then receives with `receive_body`. The returned body does not count against
-        a budget, because the connection has a buffer of that size anyway."""
+        """Returns the request's whole body if it has at most `SMALL_BODY_BYTES` and was received already. The returned
+        body does not count against a budget. Returns None for any other body; the caller then calls `receive_body`."""
         length = exchange.length
         return exchange.take_whole_body() if length and length <= SMALL_BODY_BYTES else None
 
@@ -128,8 +125,10 @@ class BodyMemory:
         """A context manager that receives the request's whole body and yields it. The body counts against the budget
         `manifests` until the block ends.
 
-        Raises the error that `too_large` returns if the body is larger than `max_bytes`. Raises TooManyRequests if no
-        memory becomes free in time. Raises BodyTooSlow and ClientGone."""
+        - Raises the error that `too_large` returns if the body is larger than `max_bytes`.
+        - Raises TooManyRequests if the budget does not get enough free memory in time.
+        - Raises BodyTooSlow if the body falls behind the minimum rate.
+        - Raises ClientGone if the client disconnects."""
         share = self.manifests.new_share()
         try:
             yield await self._receive(exchange, share, max_bytes, too_large)
@@ -154,21 +153,19 @@ class BodyMemory:
                     body.write(data)
             return body.getvalue()
         finally:
-            body.close()  # an error's traceback refers to this frame, which would keep the bytes in memory
+            body.close()  # frees the bytes even if the traceback of an error keeps a reference to this frame
 
     @asynccontextmanager
     async def limit_body(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:
-        """A context manager for a call of an application that reads the whole body into memory. Yields two ASGI
-        callables for the application, which wrap `receive` and `send`. They apply the budget `forms` and the minimum
-        rate to the request's body.
+        """A context manager that limits the request body of an application which reads the whole body into memory.
+        Yields two ASGI callables for the application, which wrap `receive` and `send`.
 
-        The body counts against the budget until the application starts its response, or until the block ends. The last
-        piece of a body does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece,
-        such as a login form, does not count at all. After the start of the response, neither the budget nor the minimum
-        rate applies: an application that still calls `receive` only waits for the client to disconnect.
-
-        The yielded `receive` joins small pieces of the body. It raises BodyTooSlow. It raises TooManyRequests if no
-        memory becomes free in time, or if all bodies of `client` together would use more than a quarter of the budget.
+        - The body counts against the budget `forms` until the application starts its response, or until the block ends.
+        - The last piece of the body does not count if it has at most `SMALL_BODY_BYTES`.
+        - The minimum rate applies to the body until the application starts its response.
+        - The yielded `receive` joins small pieces of the body.
+        - The yielded `receive` raises BodyTooSlow. It raises TooManyRequests if the budget does not get enough free
+          memory in time, or if all bodies of `client` together would use more than a quarter of the budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.new_share(client=client)
@@ -176,7 +173,7 @@ class BodyMemory:
 
         async def metered_receive() -> Message:
             nonlocal is_body_complete
-            if is_body_complete or is_response_started:  # the application now waits for the client to disconnect
+            if is_body_complete or is_response_started:  # the application only waits for the client to disconnect
                 return await receive()
             joined = bytearray()
             while True:
@@ -184,8 +181,8 @@ class BodyMemory:
                     message = await receive()
                     body = message.get("body", b"")
                     is_body_complete = not message.get("more_body", False)
-                    # A small last piece does not count: the application has the whole body and does not wait for more,
-                    # so the client cannot make the server keep the piece for long.
+                    # A small last piece does not count: the application no longer waits for the client, so the client
+                    # cannot make the server keep the piece for long.
                     if not is_body_complete or len(body) > SMALL_BODY_BYTES:
                         await rate.count(len(body))
                 if message["type"] != "http.request":
@@ -206,10 +203,9 @@ class BodyMemory:
             share.close()
 
     async def run_one_at_a_time(self, exchange: BodyExchange, call: Callable[[], Awaitable[T]]) -> T:
-        """Waits until all earlier calls of this method have finished, then runs `call` and returns its result.
-
-        This is for work that needs much memory and much processor time. `call` must not wait for a network. Raises
-        ClientGone if the client of `exchange` disconnects during the wait, and then does not run `call`."""
+        """Runs `call`, which needs much memory and processor time, and returns its result. First waits until all
+        earlier calls of this method have finished. `call` must not wait for a network. If the client of `exchange`
+        disconnects before `call` starts, raises ClientGone and does not run `call`."""
         with closing(DisconnectWatch(exchange.wait_disconnected)) as watch:
             await watch.cancel_on_disconnect(self._call_slot.acquire())
         try:
@@ -221,23 +217,24 @@ class BodyMemory:
 
     @property
     def is_response_budget_over_half_used(self) -> bool:
-        """Whether more than half of the budget for responses is in use, so that a large response may have to wait."""
+        """Whether more than half of the budget for responses is in use. A large response may then have to wait."""
         return self.responses.used > self.responses.size // 2
 
     def response_share(self, key: str | None = None) -> Share:
-        """Returns a new share of the budget for responses. The share has size 0 until the caller or `hold_response`
-        grows it. `key`: responses with the same key hold the same bytes in memory, so the budget counts these bytes
-        only once; None: no other response holds the bytes of this one."""
+        """Returns a new share of the budget for responses. Its size is 0 until the caller or `hold_response` grows it.
+        `key`: responses with the same key hold the same bytes in memory, and the budget counts these bytes only once.
+        None: no other response holds the same bytes."""
         return self.responses.new_share(key)
 
     @asynccontextmanager
     async def hold_response(self, share: Share, size: int) -> AsyncIterator[None]:
         """A context manager that counts a response of `size` bytes against the budget `responses` until the block ends.
 
-        `share`: a share that `response_share` returned. If its size is still 0, this first waits until the share has
-        grown to `size`. Raises TooManyRequests if no memory becomes free in time. Cancels the block and raises
-        TooManyRequests if the client receives the response too slowly while other requests wait for memory. Closes
-        `share` in any case."""
+        `share`: a share that `response_share` returned. A share of size 0 first grows to `size`, and waits for free
+        memory if necessary. Always closes `share` at the end. Raises TooManyRequests in two cases:
+
+        - The budget does not get enough free memory in time.
+        - The client receives the response too slowly while other requests wait for memory. The block is cancelled."""
         cut_off = asyncio.timeout(None)  # expires when the response has to be cut off
         loop = asyncio.get_running_loop()
         try:
@@ -264,8 +261,8 @@ class BodyMemory:
     ) -> None:
         """Sends a response with status 200 and with the body and headers that `make_response` returns.
 
-        If a large response has to wait for memory, its body is released, and `make_response` is called again after the
-        wait. Raises TooManyRequests if no memory becomes free in time."""
+        If a large response has to wait for memory, releases its body, and calls `make_response` again after the wait.
+        Raises TooManyRequests in the cases of `hold_response`."""
         body, headers = await make_response()
         if len(body) <= MAX_UNCOUNTED_RESPONSE_BYTES or exchange.method == "HEAD":
             await exchange.send_whole(200, body, *headers)
@@ -281,13 +278,13 @@ class BodyMemory:
 
 
 class _MinimumRate:
-    """A context manager for a block that receives a body. It enforces the minimum rate, and makes the request's share
-    of the budget grow with the body.
+    """A context manager for a block that receives a body or a piece of a body. It enforces the minimum rate, and grows
+    the request's share of the budget with the body.
 
-    The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
-    each received byte adds to it. The allowance never becomes larger than `stall_seconds`, so even a client that was
-    fast at first cannot pause for longer. When the allowance is used up, the context manager cancels its block and
-    raises BodyTooSlow. The context manager may be entered again for the next piece of the body."""
+    The client has a time allowance, at first `stall_seconds`. The allowance shrinks while a block runs, and grows with
+    each received byte, but never to more than `stall_seconds`. When the allowance is used up, the context manager
+    cancels its block and raises BodyTooSlow. The context manager may be entered again for the next piece of the same
+    body."""
 
     def __init__(self, memory: BodyMemory, share: Share) -> None:
         self._memory = memory
@@ -317,9 +314,9 @@ class _MinimumRate:
             ) from None
 
     async def count(self, received: int) -> None:
-        """Counts `received` more bytes of the body: makes the share grow if it is smaller than the body so far, and
-        adds to the time allowance. Waits for memory if too little of the budget is free. Raises TooManyRequests if no
-        memory becomes free in time."""
+        """Counts `received` more bytes of the body. Grows the share if it is smaller than the received part of the
+        body, and adds to the time allowance. Waits if the budget has too little free memory. Raises TooManyRequests if
+        the budget does not get enough free memory in time."""
         self._received += received
         missing = self._received - self._share.size
         if missing > 0:
@@ -336,8 +333,8 @@ class _MinimumRate:
             self._timeout.reschedule(now + self._seconds_left)
 
     async def _wait_for_memory(self, added_bytes: int) -> None:
-        """Waits until the share has grown by `added_bytes`. During the wait, no time allowance is used up, and the
-        request cannot be cut off. Raises TooManyRequests if no memory becomes free in time."""
+        """Waits until the share has grown by `added_bytes`. During the wait, the time allowance stays unchanged, and
+        the request cannot be cut off. Raises TooManyRequests if the budget does not get enough free memory in time."""
         assert self._timeout is not None
         loop = asyncio.get_running_loop()
         wait_start = loop.time()
@@ -351,7 +348,7 @@ class _MinimumRate:
             self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
-        """Makes the block that receives the body raise BodyTooSlow now, because other requests need the memory. Does
-        nothing if the time allowance has just been used up: the block is about to end."""
+        """Cuts off the request, because other requests need its memory: the block ends now with BodyTooSlow. Does
+        nothing if the block is already ending because the time allowance is used up."""
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -24,7 +24,7 @@ from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.remote_options import RemoteOptions
 from registry.migration.remote_registry import RemoteRegistry
-from registry.migration.request_retries import Pause
+from registry.migration.request_retries import PauseFunction
 from registry.migration.tag_times import OldRegistryTag
 from registry.migration.workers import run_workers
 from registry.router import Router
@@ -220,7 +220,7 @@ async def import_remote(
     router: Router,
     context: JobContext,
     configured: Sequence[Upstream] = (),
-    pause: Pause = asyncio.sleep,
+    pause: PauseFunction = asyncio.sleep,
     clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Runs a job of the kind `import-remote`. Returns the counts of `ImportReport`. Raises ImportInvalid,

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from registry.config import Upstream
 from registry.migration.import_report import ImportReport
 from registry.migration.remote_options import RemoteOptions
-from registry.migration.request_retries import Pause, RequestRetries
+from registry.migration.request_retries import PauseFunction, RequestRetries
 from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
@@ -74,7 +74,7 @@ class RemoteRegistry:
         configured: Iterable[Upstream] = (),
         *,
         clock: Callable[[], float] = time.time,
-        pause: Pause = asyncio.sleep,
+        pause: PauseFunction = asyncio.sleep,
     ) -> None:
         """`configured`: see `RemoteOptions.to_upstream`. `clock` returns the time in seconds since 1970. `pause` waits
         for a number of seconds."""

@@ -56,7 +56,7 @@ def credentials_of(caller: Caller, account: AccountName) -> Credentials:
         [*api_tokens.items, *refresh_tokens.items],
         api_tokens.more or refresh_tokens.more,
         caller.administration.sessions(account),
-        caller.rights.session,
+        caller.rights.session_id,
     )
 
 
@@ -128,7 +128,7 @@ async def end_session(request: Request, caller: Caller, form: Query, back: str) 
     session, _secret_hash = caller.accounts.login_session(field_text(form, "session"))
     caller.rights.check_may_end(session)
     await caller.administration.end_session(session.id, by=caller.actor)
-    if session.id != caller.rights.session:
+    if session.id != caller.rights.session_id:
         return redirect(back)
     response = redirect(HOME_PATH)
     cookies_of(request).delete(response, SESSION_COOKIE)
@@ -138,7 +138,7 @@ async def end_session(request: Request, caller: Caller, form: Query, back: str) 
 async def end_sessions(caller: Caller, account: AccountName, back: str) -> Response:
     """Ends all login sessions of an account except the visitor's current session. Raises AccountUnknown, Denied."""
     caller.rights.check_may_end_sessions(account)
-    await caller.administration.end_sessions(account, except_id=caller.rights.session, by=caller.actor)
+    await caller.administration.end_sessions(account, except_id=caller.rights.session_id, by=caller.actor)
     return redirect(back)
 
 

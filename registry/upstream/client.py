@@ -1,15 +1,16 @@
-"""The HTTP client for one upstream registry (`HttpUpstreamClient`), which implements `UpstreamClient`.
+"""`HttpUpstreamClient`: the HTTP client for one upstream registry, an implementation of `UpstreamClient`.
 
-It requests manifests, blobs and lists. An upstream has one or more endpoints (URLs that serve the same content).
-`UpstreamRequester` tries the endpoints one after another. `BlobClient` downloads the bytes of blobs, `ApiClient` sends
-all other requests.
+The client requests manifests, blobs and lists. An upstream has one or more endpoints (URLs that serve the same
+content). `UpstreamRequester` tries the endpoints one after another. `BlobClient` downloads the bytes of blobs.
+`ApiClient` sends all other requests.
 
 UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed are the *errors of a failed upstream
-request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). This
-variant is raised if the content may exist all the same. For example, a proxy or firewall possibly sent the response.
+request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant, such as UnconfirmedBlobUnknown. The
+variant is raised if the content may exist, for example because a proxy or firewall possibly sent the "not found".
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
-endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
+endpoint does not have the content, the next one is tried. For tags and lists, a "not found" from the first endpoint is
+raised, and no other endpoint is tried.
 """
 
 from __future__ import annotations
@@ -59,19 +60,18 @@ MAX_UPSTREAM_MANIFEST_BYTES = 8 * MIB
 RESPONSE_MEMORY_BYTES = 56 * MIB
 """Memory budget for the large responses of one upstream, until they are parsed and stored."""
 
-_HEAD_UNSUPPORTED = frozenset({400, 405, 501})
-"""Statuses with which a registry may refuse a HEAD request for a manifest. After such a response a GET is sent."""
+_MANIFEST_HEAD_UNSUPPORTED = frozenset({400, 405, 501})
+"""Statuses with which a registry may refuse a HEAD request for a manifest. A GET then follows."""
 _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
-"""Statuses with which a registry, or the storage to which it redirects, may refuse a HEAD request for a blob. After
-such a response a GET is sent."""
+"""Statuses with which a registry or its storage may refuse a HEAD request for a blob. A GET then follows."""
 _NO_REPOSITORY = RepositoryName("ping")
 """Placeholder for the repository name in requests that are for no repository."""
 
 
 class FetchEnded(Exception):
-    """Wraps an error after which no other endpoint may be tried: the sink (the object that receives the bytes) raised
-    the error, or was called before the error. `try_endpoints` does not catch this class.
-    `HttpUpstreamClient.fetch_blob` raises the wrapped error."""
+    """Wraps an error after which no other endpoint may be tried, because the sink (the object that receives the bytes)
+    was already called. `try_endpoints` does not catch this class. `HttpUpstreamClient.fetch_blob` raises the wrapped
+    error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -93,10 +93,12 @@ class HttpUpstreamClient:
         observer: MirrorObserver = UNOBSERVED,
         configured_name: str | None = None,
     ) -> None:
-        """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
-        None: the setting `ca_file` decides. `configured_name`: the name by which the client finds the login in docker's
-        `config.json`, and decides which token services are trusted; None: `settings.name`. An import can use the login
-        of a configured upstream such as `ghcr.io`, but its `settings.name` is made up, such as `import-ghcr-io`."""
+        """The parameters are those of `make_upstream_client`, and:
+
+        - `trust`: decides which certificates of servers are accepted; None: the setting `ca_file` decides.
+        - `configured_name`: the name of the upstream for which docker's `config.json` has the login, such as `ghcr.io`.
+          It also decides which token services are trusted. None: `settings.name`. An import passes this name, because
+          the `settings.name` of an import is made up."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -111,17 +113,21 @@ class HttpUpstreamClient:
         self._catalog = CatalogReader(self._requester, self._parser)
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        """Returns the descriptor of a manifest. Sends a HEAD request, and a GET if the response to HEAD does not show
-        type, digest and size. Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns the descriptor of a manifest. Sends a HEAD request. Then sends a GET if the response to HEAD does not
+        show the type, the digest and the size. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Descriptor:
-            # A 404 to HEAD raises UnconfirmedManifestUnknown: a response without a body does not show whether the
-            # registry itself sent it. A GET then decides, because a wrong ManifestUnknown would make the mirror delete
-            # a cached tag.
+            # A 404 to HEAD raises UnconfirmedManifestUnknown, because a response without a body does not show who sent
+            # it. A GET then decides, because a wrong ManifestUnknown would make the mirror delete a cached tag.
             with suppress(UnconfirmedManifestUnknown):
                 response = await self._request_manifest(endpoint, attempt, repo, "HEAD", reference)
                 digest = reference if isinstance(reference, Digest) else response.digest
-                if response.status not in _HEAD_UNSUPPORTED and digest and response.length and response.media_type:
+                if (
+                    response.status not in _MANIFEST_HEAD_UNSUPPORTED
+                    and digest
+                    and response.length
+                    and response.media_type
+                ):
                     _check_same_digest(response, digest, "manifest")
                     return Descriptor(response.media_type, digest, response.length)
             with ShareScope() as memory:
@@ -135,9 +141,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest after checking its bytes against the digest, if one is known. A large body counts in the
-        memory budget for large responses until it is received or, if the scope `memory` is given, until the `with`
-        block of the scope ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns a manifest. If its digest is known, checks the bytes against the digest. Raises ManifestUnknown, and
+        the errors of a failed upstream request. `memory`: a large body counts in the memory budget for large responses
+        until the `with` block of this scope ends; None: until the body is received."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
@@ -158,7 +164,8 @@ class HttpUpstreamClient:
         reference: Reference,
         memory: ShareScope | None = None,
     ) -> UpstreamResponse:
-        """Sends a HEAD or GET request for a manifest. The response to HEAD may have a status of _HEAD_UNSUPPORTED."""
+        """Sends a HEAD or GET request for a manifest. The response to HEAD may have a status of
+        _MANIFEST_HEAD_UNSUPPORTED."""
         return await self._requester.request(
             endpoint,
             attempt,
@@ -169,7 +176,7 @@ class HttpUpstreamClient:
             not_found_error=ManifestUnknown(),
             headers={"Accept": ACCEPTED_MANIFESTS},
             max_bytes=MAX_UPSTREAM_MANIFEST_BYTES,
-            accepted_statuses=_HEAD_UNSUPPORTED if method == "HEAD" else (),
+            accepted_statuses=_MANIFEST_HEAD_UNSUPPORTED if method == "HEAD" else (),
             memory=memory,
         )
 
@@ -184,11 +191,11 @@ class HttpUpstreamClient:
     async def _blob_size(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
     ) -> int:
-        """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
-        does not show the size. Raises BlobSizeUnknown if the upstream has the blob and does not state its size."""
+        """Returns the blob's size in bytes. Sends a HEAD request. If the response does not show the size, sends a GET
+        for the first byte. Raises BlobSizeUnknown if the upstream has the blob, but does not state its size."""
         path = f"blobs/{digest}"
-        # A 404 to HEAD raises UnconfirmedBlobUnknown: a response without a body does not show whether the registry
-        # itself sent it. A GET then decides, because the mirror would cache a wrong BlobUnknown.
+        # A 404 to HEAD raises UnconfirmedBlobUnknown, because a response without a body does not show who sent it.
+        # A GET then decides, because the mirror would cache a wrong BlobUnknown.
         with suppress(UnconfirmedBlobUnknown):
             response = await self._requester.request(
                 endpoint,
@@ -203,7 +210,7 @@ class HttpUpstreamClient:
             if response.status == 200 and response.length is not None:
                 _check_same_digest(response, digest, "blob")
                 return response.length
-        # HEAD may fail at the target of a redirect whose URL is signed for GET only, or may show no length.
+        # HEAD fails if it is redirected to a URL that is signed for GET only. Other responses to HEAD show no length.
         for headers in ({"Range": "bytes=0-0"}, {}):
             response = await self._requester.request(
                 endpoint,
@@ -242,23 +249,22 @@ class HttpUpstreamClient:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries one endpoint after another until one
         has the blob. After the sink was called, tries no other endpoint.
 
-        - `avoid`: URLs of endpoints to try after the others.
-        - `untrusted`: URLs of endpoints whose bytes the sink does not accept. They are tried last, so that BlobUnknown
-          is not raised if only they have the blob. If one of them has it, the sink raises an error that says why its
-          bytes are not accepted.
-        - `expected_size`: the size of the whole blob in bytes, for a response that does not state the size; None: such
-          a response is refused.
+        - `avoid`: URLs of endpoints that are tried after the others.
+        - `untrusted`: URLs of endpoints whose bytes the sink does not accept. They are tried last. If one of them has
+          the blob, the sink raises an error.
+        - `expected_size`: the size of the whole blob in bytes, used if the response does not state the size. None: a
+          response that does not state the size is refused.
 
-        Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), BlobLengthWrong (`expected_size` is
-        wrong), the errors of a failed upstream request, and what the sink raises. After a cancellation the sink is not
-        called again."""
+        Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), BlobLengthWrong (the response is
+        not as long as `expected_size`), the errors of a failed upstream request, and the errors of the sink. After a
+        cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
-            # `attempt` reports the endpoint as working as soon as the endpoint responds. A later error of the transfer
-            # does not change that.
+            # `attempt` reports the endpoint as working as soon as the endpoint responds, even if the transfer fails
+            # later.
             transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe, expected_size)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
@@ -320,11 +326,12 @@ class HttpUpstreamClient:
             return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
 
     async def check_login(self) -> None:
-        """Sends GET `/v2/` with the configured login. If the upstream requires a token, requests one without a scope,
-        as `docker login` does, because some token services accept only scopes of repositories. Uses no cached token,
-        because a cached token does not show whether the password still works. Raises Denied if the upstream or its
-        token service refuses the login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed
-        upstream request."""
+        """Checks the configured login with GET `/v2/`. If the upstream requires a token, requests one without a scope,
+        as `docker login` does. Uses no cached token, because a cached token does not show whether the password still
+        works.
+
+        Raises Denied if the upstream or its token service refuses the login, NameUnknown if GET `/v2/` is not found,
+        and the other errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
             await self._requester.delete_token(endpoint, "")
@@ -341,7 +348,7 @@ class HttpUpstreamClient:
         return await self._lists.check_referrers_api(repo, digest)
 
     def is_near_rate_limit(self) -> bool:
-        """Returns whether the upstream has reported that only few requests are left before it responds with 429."""
+        """Returns whether at most a tenth of the requests that the upstream's rate limit allows is left."""
         return self._requester.remaining_requests.is_near_rate_limit()
 
     def endpoint_health(self) -> list[EndpointHealth]:
@@ -365,15 +372,19 @@ def make_upstream_client(
     observer: MirrorObserver = UNOBSERVED,
 ) -> UpstreamClient:
     """Returns the client for the upstream in `settings`. Reads the proxies from environment variables. Reads no file,
-    and does not connect. `records` stores the tokens and the rate limits of the upstream for all worker processes.
-    `leases` let only one process at a time request a token. `clock` returns seconds since 1970. `classify` returns the
-    network class of an IP address, such as public or loopback. `observer` counts the requests."""
+    and does not connect.
+
+    - `records`: stores the tokens and the rate limits of the upstream for all worker processes.
+    - `leases`: let only one process at a time request a token.
+    - `clock`: returns seconds since 1970.
+    - `classify`: returns the network class of an IP address, such as public or loopback.
+    - `observer`: counts the requests."""
     return HttpUpstreamClient(settings, records, leases, clock, classify, observer=observer)
 
 
 def _check_same_digest(response: UpstreamResponse, digest: Digest, content_kind: str) -> None:
-    """Raises UpstreamUnavailable if the response names a digest that has the same algorithm as `digest` and differs
-    from it. `content_kind` is "manifest" or "blob", for the message."""
+    """Raises UpstreamUnavailable if the response names a digest that differs from `digest` but has the same algorithm.
+    `content_kind`: "manifest" or "blob", for the message."""
     if response.digest and response.digest.algorithm == digest.algorithm and response.digest != digest:
         raise UpstreamUnavailable(
             f"{loggable_origin(response.url)} answers with another {content_kind} than the one asked for"

@@ -1,6 +1,5 @@
-"""Queues a job at an interval (`queue_jobs`). The interval begins when the newest job of the kind was added to the
-store, no matter whether a schedule or a person added it. So a restart of the server does not change the time of the
-next job."""
+"""Queues jobs of one kind at an interval (`queue_jobs`). The interval begins when the newest job of this kind was added
+to the store, by a schedule or by a person. A restart of the server does not change the time of the next job."""
 
 from __future__ import annotations
 
@@ -24,22 +23,25 @@ async def queue_jobs(
     jobs: Jobs,
     leases: Leases,
     kind: str,
-    every: float,
+    interval_seconds: float,
     clock: Callable[[], float],
     *,
     actor: str,
     check_seconds: float = CHECK_SECONDS,
 ) -> None:
-    """Runs until the task is cancelled. Queues a job of this kind whenever no such job is queued or running and `every`
-    seconds have passed since the newest such job was added. The job is *resumable*: a server continues it after a
-    restart. Every process runs this function, but only one of them queues the job. Logs an error and continues. `clock`
-    returns the time in seconds since 1970."""
+    """Queues a job of the kind `kind` whenever two conditions are met: no job of this kind is queued or running, and
+    `interval_seconds` have passed since the newest job of this kind was added. The job is *resumable*: a server
+    continues it after a restart.
+
+    Runs until the task is cancelled. Every process runs this function, but only one process at a time queues jobs. Logs
+    errors and continues. `actor`: the name of the actor that the job records. `clock` returns the time in seconds since
+    1970."""
 
     async def queue_if_due() -> None:
-        if await _is_due(jobs, kind, every, clock()):
+        if await _is_due(jobs, kind, interval_seconds, clock()):
             await jobs.add(kind, {}, actor=actor, is_resumable=True)
 
-    seconds = min(every, check_seconds)
+    seconds = min(interval_seconds, check_seconds)
     await asyncio.sleep(seconds)
     await run_in_one_process(
         leases,
@@ -51,11 +53,15 @@ async def queue_jobs(
     )
 
 
-async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:
-    """Returns whether no job of the kind is queued or running, and the newest one was added at least `every` seconds
-    ago, or at a time in the future (`storage.future_times`)."""
+async def _is_due(jobs: Jobs, kind: str, interval_seconds: float, now: float) -> bool:
+    """Returns whether to queue a job of the kind:
+
+    - True if there is no job of the kind.
+    - False if the newest job of the kind is queued or running.
+    - True if the newest job was added at least `interval_seconds` ago, or at a time in the future. Such a time is wrong
+      (`storage.future_times`)."""
     newest = (await jobs.jobs(None, 1, kind)).items
     if not newest:
         return True
     created = newest[0].created
-    return newest[0].ended is not None and (now - created >= every or is_future(created, now))
+    return newest[0].ended is not None and (now - created >= interval_seconds or is_future(created, now))

@@ -1,8 +1,8 @@
-"""Checks the proxies of docker: whether docker sends its requests to this registry through a proxy.
+"""Checks whether docker sends its requests to this registry through a proxy.
 
-dockerd reads its proxies from `proxies` in `daemon.json` (since version 23.0). If they are missing there, it reads them
-from its environment, which systemd sets. The proxies in a user's `config.json` are for containers and builds; dockerd
-does not use them. A *finding* is one result of the check.
+dockerd reads its proxies from the key `proxies` in `daemon.json` (since version 23.0). If this key is missing, dockerd
+reads its proxies from its environment, which systemd sets. The proxies in a user's `config.json` are for containers and
+builds; dockerd does not use them. A *finding* is one result of the check.
 
 Sources: Docker docs, "Daemon proxy configuration" and "Use a proxy server with the docker CLI"; systemd.exec(5),
 "Environment"; golang.org/x/net/http/httpproxy, whose rules for NO_PROXY docker follows.
@@ -25,32 +25,34 @@ from registry.client_addresses import is_loopback_host
 CHECK = "docker"
 _RESTART = "then run: systemctl restart docker"
 _UNIT_FOLDERS = ("/usr/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system", "~/.config/systemd/user")
-"""The folders in which systemd searches for units and their drop-ins. A file in a later folder overrides the same file
-in an earlier folder."""
+"""The folders in which systemd searches for units and their drop-ins. A file in a later folder replaces a file with the
+same name in an earlier folder."""
 _NEW_DROP_IN = "/etc/systemd/system/docker.service.d/zz-entrepot.conf"
-"""The path of the drop-in that a finding suggests. systemd applies drop-ins in the order of their names, so this one is
-applied after the others."""
+"""The path of the drop-in that a finding suggests. systemd applies drop-ins in the order of their names, so it applies
+this drop-in after the others."""
 _USER_CONFIG = "~/.docker/config.json"
 """The configuration of a user's docker CLI."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Proxies:
-    """The proxies that a file sets. `file`: the path of the file. `by_scheme`: the proxies for `http` and for `https`;
-    an empty text if there is none. `no_proxy`: the hosts that are reached without a proxy, in the format of the
-    variable NO_PROXY."""
+    """The proxies that a file sets.
+
+    - `file`: the path of the file.
+    - `by_scheme`: the proxy for each of the keys `http` and `https`; an empty text if there is no proxy.
+    - `no_proxy`: the hosts that are reached without a proxy, in the format of the variable NO_PROXY."""
 
     file: str
     by_scheme: Mapping[str, str]
     no_proxy: str
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the URL of the proxy through which `url` is reached, without the user name and password of the proxy.
-        Returns None if `url` is reached without a proxy."""
+        """Returns the URL of the proxy through which `url` is reached. The returned URL contains no user name and no
+        password. Returns None if `url` is reached without a proxy."""
         parts = urlsplit(url)
         proxy = self.by_scheme.get(parts.scheme)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        if not proxy or is_exempt(self.no_proxy, parts.hostname or "", port):
+        if not proxy or bypasses_proxy(self.no_proxy, parts.hostname or "", port):
             return None
         proxy_parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         return f"{proxy_parts.scheme}://{proxy_parts.netloc.rpartition('@')[2]}"
@@ -59,9 +61,11 @@ class _Proxies:
 def proxy_findings(
     files: ClientFiles, daemon_file: str, daemon_config: dict[str, Any], target: TargetRegistry
 ) -> Iterator[Finding]:
-    """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `files`: reads
-    docker's files. `daemon_file` and `daemon_config`: the path and the content of daemon.json. `target`: this
-    registry."""
+    """Yields one finding if dockerd uses a proxy for requests to this registry, and one if containers or builds do. If
+    a file of docker cannot be used, yields only a finding about this file.
+
+    `files`: reads docker's files. `daemon_file` and `daemon_config`: the path and the content of daemon.json.
+    `target`: this registry."""
     url, host = target.address.url, target.address.host
     try:
         daemon_proxies = _proxies_in_daemon_json(daemon_file, daemon_config) or _proxies_from_systemd(files)
@@ -72,30 +76,30 @@ def proxy_findings(
     if daemon_proxies is not None and (proxy := daemon_proxies.proxy_for(url)) is not None:
         no_proxy = ",".join(filter(None, (daemon_proxies.no_proxy, urlsplit(url).hostname)))
         if daemon_proxies.file == daemon_file:
-            merged = {**daemon_config, "proxies": {**daemon_config["proxies"], "no-proxy": no_proxy}}
-            file, lines = daemon_file, json.dumps(merged, indent=2) + "\n"
-            step = f"write this to {file}, {_RESTART}"
+            new_config = {**daemon_config, "proxies": {**daemon_config["proxies"], "no-proxy": no_proxy}}
+            file, lines = daemon_file, json.dumps(new_config, indent=2) + "\n"
+            next_step = f"write this to {file}, {_RESTART}"
         elif not daemon_proxies.file.endswith((".conf", ".service")):  # an EnvironmentFile, which overrides a drop-in
             file, lines = daemon_proxies.file, ""
-            step = f"write NO_PROXY={no_proxy} in {file}, {_RESTART}"
+            next_step = f"write NO_PROXY={no_proxy} in {file}, {_RESTART}"
         else:
             file, lines = _NEW_DROP_IN, f'[Service]\nEnvironment="NO_PROXY={no_proxy}" "no_proxy={no_proxy}"\n'
-            step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
+            next_step = f"write this to {file}, then run: systemctl daemon-reload && systemctl restart docker"
         what = f"{daemon_proxies.file} makes docker ask the proxy {proxy} for {host}"
         why = (
-            "if the proxy does not reach this registry, pulls from it fail; if it is docker's mirror, docker pulls "
-            "from Docker Hub instead, and says nothing"
+            "if the proxy does not reach this registry, pulls from this registry fail; if this registry is docker's "
+            "mirror, docker then pulls from Docker Hub without a message"
         )
-        yield warning(CHECK, what, why, step, file=file, lines=lines)
+        yield warning(CHECK, what, why, next_step, file=file, lines=lines)
     if user_proxies is not None and (proxy := user_proxies.proxy_for(url)) is not None:
         what = f"{user_proxies.file} gives containers and builds the proxy {proxy}, also for {host}"
-        why = "docker itself does not use it for pulls, but programs in containers reach this registry only through it"
+        why = "docker itself pulls without this proxy, but programs in containers reach this registry only through it"
         yield warning(CHECK, what, why, f"add {urlsplit(url).hostname} to noProxy in {user_proxies.file}")
 
 
-def is_exempt(no_proxy: str, host: str, port: int) -> bool:
+def bypasses_proxy(no_proxy: str, host: str, port: int) -> bool:
     """Returns whether docker reaches `host` and `port` without a proxy if the variable NO_PROXY has the value
-    `no_proxy`. Also returns True if the host is this machine."""
+    `no_proxy`. Always returns True for a loopback host."""
     host = host.lower().rstrip(".")
     if is_loopback_host(host):
         return True
@@ -104,8 +108,8 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
 
 
 def _matches(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
-    """Returns whether an entry of NO_PROXY is for this host and port. An entry is `*`, a network, an IP address or a
-    domain; an address or a domain may have a port. `address`: the host as an IP address; None if the host is a name."""
+    """Returns whether an entry of NO_PROXY applies to `host` and `port`. An entry is `*`, a network, an IP address or a
+    domain. An address or a domain may have a port. `address`: the host as an IP address; None if the host is a name."""
     if entry == "*":
         return True
     if "/" in entry:
@@ -132,7 +136,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _proxies_in_daemon_json(file: str, config: dict[str, Any]) -> _Proxies | None:
-    """Returns the proxies in daemon.json; None if it sets none."""
+    """Returns the proxies in daemon.json; None if daemon.json sets no proxy."""
     proxies = config.get("proxies")
     if not isinstance(proxies, dict):
         return None
@@ -141,7 +145,8 @@ def _proxies_in_daemon_json(file: str, config: dict[str, Any]) -> _Proxies | Non
 
 
 def _proxies_from_systemd(files: ClientFiles) -> _Proxies | None:
-    """Returns the proxies in the environment that systemd gives docker; None if it gives none. Raises FileUnusable."""
+    """Returns the proxies in the environment that systemd sets for docker; None if this environment has no proxy.
+    Raises FileUnusable."""
     drop_ins: dict[str, str] = {}  # file name -> path; a file replaces a file with the same name in an earlier folder
     units = [f"{folder}/docker.service" for folder in _UNIT_FOLDERS]
     for folder in _UNIT_FOLDERS:
@@ -162,8 +167,8 @@ def _proxies_from_systemd(files: ClientFiles) -> _Proxies | None:
                 variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
-        """Returns the value of a variable and the file that sets it; two empty texts if there is no such variable. If
-        the name is set in upper case and in lower case, the one in upper case counts."""
+        """Returns the value of the variable `name`, and the file that sets it. The variable with the name in upper case
+        takes precedence over the one in lower case. Returns two empty texts if both are missing."""
         return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     found = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
@@ -191,7 +196,7 @@ def _assignments(text: str, file: str) -> dict[str, tuple[str, str]]:
 
 
 def _proxies_in_user_config(files: ClientFiles) -> _Proxies | None:
-    """Returns the proxies in a user's config.json; None if there are none. Raises FileUnusable."""
+    """Returns the proxies in the user's config.json; None if config.json sets no proxies. Raises FileUnusable."""
     if files.home is None:
         return None
     proxies = (files.json(_USER_CONFIG) or {}).get("proxies")

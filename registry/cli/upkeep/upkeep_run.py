@@ -1,9 +1,9 @@
 """Runs the work of upkeep commands on the data directory, which a server may use at the same time. Shows the progress.
 
-In a terminal, a command shows a bar with its progress. With --json, it prints one JSON object per line on stdout: one
-for each step, and at the end one with the totals. The key `event` names the step; in the last line, its value is
-`done`. A command that completes prints the last line even if it has found problems. A command that fails or is
-interrupted does not print it.
+In a terminal, a command shows a progress bar. With `--json`, it prints one JSON object per line on stdout: a line for
+each step, and a last line with the totals. The key `event` names the step. In the last line, `event` is `done`. A
+command that completes prints the last line, even if it has found problems. A command that fails or is interrupted does
+not print the last line.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LEFT_OUT_KEYS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""Keys in a job's result that --json leaves out: lists of the job's steps, which the command has printed already, and
-`more`, which says whether such a list is incomplete. Clients of the management API need these keys, because the API
-sends the result of a job, but not its steps."""
+"""Keys in a job's result that the last line of `--json` leaves out. The command has already printed the steps that
+`records`, `evicted` and `listed_problems` list. `more` says whether such a list is incomplete."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -43,12 +42,12 @@ def with_upkeep(
     *,
     create_data_directory: bool = False,
 ) -> T:
-    """Opens the data directory and the mirrors, runs `work`, and returns its result. A server may use the directory at
-    the same time. The argument of `work` is the object through which commands work on the store and the mirrors.
+    """Opens the data directory and the mirrors, calls `work` with the objects that do upkeep on them, and returns the
+    result of `work`. A server may use the directory at the same time.
 
-    `config`, `data` and `mirror`: the values of the options of these names. `create_data_directory`: whether to create
-    the data directory if there is none. Ends the command with one line on stderr for an error that an operator can
-    fix."""
+    `config`, `data` and `mirror`: the values of the options `--config`, `--data` and `--mirror`.
+    `create_data_directory`: whether to create the data directory if there is none. An error that an operator can fix
+    ends the command with one line on stderr."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
         return run_on_backend(settings, lambda backend: work(backend.upkeep), create_if_missing=create_data_directory)
@@ -69,10 +68,13 @@ def run_as_job(
     show and stop it. Returns the job's result. Ends the command with one line on stderr if another process runs a job
     of the same kind.
 
-    `kind` and `arguments`: the kind and the arguments of the job. `get_work` gets the same argument as `work` of
-    `with_upkeep`, and returns the function that does the work of the job. With `as_json`, prints each step as a line of
-    JSON; otherwise calls `on_step` for each step and shows a bar in a terminal. The other parameters are those of
-    `with_upkeep`."""
+    - `kind` and `arguments`: the kind and the arguments of the job.
+    - `get_work`: returns the function that does the work of the job. Its argument is the one that `with_upkeep` passes
+      to `work`.
+    - `as_json`: if True, prints each step as a line of JSON. If False, calls `on_step` for each step, and shows a
+      progress bar in a terminal.
+
+    The other parameters are those of `with_upkeep`."""
 
     async def run_job(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
@@ -93,7 +95,8 @@ def run_as_job(
 
 
 def print_done(totals: Mapping[str, JSON]) -> None:
-    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out `_LEFT_OUT_KEYS`."""
+    """Prints the last line of a command with `--json`. `totals`: the job's result, from which the line leaves out
+    `_LEFT_OUT_KEYS`."""
     print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _LEFT_OUT_KEYS}})
 
 
@@ -104,8 +107,8 @@ def print_json_line(fields: Mapping[str, JSON]) -> None:
 
 @contextmanager
 def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
-    """Context manager that yields a function which shows a job's progress. The function shows a bar if stderr is a
-    terminal and `hidden` is False; otherwise it does nothing. The bar disappears at the end of the block."""
+    """Context manager that yields a function which shows a job's progress in a bar. The bar disappears at the end of
+    the block. If `hidden` is True or stderr is no terminal, there is no bar, and the function does nothing."""
     if hidden or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,7 +1,9 @@
 """Scheduled warming: one server process repeatedly fetches the images that the settings name into the mirror's cache,
-before clients request them. One run through all images of an upstream is a *round*; the settings say how long to wait
-between two rounds. The rounds of an upstream do not wait for those of other upstreams: an upstream that is slow or does
-not answer delays only its own images."""
+before clients request them.
+
+A *round* fetches all images of one upstream once. The settings say how long to wait between two rounds of an upstream.
+The rounds of different upstreams run independently, so a slow upstream delays only its own images.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
 WARM_SLOT = "warm"
-"""Name of the *slot*, a permit that only one process at a time can hold. The process that holds it warms."""
+"""Name of the *slot*, a permit that only one process at a time can hold. The process that holds the slot runs the
+rounds."""
 FIRST_ROUND_DELAY_SECONDS = 60.0
-"""Time from the start of the server to the first round, which keeps the server from sending requests to an upstream as
-soon as it starts. If the interval between rounds is shorter, the first round starts after that interval."""
+"""Longest time from the start of the server to the first round. If the interval between two rounds is shorter, the
+first round starts after one interval."""
 TAKEOVER_POLL_SECONDS = 15.0
 """Longest time between two attempts of a process to get the slot."""
 log = logging.getLogger("registry.mirror.warm")
@@ -56,9 +59,10 @@ class WarmLog(WarmObserver):
 async def warm_on_schedule(
     settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs, leases: Leases
 ) -> AsyncIterator[None]:
-    """Runs rounds in the background while the `async with` block runs. Every server process calls this, but only one
-    process at a time warms. When the warming process ends, another one takes over. `locate`: finds the mirror that
-    serves a repository. `find_stored`: returns which of the given blobs are completely stored."""
+    """Runs rounds in the background while the `async with` block runs. Every server process calls this function, but
+    only one process at a time runs rounds. When this process ends, another process takes over. Does nothing if the
+    settings name no images. `locate`: finds the mirror that serves a repository. `find_stored`: returns which of the
+    given blobs are completely stored."""
     if not settings.references and settings.file is None:
         yield
         return
@@ -84,8 +88,8 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
 
 
 async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs) -> None:
-    """Starts a round of each upstream, and the next one `interval` seconds after the last one has ended. Ends only when
-    it is cancelled, and then ends the running rounds."""
+    """Runs the rounds of all upstreams. Starts the next round of an upstream `settings.interval` seconds after the
+    previous round of this upstream has ended. Ends only when it is cancelled, and then cancels the running rounds."""
     rounds: dict[str | None, asyncio.Task[None]] = {}
     """The tasks that run `_run_round_and_pause`, by upstream."""
     try:
@@ -95,8 +99,7 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
                 if upstream not in rounds:
                     rounds[upstream] = asyncio.create_task(_run_round_and_pause(settings, locate, find_stored, images))
             if rounds:
-                # After the timeout, the loop looks up the upstreams again: the file may have changed, or a look-up may
-                # have failed.
+                # The timeout makes the loop read the images again, because the file may have changed meanwhile.
                 await asyncio.wait(rounds.values(), timeout=settings.interval, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(settings.interval)
@@ -105,9 +108,9 @@ async def _run_rounds_of_all_upstreams(settings: WarmSettings, locate: Locate, f
 
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
-    """Returns the images to warm, by the name of their upstream. The key None has the images for which `_find_upstream`
-    returns None. If the list of images cannot be read or is not valid, or after an unexpected error, logs the error and
-    returns an empty dict. The caller then starts no round, and the running rounds continue."""
+    """Returns the images to warm, by the name of their upstream. The key None stands for the images for which
+    `_find_upstream` returns None. If the images cannot be read or looked up, logs the error and returns an empty
+    dict."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
@@ -122,9 +125,9 @@ async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[st
 
 
 async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
-    """Returns the name of the image's upstream; None: the image has no upstream, or the look-up failed. The images with
-    None have a round of their own. This round looks their upstreams up again, and logs why an image cannot be
-    warmed."""
+    """Returns the name of the image's upstream. Returns None if the image has no upstream, or if the look-up fails. A
+    failed look-up is not logged here, because the round that fetches the image repeats the look-up and logs the
+    error."""
     try:
         _, _, upstream = await locate(image.repository)
     except RegistryError:
@@ -135,7 +138,7 @@ async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
 async def _run_round_and_pause(
     settings: WarmSettings, locate: Locate, find_stored: FindStoredBlobs, images: Sequence[ImageReference]
 ) -> None:
-    """Warms each image of an upstream once, and then waits `settings.interval` seconds. Logs errors. Raises only
+    """Fetches each image of an upstream once, and then waits `settings.interval` seconds. Logs errors. Raises only
     CancelledError."""
     try:
         await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
@@ -146,6 +149,6 @@ async def _run_round_and_pause(
 
 def _log_unexpected_error() -> None:
     """Logs the error that the caller's `except` clause handles, with a traceback. If this task is being cancelled,
-    raises CancelledError instead, because the error may have replaced the CancelledError of the cancellation."""
+    raises CancelledError instead (see `raise_if_cancelled`)."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

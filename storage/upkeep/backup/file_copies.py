@@ -1,9 +1,9 @@
 """Copies blobs to files, for backups and restores (`FileCopier`). The new file is a hard link, a clone that shares
-blocks on the disk with the source file, or a copy: the first of these that is allowed and that the file system
-supports.
+blocks on the disk with the source file, or a copy. `FileCopier` uses the first of these ways that is allowed and that
+the file system supports.
 
-A file gets its final name only when its bytes are durable. Copied bytes are always checked against their digest, which
-takes little time compared with the copy. The bytes of links and clones are read only if the caller asks for a check.
+A file gets its final name only when its bytes are durable. Copied bytes are always checked against their digest. The
+bytes of links and clones are checked only if the caller asks for a check.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ THREADS: Final = 4
 _UNSUPPORTED_ERRNOS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EACCES}
 )
-"""Errors of a call that makes a link or a clone. After such an error, the call would fail for all other files too."""
+"""Errors of a call that makes a link or a clone. They mean that the call fails for every file."""
 _UNLINKABLE_FILE_ERRNOS: Final = frozenset({errno.EMLINK, errno.ENOENT})
-"""Errors of a call that makes a link. They mean that only this file cannot be linked: it has as many names as a file
-can have, or it was removed and has no name."""
+"""Errors of a call that makes a link. They mean that only this file cannot be linked: it already has the maximum number
+of links, or it was removed."""
 
 _LOST_FILE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors which mean that the disk has lost this file or a part of it."""
 
 
 class BlobDamaged(Exception):
-    """The bytes of a blob are missing, have the wrong size or digest, or cannot be read. The text says which of these
-    is the case."""
+    """The bytes of a blob are missing, have the wrong size or digest, or cannot be read. The message says which."""
 
 
 class BlobForbidden(BlobDamaged):
@@ -53,15 +52,15 @@ class BlobForbidden(BlobDamaged):
 
 
 class FileCopier:
-    """Copies blobs to files. Works in threads. A cancelled task stops between two chunks. `copied_bytes` counts the
-    bytes that were copied, without the bytes of links and clones."""
+    """Copies blobs to files. Works in threads. A cancelled call stops after the current chunk. `copied_bytes` is the
+    number of bytes that were copied. It does not include the bytes of links and clones."""
 
     def __init__(self, system: System, target: Path, *, may_link: bool, may_clone: bool = True, verify: bool) -> None:
         """`target`: the directory of the new files, for error messages. `may_link`: whether a file may be a hard link.
         `may_clone`: whether a file may be a clone. `verify`: whether linked and cloned bytes are also checked against
         their digests."""
         self._system = system
-        self._failure = f"cannot write to {target}"
+        self._failure_message = f"cannot write to {target}"
         self._may_link = may_link
         self._may_clone = may_clone
         self._verify = verify
@@ -74,7 +73,7 @@ class FileCopier:
 
     def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
         """Runs a blocking call in a thread. The future gets BackupFailed instead of an OSError."""
-        return run_in_thread(self._threads, lambda: with_backup_errors(self._failure, call))
+        return run_in_thread(self._threads, lambda: with_backup_errors(self._failure_message, call))
 
     async def copy_file(
         self,
@@ -89,21 +88,21 @@ class FileCopier:
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
         bytes are durable. The bytes of a link or clone are checked if `verify` is set here or in the constructor. Calls
-        `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes are not checked. Raises
-        BlobDamaged, BackupFailed. After an error there is no new file, and an earlier file `final` is unchanged."""
+        `on_bytes` with the number of bytes of each chunk; for a link or clone that is not checked, once with `size`.
+        Raises BlobDamaged, BackupFailed. An error leaves no new file, and does not change an existing file `final`."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify or verify:
                     await self._read_and_check(fd, digest, size, None, on_bytes)
-                    # A restore links files of the backup, which a copy tool may have written without a sync. A restore
-                    # always checks the bytes, so it always reaches this sync.
+                    # A restore, which always checks the bytes, needs this sync: a tool that copied the backup may have
+                    # left the files of the backup unsynced.
                     await self.run(lambda: self._system.sync(fd))
-                else:  # only in a backup: the linked file is a file of the registry, which is durable
+                else:  # only in a backup: the source is a file of the registry, and such files are durable
                     on_bytes(size)
             else:
-                async with self.in_thread(self._created(temporary)) as target:
+                async with self.in_thread(self._new_file(temporary)) as target:
                     await self._read_and_check(fd, digest, size, target, on_bytes)
                     await self.run(lambda: self._system.sync(target))
             await self.run(lambda: self._move(temporary, final))
@@ -113,8 +112,8 @@ class FileCopier:
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
         """Creates the file `final` with these bytes. The file has the name `temporary` until its bytes are durable.
-        Works in a single call in a thread, because most blobs of a registry are small, and each call in a thread takes
-        time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        Makes only one call in a thread, which is fast for small blobs. Raises BlobDamaged, BackupFailed. An error
+        leaves no new file."""
 
         def write() -> None:
             running_digest = start_digest(digest.algorithm)
@@ -122,7 +121,7 @@ class FileCopier:
             if running_digest.digest() != digest:
                 raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
             try:
-                with self._created(temporary) as fd:
+                with self._new_file(temporary) as fd:
                     write_fully(self._system, fd, memoryview(data), 0)
                     self._system.sync(fd)
                 self._move(temporary, final)
@@ -144,11 +143,11 @@ class FileCopier:
     ) -> None:
         """Creates the file `final` with the bytes of `chunks`. The file has the name `temporary` until its bytes are
         durable. Calls `on_bytes` with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An error
-        leaves no file behind."""
+        leaves no new file."""
         running_digest = start_digest(digest.algorithm)
         offset = 0
         try:
-            async with self.in_thread(self._created(temporary)) as fd:
+            async with self.in_thread(self._new_file(temporary)) as fd:
                 async for chunk in chunks:
                     running_digest.update(chunk)
                     await self.run(partial(write_fully, self._system, fd, memoryview(chunk), offset))
@@ -164,9 +163,10 @@ class FileCopier:
             raise
 
     async def check_file(self, path: Path, digest: Digest, size: int, on_bytes: Callable[[int], object]) -> None:
-        """Reads a file. Raises BlobDamaged if the file does not have this digest and size, is missing, or cannot be
-        read. Raises BackupFailed."""
-        async with self.in_thread(self.opened(path)) as fd:
+        """Reads a file and checks its digest and size. Raises BlobDamaged if one of them is wrong, if the file is
+        missing, or if the disk has lost it. Raises BlobForbidden if this process may not open the file, and
+        BackupFailed for other errors. Calls `on_bytes` with the number of bytes of each chunk."""
+        async with self.in_thread(self.open_file(path)) as fd:
             if os.fstat(fd).st_size != size:
                 raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
             await self._read_and_check(fd, digest, size, None, on_bytes)
@@ -174,15 +174,13 @@ class FileCopier:
     @asynccontextmanager
     async def in_thread(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
         """Context manager that enters and leaves `resource` in a thread, because opening and closing a file can block
-        for long. For example, closing a removed file frees its blocks, and closing a file of a network file system
-        sends its unwritten bytes. Also leaves `resource` if the task is cancelled while the thread enters it."""
+        for long. If the task is cancelled while the thread enters `resource`, leaves `resource` again."""
         entering = self.run(resource.__enter__)
         try:
             value = await entering
         except asyncio.CancelledError:
             # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-            # entered `resource`. `done()` should always be True here. It is checked because `exception()` raises an
-            # error for a call that still runs.
+            # entered `resource`. `exception()` raises an error for a future that is not done.
             if entering.done() and entering.exception() is None:
                 await self.run(lambda: resource.__exit__(None, None, None))
             raise
@@ -192,10 +190,10 @@ class FileCopier:
             await self.run(lambda: resource.__exit__(None, None, None))
 
     @contextmanager
-    def opened(self, path: Path) -> Iterator[int]:
-        """Context manager with the descriptor of a file that is open for reading. Blocks: use it with `in_thread`.
+    def open_file(self, path: Path) -> Iterator[int]:
+        """Context manager that opens a file for reading and yields its descriptor. Blocks, so use it with `in_thread`.
         Raises BlobDamaged if the file is missing or the disk has lost it, BlobForbidden if this process may not open
-        it, and OSError for other errors."""
+        the file, and OSError for other errors."""
         try:
             fd = self._system.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -212,23 +210,24 @@ class FileCopier:
             os.close(fd)
 
     @contextmanager
-    def _created(self, path: Path) -> Iterator[int]:
-        """Context manager with the descriptor of a new file. Blocks. Raises OSError."""
-        fd = self._create(path)
+    def _new_file(self, path: Path) -> Iterator[int]:
+        """Context manager that creates a file and yields its descriptor. Blocks. Raises OSError."""
+        fd = self._create_file(path)
         try:
             yield fd
         finally:
             os.close(fd)
 
-    def _create(self, path: Path) -> int:
-        """Creates the file and returns its descriptor. First removes a file with this name, which an interrupted run
-        may have left. Does not truncate that file instead, because it may be a hard link to the source file."""
+    def _create_file(self, path: Path) -> int:
+        """Creates the file and returns its descriptor. First removes an existing file with this name, which an
+        interrupted run may have left. Does not truncate the existing file, which may be a hard link to the source
+        file."""
         with suppress(FileNotFoundError):
             self._system.unlink(path)
         return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
 
     async def _remove(self, path: Path) -> None:
-        """Removes a file, which may be missing. Ignores errors."""
+        """Removes a file. Ignores errors."""
         with suppress(BackupFailed):
             await self.run(lambda: self._system.unlink(path))
 
@@ -238,11 +237,12 @@ class FileCopier:
             self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:
-        """Makes `path` a link to the open file, or a clone of it. Returns False if neither is possible."""
+        """Creates `path` as a link to the open file `fd` or as a clone of it. Returns False if neither is allowed and
+        possible."""
         if self._may_link:
             try:
                 with suppress(FileNotFoundError):
-                    self._system.unlink(path)  # left by an interrupted run
+                    self._system.unlink(path)  # an interrupted run may have left it
                 self._system.link(fd, path)
                 return True
             except OSError as error:
@@ -251,7 +251,7 @@ class FileCopier:
                 elif error.errno not in _UNLINKABLE_FILE_ERRNOS:
                     raise
         if self._may_clone:
-            with self._created(path) as target:
+            with self._new_file(path) as target:
                 try:
                     self._system.clone(fd, target)
                     self._system.sync(target)
@@ -265,8 +265,8 @@ class FileCopier:
     async def _read_and_check(
         self, fd: int, digest: Digest, size: int, target: int | None, on_bytes: Callable[[int], object]
     ) -> None:
-        """Reads the whole file and checks its digest. If `target` is not None, also copies the bytes to the file
-        `target`. Raises BlobDamaged."""
+        """Reads the whole file and checks its digest. If `target` is not None, copies the bytes to the open file
+        `target` at the same time. Raises BlobDamaged, BackupFailed."""
         running_digest = start_digest(digest.algorithm)
         offset = 0
 

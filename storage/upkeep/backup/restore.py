@@ -283,7 +283,7 @@ class _Restore:
             self._note_healed(blob)
             return
         try:
-            async with self._copier.in_thread(self._copier.opened(self._backups.blob(blob.digest))) as fd:
+            async with self._copier.in_thread(self._copier.open_file(self._backups.blob(blob.digest))) as fd:
                 # Garbage collection deletes this file if an interrupted restore leaves it in the trash.
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)

@@ -143,7 +143,9 @@ async def test_an_account_that_is_disabled_during_a_body_changes_nothing(tmp_pat
 def test_all_forms_are_tested() -> None:
     """`FORMS` has each form that needs an account."""
     posts = {
-        route.path for route in page_routes._routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+        route.path
+        for route in page_routes._page_routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
     }
     assert posts == set(FORMS) | FORMS_FOR_ALL
 

@@ -11,7 +11,7 @@ import pytest
 
 from registry.cli.diagnosis.client_check import CHECKS
 from registry.cli.diagnosis.client_files import ClientFiles, TargetRegistry
-from registry.cli.diagnosis.docker_proxies import is_exempt
+from registry.cli.diagnosis.docker_proxies import bypasses_proxy
 from registry.cli.diagnosis.finding import Level
 from registry.clients.client_setup import SETUPS, mirrored_hosts
 from registry.clients.registry_address import RegistryAddress
@@ -106,4 +106,4 @@ def test_proxies_in_the_home_directory(tmp_path: Path) -> None:
 def test_hosts_without_a_proxy(no_proxy: str, exempt: list[str], proxied: list[str]) -> None:
     """NO_PROXY is parsed by the rules of Go's library. The hosts in `exempt` use no proxy at port 5000, and those in
     `proxied` do."""
-    assert [host for host in [*exempt, *proxied] if is_exempt(no_proxy, host, 5000)] == exempt
+    assert [host for host in [*exempt, *proxied] if bypasses_proxy(no_proxy, host, 5000)] == exempt
