@@ -19,16 +19,16 @@ class RegistryError(Exception):
     default: ClassVar[str] = "the registry could not do this"
     """The message of an error whose constructor gets no message."""
     redacted: RegistryError | None = None
-    """The error that replaces this error for a client that may not pull from the repository. It names only digests and
-    tags that the client has sent. None: this error names no others, so such a client gets this error itself."""
+    """The error that a client gets instead of this error if it may not pull from the repository. It names only digests
+    and tags that the client itself has sent. None: all clients get this error."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
         self.detail = detail
         super().__init__(self.message)
 
-    def for_operators(self) -> str:
-        """Returns the message for operators. It may name files of the server, which clients must not learn."""
+    def message_for_operators(self) -> str:
+        """Returns the message for operators. Clients must not get it, because it may name files of the server."""
         return self.message
 
 
@@ -36,8 +36,7 @@ E = TypeVar("E", bound=RegistryError)
 
 
 def with_redacted(error: E, redacted: RegistryError) -> E:
-    """Stores `redacted` in `error`, and returns `error`. `redacted`: the error for a client that may not see the
-    digests or tags that `error` names."""
+    """Stores `redacted` in `error` (see `RegistryError.redacted`), and returns `error`."""
     error.redacted = redacted
     return error
 
@@ -67,14 +66,14 @@ class DigestInvalid(RegistryError):
     """A text is not a digest, or content does not have the expected digest."""
 
     code = "DIGEST_INVALID"
-    default = "the digest is not valid, or the content has another one"
+    default = "the digest is not valid, or the content has another digest"
 
 
 class ManifestBlobUnknown(RegistryError):
     """A manifest refers to blobs or manifests that the repository does not have."""
 
     code = "MANIFEST_BLOB_UNKNOWN"
-    default = "the manifest refers to content this repository does not have; push that first"
+    default = "the manifest refers to content this repository does not have; push that content first"
 
 
 class ManifestInvalid(RegistryError):
@@ -157,9 +156,13 @@ class RangeInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """The client has not logged in, or its token is not valid or does not include the right that the request needs.
-    `reason`: what is wrong with the token, as an error code of RFC 6750, section 3.1: `invalid_token` or
-    `insufficient_scope`; None if the request had no token."""
+    """The client must log in, or log in again. `reason`: what is wrong with the client's token, as an error code of RFC
+    6750, section 3.1:
+
+    - `invalid_token`: the token is not valid.
+    - `insufficient_scope`: the token does not include the right that the request needs.
+    - None: the request had no token.
+    """
 
     code = "UNAUTHORIZED"
     default = "log in first"
@@ -197,9 +200,11 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests, or this
-    registry has exceeded the rate limit of the upstream registry from which it mirrors. `retry_after`: number of
-    seconds after which the client may try again."""
+    """A limit is exceeded. `retry_after`: number of seconds after which the client may try again. There are two cases:
+
+    - The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests.
+    - This registry has exceeded the rate limit of an upstream registry, from which it mirrors the repository.
+    """
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"
@@ -210,8 +215,8 @@ class TooManyRequests(RegistryError):
 
 
 class UpstreamUnavailable(RegistryError):
-    """The registry from which this registry mirrors a repository (its upstream) cannot be reached, or failed.
-    `retry_after`: number of seconds after which the client may try again; None if that is not known."""
+    """The upstream registry, from which this registry mirrors the repository, cannot be reached or has failed.
+    `retry_after`: number of seconds after which the client may try again; None if the number is not known."""
 
     code = "UNAVAILABLE"
     default = "the upstream registry does not answer"
@@ -229,16 +234,16 @@ class UpstreamTimeout(UpstreamUnavailable):
 
 class PartialBlobLost(RegistryError):
     """A *partial blob* (a blob that is being downloaded from its upstream registry) cannot be read to its end: the
-    process that downloaded it has stopped, or its bytes were deleted. The next download continues after the bytes that
-    are still stored."""
+    downloading process has stopped, or the received bytes were deleted. The next download continues after the bytes
+    that are still stored."""
 
     code = "UNAVAILABLE"
     default = "the download of this blob from its upstream registry was interrupted; try again"
 
 
 class StorageFull(RegistryError):
-    """The disk is full, or a quota of its file system is used up (not a quota of this registry, see `QuotaExceeded`).
-    The change that raised the error has stored nothing."""
+    """The disk is full, or a quota of the file system is used up. The failed change has stored nothing. For quotas of
+    this registry, see `QuotaExceeded`."""
 
     code = "STORAGE_FULL"
     default = "the registry's disk is full; free some space or ask its operator to"
@@ -250,9 +255,8 @@ class StorageFailed(RegistryError):
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; the server's log says why"
 
-    def for_operators(self) -> str:
-        """Returns the message. If an error of the operating system caused this error and names a file, adds the
-        file."""
+    def message_for_operators(self) -> str:
+        """Returns the message and, if an OSError that names a file has caused this error, the file."""
         name = self.__cause__.filename if isinstance(self.__cause__, OSError) else None
         if not isinstance(name, str | bytes) or os.fsdecode(name) in self.message:  # a number is a file descriptor
             return self.message
@@ -260,8 +264,8 @@ class StorageFailed(RegistryError):
 
 
 class SearchIndexDamaged(StorageFailed):
-    """Some tables that the search reads are damaged. If they are tables of the search index,
-    `storage.content_search.SearchIndex.rebuild` repairs them."""
+    """Database tables that the search reads are damaged. `storage.content_search.SearchIndex.rebuild` repairs the
+    tables of the search index, but no other tables."""
 
     default = "the search index is damaged; entrepot fsck --repair builds it again"
 
@@ -276,8 +280,8 @@ class TooManyOpenFiles(StorageFailed):
 
 
 class DataDirectoryReplaced(StorageFailed):
-    """A change was refused because the data directory that the process has open is no longer at its path: there is
-    another directory at the path, or none. Reads still work."""
+    """A change was refused because the path of the data directory now leads to a different directory, or to none. Reads
+    still work, from the directory that the process has open."""
 
     code = "UNAVAILABLE"
     default = (
@@ -292,8 +296,8 @@ class BytesForbidden(StorageFailed):
 
 
 def blob_in_use_error(repo: str, digest: str, manifest: str) -> Unsupported:
-    """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
-    with the digest `manifest` refers to the blob."""
+    """Returns the error for the case that the blob `digest` cannot be deleted from `repo`, because a manifest refers to
+    the blob. `manifest`: the digest of this manifest."""
     advice = "delete these manifests first: garbage collection then deletes the blob"
     return with_redacted(
         Unsupported(

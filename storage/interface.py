@@ -33,18 +33,18 @@ class BlobReader(Protocol):
     data: bytes | None
     """All bytes of `span` if they are few and `open_blob` has read them already; otherwise None."""
     file: OpenFile | None
-    """The open file that contains the blob, which a server can pass to `sendfile`; None if there is no file. If there
-    is no file for an incomplete blob, the registry downloads the blob for this reader alone and does not store it."""
+    """The open file that contains the blob. A server can pass it to `sendfile`. None if there is no file. If an
+    incomplete blob has no file, the registry downloads it for this reader alone and does not store it."""
     location: str | None
     """A presigned URL from which the client can download the bytes itself; None if the store offers no such URL."""
     is_incomplete: bool
     """Whether the registry is still downloading the blob from another registry. Reading may then have to wait."""
 
     async def readable_until(self, offset: int, /) -> int:
-        """Waits until the byte at `offset` can be read; `offset` must lie inside `span`. Then returns the offset of the
-        first later byte that cannot be read yet, or the end of `span` if all later bytes can be read. The last byte of
-        an incomplete blob can be read only after the registry has checked the digest. Raises the same errors as
-        iterating. After a cancelled call, the reader can still be used."""
+        """Waits until the byte at `offset` can be read, and returns the offset of the first later byte that cannot be
+        read yet, or the end of `span` if all later bytes can be read. `offset` must lie inside `span`. The last byte of
+        an incomplete blob can be read only after the registry has checked the digest. Raises the errors of `__aiter__`.
+        After a cancelled call, the reader can still be used."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -59,8 +59,8 @@ class BlobReader(Protocol):
 
 class BlobWriter(Protocol):
     """Writes to an upload session for one request. After a newer request has resumed the session, the methods of this
-    writer raise BlobUploadInvalid and no longer change the session. If a call of `write` only collects its bytes in
-    memory, not this call but a later one raises the error."""
+    writer raise BlobUploadInvalid and no longer change the session. A call of `write` that only collects its
+    bytes in memory does not raise this error; a later call raises it."""
 
     id: UploadID
     """Id of the session. `Writer.resume_upload` takes it."""
@@ -102,15 +102,14 @@ class Reader(Protocol):
     """Operations that read blobs and manifests."""
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns the blob's descriptor. Raises BlobUnknown. The call starts the blob's grace period again, in which
-        the garbage collector keeps the blob even if no manifest refers to it. A client that knows that the registry has
-        the blob can therefore skip the upload, and push a manifest that refers to the blob."""
+        """Returns the blob's descriptor. Raises BlobUnknown. Restarts the blob's grace period, in which garbage
+        collection keeps the blob even if no manifest refers to it. A client can then push a manifest that refers to the
+        blob, without an upload of the blob."""
         ...
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         """Opens the blob for reading: the whole blob, or only `span`. Raises BlobUnknown, RangeInvalid (no byte of the
-        blob lies in `span`; the error has the blob's size). This call raises these errors, not the reader. So a caller
-        that gets BlobUnknown can try another registry."""
+        blob lies in `span`; the error has the blob's size). The returned reader never raises these two errors."""
         ...
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -147,7 +146,7 @@ class Writer(Protocol):
         ...
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:
-        """Returns the number of bytes in the session. A request that writes to the session keeps it. Raises
+        """Returns the number of bytes in the session. Does not interrupt a request that writes to the session. Raises
         BlobUploadUnknown if there is no such session, or if an actor other than `by` started it. If `by` is None, the
         actor is not checked."""
         ...
@@ -156,9 +155,9 @@ class Writer(Protocol):
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> Descriptor:
         """Adds to `repo` a blob that another repository has, and returns the blob's descriptor (OCI distribution spec,
-        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names. If it
-        is a set, the registry searches a limited number of the repositories whose names are in the set. Raises
-        BlobUnknown if the registry finds no repository with the blob; the client then uploads the blob."""
+        "Mounting a blob from another repository"). `source`: the name of the other repository, or a set of names. In
+        a set, the registry searches only a limited number of repositories. Raises BlobUnknown if the registry finds no
+        repository with the blob; the client then uploads the blob."""
         ...
 
     async def put_manifest(
@@ -208,8 +207,8 @@ class Deleter(Protocol):
         `restorable`: whether the store keeps the manifest for the grace period of garbage collection, so that it can be
         put back. A mirror passes False, because it can fetch the manifest again.
 
-        If very many tags point at the manifest, the store removes the tags in several steps, and then the manifest. A
-        cancellation or an error can then leave the manifest with fewer tags."""
+        If very many tags point at the manifest, the store removes the tags in several steps, and the manifest last. A
+        cancellation or an error between two steps leaves the manifest with fewer tags."""
         ...
 
     async def delete_tag(

@@ -117,7 +117,7 @@ def one_line_errors() -> Iterator[None]:
     except (DataDirectoryError, OwnerError) as error:
         fail(str(error))
     except RegistryError as error:
-        fail(error.for_operators())
+        fail(error.message_for_operators())
     except OSError as error:
         if error.filename is None:  # without a file name, the message does not show what to fix
             raise

@@ -1,4 +1,5 @@
-"""The two forms in which webhooks get an event: CloudEvents 1.0, and the notifications of CNCF Distribution.
+"""Writes the body of a webhook request for an event, in one of two forms: CloudEvents 1.0, or the notifications of CNCF
+Distribution.
 
 Sources: CloudEvents 1.0.2, "JSON Event Format"; CNCF Distribution, notifications/event.go.
 """
@@ -14,9 +15,9 @@ from urllib.parse import quote, urlsplit
 from storage.content import BLOB_TYPE
 from storage.outbox import Event, EventAction
 
-CLOUDEVENTS_TYPE: Final = "application/cloudevents+json; charset=utf-8"
-DISTRIBUTION_TYPE: Final = "application/vnd.docker.distribution.events.v2+json"
-_TYPES: Final[Mapping[EventAction, str]] = {
+CLOUDEVENTS_MEDIA_TYPE: Final = "application/cloudevents+json; charset=utf-8"
+DISTRIBUTION_MEDIA_TYPE: Final = "application/vnd.docker.distribution.events.v2+json"
+_CLOUDEVENT_TYPE_BY_ACTION: Final[Mapping[EventAction, str]] = {
     EventAction.PUSH: "entrepot.image.pushed",
     EventAction.DELETE: "entrepot.image.deleted",
     EventAction.MOVE: "entrepot.tag.moved",
@@ -30,7 +31,7 @@ _TYPES: Final[Mapping[EventAction, str]] = {
     EventAction.BLOB_DELETE: "entrepot.blob.deleted",
 }
 """The attribute `type` of a CloudEvent."""
-_DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
+_DISTRIBUTION_ACTION_AND_METHOD: Final[Mapping[EventAction, tuple[str, str]]] = {
     EventAction.PUSH: ("push", "PUT"),
     EventAction.DELETE: ("delete", "DELETE"),
     EventAction.MOVE: ("push", "PUT"),
@@ -44,17 +45,16 @@ _DISTRIBUTION_ACTIONS: Final[Mapping[EventAction, tuple[str, str]]] = {
     EventAction.BLOB_DELETE: ("delete", "DELETE"),
 }
 """The fields `action` and `request.method` in the form of CNCF Distribution. In that form, a move of a tag is a push,
-because clients move tags by pushes. The mount events of CNCF Distribution also name the repository from which the blob
-was mounted. Ours do not, because the receiver of the event may have no right to know that repository."""
+because clients move tags by pushes. The mount events of this registry leave out the repository from which the blob
+was mounted, because the receiver may have no right to know it."""
 
 EventFormatter = Callable[[Event, str], tuple[str, bytes]]
 """A function that returns the media type and the body of a webhook request for an event. Its second argument is
-the registry's URL."""
+this registry's URL."""
 
 
 def event_fields(event: Event) -> dict[str, Any]:
-    """Returns an event as a JSON object, with the field names that webhooks get. Leaves out fields whose values are not
-    known."""
+    """Returns an event as a JSON object, with the field names that webhooks get. Leaves out unknown values."""
     content = event.content
     fields = {
         "number": event.number,
@@ -76,8 +76,8 @@ def event_fields(event: Event) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in (None, "", 0)}
 
 
-def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
-    """Returns the media type and the body of an event as a CloudEvent in JSON. `address`: the registry's URL."""
+def cloud_event(event: Event, registry_url: str) -> tuple[str, bytes]:
+    """Returns the media type and the body of an event as a CloudEvent in JSON. `registry_url`: this registry's URL."""
     content = event.content
     subject = content.repository
     if content.tag is not None:
@@ -88,23 +88,23 @@ def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
     document = {
         "specversion": "1.0",
         "id": event.id,
-        "source": address,
-        "type": _TYPES[content.action],
+        "source": registry_url,
+        "type": _CLOUDEVENT_TYPE_BY_ACTION[content.action],
         "subject": subject,
         "time": rfc3339(content.at),
         "sequence": f"{event.number:020}",  # the extension "sequence": these texts sort in the order of the events
         "datacontenttype": "application/json",
         "data": data,
     }
-    return CLOUDEVENTS_TYPE, json.dumps(document, ensure_ascii=False).encode()
+    return CLOUDEVENTS_MEDIA_TYPE, json.dumps(document, ensure_ascii=False).encode()
 
 
-def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
+def distribution_notification(event: Event, registry_url: str) -> tuple[str, bytes]:
     """Returns the media type and the body of an event in the form of CNCF Distribution. The list `events` in the body
-    has only this event. `address`: the registry's URL."""
+    has only this event. `registry_url`: this registry's URL."""
     content = event.content
-    action, method = _DISTRIBUTION_ACTIONS[content.action]
-    host = urlsplit(address).netloc
+    action, method = _DISTRIBUTION_ACTION_AND_METHOD[content.action]
+    host = urlsplit(registry_url).netloc
     target: dict[str, Any] = {"repository": content.repository}
     if content.tag is not None:
         target["tag"] = content.tag
@@ -112,7 +112,7 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
     if content.digest is not None and not (action == "delete" and content.tag is not None):
         kind = "blobs" if content.media_type == BLOB_TYPE else "manifests"
         target["digest"] = content.digest
-        target["url"] = f"{address}/v2/{quote(content.repository)}/{kind}/{content.digest}"
+        target["url"] = f"{registry_url}/v2/{quote(content.repository)}/{kind}/{content.digest}"
         if content.media_type:
             target["mediaType"] = content.media_type
         if content.size:
@@ -132,14 +132,14 @@ def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
         "actor": {"name": content.by.name},
         "source": {"addr": host},
     }
-    return DISTRIBUTION_TYPE, json.dumps({"events": [record]}, ensure_ascii=False).encode()
+    return DISTRIBUTION_MEDIA_TYPE, json.dumps({"events": [record]}, ensure_ascii=False).encode()
 
 
 EVENT_FORMATTERS: Final[Mapping[str, EventFormatter]] = {
     "cloudevents": cloud_event,
-    "distribution": distribution_envelope,
+    "distribution": distribution_notification,
 }
-"""The function that makes the body, by the value of the setting `format`."""
+"""The function for each value of the setting `format`."""
 
 
 def rfc3339(unix_seconds: float) -> str:

@@ -1,5 +1,4 @@
-"""`Readiness`: finds out whether this process can serve requests, and the reason if it cannot. Nothing is cached: each
-call runs the checks again.
+"""Checks whether this process can serve requests (`Readiness`). Results are not cached.
 
 A *check* tests one thing that the registry needs: the database, the database's version, or the disk. No check asks an
 upstream registry, because a mirror whose upstream is down still serves its cached content.
@@ -29,7 +28,7 @@ CHECK_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The result of one check. `reason`: what is wrong; None: nothing is wrong."""
+    """The result of one check. `name`: the name of the check. `reason`: what is wrong; None if nothing is wrong."""
 
     name: str
     reason: str | None
@@ -55,12 +54,12 @@ class Readiness:
         if store is not None and data is not None:
             self._checks["migrations"] = lambda: _check_version(store, data)
             self._checks["disk"] = lambda: _check_disk(store, data)
-        self._running: dict[str, asyncio.Task[str | None]] = {}
+        self._tasks: dict[str, asyncio.Task[str | None]] = {}
 
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
         """Runs all checks at the same time, except those whose names are in `exclude`, and returns their results. A
-        check that takes too long counts as failed, but continues to run. Until the check ends, the next calls wait for
-        its result and do not start it again."""
+        check that exceeds the time limit counts as failed, but continues to run. A call that finds a check still
+        running waits for its result and does not start it again."""
         names = [name for name in self._checks if name not in exclude]
         tasks = {name: self._find_or_start(name) for name in names}
         if tasks:
@@ -68,10 +67,10 @@ class Readiness:
         return [CheckResult(name, self._reason(task)) for name, task in tasks.items()]
 
     def _find_or_start(self, name: str) -> asyncio.Task[str | None]:
-        """Returns the running check with this name, or starts it."""
-        if name not in self._running or self._running[name].done():
-            self._running[name] = asyncio.ensure_future(self._run(name))
-        return self._running[name]
+        """Returns the task of the check with this name. Starts the check if it is not running."""
+        if name not in self._tasks or self._tasks[name].done():
+            self._tasks[name] = asyncio.ensure_future(self._run(name))
+        return self._tasks[name]
 
     async def _run(self, name: str) -> str | None:
         """Runs a check. Returns what is wrong; None if nothing is wrong."""
@@ -96,15 +95,15 @@ class Readiness:
 
 
 async def _check_version(store: StoredRegistry, data: Path) -> str | None:
-    """Returns why the database does not have the tables of this version; None if it has them.
+    """Returns why the database does not have the tables that this version of Entrepot needs; None if it has them.
 
-    Does not check a store that is open read-only: its version was checked when it was opened. The server opens a store
-    read-only only if the disk is full. The disk then has no space for the files that the check would write."""
+    Skips a store that is open read-only, because the disk is then too full for the files that the check writes. The
+    version of this store was checked when it was opened."""
     return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
 
 
 def _version_problem(data: Path) -> str | None:
-    """Returns why the database does not have the tables of this version; None if it has them."""
+    """Like `_check_version`, for a store that is not open read-only. Blocks."""
     try:
         check_version(data)
     except DataDirectoryError as error:
@@ -120,11 +119,11 @@ async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
 
 
 def write_problem(directory: Path) -> str | None:
-    """Returns why no file can be written in the directory; None if a file can be written. Blocks. Writes a byte to a
-    temporary file, which the system removes even if the process is killed."""
+    """Returns why no file can be written in the directory; None if a file can be written. Writes a byte to a
+    temporary file, which the system removes even if the process is killed. Blocks."""
     with suppress(OSError):
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
-            return f"the file system of {directory} is mounted read-only; the system does that after errors of a disk"
+            return f"the file system of {directory} is mounted read-only, perhaps because the disk had errors"
     try:
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             file.write(b"\0")

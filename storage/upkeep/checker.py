@@ -262,7 +262,7 @@ class _Check:
         this process has no permission to read the bytes, reports this and repairs nothing, because the bytes may be
         right. Returns whether it took the blob out of use."""
         try:
-            damage = await self._quarantine.find(blob, self._report_read, self._report_read)
+            damage = await self._quarantine.find_damage(blob, self._report_read, self._report_read)
         except BytesForbidden as error:
             await self._note(Problem(ProblemCode.BLOB_FILE_FORBIDDEN, error.message, item=blob.digest))
             return False

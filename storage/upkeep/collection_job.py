@@ -12,21 +12,20 @@ from storage.upkeep.job_runner import JobContext, Work
 GC: Final = "gc"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
-"""Largest number of removals that the result of a dry run lists. A command that runs the job receives all removals as
-steps (`JobContext.step`)."""
+"""Largest number of removals in the result of a dry run. The job reports all removals as steps (`JobContext.step`)."""
 
 
 def collection_work(collector: Collector) -> Work:
-    """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to report
-    garbage without removing it. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs
-    without a row in the database. Such a search has to list all blobs of the store. By default, a round searches only
-    some shards, and the next round continues after these.
+    """Returns the work of the job. The job has two optional arguments, each true or false:
 
-    Each removal is reported as a step (`JobContext.step`). Its event is `removed`, or in a dry run `would be removed`.
-    Its fields are `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals for each kind and the
-    number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be stopped after each
-    removal; the next round removes the remaining garbage. If a restart of the server interrupts the job, the job
-    begins again with a new round."""
+    - `dry_run`: whether to report the garbage without removing it.
+    - `strays`: whether to search all shards (parts) of the blob store for *strays*, bytes for which the database has no
+      row. By default, each round searches only some shards, and the next round searches the shards after them.
+
+    The job reports each removal as a step (`JobContext.step`). The event of the step is `removed`, or `would be
+    removed` in a dry run. Its fields are `kind`, `repository`, `item`, `bytes` and `reason`. The result of the job has
+    the totals for each kind and the number of freed bytes. The result of a dry run has the first `MAX_RECORDS` removals
+    too. The job can be stopped after each removal. After a restart of the server, the job begins a new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))

@@ -210,7 +210,7 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
         await jobs.end(job_id, JobState.STOPPED, error.message)
         raise
     except RegistryError as error:
-        await jobs.end(job_id, JobState.FAILED, error.for_operators())
+        await jobs.end(job_id, JobState.FAILED, error.message_for_operators())
         raise
     except Exception as error:
         await jobs.end(job_id, JobState.FAILED, f"unexpected error: {type(error).__name__}: {error}")

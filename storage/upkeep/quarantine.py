@@ -1,17 +1,15 @@
-"""Finds damaged blobs and takes them out of use, and puts them back when their bytes are right again (`Quarantine`).
-Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
-that keeps damaged bytes; the class `Quarantine` moves bytes to it.
+"""Finds damaged blobs and takes them out of use (`Quarantine`). The *quarantine* is the part of the blob store that
+keeps damaged bytes.
 
-After damage was found, three steps take the blob out of use. The lock of the blob's digest is held during all three
-steps. Meanwhile, no push can store the bytes, and garbage collection cannot remove them.
+`Quarantine.take_out` takes a blob out of use in three steps. It holds the lock of the blob's digest, so that no push
+stores the blob during the steps, and garbage collection does not remove it.
 
-1. The place (key in the blob store) and version of the blob's bytes are compared with those of the damaged bytes
-   (`FoundDamage`), because a push may have replaced the damaged bytes after they were read without the lock.
+1. `is_current` checks that no push has replaced the damaged bytes. If a push has, the other steps are left out.
 2. The metadata store marks the blob as damaged. After this commit, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 
-A crash after step 2 leaves the damaged bytes at their place. The next scrub (the job that reads all content) finds them
-there and does step 3, unless a push of the blob replaces them first.
+A crash after step 2 leaves the damaged bytes at their place (key in the blob store). The next scrub (the job that reads
+all content) does step 3, unless a push has replaced the bytes.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ from storage.leases import DigestLocks
 from storage.names import Digest
 
 MISSING = "its bytes are missing"
-MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs in a row, the work stops. Otherwise, a failing disk or a file system that is not
-mounted would take all blobs out of use."""
+MAX_DAMAGED_IN_A_ROW: Final = 20
+"""After this number of damaged blobs in a row, `DamageBrake` stops the work. Without this limit, a failing disk or a
+file system that is not mounted would take all blobs out of use."""
 log = logging.getLogger("storage.damage")
 
 
@@ -45,18 +43,18 @@ class FoundDamage:
 
 
 class DamageBrake:
-    """Stops the work, with an error, if too many blobs in a row were taken out of use. `is_on`: whether the brake ever
-    stops the work."""
+    """Stops the work, with an error, if too many blobs in a row were taken out of use."""
 
     def __init__(self, *, is_on: bool = True) -> None:
+        """`is_on`: False if the brake must not stop the work."""
         self._is_on = is_on
         self._in_a_row = 0
 
     def note(self, *, is_damaged: bool) -> None:
-        """Notes the next blob. `is_damaged`: whether the blob was taken out of use. Raises StorageFailed if the brake
-        is on and at least the last `MAX_IN_A_ROW` blobs were damaged."""
+        """Counts the next blob. `is_damaged`: whether the blob was taken out of use. Raises StorageFailed if the brake
+        is on and the last `MAX_DAMAGED_IN_A_ROW` blobs were all taken out of use."""
         self._in_a_row = self._in_a_row + 1 if is_damaged else 0
-        if self._in_a_row >= MAX_IN_A_ROW and self._is_on:
+        if self._in_a_row >= MAX_DAMAGED_IN_A_ROW and self._is_on:
             raise StorageFailed(
                 f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
                 "`entrepot scrub --keep-going`"
@@ -64,9 +62,12 @@ class DamageBrake:
 
 
 class Quarantine:
-    """Checks blobs of the blob store and takes the damaged ones out of use. All methods may raise StorageFull and
-    StorageFailed. Methods that read bytes also raise BytesForbidden. They call `on_read` after each part of the bytes,
-    with the size of the part, and raise the errors of `on_read`. `on_read` may wait, to limit the rate of the reads."""
+    """Checks blobs, takes damaged blobs out of use, and puts healed blobs back into use. All methods may raise
+    StorageFull and StorageFailed.
+
+    A method with the parameter `on_read` reads bytes. It calls `on_read` after each part of the bytes, with the size of
+    the part, and raises the errors of `on_read`. `on_read` may wait, to limit the rate of the reads. The method may
+    also raise BytesForbidden."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -74,17 +75,19 @@ class Quarantine:
         self._locks = locks
 
     async def find_and_take_out(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
-        """Calls `find`, and takes the blob out of use if its bytes are damaged. Returns a text that says what is wrong
-        with the bytes. Returns None if the bytes are not damaged, or were removed or replaced meanwhile."""
-        damage = await self.find(blob, on_read, on_second_read)
+        """Calls `find_damage`, and takes the blob out of use if its bytes are damaged. Returns what is wrong with the
+        bytes, as a text for people. Returns None if the blob was not taken out of use: its bytes are not damaged, or
+        were removed or replaced during the reads."""
+        damage = await self.find_damage(blob, on_read, on_second_read)
         return damage.problem if damage is not None and await self.take_out(damage) else None
 
-    async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
-        """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
-        the second read finds damage too, or if there are no bytes. `take_out` and `is_current` check whether the blob
-        was deleted, or its bytes replaced, during the reads. `on_second_read` is called instead of `on_read` during the
-        second read. It should not slow down this read, because clients get the damaged bytes until the blob is taken
-        out of use."""
+    async def find_damage(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
+        """Reads the blob's bytes. If they are damaged, reads them a second time, from the disk. Returns the damage if
+        the second read finds damage too, or if there are no bytes. The blob may have been deleted, or its bytes
+        replaced, during the reads (see `is_current`).
+
+        The second read calls `on_second_read` instead of `on_read`. `on_second_read` should not wait, because clients
+        get the damaged bytes until the blob is taken out of use."""
         first_check = await self._read(blob, on_read, from_disk=False)
         if first_check is not None and first_check.problem is None:
             return None
@@ -132,10 +135,10 @@ class Quarantine:
 
     async def check_former_place(self, blob: DamagedBlob, on_read: OnRead) -> bool:
         """Reads the bytes at the *former place* of a damaged blob: the place that the blob had before it was marked as
-        damaged. Returns whether the blob is healed.
+        damaged. Returns whether it marked the blob as healed.
 
         - If the bytes are right, for example because an operator has restored the file, marks the blob as healed.
-        - If the bytes are wrong, moves them to the quarantine. A crash can have prevented this move before."""
+        - If the bytes are wrong, moves them to the quarantine. A crash during `take_out` can have left them there."""
         if not blob.former_place:
             return False
         stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)

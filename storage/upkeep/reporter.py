@@ -14,8 +14,8 @@ class Reporter(Protocol):
     interface."""
 
     def step(self, event: str, /, **fields: JSON) -> None:
-        """Reports one thing that was done. `event`: what happened, such as `removed`. The step is an object with the
-        key `event`, followed by the `fields`."""
+        """Reports one step of the work. `event`: what the work did, such as `removed`. The reported object has the key
+        `event` first, followed by the `fields`."""
         ...
 
     async def report(
@@ -26,9 +26,11 @@ class Reporter(Protocol):
         unit: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Updates the given parts of the progress; None leaves a part as it is. `done` of `total` units are done.
-        `unit`: what is counted, in the plural, such as "blobs". `message`: what the work does now, for people. May
-        raise JobStopped, which ends the work."""
+        """Updates the progress. A part that is None stays unchanged. May raise JobStopped, which ends the work.
+
+        - `done`: the number of units that are done. `total`: the number of all units.
+        - `unit`: what is counted, in the plural, such as "blobs".
+        - `message`: what the work does now, for people."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""The options, the job and the output that all commands for imports from another registry share. These commands print
-problems (content that could not be imported) and notes (other information) as they are found, and a summary at the
-end."""
+"""The options, the job and the output that all commands for imports from another registry share. During the import,
+these commands print each problem (content that could not be imported) and each note (other information). At the end,
+they print a summary."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _end_import(result: Any, *, as_json: bool) -> None:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    """Returns the result in a few sentences."""
+    """Returns the summary of a result, in two or three lines."""
     blobs = [
         f"{result[name]} {text}"
         for name, text in (

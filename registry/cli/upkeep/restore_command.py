@@ -1,5 +1,5 @@
 """The command `entrepot restore`: restores a backup into an empty data directory. A *snapshot* is one backup in the
-directory of backups, and a `SnapshotManifest` is its description (not the manifest of an image)."""
+directory of backups. A `SnapshotManifest` describes a snapshot; it is not the manifest of an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_js
 if TYPE_CHECKING:
     from storage.upkeep.backup.backup_directory import SnapshotManifest
 
-HELP = "Restore a backup into an empty data directory. Every byte is compared with its digest."
+HELP = "Restore a backup into an empty data directory. Every blob is compared with its digest."
 EXAMPLES = """\b
 Examples:
   entrepot restore /mnt/backups --list
@@ -26,12 +26,12 @@ Examples:
 
 The data directory must be missing or empty. After an interruption, run the same command again. No server starts on the
 data directory until the restore is complete."""
-INTERRUPTED = "interrupted; the same command goes on from here"
+INTERRUPTED = "interrupted; run the same command again to continue"
 """The message after Ctrl-C."""
 
 
 def restore(
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `entrepot backup` wrote.")],
+    backups: Annotated[Path, typer.Argument(metavar="DIR", help="The directory that `entrepot backup` wrote.")],
     snapshot: Annotated[
         str | None,
         typer.Option("--snapshot", metavar="TIME", help="The backup to restore, as --list shows it. [default: newest]"),
@@ -39,7 +39,7 @@ def restore(
     show_list: Annotated[bool, typer.Option("--list", help="Only list the backups in DIR.")] = False,
     skip_damaged: Annotated[
         bool,
-        typer.Option("--skip-damaged", help="Do without blobs that are missing or damaged in the backup."),
+        typer.Option("--skip-damaged", help="Restore the backup without its missing or damaged blobs."),
     ] = False,
     link: Annotated[
         bool,
@@ -49,7 +49,7 @@ def restore(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Restores the backup, or lists the backups. Ends the command with exit code 1 if blobs are missing or damaged."""
+    """Restores a backup, or lists the backups. Ends the command with exit code 1 if a blob could not be restored."""
     from registry.cli.data_owner import become_owner
     from storage.composition import restore_data_dir
     from storage.upkeep.backup.restore import RestoreOptions
@@ -58,10 +58,10 @@ def restore(
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         if show_list:
-            _print_list(_read_list(target), as_json=as_json)
+            _print_list(_read_list(backups), as_json=as_json)
             return
         become_owner(settings.data)
-        options = RestoreOptions(target, snapshot, may_link=link, skip_damaged=skip_damaged)
+        options = RestoreOptions(backups, snapshot, may_link=link, skip_damaged=skip_damaged)
         with progress_bar(hidden=as_json) as on_progress:
             reporter = PlainReporter(print_json_line if as_json else _print_problem, on_progress)
             result: Any = run_interruptible(restore_data_dir(settings.data, options, reporter), INTERRUPTED)
@@ -73,8 +73,7 @@ def restore(
             f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
         )
         if result["healed_blobs"]:
-            # The restored backup records these blobs as damaged. The directory of backups has their right bytes: from
-            # an earlier backup, or because an operator has put them there.
+            # The restored backup records these blobs as damaged, but the directory of backups has their right bytes.
             healed = plural(result["healed_blobs"], "blob")
             print_line(f"{healed} restored completely, although damaged in the registry when the backup was made")
     if result["damaged"]:
@@ -90,17 +89,17 @@ def _print_problem(step: Mapping[str, Any]) -> None:
         print_line(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
 
 
-def _read_list(target: Path) -> list[SnapshotManifest]:
+def _read_list(backups: Path) -> list[SnapshotManifest]:
     """Returns the complete backups in the directory, oldest first. Raises BackupFailed."""
     from storage.data_dir.system import System
     from storage.upkeep.backup.backup_directory import BackupDirectory, with_backup_errors
 
     def read() -> list[SnapshotManifest]:
-        directory = BackupDirectory(target, System())
+        directory = BackupDirectory(backups, System())
         directory.check()
         return directory.snapshots()
 
-    return with_backup_errors(f"cannot read {target}", read)
+    return with_backup_errors(f"cannot read {backups}", read)
 
 
 def _print_list(snapshots: list[SnapshotManifest], *, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from registry.server.connection.request_reports import partial_scope
 from registry.server.http1.error_responses import RefusedRequest, head_too_large
 from registry.server.http1.request_head import body_length, fill_scope, find_head_end
 from registry.server.http1.response_head import Headers
-from registry.server.server_limits import HEADER_COST
+from registry.server.server_limits import MIN_HEADER_COST
 
 
 @dataclass(slots=True)
@@ -35,8 +35,8 @@ class RequestHead:
     expects_continue: bool
     """Whether the client waits for a 100 (Continue) response before it sends the body. Always False for HTTP/1.0."""
     size: int
-    """Length of the request target and all headers in bytes. A header shorter than `HEADER_COST` bytes counts as
-    `HEADER_COST` bytes."""
+    """Length of the request target and all headers in bytes. A header shorter than `MIN_HEADER_COST` bytes counts as
+    `MIN_HEADER_COST` bytes."""
 
 
 class HeadParser:
@@ -54,7 +54,7 @@ class HeadParser:
         self._client, self._proxies = context.client, context.proxies
         self._state = context.worker.lifespan_state
         self._cache = context.worker.head_cache
-        self._limit = context.worker.limits.header_bytes
+        self._limit = context.worker.limits.head_bytes
         self._on_start: Callable[[], None] | None = on_start
         # The option of httptools to accept further requests after a request with `Connection: close` stays off: the
         # server closes the connection, and cannot answer further requests.
@@ -161,7 +161,7 @@ class HeadParser:
             raise self.too_large_error()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += max(len(name) + len(value) + 4, HEADER_COST)  # 4 bytes are the colon, the space and the CRLF
+        self._size += max(len(name) + len(value) + 4, MIN_HEADER_COST)  # 4 bytes are the colon, the space and the CRLF
         if self._size > self._limit:
             raise self.too_large_error()
         name = name.lower()

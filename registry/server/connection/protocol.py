@@ -79,7 +79,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._context = context = ConnectionContext.for_transport(self._worker, self._transport, self)
         self._flow = context.flow
         self._reader = RequestReader(context, self)
-        first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
+        first_wait = Wait("first_byte", (0, 0), self._limits.head_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
         if context.is_tls:
             self._max_small_buffer_bytes = LARGE_READ_BYTES
@@ -369,9 +369,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._latest is not None and self._latest.body.has_more:
             return Wait("drain", (started, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)
         if self._reader.is_in_head:
-            return Wait("head", (started, 0), limits.header_seconds)
+            return Wait("head", (started, 0), limits.head_seconds)
         if not started:
-            return Wait("first_byte", (0, 0), limits.header_seconds)
+            return Wait("first_byte", (0, 0), limits.head_seconds)
         idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
         # If the previous check found the same wait, all bytes were acknowledged then, and nothing was sent since.
         return self._current_tls_wait(0, idle) if self._context.is_tls and self._timeouts.has_changed(idle) else idle

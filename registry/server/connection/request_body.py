@@ -58,7 +58,7 @@ class RequestBody:
         disconnected."""
         if length != 0:
             worker = context.worker
-            framing = ChunkedFraming(worker.limits.header_bytes) if length is None else LengthFraming(length)
+            framing = ChunkedFraming(worker.limits.head_bytes) if length is None else LengthFraming(length)
             self.buffer = BodyBuffer(framing, worker.incoming_bodies)
         self.expects_continue = expects_continue
         """Whether the client still waits for a 100 (Continue) response. Becomes False when the server sends this

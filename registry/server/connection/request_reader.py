@@ -80,7 +80,7 @@ class RequestReader:
         """Number of complete heads, plus the number of times that bytes of a body were parsed. If a call of `_parse`
         leaves the number unchanged, all bytes of the call belong to an incomplete head."""
         self._incomplete_head_bytes = 0
-        """Number of parsed bytes of an incomplete head, including empty lines before the head. The limit `header_bytes`
+        """Number of parsed bytes of an incomplete head, including empty lines before the head. The limit `head_bytes`
         applies to this number."""
         self.is_finished = False
         """Whether the reader parses nothing more. It then discards all bytes that it receives."""
@@ -181,7 +181,7 @@ class RequestReader:
         if is_held:
             return
         self._incomplete_head_bytes += len(data)
-        if self._incomplete_head_bytes > self._limits.header_bytes and not self.is_finished:
+        if self._incomplete_head_bytes > self._limits.head_bytes and not self.is_finished:
             self._refuse(self._head_parser.too_large_error())
 
     def _hold(self, data: bytes) -> bool:

@@ -24,13 +24,11 @@ from registry.small_files import read_small_file
 
 ClientAuth = Literal["off", "optional", "required"]
 FileState = tuple[int, int, int, int] | None
-"""Four numbers that tell whether a file has changed: the time of the last change of its content and of its status
-(owner, permissions), both in nanoseconds, its inode number and its size in bytes. None if stat(2) fails for the
-file."""
+"""Numbers by which a change of a file is noticed: mtime and ctime in nanoseconds, the inode number, and the size in
+bytes. None if stat(2) fails for the file."""
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Ciphers for TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers
-of TLS 1.3 have both properties."""
+"""Ciphers for TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption."""
 _VERIFY_MODES = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -60,7 +58,7 @@ class CertificateFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """All paths that are given."""
+        """The paths that are not None."""
         return [path for path in (self.certificate, self.key, self.client_ca) if path is not None]
 
 
@@ -83,17 +81,17 @@ class Certificates:
 
         - If the states of the files differ from those at the previous call, a program may still be writing the files,
           so this call loads nothing. The next call loads the files if it finds the same states as this call.
-        - `are_files_complete` says that no program is still writing the files, so this call loads changed files.
+        - If `are_files_complete` is True, no program is still writing the files, so this call loads changed files. It
+          also loads unchanged files again if the last attempt failed.
 
-        This function blocks. If nothing has changed, it takes only microseconds.
+        Blocks, but only for microseconds if nothing has changed.
         """
         states = self._file_states()
         may_be_incomplete = states != self._last_checked_states and not are_files_complete
         self._last_checked_states = states
-        # With `are_files_complete`, a failed attempt is repeated even if the files have not changed: it may have failed
-        # for another reason, such as too many open files.
-        may_succeed_now = self._last_load_failed and are_files_complete
-        if may_be_incomplete or (states == self._last_load_states and not may_succeed_now):
+        # The failed attempt may have had another cause than the files, such as too many open files.
+        is_retry = self._last_load_failed and are_files_complete
+        if may_be_incomplete or (states == self._last_load_states and not is_retry):
             return
         self._last_load_states, self._last_load_failed = states, True
         try:
@@ -120,7 +118,7 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
         description = "certificates of the authorities for clients"
-        # Reads the file only for the error message, which names the file. `load_verify_locations` does not name it.
+        # Called only for its errors, which name the file; the errors of `load_verify_locations` do not.
         _read(files.client_ca, description)
         try:
             context.load_verify_locations(files.client_ca)
@@ -137,7 +135,7 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
     them."""
     key_path = files.key or files.certificate
     description = "key of the certificate"
-    # Reads the file only for the error message, which names the file. `load_cert_chain` does not name it.
+    # Called only for its errors, which name the file; the errors of `load_cert_chain` do not.
     _read(key_path, description)
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
@@ -155,8 +153,8 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
             f"the certificate in {files.certificate} and the key in {key_path} cannot be used{reason_text}"
         ) from None
     except OSError as error:
-        # A program that renews the certificate has removed one of the two files since they were read above. `error`
-        # does not say which file, so the next line reads the certificate again.
+        # The certificate or the key was removed after it was read. `error` does not say which of the two, so the next
+        # line reads the certificate again.
         _read(files.certificate, "certificate")
         raise _unreadable_file_error(key_path, description, error) from None
 

@@ -46,11 +46,12 @@ class ImageFileWriter(Protocol):
 
     async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
         """Writes `index.json`, and gives an archive its final name. `entries`: the descriptors of the images, for
-        `index.json`. `docker_entries`: the content of `manifest.json` in a docker archive; None: no such file."""
+        `index.json`. `docker_entries`: the content of `manifest.json`, which only a docker archive has; None for other
+        exports."""
         ...
 
     def abandon(self) -> None:
-        """Removes unfinished files after an error or a cancellation. The next export cannot use them."""
+        """Removes unfinished files after an error or a cancellation."""
         ...
 
 
@@ -97,7 +98,7 @@ class LayoutDirectory:
         return open(self._temporary, "wb")
 
     def _make_layout(self) -> None:
-        """Creates the directory with the file that marks it as an OCI image layout."""
+        """Creates the directory, and the file that marks it as an OCI image layout, if the file does not exist."""
         if not (self._root / LAYOUT_FILE).exists():
             self._root.mkdir(parents=True, exist_ok=True)
             _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
@@ -108,7 +109,7 @@ class LayoutDirectory:
         await self._run_in_thread(lambda: self._write_index(entries))
 
     def _write_index(self, entries: list[Document]) -> None:
-        """Adds the entries to `index.json`. An entry replaces an older one with the same `_entry_key`."""
+        """Adds the entries to `index.json`. An entry replaces an old entry with the same `_entry_key`."""
         path = self._root / INDEX_FILE
         entries_by_key: dict[tuple[str, str], Document] = {}
         with suppress(FileNotFoundError):
@@ -131,7 +132,7 @@ class LayoutDirectory:
 
 class LayoutArchive:
     """A tar archive with an OCI image layout. If `finish` gets `docker_entries`, the archive also has the file
-    `manifest.json`, which all versions of `docker load` read. Implements `ImageFileWriter`."""
+    `manifest.json`, which every version of `docker load` can read. Implements `ImageFileWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
         """The archive is written to the file `path`, or to `stream` if `path` is None. Raises ImageFileFailed if the
@@ -194,7 +195,7 @@ async def _copy(
     on_bytes: Callable[[int], object],
     append: Callable[[bytes], Any],
 ) -> None:
-    """Passes the chunks to `append`. Raises ImageFileFailed if they do not have the digest and size."""
+    """Passes each chunk to `append`. Raises ImageFileFailed if the chunks together do not have the digest and size."""
     running_digest, length = start_digest(digest.algorithm), 0
     async for chunk in chunks:
         length += len(chunk)
@@ -204,7 +205,9 @@ async def _copy(
         await append(bytes(chunk))
         on_bytes(len(chunk))
     if length != size or running_digest.digest() != digest:
-        raise ImageFileFailed(f"the registry's bytes of {digest} are damaged; run `entrepot scrub`, or push it again")
+        raise ImageFileFailed(
+            f"the registry's bytes of {digest} are damaged; run `entrepot scrub`, or push the content again"
+        )
 
 
 def _entry_key(entry: Document) -> tuple[str, str]:
@@ -214,7 +217,7 @@ def _entry_key(entry: Document) -> tuple[str, str]:
 
 
 def index_json(entries: list[Document]) -> bytes:
-    """Returns the content of `index.json` with these descriptors."""
+    """Returns the content of `index.json` for an export. `entries`: the descriptors of the images."""
     return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, indent=1).encode()
 
 

@@ -38,7 +38,7 @@ def server() -> Iterator[AppProcess]:
 def short_timeout_server() -> Iterator[AppProcess]:
     """A shared server whose timeouts are all one second."""
     seconds = {
-        "header_seconds": 1.0,
+        "head_seconds": 1.0,
         "keep_alive_seconds": 1.0,
         "body_idle_seconds": 1.0,
         "send_idle_seconds": 1.0,

@@ -62,6 +62,6 @@ def test_a_malformed_request(loop: Loop) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_timeouts(loop: Loop) -> None:
     """The server disconnects a client that sends nothing."""
-    limits = ServerLimits(header_seconds=0.2, timeout_check_seconds=0.05)
+    limits = ServerLimits(head_seconds=0.2, timeout_check_seconds=0.05)
     with serving(loop, limits) as port, socket.create_connection(("127.0.0.1", port)) as sock:
         assert read_all(sock) == b""

@@ -388,7 +388,7 @@ def test_connections_are_shared(start: Start) -> None:
 
 
 # Limits of the server with which idle connections stay open during a test.
-LONG_TIMEOUTS = {"keep_alive_seconds": 3600, "header_seconds": 3600}
+LONG_TIMEOUTS = {"keep_alive_seconds": 3600, "head_seconds": 3600}
 
 
 def is_accepted(sock: socket.socket, workers: list[int]) -> bool:

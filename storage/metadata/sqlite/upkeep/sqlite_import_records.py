@@ -1,5 +1,5 @@
-"""Reads and writes the records in the metadata database that an import from another registry (the *old registry*) needs
-(`SqliteImportRecords`)."""
+"""The records that imports need, in the metadata database (`SqliteImportRecords`). An *import* copies content from
+another registry (the *old registry*) into this one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SELECT h.digest, h.at, h.actor, h.user_agent FROM repository r JOIN tag_history 
 _BLOB_SIZE: Final = """
 SELECT b.size FROM blob b
  WHERE b.digest = ? AND b.place <> '' AND EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)"""
-"""Leaves out damaged blobs, whose `place` is empty."""
+"""The size of a blob, unless the blob is damaged (its `place` is empty) or no repository has it."""
 _MANIFEST: Final = """
 SELECT m.id FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 WHERE r.name = ?1"""
 _HAS_POINTED_AT: Final = """
@@ -34,8 +34,9 @@ SELECT EXISTS (SELECT 1 FROM tag_history h
 _DELETED_BY: Final = """
 SELECT DISTINCT substr(part, 2) FROM audit
  WHERE target = ?1 AND action = 'manifest.delete' AND actor = ?2 AND outcome = 'ok'"""
-"""The digests of the manifests that an actor deleted from a repository. `part` is `@` and the digest."""
-_SAVE_TAG_TIME: Final = """
+"""The digests of the manifests that an actor deleted from a repository. The column `part` has `@`, followed by the
+digest."""
+_SET_PUSH_TIME_BACK: Final = """
 UPDATE tag
    SET updated = min(updated, max(?3, coalesce((
        SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
@@ -43,15 +44,17 @@ UPDATE tag
  WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3
    AND updated <= (SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
                     ORDER BY h.id DESC LIMIT 1)"""
-"""Sets the time of an imported tag back to the time at the old registry (?3), but not to before the tag's previous
-change. The newest entry of the tag's history is about the import, and the one before it about the previous change. A
-tag whose time is later than its newest entry keeps its time: a client has pushed the same manifest to it again, which
-adds no entry."""
+"""Sets the push time (`updated`) of an imported tag back to the time at the old registry (?3), or to the tag's last
+change before the import if that change is later. In the tag's history, the newest entry is the import, and the entry
+before it is that change.
+
+A push time later than the newest entry stays as it is: a client has pushed the same manifest again, which adds no
+entry."""
 
 
 class SqliteImportRecords:
-    """Implements `storage.imports.ImportRecords`, which describes the methods. Most of them read on the event loop.
-    Those that may read many rows use the thread for long lookups."""
+    """Implements `storage.imports.ImportRecords`, which describes the methods. Short reads run on the event loop.
+    Reads of many rows run in the thread for long lookups."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class SqliteImportRecords:
                 return
             add_imported_pull_row(db, manifest, self._clock())
             for tag, set_at in (tags or {}).items():
-                db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
+                db.execute(_SET_PUSH_TIME_BACK, (manifest, tag, set_at))
 
-        # A power cut may lose these times, but no content. The next import then records them.
+        # A power cut may lose these times, but no content. The next import records them again.
         await self._writer.run(save, durable=False)

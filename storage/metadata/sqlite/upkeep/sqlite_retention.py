@@ -2,9 +2,9 @@
 job that deletes tags and manifests that no rule of the settings keeps.
 
 The *dependents* of a manifest are the manifests that it lists, and its referrers. An *orphan* is a manifest that has no
-tag, that no stored index lists, and whose subject, if it names one, is not stored (`storage.retention`).
+tag, no index that lists it, and no stored subject (`storage.retention`).
 
-Stored times can be in the future, if the machine's clock was ahead when they were stored."""
+If the machine's clock was ahead when a time was stored, the time can be in the future."""
 
 from __future__ import annotations
 
@@ -47,44 +47,39 @@ T = TypeVar("T")
 log = logging.getLogger("storage.retention")
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
-"""SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag. Such
-a tag belongs to the manifest whose digest is in its name, for example a signature of cosign."""
+"""SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag. The
+name then contains the digest of the manifest to which the tag belongs. Tags of cosign signatures have such names."""
 _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`: the time by which a tag is sorted if its push time is in the future (after
-?3). NULL if the push time is not in the future. The value is the later of two times:
+"""SQL expression for `TagFacts.order_time`. NULL if the push time of the tag is not in the future (after ?3). Otherwise
+the later of two times:
 
-- ?4, the result of `_last_change_before_future`
-- the newest time in the tag's own history that is not in the future; 0 if there is none
-
-?4 can be 0 although the push time is in the future: a push of the tag with the same manifest changes the push time, but
-adds no entry to the history."""
+- ?4, the result of `_last_change_before_future`. It can be 0, because a push of the same manifest sets the push time
+  without adding an entry to the history.
+- The newest time in the tag's own history that is not in the future; 0 if there is none."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
   WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
 """SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history. NULL in these cases:
 
-- The entry is not about an import.
-- The time of the entry is in the future (after ?3).
-- The tag was pushed again after the import.
-
-The condition `updated <= at` shows that the tag was not pushed again. An import first sets the tag; `updated` then
-equals `at`. The import then moves `updated` back to the time of the tag at the other registry. Only a later push makes
-`updated` later than `at`."""
+- The newest entry is not about an import.
+- The time of the newest entry is in the future (after ?3).
+- The tag was pushed again after the import. Only a push after the import makes `t.updated` later than `h.at`: the
+  import sets them to the same time, and may later move `t.updated` back."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
-_TAGS: Final = f"""
+_TAG_PAGE: Final = f"""
 SELECT t.name, m.digest, m.id, t.updated, {_ORDER_TIME}, {_IMPORTED} FROM tag t JOIN manifest m ON m.id = t.manifest
  WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?5"""
 _FIRST_FUTURE_CHANGE: Final = """
 SELECT min(id) FROM tag_history INDEXED BY tag_history_repository WHERE repository = ? AND at > ?"""
 _LAST_CHANGE_BEFORE: Final = """
 SELECT at FROM tag_history NOT INDEXED WHERE id < ? AND at <= ? ORDER BY id DESC LIMIT 1"""
-_MANIFESTS: Final = """
+_MANIFEST_PAGE: Final = """
 SELECT digest, id, pushed FROM manifest WHERE repository = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3"""
 _TAG: Final = """
 SELECT m.id, m.digest, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ?1 AND t.name = ?2
@@ -93,9 +88,8 @@ _MANIFEST: Final = "SELECT id, pushed FROM manifest WHERE repository = ?1 AND di
 
 
 class SqliteRetention:
-    """Implements `storage.retention.Retention`, which describes the methods. Its reads run in the thread for long
-    lookups. On a full disk, its changes may use the reserve (disk space that is set aside for a full disk), because
-    they free disk space."""
+    """Implements `storage.retention.Retention`, which describes the methods. Reads run in the thread for long
+    lookups. Changes free disk space, so on a full disk they may use the reserve (disk space that is set aside)."""
 
     def __init__(
         self,
@@ -129,16 +123,18 @@ class SqliteRetention:
         def read(db: apsw.Connection) -> list[TagFacts]:
             repository, future_start = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
             last_change = _last_change_before_future(db, repository, future_start)
-            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future_start, last_change, limit)).fetchall()
+            rows: list[Any] = db.execute(
+                _TAG_PAGE, (repository, after or "", future_start, last_change, limit)
+            ).fetchall()
             recorded_since = _recorded_since(db)
             tags = []
             for name, digest, manifest, pushed, order_time, tag_imported in rows:
-                pulled, imported = unused_manifests.last_pull(db, manifest)
-                # An import sets the tag first, and records later that it has imported the manifest.
-                if pulled is None and imported is None:
-                    imported = tag_imported
+                pulled, manifest_imported = unused_manifests.last_pull(db, manifest)
+                # An import sets the tag before it records the import of the manifest.
+                if pulled is None and manifest_imported is None:
+                    manifest_imported = tag_imported
                 # Pulls before `recorded_since`, and pulls at another registry before the import, have no record.
-                unrecorded_until = max(recorded_since if pushed < recorded_since else 0.0, imported or 0.0)
+                unrecorded_until = max(recorded_since if pushed < recorded_since else 0.0, manifest_imported or 0.0)
                 tags.append(
                     TagFacts(
                         *(Tag(name), Digest(digest), manifest, pushed, pulled),
@@ -157,22 +153,21 @@ class SqliteRetention:
     ) -> OrphanPage:
         def read(db: apsw.Connection) -> OrphanPage:
             repository = _repository_id(db, repo)
-            rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
+            rows: list[Any] = db.execute(_MANIFEST_PAGE, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
             recorded_since = _recorded_since(db)
             unused = [
                 Orphan(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= since.pushed
-                # Pulls before `recorded_since` may have no record. So if `recorded_since` is later than `since.pulled`,
-                # a manifest that was pushed before `recorded_since` may have been pulled after `since.pulled`. Such a
-                # manifest stays.
+                # A pull between `since.pulled` and `recorded_since` may have no record, so a manifest that was pushed
+                # before `recorded_since` stays.
                 and not pushed < recorded_since > since.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(since.pulled)
             ]
             if unused:  # otherwise the tag history need not be read
                 unused_manifests.add_digests_that_lost_a_tag(db, repository, since.untagged, lost_tags)
-                unused = [manifest for manifest in unused if manifest.digest not in lost_tags.manifest_digests]
+                unused = [orphan for orphan in unused if orphan.digest not in lost_tags.manifest_digests]
             return OrphanPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
         return await self._scans.run(read)
@@ -211,14 +206,14 @@ class SqliteRetention:
                 or _is_used_after(db, row[0], row[1], since.pushed, since.pulled)
             ):
                 return None
-            # If the manifest has lost a tag after `judged_at`, it has not been without a tag for long enough.
+            # A manifest that lost a tag after `judged_at` has not been without a tag for long enough.
             if digest in unused_manifests.digests_that_lost_a_tag(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
             _delete_manifest(db, repo, digest, by, self._clock(), restorable)
             return dependents
 
-        return await self._delete_manifests(repo, delete)
+        return await self._run_deletion(repo, delete)
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
@@ -244,12 +239,12 @@ class SqliteRetention:
                     deleted.append(digest)
             return DeletedOrphans(deleted, dependents, restorable)
 
-        return await self._delete_manifests(repo, delete)
+        return await self._run_deletion(repo, delete)
 
-    async def _delete_manifests(self, repo: RepositoryName, delete: Callable[[apsw.Connection, bool], T]) -> T:
-        """Runs `delete`, a change that deletes manifests. Its second argument says whether to keep the deleted
-        manifests, so that they can be put back. If the disk has no space to keep them, runs `delete` again without
-        keeping them. Raises StorageFull, StorageFailed."""
+    async def _run_deletion(self, repo: RepositoryName, delete: Callable[[apsw.Connection, bool], T]) -> T:
+        """Runs `delete`, which deletes manifests, in a transaction. The second argument of `delete` is True if it must
+        keep the deleted manifests, so that they can be put back. If the disk has no space to keep them, runs `delete`
+        again with False. Raises StorageFull, StorageFailed."""
         try:
             return await self._writer.run(lambda db: delete(db, True), reserve_use=ReserveUse.ALL)
         except StorageFull:
@@ -291,20 +286,18 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future_start: float) -> float:
-    """Returns the time of the last change of a tag before the clock went ahead. Returns 0 if the repository has no
-    change with a time in the future (after `future_start`), or if no earlier change is found.
-
-    The row ids give the order of the changes of all repositories. The function finds the first change of this
-    repository with a time in the future. Of the changes of all repositories before that change, it takes the last one
-    with a time that is not in the future."""
+    """Returns the time of the last tag change, in any repository, before the clock went ahead. The function finds the
+    repository's first tag change with a time in the future (after `future_start`). From this change, it goes back
+    through the changes of all repositories, in the order of the row ids, to one whose time is not in the future.
+    Returns 0 if one of the two changes does not exist."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_start)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_start)).get
     return 0.0 if time is None else float(time)
 
 
 def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
-    """Returns the digest in the name of a tag that belongs to a manifest, for example the tag of a signature. Returns
-    None if `REFERRER_TAG` does not match the name, or if the repository does not have the manifest."""
+    """Returns the digest of the manifest to which the tag `name` belongs; the name contains this digest. Returns None
+    if `REFERRER_TAG` does not match the name, or if the repository does not have the manifest."""
     if REFERRER_TAG.fullmatch(name) is None:
         return None
     digest = Digest(name[:71].replace("-", ":", 1))  # 71: the length of "sha256-" and 64 digits
@@ -312,8 +305,8 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
 
 
 def _recorded_since(db: apsw.Connection) -> float:
-    """Returns the time since which all pulls are recorded, in seconds since 1970; 0 if they have been recorded since
-    the first push."""
+    """Returns the time since which all pulls are recorded, in seconds since 1970; 0 if all pulls since the first
+    push are recorded."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
 

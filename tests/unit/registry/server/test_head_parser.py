@@ -49,7 +49,7 @@ class RequestCounter:
 @pytest.fixture
 async def context() -> ConnectionContext:
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(app, loop, ServerLimits(header_bytes=1000), UnsentBudget(0, 0.1, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(head_bytes=1000), UnsentBudget(0, 0.1, loop.time))
     return ConnectionContext.for_transport(worker, asyncio.Transport(), NoConnection())
 
 
@@ -169,7 +169,7 @@ async def test_known_headers_after_a_malformed_request_line(context: ConnectionC
 async def test_known_headers_after_a_line_that_is_too_long(context: ConnectionContext) -> None:
     """A head that is too large with its request line is refused, also if its headers were parsed before."""
     feed(HeadParser(context, RequestCounter()), GET * 2)
-    limit = context.worker.limits.header_bytes
+    limit = context.worker.limits.head_bytes
     for path_bytes, is_refused in ((limit - 200, False), (limit - 100, True)):
         line = b"GET /" + b"a" * (path_bytes - 1) + b" HTTP/1.1"
         parser = HeadParser(context, RequestCounter())

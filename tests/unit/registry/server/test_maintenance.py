@@ -66,7 +66,7 @@ async def test_timeouts_of_many_connections_leave_time_for_other_events() -> Non
     """When 1,000 connections time out at the same moment, the worker refuses at most 200 requests in one iteration of
     the event loop. Other events need not wait for all connections. All requests are refused in the end."""
     loop = asyncio.get_running_loop()
-    limits = replace(ServerLimits(), header_seconds=0.0, timeout_check_seconds=0.001)
+    limits = replace(ServerLimits(), head_seconds=0.0, timeout_check_seconds=0.001)
     worker = WorkerContext(no_app, loop, limits, UnsentBudget(0, 0.1, loop.time))
     answered: list[bytes] = []
     for _ in range(1000):
@@ -91,7 +91,7 @@ async def test_errors_do_not_end_the_maintenance(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     reported: list[str] = []
     loop.set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
-    limits = replace(ServerLimits(), header_seconds=0.0, timeout_check_seconds=0.001, certificate_check_seconds=0.0)
+    limits = replace(ServerLimits(), head_seconds=0.0, timeout_check_seconds=0.001, certificate_check_seconds=0.0)
     worker = WorkerContext(no_app, loop, limits, UnsentBudget(0, 0.1, loop.time))
     answered: list[bytes] = []
     for transport in (BrokenTransport(answered), CountingTransport(answered)):

@@ -88,7 +88,7 @@ class ListeningServer:
 @pytest.fixture
 async def server() -> AsyncIterator[ListeningServer]:
     loop, app = asyncio.get_running_loop(), App()
-    worker = WorkerContext(app, loop, ServerLimits(header_bytes=2000), UnsentBudget(1 << 20, 0.1, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(head_bytes=2000), UnsentBudget(1 << 20, 0.1, loop.time))
     server = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
     async with server, asyncio.timeout(60):
         yield ListeningServer(app, worker, server.sockets[0].getsockname()[1])

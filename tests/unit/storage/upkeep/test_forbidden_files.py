@@ -210,7 +210,7 @@ async def test_a_check_fails_if_the_disk_cannot_list_a_directory(
     ForbiddenFiles(monkeypatch, errno.EIO).paths.add(directory)
     with pytest.raises(StorageFailed) as caught:
         await findings(store, CheckOptions())
-    assert caught.value.for_operators().endswith(f"{os.strerror(errno.EIO)}: {directory}")
+    assert caught.value.message_for_operators().endswith(f"{os.strerror(errno.EIO)}: {directory}")
 
 
 async def test_a_failed_job_names_the_file(
