@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from registry.cli.settings_text import toml_lines, toml_value
 from registry.config import Settings, format_byte_size, format_duration, is_duration, is_size
-from registry.config.setting_changes import takes_effect
+from registry.config.setting_changes import effective_at
 from registry.config.settings_sources import SettingPath, setting_fields, table_model, variable_name
 
 _INTRODUCTION = """# Settings
@@ -156,7 +156,7 @@ def _description(path: SettingPath, field: FieldInfo, translate: Translate) -> s
         "reload": "{text}",
         "restart": translate("{text}. *Needs a restart*"),
         "start": translate("{text}. *Needs a stop and a start*"),
-    }[takes_effect(Settings, path)]
+    }[effective_at(Settings, path)]
     return note.replace("{text}", translate(field.description or ""))
 
 

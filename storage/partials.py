@@ -21,14 +21,13 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
-"""After a failed download, `discard_if_nearly_empty` deletes a partial blob of which fewer bytes than this have
-arrived, unless at least one byte has arrived and another client waits for the blob. If such partial blobs stayed, an
-upstream that names many blobs, but sends only a few bytes of each, could fill the store with nearly empty files."""
+"""`discard_if_nearly_empty` deletes partial blobs with fewer bytes. If they stayed, an upstream that sends only a few
+bytes of each blob could fill the store with nearly empty files."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredPartial:
-    """A partial blob whose download no process continues. `size`: number of bytes that the partial blob occupies."""
+    """A partial blob that `Partials.expire` has found. `size`: number of bytes that the partial blob occupies."""
 
     digest: Digest
     size: int
@@ -58,40 +57,44 @@ class Partial(Protocol):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the partial blob was committed or deleted, in any process. No process then downloads further bytes
+        """Whether any process has committed or deleted the partial blob. After that, no process downloads bytes
         into `file`. Reading the property makes a system call, and may raise StorageFailed."""
         ...
 
     def take_ownership(self) -> bool:
-        """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Never waits. After
-        the partial blob was committed or deleted, always returns False; `Partials.claim` then creates a new partial
-        blob. Raises StorageFailed."""
+        """Makes this handle the owner if there is no owner, and returns whether this handle is the owner now. Never
+        waits. If the partial blob was committed or deleted, returns False; the caller can get a new partial blob from
+        `Partials.claim`. Raises StorageFailed."""
         ...
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the ranges of bytes that have not arrived, in order. A range is the offset of its first byte and the
-        offset after its last byte. Raises StorageFailed."""
+        """Returns the ranges of bytes that have not arrived, in ascending order. A range is a pair: the offset of its
+        first byte, and the offset after its last byte. Raises StorageFailed."""
         ...
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes `data` at `offset`. Only for the owner. When the call returns, all handles can read the bytes. Blocks;
-        several threads may call it at the same time. Raises StorageFull (the partial blob is deleted to free space),
-        StorageFailed, SizeInvalid (the bytes lie outside the blob), PartialBlobLost (this handle is not the owner any
-        more, or the partial blob was deleted)."""
+        """Writes `data` at `offset`. Only for the owner. When the call returns, all handles can read the bytes. Blocks.
+        Several threads may call this method at the same time. Raises:
+
+        - StorageFull if the disk is full. The partial blob is then deleted.
+        - StorageFailed if the bytes cannot be written for another reason.
+        - SizeInvalid if the bytes lie outside the blob.
+        - PartialBlobLost if this handle is not the owner any more, or if the partial blob was deleted."""
         ...
 
     async def wait(self, offset: int, /) -> int:
-        """Waits until the byte at `offset` has arrived, and returns the offset of the first missing byte after it (at
-        most `size`). With `offset` equal to `size`, waits until the digest was checked and the blob is committed, and
-        returns `size`. Raises PartialBlobLost if no owner is left to download the byte; the caller may then call
-        `take_ownership` and continue the download. Raises DigestInvalid if the complete blob had another digest. Raises
-        StorageFailed. Cancelling the call affects neither the download nor other calls."""
+        """Waits until the byte at `offset` has arrived. Returns the offset of the next missing byte; `size` if no
+        further byte is missing. If `offset` is `size`, waits until the blob is committed, and returns `size`.
+
+        Raises PartialBlobLost if no owner is left to download the byte; the caller may call `take_ownership` and
+        continue the download. Raises DigestInvalid if the digest of the complete blob is wrong. Raises StorageFailed.
+        Cancelling the call affects neither the download nor other calls."""
         ...
 
     def add_waiter(self) -> None:
-        """Registers this handle as a *waiter* until this handle is closed. A waiter is a handle through which a client
-        waits for the blob; a handle that only prefetches the blob is no waiter. `has_waiters` of the owner, in any
-        process, shows whether there are waiters. Calling `wait` does not register a waiter. Raises StorageFailed."""
+        """Registers this handle as a *waiter* until the handle is closed. A waiter is a handle through which a client
+        waits for the blob; a handle that only prefetches the blob is no waiter. `wait` does not register a waiter.
+        Raises StorageFailed."""
         ...
 
     @property
@@ -102,8 +105,7 @@ class Partial(Protocol):
 
     def mark_upstream_request(self, repo: RepositoryName) -> None:
         """Records for all processes that the owner has started to request bytes from the upstream registry. `repo`: the
-        repository of the upstream registry that the owner requests the bytes from. Only for the owner. Raises
-        StorageFailed."""
+        upstream registry's repository from which the owner requests them. Only for the owner. Raises StorageFailed."""
         ...
 
     @property
@@ -125,21 +127,19 @@ class Partial(Protocol):
 
     @property
     def has_response(self) -> bool:
-        """Whether the present owner, in any process, has called `mark_response`. Bytes that have arrived do not show
-        this, because they may come from the download of an earlier owner. Reading the property may raise
-        StorageFailed."""
+        """Whether the present owner, in any process, has called `mark_response`. Calls by earlier owners do not count.
+        Reading the property may raise StorageFailed."""
         ...
 
     async def report_failure(self, reason: str) -> None:
-        """Tells all followers why the download failed. Only for the owner, which then calls `close`. The bytes that
-        have arrived stay. Raises nothing: if the reason cannot be stored, the followers only learn that there is no
-        owner any more."""
+        """Tells all followers why the download failed. Only for the owner, which must call `close` next. The bytes that
+        have arrived stay. Raises nothing. If the reason cannot be stored, the followers do not learn the reason."""
         ...
 
     @property
     def owner_failures(self) -> PartialFailures:
-        """The failures that owners have reported so far. To detect a new failure, a follower compares this value with
-        the value that it read before. Reading the property makes a system call, and may raise StorageFailed."""
+        """The failures that owners have reported so far. A new failure changes this value. Reading the property makes a
+        system call, and may raise StorageFailed."""
         ...
 
     async def commit(
@@ -157,14 +157,13 @@ class Partial(Protocol):
         ...
 
     async def discard(self) -> None:
-        """Deletes the partial blob. Only for the owner; does nothing for other handles. The owner calls this if the
-        blob is stored already, or if the download has failed. From then on, in all processes, `wait` raises
-        PartialBlobLost for the bytes that have not arrived."""
+        """Deletes the partial blob. Only for the owner; does nothing for other handles. From then on, in all processes,
+        `wait` raises PartialBlobLost for the bytes that have not arrived."""
         ...
 
     def close(self) -> None:
-        """Closes this handle. If it was the owner, there is no owner afterwards. The bytes that have arrived stay for
-        the next owner. May be called more than once."""
+        """Closes this handle. If this handle was the owner, there is no owner afterwards. The bytes that have arrived
+        stay for the next owner. May be called more than once."""
         ...
 
 
@@ -172,12 +171,14 @@ class Partials(Protocol):
     """The partial blobs of a data directory, which all processes share."""
 
     async def claim(self, digest: Digest, size: int, source: str = "") -> Partial:
-        """Returns a handle to the partial blob, and creates the partial blob if it does not exist. The handle becomes
-        the owner if there is no owner. `size`: size of the complete blob in bytes. `source`: name of the upstream
-        registry that the bytes come from. Two calls get handles to the same partial blob only if they pass the same
-        `digest`, `size` and `source`, so that corrupt bytes from one upstream do not mix with bytes from another.
-        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). If the call is cancelled, it leaves no
-        handle open and makes no handle the owner."""
+        """Returns a handle to the partial blob with this `digest`, `size` and `source`. Creates the partial blob if it
+        does not exist. The handle becomes the owner if there is no owner.
+
+        `size`: size of the complete blob in bytes. `source`: a text that names the origin of the bytes, such as the
+        upstream registry, so that corrupt bytes from one source do not mix with bytes from another source.
+
+        Raises StorageFull, StorageFailed, SizeInvalid (`size` is negative). A cancelled call leaves no handle open and
+        makes no handle the owner."""
         ...
 
     async def list_downloads(self) -> set[Digest]:
@@ -186,17 +187,21 @@ class Partials(Protocol):
         ...
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
-        """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
-        1970) or during an earlier boot of the machine. Returns them. `dry_run`: returns them without deleting them.
-        Raises StorageFull, StorageFailed."""
+        """Deletes each partial blob that has no owner, if its last write was before the time `before` (seconds since
+        1970), or before the machine was last booted. Returns the deleted partial blobs. With `dry_run`, returns the
+        same partial blobs, but deletes nothing. Raises StorageFull, StorageFailed."""
         ...
 
 
 async def discard_if_nearly_empty(partial: Partial) -> None:
-    """Deletes a partial blob whose download has failed, if fewer than `MIN_KEPT_BYTES` bytes have arrived. Keeps it if
-    some bytes have arrived and another handle is a waiter (`Partial.has_waiters`), because that handle can become the
-    owner and continue the download. Only for the owner; does nothing for other handles. Raises nothing: if the files
-    cannot be deleted, `Partials.expire` deletes them later."""
+    """Deletes a partial blob whose download has failed, in two cases:
+
+    - No byte has arrived.
+    - Fewer than `MIN_KEPT_BYTES` bytes have arrived, and no other handle is a waiter. (A waiter could become the owner
+      and continue the download.)
+
+    Only for the owner; does nothing for other handles. Raises nothing: if the files cannot be deleted,
+    `Partials.expire` deletes them later."""
     with suppress(RegistryError):
         if not partial.is_owner:
             return

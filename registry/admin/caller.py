@@ -1,9 +1,9 @@
 """FastAPI dependencies that give a route of the management API its caller: the account that sent the request.
 
-A registry is *open* until its first account is added: clients push and pull without a login. A registry whose settings
-name another source of accounts, such as an htpasswd file, is never open. While the registry is open, the management API
-reads and changes accounts only for requests from the registry's own machine. If requests from other machines could
-change accounts, anyone on the network could add the first account and take the registry over.
+A registry is *open* until its first account is added: clients push and pull without a login. A registry is never open
+if its settings name a source of accounts, such as an htpasswd file. While the registry is open, the management API
+reads and changes accounts only for requests from the registry's own machine. This prevents that anyone on the network
+adds the first account and takes the registry over.
 """
 
 from __future__ import annotations
@@ -43,23 +43,22 @@ _CALLER_KEY: Final = "entrepot.caller"
 
 @dataclass(frozen=True, slots=True)
 class ManagementComponents:
-    """The objects that the management API uses; one set of them per process.
+    """The objects that the management API uses. Each process has one `ManagementComponents`.
 
     - `administration` reads and changes accounts, groups, grants and tokens.
     - `authenticator` checks the credentials or the login session of a request.
     - `browser_login` starts and ends login sessions.
     - `on_denied` writes a denied call to the audit log. Its arguments are the actor, the operation and the target.
-    - `cursors` encrypts the cursors of lists. A *cursor* is the position where the next page begins. It is encrypted if
-      it can be the name of an entry that the caller may not see.
-    - `is_proxied` means that a reverse proxy may be in front of the server, because the settings have `public_url` or
-      `trusted_proxies`. A loopback client address then does not prove that a request comes from the registry's own
-      machine.
+    - `cursors` encrypts the cursors of lists. A *cursor* is the position where the next page of a list begins. A cursor
+      is encrypted if it may contain the name of an entry that the caller may not see.
+    - `is_proxied` is true if the settings have `public_url` or `trusted_proxies`. A reverse proxy may then be in front
+      of the server, so a loopback client address does not prove that a request comes from the registry's own machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     - `upkeep` has the store, the router, the settings, and the objects that run upkeep jobs.
     - `repository_browser` reads the content of repositories to show it to people. `downloads` limits how many images
       are downloaded at the same time.
     - `content_searches` searches the content for callers.
-    - `cross_site` refuses requests that a page of another site has made a browser send.
+    - `cross_site` refuses requests that a web page of another site makes a browser send.
     """
 
     administration: Administration
@@ -84,7 +83,7 @@ class Caller:
     - `rights` are the caller's rights in the management API.
     - `actor` is what the audit log records about the caller: the account's name, the client's address, the request's id
       and the User-Agent.
-    - `is_registry_open` means that the registry is open: there are no accounts yet.
+    - `is_registry_open` is true if the registry is open: it has no accounts yet.
     - `administration`, `authenticator`, `cursors`, `upkeep`, `repository_browser`, `downloads` and `content_searches`
       are the objects with the same names in `ManagementComponents`."""
 
@@ -106,21 +105,21 @@ class Caller:
         return self.administration.accounts
 
     def version_of(self, account: AccountName) -> int | None:
-        """Returns the version that `account` had when the caller logged in to it. Returns None if the caller is not
-        logged in to `account`, or if `account` is not in the store. The store uses the version to refuse a change of
-        the credentials of an account that has changed since the login."""
+        """Returns the version that `account` had when the caller logged in to it: the argument `expected_version` for
+        methods of `accounts`. Returns None if the caller is not logged in to `account`, or if `account` is not in the
+        store."""
         identity = self.principal.identity
         return identity.version if identity.name == account else None
 
     @property
-    def visitor(self) -> str:
-        """The text that identifies the caller in limits per visitor: it stands for the account, or for the network of
-        an anonymous client."""
+    def visitor_key(self) -> str:
+        """The key of the caller for limits that apply to each visitor. A visitor is an account or, for anonymous
+        clients, the network of the client's address."""
         return self.principal.visitor_key_at(self.actor.address)
 
     @property
     def searcher(self) -> Searcher:
-        """The caller as the client for which a search runs: an argument for the methods of `content_searches`."""
+        """The caller as an argument for the methods of `content_searches`."""
         return Searcher(self.principal, self.actor.address)
 
     def context_for(self, repo: RepositoryName) -> RequestContext:
@@ -130,15 +129,15 @@ class Caller:
 
 
 async def identify_caller(request: Request) -> Caller:
-    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs.
+    """Returns the caller, who may be anonymous. Stores the actor in `request.state.actor`, for the logs. Further calls
+    for the same request return the same caller without checking the credentials, until `forget_caller` is called.
 
-    Ignores the session cookie if the request has an Authorization header. Raises Unauthorized for wrong credentials,
-    TooManyRequests after too many failed logins, and Denied for a request that a page of another site may have caused
-    (`registry.http.cross_site`). If the session cookie is used, raises HTTPException (403) for a request that may
-    change something and does not come from a page of this registry.
+    Ignores the session cookie if the request has an Authorization header. Raises:
 
-    A second call for the same request returns the same caller, and does not check the credentials again, unless
-    `forget_caller` was called in between."""
+    - Unauthorized for wrong credentials, TooManyRequests after too many failed logins.
+    - Denied for a request that a page of another site may have caused (`registry.http.cross_site`).
+    - HTTPException (403) if the session cookie is used for a request that may change something, and the request does
+      not come from a page of this registry."""
     known_caller: Caller | None = request.scope.get(_CALLER_KEY)
     if known_caller is not None:
         return known_caller
@@ -161,8 +160,8 @@ def forget_caller(request: Request) -> None:
 
 
 async def identify_again(request: Request) -> Caller:
-    """Checks the credentials of a request again after `identify_caller` has accepted them. Returns the caller with the
-    current rights. Raises the errors of `identify_caller`."""
+    """Returns the caller with the current rights: checks the credentials of the request even if `identify_caller` has
+    checked them before. Raises the errors of `identify_caller`."""
     scope = {key: value for key, value in request.scope.items() if key != _CALLER_KEY}
     return await identify_caller(Request(scope))
 
@@ -194,11 +193,11 @@ AnyCaller = Annotated[Caller, Depends(identify_caller)]
 
 
 async def require_login(caller: AnyCaller) -> Caller:
-    """Returns a caller who has an account. Raises Unauthorized for an anonymous caller.
+    """Returns the caller if the caller has an account. Raises Unauthorized for an anonymous caller.
 
-    While the registry is open, nobody has an account. The function then returns a caller on the registry's own machine,
-    and raises Denied for any other caller."""
-    # While the registry is open, only a caller on its own machine has the rights of an admin (ALL_MANAGEMENT_RIGHTS).
+    While the registry is open, nobody has an account. Returns the caller if the request comes from the registry's own
+    machine, and otherwise raises Denied."""
+    # While the registry is open, only a caller on the registry's own machine is an admin (ALL_MANAGEMENT_RIGHTS).
     if caller.is_registry_open and not caller.rights.admin:
         raise Denied(
             "there are no accounts yet: add the first one on the registry's own machine, with "
@@ -213,8 +212,8 @@ LoggedInCaller = Annotated[Caller, Depends(require_login)]
 
 
 async def require_admin(caller: LoggedInCaller) -> Caller:
-    """Returns a caller who is an admin. Raises Unauthorized for an anonymous caller, and Denied for a caller whose
-    account is not an admin."""
+    """Returns the caller if the caller is an admin. Raises Unauthorized for an anonymous caller, and Denied for any
+    other caller who is not an admin."""
     caller.rights.check_admin()
     return caller
 

@@ -109,7 +109,7 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
     stored_name = await require_readable(caller, name)
     manifest = await caller.repository_browser.raw_manifest(caller.context_for(stored_name), stored_name, reference)
     headers = {"Docker-Content-Digest": manifest.digest}
-    return InMemoryResponse(manifest.body, caller.repository_browser.answer_memory_limit, caller.visitor, headers)
+    return InMemoryResponse(manifest.body, caller.repository_browser.answer_memory_limit, caller.visitor_key, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
@@ -117,7 +117,7 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
     stored_name = await require_readable(caller, name)
     data = await caller.repository_browser.raw_config(caller.context_for(stored_name), stored_name, reference)
-    return InMemoryResponse(data, caller.repository_browser.answer_memory_limit, caller.visitor)
+    return InMemoryResponse(data, caller.repository_browser.answer_memory_limit, caller.visitor_key)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])

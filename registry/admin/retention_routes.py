@@ -104,7 +104,7 @@ async def preview_retention(
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
     # Each account runs one preview at a time.
-    async with preview.slots.slot(caller.visitor):
+    async with preview.slots.slot(caller.visitor_key):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)
     return RetentionPreviewResponse(
@@ -149,7 +149,7 @@ async def preview_repositories(
     """Lists the repositories to which a rule in the settings applies, each with the number of tags that the rule would
     keep and delete. If the repositories have many tags, a page may have fewer than `limit` repositories."""
     preview = caller.upkeep.retention_preview
-    async with preview.slots.slot(caller.visitor):
+    async with preview.slots.slot(caller.visitor_key):
         page = await preview.repositories(after, limit)
     return models.list_page(page, RepositoryPreviewResponse.from_preview, lambda preview: preview.repository)
 

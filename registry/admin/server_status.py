@@ -29,7 +29,7 @@ from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
 MAX_SHOWN_JOBS: Final = 100
-"""Largest number of jobs in the status. More jobs may be queued, and browsers poll the page that shows them."""
+"""Largest number of jobs in the status. The status leaves out further jobs."""
 _BREAKER_RANKS: Final = {"closed": 0, "half-open": 1, "open": 2}
 """Ranks the states of a circuit breaker. A higher number is worse."""
 
@@ -39,15 +39,17 @@ class WorkerStatus(BaseModel):
 
     pid: int
     started: datetime
-    memory: int = Field(description="Memory that it occupies, in bytes")
+    memory: int = Field(description="Memory that the worker occupies, in bytes")
     connections: int
-    max_connections: int | None = Field(description="How many connections it accepts at a time")
+    max_connections: int | None = Field(description="How many connections the worker accepts at a time")
     requests: int = Field(description="Requests in progress")
-    answered: int = Field(description="Responses since its start")
-    loop_delay: float = Field(description="By how many seconds its event loop was late at its last report")
-    reported: datetime = Field(description="When it last reported")
-    hangs: bool = Field(description="It has not reported for a long time: it hangs, or the disk takes no writes")
-    read_only: bool = Field(description="The store is open read-only: the disk was too full to open it for writing")
+    answered: int = Field(description="Responses since the start of the worker")
+    loop_delay: float = Field(description="By how many seconds the event loop was late when the worker last reported")
+    reported: datetime = Field(description="When the worker last reported")
+    hangs: bool = Field(description="No report for a long time: the worker hangs, or cannot write its report")
+    read_only: bool = Field(
+        description="The store is open read-only: the disk was too full to open the store for writing"
+    )
 
     @classmethod
     def from_report(cls, report: WorkerReport, now: float) -> Self:
@@ -82,17 +84,17 @@ class DiskStatus(BaseModel):
     size: int
     free: int
     free_inodes: int | None = Field(description="null: the file system does not count them")
-    min_free: int | None = Field(description="Pushes are refused if less would stay free; null: no such setting")
-    problem: str | None = Field(description="Why nothing new can be stored; null: it can")
+    min_free: int | None = Field(description="Pushes are refused if less would stay free; null: no minimum is set")
+    problem: str | None = Field(description="Why nothing new can be stored; null: new content can be stored")
 
 
 class UploadStatus(BaseModel):
-    """The upload sessions that are open: pushes of blobs that have begun and not ended."""
+    """The open upload sessions: pushes of blobs that have begun and not ended."""
 
     open: int
-    size: int = Field(description="Bytes that have arrived and are recorded")
+    size: int = Field(description="Bytes that the open uploads have received and recorded")
     oldest: datetime | None = Field(
-        description="Time of the last progress of the upload that has been idle longest; null: no upload is open"
+        description="When the upload that has been idle longest last made progress; null: no upload is open"
     )
 
 
@@ -136,14 +138,14 @@ class JobStatus(BaseModel):
 
 
 class EndpointStatus(BaseModel):
-    """An endpoint of an upstream. `breaker` is the worst state that a worker has reported."""
+    """An endpoint of an upstream. `breaker` is the worst state of the circuit breaker that a worker has reported."""
 
     url: str
     breaker: Literal["closed", "open", "half-open", "unknown"] = Field(
-        description="`closed`: requests are sent to the endpoint. `open`: no requests are sent, because it failed "
-        "several times. `half-open`: the next request tries it. `unknown`: no worker has reported"
+        description="`closed`: requests are sent to the endpoint. `open`: no requests are sent, because the endpoint "
+        "failed several times. `half-open`: one request tests the endpoint. `unknown`: no worker has reported"
     )
-    failing_in: int = Field(description="Number of workers whose last requests to it failed")
+    failing_in: int = Field(description="Number of workers whose last requests to the endpoint failed")
     retry_in: float | None = Field(description="Seconds until the endpoint is tried again")
     last_error: str | None
     last_error_at: datetime | None
@@ -166,8 +168,8 @@ class UpstreamStatus(BaseModel):
 
 class ServerStatus(BaseModel):
     """The current state of the server. If no worker reports, `running` is false, and the values that only the workers
-    know are null, empty, 0 or `unknown`. If the store could not be read, the values from the store are empty or not
-    complete, and `store_problem` says why."""
+    know are null, empty, 0 or `unknown`. If the store could not be read, `store_problem` says why, and the values from
+    the store are empty or incomplete."""
 
     running: bool
     version: str | None
@@ -189,10 +191,9 @@ class ServerStatus(BaseModel):
 async def read_server_status(
     upkeep: UpkeepComponents, clock: Callable[[], float] = time.time, *, with_cache: bool = True
 ) -> ServerStatus:
-    """Returns the status of the server of this data directory. `clock` returns seconds since 1970. `with_cache`:
-    whether to add `ServerStatus.cache`, for which all cached images have to be counted. Raises OSError if the data
-    directory cannot be read. An error of the store becomes `ServerStatus.store_problem`, and the fields that would be
-    read after the error stay empty."""
+    """Returns the status of the server. `clock` returns seconds since 1970. `with_cache`: whether to add
+    `ServerStatus.cache`, for which all cached images have to be counted. Raises OSError if the data directory cannot be
+    read. An error of the store becomes `ServerStatus.store_problem`, and the fields not yet read stay empty."""
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
@@ -209,8 +210,8 @@ async def read_server_status(
 
 
 async def read_upstreams(upkeep: UpkeepComponents, clock: Callable[[], float] = time.time) -> list[UpstreamStatus]:
-    """Returns the state of the upstreams that the workers have reported, and the requests that each upstream still
-    allows. `clock` returns seconds since 1970. Raises OSError, StorageFailed."""
+    """Returns the status of all upstreams: the state of their endpoints, as the workers have reported it, and how many
+    requests they still allow. `clock` returns seconds since 1970. Raises OSError, StorageFailed."""
     settings = upkeep.settings
     reports = await asyncio.to_thread(read_worker_reports, settings.data)
     upstreams = [_upstream_status(upstream, reports) for upstream in settings.upstream]
@@ -237,7 +238,7 @@ async def _add_from_store(
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     scope_usages = await store.usage.scopes()  # a scope is a set of repositories; some scopes belong to a quota
     status.quotas = [QuotaResponse.from_usage(scope_usage) for scope_usage in scope_usages if has_quota(scope_usage)]
-    # If the store is read-only, the disk is full. `_upload_status` needs disk space for a connection to the database.
+    # If the store is read-only, the disk is full. `_upload_status` opens a database, which needs space on the disk.
     if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)
 
@@ -305,7 +306,7 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
-    """Returns the state of an upstream that the workers have reported. `_add_allowance` adds the rate limit."""
+    """Returns the status of an upstream from the reports of the workers, without the values of its rate limit."""
     endpoint_reports = [
         endpoint for report in reports for endpoint in report.endpoints if endpoint.upstream == upstream.name
     ]
@@ -323,8 +324,8 @@ def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> Ups
 
 
 async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: StoredRegistry, now: float) -> None:
-    """Adds what the workers have stored about the upstream's rate limit: how many requests the upstream still allows,
-    and until when no manifests are requested."""
+    """Adds the stored values of the upstream's rate limit: how many requests the upstream still allows, and until when
+    no manifests are requested."""
     from registry.upstream.rate_limits import manifests_limited_until
 
     allowance = await store.records.allowance(upstream.name)

@@ -21,12 +21,12 @@ from registry.request import RequestInvalid
 from registry.single_flight import finish_in_thread
 from registry.upkeep.images.image_file_writers import index_json, tar_header, tar_padding
 from registry.upkeep.images.image_files import (
-    DOCKER_ARCHIVE_FILE,
-    IMAGE_NAME,
+    DOCKER_MANIFEST_FILE,
+    IMAGE_NAME_ANNOTATION,
     INDEX_FILE,
     LAYOUT_FILE,
-    LAYOUT_JSON,
-    REF_NAME,
+    LAYOUT_FILE_CONTENT,
+    REF_NAME_ANNOTATION,
     blob_file,
 )
 from storage.content import Descriptor, Manifest, Span
@@ -194,16 +194,19 @@ def _contents(
     assert manifest.config is not None
     descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if tagged_name is not None:
-        descriptor["annotations"] = {REF_NAME: tagged_name.rpartition(":")[2], IMAGE_NAME: tagged_name}
+        descriptor["annotations"] = {
+            REF_NAME_ANNOTATION: tagged_name.rpartition(":")[2],
+            IMAGE_NAME_ANNOTATION: tagged_name,
+        }
     docker_manifest = {
         "Config": blob_file(manifest.config.digest),
         "RepoTags": None if tagged_name is None else [tagged_name],
         "Layers": [blob_file(layer.digest) for layer in manifest.layers],
     }
     files = {
-        LAYOUT_FILE: LAYOUT_JSON,
+        LAYOUT_FILE: LAYOUT_FILE_CONTENT,
         INDEX_FILE: index_json([descriptor]),
-        DOCKER_ARCHIVE_FILE: json.dumps([docker_manifest]).encode(),
+        DOCKER_MANIFEST_FILE: json.dumps([docker_manifest]).encode(),
         blob_file(manifest.digest): manifest.body,
     }
     for file_name, data in files.items():

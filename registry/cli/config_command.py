@@ -75,9 +75,9 @@ def config(
 
 
 def settings_as_toml(loaded: LoadedSettings) -> str:
-    """Returns a TOML settings file with the loaded values. A comment above each setting gives its description and
-    origin; above each table of a list of tables, such as `[[upstream]]`, a comment gives only the origin. A setting
-    without a value becomes a comment.
+    """Returns a TOML settings file with the loaded values. A comment above each setting contains the description and
+    the origin. A comment above each table in a list of tables, such as `[[upstream]]`, contains only the origin. A
+    setting without a value is commented out.
 
     Lists of tables come last, because TOML would read a top-level setting after a table as part of that table."""
     settings: list[tuple[SettingPath, list[str]]] = []
@@ -96,7 +96,7 @@ def settings_as_toml(loaded: LoadedSettings) -> str:
 
 
 def _print_table(loaded: LoadedSettings) -> None:
-    """Prints one row for each setting, and for a list of tables one row for each setting of each table, such as
+    """Prints one row for each setting. For a list of tables, prints one row for each setting in each table, such as
     `upstream[docker.io].tag_ttl`. Values that are not defaults are bold."""
     from rich.text import Text
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from registry.cli.takeover import STOP_AND_START, metrics_address
 from registry.config import Settings
-from registry.config.setting_changes import TakesEffect, changed_settings
+from registry.config.setting_changes import EffectiveAt, changed_settings
 from registry.config.settings_sources import ConfigError, load_settings
 from registry.server.process.live_change import ChangeRefused, Proposal
 
@@ -53,7 +53,7 @@ class LiveConfiguration:
             ("start", f"if you {STOP_AND_START}"),
             ("restart", "at a restart: run `entrepot restart`"),
         ):
-            if names := [name for name, takes_effect in changes if takes_effect == effect]:
+            if names := [name for name, effective_at in changes if effective_at == effect]:
                 verb = "takes" if len(names) == 1 else "take"
                 raise ChangeRefused(f"{', '.join(names)} {verb} effect only {when}")
         self._check_files(settings)
@@ -75,7 +75,7 @@ class LiveConfiguration:
         set_log_level(settings.log_level)
         self.settings = settings
 
-    def _changes(self, settings: Settings) -> Iterator[tuple[str, TakesEffect]]:
+    def _changes(self, settings: Settings) -> Iterator[tuple[str, EffectiveAt]]:
         """Yields the name of each changed setting, and when its change takes effect.
 
         A restart opens the socket of a changed address while the old sockets are still open. This fails if the new

@@ -1,7 +1,7 @@
-"""Finds the settings that differ between two configurations, and says which of them can change while the server runs.
+"""Finds the settings that differ between two configurations, and says when each change takes effect.
 
-A reload does not change a setting if its field has the `json_schema_extra` `AT_RESTART` or `AT_START`. If the field of
-a group, such as `[gc]`, has one of these two values, a reload changes no setting of the group.
+A change takes effect at a reload, unless the `json_schema_extra` of the setting's field is `AT_RESTART` or `AT_START`.
+If the field of a group, such as `[gc]`, has one of these values, the value applies to all settings of the group.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 from registry.config.field_types import AT_RESTART, AT_START
 
-TakesEffect = Literal["reload", "restart", "start"]
-"""When a changed setting takes effect: at a reload, at a restart by `entrepot restart`, or only when the server is
-stopped and started."""
+EffectiveAt = Literal["reload", "restart", "start"]
+"""When a changed setting takes effect: at `entrepot reload`, at `entrepot restart`, or only when the server is stopped
+and then started again."""
 
 
-def takes_effect(model: type[BaseModel], path: tuple[str, ...]) -> TakesEffect:
+def effective_at(model: type[BaseModel], path: tuple[str, ...]) -> EffectiveAt:
     """Returns when a change of the setting at `path` takes effect. `path`: the names of the fields that lead to the
     setting from `model`, such as `("gc", "grace")`."""
     field = model.model_fields[path[0]]
@@ -28,15 +28,16 @@ def takes_effect(model: type[BaseModel], path: tuple[str, ...]) -> TakesEffect:
         return "restart"
     group_model = field.annotation
     if len(path) > 1 and isinstance(group_model, type) and issubclass(group_model, BaseModel):
-        return takes_effect(group_model, path[1:])
+        return effective_at(group_model, path[1:])
     return "reload"
 
 
-def changed_settings(old: BaseModel, new: BaseModel) -> Iterator[tuple[str, TakesEffect]]:
+def changed_settings(old: BaseModel, new: BaseModel) -> Iterator[tuple[str, EffectiveAt]]:
     """Yields the name of each setting whose values differ, such as `gc.grace` or `upstream[docker.io].tag_ttl`, and
-    when the change takes effect. Both models must be of the same class. Never yields a value, which may be secret."""
+    when the change takes effect. Never yields the values, because they may be secret. `old` and `new` must have the
+    same class."""
     for path, name in _changed_paths(old, new):
-        yield name, takes_effect(type(old), path)
+        yield name, effective_at(type(old), path)
 
 
 def _changed_paths(old: BaseModel, new: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -50,8 +51,8 @@ def _changed_paths(old: BaseModel, new: BaseModel) -> Iterator[tuple[tuple[str, 
             for path, changed_name in _changed_paths(before, after):
                 yield (name, *path), f"{name}.{changed_name}"
         elif _has_tables(before) or _has_tables(after):
-            for changed_name in _changed_tables(_by_name(before), _by_name(after)):
-                yield (name,), f"{name}{changed_name}"
+            for suffix in _changed_table_suffixes(_tables_by_name(before), _tables_by_name(after)):
+                yield (name,), f"{name}{suffix}"
         else:
             yield (name,), name
 
@@ -60,9 +61,9 @@ def _has_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], BaseModel)
 
 
-def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
-    """Returns the tables by name. The name is the value of the table's first field in `keys` that has a value. A table
-    without such a field gets its position as its name, counted from 1."""
+def _tables_by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
+    """Returns the tables by name. The name of a table is the value of `name`, `issuer` or `prefix`: the first of these
+    fields that has a value. If none has a value, the name is the table's position in the list, counted from 1."""
     keys = ("name", "issuer", "prefix")
     return {
         str(next((getattr(table, key) for key in keys if getattr(table, key, None)), position)): table
@@ -70,10 +71,12 @@ def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
     }
 
 
-def _changed_tables(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Iterator[str]:
-    """Yields the texts to append to the name of a list of tables: `[docker.io].tag_ttl` for a changed setting, or
-    `[docker.io]` for a table that was added or removed. Yields an empty text if only the order of the tables has
-    changed."""
+def _changed_table_suffixes(old: Mapping[str, BaseModel], new: Mapping[str, BaseModel]) -> Iterator[str]:
+    """Yields, for each change in a list of tables, the text to append to the name of the list:
+
+    - `[docker.io].tag_ttl` for a changed setting of a table.
+    - `[docker.io]` for an added or a removed table.
+    - An empty text if only the order of the tables has changed."""
     only_order_changed = True
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:

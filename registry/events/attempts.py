@@ -10,12 +10,11 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 FIRST_PAUSE_SECONDS: Final = 1.0
-"""Longest wait after one failure."""
+"""Upper limit of the wait after the first failure."""
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Longest wait after any number of failures in a row."""
+"""Upper limit of the wait after any number of failures in a row."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
-"""Longest pause of an endpoint that is down. It is short, because the endpoint may accept events of another
-repository."""
+"""Upper limit of the pause of an endpoint that is down."""
 MAX_FAILING_REPOSITORIES: Final = 10_000
 """Largest number of repositories whose failures a `WebhookHealth` remembers."""
 
@@ -25,7 +24,7 @@ class DeliveryOutcome(StrEnum):
 
     - `DELIVERED`: the endpoint answered 2xx.
     - `DOWN`: the endpoint did not answer, or answered that it is not available now.
-    - `REFUSED`: the endpoint gave any other answer. Further attempts to send the same event may never succeed."""
+    - `REFUSED`: the endpoint gave any other answer."""
 
     DELIVERED = "delivered"
     REFUSED = "refused"
@@ -33,7 +32,7 @@ class DeliveryOutcome(StrEnum):
 
 
 class AttemptResult(NamedTuple):
-    """The outcome of an attempt. `reason`: a text for people that says why the attempt failed; empty if the event was
+    """The outcome of an attempt. `reason`: why the attempt failed, as a text for people; empty if the event was
     delivered."""
 
     outcome: DeliveryOutcome
@@ -41,8 +40,8 @@ class AttemptResult(NamedTuple):
 
 
 class DeliveryObserver(Protocol):
-    """Receives reports about deliveries, for example to count them. The methods return immediately. `webhook` is the
-    name of a webhook."""
+    """Receives reports about deliveries, for example to count them. The methods must not block. `webhook` is the name
+    of a webhook."""
 
     def on_attempt(self, webhook: str, outcome: DeliveryOutcome) -> None:
         """Called when an attempt has ended."""
@@ -53,8 +52,8 @@ class DeliveryObserver(Protocol):
         ...
 
     def on_dropped(self, webhook: str, pending: int, dead: int) -> None:
-        """Called when events were dropped because too many were stored for the webhook. `pending`: number of dropped
-        events that still waited for their delivery. `dead`: number of dropped dead letters."""
+        """Called when stored events were dropped because the webhook had too many. `pending`: number of dropped events
+        that still waited for their delivery. `dead`: number of dropped dead letters."""
         ...
 
 
@@ -72,44 +71,44 @@ class NoObserver:
 
 
 def back_off(failures: int, random_part: Callable[[], float] = random.random) -> float:
-    """Returns how many seconds to wait after this number of failures in a row. The wait is a random time between half
-    of a limit and the limit. The limit doubles with each failure, from `FIRST_PAUSE_SECONDS` to
-    `LONGEST_PAUSE_SECONDS`. `random_part` returns a number from 0 to 1."""
+    """Returns how many seconds to wait after this number of failures in a row, at least 1. The wait is a random time
+    between half of a limit and the limit. The limit doubles with each failure, from `FIRST_PAUSE_SECONDS` to
+    `LONGEST_PAUSE_SECONDS`. `random_part` returns a random number from 0 to 1."""
     exponent = min(failures - 1, 30)  # a much larger exponent would raise OverflowError
     limit = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**exponent)
     return limit * (0.5 + random_part() / 2)
 
 
 class WebhookHealth:
-    """Decides from the outcomes of the attempts whether one endpoint is down, and how long to wait before the next
-    attempt. If an attempt ends with `DeliveryOutcome.DOWN`, there are two cases:
+    """Decides how long to wait after failed attempts at one endpoint. `on_down` has one of two effects:
 
-    - The endpoint accepted no event during the attempt. Then the whole endpoint is *down*: for at most five seconds, no
-      attempt begins. The repository of the event pauses for up to five minutes: the more failures in a row, the longer.
-      When the endpoint accepts an event again, all pauses of repositories end at once, and the endpoint's pause ends
-      within a second.
-    - The endpoint accepted events of other repositories during the attempt. Then the event itself may be the cause of
-      the failure. Only the repository of the event waits, longer after each failure.
+    - If the endpoint accepted no event during the attempt, the endpoint counts as *down*. The endpoint pauses: for at
+      most five seconds, no attempt begins. The repository of the event pauses for up to five minutes. Both pauses are
+      longer after more failures in a row. When the endpoint accepts an event again, the pauses of all repositories end
+      at once, and the endpoint's pause ends within a second.
+    - If the endpoint accepted other events during the attempt, the event itself may be the cause of the failure. Then
+      nothing pauses. Only the repository of the event has to wait, for the time that `on_down` returns.
 
     `time` returns seconds of a monotonic clock."""
 
     def __init__(self, time: Callable[[], float]) -> None:
         self._time = time
         self.failures = 0
-        """Number of failures in a row at which the endpoint was down. Failures during the same pause count as one."""
-        self.delivered = 0
+        """Number of failures in a row at which the endpoint counted as down. All failures during one pause of the
+        endpoint count as one."""
+        self.delivered_count = 0
         """Number of events that the endpoint has accepted."""
         self._paused_until = float("-inf")
         self._pauses: dict[str, float] = {}
-        """By repository: when its pause ends, in seconds of `time`."""
+        """When the pause of each repository ends, in seconds of `time`."""
         self._failing: dict[str, tuple[int, int]] = {}
-        """The repositories for which `on_down` was called since their last delivered event. For each: how many attempts
-        failed although the endpoint accepted events of other repositories meanwhile, and the value of `delivered` at
-        the last failure."""
+        """The repositories for which `on_down` was called since their last delivered event. The values of each: how
+        many of these calls came after the endpoint had accepted further events, and the value of `delivered_count` at
+        the last call."""
 
     def on_delivered(self, repository: str) -> None:
         """Records that the endpoint has accepted an event of the repository."""
-        self.delivered += 1
+        self.delivered_count += 1
         self._failing.pop(repository, None)
         if self.failures:
             self.failures = 0
@@ -117,22 +116,21 @@ class WebhookHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Records a failed attempt to send an event of the repository. Call it in two cases:
+        """Records a failed attempt to send an event of the repository. Call this if the outcome is
+        `DeliveryOutcome.DOWN`, or if the event is too old to be sent again, so that the dispatcher does not give up
+        many old events within a moment.
 
-        - The outcome is `DeliveryOutcome.DOWN`.
-        - The event is too old to be sent again. Without a pause, many old events would be given up within a moment.
+        `delivered_before`: the value of `delivered_count` when the attempt began. If the value is still the same, the
+        endpoint counts as down.
 
-        `delivered_before`: the value of `delivered` when the attempt began. If the value is still the same, the
-        endpoint counts as down: the endpoint and the repository pause.
-
-        Returns how many seconds this repository has to wait even if all pauses end. Returns 0 if the endpoint has
-        accepted no event of any repository since this repository's first failed attempt in a row began."""
-        if delivered_before == self.delivered:
+        Returns how many seconds the repository has to wait, whether or not it pauses. Returns 0 if the endpoint has
+        accepted no event since the first of the repository's failed attempts in a row began."""
+        if delivered_before == self.delivered_count:
             self._pause(repository)
         count, delivered = self._failing.get(repository, (0, delivered_before))
-        count += delivered < self.delivered  # adds 1 if the endpoint has accepted other events meanwhile
+        count += delivered < self.delivered_count  # adds 1 if the endpoint has accepted further events
         if repository in self._failing or len(self._failing) < MAX_FAILING_REPOSITORIES:
-            self._failing[repository] = count, self.delivered
+            self._failing[repository] = count, self.delivered_count
         return back_off(count) if count else 0.0
 
     def _pause(self, repository: str) -> None:
@@ -146,12 +144,12 @@ class WebhookHealth:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the endpoint is paused, so that no attempt should begin now."""
+        """Whether the endpoint is paused. No attempt should begin during the pause."""
         return self._time() < self._paused_until
 
-    def pauses(self) -> Mapping[str, float]:
-        """Returns the repositories whose events should not be sent now, each with the end of its pause in seconds of
-        `time`."""
+    def paused_repositories(self) -> Mapping[str, float]:
+        """Returns the repositories that pause now. The value of each is the end of its pause, in seconds of `time`.
+        Events of these repositories should not be sent."""
         now = self._time()
         self._pauses = {repository: until for repository, until in self._pauses.items() if until > now}
         return self._pauses

@@ -204,7 +204,7 @@ class WebhookDispatcher:
         is_due = next_due_at is not None and (next_due_at <= now or next_due_at > latest)
         if version == self._last_read_version and not is_due and self._time() < self._read_again_at:
             return
-        pauses = self._health.pauses()
+        pauses = self._health.paused_repositories()
         # After a failure, reads only as many queues as can have a sender at once: a pause would discard the other
         # queues.
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
@@ -250,7 +250,7 @@ class WebhookDispatcher:
         for delivery in queue:
             if self._health.is_paused:
                 return
-            delivered_before = self._health.delivered
+            delivered_before = self._health.delivered_count
             result = await self._attempt(delivery)
             raise_if_cancelled()
             self._observer.on_attempt(self._settings.name, result.outcome)

@@ -30,17 +30,15 @@ from storage.outbox import Event
 _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses which mean that the endpoint, or a service that it needs, is not available now."""
 MAX_READ_BYTES: Final = 64 * 1024
-"""Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
-the connection is closed."""
+"""Longest body of a response that is read. If the body is longer, the connection is closed and not used again."""
 MAX_READ_SECONDS: Final = 1.0
-"""Longest time for reading the body of a response. If the body takes longer, the connection is closed."""
+"""Longest time for reading the body of a response. If reading takes longer, the connection is closed."""
 _CONNECTION_LOST_ERRORS: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
-"""Errors which may mean that the endpoint has closed a kept-alive connection. After such an error, the event is sent
-once more."""
+"""Errors that can mean that the endpoint has closed an idle connection. After one, the event is sent once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Number of characters after which the text of an error is cut off, in the reason of a failed attempt."""
+"""Longest text of an error in `AttemptResult.reason`. A longer text is cut off."""
 log = logging.getLogger("registry.events")
 
 
@@ -69,10 +67,10 @@ class WebhookClient:
         self._client_lock = asyncio.Lock()  # held while `_get_client` makes the client
 
     async def send(self, event: Event) -> AttemptResult:
-        """Sends an event and returns how the attempt ended. The result depends on the status of the response, even if
-        the body of the response does not arrive. The setting `timeout` limits the time until the response begins. In
-        the first call, the time limit starts after the HTTP client was made. A cancellation closes the connection; the
-        endpoint may or may not have got the event."""
+        """Sends an event and returns how the attempt ended. The result depends only on the status of the response, not
+        on its body. If there is no response, the outcome is `DeliveryOutcome.DOWN`. The setting `timeout` limits the
+        time until the response begins. A cancellation closes the connection; the endpoint may or may not
+        have got the event."""
         media_type, body = self._format_event(event, self._registry_url)
         try:
             headers = {"content-type": media_type, **self._signature_headers(body), **self._authorization_headers()}
@@ -83,7 +81,7 @@ class WebhookClient:
                 except _CONNECTION_LOST_ERRORS:
                     response = await self._post(client, body, headers)
             await _read_body(response)
-            return _result(response.status_code)
+            return _result_of(response.status_code)
         except TimeoutError:
             return AttemptResult(DeliveryOutcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
@@ -157,8 +155,8 @@ class WebhookClient:
 
 
 async def _read_body(response: httpx2.Response) -> None:
-    """Reads the body of a response, so that the connection can be used again. Closes the connection if the body is too
-    long, takes too long or breaks off."""
+    """Reads the body of a response, so that the connection can be used again. Closes the connection if the body is
+    longer than `MAX_READ_BYTES`, takes longer than `MAX_READ_SECONDS`, or breaks off."""
     read = pieces = 0
     try:
         with suppress(TimeoutError, httpx2.HTTPError, RegistryError, OSError):
@@ -174,19 +172,20 @@ async def _read_body(response: httpx2.Response) -> None:
         await response.aclose()
 
 
-def _result(status: int) -> AttemptResult:
+def _result_of(status: int) -> AttemptResult:
     """Returns the result of an attempt that the endpoint answered with `status`."""
     if 200 <= status < 300:
         return AttemptResult(DeliveryOutcome.DELIVERED)
     reason = f"it answered {status}"
     if 300 <= status < 400:
-        reason += ", a redirect, which is not followed; set the url to where it leads"
+        reason += ", a redirect, which is not followed; set `url` to where the redirect leads"
     return AttemptResult(DeliveryOutcome.DOWN if status in _DOWN_STATUSES else DeliveryOutcome.REFUSED, reason)
 
 
 def _make_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Returns the TLS context with which certificates are checked. `ca_file` has the certificate authorities to trust;
-    None: those of the system. Blocks for about 30 ms. Raises ValueError if `ca_file` cannot be read."""
+    """Returns the TLS context that checks certificates. `ca_file`: the file with the certificate authorities to trust;
+    None: the system's authorities are trusted. Blocks for about 30 ms. Raises ValueError if `ca_file` cannot be
+    read."""
     if ca_file is None:
         return TrustStore(None).context()
     try:

@@ -1,13 +1,15 @@
-"""Refuses requests that a browser sends because of a web page of another site.
+"""Refuses requests that a web page of another site makes a browser send.
 
-Any page can cause a browser to send requests, even to a registry on the browser's own machine or network. The header
-Sec-Fetch-Site says whether the page is of another site. Over plain HTTP to another machine, browsers omit this header;
-then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
+Any page can make a browser send requests, even to a registry on the browser's own machine or network. The header
+Sec-Fetch-Site says whether the page belongs to another site. Over plain HTTP to another machine, browsers omit
+Sec-Fetch-Site, and only Origin names the page's site. Registry clients send neither header. Two kinds of requests are
+refused:
 
-- Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
-- While there are no accounts: requests from a browser on the registry's machine whose Host header is no known name of
-  the registry. A page can make its own host name resolve to this machine (DNS rebinding). The browser then treats the
-  registry as the page's own site, so the page could read everything in the registry.
+- A request from a page of another site, if the method is not GET or HEAD. The browser's preflight request (OPTIONS) is
+  refused too.
+- A request with a Host header that is no known name of the registry, if a browser on the registry's machine sends it
+  while there are no accounts. This prevents DNS rebinding: a page can make its own host name resolve to this machine.
+  The browser then treats the registry as the page's own site, and would let the page read all content.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """
@@ -29,15 +31,15 @@ BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"accept-langu
 """A browser sends at least one of these headers with every request. Registry clients send none of them."""
 _READS: Final = ("GET", "HEAD")
 _OWN_SITE: Final = frozenset({b"same-origin", b"none"})
-"""Values of Sec-Fetch-Site for a request from a page of the registry itself, and for a request that no page made, for
+"""Values of Sec-Fetch-Site for a request from a page of the registry itself, and for a request that no page caused, for
 example because the user typed a URL."""
 
 
 class CrossSiteCheck:
-    """Refuses requests that a browser may have sent because of a page of another site.
+    """Refuses requests that a page of another site may have made a browser send.
 
     `public_url`: the registry's URL for clients; None: the setting is not set. `hosts`: further host names of the
-    registry. `has_no_accounts`: returns whether the registry has no accounts yet. Every client may then do
+    registry. `has_no_accounts`: returns True until the registry has an account. Until then, every client may do
     everything."""
 
     def __init__(self, public_url: str | None, hosts: Collection[str], has_no_accounts: Callable[[], bool]) -> None:
@@ -47,10 +49,8 @@ class CrossSiteCheck:
 
     def check(self, scope: Scope) -> None:
         """Raises Denied for a request that a page of another site may have caused. `scope`: the ASGI scope of the
-        request.
-
-        A request that gets a cached response (`registry.http.answer_cache`) is not checked. But a request with any of
-        `BROWSER_HEADERS` never gets a cached response."""
+        request. Does nothing if the request has none of `BROWSER_HEADERS`: the response cache
+        (`registry.http.answer_cache`) answers such requests without this check."""
         browser_headers = [header for header in scope["headers"] if header[0] in BROWSER_HEADERS]
         if not browser_headers:
             return
@@ -59,8 +59,8 @@ class CrossSiteCheck:
             self._check_site(browser_headers, host)
         if is_loopback_address(client_address(scope)) and not self._is_own_host(host) and self._has_no_accounts():
             raise Denied(
-                f"a browser on this machine asks for {shown(host)}, which is not known to be this registry; use its "
-                "IP address or localhost, or set public_url"
+                f"a browser on this machine asks for {shown(host)}, which is no known name of this registry; use "
+                "localhost or the registry's IP address, or set public_url"
             )
 
     def _check_site(self, browser_headers: Sequence[Header], host: str) -> None:
@@ -76,8 +76,8 @@ class CrossSiteCheck:
             is_own_site = all(_netloc(origin) in own_netlocs for origin in origins)
         if not is_own_site:
             raise Denied(
-                "a page of another site may not change anything in this registry; if the page is one of this "
-                "registry's own, set public_url to the address that browsers use"
+                "a page of another site may not change anything in this registry; if this registry sent "
+                "the page, set public_url to the URL that browsers use"
             )
 
     def _is_own_host(self, host: str) -> bool:
@@ -93,7 +93,7 @@ def is_local_name(name: str) -> bool:
 
 
 def _is_address(name: str) -> bool:
-    """Returns whether a host is an IP address. DNS rebinding is not possible with an address."""
+    """Returns whether a host is an IP address. DNS rebinding is not possible with an IP address."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -102,7 +102,7 @@ def _is_address(name: str) -> bool:
 
 
 def _netloc(url: str) -> str:
-    """Returns the host and port of a URL; only the host if the port is 80 or 443. Returns an empty string for the
+    """Returns the host and the port of a URL, without the port if it is 80 or 443. Returns an empty string for the
     origin `null` and for a text that cannot be parsed."""
     try:
         return urlsplit(url).netloc.lower().removesuffix(":80").removesuffix(":443")

@@ -151,7 +151,7 @@ class MirroredBlobs:
                 return stored
             asked_repo = repo
             try:
-                with self._fills.request(repo, digest, size, is_separate=is_separate) as fill:
+                with self._fills.requested_fill(repo, digest, size, is_separate=is_separate) as fill:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_for_response(fill, repo, deadline):

@@ -237,13 +237,13 @@ class Mirror(RefusingRegistry):
     @property
     def running_fills(self) -> Sequence[Fill]:
         """The fills that are running in this process."""
-        return self._fills.running()
+        return self._fills.list_running()
 
     @property
     def is_busy(self) -> bool:
         """Whether this process has running fills, running requests for manifests, or blobs that are queued for
         prefetching."""
-        return bool(self._fills.running()) or self._prefetch.is_busy or self._manifests.is_busy
+        return bool(self._fills.list_running()) or self._prefetch.is_busy or self._manifests.is_busy
 
     async def aclose(self) -> None:
         """Cancels prefetching, the fills and the other requests to the upstream, and closes the upstream client. The

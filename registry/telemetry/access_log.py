@@ -24,16 +24,16 @@ _TEXT: Final = (
 )
 """The text of a line.
 
-- `cache`: `answer` for a response from the response cache. For all other responses with mirrored content: where the
-  mirror found the content. Otherwise `-`.
-- `status`: 0 if no response was begun. The text `(cut off)` follows the status if the response is incomplete."""
+- `cache`: `answer` if the response comes from the response cache. Otherwise, for mirrored content: where the mirror
+  found the content, such as `hit` for the store. For all other requests: `-`.
+- `status`: 0 if no response was begun. If the response is incomplete, the text `(cut off)` follows the status."""
 _REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
-"""The text of a line about a request that the HTTP server below the application has refused. `agent` stays last,
-because the client chooses its text."""
+"""The text of a line about a request that the HTTP server, not the application, has refused. `agent` stays last,
+because a client could put the text of other fields into its User-Agent."""
 _MAX_PATH_CHARACTERS: Final = 1024
 """Longer paths are cut to this length."""
 _MAX_REFERENCE_CHARACTERS: Final = 256
-"""Longer references and reasons are cut to this length."""
+"""Longer values of the fields `reference` and `reason` are cut to this length."""
 
 
 class LoggedAnswer(Protocol):
@@ -44,15 +44,14 @@ class LoggedAnswer(Protocol):
     resource_id: str
     body: bytes
     log_fields: Any
-    """A tuple of two parts of the log line: the fields before `address`, and the fields from `repository` to `cache`.
-    These parts are the same for all requests with this answer, because these requests have the same method and path.
-    None until the first line is written."""
+    """The parts of the log line that are the same for all requests with this response: a tuple of the text before
+    `address`, and the text from `repository` to `cache`. None until the first line is written."""
 
 
 def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
     """Writes the line of a request that the response cache has answered. If the log goes to stderr as text, passes the
-    line to the log handler directly, without making a `logging.LogRecord`. Call it only if `log` is enabled for
-    INFO."""
+    line to the log handler directly, without making a `logging.LogRecord`. Call this function only if `log` is enabled
+    for INFO."""
     handler = direct_handler(log)
     if handler is None:
         principal, repo, resource_id = answer.principal_name, answer.repo, answer.resource_id
@@ -84,9 +83,9 @@ def write_request(
     request_id: str,
     reason: str = "",
 ) -> None:
-    """Writes the line of any request. `status_suffix`: the text after the status. `resource_id`: a tag, a digest or the
-    id of an upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
-    server has not refused the request. Call `write_request` only if `log` is enabled for INFO."""
+    """Writes the line of a request. `status_suffix`: the text after the status. `resource_id`: a tag, a digest or the
+    id of an upload session. `reason`: why the HTTP server, not the application, has refused the request; empty if it
+    has not. Call this function only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     agent, trace = _agent_and_trace(scope["headers"])
     address, resource_id = client_address(scope) or "-", resource_id[:_MAX_REFERENCE_CHARACTERS]
@@ -122,8 +121,8 @@ def write_request(
 def _cached_message(
     before_address: str, after_address: str, address: str, request_id: str, headers: Sequence[Header]
 ) -> str:
-    """Returns the text of the line of a response from the response cache. `before_address`, `after_address`: the two
-    parts in `LoggedAnswer.log_fields`."""
+    """Returns the text of a line about a response from the response cache. `before_address`, `after_address`: the two
+    texts in `LoggedAnswer.log_fields`."""
     agent, trace = _agent_and_trace(headers)
     return (
         f"{before_address} address={address or '-'} {after_address} request={request_id} trace={trace} "
@@ -132,8 +131,8 @@ def _cached_message(
 
 
 def _agent_and_trace(headers: Sequence[Header]) -> tuple[bytes, str]:
-    """Returns the User-Agent of a request, empty if it has none, and the trace id, `-` if it has none. Reads the
-    headers in one loop, because two would take more time in every request."""
+    """Returns the User-Agent and the trace id of a request. If the request has no User-Agent, the first value is empty.
+    If the request has no trace id, the second value is `-`. Uses only one loop, because every request calls this."""
     agent, has_traceparent = b"", False
     for name, value in headers:
         if name == b"user-agent":
@@ -161,8 +160,8 @@ def _message(
     agent: bytes,
     reason: str,
 ) -> str:
-    """Returns the text of a line. `method`, `path`, `address`, `trace` and `agent` come from the scope of the
-    request. The other parameters are those of `write_request`."""
+    """Returns the text of a line. `method`, `path`, `address`, `trace` and `agent` come from the request. The other
+    parameters are those of `write_request`."""
     reason_field = f' reason="{reason}"' if reason else ""
     return (
         f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{status_suffix} "
@@ -178,8 +177,8 @@ def _path(scope: Scope) -> str:
 
 @lru_cache(1024)
 def _reference(resource_id: str) -> str:
-    """Returns the field `reference` of a line. `resource_id`: a tag, a digest or the id of an upload session. It has at
-    most `_MAX_REFERENCE_CHARACTERS`, so that the cached texts are short."""
+    """Returns the field `reference` of a line. `resource_id`: a tag, a digest or the id of an upload session, already
+    cut to `_MAX_REFERENCE_CHARACTERS`, because `lru_cache` keeps it."""
     return _plain(resource_id, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
 
 

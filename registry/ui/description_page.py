@@ -36,18 +36,18 @@ DESCRIPTION_PATH: Final = "/ui/description"
 _MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
 """The largest size of the form. A form encodes each byte of a text as three characters (`%XX`), except for letters,
 digits and a few others."""
-TOP_HEADING: Final = 3
-"""The level of the highest headings of a description, because the page and its section have headings above it."""
+TOP_HEADING_LEVEL: Final = 3
+"""The level of the highest headings of a description. The page and its section have headings of levels 1 and 2."""
 
 router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The routes that receive a form. A *slot* is the permit to render a page. The handlers of `router` and `_forms` start
-without a slot, and acquire one before they render a page (`page_slot`)."""
+"""The routes that receive a form. Handlers of `router` and `_forms` start without a *slot*, which is the permit to
+render a page. They acquire a slot with `page_slot` before they render a page."""
 
 
 def description_html(html: str) -> Markup:
-    """Returns the HTML of a description, which `registry.browse.markdown_rendering` has made safe, as a value that
-    templates do not escape."""
+    """Returns the HTML of a description as a value that templates do not escape. `html`: only HTML that
+    `registry.browse.markdown_rendering` has made safe."""
     from markupsafe import Markup  # imported late, like all modules that only pages need
 
     return Markup(html)
@@ -55,8 +55,8 @@ def description_html(html: str) -> Markup:
 
 @router.get(DESCRIPTION_PATH + "/{path:path}")
 async def description_form(request: Request, path: str) -> Response:
-    """Shows the form with the present text. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported,
-    NameUnknown."""
+    """Shows the form with the stored description. Needs the rights `pull` and `push`. Raises Unauthorized, Denied,
+    Unsupported, NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _require_writable(caller, name)
     description = await caller.repository_browser.stored_description(caller.context_for(stored), stored)
@@ -68,15 +68,16 @@ async def description_form(request: Request, path: str) -> Response:
 
 @_forms.post(DESCRIPTION_PATH + "/{path:path}")
 async def write_description(request: Request, path: str) -> Response:
-    """Receives the form. Its fields are `action`, `text`, and `revision` (the revision of the description that the
-    visitor has edited).
+    """Receives the form. The field `revision` is the revision that the description had when the visitor got the form.
+    The field `action` has one of these values:
 
-    - `action=save`: replaces the description and redirects to the repository. An empty text removes the description. If
-      somebody else has changed the description in the meantime, shows their text and the form again instead.
-    - `action=preview`: shows how the text will look.
+    - `save`: replaces the description by the field `text` and redirects to the repository. An empty text removes the
+      description. If the description has another revision now, saves nothing, and shows the form again together with
+      the stored description.
+    - `preview`: shows how the text will look.
 
-    Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
-    RequestInvalid, FormTooLarge."""
+    Needs the rights `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid,
+    FormTooLarge."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), _require_writable, _MAX_FORM_BYTES
     )
@@ -85,23 +86,25 @@ async def write_description(request: Request, path: str) -> Response:
     context = caller.context_for(stored)
     if form.one("action") == "save":
         try:
-            await caller.repository_browser.put_description(context, stored, text, revision, caller.actor, TOP_HEADING)
+            await caller.repository_browser.put_description(
+                context, stored, text, revision, caller.actor, TOP_HEADING_LEVEL
+            )
         except PreconditionFailed as error:
-            theirs = await caller.repository_browser.rendered_description(context, stored, TOP_HEADING)
+            theirs = await caller.repository_browser.rendered_description(context, stored, TOP_HEADING_LEVEL)
             problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")
             async with page_slot(request):
                 return await _form_page(
                     request, stored, text, theirs.revision, theirs=theirs, problem=problem, status=status_of(error)
                 )
         return redirect(f"/ui/repositories/{path_of(stored, None)}")
-    preview = await caller.repository_browser.preview_description(context, text, TOP_HEADING)
+    preview = await caller.repository_browser.preview_description(context, text, TOP_HEADING_LEVEL)
     async with page_slot(request):
         return await _form_page(request, stored, text, revision, preview=preview)
 
 
 async def _require_writable(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the hosted repository `name`. Raises an error if the visitor may not read or not write
-    its description."""
+    """Returns the stored name of the hosted repository `name`. Raises the errors of `require_readable` and
+    `require_pushable` if the visitor may not read and write the description."""
     await require_readable(caller, name)
     return await require_pushable(caller, name)
 
@@ -117,8 +120,8 @@ async def _form_page(
     problem: str = "",
     status: int = 200,
 ) -> Response:
-    """Returns the page. `preview`: the rendered text of the visitor. `theirs`: the description that somebody else has
-    saved."""
+    """Returns the page with the form. `text`: the text in the form. `preview`: the same text, rendered; None: no
+    preview. `theirs`: the description that somebody else has saved in the meantime; None: nobody has."""
     return await page_response(
         request,
         "description.html",
@@ -140,7 +143,7 @@ async def _form_page(
 
 
 def _revision(text: str | None) -> int:
-    """Returns the revision in a form. Raises RequestInvalid."""
+    """Converts the field `revision` of a form to a number. Raises RequestInvalid."""
     return parse_number(text or "", "the form has no revision of the description")
 
 

@@ -14,7 +14,7 @@ from registry.admin.repository_rights import require_readable
 from registry.browse.models import DescriptionView
 from registry.browse.tag_rows import MAX_TAG_TEXT_CHARACTERS
 from registry.request import RequestInvalid
-from registry.ui.description_page import TOP_HEADING, description_html
+from registry.ui.description_page import TOP_HEADING_LEVEL, description_html
 from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
@@ -112,7 +112,7 @@ async def repository(request: Request, path: str) -> Response:
     context = caller.context_for(stored_name)
     if reference is not None:
         return await image_page(request, stored_name, reference, _components(request).naming.upstream_of(stored_name))
-    description = await caller.repository_browser.rendered_description(context, stored_name, TOP_HEADING)
+    description = await caller.repository_browser.rendered_description(context, stored_name, TOP_HEADING_LEVEL)
     return await _tags_page(request, stored_name, description)
 
 

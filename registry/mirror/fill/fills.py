@@ -1,6 +1,7 @@
-"""Keeps track of the running fills of this process (`Fills`). A *fill* gets one blob from an upstream registry. Usually
-all repositories use one *shared* fill of a blob, which requests the blob from one of these repositories. If the
-upstream does not respond, the other repositories use a second fill, the *separate* one."""
+"""Starts and finds the running fills of this process (`Fills`). A *fill* downloads one blob from one repository of an
+upstream registry. Usually, one *shared* fill serves all repositories that contain the blob. If the upstream does not
+respond to the shared fill, a second fill of the blob, the *separate* fill, serves the repositories from which the
+shared fill does not request the blob."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from storage.content import Descriptor
 from storage.names import Digest, RepositoryName
 
 _Key = tuple[Digest, int, bool]
-"""Digest and size of a blob, and whether the fill is the separate one."""
+"""Digest and size of a blob, and whether the fill is the separate fill."""
 
 
 class Fills:
-    """The running fills of this process. Each fill has its own task, so it outlives the requests that use it."""
+    """The running fills of this process. Each fill has its own task, and can outlive the requests that use the fill."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
@@ -30,17 +31,20 @@ class Fills:
         self._closed = False
 
     @contextmanager
-    def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Iterator[Fill]:
-        """Yields the running fill of a requested blob, or starts one. Inside the `with` block, the fill counts the
-        caller as a client. Awaits nothing, so the fill cannot end before the block begins. Raises UpstreamUnavailable
-        if the server is stopping."""
+    def requested_fill(
+        self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False
+    ) -> Iterator[Fill]:
+        """Yields the fill of a requested blob. Starts the fill if it is not running. Inside the `with` block, the fill
+        counts the caller as a client. Awaits nothing, so the fill cannot end before the block begins. Raises
+        UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, digest, size, is_separate=is_separate)
         with fill.demand.client():
             yield fill
 
     def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
-        """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the
-        blob, the fill ends when none of its pulls is active. Raises UpstreamUnavailable if the server is stopping."""
+        """Returns the fill of a blob that is prefetched for `pull`. Starts the fill if it is not running. If no client
+        requests the blob, the fill ends when no pull that prefetches the blob is active. Raises UpstreamUnavailable if
+        the server is stopping."""
         fill = self._find_or_start(repo, blob.digest, blob.size)
         fill.demand.pulls.add(pull)
         return fill
@@ -48,10 +52,10 @@ class Fills:
     async def open_pass_through(
         self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
     ) -> PassThroughReader:
-        """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
-        The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
-        byte after the last one. Raises UpstreamUnavailable if all endpoints (base URLs) of the upstream sent corrupt
-        bytes for the blob a short time ago."""
+        """Returns a reader that downloads a blob for one client without storing the blob, for a disk that is too full.
+        The caller must call the reader's `start`, and close the reader. `span`: offset of the first byte to read, and
+        offset after the last byte. Raises UpstreamUnavailable if all endpoints (base URLs) of the upstream have
+        recently sent corrupt bytes for the blob."""
         context = self._context
         return PassThroughReader(
             *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
@@ -62,25 +66,26 @@ class Fills:
         )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns a running fill of the blob that has `repo` among its repositories; None if there is none."""
+        """Returns a running fill that gets the blob for `repo`. Returns None if there is no such fill."""
         for fill, _ in self._fills.values():
             if fill.digest == digest and repo in fill.repositories and not fill.has_ended:
                 return fill
         return None
 
-    def running(self) -> list[Fill]:
+    def list_running(self) -> list[Fill]:
         """Returns the running fills."""
         return [fill for fill, _ in self._fills.values()]
 
     async def aclose(self) -> None:
-        """Cancels all fills, and prevents new ones. The stored bytes are kept."""
+        """Cancels all fills, and prevents new fills. The bytes that have arrived stay."""
         self._closed = True
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the fill of a blob, and starts it if it is not running. Adds `repo` to the fill's repositories.
+        """Returns the fill of a blob for `repo`: the separate fill if `is_separate` is true, otherwise the shared fill.
+        Starts the fill if it is not running. Adds `repo` to the fill's repositories.
 
-        With `is_separate`, uses the separate fill. Without it, uses the shared fill, or the separate one if both hold:
+        If `is_separate` is false, also uses the separate fill if both statements are true:
 
         - The shared fill is not running, or has no response.
         - The separate fill is running, and has a response or requests the blob from `repo`."""
@@ -98,7 +103,7 @@ class Fills:
         self._context.observer.on_fill_started()
         key = (digest, size, is_separate)
         task = start_detached(self._run(fill, key))
-        task.add_done_callback(lambda _: fill.ensure_ended())  # `run` is not called if the task is cancelled early
+        task.add_done_callback(lambda _: fill.ensure_ended())  # `run` is not called if the task is cancelled at once
         self._fills[key] = (fill, task)
         return fill
 

@@ -1,8 +1,8 @@
-"""Limits the connections of each client address, over all worker processes.
+"""Limits the number of connections from each client address, over all worker processes.
 
-The server accepts a connection beyond the limit and immediately closes it, without a response. To respond with 429, the
-server would have to read a request and, with TLS, perform a handshake first. The limit exists to save this work. A log
-line reports how many connections were closed.
+The server closes a connection beyond the limit immediately, without a response. To respond with 429, the server would
+have to perform a TLS handshake and read a request. The limit saves this work. Log lines report how many connections
+were closed.
 
 Each worker counts its connections in a *column*: its own part of a table of counters in shared memory. The count of an
 address is the sum over all columns. The parent process assigns a column to each worker, and clears the column when the
@@ -21,22 +21,22 @@ from registry.server.shared_counters import SharedCounters
 _LOG_INTERVAL_SECONDS = 10.0
 """Shortest time between two log lines about closed connections."""
 _COLUMNS_PER_WORKER = 4
-"""The table has this many columns for each configured worker. One would not be enough: a restart replaces the workers,
-and a replaced worker keeps its column until its last connection has ended."""
+"""Number of columns in the table for each configured worker. A worker that was replaced at a restart keeps its column
+until its last connection has ended, so old and new workers need columns at the same time."""
 
 
 class TooManyConnections(Exception):
     """The client address already has the maximum number of connections."""
 
     def __init__(self, *, is_logged: bool) -> None:
-        """`is_logged`: whether the log has a line about this connection. Most closed connections have no line, so that
-        a client cannot fill the log."""
+        """`is_logged`: whether this refusal has caused a log line. Most refusals cause no log line, so that a client
+        cannot fill the log."""
         super().__init__()
         self.is_logged = is_logged
 
 
 class AdmittedConnection:
-    """An admitted connection counts against the limit of its client's address until `release` is called."""
+    """A connection that counts against the limit of its client's address until `release` is called."""
 
     __slots__ = ("_limit", "_network")
 
@@ -53,12 +53,12 @@ class AdmittedConnection:
 
 
 class PerAddressLimit:
-    """Allows each client address `max_connections` connections at the same time. All IPv6 addresses of one /64 network
-    are counted as one address, because a client with one of them can usually use all of them."""
+    """Allows each client address `max_connections` connections at the same time. All IPv6 addresses of a /64 network
+    count as one address, because one client can usually use the whole network."""
 
     def __init__(self, max_connections: int, workers: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create it before the fork, because it allocates the memory that the workers share. `workers` is the number of
-        worker processes. `clock` returns seconds."""
+        """Allocates the memory that the workers share, so it must be called before the fork. `workers` is the number of
+        worker processes. `clock` returns seconds of a monotonic clock."""
         self._max_connections = max_connections
         self._counts = SharedCounters(_COLUMNS_PER_WORKER * workers)
         self._free_columns = list(range(self._counts.columns))
@@ -79,21 +79,21 @@ class PerAddressLimit:
         return column
 
     def release_column(self, column: int | None) -> None:
-        """Clears the column of a worker that has ended, and makes the column free for another worker. Does nothing for
-        None, a worker without a column."""
+        """Clears the column of a worker that has ended, and makes the column free for another worker. Does nothing if
+        `column` is None: the worker had no column."""
         if column is not None:
             self._counts.clear(column)
             self._free_columns.append(column)
 
     # Called in a worker
 
-    def use_column(self, column: int | None) -> None:
+    def set_own_column(self, column: int | None) -> None:
         """Makes this process count its connections in `column`. If `column` is None, the process counts no connections,
         and admits every connection."""
         self._own_column = column
 
     def admit(self, address: str) -> AdmittedConnection:
-        """Counts a connection of the client at `address`. Raises TooManyConnections if the address is at its limit."""
+        """Counts a connection from `address`. Raises TooManyConnections if the address has too many connections."""
         network = network_of(plain_address(address))
         if self._own_column is None:
             return AdmittedConnection(self, network)
@@ -108,8 +108,8 @@ class PerAddressLimit:
             self._counts.remove(self._own_column, network)
 
     def _log_closed(self, network: str) -> bool:
-        """Counts a connection that is about to be closed. Logs how many were closed since the last line, unless that
-        line is less than `_LOG_INTERVAL_SECONDS` old. Returns whether it has logged a line."""
+        """Counts a connection that is about to be closed. If the last log line is at least `_LOG_INTERVAL_SECONDS` old,
+        logs how many connections were closed since then. Returns whether it has logged a line."""
         self._closed_since_log += 1
         now = self._clock()
         if now - self._logged_at < _LOG_INTERVAL_SECONDS:

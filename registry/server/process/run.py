@@ -84,7 +84,7 @@ def serve(
         if (limit := listener_options.per_address_limit) is not None:
             # Each worker has a column of the counters (`SharedCounters`). A supervisor claims the columns of its
             # workers.
-            limit.use_column(limit.claim_column())
+            limit.set_own_column(limit.claim_column())
         reloads = SingleProcessReloads(change_options, on_ready or (lambda: None))
         worker = Worker(options, reloads.announce_ready, on_start=reloads.start)
         code, failure = worker.run()

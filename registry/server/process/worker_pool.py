@@ -140,7 +140,7 @@ class WorkerPool:
                 _close(file)
             options = self._options
             if options.listener_options.per_address_limit is not None:
-                options.listener_options.per_address_limit.use_column(column)
+                options.listener_options.per_address_limit.set_own_column(column)
             worker = Worker(
                 options, on_ready=lambda: report_ready(status_writer), alive_pipe=self._alive_pipe, commands=commands
             )

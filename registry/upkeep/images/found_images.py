@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from registry.upkeep.images.file_sources import FileSource, read_small
 from registry.upkeep.images.image_files import (
-    DOCKER_ARCHIVE_FILE,
-    IMAGE_NAME,
+    DOCKER_MANIFEST_FILE,
+    IMAGE_NAME_ANNOTATION,
     INDEX_FILE,
     LAYOUT_FILE,
     OCI_CONFIG,
     OCI_LAYER,
-    REF_NAME,
+    REF_NAME_ANNOTATION,
     blob_file,
 )
 from storage.backups import ImageFileFailed
@@ -85,8 +85,8 @@ def find_images(source: FileSource) -> FoundContent:
     index = read_small(source, INDEX_FILE)
     if index is not None and source.size(LAYOUT_FILE) is not None:
         _read_layout(content, _parse(source, INDEX_FILE, index))
-    elif (images := read_small(source, DOCKER_ARCHIVE_FILE)) is not None:
-        _read_docker_archive(content, _parse(source, DOCKER_ARCHIVE_FILE, images))
+    elif (images := read_small(source, DOCKER_MANIFEST_FILE)) is not None:
+        _read_docker_archive(content, _parse(source, DOCKER_MANIFEST_FILE, images))
     elif source.size("repositories") is not None:
         raise ImageFileFailed(
             f"{source.label} was written by docker before 1.10; load it into a newer docker and save it"
@@ -123,8 +123,8 @@ def _read_layout(content: FoundContent, index: Any) -> None:
 
 def _names_of(annotations: Mapping[str, Any]) -> list[str]:
     """Returns the names that the annotations of an entry state: none or one. Raises TypeError if a name is no text."""
-    full_name, short_name = annotations.get(IMAGE_NAME), annotations.get(REF_NAME)
-    for key, name in ((IMAGE_NAME, full_name), (REF_NAME, short_name)):
+    full_name, short_name = annotations.get(IMAGE_NAME_ANNOTATION), annotations.get(REF_NAME_ANNOTATION)
+    for key, name in ((IMAGE_NAME_ANNOTATION, full_name), (REF_NAME_ANNOTATION, short_name)):
         if not isinstance(name, str | None):
             raise TypeError(f"the annotation {key} is no text")
     if full_name:
@@ -148,7 +148,7 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
             for image in images
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ImageFileFailed(f"{content.source.label}: {DOCKER_ARCHIVE_FILE} is not valid: {error}") from error
+        raise ImageFileFailed(f"{content.source.label}: {DOCKER_MANIFEST_FILE} is not valid: {error}") from error
     files = {name for _, layer_files, _ in entries for name in layer_files}
     for name in files:
         if content.source.size(name) is None:
@@ -246,7 +246,7 @@ def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
     if len(stated_digests) != len(layers):
         raise ImageFileFailed(
-            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, but {DOCKER_ARCHIVE_FILE} "
+            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, but {DOCKER_MANIFEST_FILE} "
             f"lists {len(layers)}"
         )
     for digest, layer in zip(stated_digests, layers, strict=True):

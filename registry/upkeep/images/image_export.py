@@ -12,7 +12,13 @@ from typing import Any, Final
 from registry.mirror.warm.targets import Platform, choose_manifests, platform_name
 from registry.router import Router
 from registry.upkeep.images.image_file_writers import Document, ImageFileWriter
-from registry.upkeep.images.image_files import DOCKER_CONFIG, IMAGE_NAME, OCI_CONFIG, REF_NAME, blob_file
+from registry.upkeep.images.image_files import (
+    DOCKER_CONFIG,
+    IMAGE_NAME_ANNOTATION,
+    OCI_CONFIG,
+    REF_NAME_ANNOTATION,
+    blob_file,
+)
 from storage.content import INDEXES, Descriptor, Manifest
 from storage.errors import ManifestUnknown, Unsupported
 from storage.interface import Registry
@@ -213,7 +219,7 @@ def _index_entries(images: Iterable[_Image]) -> Iterable[Document]:
         entry = root.as_json()
         if isinstance(image.name.reference, Tag):
             tag = image.name.reference if is_one_repository else str(image.name)
-            entry["annotations"] = {REF_NAME: str(tag), IMAGE_NAME: str(image.name)}
+            entry["annotations"] = {REF_NAME_ANNOTATION: str(tag), IMAGE_NAME_ANNOTATION: str(image.name)}
         yield entry
     for image in images:
         for digest in image.referrers:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from registry.upkeep.images.image_files import (
     INDEX_FILE,
     LAYOUT_FILE,
-    LAYOUT_JSON,
-    REF_NAME,
+    LAYOUT_FILE_CONTENT,
+    REF_NAME_ANNOTATION,
     blob_file,
     convert_os_errors,
 )
@@ -101,7 +101,7 @@ class LayoutDirectory:
         """Creates the directory, and the file that marks it as an OCI image layout, if the file does not exist."""
         if not (self._root / LAYOUT_FILE).exists():
             self._root.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
+            _write_whole(self._root / LAYOUT_FILE, LAYOUT_FILE_CONTENT)
 
     async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
         """Ignores `docker_entries`, because a docker archive is always a tar archive."""
@@ -160,7 +160,7 @@ class LayoutArchive:
         self._written.add(digest)
 
     async def finish(self, entries: list[Document], docker_entries: list[Document] | None) -> None:
-        files = {LAYOUT_FILE: LAYOUT_JSON, INDEX_FILE: index_json(entries)}
+        files = {LAYOUT_FILE: LAYOUT_FILE_CONTENT, INDEX_FILE: index_json(entries)}
         if docker_entries is not None:
             files["manifest.json"] = json.dumps(docker_entries).encode()
         for name, data in files.items():
@@ -212,7 +212,7 @@ async def _copy(
 
 def _entry_key(entry: Document) -> tuple[str, str]:
     """Returns the key of an entry in `index.json`: its tag, or its digest if it has no tag."""
-    name = (entry.get("annotations") or {}).get(REF_NAME, "")
+    name = (entry.get("annotations") or {}).get(REF_NAME_ANNOTATION, "")
     return (name, "") if name else ("", str(entry.get("digest")))
 
 

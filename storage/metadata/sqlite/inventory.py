@@ -104,7 +104,7 @@ class SqliteInventory:
             running_jobs=dict(
                 self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", running)
             ),
-            scopes=usage_tables.scopes(self._db),
+            scopes=usage_tables.read_scopes(self._db),
             remaining_requests=dict(
                 self._db.execute(_REMAINING_REQUESTS, (now - REMAINING_VALID_SECONDS, now + CLOCK_TOLERANCE_SECONDS))
             ),

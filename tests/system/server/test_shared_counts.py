@@ -196,22 +196,22 @@ def test_process_without_a_column_admits_every_connection() -> None:
     limit = PerAddressLimit(1, workers=1)
     columns = [limit.claim_column() for _ in range(5)]
     assert columns[-1] is None
-    limit.use_column(None)
+    limit.set_own_column(None)
     for _ in range(3):
         limit.admit("192.0.2.1").release()
-    limit.use_column(columns[2])
+    limit.set_own_column(columns[2])
     limit.admit("192.0.2.1")
     with pytest.raises(TooManyConnections):
         limit.admit("::ffff:192.0.2.1")
     limit.release_column(columns[2])
-    limit.use_column(limit.claim_column())
+    limit.set_own_column(limit.claim_column())
     limit.admit("192.0.2.1")
 
 
 def test_releasing_a_connection_twice_counts_once() -> None:
     """If a connection is released twice, the limit frees only one place."""
     limit = PerAddressLimit(2, workers=1)
-    limit.use_column(limit.claim_column())
+    limit.set_own_column(limit.claim_column())
     first, _ = limit.admit("2001:db8::1"), limit.admit("2001:db8::2")
     with pytest.raises(TooManyConnections):
         limit.admit("2001:db8::3")

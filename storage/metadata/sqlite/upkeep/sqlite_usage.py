@@ -39,10 +39,10 @@ class SqliteUsage:
         return await self._writer.run(usage_tables.count_batch, durable=False)
 
     async def scope(self, name: str) -> ScopeUsage | None:
-        return usage_tables.scope(self._db, name)
+        return usage_tables.read_scope(self._db, name)
 
     async def scopes(self) -> list[ScopeUsage]:
-        return usage_tables.scopes(self._db)
+        return usage_tables.read_scopes(self._db)
 
     async def recount(self, name: str) -> ScopeUsage | None:
         return await self._scans.run(lambda db: usage_tables.recount(db, name))

@@ -3,17 +3,17 @@
 
 A *scope* is a set of repositories whose content is counted (`storage.usage`). A repository that belongs to a scope is a
 *member*. A *link* is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and
-refuse blobs and tags that exceed a quota. The functions here define the scopes, count the content that was stored
-before a scope was defined, and find the quota that refused a change. Each function that changes something runs inside a
-transaction that the caller commits, and changes a bounded number of rows.
+refuse blobs and tags that exceed a quota. The functions in this module define the scopes, count the content that was
+stored before a scope was defined, and find the quota that a refused change would exceed. Functions that change rows run
+inside a transaction that the caller commits.
 
 A scope can consist of all mirrored repositories of one upstream. While the functions count such a scope, they also add
 the manifests of its members to `cached_manifest`, the table of the candidates for eviction.
 
-Three columns of `usage_member` say how far a member is counted. NULL in a column: nothing is left to count or to add.
+Three columns of `usage_member` say how far a member is counted. NULL means that nothing is left to count or to add.
 
-- `links_to`: row id of the last blob whose link is counted. Links are counted in the order of these ids.
-- `tags_to`: name of the last tag that is counted.
+- `links_to`: row id of the last blob whose link was counted. Links are counted in the order of these ids.
+- `tags_to`: name of the last tag that was counted.
 - `manifests_to`: row id of the last manifest that was added to `cached_manifest`.
 """
 
@@ -31,19 +31,19 @@ from storage.usage import ScopeDefinition, ScopeUsage, bytes_quota_error, tags_q
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""The limits of one transaction:
+"""Limits the work of one transaction:
 
-- A transaction that deletes rows deletes at most BATCH_ROWS rows.
-- A transaction that counts rows calls `_count_member` until the calls together have cost at least BATCH_ROWS, or no
-  member is left to count. A call costs one for each row that it counts, plus `_COUNT_CALL_COST`. A call counts at most
-  BATCH_ROWS rows. So the transaction counts fewer than 2 * BATCH_ROWS rows."""
+- `_delete_batch` deletes at most this many rows.
+- `_count_member` counts at most this many rows.
+- `count_batch` does not call `_count_member` again after the cost of its calls has reached this number. The cost of a
+  call is the number of rows that it counts, plus `_COUNT_CALL_COST`."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
-"""Cost of one call of `_count_member`, without the rows that it counts. The unit is the cost of counting one row."""
+"""Cost of a call of `_count_member` that counts no rows. The unit is the cost of counting one row."""
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
-"""SQL condition that is true for the scopes in the settings. The other scopes are being deleted."""
+"""SQL condition that is true for the scopes in the settings. Scopes with no prefixes are being deleted."""
 _QUOTA_MESSAGE: Final = "a quota is exceeded"
 """The message with which the triggers abort a statement."""
 _RECOUNT = """
@@ -117,8 +117,8 @@ def count_batch(db: apsw.Connection) -> bool:
 
 
 def _delete_batch(db: apsw.Connection, scope: int) -> None:
-    """Deletes some rows of a removed scope. Deletes the members first: without members, no trigger changes the other
-    rows of the scope. Deletes the scope itself last."""
+    """Deletes some rows of a removed scope. Deletes the members first, because without members, no trigger changes the
+    other rows of the scope. Deletes the scope itself last."""
     for table, key in (("usage_member", "repository"), ("usage_blob", "blob")):
         db.execute(
             f"DELETE FROM {table} WHERE scope = ?1 AND {key} IN (SELECT {key} FROM {table} WHERE scope = ?1 LIMIT ?2)",
@@ -138,10 +138,9 @@ def _delete_batch(db: apsw.Connection, scope: int) -> None:
 
 
 def _add_members(db: apsw.Connection, scope: int, prefixes: list[str], excluded: list[str], position: int) -> bool:
-    """Compares the next repositories with the prefixes of the scope, and adds those that belong to the scope as
-    members, with nothing counted. A repository that was created after the scope is a member already, and its row stays
-    as it is. `position`: highest row id of the repositories that earlier calls compared. Returns False if no repository
-    was left to compare."""
+    """Compares the names of the next repositories with the prefixes of the scope. Adds the repositories that belong to
+    the scope as members, with nothing counted. Does not change a repository that is a member already. `position`:
+    highest row id of the repositories that earlier calls compared. Returns False if no repository was left."""
     rows: list[Any] = db.execute(
         "SELECT id, name FROM repository WHERE id > ? ORDER BY id LIMIT ?", (position, _REPOSITORIES_PER_BATCH)
     ).fetchall()
@@ -214,9 +213,9 @@ def _count_tags(db: apsw.Connection, scope: int, repository: int, after: str) ->
 
 
 def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, after: int) -> tuple[int | None, int]:
-    """Adds the next manifests of a mirrored repository to `cached_manifest`. In a new row, `rank` (the time by which
-    eviction sorts manifests) is the time of the last push. Returns the row id of the last manifest that this call added
-    (None: no manifests are left, or the scope does not belong to an upstream), and the number of added manifests."""
+    """Adds the next manifests of a mirrored repository to `cached_manifest`. The `rank` of a new row, by which eviction
+    sorts manifests, is the time of the last push. Returns the row id of the last manifest that this call added (None:
+    no manifests are left, or the scope does not belong to an upstream), and the number of added manifests."""
     if upstream is None:
         return None, 0
     rows: list[Any] = db.execute(
@@ -230,13 +229,13 @@ def _add_manifests(db: apsw.Connection, upstream: str | None, repository: int, a
     return int(rows[-1][0]) if len(rows) == BATCH_ROWS else None, len(rows)
 
 
-def scope(db: apsw.Connection, name: str) -> ScopeUsage | None:
+def read_scope(db: apsw.Connection, name: str) -> ScopeUsage | None:
     """Returns the usage of a scope; None if there is no such scope."""
     row: Any = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE name = ? AND {_CONFIGURED}", (name,)).get
     return None if row is None else _to_scope_usage(row)
 
 
-def scopes(db: apsw.Connection) -> list[ScopeUsage]:
+def read_scopes(db: apsw.Connection) -> list[ScopeUsage]:
     """Returns the usage of all scopes, sorted by name."""
     rows: list[Any] = db.execute(f"SELECT {_COLUMNS} FROM usage_scope WHERE {_CONFIGURED} ORDER BY name").fetchall()
     return [_to_scope_usage(row) for row in rows]
@@ -251,9 +250,9 @@ def _to_scope_usage(row: tuple[Any, ...]) -> ScopeUsage:
 
 
 def recount(db: apsw.Connection, name: str) -> ScopeUsage | None:
-    """Counts a scope again, from all links and tags of its members, and returns the result without storing it. Returns
-    None if there is no such scope."""
-    stored = scope(db, name)
+    """Counts all links and tags of a scope's members again. Returns the result, and does not store it. Returns None if
+    there is no such scope."""
+    stored = read_scope(db, name)
     scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
     if stored is None or scope_id is None:
         return None
@@ -263,9 +262,9 @@ def recount(db: apsw.Connection, name: str) -> ScopeUsage | None:
 
 
 def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
-    """Raises QuotaExceeded if a blob of `size` bytes does not fit into a quota of `repo`, unless the quota's scope has
-    the blob already. `size` comes from a client, and may be larger than SQLite's integers. `digest`: the blob's digest;
-    None if it is not known."""
+    """Raises QuotaExceeded if a blob of `size` bytes does not fit into a quota of `repo`. Ignores quotas whose scope
+    has the blob already. `size` comes from a client, and may be larger than SQLite's integers. `digest`: the blob's
+    digest; None if the digest is not known."""
     rows: list[Any] = db.execute(
         "SELECT id, prefixes, excluded, max_bytes, bytes FROM usage_scope "
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
@@ -285,8 +284,8 @@ def _has_blob(db: apsw.Connection, scope_id: int, digest: Digest) -> bool:
 
 
 def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int, blob: int) -> Exception:
-    """Converts `error`, which SQLite raised when a link of the repository to the blob was inserted, to the error for
-    the client. Returns `error` itself if no quota caused it."""
+    """Returns the error for the client after SQLite has raised `error` for a new link of the repository to the blob.
+    Returns `error` itself if no quota caused `error`."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -302,8 +301,8 @@ def link_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: i
 
 
 def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: int) -> Exception:
-    """Converts `error`, which SQLite raised when a tag of the repository was inserted, to the error for the client.
-    Returns `error` itself if no quota caused it."""
+    """Returns the error for the client after SQLite has raised `error` for a new tag of the repository. Returns `error`
+    itself if no quota caused `error`."""
     if not _is_from_trigger(error):
         return error
     row: Any = db.execute(
@@ -318,5 +317,5 @@ def tag_refusal(db: apsw.Connection, error: apsw.ConstraintError, repository: in
 
 
 def _is_from_trigger(error: apsw.ConstraintError) -> bool:
-    """Returns whether a trigger aborted the statement. SQLite has then rolled back the changes of the statement."""
+    """Returns whether `error` comes from a trigger that refuses changes beyond a quota."""
     return _QUOTA_MESSAGE in str(error)

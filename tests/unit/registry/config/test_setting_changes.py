@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from registry.config import Settings
-from registry.config.setting_changes import changed_settings, takes_effect
+from registry.config.setting_changes import changed_settings, effective_at
 from registry.config.settings_sources import setting_fields
 
 
@@ -37,7 +37,7 @@ def test_changed_settings_are_listed(old: dict[str, Any], new: dict[str, Any], c
 def test_most_settings_take_effect_at_a_reload() -> None:
     """A reload changes all settings except those listed here, which belong to the processes, the ports and the data
     directory."""
-    effects = {".".join(path): takes_effect(Settings, path) for path, _ in setting_fields()}
+    effects = {".".join(path): effective_at(Settings, path) for path, _ in setting_fields()}
     assert {name for name, effect in effects.items() if effect == "start"} == {"data"}
     assert {name for name, effect in effects.items() if effect == "restart"} == {
         *("listen", "workers", "trusted_proxies", "shutdown_grace", "restart_grace", "limits.connections_per_address"),

@@ -30,7 +30,7 @@ async def test_an_evicted_connection_is_no_longer_counted() -> None:
     loop = asyncio.get_running_loop()
     pending = NewConnections()
     per_address = PerAddressLimit(1, workers=1)
-    per_address.use_column(per_address.claim_column())
+    per_address.set_own_column(per_address.claim_column())
     listening = bind("127.0.0.1:0")
     acceptor = Acceptor(
         loop,

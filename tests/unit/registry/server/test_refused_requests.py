@@ -184,7 +184,7 @@ async def test_an_address_with_too_many_connections() -> None:
     """The first connection beyond the limit of its address is reported. The next ones are not reported for ten seconds,
     so that a client cannot fill the log."""
     loop, app, limit = asyncio.get_running_loop(), App(), PerAddressLimit(1, workers=1)
-    limit.use_column(limit.claim_column())
+    limit.set_own_column(limit.claim_column())
     limit.admit("127.0.0.1")
     listening = bind("127.0.0.1:0")
     address = listening.getsockname()
