@@ -29,19 +29,16 @@ from storage.outbox import Delivery, DeliveryPosition, Event, EventAction, NewEv
 router = management_router()
 MAX_LOOK_UPS: Final = 20
 """Largest number of look-ups (calls of `Outbox.before`) for one page. Each look-up returns at most `PAGE_EVENTS`
-events, so one page checks the caller's rights to at most 2,000 events. The checks take tens of milliseconds, and other
-requests run between two look-ups. A look-up that selects events by action or repository reads at most 5,000 events,
-which takes a few milliseconds, and may find none."""
+events, so one page checks the caller's rights to at most 2,000 events. These checks take tens of milliseconds."""
 CURSOR_STEP: Final = 1_000
-"""Hides the numbers of *hidden* events, which are events that the caller may not see. The cursor `next` of a page is
-the number of the last event that the page has read. If this can be a hidden event, `next` is rounded up to a multiple
-of `CURSOR_STEP`.
+"""The cursor `next` of a page is the number of the last event that was read for the page. If this event may be *hidden*
+(the caller may not see it), `next` is rounded up to a multiple of `CURSOR_STEP`, so that `next` does not reveal the
+number.
 
-The list goes from the newest event to the oldest, so each cursor has to be lower than the cursor before it, even after
-rounding, which adds less than `CURSOR_STEP`. This holds because a cursor is rounded only after `MAX_LOOK_UPS` look-ups.
-Each look-up reads at least `PAGE_EVENTS` events, so 20 look-ups lower the cursor by at least 20 times 100."""
+Each cursor must be lower than the cursor of the page before, even after rounding. A cursor is rounded only after
+`MAX_LOOK_UPS` look-ups of `PAGE_EVENTS` events each. So `CURSOR_STEP` must not exceed `MAX_LOOK_UPS * PAGE_EVENTS`."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
-"""Length of the longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
+"""Largest length of a cursor of `list_deliveries`: the number of an event, a colon and the name of a webhook."""
 EVENTS_NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -115,8 +112,8 @@ async def retry_deliveries(caller: AdminCaller, body: RetryBody) -> RetryRespons
 
 
 async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
-    """Returns the newest events that a caller with an account may see. The list is empty if the settings keep no
-    events."""
+    """Returns at most `limit` events that the caller may see, newest first. The caller must have an account. The list
+    is empty if the settings keep no events."""
     if not caller.upkeep.settings.events.keep:
         return []
     return (await _read_page(caller, None, limit)).items
@@ -134,8 +131,8 @@ def _response(event: Event, caller: Caller) -> EventResponse | None:
 
 
 def _may_see(caller: Caller, repository: str) -> bool:
-    """Returns whether a caller may see the events of a repository. `repository`: the repository's name in the store, as
-    in events. (The name in a client's request may lack the name of the upstream.)"""
+    """Returns whether a caller may see the events of a repository. `repository`: the repository's name in the store.
+    For a mirrored repository, this name begins with the name of the upstream."""
     return caller.rights.admin or caller.principal.may(Action.PULL, repository)
 
 
@@ -154,17 +151,16 @@ async def _read_page(
     action: EventAction | None = None,
     repository: str | None = None,
 ) -> models.ListPage[EventResponse]:
-    """Returns a page of events, newest first: the events with numbers below `before` (None: all numbers), with the
-    action `action` (None: all actions), and of the repository `repository` (None: all repositories). The page may have
-    fewer than `limit` events although more follow, because the work for one page is limited.
+    """Returns a page of events, newest first. `before`: only events with lower numbers; None: all numbers. `action`:
+    only events with this action; None: all actions. `repository`: only events of this repository; None: all
+    repositories. The page may have fewer than `limit` events although more follow, because the number of look-ups for
+    one page is limited (`MAX_LOOK_UPS`).
 
-    `next` must not reveal hidden events (`CURSOR_STEP`). For a caller who is not an admin, `next` is the number of an
-    event on the page, or a multiple of `CURSOR_STEP`. `next` may depend on how many hidden events there are, but not on
-    their repositories and actions.
+    For a caller who is not an admin, `next` is the number of an event on the page, or a multiple of `CURSOR_STEP`.
+    `next` may depend on how many hidden events there are, but must not depend on their actions or repositories.
 
-    A look-up that can return hidden events therefore returns events with all actions, and this function discards those
-    with another action than `action`. If the look-up selected by action, it would read until it has found enough events
-    with this action. Where it stops reading, and therefore `next`, would depend on the actions of hidden events."""
+    Therefore, a look-up that can return hidden events must not select events by action. It returns events with all
+    actions, and this function discards the events with other actions than `action`."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
@@ -189,8 +185,8 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        # Lets other requests run. They usually run during `before` as well, which works in a thread. But if the disk is
-        # too full to open the database normally, `before` works on the event loop.
+        # Lets other requests run between look-ups. `before` usually runs in a thread, but if the disk is too full to
+        # open the database normally, `before` runs on the event loop.
         await asyncio.sleep(0)
     if not caller.rights.admin:
         rounded_up = position + -position % CURSOR_STEP

@@ -1,7 +1,7 @@
 """Routes of `/api/v1/tokens` and `/api/v1/keys`: API tokens, and the keys that sign the bearer tokens of `/token`.
 
 An *API token* is a secret that replaces an account's password at a login. The docstrings of the routes are the
-descriptions in the OpenAPI document; "you" is the caller, the account that sends the request.
+descriptions in the OpenAPI document. "You" is the account that sends the request.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ async def list_tokens(
 async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.AddedToken:
     """Adds an API token for your own account. You have to be logged in with your password or at the OpenID provider,
     not with another token. An admin may add a token for any account. A token never has more rights than its account;
-    `limits` restrict it further. Only this response shows the secret."""
-    # While the registry has no accounts, `rights.name` is None (and `rights.account_name` would raise Unauthorized).
-    # AccountName("") then raises AccountInvalid.
+    `limits` restrict the token further. Only this response shows the secret."""
+    # While the registry has no accounts, `rights.name` is None, and AccountName("") raises AccountInvalid.
     name = AccountName(body.account or caller.rights.name or "")
     caller.rights.check_may_change_credentials(name)
     token, secret = await caller.administration.add_token(
@@ -74,8 +73,8 @@ async def list_keys(caller: AdminCaller) -> list[models.SigningKeyResponse]:
 
 @router.post("/keys", status_code=201, tags=["keys"])
 async def rotate_key(caller: AdminCaller, body: models.KeyRotation) -> models.SigningKeyResponse:
-    """Adds a signing key, which signs all new tokens. Tokens that an older key signed stay valid until they expire;
-    with `at_once`, they are rejected immediately."""
+    """Adds a signing key, which signs all new tokens. Tokens that an older key signed stay valid until they expire. If
+    `at_once` is true, the registry rejects these tokens immediately."""
     return models.SigningKeyResponse.from_stored(
         await caller.administration.rotate_key(at_once=body.at_once, by=caller.actor)
     )

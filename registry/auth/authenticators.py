@@ -1,14 +1,15 @@
 """Authenticators find the principal of a request from the headers of the request. The *principal* is the account or
 anonymous client that sends the request, together with its rights.
 
-- `HeaderAuthenticator` serves the distribution API (`/v2`). For most requests it makes one lookup in the cache of
-  verified credentials, which also contains their principals (`registry.auth.credential_cache`). The *epoch* is a number
-  in the store that every change of rights increases. Each request reads the epoch, and a principal with an older epoch
-  is not used. So a change of rights by any worker takes effect with the next request
-  (`registry.auth.revocation_across_workers`).
+- `HeaderAuthenticator` serves the distribution API (`/v2`). It takes most principals from a cache
+  (`registry.auth.credential_cache`).
 - `OpenAuthenticator` serves the distribution API of a registry without a store of accounts.
 - `ManagementAuthenticator` serves the management API (`/api/v1`). It accepts all credentials that the distribution API
   accepts. In addition, it accepts an API token as Bearer, and the session cookie of a login with a browser.
+
+The *epoch* is a number in the store that every change of rights increases. A cached principal is used only if its
+rights were read at the current epoch. Therefore, a change of rights takes effect with the next request to any worker
+(`registry.auth.revocation_across_workers`).
 
 `HeaderAuthenticator` and `ManagementAuthenticator` ignore all credentials while the registry is *open*. The registry is
 open if it has never had an account and the settings name no htpasswd file, no token issuer and no OpenID provider.
@@ -33,13 +34,13 @@ from storage.errors import Unauthorized
 from storage.names import RepositoryName
 
 INVALID_TOKEN: Final = "invalid_token"
-"""The error code in the challenge (`WWW-Authenticate`) for a bearer token that is not valid. It tells the client to
-request a new token (RFC 6750, 3.1)."""
+"""The error code in the challenge (`WWW-Authenticate`) for a bearer token that is not valid. The code tells the client
+to request a new token (RFC 6750, 3.1)."""
 
 
 class HeaderAuthenticator:
-    """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. Ignores the
-    header while this registry is open, because some clients send their login for another registry to this one."""
+    """Authenticates by the Authorization header. Implements `registry.http.www_authenticate.Authenticator`. While the
+    registry is open, ignores the header: some clients send a login that belongs to another registry."""
 
     def __init__(
         self,
@@ -57,17 +58,17 @@ class HeaderAuthenticator:
         self._clock = clock
         self._cache = credential_verifier.cache
         self._last_epoch: int | None = None
-        """The epoch at the last request; None before the first request."""
+        """The epoch that the last request has read; None before the first request."""
         self._anonymous = UNPRIVILEGED
         """The principal of requests without a credential, with its rights at `_last_epoch`."""
 
     async def authenticate(self, request: RequestContext) -> None:
         """Sets the principal of the request. Raises Unauthorized for a credential that is not valid. Raises
-        TooManyRequests after too many failed logins, or if too many logins wait for hashing."""
+        TooManyRequests after too many failed logins, or if too many passwords wait to be hashed."""
         epoch = self._read_epoch()
         if epoch != self._last_epoch:
             await self._policy.prepare(ANONYMOUS)
-            epoch = self._read_epoch()  # may have changed again during `prepare`
+            epoch = self._read_epoch()  # the epoch may have changed again during `prepare`
             self._anonymous, self._last_epoch = self._policy.anonymous(), epoch
         principal = self._anonymous
         if not principal.is_registry_open:
@@ -82,15 +83,15 @@ class HeaderAuthenticator:
         request.principal = principal
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes | None:
-        """Returns a key that stands for a request's principal. The response cache (`registry.http.answer_cache`) uses
-        the key as a part of its cache keys. While the store does not change, requests with the same key have the same
+        """Returns a key for the principal of a request. The response cache (`registry.http.answer_cache`) uses the key
+        as a part of its cache keys. While the store does not change, requests with the same key have the same
         principal. `headers` are the values of the Authorization headers, `address` is the client's address.
 
         Returns an empty key for all requests without a credential, and for all requests while the registry is open.
-        Returns None in each of these cases, in which the response must not be cached:
+        Returns None if the response must not be cached:
 
         - The cache of verified credentials has no usable principal for the credential.
-        - The validity of the credential depends on something outside the store.
+        - The validity of the credential depends on the htpasswd file or on the settings, which are not in the store.
         - There are several Authorization headers.
         """
         if self._anonymous.is_registry_open or not headers:
@@ -102,8 +103,8 @@ class HeaderAuthenticator:
         )
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Checks that the principal of the current request (`registry.request.current_request`) may push to `repo`.
-        Raises Unauthorized or Denied if not."""
+        """Raises Unauthorized or Denied if the principal of the current request (`registry.request.current_request`)
+        may not push to `repo`."""
         self._guard.check_push(repo)
 
     def _find_cached_principal(self, key: bytes) -> Principal | None:
@@ -115,16 +116,16 @@ class HeaderAuthenticator:
             return None
         if cached.expires <= self._clock():
             return None
-        # A stamp is a hash of the line in the htpasswd file, or of the settings, that an identity depends on. A change
-        # of these does not change the epoch.
+        # The stamp is a hash of the htpasswd file's line, or of the settings, that proved the identity. A change of the
+        # file or of the settings does not change the epoch.
         if cached.identity.stamp and not self._credential_verifier.cached_credential_check.is_current(cached):
             return None
         return cached.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
-        """Verifies a credential without using its cached principal, and returns its principal. `headers` are the values
-        of the Authorization headers. Raises Unauthorized if the credential is not valid, or if there are several
-        headers. Raises TooManyRequests."""
+        """Verifies the credential of a request, and returns its principal. `headers` are the values of the
+        Authorization headers. Raises Unauthorized if the credential is not valid, or if there are several headers.
+        Raises TooManyRequests as `authenticate` does."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous
@@ -137,9 +138,9 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except in
-    the repositories that are mirrored from a registry in `guarded_upstreams`. For example, if `ghcr.io` is in
-    `guarded_upstreams`, no request may use `ghcr.io/app`."""
+    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete.
+    `guarded_upstreams`: names of mirrored registries whose repositories no request may use. For example, `ghcr.io`
+    forbids `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded_upstreams: Iterable[str] = ()) -> None:
         self._guard = guard
@@ -150,7 +151,7 @@ class OpenAuthenticator:
         return b""
 
     def check_push(self, repo: RepositoryName) -> None:
-        """Checks that the current request may push to `repo`. Raises Unauthorized if not."""
+        """Raises Unauthorized if the current request may not push to `repo`."""
         self._guard.check_push(repo)
 
     async def authenticate(self, request: RequestContext) -> None:
@@ -159,8 +160,8 @@ class OpenAuthenticator:
 
 
 class ManagementAuthenticator:
-    """Authenticates callers of the management API. While the registry is open, ignores all credentials: every caller is
-    anonymous."""
+    """Authenticates callers of the management API. While the registry is open, ignores all credentials, and every
+    caller is anonymous."""
 
     def __init__(self, policy: Policy, credential_verifier: CredentialVerifier, sessions: LoginSessions) -> None:
         self._policy = policy
@@ -170,10 +171,11 @@ class ManagementAuthenticator:
     async def authenticate(
         self, headers: Sequence[tuple[bytes, bytes]], by: Actor, session: str | None = None
     ) -> Principal:
-        """Returns the principal of a caller. `headers` are the request's headers, with names in lower case. `session`
-        is the text of the session cookie, or None if the request has no such cookie. If the request has both a session
-        cookie and an Authorization header, uses the header. `by` describes the client, for the audit log. Raises
-        Unauthorized, TooManyRequests."""
+        """Returns the principal of a caller. `headers` are the request's headers, with names in lower case. `by`
+        describes the client, for the audit log. `session` is the text of the session cookie, or None if the request has
+        no session cookie. Ignores the session cookie if the request has an Authorization header. Raises Unauthorized if
+        the credential or the session is not valid. Raises TooManyRequests as `HeaderAuthenticator.authenticate`
+        does."""
         if not self._policy.is_closed:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
@@ -188,8 +190,8 @@ class ManagementAuthenticator:
         return self._policy.principal(identity)
 
     async def _session_principal(self, text: str) -> Principal:
-        """Returns the principal of the session with this text. Raises Unauthorized if the session is not valid, or has
-        ended."""
+        """Returns the principal of the session whose cookie contains `text`. Raises Unauthorized if the session is not
+        valid, or has ended."""
         try:
             return await self._principal(self._sessions.verify(text))
         except Unauthorized:

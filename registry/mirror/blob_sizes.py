@@ -1,9 +1,11 @@
 """Asks an upstream registry for the sizes of blobs, and remembers the answers for a short time (`BlobSizes`).
 
-The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
-push a manifest that states a wrong size. If the mirror trusted that size, it would refuse the right bytes of the blob
-for all clients. So the mirror asks the upstream for the size if the manifests state different sizes for the blob, or
-if the upstream sends a blob of another size than expected.
+The mirror usually takes the size of a blob from a manifest. Anyone who can push to the upstream's repository can push a
+manifest that states a wrong size, with which the mirror would refuse the right bytes of the blob. So the mirror asks
+the upstream for the size in two cases:
+
+- The manifests state different sizes for the blob.
+- The upstream sends a blob of another size than expected.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from storage.leases import Leases
 from storage.names import Digest, RepositoryName
 
 SIZE_REMEMBERED_SECONDS: Final = 60.0
-"""Time for which the mirror uses an answer of the upstream again. It is short, because the answer may be wrong: an
-error page with status 200 also has a size."""
+"""How long the mirror uses a remembered size. The time is short, because the size may be wrong: an error page with
+status 200 also has a size."""
 MAX_REMEMBERED_SIZES: Final = 1_000
-"""Largest number of answers that a process remembers for one upstream. They need less than 1 MiB of memory."""
+"""Largest number of sizes that a process remembers for one upstream. They need less than 1 MiB of memory."""
 
 
 class BlobSizes:
@@ -48,7 +50,8 @@ class BlobSizes:
         self._requests: SingleFlight[int] = SingleFlight()
         """The running requests. Calls for the same blob of the same repository share one request."""
         self._remembered: dict[tuple[RepositoryName, Digest], tuple[int, float]] = {}
-        """By repository and blob: the size, and when the upstream stated it. The oldest answer comes first."""
+        """The remembered sizes, by repository and blob. Each has the time when the upstream stated it. The oldest comes
+        first."""
 
     async def ask(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
         """Asks the upstream for the size in bytes of a blob of `repo`. `deadline`: in seconds of the event loop's
@@ -60,9 +63,8 @@ class BlobSizes:
             raise start_timeout_error(digest) from None
 
     async def ask_and_remember(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks for the size as `ask` does, and remembers it. The remembered size takes precedence over the sizes in the
-        manifests of `repo`. So call this only if the manifests state different sizes, or if the upstream has sent a
-        blob of another size than expected."""
+        """Asks for the size as `ask` does, and remembers the size. Call this only in the two cases that the module's
+        docstring names, because the mirror prefers a remembered size to the sizes in the manifests of `repo`."""
         size = await self.ask(repo, digest, deadline)
         self._remembered.pop((repo, digest), None)
         self._remembered[repo, digest] = size, self._monotonic()
@@ -71,8 +73,8 @@ class BlobSizes:
         return size
 
     def remembered_size(self, repo: RepositoryName, digest: Digest) -> int | None:
-        """Returns the size that `ask_and_remember` has returned in the last `SIZE_REMEMBERED_SECONDS` for a blob of
-        `repo`; None if this process has not asked for the size in this time."""
+        """Returns the size of a blob of `repo` if `ask_and_remember` has returned it in the last
+        `SIZE_REMEMBERED_SECONDS`. Otherwise returns None."""
         size, asked_at = self._remembered.get((repo, digest), (None, 0.0))
         return size if self._monotonic() - asked_at < SIZE_REMEMBERED_SECONDS else None
 
@@ -81,9 +83,12 @@ class BlobSizes:
         await self._requests.aclose()
 
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
-        """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
-        the blob, raises BlobUnknown, and caches the answer in the negative cache. If a proxy or firewall possibly sent
-        the answer, or if the login failed, raises the subclass UnconfirmedBlobUnknown, and caches nothing."""
+        """Asks the upstream for the size. A lease lets only one process at a time ask about a blob. Raises:
+
+        - BlobUnknown if the upstream does not have the blob. Adds the blob to the negative cache.
+        - UnconfirmedBlobUnknown, a subclass, if a proxy or firewall possibly sent the answer, or if the login failed.
+          Does not change the negative cache.
+        - the other errors of the upstream client."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
@@ -97,6 +102,6 @@ class BlobSizes:
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a client whose request has exceeded the *start timeout*: the longest time that a request
-    may wait for the first byte of a blob."""
+    """Returns the error for a client whose request has exceeded the *start timeout*. This is the longest time that a
+    request may wait for the first byte of a blob."""
     return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

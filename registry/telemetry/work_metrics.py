@@ -1,5 +1,5 @@
-"""The metrics of calls on the registry, logins, the database and upkeep (`WorkMetrics`), and those of webhooks
-(`EventMetrics`). A *call* on the registry runs a method of `storage.interface.Registry`. A metric counts in *cells*:
+"""`WorkMetrics` has the metrics of calls on the registry, logins, the database and upkeep. `EventMetrics` has the
+metrics of webhooks. A *call* on the registry runs a method of `storage.interface.Registry`. A metric counts in *cells*:
 numbers in memory that all processes share (`registry.telemetry.metric_families`)."""
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ OPERATIONS: Final = (
     *("upload_offset", "mount_blob", "put_manifest", "delete_blob", "delete_manifest", "delete_tag"),
     *("repositories", "tags", "referrers", "other"),
 )
-"""The values of the label `operation` of calls: methods of `storage.interface.Registry`, and `other` for all others."""
+"""The values of the label `operation` of calls: the names of methods of `storage.interface.Registry`. The value `other`
+stands for the remaining methods."""
 JOB_KINDS: Final = (
     "gc",
     "fsck",
@@ -41,7 +42,8 @@ CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the buckets for the durations of commits, and of the waits before them, in seconds."""
 WEBHOOK_CAPACITY: Final = 64
-"""Largest number of webhooks with metrics of their own, including those that were removed since the server's start."""
+"""Largest number of webhooks that have separate metrics. A removed webhook keeps its metrics until the server
+restarts."""
 
 
 class WorkMetrics:
@@ -127,8 +129,8 @@ class WorkMetrics:
             self._cells.own[self.denials.cell(action)] += 1
 
     def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of `change_count` changes. The commit thread calls this method. No other thread writes to the
-        cells of these metrics."""
+        """Counts a batch of `change_count` changes. Only the commit thread may call this method, so that no other
+        thread writes to the cells of these metrics."""
         cells = self._cells.own
         cells[self.changes.first_cell] += change_count
         self.lock_wait_seconds.observe(cells, self.lock_wait_seconds.first_cell, wait_seconds)
@@ -144,9 +146,9 @@ class WorkMetrics:
         self._cells.own[self.evicted_images.first_cell] += len(images)
         self._cells.own[self.evicted_bytes.first_cell] += sum(image.bytes for image in images)
 
-    def on_scrubbed(self, count: int) -> None:
+    def on_scrubbed(self, byte_count: int) -> None:
         """Counts bytes that scrub has read."""
-        self._cells.own[self.scrubbed_bytes.first_cell] += count
+        self._cells.own[self.scrubbed_bytes.first_cell] += byte_count
 
     def on_retention(self, content: Literal["tag", "manifest"], count: int) -> None:
         """Counts tags or manifests that retention has deleted."""
@@ -190,13 +192,13 @@ class EventMetrics:
 
     def attach_memory(self, cells: SharedCells, webhooks: SharedNames) -> None:
         """Makes the methods count in `cells`: the memory with the cells of all metrics of the plan. `webhooks` gives
-        each webhook a number, which is its value of the label `webhook`. When the metrics are read,
+        each webhook a number, and the label `webhook` has this number as its value. When the metrics are read,
         `Metrics.label_values` replaces the number by the webhook's name."""
         self._cells = cells
         self._webhook_names = webhooks
 
     def on_attempt(self, webhook: str, outcome: str) -> None:
-        """Counts an attempt to tell a webhook of an event, by how it ended
+        """Counts an attempt to tell a webhook of an event. `outcome`: how the attempt ended
         (`registry.events.attempts.DeliveryOutcome`)."""
         label = self._webhook_names.label_value(webhook)
         is_sent = outcome == "delivered"
@@ -207,7 +209,8 @@ class EventMetrics:
         self._cells.own[self.dead_letters.cell(self._webhook_names.label_value(webhook))] += 1
 
     def on_dropped(self, webhook: str, pending: int, dead: int) -> None:
-        """Counts dropped events: `pending` events that waited for their delivery, and `dead` dead letters."""
+        """Counts dropped events. `pending`: how many of them waited for their delivery. `dead`: how many were dead
+        letters."""
         label = self._webhook_names.label_value(webhook)
         self._cells.own[self.dropped_events.cell(label, "pending")] += pending
         self._cells.own[self.dropped_events.cell(label, "dead")] += dead

@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from registry.browse.models import SizePart
 from registry.ui.languages import translatable
 from registry.ui.page_route import caller_of, image_host, page_response, page_slot, query_of
-from registry.ui.visitor_rights import visitor_rights
+from registry.ui.visitor_rights import find_visitor_rights
 from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnknown, TagInvalid
 from storage.names import Digest, Reference, RepositoryName, Tag
 
@@ -108,7 +108,7 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
             purpose_names=PURPOSE_NAMES,
             is_tag=isinstance(reference, Tag),
             is_immutable=isinstance(reference, Tag) and caller.repository_browser.is_immutable(name, reference),
-            rights=await visitor_rights(caller, name),
+            rights=await find_visitor_rights(caller, name),
             host=image_host(request),
             now=datetime.now(UTC),
         )

@@ -28,7 +28,7 @@ from registry.ui.page_route import (
 )
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
-from registry.ui.visitor_rights import visitor_rights
+from registry.ui.visitor_rights import find_visitor_rights
 from storage.errors import NameUnknown
 from storage.names import RepositoryName
 from storage.tag_listing import TagOrder, TagQuery
@@ -143,7 +143,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             is_description_fully_formatted=description.formatted,
             host=image_host(request),
             now=datetime.now(UTC),
-            rights=await visitor_rights(caller, name),
+            rights=await find_visitor_rights(caller, name),
         )
 
 

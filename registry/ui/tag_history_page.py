@@ -23,7 +23,7 @@ from registry.ui.page_route import (
     visit_of,
 )
 from registry.ui.pages import PageComponents
-from registry.ui.visitor_rights import receive_repository_form, visitor_rights
+from registry.ui.visitor_rights import find_visitor_rights, receive_repository_form
 from storage.errors import Denied, ManifestUnknown, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
@@ -106,7 +106,7 @@ async def _history_page(
         changes=page.items,
         next_after=page.next,
         is_immutable=tag is not None and caller.repository_browser.is_immutable(name, tag),
-        rights=await visitor_rights(caller, name),
+        rights=await find_visitor_rights(caller, name),
         problem=None if error is None else error.message,
     )
 

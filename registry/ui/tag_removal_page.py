@@ -27,7 +27,7 @@ from registry.ui.page_route import (
     redirect,
 )
 from registry.ui.tag_history_page import TAG_HISTORY_PATH
-from registry.ui.visitor_rights import receive_repository_form, visitor_rights
+from registry.ui.visitor_rights import find_visitor_rights, receive_repository_form
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_removal import MAX_REMOVED_TAGS
 
@@ -77,7 +77,7 @@ async def remove_tags(request: Request, path: str) -> Response:
     removed = await caller.repository_browser.remove_tags(
         caller.context_for(stored), stored, list(expected), caller.actor, expected
     )
-    rights = await visitor_rights(caller, stored)
+    rights = await find_visitor_rights(caller, stored)
     async with page_slot(request):
         return await page_response(
             request,

@@ -1,5 +1,5 @@
-"""What the visitor of a repository's page may do with the repository (`VisitorRights`), so that the page offers only
-these actions. `receive_repository_form` receives a form that changes a repository."""
+"""`VisitorRights` says what the visitor of a repository's page may do with the repository. The page offers only these
+actions. `receive_repository_form` receives a form that changes a repository."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class VisitorRights:
     may_download: bool
 
 
-async def visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
-    """Returns what the visitor may do with the repository with this stored name. Pages use the result to decide which
-    actions to offer. The routes that change something check the rights again."""
+async def find_visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
+    """Returns what the visitor may do with a repository. `name`: the repository's stored name
+    (`registry.admin.repository_rights`). Use the result only to decide which actions a page offers. The routes that
+    change a repository check the rights again."""
     return VisitorRights(
         may_push=await _is_allowed(require_pushable(caller, name)),
         may_delete=await _is_allowed(require_deletable(caller, name)),

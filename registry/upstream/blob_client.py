@@ -1,9 +1,9 @@
 """Downloads the bytes of blobs from an upstream (`BlobClient`), with urllib3 in threads. The bytes do not pass through
-the event loop, because the loop would then have no time for other requests (docs/adr/0010).
+the event loop, so the loop has time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). A transfer passes the bytes to a *sink*, an
 object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A transfer first sends a
-request to an endpoint, and then one request for each redirect. These requests are the *steps* of its *route*.
+request to an endpoint, and then one request for each redirect. These requests are the *steps* of a *route*.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ class _ThreadState(threading.local):
     buffer: bytearray | None = None
     """The buffer for the bytes of blobs; None until the thread reads its first body."""
     peer: str | None = None
-    """The IP address of the server that got the thread's last request; None: the connection leads to a proxy."""
+    """The IP address of the server that got the thread's last request; None: a proxy got the request."""
 
 
 class BlobClient:
-    """Downloads blobs of one upstream. Keeps connections and threads for later downloads, and creates them when they
-    are needed."""
+    """Downloads blobs of one upstream. Creates connections and threads when they are needed, and reuses them."""
 
     def __init__(self, settings: Upstream, proxies: OutboundProxies, trust: TrustStore, policy: AddressPolicy) -> None:
         self._connections = settings.connections
@@ -81,25 +80,24 @@ class BlobClient:
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
         self._trust = trust
-        # There are twice as many threads as connections, because an abandoned transfer keeps its thread until its
-        # attempt to connect ends.
+        # There are twice as many threads as connections: if a transfer is abandoned while it connects, it keeps its
+        # thread until the attempt to connect ends.
         self._threads = ThreadPoolExecutor(2 * settings.connections, f"upstream-{settings.name}")
         self._thread_state = _ThreadState()
         self._pools: dict[tuple[str | None, Reach], urllib3.PoolManager] = {}
-        """The connection pools. A key is the URL of a proxy (None: no proxy) and the addresses to which the pool may
-        connect."""
+        """The connection pools. A key is the URL of a proxy (None: no proxy) and the reach of the pool's requests."""
         self._pools_lock = threading.Lock()
         self._running: set[BlobTransfer] = set()
-        """The transfers for which `fetch` has been called and has not returned."""
+        """The transfers that `fetch` is running now."""
 
     async def fetch(self, transfer: BlobTransfer, url: str, headers: Mapping[str, str]) -> UpstreamResponse:
         """Runs the transfer with a GET of `url`, and returns the response after the sink has received the whole body.
-        If the response is unsuccessful, the sink receives nothing. The returned response then has the first
-        SMALL_BODY_BYTES of the body, or no body if the stated length is larger.
+        If the response is unsuccessful, the sink receives nothing, and the returned response contains the first
+        SMALL_BODY_BYTES of the body. It has no body if the stated length is larger than SMALL_BODY_BYTES.
 
-        Raises UpstreamUnavailable, UpstreamTimeout, RangesUnsupported, and SinkRaised with an exception of the sink.
-        After a cancellation the connection is closed. The sink is never called after this method has returned or
-        raised."""
+        Raises UpstreamUnavailable, UpstreamTimeout and RangesUnsupported. If the sink raises an exception, raises
+        SinkRaised with this exception. A cancellation closes the connection. The sink is never called after this method
+        has returned or raised."""
         transfer.on_send()  # called here, because it must be called on the event loop
         future = self._threads.submit(self._run, transfer, url, headers)
         result_future = asyncio.wrap_future(future)
@@ -124,11 +122,11 @@ class BlobClient:
             self._running.discard(transfer)
 
     async def _wait_for_end(self, transfer: BlobTransfer, result_future: asyncio.Future[UpstreamResponse]) -> bool:
-        """Waits until the transfer has ended and `result_future` has its response or error, and returns True. Returns
-        False if the transfer makes no progress for `_start_timeout` before the first call of the sink, or for
-        `idle_timeout` after that call. Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes
-        in a period of `idle_timeout`. Socket timeouts are not enough: each read has its own timeout, so a server that
-        sends a few bytes now and then could occupy a thread and a connection for ever."""
+        """Returns True when the transfer has ended and `result_future` has its response or error. Returns False after
+        `_start_timeout` without progress before the first call of the sink, or after `idle_timeout` without progress
+        later. Progress means the first call of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of
+        `idle_timeout`. Socket timeouts are not enough: each read has its own timeout, so a server could send a few
+        bytes now and then and occupy a connection for ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
@@ -235,8 +233,8 @@ class BlobClient:
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Returns the network class, such as public or private, of the server that has just responded to this thread,
-        for the current step of `route`."""
+        """Returns the network class, such as public or private, of the server that has responded to the current step of
+        `route`. Call this right after the response, in the same thread."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         return self._policy.classify(self._thread_state.peer)
@@ -285,10 +283,11 @@ class BlobClient:
             self._thread_state.transfer.set_socket(connection)
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
-        """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
-        those requested, or if the body ends too early. If the response states no length, raises BlobLengthWrong in two
-        cases: the body is longer than expected, or a chunked body ends too early. Raises RangesUnsupported,
-        TransferAbandoned, SinkRaised, and errors of the connection."""
+        """Reads the body and passes it to the sink. Raises:
+
+        - BlobLengthWrong if the response states no length, and the body is too long, or its last chunk comes too early.
+        - UpstreamUnavailable if the connection ends too early, or if the response has other bytes than requested.
+        - RangesUnsupported, TransferAbandoned, SinkRaised, and errors of the connection."""
         server = loggable_origin(route.url)
         try:
             start, stop, size = response_span(response, transfer.span, route.url, transfer.expected_size)
@@ -303,7 +302,7 @@ class BlobClient:
             buffer, offset = memoryview(self._thread_state.buffer), start
             while offset < stop:
                 count = body.read_into(buffer)
-                # A chunked body has ended with its last chunk. The connection did not break: the blob has another size.
+                # The last chunk has arrived, so the connection did not break: the blob has another size than expected.
                 if not count and body.is_length_assumed and body.is_chunked:
                     raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:
@@ -326,8 +325,8 @@ def _request_target(url: str) -> str:
 
 
 def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:
-    """Returns an unsuccessful response with at most SMALL_BODY_BYTES of its body; without the body if the stated length
-    is larger."""
+    """Returns an unsuccessful response with the first SMALL_BODY_BYTES of its body. If the stated length is larger
+    than SMALL_BODY_BYTES, returns the response without its body."""
     body = b""
     try:
         if (response.length_remaining or SMALL_BODY_BYTES) <= SMALL_BODY_BYTES:
@@ -338,7 +337,7 @@ def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> Upstream
 
 
 def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
-    """Returns the response to the current step of `route` in the form that does not depend on urllib3."""
+    """Converts urllib3's response to the current step of `route`. `body`: the part of the body that was read."""
     # `route.on_response` has set `reach.network`, so it is not None here. The `or` is for the type checker.
     network = route.reach.network or NetworkClass.PUBLIC
     return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
@@ -376,7 +375,7 @@ def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
 
 
 def _is_connection_failure(error: Exception) -> bool:
-    """Returns whether the error means that no connection could be made. A failed TLS handshake is such an error."""
+    """Returns whether the error means that no connection could be made. A failed TLS handshake counts as well."""
     while isinstance(error, urllib3.exceptions.ProxyError):
         error = error.original_error
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)

@@ -1,11 +1,10 @@
-"""The disk reserve: space that is allocated in advance, so that content can be deleted when the disk is full
-(`Reserve`).
+"""The disk reserve: disk space that stays allocated, so that content can be deleted when the disk is full (`Reserve`).
 
-Deletes need free space themselves: a DELETE writes to the database's log before any space is freed, and opening the
-database needs space for the index of that log. The reserve is a file of up to `RESERVE_BYTES` bytes. If a delete finds
-the disk full, it first truncates this file, which frees space. Then it writes its changes. At the end it extends the
-file again, as far as there is space. While the file is shorter than its full size, pushes and mirror downloads get
-StorageFull, so that they do not use the free space that deletes need.
+A delete needs free space, because it writes to the database's log before it frees any space. Opening the database also
+needs free space, for the index of the log. The reserve is a file of up to `RESERVE_BYTES` bytes. On a full disk, a
+delete truncates this file, writes its changes, and then extends the file again as far as there is space. While the file
+is shorter than its full size, pushes and mirror downloads get StorageFull: they must not use the space that deletes
+need.
 
 The length of this file is the only state of the reserve that the processes share. If a process dies after it has
 truncated the file, the next call of `restore` in any process extends the file again.
@@ -41,12 +40,12 @@ BLOCK_BYTES: Final = 4096
 """The block size of most file systems. If there is not enough space for the full size, the reserve grows by a multiple
 of this size."""
 FULL_DISK_FREE_BYTES: Final = 1024 * 1024
-"""If fewer bytes are free, `disk_full_reason` reports a full disk. If the full size of the reserve is smaller than this
-limit, that size is the limit."""
+"""If fewer bytes are free, `disk_full_reason` reports a full disk. On a small file system, the limit is the full size
+of the reserve if that size is smaller."""
 FULL_DISK_FREE_INODES: Final = 16
 """If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""Errors of a file system that cannot allocate space in advance."""
+"""Error numbers of a file system that cannot allocate space for a file before data is written."""
 _FULL_DISK: Final = "the disk is full: nothing new is stored until there is room again; reads and deletes work"
 log = logging.getLogger("storage")
 T = TypeVar("T")
@@ -67,8 +66,8 @@ class ReserveUse(IntEnum):
 @dataclass(frozen=True, slots=True)
 class MinFreeSpace:
     """The space on the disk that has to stay free in addition to the reserve: the greater of `size` (in bytes) and
-    `percent` percent of the file system. Clients cannot push if less space is free. With the defaults, clients can push
-    until the disk is full."""
+    `percent` percent of the file system. Clients cannot push if less space is free. If both values are 0, clients can
+    push until the disk is full."""
 
     size: int = 0
     percent: float = 0.0
@@ -84,8 +83,8 @@ class MinFreeSpace:
 
 class Reserve:
     """The reserve of one data directory. Any thread may call the methods. All of them make system calls. `establish`
-    and `spend` also wait while another thread or process uses the reserve. `close` waits only while another thread of
-    this process uses it."""
+    and `spend` also wait for other threads and processes that use the reserve. `close` waits only for other threads of
+    this process."""
 
     def __init__(self, path: Path, system: System, min_free: MinFreeSpace | None = None) -> None:
         """Opens the reserve's file `path` if it exists; `establish` creates it. `min_free`: how much of the disk must
@@ -97,7 +96,7 @@ class Reserve:
         self._fd = -1
         self._lock = threading.Lock()
         self._can_allocate = True
-        """False after the file system has refused to allocate space in advance."""
+        """False after an error has shown that the file system cannot allocate space before data is written."""
         self.full_size = _full_size_on(self._directory)
         """The full size of the reserve in bytes."""
         self._open()
@@ -125,8 +124,8 @@ class Reserve:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the reserve has its full size. Also True if the file system cannot allocate space in advance, because
-        pushes would otherwise be refused forever."""
+        """Whether the reserve has its full size. Also True if the file system cannot allocate space before data is
+        written: otherwise, pushes would never be possible."""
         return not self._can_allocate or (self._fd >= 0 and os.fstat(self._fd).st_size >= self.full_size)
 
     def allows(self, reserve_use: ReserveUse) -> bool:
@@ -142,8 +141,8 @@ class Reserve:
         """Call this before you store `size` bytes of new content. Raises StorageFull in two cases:
 
         - The reserve is smaller than its full size, and cannot be restored now.
-        - Less of the disk would stay free than `MinFreeSpace` requires. `may_use_min_free`: whether to skip this check,
-          for content that has passed it before.
+        - Less of the disk would stay free than `MinFreeSpace` requires. `may_use_min_free` skips this check. Set it for
+          content that has already passed the check.
         """
         if not self.allows(ReserveUse.NONE):
             raise StorageFull()
@@ -159,8 +158,9 @@ class Reserve:
         return file_system.f_bavail * file_system.f_frsize
 
     def low_disk_reason(self, size: int = 0) -> str | None:
-        """Returns a sentence for the operator if less of the disk than `MinFreeSpace` requires would be free after
-        `size` more bytes. Returns None if enough would be free, or if the state of the file system cannot be read."""
+        """Returns a sentence for the operator if less of the disk would stay free than `MinFreeSpace` requires after
+        `size` bytes are stored. Returns None if enough would stay free, or if the state of the file system cannot be
+        read."""
         if self._min_free is None:
             return None
         try:
@@ -194,12 +194,13 @@ class Reserve:
             self._lock.release()
 
     def spend(self, attempt: Callable[[], T], full_error: type[Exception]) -> T:
-        """Frees a part of the reserve, calls `attempt`, and returns its result. `full_error`: the exception that
-        `attempt` raises if the disk is full. After each of the first two such exceptions, frees more of the reserve and
-        calls `attempt` again. Does not catch the third. At the end, extends the file again. If there is no reserve, or
-        if the file system cannot allocate space in advance, only calls `attempt` once.
+        """Frees a part of the reserve, calls `attempt`, and returns its result. If `attempt` raises `full_error`, which
+        means that the disk is full, frees more of the reserve and calls `attempt` again. The third call can use the
+        whole reserve, and its exception is raised. At the end, extends the file again. Frees little at first, because
+        another program on the machine may use up the freed space.
 
-        Frees little at first, because another program on the machine may use up the freed space."""
+        If there is no reserve, or if the file system cannot allocate space before data is written, frees nothing and
+        calls `attempt` once."""
         if self._fd < 0 or not self._can_allocate:
             return attempt()
         with self._locked():
@@ -215,7 +216,7 @@ class Reserve:
 
     def disk_full_reason(self) -> str | None:
         """Returns a sentence for the operator if the disk is too full to store content now. Returns None if content can
-        be stored, or if the state of the file system cannot be read. Does not wait for other users of the reserve."""
+        be stored, or if the state of the file system cannot be read. Does not wait for other threads or processes."""
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
@@ -241,8 +242,8 @@ class Reserve:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Waits until no other thread or process uses the reserve. Inside the `with` block, only this thread uses
-        it."""
+        """Waits until no other thread or process uses the reserve. Inside the `with` block, only this thread uses the
+        reserve."""
         with self._lock, Flock(self._fd):
             yield
 
@@ -275,8 +276,8 @@ class Reserve:
                 missing_bytes = missing_bytes // 2 - missing_bytes // 2 % BLOCK_BYTES
 
     def _note_if_unsupported(self, error: OSError) -> None:
-        """If `error` means that the file system cannot allocate space in advance, logs a warning, and prevents further
-        attempts."""
+        """If `error` means that the file system cannot allocate space before data is written, logs a warning, and
+        prevents further attempts."""
         if error.errno in _UNSUPPORTED_ERRNOS:
             self._can_allocate = False
             log.warning(

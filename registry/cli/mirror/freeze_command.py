@@ -1,5 +1,5 @@
-"""The commands `entrepot mirror freeze`, `unfreeze` and `frozen`: freeze tags of mirrored registries, unfreeze them and
-list them. A *frozen* tag stays at one digest, even if the tag moves at the mirrored registry."""
+"""The commands `entrepot mirror freeze`, `unfreeze` and `frozen`: freeze or unfreeze tags of mirrored registries, and
+list the frozen tags. A *frozen* tag stays at one digest, even if the tag moves at the mirrored registry."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from storage.store.stored_registry import StoredRegistry
     from storage.upstream_tags import FrozenTag
 
-FREEZE_HELP = "Keep a tag at the digest that it has now, or at a given one, until it is unfrozen."
+FREEZE_HELP = "Keep a tag at its present digest, or at a given digest, until the tag is unfrozen."
 FREEZE_EXAMPLES = """\b
 Examples:
   entrepot mirror freeze ubuntu:24.04 --mirror docker.io
   entrepot mirror freeze ghcr.io/org/app:1@sha256:4f53…b9 --config entrepot.toml
 
 The registry does not ask the upstream for a frozen tag. It still fetches uncached manifests and blobs of the frozen
-image from the upstream. A running server serves the frozen image from the next pull of the tag on."""
+image from the upstream. A running server serves the frozen image at the next pull of the tag."""
 UNFREEZE_HELP = "Let a frozen tag follow the upstream registry again."
 UNFREEZE_EXAMPLES = "\b\nExamples:\n  entrepot mirror unfreeze ubuntu:24.04 --mirror docker.io"
 FROZEN_HELP = "List the frozen tags."
 FROZEN_EXAMPLES = "\b\nExamples:\n  entrepot mirror frozen --config entrepot.toml\n  entrepot mirror frozen --json"
 _PAGE_SIZE = 1000
-"""Number of tags in each page that is read from the store."""
+"""Largest number of tags that one read from the store returns."""
 
 
 def freeze(
@@ -44,7 +44,7 @@ def freeze(
     mirror: MirrorOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Freezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
+    """Freezes each tag. Ends the command with exit code 1 if a tag could not be frozen, otherwise with 0."""
 
     async def freeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import freeze_tag
@@ -64,7 +64,7 @@ def unfreeze(
     mirror: MirrorOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Unfreezes each tag. Ends the command with exit code 1 if this failed for one of them, otherwise with 0."""
+    """Unfreezes each tag. Ends the command with exit code 1 if a tag could not be unfrozen, otherwise with 0."""
 
     async def unfreeze_one(router: Router, stored: StoredRegistry, reference: TagReference) -> tuple[FrozenTag, str]:
         from registry.upkeep.frozen_tags import unfreeze_tag
@@ -115,12 +115,13 @@ def _run_for_each(
     create_data_directory: bool,
 ) -> None:
     """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints one line of
-    JSON for each tag, and at the end a line with the number of tags. `event`: `frozen` or `unfrozen`, the value of the
-    key `event` in the JSON. `create_data_directory`: whether to create the data directory if there is none.
+    JSON for each tag, and at the end a line with the numbers of tags and of errors. `event`: the value of the key
+    `event` in the JSON, `frozen` or `unfrozen`. `create_data_directory`: whether to create the data directory if it
+    does not exist.
 
-    After an error, prints the error on stderr and continues with the next reference. Ends the command with exit code 1
-    if there was an error, otherwise with 0. If a reference is not valid, does nothing and ends the command with exit
-    code 2."""
+    If a reference is not valid, does nothing and ends the command with exit code 2. If `action` raises an error, prints
+    the error on stderr and continues with the next reference. Ends the command with exit code 1 if `action` has raised
+    an error, otherwise with 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.upkeep.frozen_tags import parse_tag_reference

@@ -26,7 +26,7 @@ HELP = (
     "the settings."
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
-SHOWN_DAMAGED = 1000
+MAX_SHOWN_DAMAGED = 1000
 """Largest number of damaged blobs that `status` shows."""
 app = typer.Typer(help=HELP, epilog=EXAMPLES, invoke_without_command=True, rich_markup_mode=None)
 quarantine = typer.Typer(
@@ -40,7 +40,7 @@ def scrub(
     context: typer.Context,
     rate: Annotated[
         str | None,
-        typer.Option("--rate", metavar="SIZE", help="Bytes per second, such as 50MiB. [default: that of the settings]"),
+        typer.Option("--rate", metavar="SIZE", help="Bytes per second, such as 50MiB. [default: `rate` in [scrub]]"),
     ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on although twenty blobs in a row are damaged.")
@@ -50,7 +50,8 @@ def scrub(
     as_json: JsonLinesOption = False,
 ) -> None:
     """Runs a round of scrub to its end: the round that an earlier job left unfinished, or else a new one. Prints what
-    is damaged. If a subcommand is given, only refuses the options that stand before it."""
+    is damaged. If a subcommand is given, does nothing. If options stand before the subcommand, ends the command with
+    exit code 2."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
             fail(f"write the options after the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)
@@ -59,7 +60,7 @@ def scrub(
     from registry.upkeep.scrub_job import scrub_arguments, scrub_work
     from storage.upkeep.scrubber import SCRUB_KIND
 
-    # Without a handler, Python would print logged warnings on stderr, although the printed steps say the same.
+    # Without a handler, Python would print logged warnings on stderr. `_print_step` already prints the same facts.
     for name in ("storage.damage", "registry.upkeep.scrub"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     arguments = scrub_arguments(_parse_rate(rate), keep_going=keep_going)
@@ -77,8 +78,8 @@ def scrub(
 
 
 def _parse_rate(text: str | None) -> int | None:
-    """Parses a number of bytes per second, such as `50MiB`; returns None for None. Ends the command if the text is not
-    valid."""
+    """Returns the number of bytes per second that a text such as `50MiB` states; None if `text` is None. Ends the
+    command with exit code 2 if the text is not valid."""
     if text is None:
         return None
     from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -133,12 +134,12 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     class FullStatus(ScrubStatus):
-        """What `GET /scrub` and `GET /damaged` return together."""
+        """The fields of the responses to `GET /scrub` and `GET /damaged` together."""
 
         damaged_blobs: list[DamagedBlobResponse]
 
     async def read(upkeep: UpkeepComponents) -> FullStatus:
-        page = await upkeep.store.damage.damaged_blobs(None, SHOWN_DAMAGED)
+        page = await upkeep.store.damage.damaged_blobs(None, MAX_SHOWN_DAMAGED)
         damaged = [DamagedBlobResponse.from_stored(blob) for blob in page.items]
         return FullStatus(**dict(await read_scrub_status(upkeep.store)), damaged_blobs=damaged)
 

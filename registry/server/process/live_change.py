@@ -28,7 +28,7 @@ class Proposal:
     configuration: bytes
     """The bytes that the application of each worker gets."""
     changes: str
-    """A text for people that says how the proposal differs from the configuration in force; empty if they are equal."""
+    """A description of the differences from the configuration in force; empty if there are no differences."""
 
 
 class ConfigurationSource(Protocol):
@@ -39,7 +39,7 @@ class ConfigurationSource(Protocol):
         changes a setting that cannot change while the server runs."""
 
     def accept(self, proposal: Proposal) -> None:
-        """Puts the proposal in force: workers that start later use it."""
+        """Makes the proposal the configuration in force. Workers that start later use it."""
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class LiveApplication(Protocol):
     workers. Used in a worker."""
 
     async def prepare(self, configuration: bytes) -> None:
-        """Prepares to use the configuration. May raise any exception. If it raises one, nothing changes."""
+        """Prepares to use the configuration. May raise any exception; then the configuration in use does not change."""
 
     async def switch(self) -> None:
         """Uses the prepared configuration for all new requests."""
@@ -65,14 +65,15 @@ class LiveApplication(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChangeOutcome:
-    """How a change of the running server has ended. `message`: one line for people."""
+    """How a change of the running server has ended. `ok`: whether the change succeeded. `message`: one line for
+    people."""
 
     ok: bool
     message: str
 
 
 Reply = Callable[[ChangeOutcome], None]
-"""A function that is called with the outcome of a change."""
+"""A function that the server calls with the outcome of a change when the change has ended."""
 
 
 def reload_outcome(proposal: Proposal) -> ChangeOutcome:

@@ -1,8 +1,8 @@
 """Reads a tar archive whose headers may be hostile (`open_archive`).
 
-Extended headers hold long names, pax records and maps of sparse files. The parser of `tarfile` reads each of them into
-memory as a whole, however long it is. So the parser reads the archive through a file object that limits the bytes of
-all headers of one file. `fileobj`, a documented argument of `tarfile.open`, passes the object to the parser.
+The parser of `tarfile` reads a whole extended header into memory, even a very long one. (An *extended header* contains
+a long name, pax records or the map of a sparse file.) Therefore, the parser reads the archive through a file object
+that limits the size of the headers of each file (`_LimitedFile`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ MAX_MEMBERS: Final = 200_000
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Largest size of the headers of one file. A path on Linux has at most 4,096 bytes."""
 MAX_EXTENDED_BYTES: Final = 32 << 20
-"""Largest size of the extended headers of all files together. It limits the memory for the names of the files. 32,000
-files can have a short extended header each; most archives of images have no extended headers."""
+"""Largest size of all extended headers of an archive together. It limits the memory for long file names. The limit is
+enough for 32,000 files with a short extended header each; most archives of images have no extended headers."""
 MAX_GLOBAL_RECORDS: Final = 100
-"""Largest number of pax records that hold for all files. For each file, the parser goes through all these records."""
+"""Largest number of global pax records, which apply to all files. The parser goes through all of them for each file."""
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 """The first bytes of files that are compressed with gzip, bzip2 and xz."""
 _Readable = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 class _LimitedFile(io.BufferedIOBase):
-    """The file object of an archive, with a limit: the parser may read at most `MAX_HEADER_BYTES` for the headers of
-    one file in the archive. `header_bytes`: how many bytes the parser has read for the headers of the current file;
-    `TarArchive` sets it to 0 before the next file. `is_limited`: True while headers are read, False while the content
-    of files is read."""
+    """The file object through which the parser reads an archive. The parser may read at most `MAX_HEADER_BYTES` for the
+    headers of one file in the archive. `header_bytes`: how many bytes of these headers the parser has read;
+    `TarArchive` sets the number to 0 after the headers of each file. `is_limited`: True while the parser reads headers,
+    False while it reads the content of files."""
 
     def __init__(self, label: str, file: _Readable) -> None:
         """`label`: the name of the archive, for the error."""
@@ -47,7 +47,7 @@ class _LimitedFile(io.BufferedIOBase):
         self.is_limited = True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Raises ImageFileFailed if the headers are too long."""
+        """Raises ImageFileFailed if the headers of a file are too long."""
         if self.is_limited:
             if size is None or size < 0:
                 raise tarfile.ReadError("a header has a negative size")
@@ -70,8 +70,8 @@ class _LimitedFile(io.BufferedIOBase):
 
 
 class TarArchive:
-    """An open tar archive. Its methods raise ImageFileFailed if a limit is exceeded, and for a damaged archive the
-    errors of `tarfile` and of the decompressors."""
+    """An open tar archive. If a limit is exceeded, its methods raise ImageFileFailed. If the archive is damaged, they
+    raise errors of `tarfile` and of the decompressors."""
 
     def __init__(self, label: str, file: _Readable) -> None:
         """Reads the headers of the first file. `label`: the name of the archive, for errors. `file`: the uncompressed
@@ -81,23 +81,22 @@ class TarArchive:
         self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115  `open_archive` closes the file
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Yields the headers of each file. Call it once, and read it to the end before the first call of `open`."""
+        """Yields the headers of each file. Call this method only once, and read all headers before you call `open`."""
         count = extended_bytes = 0
         last_offset = -1
         while (member := self._tar.next()) is not None:
             count += 1
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
-            # A file has any number of extended headers, and then one header of one block. The parser keeps the names in
-            # all extended headers in memory. To get the size of only the extended headers, subtract the block, and the
-            # byte that the parser reads before most headers to notice that an archive is cut off.
+            # Each file has one header of one block, after any number of extended headers. The sum leaves out this
+            # block, and the byte that the parser reads before most headers to notice that an archive is cut off.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:
                 raise ImageFileFailed(f"{self._label} has extended headers of more than {MAX_EXTENDED_BYTES} bytes")
             if len(self._tar.pax_headers) > MAX_GLOBAL_RECORDS:
-                raise ImageFileFailed(f"{self._label} has more than {MAX_GLOBAL_RECORDS} pax records for all files")
-            # After a negative size, the parser goes back and finds the same headers again.
+                raise ImageFileFailed(f"{self._label} has more than {MAX_GLOBAL_RECORDS} global pax records")
+            # If the size of a file is negative, the parser goes back and finds the same headers again.
             if member.size < 0 or member.offset <= last_offset:
                 raise tarfile.ReadError(f"the size of the file {member.name} is negative")
             if member.issparse():  # a small archive can contain a sparse file of 2**60 bytes
@@ -110,7 +109,7 @@ class TarArchive:
         self._file.is_limited = False
 
     def open(self, member: tarfile.TarInfo) -> BinaryIO:
-        """Opens a regular file."""
+        """Opens a regular file of the archive."""
         return cast("BinaryIO", self._tar.extractfile(member))
 
 

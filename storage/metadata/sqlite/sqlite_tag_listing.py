@@ -23,7 +23,7 @@ from storage.errors import ManifestUnknown
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.immutable_database import ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.version_lists import VersionLists
+from storage.metadata.sqlite.version_lists import VersionListCache
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
     BUNDLE_TYPE_PREFIX,
@@ -122,7 +122,7 @@ class SqliteTagListing:
         """`scans` runs the lookups. It must not be the thread that looks up rows for clients of `/v2`, so that these
         clients do not wait for lists."""
         self._scans = scans
-        self._versions = VersionLists()
+        self._versions = VersionListCache()
 
     async def page(self, repo: RepositoryName, query: TagQuery, after: TagCursor | None, limit: int) -> TagPage:
         assert 0 < limit <= MAX_PAGE_TAGS

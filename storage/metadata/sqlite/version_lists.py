@@ -1,5 +1,5 @@
-"""Lists of tags in the order of versions, such as `1.9` before `1.10` (`VersionLists`). SQLite cannot sort by versions,
-so a list is sorted in Python and kept until the repository's tags change."""
+"""Lists the tags of a repository in the order of versions, such as `1.9` before `1.10`. SQLite cannot sort by versions,
+so Python sorts each list, and `VersionListCache` keeps the list until a tag of the repository changes."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from storage.retention import REFERRER_TAG
 from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
-_MAX_KEPT_NAMES: Final = 300_000
-"""Largest number of names in all cached lists together. A single list is cached even if it has more. This number of
-names usually takes 10 MB of memory, and up to 100 MB if all names have the greatest length."""
+_MAX_CACHED_NAMES: Final = 300_000
+"""Largest number of names in all cached lists together. A list with more names is cached alone. 300,000 names usually
+take 10 MB of memory, and up to 100 MB if all of them have the greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
-"""If the tag history has more new entries than this, the list is read again, without a check whether one of the entries
-is about the repository."""
-_NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
-_NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
-_HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
-"""NOT INDEXED forbids the indexes of the table. SQLite then reads only the entries with greater ids, in the order of
-the ids."""
+"""Largest number of new entries of the tag history that are searched for a change of the repository's tags. If there
+are more new entries, the list is read again without a search."""
+_SELECT_NAMES: Final = "SELECT name FROM tag WHERE repository = ? ORDER BY name"
+_SELECT_NEWEST_ENTRY: Final = "SELECT coalesce(max(id), 0) FROM tag_history"
+_SELECT_NEW_ENTRY: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? LIMIT 1"
+"""Finds an entry about the repository whose id is greater than a given id. NOT INDEXED makes SQLite read only the
+entries with greater ids, and not all entries of the repository."""
 
 
 @dataclass(slots=True)
-class _VersionList:
+class _SortedNames:
     """The names of a repository's tags in the order of versions. `newest_entry`: the id of the newest entry in the tag
-    history when the list was last known to be current. Each change of a tag adds an entry."""
+    history when the list was last read or checked. Each change of a tag adds an entry."""
 
     names: tuple[str, ...]
-    """A tuple, because Python's garbage collector skips tuples of texts. In a list, it would visit each of the
-    names."""
+    """A tuple, because Python's garbage collector skips a tuple of texts, but visits each item of a list."""
     newest_entry: int
 
 
-class VersionLists:
-    """Caches the lists of the repositories whose tags were listed most recently. Used by one thread at a time."""
+class VersionListCache:
+    """Caches the lists of the repositories whose tags were listed most recently. Only one thread at a time may use the
+    cache."""
 
     def __init__(self) -> None:
-        self._lists: OrderedDict[int, _VersionList] = OrderedDict()
+        self._lists: OrderedDict[int, _SortedNames] = OrderedDict()
 
     def page(
         self, db: apsw.Connection, repository: int, query: TagQuery, after: TagCursor | None, limit: int
     ) -> list[str]:
-        """Returns names of tags that match `query`, at most `limit`. Their order is ascending or descending, as `query`
-        says. Begins with the name after the tag `after` in this order. If `after` is None, begins with the first
-        name."""
+        """Returns the names of at most `limit` tags that match `query`, in the order of versions, or in the reverse
+        order if `query.is_descending` is true. `after`: only tags that come after this tag in the order; None: all
+        tags."""
         names, text = self._names(db, repository), query.text.lower()
         if query.is_descending:
             stop = len(names) if after is None else bisect_left(names, version_key(after.name), key=version_key)
@@ -69,28 +69,29 @@ class VersionLists:
         return matching
 
     def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
-        """Returns all names of the repository's tags in the order of versions, from the cache if they are current."""
-        newest_entry: int = db.execute(_NEWEST_ENTRY).get
+        """Returns the names of all tags of the repository in the order of versions. Takes the names from the cache if
+        the cached list is current."""
+        newest_entry: int = db.execute(_SELECT_NEWEST_ENTRY).get
         cached_list = self._lists.pop(repository, None)
         if cached_list is None or not _is_current(db, repository, cached_list, newest_entry):
-            rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
+            rows: list[Any] = db.execute(_SELECT_NAMES, (repository,)).fetchall()
             names = tuple(sorted((name for (name,) in rows), key=version_key))
-            cached_list = _VersionList(names, newest_entry)
+            cached_list = _SortedNames(names, newest_entry)
         cached_list.newest_entry = newest_entry
         self._lists[repository] = cached_list
         while (
             len(self._lists) > 1
-            and sum(len(version_list.names) for version_list in self._lists.values()) > _MAX_KEPT_NAMES
+            and sum(len(sorted_names.names) for sorted_names in self._lists.values()) > _MAX_CACHED_NAMES
         ):
             self._lists.popitem(last=False)
         return cached_list.names
 
 
-def _is_current(db: apsw.Connection, repository: int, cached_list: _VersionList, newest_entry: int) -> bool:
-    """Returns whether the list is known to be current. Returns False if a tag of the repository has changed since the
-    list was made. Also returns False if the tag history has more than `_MAX_NEW_ENTRIES` new entries."""
+def _is_current(db: apsw.Connection, repository: int, cached_list: _SortedNames, newest_entry: int) -> bool:
+    """Returns True only if no tag of the repository has changed since the list was last read or checked. Returns False
+    without a search if the tag history has more than `_MAX_NEW_ENTRIES` new entries."""
     if newest_entry == cached_list.newest_entry:
         return True
     if not 0 < newest_entry - cached_list.newest_entry <= _MAX_NEW_ENTRIES:
         return False
-    return db.execute(_HAS_CHANGED, (cached_list.newest_entry, repository)).get is None
+    return db.execute(_SELECT_NEW_ENTRY, (cached_list.newest_entry, repository)).get is None

@@ -1,17 +1,20 @@
 """The audit log. The table `tag_history` has the lines about tags that were set (`tag.put`) or deleted (`tag.delete`).
 The table `audit` has all other lines.
 
-The line about a change is written in the transaction of the change. Pages merge the lines of both tables, newest first.
-If a line of `audit` and one of `tag_history` have the same time, the line of `audit` comes first. If two lines of a
-table have the same time, the line with the higher row id comes first. The public id of a line encodes its position in
-this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
-read.
+The transaction of a change also writes the line about the change. Pages merge the lines of both tables in this order:
+
+1. Newer lines come before older lines.
+2. Of lines with the same time, those of `audit` come before those of `tag_history`.
+3. Of lines with the same time in one table, those with higher row ids come first.
+
+The public id of a line encodes its position in this order. A page can begin after a public id even if the line has been
+deleted.
 
 A line of `audit` can stand for several equal events, such as denied requests. The column `count` has the number of
 events.
 
-Functions that read or change the log take a connection. Those that change it run inside a transaction, which the caller
-commits. `by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
+Functions that write or delete lines run inside a transaction, which the caller commits. `by` is the actor (an account
+or a command) that the line names. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -48,8 +51,8 @@ def record(
     """Writes a line about a change that succeeded.
 
     - `action`: the kind of change, such as `account.add`.
-    - `target`: name of the changed account, group or repository, or id of the changed signing key. For a change of a
-      grant, the subject that has the grant, such as `group:dev`.
+    - `target`: the name of the changed account, group or repository, or the id of the changed signing key. For a
+      change of a grant: who has the grant, such as `group:dev`.
     - `part`: the changed tag (`:tag`), blob or manifest (`@digest`) of a repository; empty for other changes.
     - `detail`: further facts about the change, which the line stores as JSON."""
     db.execute(
@@ -81,7 +84,7 @@ def add_entries(db: apsw.Connection, entries: Sequence[AuditEntry]) -> None:
 
 
 def _values(entry: AuditEntry) -> tuple[str | float | None, ...]:
-    """Returns the values of `_INSERT` for the line `entry`."""
+    """Returns the values that `_INSERT` needs to write the line `entry`."""
     return (
         *(entry.at, entry.actor, entry.action, *split_target(entry.target), entry.outcome),
         *(entry.address, entry.request_id, entry.user_agent),
@@ -128,9 +131,9 @@ SELECT h.at, h.id, h.actor, iif(h.digest IS NULL, 'tag.delete', 'tag.put'), r.na
        h.request_id, h.user_agent, iif(h.digest IS NULL, NULL, json_object('digest', h.digest)), 1
   FROM tag_history h CROSS JOIN repository r ON r.id = h.repository
  WHERE {} ORDER BY h.at DESC, h.id DESC LIMIT :limit"""
-_OLDER = "{0}at <= :at AND ({0}at < :at OR {0}id < :id_bound)"
-"""Condition for the lines that come after a `_Position`, which are the older lines. `:at` and `:id_bound` are the
-values of its `at` and `id_bound`. `{0}`: prefix of the column names."""
+_AFTER_POSITION = "{0}at <= :at AND ({0}at < :at OR {0}id < :id_bound)"
+"""The condition for the lines that come after a `_Position`. `:at` is the time of the position, and `:id_bound` is the
+result of its method `id_bound`. `{0}`: prefix of the column names."""
 
 
 class _Position(NamedTuple):
@@ -159,11 +162,12 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns a bound for the row ids of the table `audit` if `in_audit` is true, otherwise of `tag_history`. A
-        line of this table that has the time `at` comes after this position if its row id is below the bound."""
+        """Returns a bound for the row ids of one table: the table `audit` if `in_audit` is true, otherwise
+        `tag_history`. Of the table's lines with the time `at`, those with row ids below the bound come after this
+        position."""
         if in_audit is self.is_audit:
             return self.row_id
-        # At the same time, all lines of `audit` come before all lines of `tag_history`.
+        # Of lines with the same time, those of `audit` come before those of `tag_history`.
         return _HIGHEST_ROW_ID if self.is_audit else 0
 
 
@@ -176,11 +180,11 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
     older than this time; None: lines of any time. Raises AccountInvalid if `query.before` does not have the form of a
     public id.
 
-    Reads `limit + 1` lines from each table, if it has so many, because all lines of the page may be from one table. The
-    additional line shows that more lines follow."""
+    Reads at most `limit + 1` lines from each table, because all lines of the page may be from one table. The additional
+    line shows that more lines follow the page."""
     start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        # This position comes after all lines that have the time `until`, so the page has only older lines.
+        # The new position comes after all lines with the time `until`, so the page has only older lines.
         start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {
@@ -210,8 +214,8 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
     """Returns the statement that reads the lines of `audit` that match the query. `part`: the part of `query.target`,
     or an empty text for all parts."""
     terms = [f"{name} = :{name}" for name in ("actor", "action", "outcome") if getattr(query, name) is not None]
-    # The next two terms exclude no further line, because they follow from the terms above. They repeat the conditions
-    # of two partial indexes: SQLite uses a partial index only for a statement that contains the condition of the index.
+    # The next two terms exclude no further lines. Each repeats the condition of a partial index, because SQLite uses a
+    # partial index only for a statement that contains the condition of the index.
     if query.outcome not in (None, "ok"):
         terms.append("outcome <> 'ok'")
     if query.action not in (None, "manifest.put"):
@@ -222,12 +226,12 @@ def _audit_sql(query: AuditQuery, part: str) -> str:
             terms.append("part = :part")
     if query.since is not None:
         terms.append("at >= :since")
-    return _AUDIT_LINES.format(" AND ".join((*terms, _OLDER.format(""))))
+    return _AUDIT_LINES.format(" AND ".join((*terms, _AFTER_POSITION.format(""))))
 
 
 def _tag_history_sql(query: AuditQuery, part: str) -> str:
-    """Returns the statement that reads the lines of `tag_history` that match the query. All these lines are about
-    successful changes of tags; if the query excludes such changes, returns an empty text. `part`: the part of
+    """Returns the statement that reads the lines of `tag_history` that match the query. Returns an empty text if the
+    query excludes successful changes of tags, because `tag_history` has no other lines. `part`: the part of
     `query.target`, or an empty text for all parts."""
     if query.action not in (None, _TAG_PUT, _TAG_DELETE) or query.outcome not in (None, "ok"):
         return ""
@@ -241,12 +245,12 @@ def _tag_history_sql(query: AuditQuery, part: str) -> str:
             terms.append("h.tag = :tag_or_digest" if part[0] == ":" else "h.digest = :tag_or_digest")
     if query.since is not None:
         terms.append("h.at >= :since")
-    return _TAG_HISTORY_LINES.format(" AND ".join((*terms, _OLDER.format("h."))))
+    return _TAG_HISTORY_LINES.format(" AND ".join((*terms, _AFTER_POSITION.format("h."))))
 
 
 def _entry(row: tuple[Any, ...], is_audit: bool) -> tuple[_Position, AuditEntry]:
-    """Converts a row to a line of the log. Returns the line's position and the line. `is_audit`: True if `_AUDIT_LINES`
-    read the row, False if `_TAG_HISTORY_LINES` read it."""
+    """Returns the position and the line that a row contains. `is_audit`: True for a row of the table `audit`, False for
+    a row of `tag_history`."""
     at, row_id, actor, action, target, outcome, address, request_id, user_agent, detail, count = row
     position = _Position(at, is_audit, row_id)
     details = json.loads(detail) if detail else None
