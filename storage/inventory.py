@@ -14,7 +14,7 @@ from storage.usage import ScopeUsage
 
 @dataclass(frozen=True, slots=True)
 class ContentTotals:
-    """Totals for some repositories. `repositories`: number of repositories that have a manifest. `blobs` and `size`:
+    """Totals for some repositories. `repositories`: number of those that have a manifest. `blobs` and `size`:
     number of blobs and their total size in bytes; a blob that several of the repositories have is counted once."""
 
     repositories: int
@@ -26,10 +26,9 @@ class ContentTotals:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """The tags and manifests of `repository` to remove: first all tags, then the manifests in the order of `manifests`.
-    `plan_removal` puts an index before the manifests that it lists; `plan_removal_of_all` puts newer manifests before
-    older ones. `freed_bytes`: total size of the blobs that garbage collection would delete after the removal: no other
-    repository has these blobs, and no other manifest refers to them."""
+    """The tags and manifests to remove from `repository`: first all tags, then the manifests in the order of
+    `manifests`. `freed_bytes`: total size of the blobs that garbage collection deletes after the removal, because no
+    other repository has these blobs and no other manifest refers to them."""
 
     repository: RepositoryName
     tags: tuple[Tag, ...]
@@ -40,8 +39,8 @@ class RemovalPlan:
 @dataclass(frozen=True, slots=True)
 class OpenUploads:
     """Totals of the open upload sessions. `count`: number of sessions. `received`: number of bytes that the sessions
-    have received and recorded. `idle_since`: time at which the session that has been idle longest made its last
-    progress, in seconds since 1970; None if there is no session."""
+    have received and recorded. `idle_since`: time of the last progress of the session that has been
+    idle longest, in seconds since 1970; None if there is no session."""
 
     count: int
     received: int
@@ -52,12 +51,14 @@ class OpenUploads:
 class StoreFigures:
     """Figures of a whole data directory, for metrics.
 
-    `blob_bytes`: total size of all blobs. `uploads`: number of open upload sessions. `damaged_blobs`,
-    `damaged_manifests`: numbers of blobs and manifests whose stored bytes are damaged and were not replaced yet.
-    `running_jobs`: number of running jobs, by kind of job. `scopes`: the use of each usage scope, which is a set of
-    repositories (`storage.usage`). `remaining_requests`: number of requests that an upstream still allows, by upstream;
-    has only upstreams that reported the number within the last hour. `backlogs`: the pending deliveries of events, one
-    entry for each webhook that has pending deliveries."""
+    - `blob_bytes`: total size of all blobs. `uploads`: number of open upload sessions.
+    - `damaged_blobs`, `damaged_manifests`: numbers of blobs and manifests whose stored bytes are damaged and were not
+      replaced yet.
+    - `running_jobs`: number of running jobs, by kind of job.
+    - `scopes`: how much each usage scope uses. A usage scope is a set of repositories (`storage.usage`).
+    - `remaining_requests`: number of requests that an upstream still allows, by name of the upstream. Contains only
+      upstreams that reported the number within the last hour.
+    - `backlogs`: one entry for each webhook to which deliveries of events are pending."""
 
     repositories: int
     manifests: int
@@ -96,17 +97,19 @@ class Inventory(Protocol):
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Returns a plan for the removal of `reference`. Removes nothing itself. Raises NameUnknown, ManifestUnknown.
+        """Returns a plan for the removal of `reference`. Removes nothing itself. In the plan, an index comes before the
+        manifests that it lists. Raises NameUnknown, ManifestUnknown.
 
         - If `reference` is a digest, the plan includes this manifest and all its tags.
         - If `reference` is a tag, the plan includes the tag. The plan also includes the tag's manifest, unless another
           tag points at the manifest or an index lists it.
 
-        With each manifest, the plan includes its referrers and, if it is an index, the manifests that it lists. But a
-        referrer or listed manifest stays if a tag points at it, or if an index that stays lists it."""
+        For each manifest in the plan, the plan also includes the manifest's referrers and, for an index, the manifests
+        that the index lists. The plan leaves out a referrer or a listed manifest in two cases: a tag points at it, or
+        an index outside the plan lists it."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:
-        """Returns a plan with all tags and manifests of the repository. Removes nothing itself. Raises NameUnknown if
-        the repository has no manifests."""
+        """Returns a plan with all tags and manifests of the repository, newer manifests before older ones. Removes
+        nothing itself. Raises NameUnknown if the repository has no manifests."""
         ...

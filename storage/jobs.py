@@ -55,9 +55,12 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How far a job is. `done` of `total` units are done; `total` is None if it is not known. `unit`: what is counted,
-    in the plural, such as "blobs" or "bytes". `message`: what the job does now, for people. `position`: where the work
-    continues after a restart, in a form that only the job's own code understands."""
+    """The progress of a job.
+
+    - `done`: number of units that are done. `total`: number of all units; None if the number is unknown.
+    - `unit`: what is counted, in the plural, such as "blobs" or "bytes".
+    - `message`: what the job does now, for people.
+    - `position`: where the work continues after a restart, in a form that only the job's own code understands."""
 
     done: int = 0
     total: int | None = None
@@ -68,13 +71,18 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. `arguments`: the arguments that jobs of its kind need. `actor`: the name of the account or command that
-    started it. `holder`: name of the process that runs or ran it, such as "server process 4711"; empty if no process
-    has started it yet. `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a
-    stop of the job was requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job
-    that has not ended. `result`: the value that the job returned; None if the job has not ended, was stopped or failed.
-    After a failure, `progress.message` is the reason. `Jobs.jobs` and `Jobs.active` return jobs without
-    `progress.position`, and may shorten `arguments` and `result`."""
+    """One job. `Jobs.jobs` and `Jobs.active` return jobs without `progress.position`, and may shorten `arguments` and
+    `result`.
+
+    - `arguments`: the arguments that jobs of this kind need.
+    - `actor`: the name of the account or command that started the job.
+    - `holder`: the name of the process that runs or ran the job, such as "server process 4711". Empty if no process has
+      started the job yet.
+    - `is_resumable`: whether a server continues the job after a restart.
+    - `is_stopping`: whether a stop of the job was requested.
+    - `created`, `updated`, `ended`: times in seconds since 1970. `ended` is None if the job has not ended.
+    - `progress`: after a failure, `progress.message` is the reason.
+    - `result`: the value that the job returned; None if the job has not ended, was stopped or failed."""
 
     id: int
     kind: str
@@ -103,7 +111,7 @@ class Jobs(Protocol):
     async def add(
         self, kind: str, arguments: Mapping[str, JSON], *, actor: str, holder: str = "", is_resumable: bool = False
     ) -> Job:
-        """Adds a job and returns it. If very many jobs have ended, deletes the oldest of them.
+        """Adds a job and returns it. If very many jobs have ended, deletes the oldest ended jobs.
 
         - If `holder` is the name of a process, the state of the job is `RUNNING`, and the caller runs the job.
         - If `holder` is empty, the state is `QUEUED`. Raises TooManyRequests if `MAX_QUEUED_JOBS` jobs of the kind are
@@ -116,13 +124,13 @@ class Jobs(Protocol):
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
         """Returns a page of at most `limit` jobs, newest first. If `before` is not None, the page has only jobs with
-        lower ids; if `kind` is not None, only jobs of this kind. Shortens long arguments and results of jobs: leaves
-        out the arrays in them, such as the array of what a dry run would remove. `job` returns them whole."""
+        lower ids; if `kind` is not None, only jobs of this kind. Leaves out the arrays in long arguments and long
+        results of jobs; `job` returns these arrays."""
         ...
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
         """Returns at most `limit` jobs that are queued or running, oldest first. If `kind` is not None, returns only
-        jobs of this kind. Shortens long arguments and results as `jobs` does."""
+        jobs of this kind. Leaves out the same arrays as `jobs`."""
         ...
 
     async def oldest_active_ids(self, kinds: Collection[str]) -> Mapping[str, int]:
@@ -143,6 +151,6 @@ class Jobs(Protocol):
         ...
 
     async def request_stop(self, job_id: int) -> Job:
-        """Asks the process that runs the job to stop it, and returns the job. A queued job ends at once. Does nothing
-        if the job has ended. Raises JobUnknown."""
+        """Asks the process that runs the job to stop the job, and returns the job. A queued job ends at once. Does not
+        change a job that has ended. Raises JobUnknown."""
         ...

@@ -33,9 +33,9 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "import-registry"
-"""The kind of the jobs."""
+"""The kind of the jobs that import a directory."""
 READ_BYTES: Final = 4 * 1024 * 1024
-"""Number of bytes of a file that one call in a thread reads."""
+"""Largest number of bytes of a file that are read in one call."""
 REPOSITORIES_AT_A_TIME: Final = 3
 """Largest number of repositories that are imported at the same time."""
 FATAL_ERRORS: Final = (StorageFull, StorageFailed, JobStopped)
@@ -54,8 +54,8 @@ class DirectoryContentSource:
         self._report = report
         self._by = Actor(actor)
         self._may_link = not copy
-        self._refusals: set[str] = set()
-        """The reasons why links were refused, as far as the report has a note on them."""
+        self._reported_refusals: set[str] = set()
+        """Reasons for refused links that the report has as a note."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, repo, digest)
@@ -94,21 +94,19 @@ class DirectoryContentSource:
             return False
         passed_check = False
         try:
-            # `prepare_link` makes no link. It is called because it refuses a file that must not be linked, before
-            # `_verify` spends time on reading the file.
+            # `prepare_link` only checks whether the file may be linked, before `_verify` reads the whole file.
             self._store.blobs.prepare_link(file_descriptor, digest, size)
             passed_check = True
             await self._verify(digest, file_descriptor)
             await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
         except LinkRefused as refusal:
-            # If `prepare_link` accepted the file, the operating system has refused the link, and would probably refuse
-            # all further links. Without further attempts, no other file is read in vain.
             if passed_check:
+                # The operating system has refused the link, and would probably refuse all further links.
                 self._may_link = False
             reason = str(refusal)
-            if reason not in self._refusals:
-                self._refusals.add(reason)
-                note = f"the file of this blob, and others like it, are copied, because they cannot be linked: {reason}"
+            if reason not in self._reported_refusals:
+                self._reported_refusals.add(reason)
+                note = f"the files of this blob and of blobs with the same problem are copied, not linked: {reason}"
                 self._report.record_note(repo, note, digest=digest)
             return False
         self._report.linked += 1
@@ -130,7 +128,7 @@ class DirectoryContentSource:
             raise _wrong_digest(digest)
 
     async def _copy(self, repo: RepositoryName, digest: Digest, file_descriptor: int) -> None:
-        """Pushes the bytes of the open file. Raises ContentBroken if they have another digest."""
+        """Stores a copy of the open file as a blob. Raises ContentBroken if its bytes have another digest."""
         writer = await self._store.start_upload(repo, digest.algorithm, by=self._by)
         try:
             while data := await asyncio.to_thread(_read, file_descriptor, writer.offset, digest):
@@ -203,7 +201,7 @@ class DirectoryImport:
                 continue
             try:
                 if await asyncio.to_thread(self._directory.manifest_time, repo, tag.digest) is None:
-                    self._report.record_problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
+                    self._report.record_problem(repo, f"the tag points at {tag.digest}, which was deleted", tag=tag.tag)
                     continue
                 await self._image_writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)
             except FATAL_ERRORS:
@@ -212,7 +210,7 @@ class DirectoryImport:
                 reported.update((tag.digest, *_path_to_broken(error)))
                 self._report.record_problem(repo, error.message, tag=tag.tag, digest=tag.digest)
         await self._import_untagged(repo, reported)
-        await self._note_left_out(repo)
+        await self._note_unused_content(repo)
 
     def _report_broken(self, repo: RepositoryName, entry: BrokenEntry, kind: str) -> None:
         """Reports an entry of the repository that cannot be imported. `kind` is `tag` or `digest`. If a directory
@@ -220,11 +218,12 @@ class DirectoryImport:
         self._report.record_problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports the untagged manifests of the repository. Without `overwrite`, leaves out those that retention has
-        deleted here. Does not report manifests in `reported` again.
+        """Imports the untagged manifests of the repository. Without `overwrite`, leaves out manifests that retention
+        has deleted in this registry. `reported`: manifests for which a problem was reported; gives no second problem
+        for these.
 
-        If an index lists a broken manifest, reports a problem for the index only. The manifest may be read before the
-        index, so problems are reported after all manifests were tried."""
+        If an index lists a broken manifest, reports a problem for the index only. To know all indexes, reports the
+        problems after it has tried all manifests."""
         failed: dict[Digest, str] = {}
         deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
         left_out = 0
@@ -249,9 +248,9 @@ class DirectoryImport:
             if digest not in reported:
                 self._report.record_problem(repo, reason, digest=digest)
 
-    async def _note_left_out(self, repo: RepositoryName) -> None:
-        """Reports content that is not imported because no image needs it: unfinished pushes, and blobs without a
-        manifest."""
+    async def _note_unused_content(self, repo: RepositoryName) -> None:
+        """Records notes on content that is left out because no image needs it: unfinished pushes, and blobs to which no
+        imported manifest refers."""
         try:
             if uploads := await asyncio.to_thread(self._directory.count_unfinished_uploads, repo):
                 self._report.record_note(repo, f"unfinished pushes are left out: {uploads}")

@@ -3,17 +3,19 @@
 The *children* of an index are the manifests that it lists. The content *below* a manifest is all that the manifest
 refers to, directly or through its children. The content below a manifest is stored before the manifest, and the tag of
 the image is set last. So an interrupted import leaves no incomplete image, and a second import continues. If content
-of an image is missing or damaged at the old registry, or has an unaccepted type, the import of the image raises
-ContentBroken.
+of an image is missing or damaged at the old registry, or has a type that this registry does not accept, the import of
+the image raises ContentBroken.
 
-A manifest can name any digest, even the digest of content that the manifest's author may not read. So if this registry
-has a blob only in other repositories, the import adds the blob to a repository only after a check: the old registry has
-to show that its repository of the same name has the blob (ADR 9).
+A blob that only other repositories of this registry have is mounted only after a check: the old registry has to serve
+the blob from its repository of the same name. Without the check, the author of a manifest could name the digest of a
+blob that the author may not read, and so get the blob (ADR 9).
 
-If somebody has changed a tag in this registry since the last import, the tag stays as it is, so that an import does not
-undo a push. The history of a tag names the program that made each change. For an import, this is `IMPORT_PROGRAM`.
-If retention has deleted a tag here, an import does not point the tag at a manifest that it had here before, so that
-imports and retention do not undo each other's work again and again. `overwrite` lifts both rules.
+Without `overwrite`, an import keeps two kinds of tags as they are:
+
+- A tag that somebody has changed in this registry since the last import. The history of a tag names the program that
+  made each change. The program of an import is `IMPORT_PROGRAM`.
+- A tag that retention has deleted in this registry, if it pointed here before at the manifest to import. Retention
+  would delete the tag again.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class ContentSource(Protocol):
     """Reads content from the old registry."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
-        """Returns the manifest, whose bytes were verified. Raises ContentBroken, and errors of the old registry."""
+        """Returns the manifest, after a check of its digest. Raises ContentBroken, and errors of the old registry."""
         ...
 
     async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
@@ -67,13 +69,13 @@ class ContentSource(Protocol):
 
 
 class ImageWriter:
-    """Stores images of `source`. Many calls may run at the same time."""
+    """Stores images of `source`. Many calls of its methods may run at the same time."""
 
     def __init__(
         self, store: StoredRegistry, source: ContentSource, report: ImportReport, *, actor: str, overwrite: bool = False
     ) -> None:
-        """`actor`: who runs the import, for the audit log. `overwrite`: whether an import may set a tag
-        that somebody has changed in this registry since the last import."""
+        """`actor`: who runs the import, for the audit log. `overwrite`: whether the import may set tags that it would
+        otherwise keep (see the docstring of the module)."""
         self._store = store
         self._source = source
         self._report = report
@@ -81,8 +83,8 @@ class ImageWriter:
         self._overwrite = overwrite
         self._blob_locks: KeyedLocks[Digest] = KeyedLocks()
         self._manifest_locks: KeyedLocks[tuple[RepositoryName, Digest]] = KeyedLocks()
-        """A task holds the lock of a manifest while it stores the content below the manifest, and then the manifest. A
-        manifest cannot be below itself, so tasks that wait for each other's locks (a deadlock) are impossible."""
+        """A task holds the lock of a manifest while it stores the content below the manifest, and then the manifest.
+        There is no deadlock, because a manifest cannot be below itself."""
 
     async def import_tag(
         self,
@@ -92,10 +94,13 @@ class ImageWriter:
         *,
         set_at: float | TimeEstimator,
     ) -> None:
-        """Stores a manifest, and all manifests and blobs below it, and points `tag` at the manifest. If the tag already
-        points at the manifest, stores the manifest again only if it is damaged in this registry. `set_at`: when the tag
-        was set at the old registry, in seconds since 1970, or a function that estimates this time. Raises Denied if the
-        tag is immutable and points at another manifest; ContentBroken; and the errors of the source and the store."""
+        """Stores a manifest and all content below it, and points `tag` at the manifest. If the tag already points at
+        the manifest, stores the manifest again only if the stored manifest is damaged. If the import keeps the tag as
+        it is, records a note. `set_at`: when the tag was set at the old registry, in seconds since 1970, or a function
+        that estimates this time.
+
+        Raises Denied if the tag is immutable and points at another manifest. Raises ContentBroken, and the errors of
+        the source and the store."""
         current_digest = await self._store.imports.tag_digest(repo, tag)
         if current_digest == digest:
             if await self.has_manifest(repo, digest):
@@ -130,8 +135,8 @@ class ImageWriter:
     async def _add_missing_record(
         self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimator
     ) -> None:
-        """If an import has set the tag, and its record is missing, adds the record. The record is missing if the import
-        was interrupted, or if an earlier version of this program ran the import."""
+        """Adds the record of an earlier import that has set the tag, if this record is missing. An import that was
+        interrupted, or that an earlier version of this program ran, has left no record."""
         # `pulls` has a record of the manifest if a client has pulled it, or if `record_import` has added the record.
         if await self._store.pulls.record_of(repo, digest) is not None:
             return
@@ -140,9 +145,8 @@ class ImageWriter:
             await self._record_import(repo, tag, await self._store.get_manifest(repo, digest), set_at)
 
     async def _reason_to_keep(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
-        """Returns why the import must not point the tag at the manifest; None if it may. A tag that was changed here
-        since the last import stays as it is. But a tag that retention has deleted here stays deleted only if it has
-        pointed at this manifest here before, because retention would then delete it again."""
+        """Returns why the import keeps the tag as it is (see the docstring of the module). Returns None if the import
+        may point the tag at the manifest."""
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is None or change.program == IMPORT_PROGRAM:
             return None
@@ -152,14 +156,14 @@ class ImageWriter:
             return f"the tag stays as it is: {change.actor} has deleted it here"
         if await self._store.imports.has_pointed_at(repo, tag, digest):
             return (
-                f"the tag stays deleted: {change.actor} has deleted it here, and at the old registry it points at an "
-                "image that it had here before"
+                f"the tag stays deleted: {change.actor} has deleted it here after it had pointed at the same image as "
+                "at the old registry"
             )
         return None
 
     async def import_untagged(self, repo: RepositoryName, digest: Digest) -> None:
-        """Stores a manifest, and all manifests and blobs below it. Does nothing if the repository has the manifest
-        already. Raises the errors of `import_tag`."""
+        """Stores a manifest and all content below it. Does nothing if the repository has the manifest already.
+        Raises the errors of `import_tag`."""
         if not await self.has_manifest(repo, digest):
             await self.import_manifest(repo, digest)
             await self._store.imports.record_import(repo, digest)
@@ -172,8 +176,8 @@ class ImageWriter:
         condition: Condition | None = None,
         depth: int = 0,
     ) -> Manifest:
-        """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds
-        (None: always). `depth`: the number of indexes above the manifest. Returns the manifest. Raises the errors of
+        """Stores a manifest and all content below it. Points `tags` at the manifest if `condition` holds or is None.
+        `depth`: the number of indexes above the manifest. Returns the manifest. Raises the errors of
         `import_tag`, and PreconditionFailed if the condition does not hold."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
@@ -206,7 +210,7 @@ class ImageWriter:
         return manifest
 
     async def has_manifest(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether this registry has the manifest; False if the stored bytes are known to be damaged."""
+        """Returns whether the repository has the manifest, and its stored bytes are not known to be damaged."""
         try:
             await self._store.resolve_manifest(repo, digest)
         except ManifestUnknown:
@@ -231,8 +235,8 @@ class ImageWriter:
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():
-            # Checks all blobs before the first one is read: if one does not fit, the others are useless. Each check
-            # looks at one blob alone. If only the sum of the sizes exceeds the quota, `_import_blob` fails later.
+            # Checks each blob alone, before the first blob is read. If only the total size exceeds the quota,
+            # `_import_blob` fails later.
             if blob.digest not in manifest.foreign:
                 await self._check_quota(repo, blob)
 
@@ -248,7 +252,7 @@ class ImageWriter:
 
     async def _import_blob(self, repo: RepositoryName, blob: Descriptor, *, may_mount: bool = True) -> None:
         """Stores a blob in `repo`. If another repository of this registry has the blob already, and the old registry
-        serves the blob from its repository `repo`, mounts the blob, so that its bytes are fetched only once.
+        serves the blob from its repository `repo`, mounts the blob instead of fetching its bytes.
         `may_mount`: False for a foreign layer. A foreign layer is stored only if the old registry sends its bytes."""
         async with self._blob_locks.hold(blob.digest):
             try:
@@ -261,9 +265,9 @@ class ImageWriter:
                 await self._source.import_blob(repo, blob)
 
     async def _check_quota(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Checks, before the bytes of a blob are read, that the blob fits into the quotas of `repo`. Raises
-        QuotaExceeded if not. If the size in the manifest does not fit, asks the source for the size, and raises
-        ContentBroken if the source does not have the blob."""
+        """Checks, before the bytes of a blob are read, that the blob fits into the quotas of `repo`. If the size in the
+        manifest does not fit, asks the source for the real size. Raises QuotaExceeded if the blob does not fit, and
+        ContentBroken if the source is asked and does not have the blob."""
         usage = self._store.usage
         try:
             await usage.check_quota(repo, blob.size, blob.digest)
@@ -278,7 +282,7 @@ class ImageWriter:
         stored_size = await self._store.imports.stored_size(digest)
         if stored_size is None:
             return False
-        # The sizes must be equal, because a redirect to a login page also ends with status 200.
+        # The old registry may redirect to a login page, whose status is 200. The size tells the page from the blob.
         if await self._source.blob_size(repo, digest) != stored_size:
             return False
         try:

@@ -1,8 +1,8 @@
-"""The page *Mirror*, for admins. It shows the upstreams, their content in the cache and the running downloads. It has
-forms that refresh, freeze, purge and fetch images. A *frozen* tag stays at one digest, whatever the upstream does.
+"""The page *Mirror*, for admins. The page shows the upstreams, their cached content and the running downloads. Its
+forms refresh, freeze, purge and fetch images. A *frozen* tag stays at one digest, whatever the upstream does.
 
-The list of cached images is a page of its own, because it reads much from the database. The list of downloads is
-another one, because the browser reloads it repeatedly.
+The list of cached images is a separate page, because it reads much from the database. The list of downloads is a
+separate page, because the browser reloads it repeatedly.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ DOWNLOADS_PATH: Final = "/ui/mirror/downloads"
 IMAGES_ON_A_PAGE: Final = 25
 SHOWN_JOBS: Final = 5
 SHOWN_FROZEN_TAGS: Final = 100
-"""The most images, jobs and frozen tags that a page shows."""
+"""Largest numbers of images, jobs and frozen tags that a page shows."""
 ORDERS: Final = {
     ImageOrder.SIZE: translatable("Size"),
     ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),
@@ -81,18 +81,18 @@ ORDERS: Final = {
 }
 """The names of the orders in which images can be listed."""
 REFRESH_TEXTS: Final = {
-    RefreshOutcome.NEW: translatable("It was not cached before. Now its manifest is cached."),
+    RefreshOutcome.NEW: translatable("The image was not cached before. Its manifest is cached now."),
     RefreshOutcome.UNCHANGED: translatable("The tag points at the same image as before."),
     RefreshOutcome.CHANGED: translatable("The tag points at another image now."),
     RefreshOutcome.FROZEN: translatable("The tag is frozen, so the upstream was not asked."),
-    RefreshOutcome.CACHED: translatable("It is cached, and the content of a digest never changes."),
-    RefreshOutcome.FETCHED_LATER: translatable("The next pull fetches it."),
+    RefreshOutcome.CACHED: translatable("The image is cached, and the content of a digest never changes."),
+    RefreshOutcome.FETCHED_LATER: translatable("This is the digest of a blob. The next pull fetches the blob."),
 }
 _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
 )
-"""Errors about the form that the visitor sent, or about the upstream. The page shows their message with the image."""
+"""Errors of which a page shows the message: errors in the form that the visitor sent, and errors of the upstream."""
 
 
 class MirrorFormRoute(FormRoute):
@@ -169,8 +169,8 @@ async def images(request: Request) -> Response:
 
 @_forms.post("/refresh")
 async def refresh_image(request: Request) -> Response:
-    """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot while it waits for the
-    upstream, which may take long. Raises Unauthorized, Denied, RequestInvalid."""
+    """Refreshes the image `reference` (`registry.upkeep.cached_content`), and shows the result. Holds no slot during
+    the wait for the upstream, which can be long. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     reference = _reference_in(form)
 
@@ -229,7 +229,7 @@ async def purge_image(request: Request) -> Response:
 
     async def work() -> dict[str, Any]:
         return {
-            "text": translatable("It is not in the cache any more. The next pull fetches it again."),
+            "text": translatable("The content was deleted from the cache. The next pull fetches it again."),
             "purged": await purge(caller, body),
         }
 
@@ -239,28 +239,28 @@ async def purge_image(request: Request) -> Response:
 @_forms.post("/warm")
 async def warm_images(request: Request) -> Response:
     """Starts a job that fetches images, and redirects to the page with the progress of the job. The field `references`
-    names one image in each line. The field `platform` lists platforms, such as `linux/arm64`, or has `all`; if it is
+    names one image in each line. The field `platform` lists platforms, such as `linux/arm64`, or is `all`. If it is
     empty, the job fetches the platforms that the settings name. Raises Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
     references, platforms = (form.one("references") or "").split(), (form.one("platform") or "").split()
 
-    async def work() -> None:
+    async def start_job() -> None:
         if not 0 < len(references) <= MAX_WARMED_IMAGES or max(map(len, references)) > MAX_REFERENCE_CHARACTERS:
             raise RequestInvalid(f"name between one and {MAX_WARMED_IMAGES} images, one in each line")
         if len(platforms) > 20 or max(map(len, platforms), default=0) > 100:  # the limits of `ImagesToWarm`
-            raise RequestInvalid("these are too many platforms")
+            raise RequestInvalid("name at most 20 platforms, each with at most 100 characters")
         await warm(caller, ImagesToWarm(references=references, platforms=platforms))
 
     try:
-        await work()
+        await start_job()
     except (*_SHOWN_ERRORS, TooManyRequests) as error:
         return await _problem_page(request, "", error)
     return redirect(f"{MIRROR_PATH}#downloads")
 
 
 async def _result_page(request: Request, reference: str, work: Callable[[], Awaitable[dict[str, Any]]]) -> Response:
-    """Runs `work`, which returns values for the template, and returns a page with these values. If `work` fails, the
-    page says why."""
+    """Runs `work`, which returns values for the template, and returns a page with these values. If `work` raises one
+    of `_SHOWN_ERRORS`, returns a page with the message of the error."""
     try:
         values = await work()
     except _SHOWN_ERRORS as error:
@@ -276,7 +276,7 @@ async def _problem_page(request: Request, reference: str, error: RegistryError) 
 
 
 def _default_values(reference: str) -> dict[str, Any]:
-    """Returns all values that `mirror_done.html` needs. Those that only some results have are None."""
+    """Returns a value for each variable of `mirror_done.html`. A variable that only some pages need is None."""
     values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "frozen_digest", "purged"))
     return {**values, "section": "mirror", "here": MIRROR_PATH, "reference": reference}
 

@@ -1,4 +1,4 @@
-"""Two operations on cached content, for the command line and the management API: ask the upstream about a tag now
+"""Two operations on cached content, for the command line and the management API: ask the upstream for an image
 (`refresh_image`), and delete cached content (`purge_image`).
 
 An *upstream* is a remote registry that this registry mirrors. A *frozen* tag always stays at one digest. A *cooldown*
@@ -36,10 +36,11 @@ class RefreshOutcome(StrEnum):
     """The outcome of a refresh.
 
     - `NEW`: the image was not cached before.
-    - `UNCHANGED`: the tag points at the same digest as before. `CHANGED`: the tag points at another digest.
+    - `UNCHANGED`: the tag points at the same digest as before.
+    - `CHANGED`: the tag points at another digest than before.
     - `FROZEN`: the upstream was not asked, because the tag is frozen.
-    - `CACHED`: the upstream was not asked, because the manifest with this digest is cached, and it cannot change.
-    - `FETCHED_LATER`: the digest is that of a blob, which the next pull fetches."""
+    - `CACHED`: the upstream was not asked, because a digest was given and its manifest is cached.
+    - `FETCHED_LATER`: the digest of a blob was given. The next pull fetches the blob."""
 
     NEW = "new"
     UNCHANGED = "unchanged"
@@ -53,14 +54,15 @@ class RefreshOutcome(StrEnum):
 class RefreshResult:
     """The result of a refresh.
 
-    - `upstream`: the name of the upstream. `digest`: the digest that the image has now. `before`: the digest at which
-      the tag pointed before, for the outcome `CHANGED`; None otherwise.
-    - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
-    - `held_back_until`: the time at which the cooldown of `digest` ends, in seconds since 1970; None: `digest` is not
-      in a cooldown. `served`: the digest that pulls get until this time; None: pulls of the tag fail, or `digest` is
-      not in a cooldown.
-    - `unblocked_blobs`: number of blobs of the image for which an endpoint of the upstream had sent corrupt bytes. The
-      mirror may request these blobs from that endpoint again (see `refresh_image`)."""
+    - `upstream`: the name of the upstream.
+    - `digest`: the digest that the image has now.
+    - `before`: for the outcome `CHANGED`, the digest at which the tag pointed before; None otherwise.
+    - `frozen`: for the outcome `FROZEN`, the frozen tag; None otherwise.
+    - `held_back_until`: the end of the cooldown of `digest`, in seconds since 1970; None if `digest` is not in a
+      cooldown.
+    - `served`: the digest that pulls get until `held_back_until`; None if pulls fail until then, or if `digest` is not
+      in a cooldown.
+    - `unblocked_blobs`: number of blobs whose records of corrupt bytes `refresh_image` has deleted."""
 
     outcome: RefreshOutcome
     upstream: str
@@ -74,9 +76,8 @@ class RefreshResult:
 
 @dataclass(frozen=True, slots=True)
 class PurgeResult:
-    """The numbers of tags and manifests that a purge has deleted. `size`: total bytes of the deleted manifests' blobs
-    that no other content uses. Garbage collection deletes a blob when no manifest has referred to it for the grace
-    period."""
+    """The numbers of tags and manifests that a purge has deleted. `size`: total bytes of the blobs that only the
+    deleted manifests used. Garbage collection deletes these blobs after the grace period."""
 
     tags: int
     manifests: int
@@ -84,7 +85,8 @@ class PurgeResult:
 
 
 async def refresh_image(router: Router, stored: StoredRegistry, image: ImageReference) -> RefreshResult:
-    """Asks the upstream what a tag points at now, or fetches the manifest of a digest that is not cached.
+    """Asks the upstream for the present digest of a tag. For an image with a digest, fetches the manifest if it is not
+    cached.
 
     An upstream has one or more URLs, its *endpoints*. After an endpoint has sent corrupt bytes for a blob, a record
     keeps the mirror from requesting the blob from that endpoint again. This function deletes the records for all
@@ -111,8 +113,7 @@ async def _refresh_digest(
     if await _cached_digest(stored, mirrored.repo, image) is not None:
         return RefreshResult(RefreshOutcome.CACHED, mirrored.upstream, digest)
     if unblocked_blobs:
-        # No manifest with this digest is cached. So `_forget_bad_senders` has looked for records of `digest` only, and
-        # has found one. Only blobs have such records, so `digest` is the digest of a blob.
+        # No manifest is cached, so the deleted record was about `digest`. Only blobs have such records.
         return RefreshResult(RefreshOutcome.FETCHED_LATER, mirrored.upstream, digest)
     fetched = await mirrored.registry.get_manifest(mirrored.repo, digest)
     return RefreshResult(RefreshOutcome.NEW, mirrored.upstream, fetched.digest)
@@ -128,23 +129,23 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
     frozen = await stored.upstream_tags.find_frozen_tag(mirrored.repo, tag)
     if frozen is not None:
         return RefreshResult(RefreshOutcome.FROZEN, upstream, frozen.digest, frozen=frozen)
-    before = await _cached_digest(stored, mirrored.repo, image)
+    old_digest = await _cached_digest(stored, mirrored.repo, image)
     assert isinstance(mirrored.registry, Mirror)
     try:
-        why_maybe_outdated = await mirrored.registry.revalidate(mirrored.repo, tag, force=True)
+        failure = await mirrored.registry.revalidate(mirrored.repo, tag, force=True)
     except ManifestUnknown as error:
-        if before is None:
+        if old_digest is None:
             raise
-        raise ManifestUnknown(f"the tag no longer exists: {error.message}; it pointed at {before}") from None
-    if why_maybe_outdated is not None:
-        raise UpstreamUnavailable(why_maybe_outdated)
-    now = (await stored.resolve_manifest(mirrored.repo, tag)).digest
-    if before is None:
-        result = RefreshResult(RefreshOutcome.NEW, upstream, now)
-    elif before == now:
-        result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
+        raise ManifestUnknown(f"the tag no longer exists: {error.message}; it pointed at {old_digest}") from None
+    if failure is not None:
+        raise UpstreamUnavailable(failure)
+    new_digest = (await stored.resolve_manifest(mirrored.repo, tag)).digest
+    if old_digest is None:
+        result = RefreshResult(RefreshOutcome.NEW, upstream, new_digest)
+    elif old_digest == new_digest:
+        result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, new_digest)
     else:
-        result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
+        result = RefreshResult(RefreshOutcome.CHANGED, upstream, new_digest, old_digest)
     # `choose` returns None if the tag has no cooldown, or if the mirror has no record of the tag. Otherwise:
     # - `candidates`: pulls of the tag get the first of these digests. If there are none, pulls of the tag fail.
     # - `newest_held_back_until`: when the cooldown of the tag's newest digest ends; None: it is not in a cooldown.
@@ -170,10 +171,9 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
 async def _cached_tree(
     stored: StoredRegistry, repo: RepositoryName, reference: Reference, already_read: set[Reference]
 ) -> AsyncIterator[Manifest]:
-    """Yields the cached manifest of `reference`. If this is an index, also yields the cached manifests that it lists,
-    directly or through other indexes. Leaves out the manifests whose references are in `already_read`. Adds the
-    references that it reads to `already_read`. An index can list tens of thousands of manifests, so this function lets
-    other tasks run in between."""
+    """Yields the cached manifest of `reference`. If the manifest is an index, also yields the cached manifests that the
+    index lists, directly or through other indexes. Skips the references in `already_read`, and adds each reference that
+    it reads to `already_read`. Lets other tasks run after every `MANIFESTS_AT_A_TIME` manifests."""
     unread = [reference]
     while unread:
         reference = unread.pop()
@@ -200,12 +200,16 @@ async def purge_image(
     everything: bool = False,
     force: bool = False,
 ) -> PurgeResult:
-    """Deletes the cached tags and manifests of an image. `data`: the data directory. `by`: the actor that the audit log
-    names. `everything`: deletes all cached tags and manifests of the image's repository. `force`: deletes also content
-    that a frozen tag needs. The tag then stays frozen, and its next pull fetches its digest again.
+    """Deletes the cached tags and manifests of an image.
 
-    Raises NameUnknown if the repository is not mirrored or nothing of it is cached, and ManifestUnknown if the image is
-    not cached. Raises TagFrozen if a frozen tag needs content that would be deleted and `force` is false. After these
+    - `data`: the data directory.
+    - `by`: the actor that the audit log names.
+    - `everything`: whether to delete all cached tags and manifests of the image's repository.
+    - `force`: whether to delete also content that a frozen tag needs. The tag stays frozen, and its next pull fetches
+      the content again.
+
+    Raises NameUnknown if the repository is not mirrored or has no cached content, and ManifestUnknown if the image is
+    not cached. Raises TagFrozen if `force` is false and a frozen tag needs content that would be deleted. After these
     errors, nothing has changed. After a cancellation, a part of the content may be deleted."""
     mirrored = await router.require_mirrored(image.repository)
     if isinstance(image.reference, Tag) and not (everything or force):  # the tag may be frozen and not cached
@@ -227,8 +231,8 @@ async def purge_image(
 
 
 def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None) -> RemovalPlan:
-    """Returns the tags and manifests to delete for an image; if `reference` is None, all those of the repository.
-    Blocks."""
+    """Returns the tags and manifests to delete for the image `reference`, or for the whole repository if `reference` is
+    None. Blocks."""
     with open_inventory(data) as inventory:
         return inventory.plan_removal_of_all(repo) if reference is None else inventory.plan_removal(repo, reference)
 

@@ -28,7 +28,7 @@ class System:
     """The real system calls. All methods block. They raise OSError, except `start_writeback`, which ignores errors."""
 
     def __init__(self) -> None:
-        self._start_writeback = _sync_file_range()
+        self._start_writeback = _load_sync_file_range()
 
     def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
         """Opens the file and returns its descriptor. Child programs do not inherit the descriptor. `mode`: permissions
@@ -45,7 +45,7 @@ class System:
         os.ftruncate(fd, size)
 
     def allocate(self, fd: int, size: int) -> None:
-        """Allocates disk space for the first `size` bytes of the file, and extends a shorter file to that length."""
+        """Allocates disk space for the first `size` bytes of the file, and extends a shorter file to `size` bytes."""
         os.posix_fallocate(fd, 0, size)
 
     def sync(self, fd: int) -> None:
@@ -54,13 +54,12 @@ class System:
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
         """Asks the kernel to start writing the `length` bytes at `offset` to the disk, and does not wait until they are
-        written. The fsync at the end of a large upload then has little left to do. This is only a hint: it makes
-        nothing durable."""
+        written. Makes nothing durable: it only shortens a later fsync."""
         if self._start_writeback is not None:
             self._start_writeback(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Moves a file. Replaces a file at `target`."""
+        """Moves a file. Replaces an existing file at `target`."""
         os.rename(source, target)
 
     def link(self, fd: int, target: Path) -> None:
@@ -84,13 +83,13 @@ class System:
     def rmdir(self, path: Path) -> None:
         os.rmdir(path)
 
-    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        """Calls `commit`, which commits a metadata transaction. `durable`: whether `commit` syncs the database's
-        log. Only subclasses in tests use `durable`, to simulate a power cut."""
-        commit()
+    def commit(self, execute_commit: Callable[[], None], *, durable: bool) -> None:
+        """Calls `execute_commit`, which commits a metadata transaction. `durable`: whether `execute_commit` syncs the
+        database's log. Only subclasses in tests use `durable`, to simulate a power cut."""
+        execute_commit()
 
 
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
     """Returns the C function sync_file_range(2), or None if the C library does not have it."""
     try:
         call = ctypes.CDLL(None, use_errno=True).sync_file_range
@@ -102,9 +101,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def boot_id() -> str:
-    """Returns the id of the machine's present boot, a UUID that changes with each boot; an empty string if the id
-    cannot be read. Callers store the id with bytes that they do not sync. If the id has changed when they read the
-    bytes again, the bytes may be lost."""
+    """Returns the id of the machine's present boot, a UUID that changes with each boot. Returns an empty string if the
+    id cannot be read. If the id has changed since bytes were written without a sync, these bytes may be lost."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -23,7 +23,7 @@ STEP_SECONDS: Final = TOTAL_SECONDS / 2
 
 
 class NoUsableResponse(Exception):
-    """The request failed, or its response cannot be used. The text says why, for the log."""
+    """The request failed, or its response cannot be used. The message states the reason, for the log."""
 
 
 async def send_request(
@@ -35,8 +35,8 @@ async def send_request(
 ) -> tuple[int, bytes]:
     """Sends a request to `url` and returns the status and the body of the response, whatever the status is.
 
-    - `ca_file`: certificates of the authorities to trust, in PEM. None: those of the system.
-    - `form`: an encoded form to send with POST. None: sends a GET.
+    - `ca_file`: PEM file with the CA certificates to trust. None: trusts the CA certificates of the system.
+    - `form`: a URL-encoded form to send with POST. None: sends a GET.
     - `headers`: headers to send in addition to `Accept`, which asks for JSON.
 
     Raises NoUsableResponse. If the caller is cancelled, closes the connection.
@@ -45,7 +45,7 @@ async def send_request(
         async with asyncio.timeout(TOTAL_SECONDS):
             context = await asyncio.to_thread(_tls_context, ca_file)
             # With `trust_env`, the client uses the proxy that environment variables name. The settings allow http only
-            # for services on this machine, and a proxy cannot reach those.
+            # for services on this machine, which a proxy cannot reach.
             use_proxy = urlsplit(url).scheme == "https"
             request_headers = {"Accept": "application/json", **(headers or {})}
             if form is not None:
@@ -72,14 +72,14 @@ async def send_request(
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise NoUsableResponse(str(error)[:200] or type(error).__name__) from None
     except AttributeError as error:
-        if not _is_from_closed_connection(error):
+        if not _means_connection_reset(error):
             raise
         raise NoUsableResponse("the server has reset the connection") from None
 
 
-def _is_from_closed_connection(error: AttributeError) -> bool:
-    """Returns whether the error means that the server has reset a new connection at once. uvloop has
-    then closed the connection and gives anyio None as its socket, and anyio calls `getpeername` on this None."""
+def _means_connection_reset(error: AttributeError) -> bool:
+    """Returns whether the error means that the server has reset a new connection. uvloop then returns None in place of
+    the closed socket, and anyio calls `getpeername` on None."""
     return error.obj is None and error.name == "getpeername"
 
 

@@ -1,5 +1,5 @@
-"""Progress of `entrepot mirror warm`, which fetches images into the cache: a line for each image that is done, and in a
-terminal also a bar for each blob that is being fetched.
+"""Shows the progress of `entrepot mirror warm`, which fetches images into the cache. Prints a line for each finished
+image. In a terminal, also shows a bar for each blob that is being fetched.
 
 `WarmResult` is the result for one image. A *reference* is an image's name with a tag or digest.
 """
@@ -59,8 +59,8 @@ class BarProgress(LineProgress):
         self._total_bytes = 0
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
-        """Adds a hidden bar for the blob; the first call of `on_bytes` shows it. Does nothing if the blob has a bar
-        already, because another image has the same blob."""
+        """Adds a hidden bar for the blob. Does nothing if the blob has a bar already, because another image has the
+        same blob."""
         if blob.digest in self._blob_tasks:
             return
         text = f"{image.repository.rpartition('/')[2]} {blob.digest[:SHORT_DIGEST_LENGTH]}"
@@ -69,9 +69,9 @@ class BarProgress(LineProgress):
         self._progress.update(self._total_task, total=self._total_bytes)
 
     def on_bytes(self, blob: Digest, count: int) -> None:
-        """Shows the bar of the blob at `count` bytes, the number of bytes received so far. Hides the bar of a complete
-        blob."""
-        # A download that starts again reports smaller counts than before. The bar then stays where it is.
+        """Sets the bar of the blob to `count`, the number of bytes received so far. Shows the bar until the blob is
+        complete."""
+        # A download that starts again reports smaller counts than before. A bar must not move back.
         count = max(count, self._fetched_bytes.get(blob, 0))
         self._fetched_bytes[blob] = count
         task = self._progress.tasks[self._progress.task_ids.index(self._blob_tasks[blob])]
@@ -109,8 +109,9 @@ def result_text(result: WarmResult) -> str:
 
 
 def total_text(results: list[WarmResult], start_time: float) -> str:
-    """Returns the last line, about all images together, such as `2 references cached, 1 failed; 30.1 MiB fetched, 0 B
-    already cached, 7.4 s`. `start_time`: the value of `time.monotonic()` when the command started to fetch."""
+    """Returns the text of the last line, which sums up all images, such as `2 references cached, 1 failed; 30.1 MiB
+    fetched, 0 B already cached, 7.4 s`. `start_time`: the value of `time.monotonic()` when the command began to
+    fetch."""
     successes = sum(result.error is None for result in results)
     fetched, already_stored = (
         sum(result.fetched for result in results),

@@ -1,8 +1,7 @@
-"""Says who needs the blob of a running fill (`Demand`), and whether a client still pulls the image for which a blob is
-prefetched (`ImagePull`).
+"""Records who needs the blob of a running fill (`Demand`), and whether a client still pulls an image (`ImagePull`).
 
 A *fill* is the work of one process to get one blob. A *reader* reads the blob for one client. A *prefetched* blob is
-downloaded because a client will probably request it soon.
+downloaded before a client requests it, because a client will probably request it soon.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ class ImagePull:
 
 
 class Demand:
-    """Says which clients and pulls need the blob of a running fill. A fill is *unattended* when a client has requested
-    the blob, and all clients have left."""
+    """Records which clients and pulls need the blob of a running fill. A fill is *unattended* when a client has
+    requested the blob, and all clients have left."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         """Set when a client of any process has requested the blob. The blob is then downloaded completely, even if the
-        client leaves. `give_up` clears the event."""
+        client leaves, unless `give_up` clears the event."""
         self.had_slot = False
         """Whether the fill has ever had a slot, the permit to download from the upstream."""
         self._client_count = 0
@@ -64,8 +63,8 @@ class Demand:
         self._watchers: list[Callable[[], None]] = []
         """Called when `has_clients` has changed, and by `give_up`."""
         self.pulls: set[ImagePull] = set()
-        """The pulls for which the blob is prefetched. If no client has requested the blob, it is downloaded only while
-        one of these pulls is active."""
+        """The pulls for which the blob is prefetched. Until a client has requested the blob, it is downloaded only
+        while one of these pulls is active."""
         self._waiting_readers: Counter[int] = Counter()
         """Number of waiting readers, by the offset of the byte that they wait for."""
         self._reader_offsets: list[int] = []
@@ -172,8 +171,8 @@ class ClientsChanged(Exception):
 
 
 async def run_until_change(demand: Demand, work: Awaitable[object]) -> None:
-    """Awaits `work`. If `demand.has_clients` changes, or the fill is given up, before `work` has ended, cancels `work`
-    and raises ClientsChanged."""
+    """Awaits `work`. Cancels `work` and raises ClientsChanged if, in the meantime, `demand.has_clients` changes or the
+    fill is given up."""
     try:
         async with asyncio.timeout(None) as limit:
 

@@ -1,9 +1,8 @@
 """Lists the partial blobs that are in the data directory (`list_partials`, `list_downloads`), and frees disk space when
 the registry starts on a full disk (`free_disk_space`).
 
-A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued. Its
-*state file* says which of its bytes are stored. Its *owner* is the process that downloads it; a partial blob whose
-download was interrupted has no owner.
+A *partial blob* is a blob whose download is running or was interrupted. Its *state file* says which of its bytes are
+stored. Its *owner* is the process that downloads it. A partial blob whose download was interrupted has no owner.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ same moment."""
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
-    boot. Leaves out partial blobs from an earlier boot: their bytes were not synced to the disk, so they cannot be
-    used. Also leaves out partial blobs whose state file cannot be read, and logs a warning (`skip_unreadable`). Takes
-    no locks and changes nothing. Raises OSError."""
+    boot. Takes no locks and changes nothing. Raises OSError. Leaves out two kinds of partial blobs:
+
+    - those from an earlier boot, because their bytes were not synced to the disk;
+    - those whose state file cannot be read. Logs a warning for each (`skip_unreadable`)."""
     return [summary for _, summary in _read_partials(layout, boot) if summary is not None]
 
 
@@ -63,7 +63,7 @@ def _read_partials(layout: Layout, boot: str) -> list[tuple[Digest, PartialSumma
 
 
 def _read_summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
-    """Returns the summary of the partial blob whose state file is at `path`. Returns None if its download has just
+    """Returns the summary of the partial blob whose state file is at `path`. Returns None if the download has just
     ended or cannot be continued. Raises OSError."""
     try:
         state_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -89,16 +89,16 @@ def _read_progress_with_retries(state_fd: int) -> PartialProgress | None:
 
 
 def free_disk_space(layout: Layout, system: System, boot: str) -> None:
-    """Deletes the files of deleted blobs (in the trash directory), and the partial blobs that no process is
+    """Empties the trash directory, which holds the files of deleted blobs. Deletes the partial blobs that no process is
     downloading. Called when the registry starts and finds the disk full. `boot`: id of the machine's present boot.
-    Raises nothing."""
+    Ignores errors of the disk."""
     for free_space in (Trash(layout.trash, system).empty, lambda: _delete_partials(layout, system, boot)):
         with suppress(RegistryError), as_storage_errors():
             free_space()
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
-    """Deletes the partial blobs that have no owner, no matter when they were written."""
+    """Deletes the partial blobs that have no owner, of any age. Skips those whose files cannot be read."""
     for name, digest in list_partial_names(layout):
         paths = PartialPaths.of_blob(layout, name, digest)
         if is_file_pair_idle_and_readable(paths, before=float("inf"), boot=boot):

@@ -16,16 +16,16 @@ from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 
 class Trash:
-    """The trash directory of a data directory. The methods block the thread that calls them. A file with a damaged
-    inode stays where it is."""
+    """The trash directory of a data directory. The methods block the thread that calls them. They skip a file
+    with a damaged inode."""
 
     def __init__(self, directory: Path, system: System) -> None:
         self._directory: Final = directory
         self._system: Final = system
 
     def add(self, path: Path) -> None:
-        """Moves the file at `path` to the trash. On a full disk, which has no space for a new name in the trash,
-        unlinks the file. Does nothing if there is no file. Raises OSError."""
+        """Moves the file at `path` to the trash. If the disk has no space for a new name in the trash, unlinks the file
+        instead. Does nothing if there is no file at `path`. Raises OSError."""
         if has_unreadable_inode(path):
             return
         with suppress(FileNotFoundError):
@@ -37,7 +37,7 @@ class Trash:
                 self._system.unlink(path)
 
     def empty(self) -> None:
-        """Unlinks all files in the trash. Another process may do the same at the same time. Raises OSError."""
+        """Unlinks all files in the trash. Another process may empty the trash at the same time. Raises OSError."""
         for name in os.listdir(self._directory):
             path = self._directory / name
             with suppress(FileNotFoundError):

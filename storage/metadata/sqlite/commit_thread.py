@@ -1,11 +1,11 @@
 """Commits all changes that a process makes to the metadata database, in one thread and in batches (`CommitThread`).
 
-A pushed manifest, tag or blob row becomes durable here: `CommitThread.run` returns a future, which gets its result
-after the fsync of the commit.
+`CommitThread.run` queues a change and returns a future, which gets its result after the commit. If the change must
+survive a power cut, the commit includes an fsync.
 
 SQLite lets one connection write at a time. With SQLite's busy timeout alone, one of several writing processes can
-starve for seconds. So each process holds an exclusive `flock` during its transaction, and the processes queue for it.
-Changes that arrive while a transaction runs share the next transaction and its fsync.
+starve for seconds. So each process holds an exclusive `flock` during its transaction, and the processes queue for this
+lock. Changes that arrive while a transaction runs share the next transaction and its fsync.
 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. The commit
 thread runs the checkpoints and holds the `flock` while they run. Usually a checkpoint runs after the results of a batch
@@ -14,8 +14,8 @@ delivered. A failed fsync can leave *gaps* in the log: parts that are not on the
 the next commit: it copies the log into the database file and empties the log
 (`storage.metadata.sqlite.write_ahead_log`).
 
-The *reserve* is a file that keeps disk space allocated (`storage.data_dir.reserve`). On a full disk, this space is for
-checkpoints, and for changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
+The *reserve* is a file that keeps disk space allocated (`storage.data_dir.reserve`). On a full disk, checkpoints and
+changes that free space or revoke rights use this space. Changes that store content fail with StorageFull.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ from storage.metadata.sqlite.lock_watch import LockWatch
 from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_FAILED, WriteAheadLog
 
 MAX_BATCH_CHANGES = 256
-"""Largest number of changes in one transaction. If the number were larger, the first change of a batch would wait long
-for its commit."""
+"""Largest number of changes in one transaction. Limits the time that the first change of a batch waits for the
+commit."""
 RIGHTS_TABLE = "access"
-"""Table with the epoch: a number. Every transaction that changes rights increments this number."""
+"""Table that stores a counter. Every transaction that changes rights increments the counter."""
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
-"""Function that makes a change on the connection, inside a transaction, and returns its result."""
+"""Function that makes a change through the given connection, inside a transaction. Returns the result of the change."""
 
 
 @dataclass(slots=True)
 class _PendingChange:
     """A change whose outcome has not been delivered to its future.
 
-    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, and `future` is its return value. At
+    `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`; `future` is what `run` returned. At
     the latest attempt, `change` returned `result` or failed with `error`. `is_committed` is true once the transaction
     with the change is committed."""
 
@@ -77,13 +77,13 @@ class _PendingChange:
     is_committed: bool = False
 
     def fail(self, error: BaseException) -> None:
-        """Sets the error of the change, unless it was committed or has an error already."""
+        """Sets the error of the change, unless the change was committed or has an error already."""
         if not self.is_committed and self.error is None:
             self.error = _as_registry_error(error)
 
     def deliver(self) -> None:
-        """Gives the future its result or error. The commit thread calls this method, but a future may only be completed
-        on its event loop. So this method schedules a callback on that loop; it does nothing if the loop is closed."""
+        """Gives the future its result or error. Does so in a callback on the event loop of the future, because the
+        commit thread calls this method. Does nothing if the event loop is closed."""
         if self.error is None:
             set_outcome = partial(self.future.set_result, self.result)
         else:
@@ -93,8 +93,8 @@ class _PendingChange:
 
 
 class CommitThread:
-    """Makes changes in the order in which `run` was called. A change must not wait for anything but the database,
-    because all later changes of the process wait for it."""
+    """Makes changes in the order in which `run` was called. All later changes of the process wait for a change, so a
+    change must not wait for anything but the database."""
 
     def __init__(
         self,
@@ -105,12 +105,14 @@ class CommitThread:
         observer: CommitObserver = UNOBSERVED_COMMITS,
         directory: OpenedDirectory | None = None,
     ) -> None:
-        """Starts the thread, which opens the database. `read_version` returns the data version: a value that every
-        commit of any process changes. `observer` measures the changes. `directory` identifies the data directory that
-        this process has opened; if it is None, this is the directory that the path in `layout` leads to now. All
-        changes are refused once the path leads to another directory. Until `close` returns, the thread uses
-        `read_version` and `reserve`, so the caller must not close `reserve` or the connection that `read_version` uses.
-        Raises apsw.Error, OSError."""
+        """Starts the thread, which opens the database. Raises apsw.Error, OSError.
+
+        - `read_version`: returns the data version, a value that every commit of any process changes.
+        - `observer`: measures the changes.
+        - `directory`: the data directory that this process has opened. None: the directory to which the path in
+          `layout` leads now. Once the path leads to another directory, all changes are refused.
+
+        The caller must not close `reserve`, or the connection that `read_version` uses, before `close` returns."""
         self._layout = layout
         self._system = system
         self._read_version = read_version
@@ -127,7 +129,7 @@ class CommitThread:
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
         self._thread.start()
-        opened.result()  # waits, and raises the error with which the thread failed to open the database
+        opened.result()  # waits until the database is open; raises the error if it cannot be opened
 
     def run(
         self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
@@ -136,9 +138,10 @@ class CommitThread:
         transaction is committed.
 
         `durable`: whether the commit must survive a power cut. `reserve_use`: how much of the reserve the change may
-        use on a full disk (`ReserveUse.NONE` for changes that store content). If the change fails, it is rolled back,
-        and the future raises a RegistryError: the RegistryError that `change` raised, StorageFull,
-        DataDirectoryReplaced, or StorageFailed for any other error. If the task that awaits the future is cancelled,
+        use on a full disk (`ReserveUse.NONE` for changes that store content).
+
+        A change that fails is rolled back, and the future raises the RegistryError that `change` raised, StorageFull,
+        DataDirectoryReplaced, or, for any other error, StorageFailed. If the task that awaits the future is cancelled,
         the change still runs to its end, and only then the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
@@ -146,11 +149,9 @@ class CommitThread:
         return future
 
     def has_same_rights(self, before: object, after: object) -> bool:
-        """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
-        and it changed no rights. Rights that were read at `before` are then still valid at `after`.
-
-        Otherwise returns False. Returns False for an older commit as well, because the thread remembers only its last
-        commit that changed no rights."""
+        """Returns True if the only commit between the data versions `before` and `after` is the last commit of this
+        thread that changed no rights. Rights that were read at `before` are then still valid at `after`. Otherwise
+        returns False, even if the rights did not change."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -159,8 +160,8 @@ class CommitThread:
         self._thread.join()
 
     def _work(self, opened: Future[None]) -> None:
-        """Opens the database, gives `opened` a result or the error, and commits batches until `close` is called. The
-        thread runs this method."""
+        """The main function of the thread. Opens the database, and commits batches until `close` is called. `opened`
+        gets a result once the database is open, or the error if it cannot be opened."""
         try:
             db = connect(self._layout.metadata)
             lock_fd = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
@@ -183,14 +184,14 @@ class CommitThread:
                     self._observer.on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
                 except BaseException as error:
                     watch.end_wait()
-                    # The lock failed, or the error is unexpected. The thread continues, because without it this process
-                    # could make no more changes.
+                    # The lock failed, or the error is unexpected. The thread continues, because only this thread can
+                    # make the next changes of the process.
                     log.warning("a transaction with changes of the metadata failed", exc_info=error)
                     self._roll_back(db)
                     for pending in batch:
                         pending.fail(error)
                 # Delivery wakes the event loop, which then competes with this thread for Python's global interpreter
-                # lock. Other processes do not wait for this, because the file lock is already released.
+                # lock. The file lock is released before, so that other processes do not wait meanwhile.
                 for pending in batch:
                     pending.deliver()
                 if self._wal.is_long:
@@ -202,8 +203,8 @@ class CommitThread:
             os.close(lock_fd)
 
     def _next_batch(self) -> list[_PendingChange]:
-        """Waits for a change. Returns a batch of this change and the changes that are queued behind it, at most
-        `MAX_BATCH_CHANGES` changes. Returns an empty list if `close` was called and no change is queued."""
+        """Waits for a queued change. Returns this change and the changes that are queued behind it, up to a total of
+        `MAX_BATCH_CHANGES`. Returns an empty list if `close` was called and no change is queued."""
         pending = self._queue.get()
         if pending is None:
             return []
@@ -249,24 +250,25 @@ class CommitThread:
         except StorageFull:
             disk_is_full = True
             with suppress(StorageFull):
-                # Frees the reserve part by part. Calls `attempt` after each part, until it succeeds or no part is left.
+                # Frees the reserve part by part. Calls `attempt` after each part, until an attempt succeeds or no part
+                # is left.
                 self._reserve.spend(attempt, StorageFull)
         if disk_is_full:
-            # Once a checkpoint has copied all of the log, the next commits overwrite it and need no new space.
+            # After a checkpoint has copied the whole log, the next commits overwrite the log and need no new space.
             self._wal.checkpoint(db)
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits all changes in one transaction. If the transaction fails, commits each change in a transaction of its
-        own, because the disk may have space for some of them. Sets the errors of the changes that failed. Raises an
-        error only if it occurs after a commit."""
+        """Commits all changes in one transaction. If one of the changes makes the transaction fail, commits each change
+        in a transaction of its own, because the disk may have space for some of the changes. Sets the errors of the
+        changes that failed. Raises an error only if the error occurs after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
-            is_disk_full = means_full_disk(db, error)  # before the rollback, because it looks at the last error of `db`
+            is_disk_full = means_full_disk(db, error)  # before the rollback, which replaces the last error of `db`
             self._roll_back(db)
             if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
-            if isinstance(error, StorageFailed | StorageFull):  # raised before the first change: all would fail again
+            if isinstance(error, StorageFailed | StorageFull):  # raised before the first change
                 for pending in batch:
                     pending.error = error
             elif len(batch) > 1:
@@ -283,8 +285,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checks that the path still leads to the opened data directory. A check at the beginning of a push would be too
-        # early, because the push writes its files by path afterwards.
+        # Checks that the path still leads to the opened data directory. The check must come after a push has written
+        # its files, because the push finds them by path.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)
@@ -330,8 +332,8 @@ class CommitThread:
             self._log_name_is_durable = True
 
     def _set_fsync(self, db: apsw.Connection, enabled: bool) -> None:
-        """Switches the fsync at each commit on or off. Changes that may be lost in a power cut need no fsync, such as
-        the progress of an upload. A commit without fsync becomes durable with the next commit that has an fsync."""
+        """Switches the fsync at each commit on or off. A change that a power cut may undo, such as the progress of an
+        upload, needs no fsync. A commit without fsync becomes durable with the next commit that has an fsync."""
         if enabled is not self._fsync_enabled:
             db.pragma("synchronous", "FULL" if enabled else "NORMAL")
             self._fsync_enabled = enabled
@@ -351,8 +353,8 @@ class CommitThread:
                 self._wal.close_gaps_at_end(db)
         except Exception as error:
             log.error(
-                "after an error of the disk, some of the newest changes may not be on the disk, and this process could "
-                "not write them again before its end: %s; a power cut may lose them; check the disk",
+                "check the disk: after a disk error, this process could not write the newest changes again before its "
+                "end, and a power cut may lose some of these changes: %s",
                 error,
             )
 
@@ -370,8 +372,8 @@ def _execute_commit(db: apsw.Connection) -> None:
 
 
 def _as_registry_error(error: BaseException, *, is_disk_full: bool = False) -> RegistryError:
-    """Returns `error` itself if it is a RegistryError. Otherwise returns StorageFull if `is_disk_full` is true, or
-    else StorageFailed."""
+    """Converts an error to a RegistryError. Returns a RegistryError as it is. For any other error, returns StorageFull
+    if `is_disk_full` is true, and StorageFailed if it is false."""
     if isinstance(error, RegistryError):
         return error
     if is_disk_full:

@@ -1,6 +1,5 @@
-"""Warns of a process that holds the lock of the database for long, for example a command that somebody has stopped with
-Ctrl-Z (`LockWatch`). Until that process continues or ends, no other process can change the metadata: all pushes
-wait."""
+"""Logs a warning if another process holds the lock of the metadata database for long (`LockWatch`). An example is a
+command that somebody has stopped with Ctrl-Z. While the lock is held, all pushes wait."""
 
 from __future__ import annotations
 
@@ -13,21 +12,22 @@ from pathlib import Path
 from typing import Final
 
 WARN_SECONDS: Final = 5.0
-"""How long a process waits for the lock before it warns. The warning may come half of this time later."""
+"""Length of a wait for the lock after which a warning is logged. The warning can be late by half of this time."""
 REPEAT_SECONDS: Final = 60.0
 """Time between two warnings about the same wait."""
 log = logging.getLogger("storage.metadata")
 
 
 class LockWatch:
-    """Watches in a thread how long a wait for the lock takes, and logs which process holds it."""
+    """Measures, in a thread of its own, how long each wait for the lock takes. If a wait is long, logs which process
+    holds the lock."""
 
     def __init__(self, lock_fd: int, warn_seconds: float = WARN_SECONDS) -> None:
-        """Starts the thread. Watches nothing if the operating system refuses another thread. `lock_fd`: a descriptor of
-        the file that is locked."""
+        """Starts the thread. If the operating system refuses to start a thread, no wait is watched. `lock_fd`: a
+        descriptor of the locked file."""
         self._lock_fd = lock_fd
         self._warn_seconds = warn_seconds
-        self._waits_since: float | None = None
+        self._wait_began_at: float | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lock watch", daemon=True)
         self._is_started = False
@@ -37,11 +37,11 @@ class LockWatch:
 
     def begin_wait(self) -> None:
         """Must be called before the wait for the lock."""
-        self._waits_since = time.monotonic()
+        self._wait_began_at = time.monotonic()
 
     def end_wait(self) -> None:
-        """Must be called when the lock was taken, and when the attempt to take it failed."""
-        self._waits_since = None
+        """Must be called after the wait for the lock, both after a success and after an error."""
+        self._wait_began_at = None
 
     def close(self) -> None:
         """Ends the thread."""
@@ -52,23 +52,23 @@ class LockWatch:
     def _watch(self) -> None:
         warned_wait, warned_at = None, 0.0
         while not self._closed.wait(self._warn_seconds / 2):
-            since, now = self._waits_since, time.monotonic()
-            if since is None or now - since < self._warn_seconds:
+            wait_began_at, now = self._wait_began_at, time.monotonic()
+            if wait_began_at is None or now - wait_began_at < self._warn_seconds:
                 continue
-            if since != warned_wait or now - warned_at >= REPEAT_SECONDS:
-                warned_wait, warned_at = since, now
+            if wait_began_at != warned_wait or now - warned_at >= REPEAT_SECONDS:
+                warned_wait, warned_at = wait_began_at, now
                 log.warning(
-                    "no change of the metadata is possible: for %.0f seconds, this process has waited for a lock. "
-                    "Its holder: %s",
-                    now - since,
-                    holder_of_flock(self._lock_fd),
+                    "no change of the metadata is possible: this process has waited %.0f seconds for the lock of the "
+                    "database; the lock is held by %s",
+                    now - wait_began_at,
+                    describe_flock_holder(self._lock_fd),
                 )
 
 
-def holder_of_flock(fd: int) -> str:
+def describe_flock_holder(fd: int) -> str:
     """Returns a text about the process that holds the exclusive `flock` on a file: its pid and command, and whether it
-    is stopped (proc(5), /proc/locks). Says so if it cannot find the process: /proc/locks does not show the locks of
-    processes in other containers."""
+    is stopped (proc(5), /proc/locks). If the process cannot be found, the text says so. For example, /proc/locks does
+    not show locks of processes in other containers."""
     inode = os.fstat(fd).st_ino
     try:
         entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]

@@ -63,8 +63,7 @@ async def test_files_that_other_users_may_write_are_copied(
     assert (result["copied"], result["linked"]) == (2, 0)
     [(_, note)] = run_import.reports("note")
     assert note == (
-        "the file of this blob, and others like it, are copied, because they cannot be linked: "
-        "other users may write to it"
+        "the files of this blob and of blobs with the same problem are copied, not linked: other users may write to it"
     )
     await assert_complete(store, APP, image)
 

@@ -54,7 +54,7 @@ async def test_broken_content_is_reported(
         "team/app:rotten": f"the bytes of the blob {corrupt_config.config.digest} have another digest",
         "team/app:no-manifest": "its file is missing",
         "team/app:bad-manifest": "the bytes of its file have another digest",
-        "team/app:dangling": f"it points at {deleted_manifest.digest}, which was deleted",
+        "team/app:dangling": f"the tag points at {deleted_manifest.digest}, which was deleted",
         "team/app:half": f"its child {incomplete_image.digest}: the file of the blob {layer} is missing",
         "team/app:nonsense": "its link contains 'sha256:12', which is not a digest",
         "team/app:empty": "its link is missing",

@@ -175,8 +175,8 @@ async def test_a_tag_that_retention_has_deleted_is_not_imported_again(
     result = await run_import()
     assert (result["tags"], result["manifests"]) == (0, 0)
     reason = (
-        "the tag stays deleted: entrepot retention has deleted it here, and at the old registry it points at an image "
-        "that it had here before"
+        "the tag stays deleted: entrepot retention has deleted it here after it had pointed at the same image as at "
+        "the old registry"
     )
     assert ("team/app:b0", reason) in run_import.reports("note")
     reason = "manifests that retention has deleted here stay deleted: 2"

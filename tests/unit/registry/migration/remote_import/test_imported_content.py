@@ -170,8 +170,8 @@ async def test_an_image_that_retention_has_deleted_does_not_come_back(
     result = await run_import()
     assert (result["tags"], result["manifests"]) == (0, 0)
     reason = (
-        "the tag stays deleted: entrepot retention has deleted it here, and at the old registry it points at an image "
-        "that it had here before"
+        "the tag stays deleted: entrepot retention has deleted it here after it had pointed at the same image as at "
+        "the old registry"
     )
     assert run_import.reports("note") == [("team/app:1", reason)]
     moved = content.add(APP, noise_image("another image", 10), "1")
