@@ -25,17 +25,16 @@ _SIMPLE = re.compile(r"[^*]*\*{0,2}")
 _MAX_LENGTH = 255
 """Longest pattern, in characters."""
 _MAX_SEEK_ROUNDS: Final = 4
-"""Largest number of rounds of `NameSet.seek`. Each round searches the patterns and then the limits. After the last
-round, `seek` returns the text that it has reached."""
+"""Largest number of rounds in one call of `NameSet.seek`. A round searches the patterns and then the limits."""
 
-_SET_BYTES: Final = 2048
-"""Approximate memory of a `NameSet` without its patterns, in bytes."""
-_MATCHED_PATTERN_BYTES: Final = 1200
-"""Approximate memory of a pattern and of its entries in a matcher, without its characters, in bytes."""
-_MATCHED_CHARACTER_BYTES: Final = 8
-"""Approximate memory of one character of a pattern, in the pattern and the matcher together, in bytes."""
+_EMPTY_SET_BYTES: Final = 2048
+"""Approximate memory of a `NameSet` without patterns, in bytes."""
+_PATTERN_AND_MATCHER_BYTES: Final = 1200
+"""Approximate memory of a pattern and of the matcher's entries for the pattern, without the characters, in bytes."""
+_CHARACTER_BYTES: Final = 8
+"""Approximate memory per character of a pattern, in the pattern and the matcher together, in bytes."""
 _PATTERN_BYTES: Final = 64
-"""Approximate memory of a pattern without its characters and without its entries in a matcher, in bytes."""
+"""Approximate memory of a pattern alone, without the characters and without a matcher, in bytes."""
 
 
 class NamePattern(str):
@@ -89,13 +88,12 @@ def _matcher(pattern: str) -> Matcher:
 
 @dataclass(frozen=True)
 class NameSet:
-    """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None, one
-    of `limits`.
+    """A set of repository names. A name is in the set if it matches one of `patterns`. If `limits` is not None, the
+    name must also match one of `limits`.
 
-    `guarded` contains first segments, for example of upstreams whose content may be private. A name below a guarded
-    segment matches only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match
-    `ghcr.io/app`, but `ghcr.io/**` does. So a grant for `**` gives no access to a guarded upstream. This rule does not
-    apply to `limits`, because limits only remove names.
+    `guarded` contains first segments, for example of upstreams whose content may be private. `patterns` put a name
+    below a guarded segment into the set only if a matching pattern begins with the segment and a slash. If `ghcr.io` is
+    guarded, `ghcr.io/**` puts `ghcr.io/app` into the set, but `**` does not. `limits` do not have this restriction.
     """
 
     patterns: frozenset[NamePattern]
@@ -120,12 +118,11 @@ class NameSet:
         return self._limit_matcher is None or self._limit_matcher.matches(name)
 
     def covers(self, pattern: NamePattern) -> bool:
-        """Returns True only if every name that matches `pattern` is in the set. Takes one lookup per character of
-        `pattern`.
+        """Returns True only if the set contains every name that a set with the only pattern `pattern` and the same
+        guarded segments contains. Takes one lookup per character of `pattern`.
 
-        The method checks only whether the set's patterns contain `pattern` itself or a simple pattern that matches all
-        names of `pattern`. So it returns False, although the set contains these names, in two cases: if only several
-        patterns together match them, or if only a pattern that is not simple matches them.
+        A result of False for a pattern with a star proves nothing: the method considers only `pattern` itself and
+        simple patterns, one at a time.
         """
         if "*" not in pattern:
             return pattern in self
@@ -148,39 +145,37 @@ class NameSet:
 
     @cached_property
     def has_every_name(self) -> bool:
-        """Whether the pattern `**` puts every name into the set. False if the set contains every name only because
-        several patterns together match all names."""
+        """Whether the set certainly contains every name: no segment is guarded, and `patterns` contain `**`, and so do
+        `limits` unless they are None."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     @cached_property
     def memory_bytes(self) -> int:
-        """Approximate memory of the set and its small matchers, in bytes. Large matchers do not count, because equal
-        sets share them."""
-        size = _SET_BYTES + _MATCHED_PATTERN_BYTES * len(self.guarded)
+        """Approximate memory of the set, in bytes, without the matchers that equal sets share."""
+        size = _EMPTY_SET_BYTES + _PATTERN_AND_MATCHER_BYTES * len(self.guarded)
         for patterns in (self.patterns, self.limits or ()):
             characters = sum(map(len, patterns))
             if characters < MIN_SHARED_CHARACTERS:
-                size += _MATCHED_PATTERN_BYTES * len(patterns) + _MATCHED_CHARACTER_BYTES * characters
+                size += _PATTERN_AND_MATCHER_BYTES * len(patterns) + _CHARACTER_BYTES * characters
             else:
                 size += _PATTERN_BYTES * len(patterns) + characters
         return size
 
     def prepare(self) -> None:
-        """Builds the matcher of the patterns, which takes milliseconds for many patterns. Without this call, the first
-        lookup builds the matcher."""
+        """Builds the matcher of the patterns before the first lookup, which would otherwise build it. Building takes
+        milliseconds for many patterns."""
         self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. The
-        bound is 1 without limits and 2 with limits. If many patterns are not simple, the bound is larger."""
+        """Upper bound for the cost of matching one character of a name; the unit is the cost of one lookup. The bound
+        is 1 without limits and 2 with limits. If many patterns are not simple, the bound is larger."""
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """Lets a scan of all names in byte order skip names outside the set. `text`: the text that the scan has
-        reached. Returns the text at which the scan may continue without missing a name of the set. The result is equal
-        to `text` or sorts after it, and no name of the set sorts between the two. The result need not be a name of the
-        set. Returns None if no name of the set is equal to `text` or sorts after it.
+        """Lets a scan of names in byte order skip names outside the set. `text`: the text that the scan has reached.
+        Returns the text at which the scan can continue without missing a name of the set. This text can be `text`
+        itself, and need not be a name of the set. Returns None if the rest of the scan has no name of the set.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             candidate = self._seek_patterns(text)
@@ -193,8 +188,8 @@ class NameSet:
         return text
 
     def _seek_patterns(self, text: str) -> str | None:
-        """Does what `seek` does, but ignores the limits. In byte order, the names below one guarded segment follow each
-        other. Only the patterns below that segment apply to these names. All patterns apply to all other names."""
+        """Does what `seek` does, but ignores the limits. In byte order, the names below a guarded segment form one
+        range. Only the patterns below the segment apply in this range. Outside these ranges, all patterns apply."""
         while True:
             segment, slash, _ = text.partition("/")
             is_guarded = bool(slash) and segment in self.guarded
@@ -252,8 +247,8 @@ class NameSet:
 
 def _has_cover(patterns: Collection[NamePattern], pattern: NamePattern, min_prefix_length: int = 0) -> bool:
     """Returns whether `patterns` contains `pattern` itself, or a simple pattern that matches all names that `pattern`
-    matches. `pattern` must contain a star. Ignores simple patterns whose prefix is shorter than `min_prefix_length`
-    characters."""
+    matches. Does not consider simple patterns whose prefix is shorter than `min_prefix_length` characters. `pattern`
+    must contain a star."""
     if pattern in patterns:
         return True
     end = len(pattern.prefix) + 1

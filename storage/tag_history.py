@@ -2,8 +2,7 @@
 tag. The interface also has methods that change tags, for example to point a tag at earlier content again.
 
 Each change of a tag has an entry in the history. Entries are never deleted. A deleted manifest and its blobs are kept
-for the grace period of garbage collection. During that time the manifest can be *put back*: it then is a manifest of
-its repository again.
+for the grace period of garbage collection. During this period, the manifest can be *put back* into its repository.
 """
 
 from __future__ import annotations
@@ -20,8 +19,11 @@ from storage.tag_rules import IsImmutable
 
 
 class Availability(StrEnum):
-    """Whether a tag can point at a manifest. `STORED`: the repository has the manifest. `DELETED`: it was deleted, and
-    can still be put back. `GONE`: garbage collection has removed it."""
+    """Whether a tag can be pointed at a manifest.
+
+    - `STORED`: yes, the repository has the manifest.
+    - `DELETED`: yes, the manifest was deleted, but can be put back.
+    - `GONE`: no, garbage collection has removed the manifest."""
 
     STORED = "stored"
     DELETED = "deleted"
@@ -30,10 +32,13 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TagChange:
-    """An entry of the history. `digest`: the digest that the tag points at since the change; None: the change deleted
-    the tag. `previous`: the digest that the tag pointed at before; None: there was no such tag. `at`: time of the
-    change, in seconds since 1970. `by`: the client or command that made the change. `availability`: whether the
-    manifest `digest` is available; None if `digest` is None."""
+    """An entry of the history.
+
+    - `digest`: the digest that the tag points at after the change. None: the change deleted the tag.
+    - `previous`: the digest that the tag pointed at before the change. None: the tag did not exist.
+    - `at`: time of the change, in seconds since 1970.
+    - `by`: the client or command that made the change.
+    - `availability`: whether a tag can be pointed at the manifest `digest` now. None: `digest` is None."""
 
     id: int
     tag: Tag
@@ -46,9 +51,11 @@ class TagChange:
 
 @dataclass(frozen=True, slots=True)
 class TagMove:
-    """A tag that was pointed at a manifest. `digest`: the digest that the tag points at now. `previous`: the digest
-    that the tag pointed at before; None: there was no such tag. `restored`: digests of the manifests that the call has
-    put back, in this order."""
+    """The result of `TagHistory.move`.
+
+    - `digest`: the digest that the tag points at after the call.
+    - `previous`: the digest that the tag pointed at before. None: the tag did not exist.
+    - `restored`: the digests of the manifests that the call has put back, in this order."""
 
     tag: Tag
     digest: Digest
@@ -71,8 +78,8 @@ class TagHistory(Protocol):
     NameUnknown. The methods `move` and `delete_tag` also raise StorageFull and StorageFailed."""
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
-        """Returns a page of at most `limit` entries of the tag, newest first. `tag`: None means all tags. `before`: the
-        page has only entries that are older than the entry with this id; None: begins with the newest entry."""
+        """Returns a page of at most `limit` entries of the tag, newest first. `tag`: None means all tags. `before`: id
+        of an entry, and the page has only older entries; None: the page begins with the newest entry."""
         ...
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:
@@ -80,12 +87,13 @@ class TagHistory(Protocol):
         ...
 
     async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
-        """Returns the last digest other than `current` that the tag pointed at; None if there is none."""
+        """Returns the last digest that the tag pointed at and that is not `current`. Returns None if there is none."""
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:
-        """Returns the digest of the tag at the time `at` (seconds since 1970); None if there was no such tag. Changes
-        up to half a millisecond after `at` count: `at` may be the time of a change, rounded to milliseconds."""
+        """Returns the digest that the tag pointed at at the time `at` (seconds since 1970). Returns None if the tag did
+        not exist then. A change up to half a millisecond after `at` counts as made at `at`, because `at` may be the
+        rounded time of the change."""
         ...
 
     async def move(
@@ -100,25 +108,29 @@ class TagHistory(Protocol):
         force: bool = False,
     ) -> TagMove:
         """Points the tag at a manifest that the repository has, or that was deleted and can be put back. Creates the
-        tag if there is none.
+        tag if it does not exist.
 
-        First puts back deleted manifests: the manifest itself, the manifests that an index lists, and the *referrers*
-        of these manifests (manifests with the field `subject`, such as signatures). If some content of a referrer is
-        missing, the referrer stays deleted. Usually one transaction puts back the manifests and changes the tag. If
-        there are very many manifests, earlier transactions put back most of them. An interrupted call can then leave
-        manifests that no tag points at. Raises:
+        Before this, puts back each of these manifests that was deleted:
+
+        - the manifest itself
+        - the manifests that it lists, if it is an index
+        - the *referrers* of these manifests (manifests with the field `subject`, such as signatures). A referrer whose
+          content is not complete stays deleted.
+
+        An interrupted call can have put back some of very many manifests without changing the tag. Raises:
 
         - ManifestUnknown: the manifest, or a manifest that it lists, cannot be put back.
-        - ManifestBlobUnknown: a blob is missing.
+        - ManifestBlobUnknown: a blob of the manifest, or of a manifest that it lists, is missing.
         - ManifestTooLarge: the manifest lists more manifests than one call can put back.
         - PreconditionFailed: `condition` does not hold for the tag.
-        - Denied: the tag is immutable and points at another manifest. With `force`, the call moves the tag anyway, and
-          the audit log records the forced move."""
+        - Denied: the tag is immutable and points at another manifest, and `force` is False. If `force` is True, the
+          call moves such a tag, and the audit log records the forced move."""
         ...
 
     async def delete_tag(
         self, repo: RepositoryName, tag: Tag, *, by: Actor, is_immutable: IsImmutable, force: bool = False
     ) -> None:
-        """Deletes the tag and keeps its manifest. If there is no such tag, raises ManifestUnknown. If the tag is
-        immutable, raises Denied; with `force`, deletes the tag anyway, and the audit log records the forced delete."""
+        """Deletes the tag and keeps its manifest. Raises ManifestUnknown if the tag does not exist. Raises Denied if
+        the tag is immutable and `force` is False. If `force` is True, deletes an immutable tag, and the audit log
+        records the forced delete."""
         ...

@@ -1,19 +1,20 @@
-"""The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the image
-search of NAS systems (network storage). Pushes and pulls use `/v2`.
+"""The parts of Docker's first registry API that clients still use. The clients are `docker search`, `podman search`,
+and the image search of NAS systems (network storage). Pushes and pulls use `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Docker sends a
-  login with the second request only. Which login this is depends on what `docker login` has stored:
-  - A refresh token, which this registry issues: Docker gets a bearer token for the scope `registry:catalog:search`.
-  - A password: Docker sends the name and the password.
-  - Nothing: Docker sends an empty name and password.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Docker sends a login only with
+  the second request. The login depends on what `docker login` has stored:
+  - A refresh token from this registry: Docker requests a bearer token for the scope `registry:catalog:search`, and
+    sends the bearer token.
+  - A password: Docker sends the user name and the password.
+  - Nothing: Docker sends an empty user name and an empty password.
 
-  Docker sends names and passwords only over HTTPS, and only if the response to `GET /v1/_ping` has the header
+  Docker sends user names and passwords only over HTTPS, and only if the response to `GET /v1/_ping` has the header
   `X-Docker-Registry-Standalone`.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, podman reads
   `/v2/_catalog` with its login.
 
-If a search without a login finds nothing, this registry answers 401, and the client sends its login. A registry that
-has no accounts yet answers with an empty page instead.
+If a search without a login finds nothing, this registry answers 401, so that the client sends its login. A registry
+without accounts answers with an empty page instead.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ DEFAULT_RESULTS: Final = 25
 MAX_RESULTS: Final = 100
 """Largest number of results on a page."""
 MAX_TAGS: Final = 1000
-"""Largest number of tags in a list. Clients cannot request the tags after these."""
+"""Largest number of tags in a list. Clients cannot request further tags."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
 _EMPTY_LOGIN: Final = b"Basic Og=="
-"""An Authorization header with an empty name and password."""
+"""The value of an Authorization header with an empty user name and an empty password."""
 
 
 async def identify_v1_caller(request: Request) -> Caller:
-    """Returns the caller. Treats an empty name and password as no login. Raises the errors of `identify_caller`."""
+    """Returns the caller. Treats an empty user name with an empty password as no login. Raises the errors of
+    `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _EMPTY_LOGIN)]
     # `identify_caller` stores the actor in the dict `state` of the copied scope, and `ManagementRoute` reads the actor
     # in the original scope. So both scopes must share one dict.
@@ -66,8 +68,8 @@ class V1Result(BaseModel):
 
 
 class V1Results(BaseModel):
-    """A page of results. `num_results` is the number of results up to the end of this page, plus one if there is a next
-    page: the total number is not known."""
+    """A page of results. The total number of results is not known. `num_results` is the number of results on this and
+    all earlier pages, plus one if there is a next page."""
 
     query: str
     page: int
@@ -92,13 +94,13 @@ async def search(
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
-    """Finds repositories by name. Repositories that are stored here come first. If an upstream has the setting
-    `search`, the results of this upstream follow. If the registry has accounts, raises Unauthorized for an anonymous
-    caller who may pull nothing or whose first page is empty."""
+    """Finds repositories by name. Stored repositories come first. The results of the upstream with the setting `search`
+    follow, if there is such an upstream. In a registry with accounts, raises Unauthorized for an anonymous caller who
+    may pull nothing, and for one whose first page is empty."""
     response.headers.update(_HEADERS)
     caller.content_searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
-    # Clients write the official images of Docker Hub with or without this prefix.
+    # Clients search for Docker Hub's official images with or without this prefix.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # an offset above MAX_OFFSET finds nothing
     stored_page = await caller.content_searches.find_repositories(caller.searcher, text, offset, count)

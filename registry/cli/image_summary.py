@@ -20,22 +20,22 @@ from storage.names import Digest, ImageReference, RepositoryName, Tag
 PAGE_SIZE = 1000
 """Number of tags or referrers in each page that is read from the registry."""
 IMAGE_CONFIG_TYPES = {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-"""Media types of the configs of ordinary images. If the artifact type is one of them, the text summary does not show
-it. The artifact type of a manifest that states none is the media type of its config."""
+"""Media types of the configs of ordinary images. The text summary does not show an artifact type that equals one of
+these media types."""
 MAX_LISTED = 20
-"""Maximum number of tags, and of referrers, that the text summary lists. Of the others, it shows only the number."""
+"""Maximum number of tags that the text summary lists, and maximum number of referrers. The summary shows how many
+others there are."""
 
 
 async def summarize_image(
     registry: Registry, image_reference: ImageReference, served_digest: Digest | None = None
 ) -> dict[str, Any]:
-    """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
-    any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises ManifestUnknown
-    if there is no such manifest.
+    """Returns the summary of a manifest as a dict of JSON values. The summary of an index has the key `manifests` with
+    the children. The summary of any other manifest has the keys `config`, `layers`, `total` (bytes of the config and
+    the layers), `platform` and `created`. Raises ManifestUnknown if there is no such manifest.
 
-    `served_digest`: the digest that a pull of the reference gets. For a mirrored tag, it can differ from the digest
-    that the store has for the tag, for example because the tag is kept at an older digest. None: the two digests are
-    the same."""
+    `served_digest`: the digest that a pull of a mirrored tag gets, which can differ from the digest that the store has
+    for the tag. None: the summary shows the manifest that the store has for `image_reference`."""
     repo = image_reference.repository
     manifest = await registry.get_manifest(repo, served_digest or image_reference.reference)
     summary: dict[str, Any] = {
@@ -45,8 +45,8 @@ async def summarize_image(
         "mediaType": manifest.media_type,
         "artifactType": manifest.artifact_type,
         "size": len(manifest.body),
-        "tags": await _tags_of(registry, repo, manifest.digest),
-        "referrers": await _referrers(registry, repo, manifest.digest),
+        "tags": await _find_tags(registry, repo, manifest.digest),
+        "referrers": await _find_referrers(registry, repo, manifest.digest),
         "subject": manifest.subject,
         "annotations": dict(manifest.annotations),
     }
@@ -60,9 +60,9 @@ async def summarize_image(
     return summary
 
 
-async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
-    """Returns the tags that point at the manifest. If the repository is deleted in the meantime, returns the tags
-    found until then."""
+async def _find_tags(registry: Registry, repo: RepositoryName, digest: Digest) -> list[Tag]:
+    """Returns the tags that point at the manifest. If the repository is deleted during the call, returns the tags that
+    the call has found before."""
     tags: list[Tag] = []
     after: str | None = None
     try:
@@ -81,7 +81,7 @@ async def _tags_of(registry: Registry, repo: RepositoryName, digest: Digest) -> 
         return tags
 
 
-async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -> list[dict[str, object]]:
+async def _find_referrers(registry: Registry, repo: RepositoryName, digest: Digest) -> list[dict[str, object]]:
     """Returns the descriptors of all manifests whose `subject` is the manifest with this digest, such as its
     signatures."""
     referrers: list[dict[str, object]] = []
@@ -95,8 +95,8 @@ async def _referrers(registry: Registry, repo: RepositoryName, digest: Digest) -
 
 
 async def _child_summary(registry: Reader, repo: RepositoryName, child: Descriptor) -> dict[str, Any]:
-    """Returns a child's descriptor with its platform and, under `total`, the size of its config and layers in bytes.
-    `total` is None if the child is not stored."""
+    """Returns the descriptor of a child of an index with two more keys: `platform`, and `total`, the size of the
+    child's config and layers in bytes. `total` is None if the child is not stored."""
     summary: dict[str, Any] = {**child.as_json(), "platform": _platform_option(child.platform)}
     try:
         summary["total"] = _total_bytes(await registry.get_manifest(repo, child.digest))
@@ -146,8 +146,9 @@ def _platform_option(platform: object) -> str | None:
 
 
 def print_image_summary(summary: dict[str, Any]) -> None:
-    """Prints `summary`, the result of `summarize_image`, for people. First come lines with a name and a value, such as
-    the digest. Then comes a table: for an index, of its children; for any other manifest, of its config and layers."""
+    """Prints `summary`, the result of `summarize_image`, as the text for people. First come lines with a name and a
+    value, such as the digest. Then comes a table. The table of an index lists the children. The table of any other
+    manifest lists the config and the layers."""
     console = plain_console()
     console.print(Text(summary["reference"], "bold"))
     facts = Table.grid(padding=(0, 2))
@@ -163,7 +164,7 @@ def print_image_summary(summary: dict[str, Any]) -> None:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the facts above the table, as pairs of name and text."""
+    """Returns the names and values for the lines above the table."""
     facts = [("digest", summary["digest"]), ("type", summary["mediaType"])]
     if summary["artifactType"] and summary["artifactType"] not in IMAGE_CONFIG_TYPES:
         facts.append(("artifact", summary["artifactType"]))
@@ -186,13 +187,13 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shortened_list(texts: list[str]) -> str:
-    """Joins the first MAX_LISTED texts with commas, and adds the number of the others: `a, b and 5 more`."""
+    """Joins the first MAX_LISTED texts with commas, and adds the number of the others, as in `a, b and 5 more`."""
     omitted = len(texts) - MAX_LISTED
     return ", ".join(texts[:MAX_LISTED]) + (f" and {omitted} more" if omitted > 0 else "")
 
 
 def _children_table(summary: dict[str, Any]) -> Table:
-    """Returns a table with a row for each child of the index. The size is that of the child's config and layers."""
+    """Returns a table with a row for each child of the index. A row shows the size of the child's config and layers."""
     table = new_table("platform", "size", "digest", "type")
     for child in summary["manifests"]:
         size = "(not here)" if child["total"] is None else human_size(child["total"])

@@ -1,7 +1,8 @@
 """The settings for mirroring: `[[upstream]]` (the registries to mirror), `[hosted]` (names that belong to this registry
 and are never mirrored) and `[warm]` (images to fetch ahead of the first pull).
 
-The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
+The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError
+for an invalid value.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ HUB_LIBRARY = "library"
 """The first part of the full name of a Docker Hub image whose short name has no slash: `ubuntu` is `library/ubuntu`."""
 
 _HUB_HOSTS = ("registry-1.docker.io", "index.docker.io", "hub.docker.com", "registry.hub.docker.com")
-"""Hosts of Docker Hub. No upstream can have the name of such a host, because image names contain `docker.io`
-instead."""
+"""Hosts of Docker Hub. They cannot be names of upstreams, because image names contain `docker.io` instead."""
 _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
     DOCKER_HUB: {"endpoints": ["https://registry-1.docker.io"], "realms": ["https://auth.docker.io/token"]}
 }
-"""Default settings of an upstream, by its name. All other upstreams have the default URL `https://NAME`."""
+"""Default settings of some upstreams, by name. For all other upstreams, the default of `endpoints` is
+`https://NAME`."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
 
@@ -83,10 +84,10 @@ def _check_redirect_host(value: str) -> str:
 def _check_upstream_name(value: str) -> str:
     if value in _HUB_HOSTS:
         raise ValueError(
-            f"{value!r} is a host of Docker Hub; write {DOCKER_HUB!r}, and to set another address, use endpoints"
+            f"{value!r} is a host of Docker Hub; write {DOCKER_HUB!r}; the setting endpoints can set another address"
         )
     if value == HUB_LIBRARY:
-        raise ValueError(f"{value!r} cannot be an upstream's name: Docker Hub's own images have it in their names")
+        raise ValueError(f"{value!r} cannot be an upstream's name: names of Docker Hub's images begin with it")
     if not _NAME.fullmatch(value) or len(value) > 100:
         raise ValueError(f"{value!r} is not a name like docker.io or ghcr.io; to set an address, use endpoints")
     return value
@@ -109,13 +110,13 @@ HostName = Annotated[str, AfterValidator(_check_host)]
 
 
 class Upstream(SettingsGroup):
-    """A registry that this one mirrors. For Docker Hub and many others the name suffices, such as `docker.io`."""
+    """A registry that this one mirrors. For Docker Hub and many other registries, the setting `name` suffices."""
 
     name: UpstreamName = Field(description="Its name in image names (`localhost:5000/ghcr.io/org/app`) and in `?ns=`")
     endpoints: list[Annotated[str, AfterValidator(_check_endpoint)]] = Field(
         default=[],
-        description="Its URLs; those that answered last time are tried first. Default: `https://` and the name; for "
-        "`docker.io` the URL of Docker Hub",
+        description="Its URLs. The mirror first tries those that answered last time. Default: `https://` and the name; "
+        "for `docker.io` the URL of Docker Hub",
     )
     default: bool = Field(
         default=False, description="Whether names without a host, such as `ubuntu`, are pulled from it"
@@ -136,9 +137,9 @@ class Upstream(SettingsGroup):
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
-        description="Hosts to which redirects may always lead, such as `storage.corp:9000` (without a port: 80 and "
-        "443). A redirect to any other host is followed only if the host has a public address, or if the host and the "
-        "endpoint both have private addresses",
+        description="Hosts to which redirects may always lead, such as `storage.corp:9000`. A host without a port "
+        "means its ports 80 and 443. A redirect to any other host is followed only if the host has a public address, "
+        "or if the host and the endpoint both have private addresses",
     )
     username: str | None = Field(default=None, min_length=1, description="User name for its login. Default: no login")
     password_file: Path | None = Field(default=None, description="File with the password and nothing else")
@@ -207,7 +208,7 @@ class Upstream(SettingsGroup):
     @model_validator(mode="before")
     @classmethod
     def _add_presets(cls, values: Any) -> Any:
-        """Adds the default endpoints, and for Docker Hub the default realms, if no endpoints are given."""
+        """If no endpoints are given, adds the default endpoints, and for Docker Hub also the default realms."""
         if not isinstance(values, Mapping) or values.get("endpoints"):
             return values
         name = values.get("name")
@@ -239,8 +240,8 @@ class Upstream(SettingsGroup):
 
     @property
     def redirect_host_ports(self) -> frozenset[tuple[str, int]]:
-        """The host and port of each entry of `redirects`. An entry without a port gives the host with port 80 and with
-        port 443."""
+        """The host and port of each entry of `redirects`. An entry without a port yields two pairs: the host with port
+        80, and the host with port 443."""
         entries = [urlsplit(f"//{entry}") for entry in self.redirects]
         return frozenset(
             (normalized_host(entry.hostname or ""), port)
@@ -259,14 +260,14 @@ class Upstream(SettingsGroup):
     @property
     def needs_upstream_grant(self) -> bool:
         """Whether a pull from this upstream needs a grant whose pattern begins with the upstream's name: the value of
-        `require_grant`, or the default of `require_grant` if it is None."""
+        `require_grant` or, if that is None, whether the upstream has a login."""
         return self._has_login if self.require_grant is None else self.require_grant
 
     @property
     def has_private_repositories(self) -> bool:
-        """Whether this upstream may have repositories that only some clients are allowed to read: if it has a login,
-        or if pulls need a grant for the upstream. If so, the mirror serves a cached blob from a repository only after
-        the upstream has confirmed that this repository has the blob."""
+        """Whether this upstream may have repositories that only some clients may read: True if the upstream has a
+        login, or if pulls need a grant for the upstream. The mirror then serves a cached blob from a repository only
+        after the upstream has confirmed that the repository has the blob."""
         return self._has_login or self.needs_upstream_grant
 
     @property
@@ -289,7 +290,7 @@ class HostedSettings(SettingsGroup):
 def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of `values` (the values of all settings) in which the setting `upstream` has an entry for each
     name in the setting `mirror`. If no upstream is the default, the first name in `mirror` becomes the default. If
-    `mirror` or `upstream` is malformed, changes nothing: the model `Settings` refuses the values later."""
+    `mirror` or `upstream` is malformed, the copy is unchanged, and the model `Settings` refuses the values later."""
     names, upstreams = split_commas(values.get("mirror", [])), values.get("upstream", [])
     if not isinstance(names, list) or not isinstance(upstreams, list):
         return dict(values)
@@ -305,8 +306,8 @@ def add_mirror_upstreams(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_upstream_name(value: Any) -> bool:
-    """Returns whether a value is a valid name of an upstream, apart from its length. The validator
-    `_check_upstream_name` checks the length later."""
+    """Returns whether a value is a valid name of an upstream. Does not check the length, which the validator
+    `_check_upstream_name` checks later."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None and value not in (*_HUB_HOSTS, HUB_LIBRARY)
 
 

@@ -1,7 +1,7 @@
 """`DistributionAPI`: the OCI distribution API below `/v2`, as one ASGI application over a registry.
 
-Each method of each kind of resource has a handler. A handler parses the request, calls the registry and sends the
-response. If a handler raises an error, `DistributionAPI` sends the error response.
+Each kind of resource has a handler for each HTTP method that it supports. A handler parses the request, calls the
+registry and sends the response. If a handler raises an error, `DistributionAPI` sends the error response.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from storage.names import RepositoryName
 log = logging.getLogger("registry.http")
 
 Handler = Callable[[Exchange], Awaitable[None]]
-"""Sends the response to one request, or raises an error. An error after the status was sent closes the connection."""
+"""Sends the response to one request, or raises an error. If the handler has sent the status before the error, the
+connection is closed."""
 
 
 async def ping(exchange: Exchange) -> None:
@@ -72,8 +73,8 @@ HANDLERS: Final[Mapping[str, Mapping[str, Handler]]] = MappingProxyType(
         },
     }
 )
-"""The handlers by kind of resource (`resource_path.Resource`) and by method. `DistributionAPI` adds the handler for the
-kind `history`, which depends on the option `read_history`."""
+"""The handlers by kind of resource (`resource_path.Resource`) and by method. `DistributionAPI` adds the handlers of
+the kind `history`."""
 
 _ALLOWED_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     **{kind: (*methods, "OPTIONS") for kind, methods in HANDLERS.items()},
@@ -104,7 +105,7 @@ class DistributionAPI:
         push_refusal: PushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
-        """An option that is None is switched off, unless its line here says something else.
+        """None switches an option off, unless the line of the option says what None means.
 
         - `limits`: the limits of one request. None: the default limits.
         - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header. None:
@@ -113,20 +114,21 @@ class DistributionAPI:
         - `service`: the name of this registry in the challenges of 401 responses.
         - `rate_limit`: counts the requests of each client.
         - `answer_cache`: the response cache.
-        - `cross_site`: refuses requests that a browser sends because of another site. None: a check for a registry
-          without accounts, whose only host name is that of `public_url`.
+        - `cross_site`: refuses requests that a page of another site makes a browser send. None: the check uses the host
+          of `public_url` as the only host name, and assumes that the registry has no accounts.
         - `body_memory`: the memory budgets of the worker. None: new budgets with the default sizes.
         - `count_pull`: counts each pull of a manifest, including pulls that get a cached response.
         - `read_history`: reads the history of a tag for the current request.
-        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. It is
-          called before the manifest is received. The registry checks the free space again afterwards."""
+        - `push_refusal`: returns why a manifest of a given size does not fit on the disk, or None if it fits. Called
+          before the manifest is received. The registry checks the free space again when it has received the
+          manifest."""
         self.registry = registry
         self.limits = limits or RequestLimits()
         self._base_url = (public_url or "").rstrip("/")
         self._namespaces = namespaces
         self._authenticator = authenticator
-        # Returns the credential key of a request. This key identifies the account or anonymous client, and is a part of
-        # the key under which a response is cached.
+        # This function returns the credential key of a request, which identifies the account or anonymous client.
+        # The credential key is a part of the key under which a response is cached.
         self._make_credential_key = _same_credential_key if authenticator is None else authenticator.credential_key
         self._challenges = None if authenticator is None else Challenges(public_url, service)
         self._rate_limit = rate_limit
@@ -160,9 +162,9 @@ class DistributionAPI:
                 log_cut_off(exchange, error)
                 raise  # the server then closes the connection, so the client sees that the response is incomplete
             log_server_error(exchange, error)
-            # The tracebacks refer to the request's body. The body must not stay in memory while the response is sent.
+            # The tracebacks would keep the request's body in memory while the response is sent.
             error.__traceback__ = error.__context__ = error.__cause__ = None
-            await send_error(exchange, error, *self._challenge(exchange, error))
+            await send_error(exchange, error, *self._challenge_headers(exchange, error))
         except Exception as error:
             if exchange.response_started:
                 error.add_note(f"while request {exchange.request_id} was being answered; its connection is closed")
@@ -177,8 +179,8 @@ class DistributionAPI:
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, and the id of the request. Counts the request under
-        the rate limit, and counts the pull of a manifest. Returns None if no response is cached or the rate limit is
-        reached; then the server has to call the application."""
+        the rate limit, and also as a pull if it pulls a manifest. Returns None if no response is cached or the rate
+        limit is reached. After None, the server must call the application."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None
@@ -223,8 +225,8 @@ class DistributionAPI:
                 raise StorageFull(reason)
 
     async def _route_and_authenticate(self, exchange: Exchange) -> None:
-        """Finds the resource, authenticates the request and counts it under the rate limit. Refused requests count as
-        well, so that a client cannot try wrong credentials without a limit."""
+        """Finds the resource, authenticates the request and counts it under the rate limit. Also counts refused
+        requests, so that the limit applies to clients that try wrong credentials."""
         try:
             self._route(exchange)
             self._cross_site.check(exchange.scope)
@@ -254,8 +256,8 @@ class DistributionAPI:
         if exchange.scope.get("query_string"):
             exchange.query  # noqa: B018  raises for an invalid query, even if the handler does not read the query
 
-    def _challenge(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
-        """Yields the WWW-Authenticate header if the response that reports `error` is a 401."""
+    def _challenge_headers(self, exchange: Exchange, error: RegistryError) -> Iterator[Header]:
+        """Yields the WWW-Authenticate header for the response to `error`, if the response has the status 401."""
         if self._challenges is not None and isinstance(error, Unauthorized):
             yield self._challenges.header(exchange, error)
 

@@ -1,10 +1,9 @@
 """`ActivityRecorder`: stores the activity of the server (such as pulls and pushes) from time to time.
 
 All processes count the activity in shared memory, and one process stores these counts in the database. Each commit
-empties the response caches of all processes. To cause few commits, the process stores the counts every 5 minutes, and
-only if there is activity to store. At these times, the pulls of each manifest are stored anyway
-(`storage.upkeep.pull_recorder`), which empties the caches too. If the server is killed, the activity that was not
-stored yet is lost.
+empties the response caches of all processes. To cause few commits, the process stores new activity only every 5
+minutes, at times at which `storage.upkeep.pull_recorder` commits the pulls of manifests. If the server is killed, the
+activity that is not stored yet is lost.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from storage.leases import Leases
 
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
-SLOT: Final = "activity"
-"""Name of the *slot*, a permit that one process at a time can hold. Its holder stores the activity."""
+SLOT_NAME: Final = "activity"
+"""Name of the *slot*: the permit to store the activity. Only one process at a time can hold the slot."""
 _LATE_SECONDS: Final = 10.0
-"""Activity that is stored at most this long after the end of an hour is counted for that hour."""
+"""Activity that is stored within this number of seconds after the end of an hour counts for that hour."""
 log = logging.getLogger("registry.telemetry")
 
 
@@ -34,7 +33,7 @@ class ActivityRecorder:
     def __init__(
         self, activity_log: ActivityLog, leases: Leases, counts: ActivityCounts, clock: Callable[[], float]
     ) -> None:
-        self._log = activity_log
+        self._activity_log = activity_log
         self._leases = leases
         self._counts = counts
         self._clock = clock
@@ -42,11 +41,11 @@ class ActivityRecorder:
     async def run(self) -> None:
         """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
         runs this method, but only the process that holds the slot stores the activity. After an error, gives up the
-        slot and tries again later. Logs the error, unless it equals the error before it."""
+        slot and tries again later. Logs an error only if its text differs from that of the previous error."""
         logged_error = ""
         while True:
             try:
-                async with self._leases.try_slot(SLOT, count=1) as has_slot:
+                async with self._leases.try_slot(SLOT_NAME, count=1) as has_slot:
                     while has_slot:
                         await self._wait()
                         await self.store()
@@ -58,23 +57,23 @@ class ActivityRecorder:
             await self._wait()
 
     async def store(self) -> None:
-        """Stores the activity of all processes that is not stored yet. Raises StorageFull or StorageFailed; the next
-        call then stores the activity.
+        """Stores the activity of all processes that is not stored yet. Raises StorageFull, StorageFailed. After an
+        error, the next call stores the activity.
 
-        Does nothing in a process without a column in the shared memory, because such a process cannot record which
-        activity is stored (`ActivityCounts.has_own_column`)."""
+        Does nothing if `ActivityCounts.has_own_column` is False. Such a process cannot record which activity it has
+        stored."""
         if not self._counts.has_own_column:
             return
         activity = self._counts.unstored()
         if activity != Activity():
-            await self._log.add(self._clock() - _LATE_SECONDS, activity)
+            await self._activity_log.add(self._clock() - _LATE_SECONDS, activity)
             self._counts.on_stored(activity)
 
     async def store_last(self) -> None:
-        """Stores the remaining activity at the end of this process, unless another process holds the slot. Raises
-        nothing: after an error, this activity is lost."""
+        """Stores the remaining activity at the end of this process, unless another process holds the slot. Logs an
+        error instead of raising it; the activity is then lost."""
         try:
-            async with self._leases.try_slot(SLOT, count=1) as has_slot:
+            async with self._leases.try_slot(SLOT_NAME, count=1) as has_slot:
                 if has_slot:
                     await self.store()
         except Exception as error:

@@ -18,8 +18,9 @@ from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
 from storage.names import as_reference
 
 COMPARISON_PATH: Final = "/ui/comparison"
-LAYERS_ON_A_PAGE: Final = 200
-"""How many layers of each kind (shared, or in only one of the images) the page shows. Further layers are left out."""
+MAX_LAYERS_PER_TABLE: Final = 200
+"""Largest number of layers in each table of the page: one table for the layers of both images, and one for each image
+with the layers that only this image has. The page does not show further layers."""
 _MAX_CHARACTERS: Final = 200
 """Largest length of a tag or platform in the query. Further characters are ignored."""
 FIELD_NAMES: Final = {
@@ -38,36 +39,36 @@ FIELD_NAMES: Final = {
 """What the page calls each field of an image's config. The keys are the values of `ConfigChange.field`
 (`registry.browse.models`)."""
 
-# A *slot* is the permit to render a page. A handler of a `SlotlessRoute` first reads what the page shows, and holds no
-# slot meanwhile. Then it acquires a slot (`page_slot`) and renders the page.
+# A *slot* is the permit to render a page. A handler of a `SlotlessRoute` first reads the page's data without a slot.
+# Then it acquires a slot (`page_slot`) and renders the page.
 router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 
 @router.get(COMPARISON_PATH + "/{path:path}")
 async def comparison(request: Request, path: str) -> Response:
-    """Compares two images of a repository, and shows a form to choose others. The query has `tag` twice, each with a
-    tag or a digest; otherwise the page has only the form. The query can also have `platform`. If a tag points at an
-    index, `platform` chooses the image in the index. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    """Compares two images of a repository, and shows a form to choose others. The query parameter `tag` occurs twice,
+    each time with a tag or a digest. If it occurs only once or never, the page has only the form. If a tag points at
+    an index, the optional parameter `platform` chooses the image in the index. Needs `pull`. Raises Unauthorized,
+    NameUnknown, RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     name = repository_in(path)
     stored_name = await require_readable(caller, name)
     components: PageComponents = request.app.service.pages
-    # Raises NameUnknown if there is no such repository. This comes before the redirect, so the error's text has the
-    # name from the path, which the visitor knows. After the redirect it would have the whole name `stored_name`, such
-    # as `docker.io/library/ubuntu` for `ubuntu`.
+    # Raises NameUnknown if there is no such repository. The redirect comes later, so that the error's text has the name
+    # from the visitor's URL, such as `ubuntu`, and not `docker.io/library/ubuntu`.
     await components.content.tags(name, None, 1)
     if stored_name != name:
         return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored_name, None)}", "tag", "platform")
-    chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]
-    if len(chosen) > 2:
+    chosen_images = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]
+    if len(chosen_images) > 2:
         raise RequestInvalid("choose two tags to compare")
     platform = (query.one("platform") or "").strip()[:_MAX_CHARACTERS] or None
-    found: ComparisonView | None = None
+    comparison_view: ComparisonView | None = None
     problem, status = "", 200
-    if len(chosen) == 2:
+    if len(chosen_images) == 2:
         try:
-            base, other = (as_reference(text) for text in chosen)
-            found = await caller.repository_browser.compare(
+            base, other = (as_reference(text) for text in chosen_images)
+            comparison_view = await caller.repository_browser.compare(
                 caller.context_for(stored_name), stored_name, base, other, platform
             )
         except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
@@ -80,10 +81,10 @@ async def comparison(request: Request, path: str) -> Response:
             section="repositories",
             name=stored_name,
             upstream=components.naming.upstream_of(stored_name),
-            chosen=[*chosen, "", ""][:2],  # the values of the form's two fields
+            chosen=[*chosen_images, "", ""][:2],  # the values of the form's two fields
             platform=platform or "",
-            found=found,
+            found=comparison_view,
             problem=problem,
             field_names=FIELD_NAMES,
-            layers_on_a_page=LAYERS_ON_A_PAGE,
+            max_layers_per_table=MAX_LAYERS_PER_TABLE,
         )

@@ -118,7 +118,7 @@ class FileLeases:
             if offset is not None:
                 self._unlock(offset)
 
-    def are_slots_held(self, name: str, count: int) -> bool:
+    def is_any_slot_held(self, name: str, count: int) -> bool:
         """Returns whether a task, in any process, holds one of the `count` slots of `name`. Locks no byte. Raises
         StorageFailed."""
         range_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)

@@ -104,7 +104,7 @@ class EvictionPause:
 
     def is_running(self) -> bool:
         """Returns whether any process has begun a pause that has not ended. Raises StorageFailed."""
-        return self._leases.are_slots_held(PAUSE_SLOT, 1)
+        return self._leases.is_any_slot_held(PAUSE_SLOT, 1)
 
     async def note_eviction(self, goal: FreeSpaceGoal) -> None:
         """Call this when the eviction with this goal has ended. If the eviction had no effect, begins a pause. If the

@@ -1,12 +1,12 @@
 """The token service: issues bearer tokens to clients, for requests to the distribution API (`/v2`).
 `registry.admin.token_endpoint` serves the token service over HTTP, at `/token`.
 
-A token grants only those of the requested actions that the account may do when the token is issued. A client without a
-credential gets an *anonymous* token, which grants what everyone may do.
+A token grants a requested action only if the account may do the action when the token is issued. A client without a
+credential gets an *anonymous* token, which grants only what everyone may do.
 
-The token service refuses wrong credentials, and logins after too many failures. But if the client requests nothing
-except to pull from repositories from which everyone may pull, it gets an anonymous token instead. Docker needs this
-exception: it sends its login for Docker Hub to every mirror of Docker Hub, and this registry does not know this login.
+The token service refuses a wrong credential, and any login after too many failed logins. There is one exception: a
+client that only requests pulls which everyone may do gets an anonymous token. Docker needs this exception, because it
+sends the user's login for Docker Hub to every mirror of Docker Hub.
 
 Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token Authentication"; RFC 6749 (OAuth 2.0).
 """
@@ -33,7 +33,7 @@ from storage.errors import DataDirectoryReplaced, StorageFailed, StorageFull, To
 from storage.names import shown
 
 _MAX_CLIENT_CHARACTERS: Final = 64
-"""The number of characters to which the name of a client is cut before the name is stored. Clients choose this name."""
+"""Largest length of the stored name of a client. Longer names are cut. Clients choose their names themselves."""
 log = logging.getLogger(__name__)
 
 
@@ -41,8 +41,8 @@ class ScopePolicy(Protocol):
     """Computes the access that a token can grant. `registry.auth.rights.policy.Policy` implements this."""
 
     async def allowed_actions(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
-        """Returns all actions that a token for `identity` can grant on each of the repositories `names`. The keys of
-        the result are these names. Raises Unauthorized if the identity is not valid any more."""
+        """Returns, for each repository in `names`, all actions that a token for `identity` can grant on the repository.
+        Raises Unauthorized if the identity is not valid any more."""
         ...
 
 
@@ -78,8 +78,8 @@ class TokenResponse:
 
     - `token`: the bearer token.
     - `granted`: the access that the bearer token grants: actions by repository name.
-    - `refresh`: the text of a new refresh token. None: the client requested none, or the service issued none, for
-      example because the client logged in with an API token.
+    - `refresh`: the text of a new refresh token. None: the service issued none, because the client requested none or
+      for a reason such as a login with an API token.
     """
 
     token: IssuedToken
@@ -115,12 +115,12 @@ class TokenService:
         self._clock = clock
 
     async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
-        """Returns the response to a request for a token. `by` describes the client, for the audit log.
+        """Returns the response to a request for a token. `by` describes the client, for the audit log. A cancellation
+        can leave a refresh token in the store that no client has received. Raises StorageFull, StorageFailed and:
 
-        Raises Unauthorized if the credential is wrong. Raises TooManyRequests if too many logins have failed, or if too
-        many passwords wait to be hashed. Raises RequestInvalid if the token is for another service or would be too
-        long. Raises StorageFull, StorageFailed. If the caller is cancelled, the store can contain a refresh token that
-        no client has received.
+        - Unauthorized: the credential is wrong.
+        - TooManyRequests: too many logins have failed, or too many passwords wait to be hashed.
+        - RequestInvalid: the client requests a token for another service, or the token would be too long.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
@@ -128,10 +128,10 @@ class TokenService:
             identity = await self._verify(request.credential, by)
         except (Unauthorized, TooManyRequests, StorageFull, StorageFailed):
             # StorageFull, StorageFailed: the failed login could not be counted.
-            if not await self._everyone_may_pull(request.requested):
+            if not await self._is_public_pull(request.requested):
                 raise
             identity = ANONYMOUS
-        granted = await self._grant(identity, request.requested)
+        granted = await self._granted_actions(identity, request.requested)
         token = await self._tokens.issue(identity, granted)
         refresh = await self._make_refresh_token(identity, request, by) if request.offline else None
         return TokenResponse(token, granted, refresh)
@@ -149,27 +149,26 @@ class TokenService:
             case Bearer(text):
                 identity = await self._credentials.verify_bearer(text, by)
                 if identity.access is not None:
-                    # `access` is set only for a bearer token that this service issued, and not for a token of a trusted
-                    # *issuer*: another server whose tokens this registry accepts. A client that could exchange a token
-                    # of this service for a new one could repeat the exchange, and stay logged in for ever.
+                    # This service issued the token. (A token of a trusted *issuer*, another server whose tokens this
+                    # registry accepts, has no `access`.) A client that could exchange a token of this service for a
+                    # new one could repeat the exchange, and stay logged in for ever.
                     raise Unauthorized(INVALID_CREDENTIALS)
                 return identity
 
-    async def _everyone_may_pull(self, requested: RequestedAccess) -> bool:
-        """Returns whether the client requests nothing except to pull, and everyone may pull from all requested
-        repositories."""
+    async def _is_public_pull(self, requested: RequestedAccess) -> bool:
+        """Returns whether a client requests only pulls, and only from repositories from which everyone may pull."""
         if not requested.is_pull_only:
             return False
         allowed_by_name = await self._rights.allowed_actions(ANONYMOUS, requested.actions)
         return all(Action.PULL in allowed for allowed in allowed_by_name.values())
 
-    async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
+    async def _granted_actions(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
         """Returns those of the requested actions that `identity` may do, by repository name. Raises Unauthorized if the
         identity is not valid any more."""
         granted = {}
         allowed = await self._rights.allowed_actions(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
-            # Everyone may list repositories, because the list shows only repositories that the client may pull.
+            # Everyone may list the repositories: the list shows only those that the client may pull.
             granted_actions = Action.PULL if name == CATALOG else actions & CONTENT_ACTIONS & allowed[name]
             if granted_actions:
                 granted[name] = granted_actions
@@ -181,10 +180,9 @@ class TokenService:
 
         Returns None in two cases:
 
-        - The client did not send the password of an account in the store. For example, a client that sends an API token
-          gets no refresh token, because the refresh token would still be valid after the API token was revoked.
-        - The disk is full, or the data directory was replaced. The client can still log in and pull without a refresh
-          token.
+        - The client did not send the password of an account in the store. For example, it sent an API token: a refresh
+          token would stay valid after the API token was revoked.
+        - The disk is full, or the data directory was replaced. The client can still log in with its password.
 
         Raises Unauthorized if the account has changed since its password was verified, for example because of a new
         password. Raises StorageFailed."""
@@ -194,7 +192,7 @@ class TokenService:
             return None
         if identity.token is not None:  # the client sent an API token
             return None
-        # The client sent an issuer's token. Only such an identity has a stamp here: a hash of the issuer's settings.
+        # The client sent a token of an issuer. Only then is `stamp`, a hash of the issuer's settings, set here.
         if identity.stamp is not None:
             return None
         account, now = AccountName(identity.name), self._clock()

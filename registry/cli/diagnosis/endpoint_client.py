@@ -96,7 +96,7 @@ class NoLeases:
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
         yield True
 
-    def are_slots_held(self, name: str, count: int) -> bool:
+    def is_any_slot_held(self, name: str, count: int) -> bool:
         return False
 
 

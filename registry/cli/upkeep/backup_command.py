@@ -23,7 +23,7 @@ Examples:
   entrepot backup /mnt/backups --keep 7 --config /etc/entrepot.toml
   entrepot backup /mnt/backups --verify --json
 
-DIR is a directory for backups alone. A backup copies only the blobs that DIR does not have yet. After an interruption,
+Use DIR only for backups. A backup copies only the blobs that DIR does not have yet. After an interruption,
 run the same command again. DIR contains the accounts' password hashes and the signing keys: keep it safe."""
 
 
@@ -62,16 +62,16 @@ def backup(
         bool,
         typer.Option(
             "--new",
-            help="Make the backup even if the earlier backups in DIR are on a disk that is not mounted now. Without "
-            "--new, the command fails if this disk is not mounted.",
+            help="Make the backup even if the disk with the earlier backups in DIR is not mounted. Without --new, the "
+            "command then fails.",
         ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Makes the backup. If a blob could not be copied, ends the command with exit code 1. Blobs that the registry
-    already knew to be damaged do not count."""
+    """Makes the backup. Ends the command with exit code 1 if a blob could not be copied, except for blobs that the
+    registry had recorded as damaged."""
     from registry.upkeep.backup_work import backup_arguments
 
     settings = load_or_fail(config, data=data).settings
@@ -93,8 +93,8 @@ def backup(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """If `step` reports a warning or a problem with a blob, prints it on stderr. `step`: a step of the job; the key
-    `event` says what has happened."""
+    """Prints a step of the job on stderr if the step is a warning or a problem with a blob. The key `event` of `step`
+    says what has happened."""
     if step["event"] == "warning":
         print_line(f"entrepot: warning: {step['reason']}", err=True)
     elif step["event"] in ("missing", "damaged"):
@@ -127,7 +127,7 @@ def _print_result(result: Mapping[str, Any]) -> None:
         )
     if result["missing"]:
         print_line(
-            f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
-            "these. Run entrepot scrub: it takes these blobs out of use, and downloads mirrored blobs again",
+            f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup has all other blobs. "
+            "Run `entrepot scrub`: it takes these blobs out of use, and downloads mirrored blobs again",
             err=True,
         )

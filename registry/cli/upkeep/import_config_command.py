@@ -1,5 +1,5 @@
-"""The command `entrepot import-config`: translates the settings of a CNCF Distribution registry into settings of this
-one."""
+"""The command `entrepot import-config`: translates the settings of a CNCF Distribution registry into settings of
+Entrepot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from registry.small_files import MAX_FILE_BYTES, read_small_text
 
 HELP = """Translate the config.yml of a registry:2 or registry:3 (CNCF Distribution) into a settings file in TOML.
 
-Environment variables such as REGISTRY_HTTP_ADDR override the file, as they do for the old registry. Each key that has
-no counterpart here becomes a comment that says why. Passwords are not copied. The result goes to stdout."""
+Environment variables such as REGISTRY_HTTP_ADDR override the file, as they do for the old registry. A key without a
+counterpart in Entrepot becomes a comment with the reason. Passwords are not copied. The result goes to stdout."""
 EXAMPLES = (
     "\b\nExamples:\n  entrepot import-config /etc/docker/registry/config.yml > entrepot.toml\n"
     "  REGISTRY_HTTP_ADDR=:443 entrepot import-config config.yml\n  entrepot import-config - < config.yml"
@@ -27,20 +27,20 @@ EXAMPLES = (
 def import_config(
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE]", help="The config.yml; - for stdin. [default: only the REGISTRY_ variables]"),
+        typer.Argument(metavar="[FILE]", help="The config.yml, or - for stdin. [default: only variables REGISTRY_…]"),
     ] = None,
 ) -> None:
-    """Prints the settings file."""
+    """Prints the translated settings."""
     from registry.migration.config_translation import translate
 
-    text = "" if file is None else _read(file)
+    text = "" if file is None else _read_config(file)
     with one_line_errors():
         translated = translate(text, os.environ)
     print_text(translated, end="")
 
 
-def _read(file: str) -> str:
-    """Returns the text of the file. Ends the command if it cannot be read."""
+def _read_config(file: str) -> str:
+    """Returns the text of a file, or of stdin if `file` is `-`. Ends the command if the text cannot be read."""
     try:
         text = sys.stdin.read(MAX_FILE_BYTES + 1) if file == "-" else read_small_text(Path(file))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`entrepot import` with a file or directory: stores its images in hosted repositories, those to which clients push."""
+"""`entrepot import` with a file or directory stores the images in hosted repositories (those to which clients push)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def import_file(path: Path, as_name: str | None, config: Path | None, data: str | None, *, as_json: bool) -> None:
-    """Imports the images of a file or directory. Ends the command with exit code 1 if a tag could not be set, and with
-    an error if `path` does not exist or `as_name` is invalid.
+    """Imports the images of a file or directory. Ends the command with an error if `path` does not exist or `as_name`
+    is invalid, and with exit code 1 if the import could not set a tag.
 
-    `as_name`: the name under which to import, `NAME` or `NAME:TAG`; None: the names in the file. `config`, `data`: the
-    values of the options of these names. `as_json`: prints lines of JSON instead of text."""
-    name = None if as_name is None else _parse(as_name)
+    - `as_name`: the name under which to import, `NAME` or `NAME:TAG`. None: the names in the file.
+    - `config`, `data`: the values of the options `--config` and `--data`.
+    - `as_json`: whether to print lines of JSON instead of text."""
+    name = None if as_name is None else _parse_import_name(as_name)
     if not path.exists():
         fail(f"there is no file or directory {path}")
 
@@ -59,7 +60,7 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
         raise typer.Exit(1)
 
 
-def _parse(as_name: str) -> ImportName:
+def _parse_import_name(as_name: str) -> ImportName:
     from registry.upkeep.images.image_import import ImportName
     from storage.errors import RegistryError
 
@@ -70,8 +71,10 @@ def _parse(as_name: str) -> ImportName:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    """Prints the name of a stored image, and a note if the file lacks some of its platforms. For a problem, prints why
-    the tag of an image could not be set."""
+    """Prints a step of the import. `event` is the kind of the step:
+
+    - `image`: an image is stored. Prints the name and the digest, and a note if the file lacks some platforms.
+    - `problem`: the tag of an image could not be set. Prints why."""
     if step["event"] == "problem":
         print_line(f"problem: {step['image']}: {step['reason']}", err=True)
     if step["event"] == "image":
@@ -79,6 +82,6 @@ def _print_step(step: Mapping[str, Any]) -> None:
         if step["missing"]:
             print_line(
                 f"entrepot: {step['image']}: the file lacks {plural(len(step['missing']), 'platform')} of the image; "
-                "the registry has stored a new index that lists only the other platforms",
+                "the registry has stored a new index that lists only the platforms in the file",
                 err=True,
             )

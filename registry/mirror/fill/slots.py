@@ -231,11 +231,11 @@ class ConnectionSlots:
 
     def has_waiting_request(self) -> bool:
         """Returns whether a request of any process has waited in the queue for `MARK_SECONDS`. Raises StorageFailed."""
-        return self._leases.are_slots_held(self._waiting_name, WAITING_MARKS)
+        return self._leases.is_any_slot_held(self._waiting_name, WAITING_MARKS)
 
     def _has_long_waiting_request(self) -> bool:
         """Returns whether a request of any process has waited for `LONG_WAIT_SECONDS`. Raises StorageFailed."""
-        return self._leases.are_slots_held(self._long_waiting_name, WAITING_MARKS)
+        return self._leases.is_any_slot_held(self._long_waiting_name, WAITING_MARKS)
 
     @asynccontextmanager
     async def further_connection_slot(self, demand: Demand) -> AsyncIterator[bool]:

@@ -87,7 +87,7 @@ class Maintenance:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = self._loop.time()
             self._run_action(self._connection_limit.update_budget)
-            self._run_action(partial(memory.release_if_due, now))
+            self._run_action(partial(memory.trim_if_due, now))
             if now - certificates_checked_at >= self._limits.certificate_check_seconds:
                 certificates_checked_at = now
                 if self._certificates is not None:

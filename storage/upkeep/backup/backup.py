@@ -1,15 +1,12 @@
 """Makes a backup of a registry, also while servers use it (`make_backup`).
 
-A backup adds a *snapshot* to the directory of backups: the state of the registry at one moment. The backup first copies
-the metadata database, and then the blobs that the copied database names. Meanwhile, it prevents the removal of blobs
-from the store (module `storage.upkeep.removal_gate`), so that a blob that clients delete during the backup can still be
-copied. If the blobs were copied first, the database could name a blob that was pushed later and that the snapshot
-lacks.
+A backup adds a *snapshot*, the state of the registry at one moment, to the directory of backups. It first copies the
+metadata database, and then the blobs that the copied database names. The other order could miss blobs that are pushed
+in between. Until the backup has copied the blobs, the store removes no blob (module `storage.upkeep.removal_gate`).
 
-A blob that the directory has from an earlier run is not copied again. So after an interruption, the next run copies
-only the remaining blobs. A run completes its snapshot by writing the file `manifest.json`, which describes the
-snapshot. An interrupted snapshot lacks this file, and the next run replaces the snapshot by a new one. Copied blobs
-that the new snapshot does not need stay until a run removes old snapshots and unneeded blobs (`BackupOptions.keep`).
+A run copies only blobs that the directory does not have yet, for example from an interrupted run. At its end, it writes
+the file `manifest.json`, which describes the snapshot and makes it complete. The next run removes incomplete snapshots.
+Blobs that no snapshot needs stay until a run removes old snapshots and unneeded blobs (`BackupOptions.keep`).
 """
 
 from __future__ import annotations
@@ -47,8 +44,8 @@ from storage.upkeep.reporter import Reporter
 
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
-_KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed its check: {}"
-"""Added to the reason why a blob could not be copied, if the directory has an older file of the blob."""
+_KEPT_FILE_NOTE: Final = "; the backup keeps its older file of the blob, which failed its check: {}"
+"""Added to the reason why a blob could not be copied, if the directory has a file of the blob from an earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +53,10 @@ class BackupOptions:
     """The options of a backup.
 
     - `target`: the directory of backups.
-    - `keep`: how many snapshots of this registry are kept; None: all.
-    - `verify`: whether to compare all blobs with their digests. If False, copied bytes are compared; blobs that the
-      directory has already, and blobs that become hard links or clones (files that share blocks on the disk), are
-      usually not compared.
+    - `keep`: how many snapshots of this registry to keep; None: all.
+    - `verify`: whether to check the digests of all blobs. If False, the backup checks the blobs whose bytes it copies.
+      It usually does not check blobs that the directory has already, hard links, and clones (files that share blocks
+      on the disk).
     - `may_link`: whether files of the backup may be hard links to files of the store, if both are on one file system.
     - `earlier`: the newest backup that was made to `target` (`find_earlier_backup`). If `target` has neither this
       backup nor a later one, `make_backup` checks that the disk of `target` is mounted. None: there is no check."""
@@ -72,10 +69,13 @@ class BackupOptions:
 
 
 @dataclass(slots=True)
-class _BackupCounts:
-    """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
-    had already. `damaged`: other blobs, which the registry had recorded as damaged. `not_copied`: the remaining blobs,
-    which could not be copied."""
+class _BlobOutcomes:
+    """What a backup did with the blobs. Each blob is in one of four groups:
+
+    - `copied`: number of blobs that the backup copied. `copied_bytes`: number of copied bytes.
+    - `present`: number of blobs that the directory had already.
+    - `damaged`: blobs that the registry had recorded as damaged.
+    - `not_copied`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -95,11 +95,11 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns a report as JSON. `holder`: text that says who makes the backup; a process that tries
-    to make a backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped.
-    After an error, the copied blobs stay for the next run.
+    """Makes a backup and returns a report as JSON. `holder`: text that says who makes the backup, for the error of
+    another process that tries to make a backup at the same time. Raises BackupFailed, StorageFull, StorageFailed,
+    JobStopped. After an error, the copied blobs stay in the directory for the next run.
 
-    Two lists in the report contain the blobs that the new snapshot lacks (`SnapshotManifest.missing` has both lists):
+    Two lists in the report contain the blobs that the new snapshot lacks (`SnapshotManifest.missing` joins the lists):
 
     - `damaged`: the blobs that the registry had recorded as damaged.
     - `missing`: other blobs that could not be copied, for example because their bytes are missing or damaged."""
@@ -112,9 +112,7 @@ async def make_backup(
         if known_backup is not None and not await copier.run(
             partial(directory.has_snapshot_since, known_backup.snapshot)
         ):
-            # Snapshots that are older than `known_backup` do not prove that the disk is mounted: a backup that was made
-            # while the disk was not mounted is in the directory at the mount point, where it is seen only without the
-            # disk.
+            # An older snapshot does not prove that the disk is mounted: it may be in the directory at the mount point.
             await copier.run(partial(check_mounted, directory.root, known_backup))
             if not await copier.run(directory.has_marker):
                 reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
@@ -131,7 +129,7 @@ async def make_backup(
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
         prune_report = await backup.prune(options.keep, manifest) if options.keep is not None else {}
-        counts = backup.counts
+        outcomes = backup.outcomes
         return {
             "target": str(directory.root),
             "mount_point": str(mounted_at),
@@ -140,11 +138,11 @@ async def make_backup(
             "size": manifest.totals.size,
             "manifests": manifest.totals.manifests,
             "tags": manifest.totals.tags,
-            "copied_blobs": counts.copied,
-            "new_bytes": counts.copied_bytes,
-            "present_blobs": counts.present,
-            "damaged": list(counts.damaged),
-            "missing": list(counts.not_copied),
+            "copied_blobs": outcomes.copied,
+            "new_bytes": outcomes.copied_bytes,
+            "present_blobs": outcomes.present,
+            "damaged": list(outcomes.damaged),
+            "missing": list(outcomes.not_copied),
             **prune_report,
         }
 
@@ -172,14 +170,14 @@ class _Backup:
         self._foreign_snapshots: list[SnapshotManifest] = []
         """The snapshots of other registries in the directory."""
         self._missing_before: frozenset[Digest] = frozenset()
-        """The blobs that an earlier snapshot lacks (`SnapshotManifest.missing`), because they were damaged or could not
-        be copied. The directory may have files of these blobs with wrong bytes."""
+        """Blobs that at least one earlier snapshot lacks (`SnapshotManifest.missing`). The directory may have files of
+        these blobs with wrong bytes."""
         self._done_bytes = 0
-        self.counts = _BackupCounts()
+        self.outcomes = _BlobOutcomes()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
-        """Copies the database and the blobs that it names. Returns the content of `manifest.json`. `name`: the name of
-        the snapshot. `now`: in seconds since 1970."""
+        """Copies the database and the blobs that the copy names. Returns the content of `manifest.json`. `name`,
+        `now`: the name and the time of the snapshot. The time is in seconds since 1970."""
         earlier_snapshots = by_age(await self._copier.run(self._directory.snapshots), now)
         self._missing_before = frozenset(digest for snapshot in earlier_snapshots for digest in snapshot.missing)
         path = self._directory.database(name)
@@ -198,12 +196,12 @@ class _Backup:
             await self._copy_blobs(snapshot)
             sha256, size = await self._copier.run(lambda: hash_file(path))
             version = snapshot.table_version
-        missing = tuple(sorted([*self.counts.damaged, *self.counts.not_copied]))
+        missing = tuple(sorted([*self.outcomes.damaged, *self.outcomes.not_copied]))
         return SnapshotManifest(name, now, sha256, size, version, totals, missing)
 
     async def _copy_database(self, path: Path) -> None:
-        """Copies the database. Meanwhile reports the progress twice a second, because `report` raises JobStopped when
-        the job is stopped."""
+        """Copies the database and reports the progress twice a second. Raises JobStopped, from `report`, soon after the
+        job is stopped."""
         pages = [0, 0]  # the number of copied pages, and of all pages
 
         def note_pages(done: int, total: int) -> None:
@@ -240,19 +238,19 @@ class _Backup:
         return present_digests
 
     async def _copy_if_needed(self, blob: SnapshotBlob, is_present: bool) -> None:
-        """Copies a blob, unless the directory has its right bytes. `is_present`: whether the directory has a file of
-        the right size. An empty `blob.place` means that the registry has recorded the blob as damaged.
+        """Copies a blob, unless the directory has a file of the blob with the right bytes. `is_present`: whether the
+        directory has a file of the right size. An empty `blob.place` means that the registry has recorded the blob as
+        damaged.
 
-        The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
-        with the digest in three cases, even if `verify` is False:
+        The file may have wrong bytes, because it may be a hard link to a damaged file of the registry. So even if
+        `verify` is False, this method compares the file with the digest in three cases:
 
-        - The blob is recorded as damaged.
-        - The registry has stored the blob since the last backup. The new bytes may replace damaged bytes, which the
-          file in the directory may still have.
+        - The registry has recorded the blob as damaged.
+        - The registry has stored the blob since the last backup, perhaps in place of damaged bytes.
         - An earlier snapshot lacks the blob.
 
-        If the file fails the check, it stays until right bytes from the registry replace it. One failed read does not
-        prove that the file is wrong, and it may be the last right copy. A restore checks the file again."""
+        A file that fails the check stays until a copy from the registry replaces it. It may be the last right copy of
+        the blob, because one failed read does not prove damage."""
         failed_check = ""
         if is_present and (
             self._verify
@@ -269,13 +267,13 @@ class _Backup:
         elif is_present:
             self._note_bytes(blob.size)
         if is_present:
-            self.counts.present += 1
+            self.outcomes.present += 1
             return
         if not blob.place:
-            self.counts.damaged.append(blob.digest)
+            self.outcomes.damaged.append(blob.digest)
             reason = "the registry knows that it is damaged"
             if failed_check:
-                reason += _KEPT_FILE.format(failed_check)
+                reason += _KEPT_FILE_NOTE.format(failed_check)
             self._reporter.step("damaged", digest=blob.digest, reason=reason)
             self._note_bytes(blob.size)
             return
@@ -284,19 +282,19 @@ class _Backup:
         except (BlobDamaged, BytesMissing, StorageFailed) as error:
             reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
             if failed_check:
-                reason += _KEPT_FILE.format(failed_check)
-            self.counts.not_copied.append(blob.digest)
+                reason += _KEPT_FILE_NOTE.format(failed_check)
+            self.outcomes.not_copied.append(blob.digest)
             self._reporter.step("missing", digest=blob.digest, reason=reason)
         else:
-            self.counts.copied += 1
-            self.counts.copied_bytes = self._copier.copied_bytes
+            self.outcomes.copied += 1
+            self.outcomes.copied_bytes = self._copier.copied_bytes
             if failed_check:
                 self._reporter.step("damaged in the backup", digest=blob.digest, reason=failed_check)
             self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
 
     async def _copy_blob(self, blob: SnapshotBlob, *, verify: bool) -> None:
-        """Copies one blob. `verify`: whether to check the bytes even if the copy is a link or a clone. Raises
+        """Copies one blob. `verify`: whether to check the bytes even if the copy is a hard link or a clone. Raises
         BlobDamaged, BytesMissing, StorageFailed, BackupFailed."""
         temporary = self._directory.incoming / blob.digest.encoded
         final = self._directory.blob(blob.digest)
@@ -318,12 +316,11 @@ class _Backup:
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
         """Removes the oldest snapshots of this registry until `keep` of them are left. The snapshots of other
-        registries stay. Then removes the blobs that no remaining snapshot names. No run needs these blobs: the snapshot
-        of this run is complete, and no other run is copying, because this run holds the lock on the directory.
+        registries stay. Then removes the blobs that no remaining snapshot names. The snapshot of this run must be
+        complete, and this run must hold the lock on the directory.
 
-        `newest`: the snapshot of this run. It counts as the newest even if another snapshot has a later time in its
-        name, because the clock may have been ahead when that name was made. Returns the removals, as a part of the
-        report."""
+        `newest`: the snapshot of this run. It counts as the newest even if a wrong clock gave another snapshot a later
+        time. Returns the part of the report that lists the removals."""
         stored = await self._copier.run(self._directory.snapshots)
         others = [
             snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign_snapshots
@@ -335,8 +332,8 @@ class _Backup:
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
         removed_blobs = 0
         await self._reporter.report(message="removing blobs that no backup needs")
-        # The newest snapshot comes first, because it names most of the stored blobs. `_remove_unneeded` reads the other
-        # snapshots only while it has not found all blobs of the shard.
+        # The newest snapshot comes first, because it names most of the stored blobs: `_remove_unneeded` stops reading
+        # snapshots when it has found all blobs of a shard.
         kept = [*reversed(snapshots[len(unneeded) :]), *self._foreign_snapshots]
         kept_paths = [self._directory.database(snapshot.name) for snapshot in kept]
         with ExitStack() as stack:
@@ -349,8 +346,8 @@ class _Backup:
         return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed_blobs}
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:
-        """Removes those blobs of one shard that none of the databases names. The shard contains the blobs of
-        `algorithm` whose digests begin with `first_byte`. Returns the number of removed blobs."""
+        """Removes the blobs of one shard that no database names. The shard contains the blobs whose digests have the
+        algorithm `algorithm` and begin with `first_byte`. Returns the number of removed blobs."""
         names = set(os.listdir(self._directory.shard(algorithm, first_byte)))
         for database in databases:
             after = ""
@@ -362,7 +359,7 @@ class _Backup:
 
 
 def _shards() -> Iterator[tuple[str, str]]:
-    """Yields, for each shard, the algorithm and the first byte of the digests, in hex."""
+    """Yields the algorithm and the first byte (in hex) of the digests of each shard."""
     for algorithm in ALGORITHMS:
         for number in range(256):
             yield algorithm, f"{number:02x}"

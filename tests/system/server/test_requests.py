@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from registry.server.process.free_memory import MIDDLE_COLLECTIONS_PER_FULL_ONE
+from registry.server.process.free_memory import FULL_COLLECTION_THRESHOLD
 from tests.system.server.app_process import (
     TIMEOUT_SECONDS,
     AppProcess,
@@ -473,4 +473,4 @@ def test_objects_of_the_start_are_frozen(start: Start) -> None:
             sock.sendall(b"GET /frozen HTTP/1.1\r\nHost: test\r\n\r\n")
             frozen, middle_collections_per_full_one = map(int, read_response(sock)[2].split())
         assert frozen > 10_000
-        assert middle_collections_per_full_one == MIDDLE_COLLECTIONS_PER_FULL_ONE
+        assert middle_collections_per_full_one == FULL_COLLECTION_THRESHOLD

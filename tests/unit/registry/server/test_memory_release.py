@@ -45,7 +45,7 @@ async def test_a_worker_with_many_connections_collects_only_new_garbage(
     references = weakref.ref(old), weakref.ref(new)
     del old, new
     large = b"x" * (2 * TRIM_BYTES)
-    memory.release_if_due(1000.0)
+    memory.trim_if_due(1000.0)
     del large
     assert [each() is None for each in references] == [collected, True]
 
@@ -56,15 +56,15 @@ async def test_full_collections_take_a_small_share_of_the_time(no_automatic_coll
     memory = MemoryTrimmer(asyncio.get_running_loop(), ())
     objects: list[list[None]] = [[] for _ in range(300_000)]  # a full collection takes more than 5 ms
     used_memory, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
-    memory.release_if_due(now)
+    memory.trim_if_due(now)
     old = Cycle()
     references = [weakref.ref(old)]
     gc.collect()  # `old` is in the oldest generation now
     del old
     used_memory.append(b"x" * TRIM_BYTES)
-    memory.release_if_due(now + TRIM_PAUSES[0])
+    memory.trim_if_due(now + TRIM_PAUSES[0])
     assert references[0]() is not None
-    memory.release_if_due(now + 3600.0)
+    memory.trim_if_due(now + 3600.0)
     assert references[0]() is None
     assert len(objects) == 300_000
 
@@ -76,11 +76,11 @@ async def test_memory_is_released_soon_after_it_was_used(no_automatic_collection
     used_memory, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
         now += TRIM_PAUSES[1]
-        memory.release_if_due(now)
+        memory.trim_if_due(now)
     used_memory.append(b"x" * TRIM_BYTES)
-    memory.release_if_due(now + 1)
+    memory.trim_if_due(now + 1)
     garbage = Cycle()
     references = weakref.ref(garbage)
     del garbage
-    memory.release_if_due(now + 1 + TRIM_PAUSES[0])
+    memory.trim_if_due(now + 1 + TRIM_PAUSES[0])
     assert references() is None

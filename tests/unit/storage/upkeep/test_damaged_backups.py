@@ -78,7 +78,7 @@ async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_pa
     assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, not_in_backup.digest]), [])
     # The step goes on with the digest of the wrong bytes in the older file.
     [reason] = [step["reason"] for step in steps if step.get("digest") == linked.digest]
-    assert "the older file in the backup, which is kept, failed its check: its bytes have the digest" in str(reason)
+    assert "older file of the blob, which failed its check: its bytes have the digest" in str(reason)
     assert {
         "event": "damaged",
         "digest": not_in_backup.digest,
@@ -215,7 +215,7 @@ async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
         result, steps = await backup(store, tmp_path / "backups", now=now, verify=verify)
         assert (result["missing"], result["copied_blobs"], result["present_blobs"]) == ([blob.digest], 0, 0)
         (reason,) = [step["reason"] for step in steps if step["event"] == "missing"]
-        assert "the older file in the backup, which is kept, failed its check" in reason
+        assert "the backup keeps its older file of the blob, which failed its check" in reason
         assert not [step for step in steps if step["event"] == "damaged in the backup"]
 
 
