@@ -1,20 +1,20 @@
 """`BackgroundWork`: the work that a server process does in the background, while it answers requests.
 
-This work is:
+There are these kinds of work:
 
-- to queue jobs that are due, and to run queued jobs;
-- to store the pulls that the process has served, and the numbers of pulls, pushes and mirrored requests;
-- to count the space that repositories and caches use;
-- to update the search index;
-- to evict cached images, and to fetch images before clients request them;
-- to ask the upstreams about mirrored tags that are within their cooldown;
-- to send events to webhooks;
-- to collect garbage.
+- queueing jobs that are due, and running queued jobs
+- storing the pulls that the process has served, and the numbers of pulls, pushes and mirrored requests
+- counting the space that repositories and caches use
+- updating the search index
+- evicting cached images, and fetching images before clients request them
+- asking the upstreams about mirrored tags that are in a cooldown
+- sending events to webhooks
+- collecting garbage
 
-The *cooldown* of a tag is a period after the tag has moved to another digest at the upstream. During this period, the
-mirror still serves the older digest.
+The *cooldown* of a tag is a period that begins when the tag moves to another digest at the upstream. In this period,
+the mirror still serves the older digest.
 
-Most kinds of this work have a lease (a lock across processes). Only the process that holds the lease does the work.
+Most kinds of work have a lease (a lock across processes). Only the process that holds the lease does this kind of work.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
 
 _BUSY_CHECK_SECONDS: Final = 0.2
-"""Seconds between two checks whether the mirrors still download."""
+"""Time between two checks whether a mirror is still downloading."""
 log = logging.getLogger("registry")
 
 
 class BackgroundWork:
-    """The work of one process in the background, with one set of settings. It is started at most once.
+    """The background work of one process, with one set of settings. `start` has an effect only once. To end the work:
 
-    - When another application or process takes over the work, call `hand_over`, then `finish`, then `aclose`. `finish`
-      waits for running jobs and downloads.
-    - When the process must end soon, call only `aclose`."""
+    - If another application or process takes over the work, call `hand_over`, `finish` and `aclose`, in this order.
+    - If the process must end soon, call only `aclose`."""
 
     def __init__(
         self,
@@ -75,9 +74,9 @@ class BackgroundWork:
         on_job_ended: OnJobEnded = ignore_job_end,
     ) -> None:
         """`pull_events`: makes an event of each pull; None: the settings ask for no events of pulls.
-        `delivery_observer`: counts the deliveries to webhooks; None: they are not counted. `activity`: the numbers of
-        pulls, pushes and mirrored requests; None: they are not counted. `on_job_ended` is called at the end of each
-        job."""
+        `delivery_observer`: counts the deliveries to webhooks; None: deliveries are not counted. `activity`: the
+        numbers of pulls, pushes and mirrored requests; None: these numbers are not stored. `on_job_ended`: called at
+        the end of each job."""
         self._settings = settings
         self._store = store
         self._router = router
@@ -95,8 +94,7 @@ class BackgroundWork:
         self._mirror_tasks = AsyncExitStack()  # ends the tasks that `_start_mirror_tasks` has started
 
     async def start(self) -> None:
-        """Starts the work, unless it was started already. Does nothing if the store was opened read-only: the work
-        could store nothing, and would hold leases that other work needs when the store is writable again."""
+        """Starts the work. Does nothing if the work was started already, or if the store was opened read-only."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -108,7 +106,7 @@ class BackgroundWork:
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [
             *self._job_schedules(),
-            # A scope is a set of repositories whose use of space is counted, such as those of a quota.
+            # A scope is a set of repositories whose space is counted, such as the repositories of one quota.
             configure_and_count_with_retries(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]
@@ -124,9 +122,8 @@ class BackgroundWork:
         self._schedules = [asyncio.create_task(work) for work in schedules]
 
     async def hand_over(self) -> None:
-        """Stops the tasks that depend on the settings, and starts no further job. The application with the new
-        settings, or another process, now does this work. Running jobs and downloads continue. May be called
-        repeatedly."""
+        """Stops the tasks that depend on the settings, and starts no further job, because another application or
+        process takes over. Running jobs and downloads continue. May be called repeatedly."""
         self._runner.stop_starting_jobs()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
@@ -141,9 +138,9 @@ class BackgroundWork:
                 await asyncio.sleep(_BUSY_CHECK_SECONDS)
 
     async def aclose(self) -> None:
-        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the pulls of the last
-        seconds, even if the work was never started, because the application answers requests before it starts the work.
-        If the work was started, also stores the last numbers of pulls, pushes and mirrored requests."""
+        """Ends all work. Another process continues the jobs that can be resumed. Stores the pulls of the last seconds,
+        even if the work was never started: the application answers requests before it calls `start`. If the work was
+        started, also stores the last numbers of pulls, pushes and mirrored requests."""
         if self._is_started:
             await self.hand_over()
             tasks, self._tasks = self._tasks, []
@@ -152,14 +149,14 @@ class BackgroundWork:
             if recorder is not None:
                 try:
                     await recorder.store()
-                except Exception as error:  # the following records must still be stored
+                except Exception as error:  # the other recorder must still store its pulls
                     log.warning("the %s of the last seconds are lost: %s", recorded, error)
         if self._activity is not None and self._is_started:
             await self._activity.store_last()
 
     async def _start_mirror_tasks(self) -> None:
-        """Starts the tasks that fetch images before clients request them, and that ask the upstreams about tags within
-        their cooldown."""
+        """Starts the tasks that fetch images before clients request them, and the tasks that ask the upstreams about
+        tags in a cooldown."""
         from registry.mirror.warm.schedule import warm_on_schedule
 
         settings, leases = self._settings, self._store.leases
@@ -183,10 +180,11 @@ class BackgroundWork:
 
 
 def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
-    """Returns the object that keeps the search index up to date. The index gets the labels in the image configs of the
-    repositories. A *private* upstream may have repositories that only some clients may read. From a private upstream's
-    repository, the index gets the labels of a config only after the upstream has confirmed that the repository has the
-    config. Clients cannot pull the config earlier, and must not find its labels earlier."""
+    """Returns the object that keeps the search index up to date. The index contains labels of image configs.
+
+    A *private* upstream may have repositories that only some clients may read. For a repository of a private upstream,
+    the indexer does not read a config until the upstream has confirmed that the repository has this config. Clients
+    cannot pull the config before that, so they must not find its labels."""
     private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:

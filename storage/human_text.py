@@ -1,4 +1,4 @@
-"""Sizes and times as text for people. Times are in UTC, because the readers of a log or of an error may be anywhere."""
+"""Sizes and times as text for people. Times are in UTC, because people in any time zone may read a log or an error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from typing import Final
 
 MAX_SHOWN_TIME: Final = 253402300799.0
-"""The last second of the year 9999, in seconds since 1970. `registry.cli` and `registry.browse` show any later time as
-this one, because Python's `datetime` ends with that year. The functions of this module have no such limit."""
+"""The last second of the year 9999, in seconds since 1970. `registry.cli` and `registry.browse` show this time instead
+of any later time, because Python's `datetime` cannot represent later years."""
 
 
 def size_text(size_bytes: int) -> str:
@@ -19,7 +19,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def utc_text(unix_seconds: float) -> str:
-    """Returns a time as text, such as `2026-01-31 09:30:00 UTC`. Rounds down to a second."""
+    """Returns a time as text, such as `2026-01-31 09:30:00 UTC`. Rounds the time down to a whole second."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 

@@ -1,8 +1,8 @@
 """A registry in plain dicts (`MemoryRegistry`): the reference model of `storage.interface.Registry`.
 
-The model defines the correct behaviour of a registry. Contract and model tests compare other registries with it, and
-tests that need no disk use it. No method yields to the event loop, so each call is one transaction. The content is lost
-when the process ends.
+The model defines the correct behaviour of a registry. Contract and model tests compare other registries with the model.
+Tests that need no disk use the model instead of another registry. No method yields to the event loop, so each call is
+one transaction. The content is lost when the process ends.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ S = TypeVar("S", bound=str)
 
 
 def _page(items: Iterable[S], after: str | None, limit: int) -> Page[S]:
-    """Returns a page of the `items` that sort after `after`. The interface demands the order of the UTF-8 bytes. Python
-    sorts strings by code points, which gives the same order."""
+    """Returns a page of the `items` that sort after `after`; None: the first page. The interface demands the order of
+    the UTF-8 bytes. This is also the order in which Python sorts strings."""
     items_after = [item for item in sorted(items) if after is None or item > after]
     return Page(items_after[:limit], len(items_after) > limit)
 
@@ -51,16 +51,15 @@ def _blob_descriptor(digest: Digest, data: bytes) -> Descriptor:
 
 
 def _blobs_referred_to(manifest: Manifest) -> set[Digest]:
-    """Returns the digests of the blobs that the manifest refers to. Garbage collection keeps these blobs. They include
-    `blob_children`: entries of an index that may be blobs, because their media type is not that of a manifest."""
+    """Returns the digests of the blobs that the manifest refers to, including `blob_children` (the entries of an index
+    that may be blobs). Garbage collection keeps these blobs."""
     return {part.digest for part in manifest.blobs} | manifest.blob_children
 
 
 @dataclass
 class _Repository:
-    """A repository that has or had content. `last_used`: for each blob, the latest time, in seconds, at which a client
-    added or resolved the blob, or deleted a manifest that referred to it. `MemoryRegistry.collect` keeps the blob for a
-    grace period after this time."""
+    """A repository that has or had content. `last_used`: for each blob, the time in seconds when a client last added
+    the blob, resolved the blob, or deleted a manifest that referred to the blob."""
 
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     last_used: dict[Digest, float] = field(default_factory=dict)
@@ -68,11 +67,12 @@ class _Repository:
     tags: dict[Tag, Digest] = field(default_factory=dict)
 
     def blobs_referred_to(self) -> set[Digest]:
-        """Returns the digests of the blobs that any manifest refers to."""
+        """Returns the digests of the blobs that the manifests of this repository refer to."""
         return {digest for manifest in self.manifests.values() for digest in _blobs_referred_to(manifest)}
 
     def manifests_needing(self, digest: Digest) -> set[Digest]:
-        """Returns `digest` itself and the digests of all indexes that list it, directly or through other indexes."""
+        """Returns `digest` itself, and the digests of all indexes that list `digest` directly or through other
+        indexes."""
         needing: set[Digest] = set()
         added = {digest}
         while added:
@@ -84,7 +84,7 @@ class _Repository:
         return needing
 
     def missing_content(self, manifest: Manifest) -> set[Digest]:
-        """Returns the digests of the content that the manifest refers to and this repository does not have."""
+        """Returns the digests of the content that the manifest refers to and that this repository does not have."""
         # Clients download foreign layers from other servers, so foreign layers are never missing.
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         # An index entry that may be a blob is not missing if the repository has a blob with the digest of the entry.
@@ -94,8 +94,9 @@ class _Repository:
 
 @dataclass
 class _Session:
-    """An upload session. `actor`: name of the actor that started the session (None: any actor may resume it).
-    `generation`: how often the session was resumed. Only the writer that was created last may use the session."""
+    """An upload session. `actor`: the name of the actor that started the session, who alone may resume it; None: any
+    actor may resume the session. `generation`: how often the session was resumed. Only the newest writer may use the
+    session."""
 
     repo: RepositoryName
     actor: str | None
@@ -157,8 +158,8 @@ class MemoryBlobWriter:
 
 
 class MemoryRegistry:
-    """A `Registry` in memory. `clock`: returns the time in seconds. Only `collect` depends on the time.
-    `immutable_tags`: the rules about tags that cannot be changed."""
+    """A `Registry` in memory. `clock`: returns the time in seconds; only `collect` depends on the time.
+    `immutable_tags`: the rules that say which tags cannot be changed."""
 
     def __init__(
         self, clock: Callable[[], float] = time.time, immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS
@@ -171,24 +172,26 @@ class MemoryRegistry:
     # Lookups
 
     def _known_repository(self, repo: RepositoryName) -> _Repository:
-        """Returns the repository. Raises NameUnknown if it never had content."""
+        """Returns the repository. Raises NameUnknown if the repository never had content."""
         if repo not in self._repositories:
             raise NameUnknown(detail={"name": repo})
         return self._repositories[repo]
 
     def _repository(self, repo: RepositoryName) -> _Repository:
-        """Returns the repository for reading. If it never had content, returns an empty one, which is not stored."""
+        """Returns the repository for reading. If the repository never had content, returns an empty repository, which
+        is not stored."""
         return self._repositories.get(repo, _Repository())
 
     def _repository_with_blob(self, repo: RepositoryName, digest: Digest) -> _Repository:
-        """Returns the repository. Raises BlobUnknown if it does not have the blob."""
+        """Returns the repository. Raises BlobUnknown if the repository does not have the blob."""
         repository = self._repository(repo)
         if digest not in repository.blobs:
             raise BlobUnknown(detail={"digest": digest})
         return repository
 
     def _immutable_tags_needing(self, repo: RepositoryName, repository: _Repository, digest: Digest) -> list[Tag]:
-        """Returns the immutable tags that point at the manifest, or at an index that lists it."""
+        """Returns the immutable tags that point at the manifest, or at an index that lists the manifest directly or
+        through other indexes."""
         needing = repository.manifests_needing(digest)
         return [
             tag
@@ -197,7 +200,8 @@ class MemoryRegistry:
         ]
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
-        """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or is not open to `by`."""
+        """Returns the session `upload`. Raises BlobUploadUnknown if the session does not exist or is not open to
+        `by`."""
         session = self._uploads.get(upload)
         if session is None or session.repo != repo or not session.is_open_to(by):
             raise BlobUploadUnknown(detail={"upload": upload})
@@ -206,7 +210,7 @@ class MemoryRegistry:
     # Called by `MemoryBlobWriter`
 
     def is_live(self, upload: UploadID, session: _Session) -> bool:
-        """Returns whether `session`, which has the id `upload`, is in progress: neither committed nor cancelled."""
+        """Returns whether `session` is in progress: neither committed nor cancelled. `upload`: the session's id."""
         return self._uploads.get(upload) is session
 
     def end_upload(self, upload: UploadID) -> None:
@@ -214,7 +218,7 @@ class MemoryRegistry:
         del self._uploads[upload]
 
     def add_blob(self, repo: RepositoryName, digest: Digest, data: bytes) -> Descriptor:
-        """Stores `data` as a blob of `repo`, and returns the blob's descriptor."""
+        """Stores `data` as a blob of `repo` and returns the descriptor of the blob. Does not check the digest."""
         repository = self._repositories.setdefault(repo, _Repository())
         repository.blobs[digest] = data
         repository.last_used[digest] = self._clock()
@@ -320,7 +324,7 @@ class MemoryRegistry:
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        """Deletes the manifest. It cannot be put back (`restorable` has no effect)."""
+        """Deletes the manifest. This registry never restores a manifest, so `restorable` has no effect."""
         repository = self._known_repository(repo)
         if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})
@@ -371,8 +375,8 @@ class MemoryRegistry:
     # Upkeep
 
     def collect(self, grace: float) -> None:
-        """Removes from each repository the blobs that none of its manifests refers to and that were last used at least
-        `grace` seconds ago."""
+        """Removes each blob of a repository that no manifest of the repository refers to, and whose last use
+        (`_Repository.last_used`) was at least `grace` seconds ago."""
         unused_since = self._clock() - grace
         for repository in self._repositories.values():
             referred = repository.blobs_referred_to()

@@ -1,5 +1,5 @@
-"""The rules for all commands (`CommandLine`): which arguments must be UTF-8, and how a command ends if it cannot write
-to the standard output."""
+"""`CommandLine`: the rules for all commands. The rules say which arguments must be UTF-8, and how a command ends if a
+write to the standard output fails."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from registry.printable import is_utf8
 class CommandLine(TyperGroup):
     """The command `entrepot`, with all its subcommands.
 
-    Refuses, with a usage error, each argument that is not UTF-8, except paths of files. Names, notes and paths of
-    directories are stored in JSON and SQLite, which have only Unicode.
+    Each argument must be UTF-8, except paths of files. Otherwise the command ends with a usage error. JSON and SQLite,
+    which store names, notes and paths of directories, have only Unicode.
 
-    If a write to the standard output fails, ends the command with one line on stderr and exit code 1. Prints no line
-    if the standard output is a pipe whose reader has ended."""
+    If a write to the standard output fails, ends the command with exit code 1. Prints one line about the error to
+    stderr, except if the standard output is a pipe that nobody reads any more."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Runs the command with the arguments `args`; None: the arguments of this process. Passes `rest` and `options`
-        on to typer. Raises SystemExit."""
+        """Runs the command. `args`: the arguments of the command; None: the arguments of this process. Passes `rest`
+        and `options` on to typer. Raises SystemExit."""
         arguments = sys.argv[1:] if args is None else list(args)
         if not all(map(is_utf8, arguments)):
-            for parameter in _text_parameters(self):
+            for parameter in _utf8_parameters(self):
                 parameter.callback = _require_utf8
         try:
             return super().main(arguments, *rest, **options)
@@ -49,7 +49,7 @@ class CommandLine(TyperGroup):
 
 
 def _end_without_stdout(error: OSError) -> None:
-    """Ends the command after the standard output has failed."""
+    """Ends the command after a write to the standard output has failed. Raises SystemExit."""
     discard_stdout()
     if not isinstance(error, BrokenPipeError):
         with suppress(OSError):
@@ -57,18 +57,18 @@ def _end_without_stdout(error: OSError) -> None:
     raise SystemExit(1)
 
 
-def _text_parameters(command: Any) -> Iterator[Any]:
-    """Yields the arguments and options whose values must be UTF-8, of a command and of its subcommands. Leaves out
-    those that name a file: their metavar (the placeholder in the help text) contains `FILE`."""
+def _utf8_parameters(command: Any) -> Iterator[Any]:
+    """Yields the arguments and options of a command and its subcommands whose values must be UTF-8. The other arguments
+    and options name a file: their metavar (the placeholder in the help text) contains `FILE`."""
     for subcommand in getattr(command, "commands", {}).values():
-        yield from _text_parameters(subcommand)
+        yield from _utf8_parameters(subcommand)
     if isinstance(command, TyperCommand):
         yield from (param for param in command.params if "FILE" not in (getattr(param, "metavar", None) or ""))
 
 
 def _require_utf8(_context: object, _parameter: object, value: Any) -> Any:
-    """Returns the value of an argument or option unchanged. Raises typer.BadParameter if it is not UTF-8. typer calls
-    this function."""
+    """A callback for typer. Returns the value of an argument or option unchanged. Raises typer.BadParameter if the
+    value is not UTF-8."""
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(is_utf8(str(part)) for part in parts):
         raise typer.BadParameter("it is not text in UTF-8")

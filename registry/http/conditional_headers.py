@@ -1,6 +1,6 @@
 """Parses If-Match and If-None-Match (RFC 9110, 13.1). The entity tag of content is its digest in quotes.
 
-In a GET or HEAD, text that is no entity tag matches nothing. A PUT with such text is refused, because its client relies
+Text that is no entity tag matches nothing in a GET or HEAD. A PUT with such text is refused, because the client relies
 on the condition to protect content from being overwritten.
 """
 
@@ -18,25 +18,24 @@ _ENTITY_TAG = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _ANY: frozenset[str] = frozenset()
 """What `_entity_tags` returns for the header value `*`, which matches any content."""
 _MATCHES_NOTHING = frozenset({""})
-"""What `_entity_tags` returns for a header without any usable entity tag. It contains only an empty string,
-which is never a digest. It cannot be the empty set, because the empty set is `_ANY`."""
+"""What `_entity_tags` returns for a header without a usable entity tag. The empty string in this set is never a digest.
+An empty set would mean `_ANY`."""
 
 
 def has_read_condition(exchange: Exchange) -> bool:
-    """Returns whether the response to a GET depends on the content's entity tag: whether the request has If-Match, or
-    If-None-Match, or Range together with If-Range."""
+    """Returns True if the request has one of: If-Match; If-None-Match; Range together with If-Range. The response to a
+    GET then depends on the content's entity tag."""
     if exchange.header(b"if-none-match") is not None or exchange.header(b"if-match") is not None:
         return True
     return exchange.header(b"range") is not None and exchange.header(b"if-range") is not None
 
 
 def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
-    """Returns whether the response to a GET or HEAD is 304, because the client has the content already (RFC 9110,
-    13.1.2).
+    """Returns whether to answer a GET or HEAD with 304, because If-None-Match shows that the client already has the
+    content (RFC 9110, 13.1.2). Raises PreconditionFailed if If-Match lists entity tags and none of them matches.
 
-    `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag. Then If-None-Match
-    matches nothing, and If-Match matches only as `*`. Raises PreconditionFailed if If-Match lists entity tags and none
-    of them matches."""
+    `etag_digest`: the digest that is the content's entity tag. None: the content has no entity tag, so If-None-Match
+    never matches, and If-Match matches only if its value is `*`."""
     required_tags = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=False)
     # `*` (`_ANY`, which is empty) requires only that the content exists, and it does.
     if required_tags and (etag_digest is None or etag_digest not in required_tags):
@@ -46,8 +45,8 @@ def is_not_modified(exchange: Exchange, etag_digest: Digest | None) -> bool:
 
 
 def read_put_condition(exchange: Exchange) -> Condition | None:
-    """Returns the condition that If-Match or If-None-Match states for a PUT. Returns None if the request has neither.
-    Raises RequestInvalid if it has both, or has text that is no entity tag."""
+    """Returns the condition that If-Match or If-None-Match states for a PUT. Returns None if the request has neither
+    header. Raises RequestInvalid if the request has both headers, or if a header has text that is no entity tag."""
     required = _entity_tags(exchange, b"if-match", accept_weak=False, refuse_invalid=True)
     excluded = _entity_tags(exchange, b"if-none-match", accept_weak=True, refuse_invalid=True)
     if required is not None and excluded is not None:
@@ -63,8 +62,8 @@ def _entity_tags(
     """Returns the entity tags in a conditional header (RFC 9110, 8.8.3), without their quotes.
 
     Returns `_ANY` for `*`, `_MATCHES_NOTHING` if no tag can be used, and None if the request does not have the header.
-    `accept_weak`: whether weak tags, such as `W/"sha256:…"`, are returned or left out. `refuse_invalid`: whether text
-    that is no entity tag raises RequestInvalid or is left out."""
+    `accept_weak`: if False, leaves out weak tags, such as `W/"sha256:…"`. `refuse_invalid`: if True, raises
+    RequestInvalid for text that is no entity tag; if False, leaves this text out."""
     values = exchange.headers(header)
     if not values:
         return None
@@ -73,6 +72,6 @@ def _entity_tags(
         return _ANY
     matches = [_ENTITY_TAG.fullmatch(part) for raw in text.split(b",") if (part := raw.strip(b" \t"))]
     if refuse_invalid and not (matches and all(matches)):
-        raise RequestInvalid(f"{header.decode()} is not '*' and not a list of quoted entity tags")
+        raise RequestInvalid(f"{header.decode()} must be '*' or a list of entity tags in quotes")
     tags = {match[2].decode("latin-1") for match in matches if match and (accept_weak or not match[1])}
     return frozenset(tags) or _MATCHES_NOTHING

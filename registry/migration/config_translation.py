@@ -1,10 +1,10 @@
-"""`translate`: translates the settings of a CNCF Distribution registry, the *old registry*, into the settings of this
-registry. The old registry is the image `registry:2` or `registry:3`.
+"""`translate`: translates the settings of a CNCF Distribution registry (the image `registry:2` or `registry:3`) into
+the settings of this registry. In this module, the *old registry* is the Distribution registry.
 
 The input is the text of the old registry's `config.yml`, and the environment variables `REGISTRY_…` that override
 single keys, such as `REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a
-comment that says why, or what to do instead. The output has no passwords or secrets: neither the value of a key such as
-`proxy.password`, nor the password in a URL.
+comment that says why there is none, or what to do instead. The output contains no password or secret. For example, it
+leaves out the value of `proxy.password` and the password in a URL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ MAX_KEYS: Final = 10_000
 MAX_NUMBER_CHARACTERS: Final = 100
 """Largest number of characters of one number in the old settings."""
 _KUBERNETES_VARIABLE: Final = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
-"""Variables that Kubernetes sets in each container if a service named `registry` exists."""
+"""Matches the variables that Kubernetes sets in each container if a service named `registry` exists. These
+variables are no settings."""
 _LOG_LEVELS: Final = {
     "panic": "error",
     "fatal": "error",
@@ -42,11 +43,11 @@ _LOG_LEVELS: Final = {
     "debug": "debug",
     "trace": "debug",
 }
-"""Maps the log levels of the old registry to those of this one."""
+"""Maps the log levels of the old registry to the log levels of this registry."""
 _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-verify-client-cert": "required"}
 """Maps values of `http.tls.clientauth` to values of `tls.client_auth`."""
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
-"""Hosts of Docker Hub, which is the upstream `docker.io` here."""
+"""Hosts of Docker Hub. In this registry, the upstream of Docker Hub has the name `docker.io`."""
 _UPSTREAM_NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _USER_IN_URL: Final = re.compile(r"//[^/\s]*@")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -57,7 +58,7 @@ Value = Any
 
 
 def translate(text: str, environment: Mapping[str, str]) -> str:
-    """Returns the settings file. `text` is the content of config.yml. If it is empty, translates only the environment
+    """Returns the text of the settings file. `text`: the content of config.yml; empty: translates only the environment
     variables. Raises ImportInvalid if the input is not the settings of a registry."""
     try:
         document = _parse_yaml(text)
@@ -80,8 +81,8 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
 class _Loader(yaml.SafeLoader):
     """Reads YAML with plain values only. Refuses:
 
-    - Numbers of more than `MAX_NUMBER_CHARACTERS`. Python refuses to write numbers of thousands of digits as text, and
-      the time to read them grows with the square of their length.
+    - Numbers with more than `MAX_NUMBER_CHARACTERS` characters. Python reads very long numbers slowly, and cannot
+      convert them back to text.
     - Texts with half of a surrogate pair, such as `"\\ud800"`, which TOML does not allow."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -111,17 +112,17 @@ def _parse_yaml(text: str) -> Value:
 
 
 class _Translation:
-    """One translation. Each method removes the keys that it translates from `_remaining`. The keys that remain at the
-    end have no counterpart."""
+    """One translation. `_remaining` has the keys that are not translated yet: each method removes the keys that it
+    translates. The keys that remain at the end have no counterpart."""
 
     def __init__(self, document: dict[str, Value]) -> None:
-        self._remaining = dict(_leaves(document))  # by the path of a key, such as `http.addr`: its value
+        self._remaining = dict(_leaves(document))  # path of a key, such as `http.addr` -> value
         self._top: list[str] = []  # the lines before the first table
-        self._tables: dict[str, list[str]] = {}  # by the header of a table, such as `[tls]`: its lines
+        self._tables: dict[str, list[str]] = {}  # header of a table, such as `[tls]` -> lines
         self._comments: list[str] = []
 
     def run(self) -> str:
-        """Returns the settings file."""
+        """Returns the text of the settings file."""
         self._take("version")
         self._translate_storage()
         self._translate_http()
@@ -146,11 +147,12 @@ class _Translation:
                 f"# storage.filesystem.rootdirectory: to take its content over, run: entrepot import-registry "
                 f"{_comment_text(rootdirectory)}"
             )
-        # This line is always written: by default, the old registry refuses deletes, and this registry allows them.
+        # This line is always written, because the defaults differ: the old registry refuses deletes, and this registry
+        # allows them.
         allows_deletes = _is_true(self._take("storage.delete.enabled"))
         self._top.append(f"delete = {_toml(allows_deletes)}")
-        readonly = self._take_first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
-        if _is_true(readonly[1]):
+        _, readonly = self._take_first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
+        if _is_true(readonly):
             self._top.append("read_only = true")
         purging = self._take("storage.maintenance.uploadpurging.enabled")
         if purging is not _MISSING and not _is_true(purging):
@@ -184,13 +186,13 @@ class _Translation:
             # Only the operator can decide on `insecure_open`: the old settings do not say whether a reverse proxy in
             # front of the old registry asks clients for a login.
             self._top += [
-                "# There are no accounts, and other machines reach this registry by public_url, so it does not start.",
+                "# This registry does not start: other machines reach it by public_url, and there are no accounts.",
                 "# Add an account with `entrepot user add NAME --admin`. Or, to let everybody push and delete, set:",
                 "# insecure_open = true",
             ]
         self._add_setting("shutdown_grace", self._take_first("http.draintimeout"), _duration)
-        self._add_setting("certificate", self._take_first("http.tls.certificate"), _text, table="[tls]")
-        self._add_setting("key", self._take_first("http.tls.key"), _text, table="[tls]")
+        self._add_setting("certificate", self._take_first("http.tls.certificate"), _nonempty_text, table="[tls]")
+        self._add_setting("key", self._take_first("http.tls.key"), _nonempty_text, table="[tls]")
         authorities = self._take_list("http.tls.clientcas")
         if authorities:
             self._add_line("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
@@ -209,8 +211,8 @@ class _Translation:
         return str(self._remaining.get("http.net", "tcp")) == "unix"
 
     def _has_accounts(self) -> bool:
-        """Returns whether clients of the old registry have to log in. Call this before `_translate_auth`, which removes
-        the keys that show it."""
+        """Returns whether clients of the old registry have to log in. Must be called before `_translate_auth`, which
+        removes the key `auth.htpasswd.path`."""
         return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._remaining)
 
     def _translate_auth(self) -> None:
@@ -224,7 +226,7 @@ class _Translation:
         url = self._take("proxy.remoteurl")
         if url in (_MISSING, None, ""):
             return
-        parts = _split(url)
+        parts = _split_url(url)
         host = (parts.hostname or "").lower()
         if parts.scheme not in ("http", "https") or not _UPSTREAM_NAME.fullmatch(host):
             self._comments.append("# proxy.remoteurl: this is not the URL of a registry; set [[upstream]]")
@@ -252,8 +254,9 @@ class _Translation:
         convert: Callable[[Value], str | None],
         table: str | None = None,
     ) -> None:
-        """Adds the setting `name` with the converted value of `old_setting` (a key in the old settings, and its value).
-        If `convert` returns None, adds a comment instead. Does nothing if the value is None or _MISSING."""
+        """Adds the setting `name`. `old_setting`: a key in the old settings, and the value of the key. `convert`:
+        returns the value of the new setting, or None if there is no such value. If `convert` returns None, adds a
+        comment instead of the setting. If the old value is None or _MISSING, does nothing."""
         path, value = old_setting
         if value is _MISSING or value is None:
             return
@@ -266,7 +269,7 @@ class _Translation:
             self._add_line(table, f"{name} = {_toml(converted)}")
 
     def _add_line(self, table: str, line: str) -> None:
-        """Adds a line to the table of the settings file whose header is `table`, such as `[tls]`."""
+        """Adds a line to a table of the settings file. `table`: the header of the table, such as `[tls]`."""
         self._tables.setdefault(table, []).append(line)
 
     def _take(self, path: str) -> Value:
@@ -274,23 +277,23 @@ class _Translation:
         return self._remaining.pop(path, _MISSING)
 
     def _take_first(self, *paths: str) -> tuple[str, Value]:
-        """Removes all these keys from `_remaining`. Returns the first of them that was there, with its value. If there
-        was none, returns the first of `paths` with _MISSING."""
+        """Removes the keys `paths` from `_remaining`. Returns the path and the value of the first key that was there.
+        If no key was there, returns the first path and _MISSING."""
         present = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
         return present[0] if present else (paths[0], _MISSING)
 
     def _take_list(self, path: str) -> list[Value]:
-        """Removes a list from `_remaining` and returns it. If the key has a single value, returns a list of this value.
-        Returns an empty list if the key is not there."""
+        """Removes a key whose value is a list from `_remaining`, and returns the list. If the value is not a list,
+        returns a list with only this value. If the key is not there, returns an empty list."""
         single = self._take(path)
         items = [self._take(key) for key in list(self._remaining) if key.startswith(f"{path}.")]
         return items if single is _MISSING else [single]
 
 
 def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str, Value]]:
-    """Yields the path, such as `http.addr`, and the value of each key that contains no further keys. In a list, the
-    position takes the place of a name, as in `http.tls.clientcas.0`. Raises ImportInvalid if there are more than
-    `MAX_KEYS` keys, or if they are nested too deeply."""
+    """Yields the path, such as `http.addr`, and the value of each key that contains no further keys. The path of an
+    entry of a list has the entry's position in the place of a name, as in `http.tls.clientcas.0`. Raises ImportInvalid
+    if there are more than `MAX_KEYS` keys, or if the keys are nested too deeply."""
     count = 0
     items: Iterator[tuple[Value, Value]]
     if isinstance(value, dict) and value:
@@ -311,9 +314,9 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
-    """Sets the key that an environment variable names. As in the old registry, the variable's value `text` is read as
-    YAML. Raises ImportInvalid if `text` is not UTF-8."""
-    if _SURROGATE.search(text):  # Python decodes each byte that is not UTF-8 to half of a surrogate pair
+    """Sets the key that an environment variable names. `text`: the value of the variable. Reads `text` as YAML, as the
+    old registry does; if `text` is no YAML, the key gets `text` itself. Raises ImportInvalid if `text` is not UTF-8."""
+    if _SURROGATE.search(text):  # Python decodes a byte that is not UTF-8 to half of a surrogate pair
         raise ImportInvalid(f"the variable {printable_line(variable)} is not UTF-8")
     *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
@@ -333,7 +336,7 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
 
 
 def _matching_key(document: Mapping[str, Value], name: str) -> str:
-    """Returns the key of the document whose lower-case form is `name`. Returns `name` if there is no such key."""
+    """Returns the key of `document` that is equal to `name` in lower case. Returns `name` if there is no such key."""
     return next((key for key in document if str(key).lower() == name), name)
 
 
@@ -341,12 +344,12 @@ def _is_true(value: Value) -> bool:
     return value is True or str(value).lower() in ("true", "yes", "on", "1")
 
 
-def _text(value: Value) -> str | None:
+def _nonempty_text(value: Value) -> str | None:
     return str(value) if isinstance(value, str) and value else None
 
 
 def _duration(value: Value) -> str | None:
-    """Returns a duration in Go's form, such as `168h`. Returns None if this registry does not accept it."""
+    """Returns a duration in Go's form, such as `168h`. Returns None if this registry does not accept the duration."""
     return None if _seconds(value) is None else str(value)
 
 
@@ -355,7 +358,7 @@ def _duration_above_zero(value: Value) -> str | None:
 
 
 def _seconds(value: Value) -> float | None:
-    """Returns the length of a duration. Returns None if this registry does not accept the duration."""
+    """Returns a duration in seconds. Returns None if this registry does not accept the duration."""
     try:
         seconds = parse_duration(str(value))
     except ValueError:
@@ -364,13 +367,13 @@ def _seconds(value: Value) -> float | None:
 
 
 def _public_url(value: Value) -> str | None:
-    parts = _split(value)
+    parts = _split_url(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return None
     return f"{parts.scheme}://{parts.netloc}" if parts.path in ("", "/") else None
 
 
-def _split(value: Value) -> SplitResult:
+def _split_url(value: Value) -> SplitResult:
     """Returns the parts of a URL. Returns empty parts if the value is no URL."""
     try:
         parts = urlsplit(str(value))
@@ -381,12 +384,12 @@ def _split(value: Value) -> SplitResult:
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML: its JSON text, in which the character DEL is escaped as well (TOML requires this)."""
+    """Returns a value in TOML: the value's JSON text, with the character DEL escaped, as TOML requires."""
     return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
 def _comment_text(value: Value) -> str:
-    """Returns a value as text on one line, for a comment. Leaves out the name and the password in a URL."""
+    """Returns a value as text of one line, for a comment. Leaves out the user name and the password in a URL."""
     text = _USER_IN_URL.sub("//", str(value))
     return printable_json(json.dumps(text, ensure_ascii=False))[1:-1][:200]
 

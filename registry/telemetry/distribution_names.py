@@ -1,13 +1,14 @@
-"""The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
+"""`distribution_metrics`: Entrepot's metrics under the names of CNCF Distribution 3, for dashboards that were made for
+Distribution.
 
 The names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go`
 and `registry/storage/driver/base/base.go`, with four differences:
 
-- Durations have the buckets of our own metrics.
+- Histograms of durations have the buckets of Entrepot's own metrics.
 - The size of a request is the size of its body, without its head.
 - The requests of a mirror include the requests that are answered with an error (`_proxy_metrics`).
-- Entrepot has no storage driver. Instead, a call of the `Registry` interface counts as one action of a storage driver,
-  the action that does most of the call's work. Operations that are not in `ACTIONS` are not counted.
+- Entrepot has no storage driver. Instead, each call of an operation of the `Registry` interface counts as one storage
+  action (`ACTIONS`). Operations that are not in `ACTIONS` are not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "uploads": "blob_upload",
     "session": "blob_upload_chunk",
 }
-"""Distribution's handler for each of our routes. Distribution has no handler for the other routes."""
+"""Maps Entrepot's routes to Distribution's handlers. Distribution has no handler for Entrepot's other routes."""
 ACTIONS: Final[Mapping[str, str]] = {
     "resolve_blob": "Stat",
     "open_blob": "Reader",
@@ -46,19 +47,21 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
-"""Distribution's storage action for each counted operation of our `Registry` interface."""
-_PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
-"""Distribution's value of the label `type` for each of our routes with mirrored content."""
+"""Maps operations of the `Registry` interface to Distribution's storage actions: to the action that does most of the
+work of the operation."""
+_PROXY_TYPES: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
+"""Maps Entrepot's routes for mirrored content to the values of Distribution's label `type`."""
 _DRIVER: Final = "filesystem"
-"""The value of the label `driver`."""
-Translate = Callable[..., tuple[str, ...] | None]
-"""A function that gets our label values of a series and returns Distribution's; None: Distribution has no such
-series."""
+"""The value of Distribution's label `driver`."""
+TranslateLabels = Callable[..., tuple[str, ...] | None]
+"""A function that gets the label values of a series of Entrepot, and returns the label values of Distribution's series.
+Returns None if Distribution has no such series."""
 
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
-    """Yields the metrics, from the same counts as our own. Each process counts in *cells*: each cell is one number. The
-    functions below get `totals`: for each cell, the sum over all processes."""
+    """Yields the metrics with Distribution's names. The counts are those of Entrepot's own metrics. Each process
+    counts in *cells*, which are numbers. The parameter `totals` of the functions in this module contains, for each
+    cell, the sum over all processes."""
     totals = metrics.totals()
     yield from _http_metrics(metrics, totals)
     yield from _proxy_metrics(metrics, totals)
@@ -101,19 +104,19 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
 
 
 def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
-    """Yields the metrics of mirrors. An answer with the cache state `miss` counts as a miss, any other answer as a hit.
-    Errors count as answers too; Distribution counts only manifests and blobs that it sends."""
-    requests: dict[str, float] = dict.fromkeys(_PROXIED.values(), 0.0)
+    """Yields the metrics of mirrors. A response with the cache state `miss` counts as a miss. Any other response, even
+    an error, counts as a hit. Distribution does not count errors."""
+    requests: dict[str, float] = dict.fromkeys(_PROXY_TYPES.values(), 0.0)
     misses, pulled = dict(requests), dict(requests)
     for (_, route, cache), count in _counts(metrics.mirror.requests, totals):
-        if route in _PROXIED:
-            requests[_PROXIED[route]] += count
-            misses[_PROXIED[route]] += count if cache == "miss" else 0
+        if route in _PROXY_TYPES:
+            requests[_PROXY_TYPES[route]] += count
+            misses[_PROXY_TYPES[route]] += count if cache == "miss" else 0
     for (_, content), count in _counts(metrics.mirror.fetched_bytes, totals):
         pulled[content] += count
     pushed = {
         name: sum(count for (_, served, _), count in _counts(metrics.mirror.served_bytes, totals) if served == route)
-        for route, name in _PROXIED.items()
+        for route, name in _PROXY_TYPES.items()
     }
     for name, text, values in (
         ("requests", "The number of total incoming proxy request received", requests),
@@ -133,16 +136,16 @@ def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric
 
 
 def _counts(family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Yields the label values and the count of each series whose count is not 0."""
+    """Yields, for each series whose count is not 0, the label values and the count."""
     for values, cells in family.nonzero_series(totals):
         yield values, cells[0]
 
 
 def _histogram(
-    name: str, text: str, labels: list[str], family: Histogram, totals: Sequence[float], translate: Translate
+    name: str, text: str, labels: list[str], family: Histogram, totals: Sequence[float], translate: TranslateLabels
 ) -> Metric:
-    """Returns our histogram under another name. Adds up the series for which `translate` returns the same labels, and
-    leaves out those for which it returns None."""
+    """Returns Entrepot's histogram `family` under the name `name`. Adds up all series for which `translate` returns the
+    same label values. Leaves out the series for which `translate` returns None."""
     sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * family.width)
     for values, cells in family.nonzero_series(totals):
         translated = translate(*values)

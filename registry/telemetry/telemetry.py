@@ -24,10 +24,8 @@ from registry.telemetry.tracing import Tracing
 
 
 class Telemetry:
-    """The metrics and traces of a server, and the recorder of its requests. Create it before the fork, so that all
-    workers share the metrics. Call `start_worker` in each worker.
-
-    `metrics_port`: the port that serves only the metrics; None: there is no such port."""
+    """The metrics and traces of a server, and the recorder of its requests. Create one object before the fork, so that
+    all workers share the metrics. Then call `start_worker` in each worker."""
 
     def __init__(
         self,
@@ -36,8 +34,9 @@ class Telemetry:
         clock: Callable[[], float] = time.time,
         inherited: CountsMemory | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970. `inherited`: the counts of the previous version of the program, which has
-        started this version in the same process with `exec`; None: there is no previous version (see `Metrics`)."""
+        """`metrics_port`: the port that serves only the metrics; None: there is no such port. `clock` returns seconds
+        since 1970. `inherited`: the counts of the previous version of the program, which has started this version with
+        `exec`; None: there is no previous version (see `Metrics`)."""
         self.metrics = Metrics(
             [upstream.name for upstream in settings.upstream],
             settings.workers,
@@ -45,11 +44,11 @@ class Telemetry:
             [webhook.name for webhook in settings.webhook],
         )
         self.work = self.metrics.work
-        """Counts the calls of the registry's methods, logins, commits of the database, and upkeep."""
+        """Counts logins, commits of the database, upkeep, and calls of the registry's methods."""
         self.events = self.metrics.events
         """Counts the deliveries of events to webhooks."""
         self.recent_clients = RecentClients(clock) if settings.pages.enabled else None
-        """When container clients have last sent requests, for the web pages; None: there are no pages."""
+        """For the web pages: the times of the latest requests of container clients; None: there are no web pages."""
         self.requests = RequestRecorder(self.metrics, self.recent_clients)
         """Records the requests of this process."""
         self.metrics_port = metrics_port
@@ -58,28 +57,28 @@ class Telemetry:
         self._certificate = settings.tls.certificate
         self._otel_endpoint = settings.otel.endpoint
         self.tracing: Tracing | None = None
-        """Makes spans in this worker; None: traces are not configured, or `start_worker` was not called yet."""
+        """Makes the spans of this worker; None: traces are not configured, or `start_worker` was not called yet."""
         self._otlp_metrics: OtlpMetrics | None = None
         self._serves_distribution_names = settings.metrics.distribution_names
         """Whether the server also serves the metrics under the names that CNCF Distribution 3 uses."""
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
-        """Returns the object that counts the work of the mirror of an upstream in this process."""
+        """Returns the object that counts and traces the work of the mirror of one upstream in this process."""
         return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream, self.tracing)
 
     def on_queued(self, change: Future[Any]) -> None:
-        """Traces a change of the metadata. `change` is done when the change is committed or has failed
-        (`storage.metadata.catalog.CommitObserver`)."""
+        """Traces a change of the metadata (see `storage.metadata.catalog.CommitObserver`). `change` is done when the
+        change is committed or has failed."""
         if self.tracing is not None:
             self.tracing.trace_change(change)
 
     def on_commit(self, change_count: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of `change_count` changes of the metadata. `wait_seconds`: how long they waited for the lock
-        of the database. `commit_seconds`: how long the changes and their commit took."""
+        """Counts a batch of `change_count` changes of the metadata. `wait_seconds`: how long the batch waited for the
+        lock of the database. `commit_seconds`: how long the changes and their commit took."""
         self.work.on_commit(change_count, wait_seconds, commit_seconds)
 
     def collectors(self) -> list[Collector]:
-        """Returns the collectors of all metrics that the server knows without reading the store."""
+        """Returns the collectors of all metrics that can be computed without reading the store."""
         metrics = self.metrics
         collectors: list[Collector] = [CellCollector(metrics)]
         collectors.append(collector_of(lambda: process_metrics(metrics, self._started_at, self._certificate)))
@@ -88,8 +87,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in its own column (its part of the shared memory). If OpenTelemetry is configured,
-        also makes it send traces and metrics. A second call in the same process does nothing."""
+        """Makes this process count in a column of its own (a part of the shared memory). If OpenTelemetry is
+        configured, starts to send traces and metrics. A second call in the same process does nothing."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()
@@ -100,7 +99,7 @@ class Telemetry:
             self._otlp_metrics = OtlpMetrics(self.metrics, self._otel_endpoint)
 
     async def aclose(self) -> None:
-        """Sends the last spans and metrics. Call it at the end of each worker."""
+        """Sends the last spans and metrics to the OpenTelemetry collector. Must be called at the end of each worker."""
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         if self._otlp_metrics is not None:

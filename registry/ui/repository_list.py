@@ -1,9 +1,9 @@
-"""Lists the repositories that a visitor may pull: either the *hosted* ones, whose content clients push to this
-registry, or those that are mirrored from one upstream.
+"""Lists the repositories that a visitor may pull: either the *hosted* repositories, to which clients push, or the
+repositories that are mirrored from one upstream.
 
-`Registry.repositories` lists hosted and mirrored names together, in byte order. Each call reads one page of this list,
-and its work is limited. Mirrored names begin with the name of their upstream, so the names of an upstream form one
-range. All names outside these ranges are hosted.
+`Registry.repositories` lists hosted and mirrored names together, in byte order, one page in each call. The name of a
+mirrored repository begins with the name of its upstream, so the names of an upstream form one range. All names outside
+these ranges are hosted.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from storage.names import RepositoryName
 from storage.patterns import NameSet
 
 PAGE_SIZE: Final = 50
-"""The most repositories that a page shows."""
+"""Largest number of repositories that a page shows."""
 _MAX_REGISTRY_CALLS: Final = 40
-"""The most calls of `Registry.repositories` for one page that a visitor sees. Each call can skip the names of one
-upstream. If the limit is reached, the page has fewer names and a link to the next page."""
-_AFTER_EVERY_NAME: Final = "\x7f"
-"""Sorts after every character of a name."""
+"""Largest number of calls of `Registry.repositories` for one `RepositoryPage`. After this number of calls, the page
+ends even if it has fewer than `PAGE_SIZE` names. Each call skips the names of at most one upstream."""
+_AFTER_EVERY_CHARACTER: Final = "\x7f"
+"""A character that sorts after every character that a repository name can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryPage:
-    """A page of a list of repositories. `next_after`: the cursor of the next page; None: this is the last page."""
+    """A page of a list of repositories. `next_after`: the cursor of the next page; None: this page is the last one."""
 
     names: Sequence[RepositoryName]
     next_after: str | None
 
 
 def visible_upstreams(components: PageComponents, pullable_names: NameSet) -> list[str]:
-    """Returns the upstreams from which the visitor may pull, sorted. `pullable_names`: the names of all repositories
-    that the visitor may pull."""
-    # `seek(start)` returns `start`, or a text after `start` in byte order. No name of the set lies between the two. The
-    # result is None if no name of the set is equal to `start` or lies after it. If the result does not begin with
-    # `{upstream}/`, the set therefore has no name that begins with `{upstream}/`.
+    """Returns the names of the upstreams from which the visitor may pull, sorted. `pullable_names`: the names of all
+    repositories that the visitor may pull."""
+    # `seek` skips only texts that are not in the set. If its result does not begin with `{upstream}/`, the set has no
+    # name that begins with `{upstream}/`.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)
@@ -53,21 +52,21 @@ async def list_repositories(
     of another list.
 
     - `upstream`: lists the repositories of this upstream; None: lists hosted repositories.
-    - `prefix`: lists the repositories whose names begin with this text. The names of an upstream's repositories are
-      compared without the upstream's name, unless `prefix` begins with it, as in `docker.io/library`.
-    - `after`: the cursor of this page, from `next_after` of the page before; None: the first page."""
+    - `prefix`: lists the repositories whose names begin with this text. For an upstream, `prefix` may contain the
+      upstream's name, as in `docker.io/library`, or leave it out, as in `library`.
+    - `after`: the cursor of this page, from `next_after` of the previous page; None: the first page."""
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]
     wanted_prefix = base + prefix
-    if any(character >= _AFTER_EVERY_NAME for character in prefix):
+    if any(character >= _AFTER_EVERY_CHARACTER for character in prefix):
         return RepositoryPage([], None)  # no name has such a character
     if after is None and wanted_prefix:
         after = _just_before(wanted_prefix)
     names: list[RepositoryName] = []
     for _ in range(_MAX_REGISTRY_CALLS):
         page = await components.content.repositories(after, PAGE_SIZE - len(names))
-        # The cursor of the next call: `next_after` if the page has it, otherwise the last name of the page.
+        # The next call continues at `next_after` if the page has it, otherwise after the last name of the page.
         after = page.next_after or (page.items[-1] if page.items else after)
         for name in page.items:
             if not name.startswith(wanted_prefix):
@@ -87,13 +86,12 @@ async def list_repositories(
 
 
 def _upstream_range_end(components: PageComponents, name: str) -> str | None:
-    """Returns the end of the range of an upstream's names if `name` is in such a range; None if `name` is hosted."""
+    """Returns a text that sorts after all names of the upstream from which `name` is mirrored. Returns None if `name`
+    is hosted."""
     segment, slash, _ = name.partition("/")
-    return f"{segment}/{_AFTER_EVERY_NAME}" if slash and segment in components.naming.upstreams else None
+    return f"{segment}/{_AFTER_EVERY_CHARACTER}" if slash and segment in components.naming.upstreams else None
 
 
 def _just_before(text: str) -> str:
-    """Returns a text that sorts before `text`, with no repository name between the two."""
-    # The last character is replaced by the one before it in byte order, and a character that sorts after every
-    # character of a name follows.
-    return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_NAME
+    """Returns a text that sorts before `text`, with no repository name between the two texts."""
+    return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_CHARACTER

@@ -16,28 +16,28 @@ CHECK_NAMES: Final = {
     "migrations": translatable("Version of the database"),
     "disk": translatable("Disk"),
 }
-"""The names of the checks of `registry.status.readiness` on the page."""
+"""Maps each check of `registry.status.readiness` to the name that the page shows."""
 BREAKER_NAMES: Final = {
     "closed": translatable("in order"),
     "half-open": translatable("is tried again"),
     "open": translatable("fails"),
     "unknown": translatable("unknown"),
 }
-"""The texts for the state of an upstream endpoint, by the state of its circuit breaker."""
+"""Maps each state of the circuit breaker of an upstream endpoint to the text that the page shows."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get(SYSTEM_PATH)
 async def system(request: Request) -> Response:
-    """Shows the version, the workers, the disk and the upstreams, and whether the registry is ready. Raises
+    """Shows the version, the workers, the disk, the upstreams, and whether the registry is ready to serve. Raises
     Unauthorized, Denied."""
     caller = await admin_of(request)
     service = request.app.service
-    # The page does not show the cached images, and counting them would take time.
+    # `with_cache=False`: the page does not show the number of cached images, which takes time to count.
     status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())
-    settings = request.app.factory.settings  # those with which the factory made `service`
+    settings = request.app.factory.settings  # `service` was made with these settings
     return await page_response(
         request,
         "system.html",

@@ -153,7 +153,7 @@ async def _wait_for_scopes(settings: Settings, usage: Usage, budgets: Sequence[B
 
 async def _plan(evictor: Evictor, budgets: list[Budget] | None) -> list[EvictedImage]:
     if budgets is None:
-        return await evictor.plan_for_limits()
+        return await evictor.plan_for_budgets()
     return [image for budget in budgets for image in await evictor.plan(budget)]
 
 

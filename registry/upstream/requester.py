@@ -1,11 +1,12 @@
 """Sends requests to one upstream (`UpstreamRequester`): tries its endpoints one after another, logs in where required,
 and raises errors for refusals.
 
-An upstream has one or more endpoints (URLs that serve the same content). The error for a response "not found" is a
-BlobUnknown, ManifestUnknown or NameUnknown. Each of these errors has an *unconfirmed* variant, for a response that does
-not show whether the content exists: a proxy or firewall in front of the registry possibly sent the response, or the
-registry possibly hides the content from a request without a login or token. An *offer* (`AuthorizationOffer`) is the
-`Authorization` header for one request, if any, together with how it was chosen.
+- An upstream has one or more *endpoints*: URLs that serve the same content.
+- The error for a response "not found" is BlobUnknown, ManifestUnknown or NameUnknown. Each of these errors has an
+  *unconfirmed* variant, for a response that does not show whether the content exists. Such a response possibly comes
+  from a proxy or firewall, or the registry possibly hides the content from a request without a login or token.
+- An *offer* (`AuthorizationOffer`) says which `Authorization` header, if any, to send with a request, and how this
+  header was chosen.
 """
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ from storage.upstream_records import UpstreamRecords
 T = TypeVar("T")
 
 REQUESTS_PER_REPOSITORY = 16
-"""Largest number of concurrent requests for one repository, not counting requests for the bytes of blobs. If all of
-them hang, connections are left for other repositories."""
+"""Largest number of concurrent requests for one repository, not counting requests for the bytes of blobs. Even if the
+requests for one repository hang, connections are left for other repositories."""
 
 MAX_RENEWALS = 3
 """Largest number of times that one request is sent again with another `Authorization` header."""
 
 EndpointOperation = Callable[[UpstreamEndpoint, EndpointAttempt], Awaitable[T]]
-"""A function that gets content or a list from one endpoint, with one or more requests. It reports to the
+"""A function that gets content or a list from one endpoint, with one or more requests. The function reports to the
 EndpointAttempt how the endpoint responds."""
 SendAuthorized = Callable[[Mapping[str, str]], Awaitable[UpstreamResponse]]
 """A function that sends a request and returns the response. Its argument has the headers to add to the request:
-`Authorization`, or none."""
+`Authorization`, or no header."""
 
 _INCONCLUSIVE_ERRORS = (
     UpstreamUnavailable,
@@ -71,17 +72,16 @@ _INCONCLUSIVE_ERRORS = (
     UnconfirmedBlobUnknown,
     UnconfirmedNameUnknown,
 )
-"""Errors after which the next endpoint is always tried, because they do not show whether the content exists."""
+"""Errors that do not show whether the content exists. After such an error, the next endpoint is always tried."""
 _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, RangesUnsupported)
-"""Errors of an endpoint that does not have the content, refuses it, or cannot send a part of it. `try_endpoints` says
-when another endpoint is tried after such an error."""
+"""Errors of an endpoint that does not have the content, does not give it to this registry, or cannot send a part of it.
+After such an error, the parameter `any_endpoint` of `try_endpoints` decides whether the next endpoint is tried."""
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""Statuses with which a registry may refuse a request without a login, although it would accept the request with a
-login."""
+"""Statuses with which a registry may refuse a request only because the request has no login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
 """Statuses with which a registry may hide content from a request without a token. If no token could be obtained for a
-request, `UpstreamRequester.send_authorized` raises an error for these statuses, even if its caller accepts them. 400 is
-not in the set, because a 400 is about the form of the request, such as a parameter."""
+request, `UpstreamRequester.send_authorized` raises an error for these statuses, even if `accepted_statuses` contains
+them. The set lacks 400, which is about the form of a request."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobSizeUnknown,
     RangesUnsupported,
@@ -97,14 +97,14 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobUnknown,
     NameUnknown,
 )
-"""Which error to raise if no endpoint succeeded: of the errors of the endpoints, the one whose type comes first in this
-list. BlobSizeUnknown comes first, because it says that the upstream has the blob. ManifestUnknown, BlobUnknown and
-NameUnknown come last, so that they are raised only if all endpoints say that there is no such content."""
+"""If no endpoint succeeded, the error whose type comes first in this list is raised. BlobSizeUnknown comes first,
+because it says that the upstream has the blob. ManifestUnknown, BlobUnknown and NameUnknown come last, so that they are
+raised only if all endpoints say that the content does not exist."""
 
 
 class UpstreamRequester:
-    """Sends requests to the endpoints of one upstream. Respects the upstream's rate limits, stops requests to endpoints
-    that do not respond (circuit breakers), and logs in."""
+    """Sends requests to the endpoints of one upstream. Logs in, keeps to the upstream's rate limits, and sends no
+    requests to endpoints whose circuit breaker is open."""
 
     def __init__(
         self,
@@ -142,17 +142,17 @@ class UpstreamRequester:
         untrusted: Collection[str] = (),
         timeout_seconds: float | None = REQUEST_TIMEOUT_SECONDS,
     ) -> T:
-        """Calls `operation` for one endpoint after another until it succeeds, and returns its result. If it succeeds at
-        no endpoint, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
+        """Calls `operation` for one endpoint after another until a call succeeds, and returns the result of this call.
+        If no call succeeds, raises one of the errors that occurred (see _ERROR_PRECEDENCE).
 
         - `kind`: endpoints that are paused for this kind of request after a 429 are not tried.
-        - `any_endpoint`: if True (for content with a digest), the next endpoint is tried after an error of
-          _NOT_AT_THIS_ENDPOINT. If False (for tags and lists), such an error of the first endpoint in the settings is
-          raised, and no further endpoint is tried.
-        - `avoid`: URLs of endpoints that are tried after the others.
-        - `untrusted`: URLs of endpoints that are tried last, because the caller does not accept their responses.
-        - `timeout_seconds`: time limit for all endpoints together; None: no limit. Each endpoint gets an equal part of
-          the remaining time, so that time is left for the next one."""
+        - `any_endpoint`: False (for tags and lists): if the first endpoint in the settings raises an error of
+          _NOT_AT_THIS_ENDPOINT, this error is raised at once. True (for content with a digest): the next endpoint is
+          tried.
+        - `avoid`: URLs of endpoints that are tried after the other endpoints.
+        - `untrusted`: URLs of endpoints whose content the caller does not accept. They are tried last of all.
+        - `timeout_seconds`: time limit for all endpoints together; None: no limit. The time that remains is divided
+          equally among the endpoints that are not tried yet."""
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid, untrusted)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
@@ -222,9 +222,11 @@ class UpstreamRequester:
         no other header to try. Returns the last response if its status is 200, 206 or in `accepted_statuses` (for an
         exception, see _HIDING_STATUSES). Raises an error for any other response. For a 404, the error is
         `not_found_error` or its unconfirmed variant. If the login that the settings ask for is missing, or no token
-        could be obtained, the error is always the unconfirmed variant. Raises TooManyRequests without a request if the
-        endpoint is paused for this kind of request after a 429. `scope`: the scope of the token to send; None: the
-        scope for pulls from `repo`; an empty text: a token without a scope, as for a login."""
+        could be obtained, the error for a 404 is always the unconfirmed variant.
+
+        If the endpoint is paused for this kind of request after a 429, sends no request and raises TooManyRequests.
+        `scope`: the scope of the token to send; None: the scope for pulls from `repo`; an empty text: a token without a
+        scope, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:
             # With the missing login, the endpoint might return the content. A retry does not help (`needs_login`).
@@ -233,8 +235,8 @@ class UpstreamRequester:
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
-            # The token service gives no token to anonymous clients. Whether the content exists remains unknown. A retry
-            # does not help (`needs_login`).
+            # The token service gives no token to anonymous clients, so whether the content exists remains unknown. A
+            # retry does not help (`needs_login`).
             raise as_unconfirmed(not_found_error, needs_login=True) from None
         if response.status < 500:
             attempt.on_working()
@@ -258,8 +260,8 @@ class UpstreamRequester:
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
     ) -> tuple[UpstreamResponse, AuthorizationOffer]:
-        """Calls `send`, and calls it again with another `Authorization` header if the endpoint refuses the first one.
-        Returns the last response, and the offer with which its request was sent."""
+        """Calls `send`. If the endpoint refuses the `Authorization` header, calls `send` again with another header.
+        Returns the last response, and the offer that was sent with the last request."""
         url, auth = endpoint.url, self._auth
         offer = await auth.offer(url, scope, attempt)
         response, first_failure = await send(_headers(offer)), offer.failure
@@ -280,12 +282,10 @@ class UpstreamRequester:
     async def _resend_with_new_token(
         self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, response: UpstreamResponse
     ) -> tuple[AuthorizationOffer, UpstreamResponse]:
-        """Sends the request again with another `Authorization` header, after the endpoint has refused `offer` with
-        `response`. Returns the last offer and the response to it. If there is no other header to try, returns `offer`
-        and `response` unchanged.
-
-        The endpoint may refuse a cached token because the token is old. Therefore tries up to MAX_RENEWALS other
-        headers. Stops earlier if the endpoint refuses a token that was just issued."""
+        """Sends the request again with other `Authorization` headers, after the endpoint has refused `offer` with
+        `response`. Tries up to MAX_RENEWALS headers, because cached tokens may be too old. Stops earlier if the
+        endpoint accepts a header or refuses a token that was just issued. Returns the last offer and the response to
+        it. If there is no other header to try, returns `offer` and `response` unchanged."""
         for _ in range(MAX_RENEWALS):
             new_offer = await self._auth.renew(url, scope, response, offer)
             if new_offer is None:
@@ -316,13 +316,15 @@ class UpstreamRequester:
         """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
         `send_authorized` does.
 
-        `path`: relative to `/v2/<repository>/`, or a complete URL. Raises UpstreamUnavailable for a URL of another
-        origin, which must not get the login of the endpoint. `linked_from`: the response that contains the link `path`;
-        the request may connect only to the addresses that `ApiClient.reach_from` returns for this response. None:
-        `path` does not come from a response. `scope`: see `send_authorized`. `max_bytes`: the largest body.
-        `read_body`: if False, a successful response is returned without its body. `memory`: a large body counts against
-        the memory budget until the `with` block of this `ShareScope` ends. None: it counts only while it is received.
-        """
+        - `path`: relative to `/v2/<repository>/`, or a complete URL. Raises UpstreamUnavailable for a URL of another
+          origin, which must not get the login of the endpoint.
+        - `max_bytes`: the largest body.
+        - `read_body`: if False, a successful response is returned without its body.
+        - `linked_from`: the response that contains the link `path`. The request may connect only to the addresses that
+          `ApiClient.reach_from` returns for this response. None: `path` does not come from a response.
+        - `memory`: a large body counts against the memory budget until the `with` block of this `ShareScope` ends.
+          None: the body counts only while it is received.
+        - `scope`: see `send_authorized`."""
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
         if not is_same_origin(url, endpoint.url):
             raise UpstreamUnavailable(f"{loggable_origin(endpoint.url)} links to a page on another origin")
@@ -351,23 +353,22 @@ class UpstreamRequester:
         await self._auth.delete_token(endpoint.url, scope)
 
     async def aclose(self) -> None:
-        """Cancels running logins: GET `/v2/`, and requests for tokens. The circuit breakers of these endpoints no
-        longer count as open in the metrics, even if this call is cancelled. Idempotent."""
+        """Cancels running logins (GET `/v2/`, and requests for tokens). Makes the metrics no longer count the circuit
+        breakers of the endpoints as open, even if this call is cancelled. Idempotent."""
         self._endpoints.close()
         await self._auth.aclose()
 
 
 def _without_traceback(error: RegistryError) -> RegistryError:
-    """Removes the traceback from the error and returns the error. The frames of the traceback refer to the response,
-    which may have 8 MiB, and to the list that contains the error. This reference cycle would stay in memory until the
-    garbage collector runs."""
+    """Removes the traceback from the error and returns the error. Otherwise the traceback would form a reference cycle,
+    which would keep the response (up to 8 MiB) in memory until the garbage collector runs."""
     error.__traceback__ = error.__context__ = None
     return error
 
 
 def _error_to_report(failures: list[RegistryError]) -> RegistryError:
-    """Returns the error whose type comes first in _ERROR_PRECEDENCE. If several errors have that type, returns the
-    first of them; for TooManyRequests, the one with the shortest pause."""
+    """Returns the error whose type comes first in _ERROR_PRECEDENCE. If several errors have this type, returns the
+    first of them, or the one with the shortest pause if the type is TooManyRequests."""
     # `is` and not `isinstance`, because the list has both classes and their subclasses, such as UpstreamTimeout.
     by_precedence = [error for error_type in _ERROR_PRECEDENCE for error in failures if type(error) is error_type]
     rate_limits = [error for error in failures if isinstance(error, TooManyRequests)]
@@ -377,12 +378,12 @@ def _error_to_report(failures: list[RegistryError]) -> RegistryError:
 
 
 def _headers(offer: AuthorizationOffer) -> dict[str, str]:
-    """Returns the headers of a request with this offer: `Authorization`, or none."""
+    """Returns the `Authorization` header of the offer; empty if the offer has no header."""
     return {"Authorization": offer.authorization} if offer.authorization else {}
 
 
 def _lacks_challenge(response: UpstreamResponse) -> bool:
-    """Returns whether the response is a refusal by the endpoint (401, 403, 404) that does not say how to log in."""
+    """Returns whether the endpoint itself has refused the request (401, 403, 404) without saying how to log in."""
     if response.is_cross_origin or response.status not in (401, 403, 404):
         return False
     return "www-authenticate" not in response.headers

@@ -2,12 +2,12 @@
 
 An *upstream* is a registry that this registry mirrors. There are two kinds of limits:
 
-- A *budget* limits the bytes of the content of one upstream, or of all upstreams together.
-- The disk needs free space. If the free space falls below a low mark, images are evicted until it reaches a high mark
-  (module `storage.upkeep.eviction_for_space`).
+- *Budgets*: a budget is the largest number of bytes that the content of one upstream, or of all together, may have.
+- *Marks* of the disk's free space: if the free space falls below the low mark, the evictor evicts images until the free
+  space reaches the high mark (module `storage.upkeep.eviction_for_space`).
 
-A *link* is the right of a repository to serve a blob. An eviction removes blobs without links at once. While a backup
-runs, no blob is removed.
+A *link* is the right of a repository to serve a blob. An eviction also removes the blobs that have no link any more,
+except while a backup runs.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ from storage.usage import ScopeUsage, Usage
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
 """The actor that the audit log names for evictions."""
 EVICTION_SLOT: Final = "cache eviction"
-"""The slot that a process holds while it evicts. Only one process at a time can hold this slot."""
+"""Name of the slot (a permit that one process at a time can hold) that a process holds while it evicts."""
 TARGET_FRACTION: Final = 0.95
-"""An eviction for a budget ends when at most this fraction of the budget is used. With 1, almost every new blob would
-cause an eviction."""
+"""An eviction for a budget ends when at most this fraction of the budget is used. The rest is room for new blobs."""
 INCOMPLETE_SECONDS: Final = 600.0
-"""An image that lacks blobs is kept for this time after its last pull. A client may still be pulling the image."""
+"""An image that lacks blobs is kept for this time after its last pull, because a client may still be pulling it."""
 UNUSED_SECONDS: Final = 60.0
-"""A link is unused if no manifest of the repository refers to its blob and no client has used the blob within this
+"""A link is *unused* if no manifest of the repository refers to the blob, and no client has used the blob for this
 time. An eviction removes unused links when it finds no further image to evict."""
 CHECK_SECONDS: Final = 2.0
-"""The evictor checks the limits when content is stored, and at the latest after this time. After a check that failed
-or could evict nothing, it waits for this time even if content is stored."""
+"""Time between two checks of the limits. `Evictor.check_soon` makes the next check come earlier, except after a check
+that failed or that should have evicted images but evicted none."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -56,15 +55,17 @@ NOTHING_EVICTABLE: Final = (
 )
 BLOCKED_BY_BACKUP: Final = (
     "the disk has less free space than cache.min_free, but no image is evicted for it while a backup runs, because the "
-    "backup holds back the removal of blobs; wait for its end, or stop it with entrepot jobs stop"
+    "backup holds back the removal of blobs; wait until the backup ends, or stop it with `entrepot jobs stop`"
 )
 log = logging.getLogger("storage.eviction")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The largest number of bytes (`max_bytes`) that a scope may have. A scope is a set of repositories whose bytes are
-    counted together. `scope` is the name of the scope that has the mirrored repositories of `upstreams`."""
+    """The largest number of bytes (`max_bytes`) of a *scope*: a set of repositories whose bytes are counted together.
+
+    - `scope`: the name of the scope.
+    - `upstreams`: the names of the upstreams whose mirrored repositories form the scope."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -76,10 +77,11 @@ class CacheLimits:
     """All limits of the cache.
 
     - `upstreams`: the names of all upstreams.
-    - `low_free`, `high_free`: marks of the disk's free space, in bytes. 0: no limit.
+    - `low_free`, `high_free`: the low and the high mark of the disk's free space, in bytes. If `low_free` is 0, the
+      free space is not limited.
     - `is_kept`: returns True for a repository whose images are never evicted.
-    - `cooldowns`: after a tag has moved at the upstream, clients get the older image until the cooldown is over. That
-      image is not evicted. None: there are no cooldowns."""
+    - `cooldowns`: the periods in which clients still get the older image of a tag that has moved at the upstream. The
+      older image is not evicted in this period. None: there are no cooldowns."""
 
     upstreams: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -93,7 +95,8 @@ class CacheLimits:
 
 
 OnEvicted = Callable[[EvictedImage], Awaitable[None]]
-"""Called after each image is evicted. An error ends the eviction. Earlier evictions are not undone."""
+"""A function that is called with each evicted image. If the function raises an error, the eviction ends. The images
+that were evicted before the error stay evicted."""
 
 
 async def ignore_evicted(_: EvictedImage) -> None:
@@ -101,8 +104,8 @@ async def ignore_evicted(_: EvictedImage) -> None:
 
 
 OnEvictionEnd = Callable[[Sequence[EvictedImage]], None]
-"""Called at the end of each eviction with the evicted images, also if there are none. Must return at once and raise
-nothing."""
+"""A function that is called at the end of each eviction, with all images that were evicted, possibly none. Must return
+at once and raise nothing."""
 
 
 def ignore_eviction_end(_: Sequence[EvictedImage]) -> None:
@@ -126,9 +129,9 @@ class Evictor:
         monotonic: Callable[[], float] = time.monotonic,
         on_eviction_end: OnEvictionEnd = ignore_eviction_end,
     ) -> None:
-        """`list_downloads` returns the digests of the blobs that any process is downloading. `free_bytes` returns the
-        free bytes of the disk, or None if unknown. `clock` returns seconds since 1970. `monotonic` returns seconds of a
-        clock that is never set back."""
+        """`list_downloads` returns the digests of the blobs that this process or another one is downloading.
+        `free_bytes` returns the number of free bytes of the disk, or None if the number is not known. `clock` returns
+        seconds since 1970. `monotonic` returns seconds of a clock that is never set back."""
         self.limits = limits
         self._images = images
         self._usage = usage
@@ -141,7 +144,7 @@ class Evictor:
         self._on_eviction_end = on_eviction_end
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
-        self._warned_at: dict[str, float] = {}  # when each text was logged last
+        self._warned_at: dict[str, float] = {}  # warning -> when it was last logged, by `monotonic`
         self._no_unused_links_until = float("-inf")
         """Before this time of `monotonic`, `_drop_unused_links` does nothing."""
 
@@ -168,9 +171,9 @@ class Evictor:
             await self._pause.aclose()
 
     async def check(self) -> bool:
-        """Evicts images if a limit is exceeded. Returns False if a limit was exceeded and no image was evicted. If an
-        eviction for free space has no effect, all processes pause such evictions (`EvictionPause`). Raises StorageFull,
-        StorageFailed."""
+        """Evicts images if a budget is exceeded or the disk lacks free space. Returns False if images had to be evicted
+        but none could be, otherwise True. After an eviction for free space without an effect, `check` does not evict
+        for free space for some time, in any process (`EvictionPause`). Raises StorageFull, StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_any_budget_exceeded()):
             return True
@@ -183,10 +186,10 @@ class Evictor:
             return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no budget is exceeded. If the disk then lacks free space and no backup runs, evicts about
-        as many bytes as the disk lacks, even during a pause (`EvictionPause`). Ends early if no further image may be
-        evicted. Returns the number of evicted images. Raises StorageFull, StorageFailed, and the errors of
-        `on_evicted`."""
+        """Evicts images until no budget is exceeded, and then until the disk has enough free space. Ends early if no
+        further image may be evicted. For free space, evicts none while a backup runs, and at most about as many bytes
+        as the disk lacks. Ignores an `EvictionPause`. Returns the number of evicted images. Raises StorageFull,
+        StorageFailed, and the errors of `on_evicted`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
@@ -195,8 +198,8 @@ class Evictor:
             return count
 
     async def evict_to(self, budget: Budget, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until the scope has at most `budget.max_bytes` bytes, or no further image may be evicted.
-        Returns the number of evicted images. Raises the same errors as `evict`."""
+        """Evicts images until the scope has at most `budget.max_bytes` bytes. Ends early if no further image may be
+        evicted. Returns the number of evicted images. Raises the same errors as `evict`."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             return await self._evict_until(
                 lambda: self._has_at_most(budget, budget.max_bytes), budget.upstreams, on_evicted
@@ -210,8 +213,9 @@ class Evictor:
             return []
         return await self._images.plan(budget.upstreams, await self._rules(), excess, budget.scope)
 
-    async def plan_for_limits(self) -> list[EvictedImage]:
-        """Returns the images that `evict` would evict for the budgets, not for free space."""
+    async def plan_for_budgets(self) -> list[EvictedImage]:
+        """Returns the images that `evict` would evict because a budget is exceeded. Leaves out images that `evict`
+        would evict for free space."""
         planned_images: dict[tuple[str, Digest], EvictedImage] = {}
         for budget in self.limits.budgets:
             if await self._is_exceeded(budget):
@@ -227,8 +231,8 @@ class Evictor:
         return not await self._has_at_most(budget, budget.max_bytes)
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
-        """Returns whether the scope has at most `size` bytes. If not all bytes of the scope are counted yet, compares
-        the bytes counted so far. Returns True if there is no such scope."""
+        """Returns whether the scope of `budget` has at most `size` bytes. While its bytes are still being counted,
+        compares the bytes counted so far. Returns True if there is no such scope."""
         scope_usage: ScopeUsage | None = await self._usage.scope(budget.scope)
         return scope_usage is None or scope_usage.bytes <= size
 
@@ -237,11 +241,11 @@ class Evictor:
         return free_bytes is not None and free_bytes < self.limits.low_free
 
     def _must_free_space(self) -> bool:
-        """Returns whether free space is needed and evictions for free space do not pause."""
+        """Returns whether the disk lacks free space and no `EvictionPause` is running."""
         return self._is_disk_low() and not self._pause.is_running()
 
     async def _evict_to_budgets(self, on_evicted: OnEvicted) -> int:
-        """For each exceeded budget, evicts images of its upstreams. Returns the number of evicted images."""
+        """For each exceeded budget, evicts images of the budget's upstreams. Returns the number of evicted images."""
         count = 0
         for budget in self.limits.budgets:
             if await self._is_exceeded(budget):
@@ -275,15 +279,15 @@ class Evictor:
         free_blobs: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
-        the number of evicted images. `free_blobs` frees the blobs that have lost their last link; its argument is their
-        size in bytes. None: frees them without counting their size."""
+        the number of evicted images. `free_blobs` is called after each eviction, with the size in bytes of the blobs
+        that have lost their last link, and removes these blobs. None: `_free_blobs`."""
         free_blobs = free_blobs or self._free_blobs
         evicted: list[EvictedImage] = []
         started = self._clock()
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True  # True: evicted none, but more are left to check; False: none left
+                outcome: EvictedImage | bool = True  # see `CachedImages.evict_next`
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):
@@ -300,9 +304,9 @@ class Evictor:
         return len(evicted)
 
     async def _drop_unused_links(self, upstreams: Sequence[str], free_blobs: Callable[[int], Awaitable[None]]) -> int:
-        """Removes the unused links (`UNUSED_SECONDS`), and frees their blobs. Returns the number of removed links. Each
-        search reads the whole queue of garbage collection. So after a search without a result, this method does nothing
-        for `UNUSED_SECONDS`."""
+        """Removes unused links (`UNUSED_SECONDS`), and the blobs that then have no link. Returns the number of removed
+        links. A search for unused links is slow. After a search that found none, this method does nothing for
+        `UNUSED_SECONDS`."""
         if self._monotonic() < self._no_unused_links_until:
             return 0
         dropped = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
@@ -331,7 +335,7 @@ class Evictor:
             )
 
     def _warn(self, text: str) -> None:
-        """Logs why a limit is not kept, at most once in `WARNING_SECONDS` for each reason."""
+        """Logs `text` as a warning, unless this method has logged the same text within `WARNING_SECONDS`."""
         now = self._monotonic()
         if now - self._warned_at.get(text, float("-inf")) >= WARNING_SECONDS:
             self._warned_at[text] = now

@@ -146,7 +146,7 @@ class AsgiExchange:
         """Reports the request to the application, which counts and logs it."""
         sizes, seconds = (self.body.received_bytes, self._framing.body_bytes), time.perf_counter() - self._started_at
         end = RequestEnd(self.status, *sizes, seconds, self.response_complete, self.refusal)
-        self._context.worker.reports.report(self.scope, end)
+        self._context.worker.reports.report_end(self.scope, end)
 
     def _request_line(self) -> str:
         # `raw_path` is percent-encoded, so it cannot contain a line break.

@@ -1,26 +1,24 @@
 """Reports the end of each request to the application, which counts and logs it.
 
-An application can have an attribute `request_recorder`, an object with these methods:
-- `on_request_end(scope, end)` is called once for each request that the application has answered.
+An application can have an attribute `request_recorder`, an object with these methods. They must return at once and
+raise nothing.
+
+- `on_request_end(scope, end)` is called once for each request that was passed to the application:
+  - if the body is sent from a file: when the kernel has the last byte of the file;
+  - if the response is cut off, for example because the client disconnects: when the application's call has ended;
+  - for any other response: just before the server passes the last bytes of the response to the transport.
 - `on_cached_answer(scope, answer, request_id)` is called for each cached response that the server got from the
-  application's method `answer_at_once` (`cached_answers`).
-- `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
-  the application. The scope then has only `type`, `method`, `path`, `raw_path`, `headers`, `client`, and `scheme` if a
-  trusted proxy states it. The method, the paths and the headers are empty if the server does not know them.
-- `on_connection(change)` is called with 1 for each new connection, and with -1 when the connection has ended.
-
-The server calls `on_request_end` at one of these times:
-- just before the server passes the last bytes of the response to the transport.
-- if the body is sent from a file: when the kernel has the last byte of the file.
-- if the response was cut off, for example because the client has disconnected: when the application's call has ended.
-
-The server calls `on_cached_answer` just before it passes the last bytes of the response to the transport. It calls
-`on_refused` right after it has written the error response, or when it closes the connection without a response. All
-methods must return at once and raise nothing.
+  application's method `answer_at_once` (`cached_answers`), just before the server passes the last bytes of the response
+  to the transport.
+- `on_refused(scope, end)` is called for each request or connection that the server refuses without calling the
+  application: after the server has written the error response, or when it closes the connection without a response. The
+  scope has only the keys `type`, `method`, `path`, `raw_path`, `headers` and `client`, and also `scheme` if a trusted
+  proxy states the scheme. The method, the paths and the headers are empty if the server does not know them.
+- `on_connection(change)` is called with 1 for each new connection, and with -1 for each connection that has ended.
 
 The server adds an empty dictionary to the scope's extensions (`REQUEST_NOTES_EXTENSION`). The application can note in
-this dictionary what it knows about the request. The server empties the dictionary after the report, because a note that
-refers to the scope would form a reference cycle, which stays in memory until a garbage collection.
+this dictionary what it knows about the request. The server empties the dictionary after the report. Otherwise a note
+that refers to the scope would form a reference cycle.
 """
 
 from __future__ import annotations
@@ -38,12 +36,12 @@ log = logging.getLogger(__name__)
 class RequestEnd(NamedTuple):
     """How a request ended.
 
-    - `status`: the status of the response; 0 if no response was begun.
+    - `status`: the HTTP status of the response; 0 if the server has begun no response.
     - `received_bytes`: how many bytes of the request's body were received.
     - `sent_bytes`: how many bytes of the response's body were sent.
-    - `seconds`: time since the head of the request was received.
+    - `seconds`: time from the end of the request's head to this report; 0 in a call of `on_refused`.
     - `is_complete`: whether the whole response was sent.
-    - `reason`: why the server itself has refused the request, in one line; empty if the server has not refused it."""
+    - `reason`: one line that says why the server itself refused the request; empty if the server did not refuse it."""
 
     status: int
     received_bytes: int
@@ -56,8 +54,7 @@ class RequestEnd(NamedTuple):
 def partial_scope(
     client: tuple[str, int] | None, method: str = "", path: bytes = b"", headers: list[Header] | None = None
 ) -> Scope:
-    """Returns the scope that `on_refused` gets for a request whose head was not received completely. `path` is
-    percent-encoded."""
+    """Returns a scope for `on_refused`, with the known values of the request. `path` is percent-encoded."""
     path_text = path.decode("latin-1")
     return {
         "type": "http",
@@ -95,9 +92,9 @@ class RequestReports:
         if self._on_end is not None:
             extensions[REQUEST_NOTES_EXTENSION] = {}
 
-    def report(self, scope: Scope, end: RequestEnd) -> None:
-        """Reports a request that the application has answered, or that was cut off. If `on_request_end` raises an
-        exception, only logs it, because a client must get its response even if the report fails."""
+    def report_end(self, scope: Scope, end: RequestEnd) -> None:
+        """Reports the end of a request that was passed to the application. Logs an exception of `on_request_end` and
+        does not raise it, so that the client still gets the response."""
         if self._on_end is not None:
             try:
                 self._on_end(scope, end)
@@ -106,8 +103,8 @@ class RequestReports:
             scope["extensions"][REQUEST_NOTES_EXTENSION].clear()
 
     def report_refused(self, scope: Scope, status: int, reason: str, sent_bytes: int = 0) -> None:
-        """Reports a request or a connection that the server has refused without calling the application. `scope` is
-        from `partial_scope`. `status` is 0 if the client got no response. `reason` is one line for people."""
+        """Reports a request or a connection that the server has refused without calling the application. `scope`: made
+        by `partial_scope`. `status`: the HTTP status; 0: the client got no response. `reason`: one line for people."""
         if self._on_refused is not None:
             self._on_refused(scope, RequestEnd(status, 0, sent_bytes, 0.0, is_complete=status != 0, reason=reason))
 

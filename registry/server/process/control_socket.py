@@ -1,9 +1,10 @@
-"""The control socket: commands on the same machine, such as `entrepot reload`, send requests to a running server over
-this Unix socket.
+"""The control socket: a Unix socket over which commands on the same machine, such as `entrepot reload`, send requests
+to a running server.
 
-The socket is a file in the data directory. Only the owner of the file and root can connect to it. On each connection,
-the client sends one request, a line of JSON such as `{"do": "reload"}`. When the requested action has ended, the server
-sends one answer, the line `{"ok": true, "message": "…"}`. If the client disconnects early, the action continues.
+The socket is a file in the data directory. Only the owner of the file and root can connect to the socket. On each
+connection, the client sends one request, a line of JSON such as `{"do": "reload"}`. When the requested action has
+ended, the server sends one answer, the line `{"ok": true, "message": "…"}`. If the client disconnects before that, the
+action continues.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ _MAX_REQUEST_BYTES = 4096
 """Longest request. The server closes a connection on which it receives more bytes without an end of line."""
 
 Action = Callable[[Reply], None]
-"""Starts what a request asks for. Calls its argument, the `Reply`, with the outcome, immediately or later."""
+"""A function that starts a requested action. It passes the outcome to its argument, the `Reply`, when the action has
+ended, which may be after the function has returned."""
 Watch = Callable[[socket.socket, Callable[[], None]], None]
-"""Makes the event loop call the function when the socket is readable."""
+"""A function that makes the event loop call the second argument whenever the first argument, a socket, is readable."""
 Unwatch = Callable[[socket.socket], None]
-"""Makes the event loop stop watching the socket."""
+"""A function that undoes a call of a `Watch` for this socket."""
 
 
 class ControlUnavailable(Exception):
-    """No server can be reached over the socket, or the server ended before it answered. `message` says why, in one
-    line."""
+    """No server can be reached over the socket, or the server ended before it sent an answer. `message`: the reason, in
+    one line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -42,9 +44,9 @@ class ControlUnavailable(Exception):
 
 
 def listen_for_control(path: Path) -> socket.socket | None:
-    """Creates the control socket at `path` and listens on it. Replaces an old file at `path` on which no server listens
-    any more. If another server listens at `path`, or if the socket cannot be created, logs a warning and returns None.
-    This server can still serve its clients then, but commands cannot reach it."""
+    """Creates the control socket at `path` and listens on it. If another server listens at `path`, or if the socket
+    cannot be created, logs a warning and returns None. Commands cannot reach this server then. If no server listens at
+    `path` any more, replaces the old file."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -59,7 +61,7 @@ def listen_for_control(path: Path) -> socket.socket | None:
                 return None
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            # `bind` creates the file with mode 0600: from the first moment, only the owner and root can connect.
+            # `bind` creates the file with mode 0600, so only the owner and root can ever connect.
             old_mask = os.umask(0o177)
             try:
                 sock.bind(address)
@@ -76,8 +78,8 @@ def listen_for_control(path: Path) -> socket.socket | None:
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:
-    """Returns the device and the inode number of the file at `path`; None if there is no file. The numbers change
-    when another server replaces the file by its own socket."""
+    """Returns the device and the inode number of the file at `path`. They differ after another server has replaced the
+    file by its own socket. Returns None if the file does not exist or cannot be examined."""
     try:
         status = os.stat(path)
     except OSError:
@@ -88,18 +90,18 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 def remove_socket_file(path: Path, identity: tuple[int, int] | None) -> None:
     """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced the
     file by its own socket. `identity`: what `file_identity` returned after the socket was created. Call this function
-    before you close the socket, because no other server replaces the file of a socket that still listens."""
+    before you close the socket: another server can replace the file only after the socket is closed."""
     if identity is not None and identity == file_identity(path):
         with suppress(OSError):
             os.unlink(path)
 
 
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Raises
+    """Sends a request to the server whose control socket is at `path`, and returns the server's answer. Raises
     ControlUnavailable.
 
-    Does not follow a symbolic link at `path`. Otherwise the owner of the data directory could link to another program's
-    socket, and a command that root runs would send its request to that program."""
+    Does not follow a symbolic link at `path`. Otherwise the owner of the data directory could make a command of root
+    send its request to another program's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
@@ -122,9 +124,8 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns advice for a user who may not use the socket at `path`, as the end of an error message: the advice names
-    the user who may use the socket. Returns an empty text if this process already runs as this user. Root can get this
-    advice too, in a container without the capability CAP_DAC_OVERRIDE."""
+    """Returns the end of an error message for a user who is not allowed to use the socket at `path`. This text says
+    which user is allowed to use the socket. Returns an empty text if this process runs as that user."""
     for file in (path, path.parent):
         with suppress(OSError):  # raised if this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid
@@ -133,8 +134,8 @@ def _user_advice(path: Path) -> str:
 
 
 def _address(directory: int, path: Path) -> str:
-    """Returns the address of the socket at `path`. An address may have only 107 bytes (unix(7)), so the address for a
-    long path refers to the directory by its descriptor. `directory`: the open descriptor of the socket's directory."""
+    """Returns the address of the socket at `path`. `directory`: an open descriptor of the socket's directory. An
+    address may have only 107 bytes (unix(7)), so the address for a long path names the directory by the descriptor."""
     text = str(path)
     # 100 leaves a small margin below 107.
     return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
@@ -177,8 +178,8 @@ class ControlSocket:
         return list(self._waiting)
 
     def add_waiting_connection(self, connection: socket.socket) -> Reply:
-        """Adds a connection whose whole request has arrived to `waiting_connections`. Returns the function that sends
-        the answer and closes the connection."""
+        """Adds `connection` to `waiting_connections`. The server must have received the whole request. Returns the
+        function that sends the answer and closes the connection."""
         self._waiting.add(connection)
 
         def reply(outcome: ChangeOutcome) -> None:
@@ -190,7 +191,7 @@ class ControlSocket:
         return reply
 
     def close(self) -> None:
-        """Removes the file of the socket, unless it belongs to another server. Closes the socket and its
+        """Removes the file of the socket, unless the file belongs to another server. Closes the socket and all
         connections."""
         remove_socket_file(self._path, self._identity)
         self._unwatch(self.listener)
@@ -214,8 +215,8 @@ class ControlSocket:
         self._watch(connection, lambda: self._receive(connection))
 
     def _receive(self, connection: socket.socket) -> None:
-        """Reads from a connection. Starts the requested action when the whole line has arrived. Closes the connection
-        if it ends before the end of the line, or if the line is too long."""
+        """Reads from a connection. Starts the requested action when the whole line is received. Closes the connection
+        if the client ends it before the end of the line, or if the line is too long."""
         try:
             data = connection.recv(_MAX_REQUEST_BYTES)
         except BlockingIOError:
@@ -234,13 +235,13 @@ class ControlSocket:
         reply = self.add_waiting_connection(connection)
         action = self._actions.get(_requested_action(bytes(received)))
         if action is None:
-            reply(ChangeOutcome(False, f"this server does not know the request; it knows {', '.join(self._actions)}"))
+            reply(ChangeOutcome(False, f"unknown request; this server knows the requests {', '.join(self._actions)}"))
         else:
             action(reply)
 
 
 def _requested_action(line: bytes) -> str:
-    """Returns the name of the requested action; empty if `line` is not a valid request."""
+    """Returns the name of the requested action. Returns an empty text if `line` is not a valid request."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):  # RecursionError: the line has deeply nested lists

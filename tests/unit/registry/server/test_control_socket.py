@@ -68,7 +68,7 @@ def test_each_request_gets_the_outcome_of_its_action(tmp_path: Path) -> None:
     with serve(path, ACTIONS):
         assert ask_server(path, {"do": "reload"}) == {"ok": True, "message": "done"}
         assert ask_server(path, {"do": "restart"}) == {"ok": False, "message": "no"}
-        message = "this server does not know the request; it knows reload, restart"
+        message = "unknown request; this server knows the requests reload, restart"
         assert ask_server(path, {"do": "dance"}) == {"ok": False, "message": message}
         assert ask_server(path, {}) == {"ok": False, "message": message}
 
