@@ -1,9 +1,8 @@
-"""`RequestContext`: the principal, the requested repository name and the client of the request that is being served.
+"""The context of the request that is being served (`RequestContext`), such as its principal and its client.
 
 The *principal* is the account, or the anonymous client, that makes the request. Code outside `registry.http` reads the
-context by `current_request()`, so these values need not be passed through every function. The context is stored in a
-context variable, the only one in this program. A task that outlives its request, or that works for several requests, is
-started with `detached_context()`.
+context with `current_request()`. The context is stored in a context variable, the only one in this program. A task that
+outlives its request, or that works for several requests, is started with `detached_context()`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from storage.errors import RegistryError
 from storage.names import Digest
 
 USER_AGENT_CHARACTERS: Final = 256
-"""A longer User-Agent is cut to this length."""
+"""Largest length of a User-Agent in an `Actor`. A longer User-Agent is cut."""
 
-PushRefusal = Callable[[int], str | None]
-"""Returns a sentence that says why a push of this number of bytes does not fit on the disk; None if it fits."""
+GetPushRefusal = Callable[[int], str | None]
+"""A function that takes the number of bytes of a push. Returns a sentence that says why the push does not fit on the
+disk; None if it fits."""
 
 
 class RequestInvalid(RegistryError):
@@ -42,7 +42,7 @@ class ActingPrincipal(Protocol):
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the principal is not an account."""
+        """True for an anonymous client, False for an account."""
         ...
 
     @property
@@ -53,13 +53,13 @@ class ActingPrincipal(Protocol):
     def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
         """Returns whether the principal may do `action` on a repository. `stored_name`: the repository's name in the
         store, such as `docker.io/library/ubuntu`. `requested_name`: the name that the client used, such as `ubuntu`;
-        None: the client used the stored name. Both names count, because a bearer token may contain either."""
+        None: the client used the stored name. A bearer token may contain either name."""
         ...
 
 
 @final
 class _WithoutAccount:
-    """A principal that is not an account. It has all rights if `is_admitted` is True, otherwise none."""
+    """An anonymous client as principal. It has all rights if `is_admitted` is True, otherwise none."""
 
     __slots__ = ("is_admitted", "is_anonymous", "name")
 
@@ -79,7 +79,7 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 
 
 class AnnouncedBlob(NamedTuple):
-    """What a request that sends a blob, or a part of a blob, states about it. `size`: number of bytes of the request's
+    """What a request states about the blob that it sends, in whole or in part. `size`: number of bytes of the request's
     body; None: unknown. `digest`: the digest of the whole blob; None: unknown."""
 
     size: int | None
@@ -94,7 +94,7 @@ class RequestContext:
     - `address`: the client's IP address; empty: unknown.
     - `request_id`: identifies the request in logs and in the response.
     - `notice`: a warning to send with the response; None: no warning.
-    - `announced_blob`: the blob that the request sends; None: it sends no blob.
+    - `announced_blob`: the blob that the request sends; None: the request sends no blob.
     - `cache_state`: where a mirror found the answer: `hit`, `miss`, `stale` or `revalidated` (see `set_cache_state`);
       empty: the answer is not from a mirror.
     - `upstream`: the name of the mirrored upstream; empty: the answer is not from a mirror."""
@@ -172,8 +172,7 @@ current_request: Final = _CURRENT.get
 enter_request: Final = _CURRENT.set
 """Makes a `RequestContext` the current one in this task. Returns a token for `leave_request`."""
 leave_request: Final = _CURRENT.reset
-"""Takes the token that `enter_request` returned. Makes the context that was current before `enter_request` current
-again."""
+"""Undoes a call of `enter_request`. Takes the token that the call returned."""
 
 
 def set_cache_state(state: str, upstream: str) -> None:
@@ -198,8 +197,8 @@ def set_notice(text: str) -> None:
 
 def detached_context() -> Context:
     """Returns a copy of the current context variables with `NO_REQUEST` as the current request, for
-    `asyncio.create_task(…, context=…)`. A task that outlives its request, or that works for several requests, needs
-    it: the task must neither act with the rights of one request nor keep that request in memory."""
+    `asyncio.create_task(…, context=…)`. Use it for a task that outlives its request, or that works for several
+    requests. Such a task must not act with the rights of a request, and must not keep a request in memory."""
     context = copy_context()
     context.run(enter_request, NO_REQUEST)
     return context

@@ -44,7 +44,7 @@ from registry.http.rate_limit import HEALTH_KEY_PREFIX, RateLimit
 from registry.memory_budget import MemoryBudget
 from registry.naming import NamingRules
 from registry.observe import Observed
-from registry.request import PushRefusal, current_request
+from registry.request import GetPushRefusal, current_request
 from registry.restrict import restrict
 from registry.router import Router
 from registry.server.shared_counters import SharedRateLimiter, allocate_limiter_cells
@@ -277,7 +277,7 @@ class ServiceFactory:
         cross_site: CrossSiteCheck,
         answer_cache: AnswerCache | None = None,
         count_pull: CountPull | None = None,
-        push_refusal: PushRefusal | None = None,
+        push_refusal: GetPushRefusal | None = None,
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `cross_site`: refuses requests that web pages of other sites send.

@@ -21,9 +21,9 @@ async def run_in_one_process(
     what_failed: str,
 ) -> None:
     """Runs rounds until the task is cancelled. Every process runs this function, but only one process at a time calls
-    `work`: the one that holds the *slot* (a permit that all processes share) called `slot_name`. A round tries to get
-    the slot without waiting, and calls `work` if it got the slot. The slot becomes free when `work` returns or raises
-    an error, or when the process dies. Between two rounds, this function awaits `pause()`.
+    `work`: the process that holds the *slot* `slot_name`. A slot is a permit that all processes share. Each round tries
+    to get the slot without waiting. If it gets the slot, it calls `work`. The slot becomes free when `work` returns or
+    raises an error, or when the process dies. Between two rounds, this function awaits `pause()`.
 
     An error of `work` or of the slot ends only its round: `log_round_error` logs the error to `log`, in a line that
     begins with `what_failed`. A cancellation ends this function with CancelledError, even if `work` returns or
@@ -44,8 +44,8 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
     then continues with the next round. `what_failed`: the beginning of the line in the log, such as "eviction failed".
 
     Logs a RegistryError, such as StorageFull, in one line, followed by the traceback of its cause if it has one. Logs
-    other errors, such as an SQLite error during a read, with their traceback. No error may end the task, because only a
-    reload of the server would start the task again. Raises CancelledError as `raise_if_cancelled` does."""
+    other errors with their traceback. No error may end the task, because only a reload of the server would start the
+    task again. Raises CancelledError if the cancellation of the task was requested."""
     raise_if_cancelled()
     if isinstance(error, RegistryError):
         log.warning("%s: %s; trying again later", what_failed, error, exc_info=error.__cause__)
@@ -55,8 +55,7 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
 
 def raise_if_cancelled() -> None:
     """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
-    error. Otherwise, the loop could miss the cancellation: if a `finally` block raises an error during the
-    cancellation, this error replaces the CancelledError."""
+    error: an error that a `finally` block raises during the cancellation replaces the CancelledError."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""Base classes of wrappers: registries that check or change calls before they pass them on to another registry.
+"""Base classes of wrappers: registries that check or change calls and pass them on to another registry.
 
 Both base classes turn each call of a method of `Registry` into one `Call` object and pass it to their method `handle`.
 A wrapper overrides only `handle`. The overriding method inspects the call, may change the call, and makes the call on
@@ -28,8 +28,7 @@ _OPERATIONS: Final = frozenset(
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_REFERENCE: Final = frozenset({"repositories", "tags"})
-"""Names of the methods whose calls have an empty `Call.log_reference`, because their first argument in `Call.args`,
-`after`, only says where a page begins."""
+"""Names of the methods whose calls have an empty `Call.log_reference`."""
 
 
 class Call(Generic[T]):
@@ -65,14 +64,14 @@ class Call(Generic[T]):
 
     @property
     def actor(self) -> Actor | None:
-        """The client on whose behalf the call is made (the option `by`). None for methods without this option, such as
-        methods that read."""
+        """The client on whose behalf the call is made: the option `by`. None if the call has no such option."""
         return self.options.get("by")
 
     @property
     def log_reference(self) -> str:
-        """Text for logs about what the call acts on: a digest, tag or upload id; for `put_manifest`, the manifest's
-        digest and tags; for `start_upload`, the digest algorithm. Empty for `repositories` and `tags`."""
+        """What the call acts on, as a text for logs: the manifest's digest and tags for `put_manifest`, the digest
+        algorithm for `start_upload`, an empty text for `repositories` and `tags`, and a digest, tag or upload id for
+        all other methods."""
         if self.operation == "put_manifest":
             return ",".join((self.args[0].digest, *self.args[1]))
         return "" if self.operation in _OPERATIONS_WITHOUT_REFERENCE else self.args[0]
@@ -89,7 +88,7 @@ class RefusingRegistry(Registry):
     `handle` or single methods."""
 
     async def handle(self, call: Call[T]) -> T:
-        """Makes the call and returns its result. This implementation raises Unsupported."""
+        """A subclass makes the call here and returns its result. This implementation raises Unsupported."""
         raise Unsupported
 
     def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Coroutine[Any, Any, Descriptor]:
@@ -172,8 +171,8 @@ class RefusingRegistry(Registry):
 
 class ForwardingRegistry(RefusingRegistry):
     """A registry that passes every call on to the registry `inner`. A subclass overrides `handle` to do something
-    before or after a call. The overriding method makes the call with `await self.forward(call)`. The method must not
-    read the `Call` object after this, because `inner` may have changed the object."""
+    before or after a call. The overriding method makes the call with `await self.forward(call)`. Afterwards it must
+    not read the `Call` object, because `inner` may have changed the object."""
 
     def __init__(self, inner: Registry) -> None:
         self.inner = inner
@@ -184,9 +183,8 @@ class ForwardingRegistry(RefusingRegistry):
 
 
 def _passes_all_calls_to_handle(registry: Registry) -> TypeGuard[RefusingRegistry]:
-    """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. If so, a `Call`
-    object is passed to `handle` directly, which saves half a microsecond for each request: a call of the method would
-    create another `Call` object."""
+    """Returns whether `registry` is a wrapper whose methods all pass their calls to its `handle`. Such a wrapper can
+    take a `Call` object directly, which is faster than a call of the method."""
     registry_class = type(registry)
     return isinstance(registry, RefusingRegistry) and all(
         getattr(registry_class, name) is method

@@ -1,4 +1,4 @@
-"""The objects that the routes of `/api/v1` and the pages show: plain values that can be written as JSON.
+"""The objects that the routes of `/api/v1` return and the pages show. They can be written as JSON.
 
 The class names, docstrings and field descriptions appear in the OpenAPI document. Times are in UTC, sizes in bytes. A
 text that an image contains, such as a label, is cut if it is too long for a page (`registry.browse.bounded_text`).
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage.human_text import MAX_SHOWN_TIME
 
 Kind = Literal["image", "index", "artifact", "unreadable"]
-"""What a manifest is. `unreadable`: its bytes are damaged, or exceed a limit that earlier versions did not have."""
+"""What a manifest is. `unreadable`: it is damaged, or exceeds a limit that older versions of Entrepot did not have."""
 
 
 class View(BaseModel):
@@ -24,28 +24,28 @@ class View(BaseModel):
 
 
 def utc_time(seconds: float) -> datetime:
-    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. For a time after the year 9999, which earlier
-    versions could store, returns the last time of that year."""
+    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. Returns the end of the year 9999 for any later
+    time, because earlier versions could store such times."""
     return datetime.fromtimestamp(min(round(seconds, 3), MAX_SHOWN_TIME), UTC)
 
 
 class PlatformView(View):
-    """An entry of an index, or the platform of a single image."""
+    """The manifest for one platform: an entry of an index, or a single image."""
 
-    name: str = Field(description="Such as `linux/arm64/v8`; empty if it is not known", examples=["linux/amd64"])
+    name: str = Field(description="The platform, such as `linux/arm64/v8`; empty: unknown", examples=["linux/amd64"])
     digest: str
     media_type: str
     present: bool = Field(
-        description="Whether this registry has the manifest. A mirror fetches a missing manifest with the next pull"
+        description="Whether this registry has the manifest. A mirror fetches a missing manifest at its next pull"
     )
     size: int | None = Field(
-        description="Size of config and layers as they are stored and transferred; null if it is not known, as for a "
-        "manifest that is not present"
+        description="Size of the config and the layers, as stored and transferred; null: unknown, for example because "
+        "the manifest is not present"
     )
 
 
 class MarksView(View):
-    """Which kinds of artifacts refer to the image. The registry does not verify them."""
+    """Which kinds of artifacts refer to the image. The registry does not verify these artifacts."""
 
     signed: bool = Field(description="There is a signature, such as cosign's or Notation's")
     sbom: bool = Field(description="There is a list of what the image contains")
@@ -63,10 +63,10 @@ class TagRow(View):
     platforms: list[PlatformView]
     more_platforms: int = Field(description="Number of platforms that are not in `platforms`")
     stored_bytes: int | None = Field(
-        description="Size of what this registry stores of the image, for all platforms; null if the images on the page "
-        "have too many manifests or blobs to add up their sizes. `order=size` sorts the list by this field"
+        description="Number of bytes that this registry stores of the image, for all platforms; null: the images on "
+        "the page have too many manifests or blobs to add up. `order=size` sorts the list by this field"
     )
-    created: datetime | None = Field(description="When the image was made, as its config or annotation says")
+    created: datetime | None = Field(description="When the image was made, according to its config or an annotation")
     pushed: datetime = Field(description="When the tag was last pushed; in a mirror, when it was last fetched")
     pushed_by: str | None = Field(description="Who made the tag point at this digest")
     last_pulled: datetime | None
@@ -81,8 +81,8 @@ class TagRow(View):
 
 class TagRowPage(View):
     """A page of the tags of a repository. `next`: to get the next page, send this value as `after`; null: this is the
-    last page. `order`: the order of the list. It is the requested order, with one exception: the order
-    `name` replaces `size` if the list has too many tags or manifests for `size`."""
+    last page. `order`: the order of the list. If the list has too many tags or manifests to sort by size, the order is
+    `name` instead of `size`."""
 
     items: list[TagRow]
     next: str | None
@@ -101,15 +101,15 @@ class LayerView(View):
 class BuildStep(View):
     """A step of the build, from the history in the image's config."""
 
-    command: str = Field(description="As in a Dockerfile, as far as that can be told; empty if it is not known")
+    command: str = Field(description="The command, written as in a Dockerfile if possible; empty: unknown")
     created: datetime | None
     comment: str
-    layer: LayerView | None = Field(description="What the step has made; null: only the config has changed")
+    layer: LayerView | None = Field(description="The layer that the step made; null: the step changed only the config")
 
 
 class SizePart(View):
-    """A part of an image's size, such as a bar of a chart. The part of the kind `rest` stands for all layers that have
-    no part of their own. `step`: for a layer, the index of its step in `steps` of the image; null for other kinds."""
+    """A part of an image's size, for a chart. A part of the kind `rest` is the total of all layers that are not listed
+    as parts. `step`: for a layer, the index of its build step in the image's `steps`; null for other kinds."""
 
     kind: Literal["layer", "config", "rest"]
     size: int
@@ -117,7 +117,7 @@ class SizePart(View):
 
 
 class ConfigView(View):
-    """The config of an image. `truncated`: it has more entries or longer texts than are shown here."""
+    """The config of an image. `truncated`: whether the config has more entries or longer texts than are shown here."""
 
     digest: str
     created: datetime | None
@@ -137,7 +137,7 @@ class ConfigView(View):
 
 class ImageView(View):
     """An image of one platform. `config` is null if the config is not present, is too large, or is not the config of an
-    image. In these cases, each layer is a step without a command."""
+    image. If `config` is null, `steps` has a step without a command for each layer."""
 
     digest: str
     platform: str
@@ -160,9 +160,11 @@ class FileView(View):
 class ManifestView(View):
     """A manifest in detail.
 
-    `image`: the image that is shown; null if there is none. For an index, it is the image of the requested platform. If
-    the request names no platform, it is the image for linux/amd64 or, if this image is not present, the first one that
-    is present. `tags`: the first tags that point at the manifest."""
+    `tags`: the first tags that point at the manifest. `image`: the image to show; null if there is none. For an index:
+
+    - If the request names a platform: the image of this platform.
+    - If the request names no platform: the image for linux/amd64 if it is present, otherwise the first image that is
+      present."""
 
     reference: str = Field(description="The tag or digest that was asked for")
     digest: str
@@ -191,8 +193,8 @@ class ManifestView(View):
 
 
 class AttachedFile(View):
-    """A file of a referrer. `predicate_type`: for an attestation, the type of the statement in the file, according to
-    the file's annotation in the referrer's manifest; empty if there is no annotation."""
+    """A file of a referrer. `predicate_type`: for an attestation, the in-toto predicate type that an annotation of the
+    file names (in the referrer's manifest); empty if there is no such annotation."""
 
     title: str
     digest: str
@@ -215,8 +217,8 @@ class ReferrerView(View):
         "refers to the image of one platform"
     )
     tag: str | None = Field(
-        description="The tag by which the referrer was found, such as `sha256-….sig`; null: it was found by its "
-        "subject or in an index"
+        description="The tag by which the referrer was found, such as `sha256-….sig`; null: the referrer was "
+        "found by its subject or in an index"
     )
     files: list[AttachedFile] = Field(description="At most 10")
 
@@ -244,9 +246,9 @@ class FileContent(View):
 
     - `text`: null if the file is large, is not text, or is not present.
     - `statement`: the statement in the DSSE envelope or Sigstore bundle that the file contains, as JSON text; null if
-      `text` is null, if there is no statement, or if it is too long or too deeply nested to show.
-    - `predicate_type`: the type of the statement, as the statement itself says or, if it does not, as the file's
-      annotation says; empty if neither says it."""
+      `text` is null, if there is no statement, or if the statement is too long or too deeply nested to show.
+    - `predicate_type`: the in-toto predicate type that the statement names. If the statement names none: the predicate
+      type that the file's annotation names. Empty if neither names one."""
 
     title: str
     digest: str
@@ -311,14 +313,14 @@ class ComparisonView(View):
 
 
 class RemovedTag(View):
-    """A tag that was removed, would be removed, or was restored, with the digest that it pointed or points at."""
+    """A tag that was removed, would be removed, or was restored. `digest`: the digest of the tag's manifest."""
 
     tag: str
     digest: str
 
 
 class RefusedTag(View):
-    """A tag that was left as it is, and why."""
+    """A tag that was not changed. `reason`: why it was not changed."""
 
     tag: str
     reason: str
@@ -327,8 +329,8 @@ class RefusedTag(View):
 class RemovalPlanView(View):
     """What a removal of tags would remove.
 
-    `manifests`: the digests of the manifests that nothing uses after the removal, and that are removed with the tags.
-    Images that have other tags, or that an index lists, stay."""
+    `manifests`: the digests of the manifests that are removed with the tags. An image stays if it has another tag or an
+    index lists it."""
 
     tags: list[RemovedTag]
     referrer_tags: list[RemovedTag] = Field(
@@ -338,7 +340,7 @@ class RemovalPlanView(View):
     immutable_tags: list[str] = Field(description="Tags that stay, because clients may not delete them")
     unknown_tags: list[str] = Field(description="Tags that do not exist")
     manifests: list[str]
-    freed_bytes: int = Field(description="What garbage collection frees after its grace period")
+    freed_bytes: int = Field(description="Number of bytes that garbage collection frees after its grace period")
     complete: bool = Field(
         description="False: `manifests` and `freed_bytes` cover only the first 2000 manifests, and there may be more"
     )
@@ -372,8 +374,8 @@ class DescriptionView(View):
     text: str = Field(description="Markdown")
     html: str = Field(description="The text as HTML that contains no scripts, styles, images or relative links")
     formatted: bool = Field(
-        description="False: the text is too long or has too many elements, so the HTML shows all of it, or its end, as "
-        "plain text"
+        description="False: the text is too long or has too many elements, so the HTML shows the text, or its "
+        "end, as plain text"
     )
     revision: int = Field(description="Grows with each change; 0: nobody has written anything yet")
     changed: datetime | None

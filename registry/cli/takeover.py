@@ -145,7 +145,7 @@ def listening_sockets(
 
     Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
-    from registry.server.process.systemd import activated_sockets, listening_socket
+    from registry.server.process.systemd import listening_socket, take_activated_sockets
 
     try:
         if handover is not None:
@@ -160,7 +160,7 @@ def listening_sockets(
                     sock.close()
                 sockets = [bind(settings.listen)]
             return sockets, old_metrics_socket or _bind_metrics(settings)
-        return activated_sockets(os.environ) or [bind(settings.listen)], _bind_metrics(settings)
+        return take_activated_sockets(os.environ) or [bind(settings.listen)], _bind_metrics(settings)
     except ListenError as error:
         fail(error.message)
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from registry.http.rate_limit import RateLimit, check_rate, rate_key
 from registry.http.resource_path import parse_path
 from registry.http.response_headers import JSON, REVALIDATE, allow_header
 from registry.http.www_authenticate import Authenticator, Challenges
-from registry.request import UNRESTRICTED, PushRefusal, enter_request
+from registry.request import UNRESTRICTED, GetPushRefusal, enter_request
 from storage.errors import RegistryError, StorageFull, TooManyOpenFiles, Unauthorized
 from storage.interface import Registry
 from storage.names import RepositoryName
@@ -102,7 +102,7 @@ class DistributionAPI:
         cross_site: CrossSiteCheck | None = None,
         body_memory: BodyMemory | None = None,
         count_pull: CountPull | None = None,
-        push_refusal: PushRefusal | None = None,
+        push_refusal: GetPushRefusal | None = None,
         read_history: extensions.ReadHistory = extensions.no_history,
     ) -> None:
         """None switches an option off, unless the line of the option says what None means.

@@ -3,9 +3,9 @@ With these times, the page *Set-up* shows a visitor whether the container daemon
 registry.
 
 All workers of a server share the times, in memory that is mapped before the fork. The memory has two rows of cells. A
-hash of the program and the network chooses one cell in each row, and each recorded request writes its time into both.
-Networks are not stored, so nobody can list them, and the memory does not grow. If other clients have written to both
-cells, which is rare, the page shows the time of their requests.
+hash of the program and the network chooses one cell in each row. Each recorded request writes its time into both cells.
+Networks are not stored, so nobody can list them, and the memory does not grow. In rare cases other clients have
+written to both cells. The page then shows the time of their requests.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PROGRAMS: Final = {
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_ROW_SHIFT: Final = 24
-"""The cell in the second row is chosen by the bits of the hash from this bit upwards."""
+"""The hash is shifted right by this number of bits before it chooses the cell in the second row."""
 _PAUSE_SECONDS: Final = 10.0
-"""After a request that `record` has not ignored: time in which it ignores further requests of the same connection."""
+"""In this time, `record` handles one request of a connection and ignores all further requests of this connection."""
 _MAX_CONNECTIONS: Final = 4096
 """Largest number of connections in `RecentClients._next_record_times`."""
 
@@ -51,8 +51,8 @@ class RecentClients:
         """By connection (address and port): until when `record` ignores its requests, in seconds since 1970."""
 
     def record(self, scope: Scope) -> None:
-        """Records the time of a request of a known program. After a request of any program, ignores further requests of
-        the same connection for `_PAUSE_SECONDS`. An ignored request takes a fifth of a microsecond."""
+        """Records the time of a request if a program in `PROGRAMS` sent it. Handles at most one request of each
+        connection in `_PAUSE_SECONDS`, and ignores the others, because every request calls this method."""
         connection, now = scope["client"], self._clock()
         if self._next_record_times.get(connection, 0.0) > now:
             return
@@ -68,8 +68,7 @@ class RecentClients:
     def last_seen(self, address: str, program: str) -> float | None:
         """Returns when a program (a value of `PROGRAMS`) has last sent a request from the network of this address, in
         seconds since 1970; None if it has sent none in the last `RECENT_SECONDS`."""
-        # If another client has overwritten one of the cells, this cell has a later time than the other cell, unless
-        # the clock was set back. So take the older time.
+        # Another client may have overwritten one of the cells with a later time. So take the older time.
         seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
         return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 

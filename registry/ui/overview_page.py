@@ -1,6 +1,7 @@
 """The page *Overview*. It shows admins the activity of the registry, and all other visitors what they may pull.
 
-Only admins see figures about the whole registry: these figures include repositories that other visitors may not see.
+Only admins see figures about the whole registry, because the figures include repositories that other visitors may not
+see.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ from storage.access import AuditQuery
 
 OVERVIEW_PATH: Final = "/ui/overview"
 SHOWN_EVENTS: Final = 8
-"""How many events or entries of the audit log the page shows."""
+"""How many entries of the audit log the page shows to admins, and how many events to other visitors."""
 SHOWN_FILLS: Final = 20
 """How many downloads from upstreams the page shows."""
-_TRAFFIC: Final = (translatable("Pulls and pushes"), (translatable("Pulls"), translatable("Pushes")), False)
-_REQUESTS: Final = (
+_TRAFFIC_CHART: Final = (translatable("Pulls and pushes"), (translatable("Pulls"), translatable("Pushes")), False)
+_REQUESTS_CHART: Final = (
     translatable("Requests for mirrored content"),
     (translatable("Hits"), translatable("Misses")),
     False,
 )
-_BYTES: Final = (translatable("Bytes of mirrored content"), (translatable("Saved"), translatable("Fetched")), True)
-"""`_TRAFFIC`, `_REQUESTS` and `_BYTES` are arguments for `TitledChart`: the title, the names of the series, and whether
-the values are bytes."""
+_BYTES_CHART: Final = (
+    translatable("Bytes of mirrored content"),
+    (translatable("Saved"), translatable("Fetched")),
+    True,
+)
+"""For each chart, the first three arguments of `TitledChart`: the title, the names of the series, and `is_size`."""
 _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("runs")}
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
@@ -60,7 +64,8 @@ router = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class TitledChart:
-    """A chart with texts to translate: its title, and the name of each series. `is_size`: the values are bytes."""
+    """A chart with texts to translate: its title, and the name of each series. `is_size`: whether the values are
+    numbers of bytes."""
 
     title: str
     series: tuple[str, ...]
@@ -158,18 +163,20 @@ def _current_values(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
 def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPeriod:
     buckets = period.buckets
     charts = [
-        TitledChart(*_TRAFFIC, Chart.of([bucket.pulls for bucket in buckets], [bucket.pushes for bucket in buckets]))
+        TitledChart(
+            *_TRAFFIC_CHART, Chart.of([bucket.pulls for bucket in buckets], [bucket.pushes for bucket in buckets])
+        )
     ]
     if has_mirrors:
         requests = Chart.of([bucket.hits for bucket in buckets], [bucket.misses for bucket in buckets])
         size = Chart.of([bucket.saved_bytes for bucket in buckets], [bucket.fetched_bytes for bucket in buckets])
-        charts += [TitledChart(*_REQUESTS, requests), TitledChart(*_BYTES, size)]
+        charts += [TitledChart(*_REQUESTS_CHART, requests), TitledChart(*_BYTES_CHART, size)]
     return ChartedPeriod(name, _PERIODS[name], period, charts)
 
 
 async def _count_repositories(request: Request, caller: Caller) -> list[RepositoryCount]:
-    """Returns how many hosted repositories the visitor may pull, and how many repositories of each upstream. Reads one
-    page of each list, so it counts no more repositories than one page has."""
+    """Returns how many hosted repositories the visitor may pull, and how many repositories of each upstream. Counts at
+    most one page of each list."""
     components: PageComponents = request.app.service.pages
     counts = []
     for upstream in (None, *visible_upstreams(components, caller.principal.listable_names)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from registry.request import PushRefusal, current_request
+from registry.request import GetPushRefusal, current_request
 from storage.access import Action
 from storage.errors import StorageFull
 from storage.interface import Registry
@@ -30,7 +30,7 @@ class Admission(ForwardingRegistry):
     push would exceed a quota. `push_refusal` is called with the number of bytes of a push, and returns why the disk is
     too full for them; None: there is enough space. `check_quota` is None if there are no quotas."""
 
-    def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
+    def __init__(self, inner: Registry, push_refusal: GetPushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
         self._push_refusal = push_refusal
         self._check_quota = check_quota

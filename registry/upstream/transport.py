@@ -1,15 +1,16 @@
 """Connections to upstreams: DNS lookups, TLS certificates and proxies for both HTTP libraries (httpx2 for small
-requests, urllib3 for blobs), and the connections of urllib3. Those of httpx2 are in `registry.upstream.api_transport`.
+requests, urllib3 for blobs), and the connections of urllib3. The connections of httpx2 are in
+`registry.upstream.api_transport`.
 
-An upstream chooses the hosts in its redirects and challenges, so requests to them may only go to addresses that are
-allowed. A *reach* is the set of addresses to which a request may connect, and an `AddressPolicy` checks addresses
-against it (both in `registry.upstream.destinations`). `CheckedBackend` (httpx2) and `_CheckedConnection` (urllib3)
-resolve a host name, check its addresses, and connect to a checked address. If a library connected to the name itself,
-the library would resolve the name again and could get another address.
+An upstream chooses the hosts in its redirects and challenges. A request to such a host may connect only to addresses
+that are allowed. A *reach* is the set of addresses to which a request may connect. An `AddressPolicy` checks addresses
+against a reach (both in `registry.upstream.destinations`). `CheckedBackend` (httpx2) and `_CheckedConnection` (urllib3)
+resolve a host name, check its addresses, and connect to a checked address. The libraries must not resolve the name
+again, because they could get an unchecked address.
 
 `OutboundProxies` chooses the proxy for both libraries, from the environment variables HTTP_PROXY, HTTPS_PROXY,
 ALL_PROXY and NO_PROXY, in upper or lower case. As in curl and Go, NO_PROXY lists hosts, domains, `host:port`, networks
-such as `10.0.0.0/8`, or `*`. As in Go, and therefore in docker, requests to loopback addresses never use a proxy.
+such as `10.0.0.0/8`, or `*`. As in Go and docker, requests to loopback addresses never use a proxy.
 """
 
 from __future__ import annotations
@@ -44,24 +45,20 @@ from registry.upstream.transfer import Connection
 from storage.errors import UpstreamUnavailable
 
 RESOLVER_THREADS = 64
-"""Largest number of threads, and so of concurrent lookups, for one upstream.
-
-One repository cannot occupy all threads. At most 16 of its requests run at a time. Each request ends after at most
-10 s, but its lookup can take the operating system about 30 s. So at most three times 16 lookups (48) for one repository
-run at the same time."""
+"""Largest number of threads for the lookups of one upstream. Each thread runs one lookup at a time. The requests for
+one repository occupy at most 48 threads."""
 RESOLVER_THREADS_PER_DOMAIN = 2
 """Largest number of concurrent lookups for names of one registrable domain, such as `example.com`."""
 RESOLVER_WAIT_SECONDS = 10.0
-"""Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. A longer wait
-would be useless, because requests for manifests time out after the same time (`REQUEST_TIMEOUT_SECONDS`)."""
+"""Longest time that a lookup waits for other lookups of its domain to end. Equal to the timeout of requests for
+manifests (`REQUEST_TIMEOUT_SECONDS`)."""
 
 MAX_INTERIM_RESPONSES = 100
-"""Largest number of interim responses before the response with a blob. Real servers send one or two."""
+"""Largest number of interim responses (status 1xx) that a server may send before a response."""
 
 MAX_IDLE_SECONDS = 30.0
-"""Longest time for which a connection to an upstream is kept for the next request. Some firewalls and NAT gateways
-forget a connection after 4 minutes without bytes, and then drop its packets silently. A request on such a connection
-would time out. A retry would time out too if it got another connection that the firewall has forgotten."""
+"""Longest time for which an idle connection to an upstream is kept for the next request. The time is short because some
+firewalls and NAT gateways forget a connection after 4 idle minutes. A request on a forgotten connection times out."""
 
 OnConnection = Callable[[Connection, str | None], None]
 """A function with two parameters: a connection, and the IP address of the server at the other end of the connection.
@@ -69,10 +66,9 @@ The address is None if the connection leads to a proxy."""
 
 
 class Resolver:
-    """Resolves the host names in redirects and challenges of one upstream, in threads of its own. Concurrent calls for
-    the same host and port share one lookup. At most RESOLVER_THREADS_PER_DOMAIN lookups run at a time for one
-    registrable domain: the upstream can redirect to any name, and names that resolve slowly must not occupy all
-    threads."""
+    """Resolves the host names in redirects and challenges of one upstream. Each `Resolver` has its own threads.
+    Concurrent calls for the same host and port share one lookup. At most RESOLVER_THREADS_PER_DOMAIN lookups run at a
+    time for one registrable domain, so that a domain whose names resolve slowly cannot occupy all threads."""
 
     def __init__(self, upstream_name: str) -> None:
         self._threads = ThreadPoolExecutor(RESOLVER_THREADS, f"resolve-{upstream_name}")
@@ -85,8 +81,8 @@ class Resolver:
         return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """Waits until fewer than RESOLVER_THREADS_PER_DOMAIN lookups run for the domain, and resolves the host. Raises
-        OSError, also if the wait takes longer than RESOLVER_WAIT_SECONDS."""
+        """Waits until fewer than RESOLVER_THREADS_PER_DOMAIN lookups run for the domain, and then resolves the host.
+        Raises OSError if the wait takes longer than RESOLVER_WAIT_SECONDS, or if the host cannot be resolved."""
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(RESOLVER_WAIT_SECONDS):
@@ -96,7 +92,7 @@ class Resolver:
             return await asyncio.get_running_loop().run_in_executor(self._threads, resolve_host, host, port)
 
     async def aclose(self) -> None:
-        """Cancels lookups that have not started, and does not wait for those that run in threads. Idempotent."""
+        """Cancels lookups that have not started. Does not wait for running lookups. Idempotent."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._running_lookups.aclose()
 
@@ -112,12 +108,12 @@ def resolve_host(host: str, port: int) -> list[str]:
 
 
 class _FinalResponse(http.client.HTTPResponse):
-    """A response of http.client that skips all interim responses (RFC 9110, 15.2), such as `103 Early Hints`, except
-    `101 Switching Protocols`. http.client itself skips only `100 Continue`."""
+    """A response of http.client that skips interim responses (RFC 9110, 15.2), such as `103 Early Hints`. Does not skip
+    `101 Switching Protocols`. The base class skips only `100 Continue`."""
 
     def _read_status(self) -> tuple[str, int, str]:
-        """http.client calls this to read the status line. Raises HTTPException if there are more than
-        MAX_INTERIM_RESPONSES. http.client itself raises this error for too many header lines."""
+        """Reads the status line of the response; http.client calls this method. Raises HTTPException after more than
+        MAX_INTERIM_RESPONSES interim responses."""
         for _ in range(MAX_INTERIM_RESPONSES + 1):
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
@@ -127,9 +123,9 @@ class _FinalResponse(http.client.HTTPResponse):
 
 
 class _CheckedConnection(HTTPConnection):
-    """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. With a proxy, it connects
-    to the proxy. Before the connection waits for a response, it calls `on_connection` in the thread of the request. The
-    arguments are the socket from which the response is read, and `peer`."""
+    """A urllib3 connection that connects only to its proxy or, without a proxy, to addresses that `policy` and `reach`
+    allow. Before the connection waits for a response, it calls `on_connection` with its socket and `peer`, in the
+    thread of the request."""
 
     response_class = _FinalResponse
     policy: AddressPolicy
@@ -139,7 +135,7 @@ class _CheckedConnection(HTTPConnection):
     """The IP address of the server at the other end; None: a proxy is at the other end, or there is no connection
     yet."""
     idle_since = math.inf
-    """When the connection was last given back to its pool, in seconds of the monotonic clock; infinity: not yet."""
+    """When the connection was last given back to its pool, in seconds of the monotonic clock; infinity: never."""
 
     @property
     def is_connected(self) -> bool:
@@ -159,8 +155,8 @@ class _CheckedConnection(HTTPConnection):
         return new_socket
 
     def _connect_checked(self, host: str, port: int) -> socket.socket:
-        """Resolves the host, tries its allowed addresses one after another, and returns the first connection that
-        succeeds."""
+        """Resolves the host, tries its allowed addresses one after another, and returns the socket of the first
+        connection that succeeds."""
         try:
             addresses = resolve_host(host, port)
         except socket.gaierror as error:
@@ -213,17 +209,18 @@ log = logging.getLogger("registry.upstream")
 
 
 class TrustStore:
-    """Creates, at its first use, the TLS context with which both HTTP libraries verify the certificates of servers."""
+    """Holds the TLS context with which both HTTP libraries verify the certificates of servers. The first call of
+    `context` creates it."""
 
     def __init__(self, ca_file: Path | None) -> None:
-        """`ca_file` has the certificate authorities to trust; None: those of the system."""
+        """`ca_file` has the certificate authorities to trust; None: the system's authorities are trusted."""
         self._ca_file = ca_file
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
 
     def context(self) -> ssl.SSLContext:
-        """Returns the context. All calls return the same object. Raises UpstreamUnavailable if `ca_file` cannot be
-        read; the log says why. The first call blocks for about 30 ms. May be called in any thread."""
+        """Returns the TLS context, the same object for all calls. The first call blocks for about 30 ms. May be called
+        in any thread. Raises UpstreamUnavailable if `ca_file` cannot be read, and logs why."""
         with self._lock:
             if self._context is None:
                 self._context = self._create_context()
@@ -265,7 +262,7 @@ class OutboundProxies:
 
     def proxy_for(self, url: str) -> str | None:
         """Returns the URL of the proxy for a request to `url`; None if the request needs no proxy. Raises
-        UpstreamUnavailable if the proxy is neither http nor https, such as a SOCKS proxy."""
+        UpstreamUnavailable if the scheme of the proxy is not http or https, such as for a SOCKS proxy."""
         scheme, host, port = origin(url)
         proxy = self._variables.get(scheme) or self._variables.get("all")
         if not proxy or is_loopback_host(host) or any(_matches_no_proxy(entry, host, port) for entry in self._no_proxy):

@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 class Disk:
     """Bundles the paths of the data directory (`layout`), the system calls (`system`), a thread pool for blocking calls
-    (`threads`), and the disk reserve (`reserve`). The reserve is space that is allocated in advance, so that content
-    can be deleted when the disk is full. `opened_directory` finds out whether another data directory has taken the
-    place of this one."""
+    (`threads`), and the disk reserve (`reserve`). The reserve is disk space that the registry keeps allocated, so
+    that it can delete content when the disk is full. `opened_directory` finds out whether another data directory has
+    replaced this one."""
 
     def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout

@@ -1,11 +1,11 @@
 """Sends files over TLS. The event loop's TLS cannot use sendfile, so the bytes pass through the memory of the process.
 
-A client that receives slowly must not take much of this memory. So a file is sent in small pieces. A sender reads the
-next piece only after the transport has encrypted the previous one, and the pieces of all connections share a memory
-budget. The *share* of a sender is the part of the budget that the sender uses now.
+A sender sends a file in small pieces. It reads a piece only after the transport has encrypted the previous piece. The
+pieces of all connections share a memory budget. The *share* of a sender is the part of the budget that the sender uses
+now.
 
-The event loop's thread reads each piece from the kernel's page cache, because to pass such a small piece from another
-thread takes longer than to read it. If the pages are not in the page cache, other threads read them into it first.
+The event loop's thread reads each piece from the kernel's page cache. If the pages are not in the page cache, other
+threads first read them from the disk (`ReadAhead`).
 """
 
 from __future__ import annotations
@@ -24,40 +24,38 @@ from storage.data_dir.mapped_file import MappedFile
 PIECE_BYTES = 64 * 1024
 """Size of a piece."""
 RESERVED_BYTES = 2 * PIECE_BYTES
-"""How many bytes of the budget a sender uses while it sends a piece: the size of the piece, and as much again for the
-previous piece. A TLS transport has a second buffer, for encrypted bytes. `FlowControl.flush` does not wait until the
-second buffer is empty, so the rest of the previous piece can still be in it."""
+"""How many bytes of the budget a sender uses while it sends a piece: the size of two pieces. The transport's buffer of
+encrypted bytes can still contain the previous piece, because `FlowControl.flush` does not wait for this buffer."""
 
 
 class EncryptedFileSender:
     """Sends a file, or a part of one, to one client over TLS. Create an object for each call of `run`."""
 
     is_blocked = False
-    """Always False. For a `FileSender`, the connection reads `is_blocked` to find out whether the sender waits for the
-    client. For TLS, it uses the transport's write buffer and the kernel's TCP state instead."""
+    """Always False. Over TLS, the connection finds out from the transport's write buffer and the kernel's TCP state
+    whether it waits for the client."""
 
-    def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
-        """`file` is a file descriptor open for reading. The sender does not close it. Before the sender gives a piece
-        to the transport, it calls `on_sent` with the number of bytes: those of the piece and, the first time, those of
-        the head."""
+    def __init__(self, context: ConnectionContext, file: int, before_write: Callable[[int], None]) -> None:
+        """`file` is a file descriptor open for reading. The sender does not close it. Before the sender gives bytes to
+        the transport, it calls `before_write` with their number."""
         self._context = context
         self._file = file
-        self._on_sent = on_sent
+        self._before_write = before_write
         self._share = context.worker.piece_memory.new_share()
         self._share.on_cut = self._cut_off
         self._sending: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
-        """The error with which `end` was called; None: it was not called."""
+        """The error that was passed to `end`; None: `end` was not called."""
         self._mapped_file: MappedFile | None = None
-        """Tells which bytes of the file are in the page cache. None: unknown."""
+        """Tells which bytes of the file are in the page cache. None: it is unknown which bytes are."""
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
         """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
-        offset even if the kernel has dropped their pages. Otherwise, while memory is scarce, threads could read the
-        same bytes again and again without the sender sending any."""
-        self._part_read: asyncio.Future[None] | None = None
-        """Done when a thread has read a part of the file. None while the sender does not wait for a thread."""
+        offset without checking the page cache: while memory is scarce, a check could make threads read the same bytes
+        again and again."""
+        self._reading: asyncio.Future[None] | None = None
+        """Done when a thread has read the bytes for which the sender waits. None: the sender waits for no thread."""
         self.unsent_bytes = 0
         """How many bytes of the file the transport has not got yet."""
 
@@ -69,11 +67,14 @@ class EncryptedFileSender:
         """Sends the bytes `head`, and then `count` bytes of the file from `offset`; `count` must not be 0. Returns when
         the transport has encrypted all these bytes and has begun to write the last ones to the socket.
 
-        Raises ClientDisconnected if the connection is lost, or if the client receives too slowly while other clients
-        wait for memory. Raises TooManyRequests if this client waits too long for memory (`new_piece_memory`). Raises
-        FileTruncated if the file is too short, OSError if the file cannot be read, and the error that is passed to
-        `end`. After an error or a cancellation the response is incomplete, so the caller has to close the connection.
-        """
+        After an error or a cancellation the response is incomplete, so the caller has to close the connection. Raises:
+
+        - ClientDisconnected if the connection is lost, or if the client receives too slowly while other clients wait
+          for memory.
+        - TooManyRequests if this client waits too long for memory (`new_piece_memory`).
+        - FileTruncated if the file is too short.
+        - OSError if the file cannot be read.
+        - the error that is passed to `end`."""
         self.unsent_bytes = count
         self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
         self._sending = self._context.worker.loop.create_task(self._send(head, offset, offset + count))
@@ -91,7 +92,7 @@ class EncryptedFileSender:
                 self._read_ahead.close()
 
     def end(self, error: BaseException) -> None:
-        """Stops the sending: makes `run` raise `error`. Does nothing if the sending has ended already."""
+        """Stops `run` and makes it raise `error`. Does nothing if `run` has ended or was stopped already."""
         if self._error is None and self._sending is not None:
             self._error = error
             self._sending.cancel()
@@ -101,28 +102,28 @@ class EncryptedFileSender:
         reread_offset: int | None = None
         while offset < end_offset:
             count = await self._wait_for_disk(offset, end_offset)
-            # The share is taken only after the wait for the disk. Otherwise a slow disk would count as a slow client.
+            # The sender holds no share while it waits for the disk: a slow disk must not count as a slow client.
             if not self._share.try_grow(RESERVED_BYTES):
                 await self._share.grow(RESERVED_BYTES)
                 if offset != reread_offset and not self._is_resident(offset, count):
-                    # The kernel has dropped the pages during the wait for memory. Reads them again, but only once,
-                    # because the kernel can drop them again and again.
+                    # The kernel has dropped the pages during the wait for memory. Read each piece again only once,
+                    # because the kernel can drop the pages again.
                     reread_offset, self._just_read_up_to = offset, 0
                     self._share.close()
                     continue
             piece = os.pread(self._file, count, offset)
             if not piece:
-                raise FileTruncated(f"the file ends at byte {offset}; {end_offset - offset} more were promised")
+                raise FileTruncated(f"the file ends at byte {offset}, {end_offset - offset} bytes too early")
             offset += len(piece)
             self.unsent_bytes -= len(piece)
-            self._on_sent(len(head) + len(piece))
+            self._before_write(len(head) + len(piece))
             transport.write(head + piece)
             head = b""
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            # `discards_writes` is True even if the client has only shut down its sending side. After the last piece,
-            # such a shutdown is no error, because the client may have received everything.
+            # `discards_writes` is also True if the client has only shut down its sending side. This is no error after
+            # the last piece, because the client may have received everything.
             is_disconnected = flow.discards_writes() if offset < end_offset else transport.is_closing()
             if is_disconnected:
                 raise ClientDisconnected
@@ -137,16 +138,16 @@ class EncryptedFileSender:
     # Reading the file
 
     async def _wait_for_disk(self, offset: int, end_offset: int) -> int:
-        """Waits until the bytes of the file at `offset` can be read without waiting for the disk. Returns the number of
-        these bytes, at most `PIECE_BYTES`. If the file has become shorter, a read can return fewer bytes."""
+        """Waits until bytes at `offset` can be read without waiting for the disk. Returns the number of these bytes, at
+        most `PIECE_BYTES`. If the file was truncated, a read can return fewer bytes."""
         piece_end = min(end_offset, offset + PIECE_BYTES)
         while not (count := self._count_in_memory(offset, piece_end)):
-            self._part_read = self._context.worker.loop.create_future()
+            self._reading = self._context.worker.loop.create_future()
             if self._read_ahead is None:
                 self._read_ahead = ReadAhead(self._context.worker.loop, self._file, end_offset, self._on_part_read)
             self._read_ahead.start_reading(offset)
-            await self._part_read
-            self._part_read = None
+            await self._reading
+            self._reading = None
             self._just_read_up_to = self._read_ahead.read_up_to
         if self._read_ahead is not None:
             self._read_ahead.keep_ahead_of(offset + count)
@@ -157,10 +158,10 @@ class EncryptedFileSender:
         if offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - offset
         if self._read_ahead is not None:
-            # The kernel marks some pages. The first read of a marked page starts a read-ahead from the disk, which
-            # takes time. So the event loop reads only pages that a thread has read before.
+            # The event loop reads only pages that a thread has read before: the first read of a page can make the
+            # kernel read later pages from the disk, which takes time.
             end_offset = min(end_offset, self._read_ahead.read_up_to)
-        if offset >= end_offset or self._mapped_file is None:  # no mapping: it is unknown which pages are in memory
+        if offset >= end_offset or self._mapped_file is None:
             return 0
         return self._mapped_file.resident_prefix(offset, end_offset)
 
@@ -169,9 +170,9 @@ class EncryptedFileSender:
         return self._mapped_file is not None and self._mapped_file.resident_prefix(offset, offset + count) == count
 
     def _on_part_read(self, error: BaseException | None) -> None:
-        """Called after a thread has read a part of the file. `error`: why it could not; None: it has read the part."""
-        if self._part_read is not None and not self._part_read.done():
+        """Called when a thread has read a part of the file (`error` is None), or when `error` stopped it."""
+        if self._reading is not None and not self._reading.done():
             if error is None:
-                self._part_read.set_result(None)
+                self._reading.set_result(None)
             else:
-                self._part_read.set_exception(error)
+                self._reading.set_exception(error)

@@ -173,7 +173,7 @@ class FileSender:
         sent = self._send(count)
         if sent == 0:
             raise FileTruncated(
-                f"the file ends at byte {self._next_offset}; {self._end_offset - self._next_offset} more were promised"
+                f"the file ends at byte {self._next_offset}, {self._end_offset - self._next_offset} bytes too early"
             )
         self._next_offset += sent
         self._on_sent(sent)

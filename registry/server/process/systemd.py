@@ -1,6 +1,5 @@
-"""The two protocols between systemd and a service: the state of the service (sd_notify(3)) and listening sockets that
-systemd has opened (sd_listen_fds(3)). Both protocols are so short that this module implements them without a
-library."""
+"""Two protocols between systemd and a service. With sd_notify(3), the service reports its state to systemd. With
+sd_listen_fds(3), systemd passes listening sockets to the service."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class Notifier:
         self._send(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
 
     def report_reloading(self) -> None:
-        """Reports that a reload or a restart has begun. `report_ready` must be called when it has ended."""
+        """Reports that a reload or a restart has begun. Call `report_ready` when the reload or restart has ended."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def report_stopping(self) -> None:
@@ -43,10 +42,10 @@ class Notifier:
             sock.sendto(text.encode(), self._address)
 
 
-def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
+def take_activated_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
     """Returns the TCP sockets that systemd has opened for this process; an empty list if there are none. Removes the
     variables of the protocol from `environment`, so that child processes do not see them. Raises OSError or ValueError
-    if the variables do not name listening TCP sockets."""
+    if systemd has passed a descriptor that is not a listening TCP socket."""
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -55,8 +54,8 @@ def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
 
 
 def listening_socket(descriptor: int) -> socket.socket:
-    """Returns the socket with this file descriptor. Makes it non-blocking, and not inheritable by programs that this
-    process executes. Raises OSError or ValueError if the descriptor is not a listening TCP socket."""
+    """Returns the socket with this file descriptor. Makes the socket non-blocking. Programs that this process executes
+    do not inherit the socket. Raises OSError or ValueError if the descriptor is not a listening TCP socket."""
     sock = socket.socket(fileno=descriptor)
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
         raise ValueError(f"the descriptor {descriptor} is no TCP socket")

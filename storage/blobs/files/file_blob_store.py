@@ -37,7 +37,7 @@ from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, BytesForbidden, DigestInvalid
-from storage.future_times import corrected_write_time
+from storage.future_times import repair_write_time
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 
@@ -180,7 +180,7 @@ class FileBlobStore:
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
-        in the future (`corrected_write_time`). Leaves out sessions whose directory or file the disk cannot read,
+        in the future (`repair_write_time`). Leaves out sessions whose directory or file the disk cannot read,
         because `discard_upload` could not delete them."""
 
         def scan() -> list[tuple[UploadID, float]]:
@@ -188,7 +188,7 @@ class FileBlobStore:
             for entry in os.scandir(self._disk.layout.uploads):
                 # The entry may be something else than a session, or may have been deleted meanwhile.
                 with suppress(BlobUploadUnknown, FileNotFoundError, NotADirectoryError), skip_unreadable(entry.path):
-                    upload, changed_at = UploadID(entry.name), corrected_write_time(entry, entry.stat())
+                    upload, changed_at = UploadID(entry.name), repair_write_time(entry, entry.stat())
                     if _is_upload_readable(Path(entry.path)):
                         uploads.append((upload, changed_at))
             return uploads

@@ -38,7 +38,7 @@ from storage.data_dir.locks import is_byte_locked, try_lock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
-from storage.future_times import corrected_write_time
+from storage.future_times import repair_write_time
 from storage.names import Digest
 
 
@@ -286,7 +286,7 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
 
 def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
     """Returns whether the pair was last written before the time `before` or during another boot than `boot`. If neither
-    file exists, returns False. If the write time of a file is in the future, corrects it (`corrected_write_time`)."""
+    file exists, returns False. If the write time of a file is in the future, corrects it (`repair_write_time`)."""
     try:
         state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -300,5 +300,5 @@ def _is_old(paths: PartialPaths, before: float, boot: str) -> bool:
         return True
     for path in (paths.data, paths.state):  # the write time of the state file counts only without a data file
         with suppress(FileNotFoundError):
-            return corrected_write_time(path, os.stat(path)) < before
+            return repair_write_time(path, os.stat(path)) < before
     return False

@@ -62,8 +62,8 @@ class SqliteDatabase:
       hour.
     - `outbox` stores events until the webhooks have received them.
     - `search` finds content, and keeps the search index up to date.
-    - `immutable` is the read-only connection that replaces all others when a full disk has no space to open the
-      database normally; otherwise None.
+    - `immutable` is None if the database was opened normally. If the disk was too full for this, `immutable` is the
+      read-only connection that all stores use.
     """
 
     def __init__(
@@ -77,24 +77,25 @@ class SqliteDatabase:
         observer: CommitObserver = UNOBSERVED_COMMITS,
         directory: OpenedDirectory | None = None,
     ) -> None:
-        """`layout` has the paths of the data directory, and `system` makes the system calls on its files. `clock`
-        returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that the registry
-        keeps allocated for this case. If `immutable` is given, all stores read with this connection and refuse changes,
-        and `close` closes the connection. `observer` measures the changes. `directory` identifies the data directory
-        that this process has opened; None means the directory that has the path now. If another directory gets this
-        path later, all changes are refused.
+        """Raises apsw.FullError if the disk has no space to open the database. Raises another apsw.Error, or OSError,
+        if the database cannot be opened for another reason.
 
-        Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
-        the database cannot be opened for another reason."""
-        # The directory is identified before the database is opened, so that its replacement between the two steps is
-        # noticed.
+        - `layout` has the paths of the data directory, and `system` makes the system calls on its files.
+        - `clock` returns the time in seconds since 1970.
+        - `reserve` is disk space that the registry keeps allocated. Changes may use it when the disk is full.
+        - `immutable`: None to open the database normally. Otherwise all stores read with this connection and refuse
+          changes, and `close` closes the connection.
+        - `observer` measures the changes.
+        - `directory` identifies the data directory of this process. None means the directory that is at the path of
+          `layout` now. Once another directory is at this path, all changes are refused."""
+        # Identify the directory before the database is opened, to notice a replacement between these two steps.
         directory = directory or OpenedDirectory(layout)
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         # A call of `data_version` returns a value that changes with every commit to the database.
         data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
-        # Each of the following kinds of long lookups has a `ScanThread` of its own. A `ScanThread` runs one lookup at a
-        # time, so lookups of different kinds do not wait for each other.
+        # A `ScanThread` runs one long lookup at a time. Checks, searches, lists and deliveries have threads of their
+        # own. All other long lookups share `scans`.
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, data_version, reserve, observer, directory)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
@@ -103,8 +104,8 @@ class SqliteDatabase:
         lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         # Reads the events to deliver to webhooks.
         deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        # The readers close before the writer: when the writer closes, it may have to empty SQLite's write-ahead log.
-        # It cannot empty a log that a reader uses. The writer uses `data_version` until the writer has closed.
+        # The readers close before the writer: the writer empties SQLite's write-ahead log when it closes, and cannot
+        # empty a log that a reader uses. `data_version` closes last, because the writer uses it.
         self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, data_version
         self.immutable = immutable
         cache = LookupCache(data_version, shared_reads, scans)
@@ -136,5 +137,5 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        # `data_version` reads memory that SQLite maps for this connection, so it must be closed first.
+        # Closed last: `data_version` reads memory that SQLite maps for this connection.
         self._db.close()

@@ -1,10 +1,10 @@
 """Functions for the table of accounts and for the epoch, and `limited_page`, which makes pages of limited size.
 
-An account belongs to a person or to a robot, which is a program.
+An account belongs to a person or to a program (a *robot*).
 
 The *epoch* is a number in the database. Each transaction that changes rights increments the epoch. Each request reads
-the epoch, and does not use rights that its worker (server process) cached in an earlier epoch. So the revocation of a
-right takes effect at the next request in every worker.
+the epoch, and ignores rights that its worker (server process) cached in an earlier epoch. So every worker refuses a
+revoked right at the next request.
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970.
@@ -65,13 +65,12 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
 
 
 def check_version(db: apsw.Connection, name: AccountName, expected_version: int | None) -> None:
-    """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist.
-    `expected_version` is the account's version when the client logged in; if it is None, checks nothing. An account
-    gets a new version when its password, `enabled` or `admin` changes.
+    """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist. Checks
+    nothing if `expected_version` is None.
 
-    Call this in the transaction that adds a credential or changes the password. Without the check, a client that logged
-    in with the old password could add a credential after the password was changed, and the credential would be
-    valid."""
+    `expected_version`: the version that the account had when the client logged in. An account gets a new version when
+    its password, `enabled` or `admin` changes. Call this in the transaction that adds a credential or changes the
+    password: a client that logged in with an old password must not add a credential."""
     if expected_version is None:
         return
     if db.execute("SELECT version FROM account WHERE name = ?", (name,)).get != expected_version:
@@ -149,10 +148,10 @@ def set_password(
     """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
     `expected_version`: see `check_version`.
 
-    Invalidates the bearer tokens and login sessions that the account has, because the account's version changes.
-    Deletes the account's refresh tokens: the API tokens that `docker login` got (purpose `login`). The API tokens that
-    the person made (purpose `personal`) stay valid. Raises AccountUnknown; AccountInvalid for a robot; Unauthorized
-    (`check_version`)."""
+    Invalidates the account's bearer tokens and login sessions. Deletes the API tokens that `docker login` got (purpose
+    `login`). The API tokens that the person made (purpose `personal`) stay valid.
+
+    Raises AccountUnknown; AccountInvalid for a robot; Unauthorized (`check_version`)."""
     check_version(db, name, expected_version)
     if account(db, name).kind is AccountKind.ROBOT:
         raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
@@ -209,9 +208,9 @@ def _set_column(db: apsw.Connection, name: AccountName, column: str, value: str 
     """Changes a column of the account, increments the epoch, sets the account's version to the new epoch, and deletes
     the account's login sessions.
 
-    Bearer tokens (from `/token`) and login sessions contain the version that their account had when they were issued.
-    The registry refuses them once the account has another version. The epoch serves as the version because it never
-    repeats: an account that is removed and added again gets a version that no earlier account of that name had."""
+    Bearer tokens (from `/token`) and login sessions contain the account's version at the time of their issue. The
+    registry refuses them once the account has another version. The epoch serves as the version because it never
+    repeats, even if an account is removed and added again."""
     db.execute(f"UPDATE account SET {column} = ?, version = ? WHERE name = ?", (value, increment_epoch(db), name))
     db.execute("DELETE FROM login_session WHERE account = ?", (name,))
 
@@ -244,7 +243,7 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
 
 
 SELECT_STATE = "SELECT epoch, grants_version, closed FROM access"
-"""Reads the row that every request needs. Triggers increment `grants_version` when a row of `access_grant` changes."""
+"""Reads values that every request needs. Triggers increment `grants_version` when a row of `access_grant` changes."""
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
 """The column `closed` is 0 until the first account is added, and then always 1. While it is 0, every client may do
 everything."""
@@ -276,13 +275,12 @@ def limited_page(
     limit: int,
     max_parts: int = MAX_PAGE_PARTS,
 ) -> Page[T]:
-    """Returns a page of entries. `make_entry` makes an entry from a row. `count_parts` returns an entry's number of
-    parts.
+    """Returns a page of entries. The page ends after `limit` entries, or when its entries have `max_parts` or more
+    parts in total.
 
-    The page ends after `limit` entries, or when its entries have `max_parts` or more parts in total. The second limit
-    exists because entries with many parts take long to make and to send. `rows` must contain `limit + 1` rows if there
-    are so many: the row after the last entry shows that more entries follow. Reads no further rows. Closes `rows` if it
-    is a cursor."""
+    `make_entry` makes an entry from a row. `count_parts` returns an entry's number of parts. `rows`: the next
+    `limit + 1` rows, or fewer at the end of the table. A row after the last entry shows that more entries follow.
+    Closes `rows` if `rows` is a cursor."""
     entries: list[T] = []
     parts = 0
     has_more = False

@@ -1,8 +1,8 @@
 """The repositories in which a search may find something (`SearchScope`).
 
 If a person may see only few repositories, a search reads only the rows of these repositories. Otherwise it reads the
-rows of all repositories, and leaves out repositories whose names match no pattern of the person's rights. The number of
-rows that a search reads, and the time that it takes to read them, are limited.
+rows of all repositories, and leaves out repositories whose names match no pattern of the person's rights. A search
+reads at most `MAX_ROWS` rows, for at most `MAX_SECONDS`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from storage.patterns import NameSet
 T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
 """If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
-LISTING_COST: Final = 30_000
-"""Largest cost of finding out whether a person may see at most `MAX_LISTED_REPOSITORIES`. At this cost, the search
-stops finding this out, and reads the rows of all repositories. The unit is the cost of matching one character of a
-repository's name against a few simple patterns. This cost takes about 15 ms."""
+MAX_LISTING_COST: Final = 30_000
+"""Largest cost of listing the repositories that a person may see. If the list costs more, the search reads the rows of
+all repositories. One unit is the cost of matching one character of a name against a few simple patterns. The largest
+cost takes about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows that one search reads. This takes about 30 ms."""
 
 MAX_SECONDS: Final = 0.1
 """Longest time that one `time_limit` block reads rows. The other searches of the process wait meanwhile."""
 STEPS_PER_CLOCK_CHECK: Final = 1000
-"""Number of steps of SQLite's virtual machine between two checks of the clock. SQLite also counts some
-steps for each page of a full-text index that it reads, so a long read of an index is interrupted too."""
+"""Number of steps of SQLite's virtual machine between two checks of the clock. Reading a page of a full-text index also
+counts as steps."""
 
 
 @contextmanager
@@ -50,9 +50,8 @@ def time_limit(db: apsw.Connection) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SearchScope:
-    """The repositories of a search. `within`: the set of their names. `ids`: the row ids of the repositories by their
-    names, if there are only few repositories. None: there are many, so the search reads the rows of all repositories of
-    the store."""
+    """The repositories of a search. `within`: the set of their names. `ids`: the row ids of these repositories, by
+    name; None: there are too many to list, so the search reads the rows of all repositories of the store."""
 
     within: NameSet
     ids: dict[str, int] | None
@@ -64,7 +63,7 @@ class SearchScope:
             return cls(within, None)
         if not within.patterns:
             return cls(within, {})
-        page = lookups.repository_page(db, None, MAX_LISTED_REPOSITORIES, within, cost_limit=LISTING_COST)
+        page = lookups.repository_page(db, None, MAX_LISTED_REPOSITORIES, within, cost_limit=MAX_LISTING_COST)
         if page.more:
             return cls(within, None)
         rows: list[Any] = db.execute(
@@ -79,9 +78,8 @@ class SearchScope:
 
     @property
     def reads_hidden_rows(self) -> bool:
-        """Whether a search also reads rows of repositories that are not in the scope. Many such rows make the search
-        reach its limits earlier. To hide from the person whether there are many, the page always states that it may not
-        be complete."""
+        """Whether a search also reads rows of repositories outside the scope. If so, every page states that it may be
+        incomplete. Otherwise this statement would reveal whether there are many rows that the person may not see."""
         return self.ids is None and not self.within.has_every_name
 
     def __contains__(self, name: str) -> bool:
@@ -99,9 +97,10 @@ def read_page(
     limit: int,
     convert: Callable[[tuple[Any, ...]], tuple[object, T] | None],
 ) -> SearchPage[T]:
-    """Returns a page of the rows that `sql` selects. The first column is the name of a repository. Leaves out the rows
-    of repositories outside of `scope`. `convert` returns a key and the entry of a row, or None if the row does not
-    match. Of rows with the same key, only the first counts."""
+    """Returns a page of entries: skips `offset` entries, and returns at most `limit`. Makes the entries from the rows
+    that `sql` selects. The first column of a row is the name of a repository. Leaves out rows of repositories outside
+    the scope. `convert` returns a key and an entry for a row, or None if the row does not match the search. Of several
+    rows with the same key, only the first makes an entry."""
     if offset > MAX_OFFSET:
         return SearchPage([], is_complete=False)
     entries: dict[object, T] = {}
@@ -126,6 +125,6 @@ def read_page(
 
 
 def _rows(db: apsw.Connection, sql: str, values: Sequence[Any]) -> Generator[tuple[Any, ...], None, None]:
-    """Yields the rows. Closing the generator ends the statement, and so its read transaction."""
+    """Yields the rows. Closing the generator ends the statement and its read transaction."""
     with closing(db.cursor()) as cursor:
         yield from cursor.execute(sql, tuple(values))

@@ -4,8 +4,8 @@
 - whether the other columns and tables agree with the body
 - whether the repository has the content to which the manifest refers
 
-If a manifest cannot be parsed, only its digest and size are checked. A manifest that is known to be damaged has no
-body, and these checks leave it out. All functions run in a transaction, which the caller starts and ends.
+If a manifest cannot be parsed, only its digest and size are checked. A manifest that is recorded as damaged has no body
+and is not checked. All functions run in a transaction, which the caller starts and ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AREA: Final = "manifest"
 MAX_PAGE_MANIFESTS: Final = 100
 """Largest number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
-"""A page ends before the total size of its bodies exceeds this number of bytes. A page has at least one manifest."""
+"""A page with more than one manifest has bodies of at most this total size."""
 _NEXT_MANIFESTS = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
 _MANIFEST = """
 SELECT m.repository, m.digest, m.media_type, m.size, m.subject, m.artifact_type, m.body, r.name,
@@ -45,9 +45,9 @@ SELECT value FROM json_each(?2) WHERE NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class StoredManifest:
-    """A row of the table `manifest`, with facts from other tables. `name`: name of the repository; None if there is no
-    such repository. `is_mirrored`: whether the repository is mirrored; it may then lack content. `is_damaged`: whether
-    the manifest is known to be damaged."""
+    """A row of the table `manifest`, with facts from other tables. `repository_name`: None if the repository does not
+    exist. `is_mirrored`: whether the repository is mirrored; a mirrored repository may lack content. `is_damaged`:
+    whether the manifest is recorded as damaged."""
 
     id: int
     repository: int
@@ -57,7 +57,7 @@ class StoredManifest:
     subject: str | None
     artifact_type: str | None
     body: bytes
-    name: str | None
+    repository_name: str | None
     is_mirrored: bool
     is_damaged: bool
 
@@ -83,9 +83,9 @@ class StoredManifest:
 
 
 def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
-    """Checks the next *page*: the manifests that follow the row with the key `after`; None: the first manifests.
-    Returns the number of checked manifests, their problems, and the key of the last one. If no manifest follows
-    `after`, None takes the place of the key."""
+    """Checks one *page* of manifests: the manifests whose rows follow the key `after`, or the first manifests if
+    `after` is None. Returns the number of checked manifests, their problems, and the key of the last manifest. The key
+    is None if there was no manifest to check."""
     rows: list[Any] = db.execute(_NEXT_MANIFESTS, (after[0] if after else 0, MAX_PAGE_MANIFESTS)).fetchall()
     problems: list[Problem] = []
     size = checked = 0
@@ -110,8 +110,8 @@ def read(db: apsw.Connection, manifest_id: int) -> StoredManifest | None:
 
 
 def expected_references(manifest: Manifest) -> dict[str, set[str]]:
-    """Returns, for each table of references, the digests that the table must have for the manifest. Both tables have
-    the entries of an index that may be blobs (`Manifest.blob_children`)."""
+    """Returns, for each table of references, the digests that the table must have for the manifest. An entry of an
+    index that may be a blob (`Manifest.blob_children`) must be in both tables."""
     return {
         "manifest_blob": {blob.digest for blob in manifest.blobs} | set(manifest.blob_children),
         "manifest_child": {child.digest for child in manifest.manifests},
@@ -132,20 +132,20 @@ def problems_of(db: apsw.Connection, manifest_id: int) -> list[Problem]:
     if stored is None:
         return []
     return [
-        Problem(code, text, stored.name or "", stored.digest, AREA, (manifest_id, *key_parts))
+        Problem(code, text, stored.repository_name or "", stored.digest, AREA, (manifest_id, *key_parts))
         for code, text, key_parts in _findings(db, stored)
     ]
 
 
 def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[ProblemCode, str, tuple[str, ...]]]:
-    """Yields the code and the text of each problem, and the parts of its key after the row id."""
-    if stored.name is None:
+    """Yields a tuple for each problem: its code, its text, and the parts of its key that follow the row id."""
+    if stored.repository_name is None:
         yield ProblemCode.MANIFEST_WITHOUT_REPOSITORY, "the manifest belongs to no repository", ()
         return
     if stored.is_damaged:
         return
     if not stored.is_digest_right:
-        yield ProblemCode.MANIFEST_DIGEST, "the stored manifest has another digest; push it again", ()
+        yield ProblemCode.MANIFEST_DIGEST, "the manifest does not match its digest; push it again", ()
         return
     manifest = stored.manifest
     if stored.size != len(stored.body) or (
@@ -162,7 +162,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     if stored.is_mirrored:
         return
     for digest in _missing(db, _MISSING_BLOBS, stored, {blob.digest for blob in manifest.blobs} - manifest.foreign):
-        text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
+        text = f"the manifest needs the blob {digest}, which {stored.repository_name} lacks; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
     not_manifests = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
     # An entry that may be a blob is missing only if the repository has neither a manifest nor a blob with its digest.
@@ -170,7 +170,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
     for digest in not_manifests:
         if digest not in may_be_blobs or digest in not_blobs:
-            text = f"the index lists {digest}, which is missing in {stored.name}; push it again, or delete the index"
+            text = f"the index lists {digest}, which {stored.repository_name} lacks; push the image or delete the index"
             yield ProblemCode.INDEX_CHILD_MISSING, text, (digest,)
 
 
