@@ -95,7 +95,7 @@ class Entrepot(FastAPI):
         super().__init__(
             title="Entrepot",
             version=__version__,
-            openapi_tags=management_api.TAGS,
+            openapi_tags=management_api.OPENAPI_TAGS,
             redirect_slashes=False,
             openapi_url=None,
             docs_url=None,

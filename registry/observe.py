@@ -27,12 +27,13 @@ log = logging.getLogger("registry.calls")
 T = TypeVar("T")
 A = TypeVar("A")
 OnCall = Callable[[str, float], None]
-"""Called after each call on the registry, with the call's operation and its duration in seconds. Must return
-immediately and raise nothing."""
+"""A function that is called after each call on the registry. Its arguments are the call's operation and duration in
+seconds. It must return immediately and raise nothing."""
 TraceCall = Callable[[str, str], AbstractContextManager[object]]
-"""Returns a context manager around a call. The arguments are the call's operation and its repository."""
+"""A function that returns a context manager, inside which a call on the registry is made. Its arguments are the call's
+operation and repository."""
 _WRITER_OPERATIONS: Final = frozenset({"start_upload", "resume_upload"})
-"""The operations that return an upload session."""
+"""The methods of a registry that return an upload session."""
 
 
 async def log_call(
@@ -77,8 +78,8 @@ async def log_call(
 class _ObservedWriter:
     """Wraps the upload session `inner`, and writes a log line when the session is committed or cancelled.
 
-    `write`, `read_at` and `aclose` are the methods of `inner` itself, because a wrapper around `write` would cost time
-    for every chunk of a request body."""
+    `write`, `read_at` and `aclose` write no log line. They are the methods of `inner` itself: a wrapper around `write`
+    would cost time for every chunk of a request body."""
 
     def __init__(self, inner: BlobWriter, repo: RepositoryName) -> None:
         self._inner = inner
@@ -106,8 +107,8 @@ class Observed(ForwardingRegistry):
     """Makes each call on `inner`, reports how long it took, and writes a log line for it."""
 
     def __init__(self, inner: Registry, on_call: OnCall | None = None, trace_call: TraceCall | None = None) -> None:
-        """`on_call`: called after each call; None: the calls are neither measured nor traced. `trace_call`: makes a
-        context manager around each call; None: the calls are not traced."""
+        """`on_call`: called after each call; None: the calls are neither measured nor traced, even with `trace_call`.
+        `trace_call`: makes a context manager for each call; None: the calls are not traced."""
         super().__init__(inner)
         self._on_call = on_call
         self._trace_call = trace_call
@@ -118,8 +119,8 @@ class Observed(ForwardingRegistry):
         return self._forward_and_log(call)
 
     async def _measure(self, call: Call[T], on_call: OnCall) -> T:
-        """Makes the call on `inner`, inside the context manager of `trace_call` if there is one. Then calls `on_call`,
-        even if the call raised an error."""
+        """Makes the call on `inner`, and then calls `on_call`, even if the call raised an error. If there is a
+        `trace_call`, makes the call inside its context manager."""
         started = time.perf_counter()
         try:
             if self._trace_call is None:
@@ -130,7 +131,8 @@ class Observed(ForwardingRegistry):
             on_call(call.operation, time.perf_counter() - started)
 
     def _forward_and_log(self, call: Call[T]) -> Coroutine[Any, Any, T]:
-        """Makes the call on `inner`. At the log level DEBUG, writes the log line of the call."""
+        """Makes the call on `inner`. At the log level DEBUG, writes the log line of the call. Wraps the upload
+        session if the call returns one."""
         if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
         if not log.isEnabledFor(logging.DEBUG):

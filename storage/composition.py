@@ -1,7 +1,7 @@
 """The composition root of the store: builds a registry that keeps its metadata in SQLite and its blobs in files.
 
 The server's parent process prepares the data directory (`prepare_data_dir`) and then forks the worker processes. Each
-worker opens the directory for itself (`open_registry`).
+worker opens the registry in this directory (`open_registry`).
 
 The *reserve* is a file that only occupies disk space. On a full disk, the store shrinks this file to free space for
 changes that must not fail, such as deletions. A *partial blob* is a blob whose download from an upstream registry is
@@ -66,8 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""The store deletes the history of a mirrored tag if the tag is no longer cached, and if the mirror has not seen the
-tag point at a new digest for this time."""
+"""The store deletes the history of a mirrored tag if the tag is not cached, and the newest entry of the history is
+older than this."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -76,12 +76,12 @@ machine's current boot (`boot_id`), the metadata store, and the locks of digests
 
 
 def prepare_data_dir(data: Path, system: System | None = None) -> None:
-    """Creates the data directory, or migrates an existing one to this version of the program. May be called before a
-    fork, because it leaves no file open. Raises DataDirectoryError if a file cannot be created or read.
+    """Creates the data directory, or migrates an existing one to this version of the program. Leaves no file open, so
+    the process may fork afterwards. Raises DataDirectoryError if a file cannot be created or read.
 
-    On a full disk, frees space: shrinks the reserve, and deletes the files of deleted blobs (in the trash) and the
-    partial blobs that no process is downloading. If this does not free enough space, leaves the database as it is.
-    In this case, raises DataDirectoryError if the database cannot be read or is of another version."""
+    On a full disk, frees space: shrinks the reserve, and deletes the trash (the files of deleted blobs) and the partial
+    blobs that no process is downloading. If the disk is still full, does not change the database, and raises
+    DataDirectoryError if the database is of another version or cannot be read."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)
@@ -122,20 +122,20 @@ def check_version(data: Path) -> None:
 
 
 def has_had_account(data: Path) -> bool:
-    """Returns whether a prepared data directory ever had an account. May be called before a fork, because it leaves no
-    file open. Raises StorageFailed."""
+    """Returns whether a prepared data directory ever had an account. Leaves no file open, so the process may fork
+    afterwards. Raises StorageFailed."""
     return setup.has_had_account(layout_of(data))
 
 
 def list_partials(data: Path) -> list[PartialSummary]:
-    """Returns the partial blobs that a process is downloading now, and those whose download was interrupted and can be
-    continued. Changes nothing. Raises OSError."""
+    """Returns all partial blobs: those that a process is downloading, and those whose download was interrupted and can
+    be continued. Changes nothing. Raises OSError."""
     return leftovers.list_partials(layout_of(data), boot_id())
 
 
 def open_inventory(data: Path) -> AbstractContextManager[Inventory]:
-    """Opens the inventory (statistics) of a data directory. Call `check_version` first. If the database cannot be
-    read, raises StorageFailed, also from the `with` block."""
+    """Opens the inventory (statistics) of a data directory. Call `check_version` first. Raises StorageFailed if the
+    database cannot be read, either when it is opened or inside the `with` block."""
     return inventory.open_inventory(layout_of(data).metadata)
 
 
@@ -169,14 +169,13 @@ async def restore_data_dir(
 
 
 @asynccontextmanager
-async def open_files(
+async def open_file_stores(
     disk: Disk, boot: str, metadata: Metadata, locks: DigestLocks
 ) -> AsyncIterator[tuple[BlobStore, Partials]]:
-    """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory. Has the type
-    `OpenContent`."""
+    """Opens the stores that keep blobs, uploads and partial blobs as files in the data directory."""
     with closing(FileBlobStore(disk, boot)) as blobs:
         publication = Publication(blobs, metadata, locks)
-        # `commit_download` makes a stored blob of a partial blob whose download is complete.
+        # After the download of a partial blob, `commit_download` turns it into a stored blob.
         async with aclosing(FilePartialStore(disk, boot, publication.commit_download)) as partials:
             yield blobs, partials
 
@@ -197,26 +196,27 @@ async def open_registry(
     clock: Callable[[], float] = time.time,
     system: System | None = None,
     boot: str | None = None,
-    open_content: OpenContent = open_files,
+    open_content: OpenContent = open_file_stores,
     commit_observer: CommitObserver = UNOBSERVED_COMMITS,
     on_real_removal: OnRealRemoval = ignore_removal,
 ) -> AsyncIterator[StoredRegistry]:
     """Opens the registry in a prepared data directory, for this process and its running event loop.
 
-    - `grace`: for how many seconds the garbage collector keeps a blob that no manifest refers to.
-    - `expire`: for how many seconds an upload session or partial blob is kept without progress.
+    - `grace`: seconds for which the garbage collector keeps deleted manifests, and blobs that no manifest refers to.
+    - `expire`: seconds for which an upload session or partial blob is kept without progress.
     - `collect_every`: seconds between two *rounds*. In a round, one process runs the garbage collector, and deletes old
       lines of the audit log and the old history of mirrored tags. None: this process runs no rounds.
     - `starts_rounds`: True: the rounds start now. False: the caller runs `StoredRegistry.run_upkeep_rounds` later.
-    - `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
-      there is space again.
-    - `may_open_read_only`: whether to open the metadata read-only if the disk is too full to open it for changes
-      (`StoredRegistry.is_read_only`).
-    - `keep_audit`: for how many seconds lines of the audit log are kept.
+    - `watch_disk_space`: whether this process watches the disk. It then logs when the disk becomes full, and restores
+      the full size of the reserve when there is space again.
+    - `may_open_read_only`: what to do if the disk is too full to open the metadata for changes. True: opens the
+      metadata read-only (`StoredRegistry.is_read_only`). False: raises StorageFull.
+    - `keep_audit`: seconds for which lines of the audit log are kept.
     - `immutable_tags`: the rules about tags that clients cannot change.
-    - `min_free`: the registry refuses pushes that would leave less free space on the disk. None: it refuses pushes only
-      on a full disk.
-    - `clock`: returns the time in seconds since 1970. `boot`: in tests, replaces the id of the machine's current boot.
+    - `min_free`: free space that each push must leave on the disk. None: the registry refuses pushes only on a full
+      disk.
+    - `clock`: returns the time in seconds since 1970.
+    - `boot`: the id of the machine's current boot; None: the real id (`boot_id`). Only tests pass an id.
     - `open_content`: opens the blob store and the store of partial blobs.
     - `commit_observer`: measures the changes of the metadata.
     - `on_real_removal`: called for each removal of the garbage collector, except in dry runs.
@@ -232,7 +232,7 @@ async def open_registry(
         opening = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
         database = stack.enter_context(closing(await opening))
         metadata = database.metadata
-        # None if the database was opened for changes. Otherwise the disk was too full for that.
+        # None: the database was opened for changes. Not None: it was opened read-only, because the disk is too full.
         read_only_database = database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
@@ -318,8 +318,8 @@ async def open_registry(
 async def open_accounts(
     data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
 ) -> AsyncIterator[Accounts]:
-    """Opens only the store of accounts and rights in a prepared data directory, for a command. A server may be using
-    the directory at the same time. The server's processes see each change of the command as soon as it is committed.
+    """Opens only the store of accounts and rights in a prepared data directory, for a command. A server may use the
+    directory at the same time. It sees each change as soon as the change is committed.
     Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
     _check_writable(layout)
@@ -333,8 +333,8 @@ async def open_accounts(
 
 
 def _check_writable(layout: Layout) -> None:
-    """Raises StorageFailed if the file system of the data directory is mounted read-only. Even a process that only
-    reads opens files for writing: the database and the locks."""
+    """Raises StorageFailed if the file system of the data directory is mounted read-only. Every process opens the
+    database and the lock files for writing, even if the process only reads."""
     if (reason := read_only_reason(layout.root)) is not None:
         raise StorageFailed(reason)
 
@@ -342,9 +342,9 @@ def _check_writable(layout: Layout) -> None:
 async def _open_database_in_thread(
     disk: Disk, clock: Callable[[], float], commit_observer: CommitObserver, *, may_open_read_only: bool
 ) -> SqliteDatabase:
-    """Opens the database like `_open_database`, without blocking the event loop. Opening takes 10 ms, and up to
-    `BUSY_TIMEOUT_MILLISECONDS` if another program has locked the database. If cancelled, waits until the thread no
-    longer uses `disk`, and closes the database."""
+    """Opens the database like `_open_database`, without blocking the event loop. Opening takes about 10 ms. If another
+    program has locked the database, opening takes up to `BUSY_TIMEOUT_MILLISECONDS`. If cancelled, waits until the
+    thread has ended, and closes the database."""
     call = partial(_open_database, disk, clock, commit_observer, may_open_read_only=may_open_read_only)
     opening = asyncio.create_task(asyncio.to_thread(call))
     try:

@@ -17,20 +17,19 @@ router = management_router()
 
 
 class CollectionRequest(BodyModel):
-    """A garbage collection to start."""
+    """The options of a garbage collection."""
 
     dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
     strays: bool = Field(
         default=False,
-        description="How many of the stored files a collection searches for stray files. A stray file is a blob's file "
-        "without a record in the metadata. True: the collection searches all files of blobs, which takes long in a "
-        "large store. False: the collection searches a part of these files, and the next collection searches the next "
-        "part",
+        description="Whether to look for stray files among all files of blobs, which takes long in a large store. A "
+        "stray file is a blob's file without a record in the metadata. False: the collection looks among a part of the "
+        "files, and the next collection among the next part",
     )
 
 
 class CheckRequest(BodyModel):
-    """A check of the store to start."""
+    """The options of a check of the store."""
 
     repair: bool = Field(default=False, description="Repair what can be repaired without losing data")
     hash: bool = Field(default=False, description="Also compare all stored bytes with their digests")
@@ -38,15 +37,16 @@ class CheckRequest(BodyModel):
 
 @router.post("/gc", tags=["upkeep"], status_code=202)
 async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> JobResponse:
-    """Starts a round of garbage collection. Its result, at `/jobs/{job}`, has the number and the size of the removed
-    items of each kind. After a dry run it also has the first thousand items that would be removed, with the reasons."""
+    """Starts a garbage collection. The result of its job, at `/jobs/{job}`, has the number and the size of the removed
+    items of each kind. The result of a dry run also has the first thousand items that a collection would remove, with
+    the reasons."""
     arguments = {"dry_run": request.dry_run, "strays": request.strays}
     return await queue_job(caller, GC, arguments)
 
 
 @router.post("/fsck", tags=["upkeep"], status_code=202)
 async def check_store(caller: AdminCaller, request: CheckRequest) -> JobResponse:
-    """Starts a check of the metadata and the stored files. Its result, at `/jobs/{job}`, has the number of problems of
-    each kind, and the first thousand problems. A problem's `code` tells its kind."""
+    """Starts a check of the metadata and the stored files. The result of its job, at `/jobs/{job}`, has the number of
+    problems of each kind, and the first thousand problems. The `code` of a problem is its kind."""
     arguments = {"repair": request.repair, "hash": request.hash}
     return await queue_job(caller, FSCK, arguments)

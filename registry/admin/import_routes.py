@@ -28,42 +28,43 @@ class DirectoryImportBody(BodyModel):
 
     path: str = Field(
         max_length=4096,
-        description="Absolute path of the old registry's directory on the machine of this registry",
+        description="Directory of the registry to import: an absolute path on the machine of this registry",
         examples=["/var/lib/docker-registry"],
     )
     include: Patterns = Field(default=[])
     exclude: Patterns = Field(default=[])
     copy_files: bool = Field(
-        default=False, alias="copy", description="Copy all files, also those that could be hard-linked"
+        default=False, alias="copy", description="Copy all files, instead of making hard links where possible"
     )
     overwrite: bool = Field(
-        default=False, description="Also set tags that somebody has changed here since the last import"
+        default=False, description="Also set tags that somebody has changed in this registry since the last import"
     )
 
 
 class RemoteImportBody(BodyModel):
-    """The other registry, and which of its content is imported over the network."""
+    """What to import from another registry over the network."""
 
     url: str = Field(
         max_length=2048,
-        description="An endpoint of an `[[upstream]]` in the settings, whose login is used",
+        description="URL of the registry to import. It must be an endpoint of an `[[upstream]]` in the settings. The "
+        "import uses the login of this upstream",
         examples=["https://old.example.com"],
     )
     jobs: int = Field(default=4, ge=1, le=32, description="How many images are copied at a time")
     repositories: FailFastList[Annotated[str, Field(max_length=255)]] | None = Field(
-        default=None, max_length=10_000, description="Names of the repositories; null: all that the registry lists"
+        default=None, max_length=10_000, description="Repositories to import; null: all that the other registry lists"
     )
     include: Patterns = Field(default=[])
     exclude: Patterns = Field(default=[])
     overwrite: bool = Field(
-        default=False, description="Also set tags that somebody has changed here since the last import"
+        default=False, description="Also set tags that somebody has changed in this registry since the last import"
     )
 
 
 @router.post("/imports/directory", status_code=202, tags=["jobs"])
 async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> JobResponse:
-    """Starts a job that takes over the directory of a CNCF Distribution registry (`registry:2`), as `entrepot
-    import-registry` does."""
+    """Starts a job that imports the directory of a CNCF Distribution registry (`registry:2`), like the command
+    `entrepot import-registry`."""
     from registry.migration.directory_import import KIND
     from registry.migration.distribution_directory import DistributionDirectory
     from registry.migration.import_report import RepositoryFilter
@@ -77,7 +78,7 @@ async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> Jo
 
 @router.post("/imports/remote", status_code=202, tags=["jobs"])
 async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobResponse:
-    """Starts a job that copies the content of another registry over the network, as `entrepot import URL` does."""
+    """Starts a job that copies the content of another registry over the network, like `entrepot import URL`."""
     from registry.migration.import_report import RepositoryFilter
     from registry.migration.remote_import import KIND
 

@@ -46,7 +46,7 @@ from registry.http.cross_site import CrossSiteCheck
 from registry.upkeep.components import UpkeepComponents
 from storage.content import Actor
 
-TAGS: Final[list[dict[str, Any]]] = [
+OPENAPI_TAGS: Final[list[dict[str, Any]]] = [
     {"name": "me", "description": "Your account, and what you may do."},
     {"name": "users", "description": "People's accounts."},
     {"name": "robots", "description": "Accounts of programs, such as CI jobs. They have no password."},
@@ -59,7 +59,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "repositories", "description": "The content of a repository: its tags, and images in detail."},
     {"name": "tags", "description": "The history of tags, and changes of tags."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
-    {"name": "mirror", "description": "Upstream registries, their cached content, and tags that stay at one digest."},
+    {"name": "mirror", "description": "Upstream registries, their cached content, and frozen tags."},
     {"name": "cache", "description": "The cache of mirrored content."},
     {"name": "quotas", "description": "Limits on the content of the repositories below a prefix."},
     {
@@ -67,7 +67,7 @@ TAGS: Final[list[dict[str, Any]]] = [
         "description": "The tags that the rules in the settings keep, and the deletion of all other tags.",
     },
     {"name": "upkeep", "description": "Work on the whole store. Each request starts a job."},
-    {"name": "scrub", "description": "Checks of all stored content for damage, and the damage that they have found."},
+    {"name": "scrub", "description": "Checks of all stored content, and the damage that the checks have found."},
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
     {"name": "events", "description": "Pushes and other changes of the content, and their deliveries to webhooks."},
     {"name": "status", "description": "The state of the server and its work in progress."},
@@ -75,7 +75,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
-"""The tags of the OpenAPI document."""
+"""The tags of the OpenAPI document, which group the routes."""
 _ROUTE_MODULES: Final = (
     account_routes,
     grant_routes,
@@ -117,7 +117,7 @@ def management_components(
     is_proxied: bool,
     public_url: str | None = None,
 ) -> ManagementComponents:
-    """Builds the objects that the routes of the management API use, one set per process.
+    """Builds the objects that the routes of the management API use. Each process calls this function once.
 
     - `auth` holds the stores and verifiers of accounts and credentials.
     - `policy` computes an account's rights.
@@ -125,8 +125,8 @@ def management_components(
     - `repository_browser` reads the content of repositories to show it to people.
     - `searches` searches the content for callers.
     - `cross_site` refuses requests that pages of other sites cause.
-    - `is_proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not
-      prove that a request comes from the registry's own machine, so only the command line can add the first account.
+    - `is_proxied`: whether a reverse proxy may be in front of the server. If True, only the command line can add the
+      first account, because a request from a loopback address may come from another machine.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 

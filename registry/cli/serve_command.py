@@ -83,7 +83,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     from registry.app import create_app
     from registry.cli.live_configuration import LiveConfiguration
-    from registry.cli.server_preparation import prepare
+    from registry.cli.server_preparation import prepare_server
     from registry.cli.startup_banner import startup_banner
     from registry.cli.takeover import check_metrics_port, check_takeover, listening_sockets, successor
     from registry.client_addresses import is_loopback_address
@@ -127,7 +127,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         addresses = [address_of(sock) for sock in all_sockets]
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])
-        listener_options, requires_login = prepare(
+        listener_options, requires_login = prepare_server(
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )
         banner = startup_banner(settings, addresses[0], sockets[0], requires_login=requires_login)

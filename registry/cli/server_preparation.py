@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("registry")
 
 
-def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
+def prepare_server(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the settings and files for TLS and for logins. Returns the listener's options
     and whether clients must log in. Ends the command with an error message if a check fails. Logs a warning if the
     state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
-    `bound_to_loopback`: see `check_open_to_everyone`. `may_migrate`: whether data of an older version may be migrated.
-    If False, data of another version is an error. It is False while a running server uses the data."""
+    - `bound_to_loopback`: see `check_open_to_everyone`.
+    - `may_migrate`: whether data of an older version may be migrated. If False, data of another version is an error.
+      Pass False while a running server uses the data."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError
@@ -57,7 +58,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
 
 
 def clients_must_log_in(settings: Settings) -> bool:
-    """Returns whether clients must log in. The data directory must have been prepared. Raises StorageFailed."""
+    """Returns whether clients must log in. Call this after the data directory was prepared. Raises StorageFailed."""
     from registry.config.auth_settings import has_external_logins
     from storage.composition import has_had_account
 
@@ -69,8 +70,8 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
     the limit of connections for each client address. Raises CertificateError if the TLS files or settings cannot be
     used.
 
-    If root started the command, call this function before the process becomes another user, who may not be allowed to
-    read the TLS key."""
+    Call this function before `become_owner`, because the owner of the data directory may have no permission to read
+    the TLS key."""
     from registry.server.gate.certificates import Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
@@ -86,8 +87,8 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
 
 
 def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
-    """Returns the files of the settings `[tls]`, and whether clients need a certificate. Returns None if the server
-    speaks plain HTTP. Does not read the files. Raises CertificateError if the settings contradict each other."""
+    """Returns the files that the settings `[tls]` name, and whether clients need a certificate; None: the server speaks
+    plain HTTP. Does not read the files. Raises CertificateError if the settings contradict each other."""
     from registry.server.gate.certificates import CertificateError, CertificateFiles
 
     client_auth = tls.effective_client_auth
@@ -96,7 +97,7 @@ def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
     if client_auth != "off" and tls.client_ca is None:
         raise CertificateError(
             f"tls.client_auth is {client_auth}, but there is no authority for client certificates: set tls.client_ca "
-            "to the file with the certificate of the authority that signs them"
+            "to the file with the authority's certificate"
         )
     if tls.certificate is None:
         return None
@@ -104,16 +105,16 @@ def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
 
 
 class OpenToEveryoneError(Exception):
-    """The registry would be open and other machines could reach it. The text is one line for people."""
+    """The registry would be open, and other machines could reach it. The text is one line, for the operator."""
 
 
 def check_open_to_everyone(settings: Settings, *, bound_to_loopback: bool, requires_login: bool) -> None:
     """Raises OpenToEveryoneError if the registry requires no login and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
-    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. Even with
-    such a socket, other machines can reach the registry through a proxy on this machine. This function assumes that
-    there is a proxy if `trusted_proxies` is set, or if `public_url` names another host than this machine."""
+    `bound_to_loopback`: whether the socket is bound to a loopback address. Other machines can reach such a socket only
+    through a proxy on this machine. This function assumes that there is a proxy if `trusted_proxies` is set, or if the
+    host in `public_url` is no loopback host."""
     if requires_login or settings.insecure_open:
         return
     if not bound_to_loopback:

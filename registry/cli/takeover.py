@@ -51,7 +51,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     """Checks whether this version can take over from the running server. Ends the command with an error message if it
     cannot. `facts`: the facts from `successor` of the running server. Raises DataDirectoryError."""
     from registry.app import create_app
-    from registry.cli.server_preparation import prepare
+    from registry.cli.server_preparation import prepare_server
     from registry.client_addresses import is_loopback_address
     from registry.server.gate.listener import ListenError, address_of, bind
 
@@ -77,7 +77,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                 )
         except ListenError as error:
             _fail_with_listen_error(error, server_addresses)
-    prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
+    prepare_server(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
 
 

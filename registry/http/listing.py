@@ -1,7 +1,9 @@
 """Handlers that list tags, repositories and referrers, in pages (OCI distribution spec, "Content Discovery").
 
-The Link header of a page has the URL of the next page. A request may have two query parameters: `n`, the number of
-entries that the client wants on a page (ignored for referrers), and `last`, the entry after which the page starts.
+The Link header of a page has the URL of the next page. A request may have two query parameters:
+
+- `n`: the number of entries that the client wants on a page. Ignored for referrers.
+- `last`: the entry after which the page starts.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest, shown
 
 MAX_LAST_CHARACTERS: Final = 1024
-"""Largest length of `last`. The name of an entry has at most 255 characters. An encrypted cursor has at most 700; some
-links have one in place of a name (`list_repositories`)."""
-_COUNT = re.compile(r"[0-9]{1,18}")
-"""A value of `n`. A number of 18 digits fits into SQLite's integers."""
-_INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
+"""Largest length of `last`. The name of an entry has at most 255 characters, and an encrypted cursor has at most 700
+(`list_repositories`)."""
+_COUNT_PATTERN = re.compile(r"[0-9]{1,18}")
+"""Matches a valid `n`. All numbers with 18 digits fit into SQLite's integers."""
+_INDEX_TYPE_HEADER: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"
 _MAX_SERIALISED_ON_LOOP = 100
@@ -35,11 +37,11 @@ serialises it."""
 
 
 async def list_tags(exchange: Exchange) -> None:
-    """Lists a repository's tags. With `n=0`, the list is empty, as the spec says. An unknown repository gets 404 even
-    with `n=0`."""
-    requested, last = _read_count(exchange), _read_last(exchange)
+    """Lists a repository's tags. With `n=0`, the list is empty, as the spec says. If the repository is unknown, sends
+    404, even with `n=0`."""
+    requested_count, last = _read_count(exchange), _read_last(exchange)
     max_tags = exchange.limits.tags_per_page
-    limit = max_tags if requested is None else min(requested, max_tags)
+    limit = max_tags if requested_count is None else min(requested_count, max_tags)
 
     async def make_response() -> tuple[bytes, list[Header]]:
         # With `n=0`, this asks for one tag to find out whether the repository exists, and then drops the tag.
@@ -48,7 +50,7 @@ async def list_tags(exchange: Exchange) -> None:
         headers = [JSON, REVALIDATE, *warning_headers(exchange.notice)]
         if tags and page.more:
             path = f"/v2/{exchange.requested_name}/tags/list"
-            headers.append(_next_link(exchange, path, page.next_after or tags[-1], requested))
+            headers.append(_next_link(exchange, path, page.next_after or tags[-1], requested_count))
         return _compact_json({"name": exchange.requested_name, "tags": list(tags)}), headers
 
     await exchange.body_memory.send_response(exchange, make_response)
@@ -57,11 +59,11 @@ async def list_tags(exchange: Exchange) -> None:
 async def list_repositories(exchange: Exchange) -> None:
     """Lists the repositories that the client may pull from.
 
-    The work for one page is limited. So a page may be shorter than requested, or even empty, and still link to the next
-    page. The next page may start after a repository from which the client is not allowed to pull. The client must not
-    learn the name of that repository, so `last` in the link is then an encrypted cursor."""
-    requested, last = _read_count(exchange), _read_last(exchange)
-    limit = exchange.limits.default_repositories_per_page if requested is None else requested
+    Because the work for one page is limited, a page may be shorter than requested, or even empty, although there is a
+    next page. The next page may start after a repository from which the client may not pull. To keep the name of this
+    repository secret, `last` in the link is then an encrypted cursor."""
+    requested_count, last = _read_count(exchange), _read_last(exchange)
+    limit = exchange.limits.default_repositories_per_page if requested_count is None else requested_count
     limit = min(limit, exchange.limits.max_repositories_per_page)
 
     async def make_response() -> tuple[bytes, list[Header]]:
@@ -72,7 +74,7 @@ async def list_repositories(exchange: Exchange) -> None:
         names = page.items[:limit]
         headers = [JSON, REVALIDATE]
         if limit and page.more:
-            headers.append(_next_link(exchange, "/v2/_catalog", page.next_after or names[-1], requested))
+            headers.append(_next_link(exchange, "/v2/_catalog", page.next_after or names[-1], requested_count))
         return _compact_json({"repositories": list(names)}), headers
 
     await exchange.body_memory.send_response(exchange, make_response)
@@ -88,15 +90,15 @@ def _read_count(exchange: Exchange) -> int | None:
     text = exchange.query.one("n")
     if text is None:
         return None
-    if not _COUNT.fullmatch(text):
+    if not _COUNT_PATTERN.fullmatch(text):
         raise RequestInvalid(f"n is {shown(text)}; it has to be a number of entries, such as n=100")
     return int(text)
 
 
 def _read_last(exchange: Exchange) -> str | None:
     """Returns the query parameter `last`, the entry after which the page starts. Returns None if the query does not
-    have `last`. Raises RequestInvalid if `last` is longer than any entry or cursor. Without this limit, a client could
-    fill the store's cache of pages, whose keys contain `last`."""
+    have `last`. Raises RequestInvalid if `last` is longer than MAX_LAST_CHARACTERS. The limit keeps clients from
+    filling the store's cache of pages, whose keys contain `last`."""
     text = exchange.query.one("last")
     if text is not None and len(text) > MAX_LAST_CHARACTERS:
         raise RequestInvalid(
@@ -106,10 +108,12 @@ def _read_last(exchange: Exchange) -> str | None:
     return text
 
 
-def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) -> Header:
-    """Returns the Link header with the URL of the page that starts after the entry `last`. `requested` is the `n` of
-    this request, which the URL repeats. It is None if the request has no `n`."""
-    return exchange.next_page_link(path, {"last": last} if requested is None else {"n": str(requested), "last": last})
+def _next_link(exchange: Exchange, path: str, last: str, requested_count: int | None) -> Header:
+    """Returns the Link header with the URL of the page that starts after the entry `last`. `requested_count`: the
+    `n` of this request, which the URL repeats; None: the request has no `n`."""
+    return exchange.next_page_link(
+        path, {"last": last} if requested_count is None else {"n": str(requested_count), "last": last}
+    )
 
 
 async def list_referrers(exchange: Exchange) -> None:
@@ -130,7 +134,7 @@ async def list_referrers(exchange: Exchange) -> None:
             body, count = _serialise_index(page.items, exchange.limits.referrers_page_bytes)
         else:
             body, count = await asyncio.to_thread(_serialise_index, page.items, exchange.limits.referrers_page_bytes)
-        headers = [_INDEX_TYPE, REVALIDATE, *warning_headers(exchange.notice)]
+        headers = [_INDEX_TYPE_HEADER, REVALIDATE, *warning_headers(exchange.notice)]
         if artifact_type:
             headers.append((b"oci-filters-applied", b"artifactType"))
         if page.more or count < len(page.items):

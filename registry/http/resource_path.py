@@ -1,7 +1,7 @@
 """Parses the path of a request below `/v2` into the resource that it names.
 
 A part of a repository name may be any word, even a word of the API such as `blobs`. So a path is parsed from its end. A
-path with an escaped '/' (`%2F`) is refused, because another parser could take it for the end of a segment.
+path with an escaped '/' (`%2F`) is refused, because another parser could take this '/' for the end of a segment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Resource(NamedTuple):
     - `kind`: `ping` (`/v2/`), `catalog`, `tags`, `manifests`, `blobs`, `referrers`, `uploads` (where a POST starts
       upload sessions), `session` (one upload session), `extensions` or `history` (of a tag).
     - `name`: the repository's name as the client wrote it, not yet checked; empty: the path names no repository.
-    - `resource_id`: a tag, a digest or the id of an upload session, not yet checked; empty: the path names none."""
+    - `resource_id`: a tag, a digest or the id of an upload session, not yet checked; empty: the path has none
+      of these."""
 
     kind: str
     name: str = ""
@@ -31,18 +32,19 @@ _PING = Resource("ping")
 _CATALOG = Resource("catalog")
 _EXTENSIONS = Resource("extensions")
 _HISTORY_PATH = ["_entrepot", "history"]
-"""The segments between the name of a repository and a tag in the path of the tag's history."""
+"""In the path of a tag's history, the segments between the name of the repository and the tag."""
 _KINDS_WITH_ID = frozenset({"manifests", "blobs", "referrers"})
 """The kinds of resources whose path ends with the kind and a `resource_id`, as in `/manifests/TAG`."""
 
 
 def parse_path(path: bytes) -> Resource:
-    """Returns the resource of a raw path, which is `/v2` or a path below it.
+    """Returns the resource that `path` names. `path` is `/v2` or a path below it, not yet percent-decoded.
 
-    Raises PathUnknown for a path that names no resource, and NameInvalid for a path that cannot be decoded."""
+    Raises PathUnknown if the path names no resource. Raises NameInvalid if the path cannot be decoded or has an escaped
+    '/'."""
     if path in (b"/v2/", b"/v2"):
         return _PING
-    segments = _segments(path[4:])
+    segments = _decode_segments(path[4:])
     if segments == ["_catalog"]:
         return _CATALOG
     if segments == ["_oci", "ext", "discover"]:
@@ -54,7 +56,7 @@ def parse_path(path: bytes) -> Resource:
     return resource
 
 
-def _segments(path: bytes) -> list[str]:
+def _decode_segments(path: bytes) -> list[str]:
     """Returns the percent-decoded segments of `path`, the part after `/v2/`. Raises NameInvalid if `path` cannot be
     decoded or has an escaped '/'."""
     if b"%" not in path and path.isascii() and b"\0" not in path:

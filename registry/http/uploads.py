@@ -1,13 +1,13 @@
 """Handlers of upload sessions, and of blob mounts (OCI distribution spec, end-4 to end-6, end-11, end-13, end-14).
 
 A handler checks the path, the query and the headers before it receives the body. It sets `exchange.announced_blob` to
-the size and digest that the request states. From these, the registry sees before the body arrives whether the blob fits
-into the store, and refuses the request if not (`registry.upkeep.admission`).
+the size and digest that the request states. If a blob of this size does not fit into the store, the registry refuses
+the request before the body arrives (`registry.upkeep.admission`).
 
 What is stored if the client disconnects:
-- In the middle of a PATCH or PUT: the session keeps the bytes that were received, and the client can continue there.
-- In the middle of a POST that sends a whole blob: nothing.
-- After the end of the body of such a POST or of a PUT: the blob. The client finds it on its next attempt.
+- During the body of a PATCH or PUT: the received bytes. The client can continue the session after these bytes.
+- During the body of a POST that sends a whole blob: nothing.
+- After the whole body of a PUT, or of a POST that sends a whole blob: the blob.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ another request resumes the session between these two steps."""
 async def start_upload(exchange: Exchange) -> None:
     """Answers a POST, depending on its query:
 
-    - `mount`: mounts a blob of another repository. If the blob cannot be mounted, goes on as if there were no `mount`
-      (section "Mounting a blob from another repository" of the spec).
+    - `mount`: mounts a blob of another repository. If the blob cannot be mounted, ignores `mount` (section "Mounting a
+      blob from another repository" of the spec).
     - `digest`: stores the body as a blob.
     - neither: starts an upload session."""
     mount, digest = _read_digest(exchange, "mount"), _read_digest(exchange, "digest")
@@ -45,7 +45,7 @@ async def start_upload(exchange: Exchange) -> None:
         # Without `from`, the source can be any repository from which the client may pull.
         source = RepositoryName(from_name) if from_name else ALL_NAMES
         try:
-            await _send_blob(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
+            await _send_201(exchange, await exchange.registry.mount_blob(exchange.repo, mount, source, exchange.actor))
         except (BlobUnknown, NameUnknown):
             pass  # the client has to upload the blob
         else:
@@ -77,14 +77,14 @@ async def close_upload(exchange: Exchange) -> None:
     upload_id = UploadID(exchange.resource_id)
     digest = _read_digest(exchange, "digest")
     if digest is None:
-        raise DigestInvalid("the closing PUT names no digest: add ?digest= to it")
+        raise DigestInvalid("the PUT that ends the upload names no digest; add ?digest=DIGEST to its URL")
     offset, declared_bytes = read_content_range(exchange) or (None, None)
     exchange.announced_blob = AnnouncedBlob(exchange.length, digest)
     writer = await exchange.registry.resume_upload(exchange.repo, upload_id, offset, by=exchange.actor)
     async with aclosing(writer):
         await _write_body(exchange, writer, declared_bytes)
         stored = await writer.commit(digest)
-    await _send_blob(exchange, stored)
+    await _send_201(exchange, stored)
 
 
 async def get_upload(exchange: Exchange) -> None:
@@ -96,9 +96,8 @@ async def get_upload(exchange: Exchange) -> None:
 
 
 async def cancel_upload(exchange: Exchange) -> None:
-    """Cancels a session. Resumes the session first, which takes it over from any request that writes to it. Tries up to
-    `CANCEL_ATTEMPTS` times, because an earlier request of the client may still be in progress and make an attempt
-    fail."""
+    """Cancels a session. If another request is writing to the session, first takes the session over from that request.
+    Makes up to `CANCEL_ATTEMPTS` attempts."""
     upload_id = UploadID(exchange.resource_id)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
         try:
@@ -130,7 +129,7 @@ def _read_algorithm(exchange: Exchange, digest: Digest | None) -> str:
     if requested is None:
         return digest.algorithm if digest else "sha256"
     if digest and as_algorithm(requested) != digest.algorithm:
-        raise DigestInvalid(f"digest-algorithm is {requested}, but the digest's is {digest.algorithm}")
+        raise DigestInvalid(f"digest-algorithm is {requested}, but the algorithm of the digest is {digest.algorithm}")
     return as_algorithm(requested)
 
 
@@ -143,7 +142,7 @@ async def _store_blob(exchange: Exchange, writer: BlobWriter, digest: Digest) ->
         with suppress(RegistryError):  # the client gets the first error
             await writer.cancel()
         raise
-    await _send_blob(exchange, await writer.commit(digest))
+    await _send_201(exchange, await writer.commit(digest))
 
 
 async def _write_body(exchange: Exchange, writer: BlobWriter, declared_bytes: int | None) -> None:
@@ -166,7 +165,7 @@ async def _write_body(exchange: Exchange, writer: BlobWriter, declared_bytes: in
         raise SizeInvalid(f"the body is {remaining_bytes} bytes shorter than Content-Range declares")
 
 
-async def _send_blob(exchange: Exchange, stored: Descriptor) -> None:
+async def _send_201(exchange: Exchange, stored: Descriptor) -> None:
     """Sends 201 for a blob that has been stored or mounted."""
     location = (b"location", exchange.location("blobs", stored.digest))
     await exchange.send_empty(201, location, *content_headers(stored.digest))

@@ -152,10 +152,10 @@ class MirroredManifests:
             if choice is None:
                 result = await look_up(repo, reference)
             elif not choice.candidates:
-                raise self._served_tags.refusal(repo, reference, choice)
+                raise self._served_tags.cooldown_refusal(repo, reference, choice)
             else:
                 result, fallback_notice = await self._look_up_first(look_up, repo, choice.candidates)
-                cooldown_notice = self._served_tags.notice(repo, reference, choice)
+                cooldown_notice = self._served_tags.cooldown_notice(repo, reference, choice)
                 notice = "; ".join(filter(None, (cooldown_notice, fallback_notice, notice))) or None
         if notice is not None:
             set_notice(notice)
@@ -339,7 +339,7 @@ class MirroredManifests:
         cooldown. If `cached` has another digest, and `may_fetch` is True, fetches and stores the manifest. Raises the
         errors of the upstream client and of the local registry."""
         at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
-        await self._served_tags.record(repo, tag, at_upstream.digest, cached)
+        await self._served_tags.record_sighting(repo, tag, at_upstream.digest, cached)
         if cached is not None and at_upstream.digest == cached.digest:
             await self._record_check(repo, tag, found=True)
         elif may_fetch:
@@ -366,7 +366,7 @@ class MirroredManifests:
         cached tag pointed before; None if the tag was not cached."""
         tags = [] if isinstance(reference, Digest) else [reference]
         for tag in tags:
-            await self._served_tags.record(repo, tag, manifest.digest, cached)
+            await self._served_tags.record_sighting(repo, tag, manifest.digest, cached)
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
             await self._record_check(repo, reference, found=True)

@@ -192,7 +192,7 @@ class Mirror(RefusingRegistry):
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()
         logged: set[RepositoryName] = set()
-        start = self._last_rechecked or await self.served_tags.random_move()
+        start = self._last_rechecked or await self.served_tags.pick_random_move()
         async with aclosing(self.served_tags.moves_of_young_tags(start)) as moves:
             async for move in moves:
                 self._last_rechecked = move

@@ -2,10 +2,8 @@
 
 A tag *moves* when the upstream makes it point at another digest. For a *frozen* tag, the mirror serves one digest, even
 if the tag moves.
-A *cooldown* delays the moves of a tag (`registry.mirror.cooldown`).
-
-A `TagChoice` lists the digests that may be served, the preferred one first. `TagChoice.newest_held_back_until` is the
-time until which the cooldown holds back the newest digest; None: the newest digest is not held back.
+A *cooldown* delays the moves of a tag: pulls get the new digest only after the cooldown (`registry.mirror.cooldown`).
+Until then, the cooldown *holds back* the new digest.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 """Matches tags that are named after a digest, such as the fallback tag of the OCI spec ("Referrers Tag Schema"). Such a
 tag points at content about the manifest with this digest, such as signatures."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. One read takes about a millisecond. Other tasks run after
-each read. Otherwise many moves that are skipped (those of other upstreams and of exempt tags) would block the event
-loop."""
+"""Largest number of tag moves that one read of the store returns. Other tasks run after each read."""
 
 
 class ServedTags:
@@ -55,8 +51,8 @@ class ServedTags:
         self._settings = settings
         self._clock = clock
         self._random_number = random_number
-        # Whether the first digest that the mirror saw for a tag may be served at once.
-        self._serves_new = settings.cooldown_new == "serve"
+        # Whether the first digest that the mirror sees for a tag may be served at once.
+        self._serves_first_digest = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
 
@@ -84,8 +80,8 @@ class ServedTags:
         return await self._tags.find_frozen_tag(repo, tag)
 
     async def check_not_frozen(self, repo: RepositoryName, reference: Reference) -> None:
-        """Raises TagFrozen if the tag is frozen. For a digest, raises TagFrozen if a frozen tag of the repository needs
-        this manifest or blob."""
+        """Raises TagFrozen if `reference` is a frozen tag, or if it is the digest of a manifest or blob that a frozen
+        tag of the repository needs."""
         if isinstance(reference, Digest):
             frozen = await self._tags.frozen_tag_that_needs(repo, reference)
         else:
@@ -102,9 +98,13 @@ class ServedTags:
         tag: Tag,
         find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
-        """Returns which digests may be served for a tag that is not frozen. Returns None if the tag has no cooldown, or
-        if the mirror has no sighting of it and does not find it with `find_cached`. `find_cached`: returns the
-        descriptor of the manifest of a cached tag; None: the tag is not cached."""
+        """Returns which digests may be served for a tag that is not frozen. Returns None in two cases:
+
+        - The tag has no cooldown.
+        - The mirror has no sighting of the tag, and the tag is not cached.
+
+        `find_cached`: returns the descriptor of the manifest of a cached tag, or None if the tag is not cached. Without
+        `find_cached`, the tag counts as not cached."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
@@ -116,7 +116,7 @@ class ServedTags:
             if cached is None:
                 return None
             sightings = [Sighting(now, cached.digest)]
-        return choose_digest(sightings, cooldown, now, serves_new=self._serves_new)
+        return choose_digest(sightings, cooldown, now, serves_new=self._serves_first_digest)
 
     def digest_during_cooldown(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that is served while the cooldown holds back the newest one. Returns None if the newest
@@ -124,19 +124,18 @@ class ServedTags:
         cooldown = self.cooldown(repo, tag)
         if not cooldown or not sightings:
             return None
-        choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
+        choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_first_digest)
         return None if choice.newest_held_back_until is None else next(iter(choice.candidates), None)
 
     async def moves_of_young_tags(self, after: UpstreamTagMove | None = None) -> AsyncGenerator[UpstreamTagMove, None]:
         """Yields the last move of each *young* tag of this upstream, oldest move first. A tag is young if it has
         pointed at its newest digest for less than its cooldown. With `after`, first yields the moves that are newer
-        than `after`, and then the rest, from the oldest move to `after`."""
+        than `after`, and then the other moves, from the oldest move to `after`."""
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # Each pass has a position and an end: it reads the moves after the position, up to the end. The end `(now,)`
-        # leaves out moves that are recorded during this call: it is compared with the first field of each move, the
-        # time. With `start`, a second pass reads the moves from the oldest one to `start`.
+        # Each pass reads the moves after a position, up to an end. A move is a tuple that begins with its time. So the
+        # end `(now,)` excludes the moves that are recorded during this call.
         passes: list[tuple[UpstreamTagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
@@ -148,9 +147,9 @@ class ServedTags:
                         yield move
                 await asyncio.sleep(0)
 
-    async def random_move(self) -> UpstreamTagMove | None:
-        """Returns a random move of a tag of this upstream. All moves that are younger than the upstream's cooldown have
-        the same probability."""
+    async def pick_random_move(self) -> UpstreamTagMove | None:
+        """Returns a random one of this upstream's tag moves that are younger than the upstream's cooldown. All these
+        moves have the same probability. Returns None if there are none."""
         oldest = self._clock() - self._settings.cooldown
         position, chosen, count = None, None, 0
         while moves := await self._tags.moves(oldest, position, _MOVES_PER_READ):
@@ -164,26 +163,25 @@ class ServedTags:
         return chosen
 
     async def _is_last_move_of_tag_with_cooldown(self, move: UpstreamTagMove) -> bool:
-        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. Does not check
-        the age of the move."""
+        """Returns whether `move` is the last move of its tag, the tag belongs to this upstream, and the tag has a
+        cooldown. Does not check the age of the move."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False
         sightings = await self._tags.sightings(repo, tag)
         return bool(sightings) and sightings[-1].since == since
 
-    async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
+    async def record_sighting(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
         """Records that the upstream's tag points at `digest` now. Also records tags without a cooldown, because a
-        cooldown may be set later. If the sighting cannot be stored, only logs the error; the next answer of the
-        upstream is recorded instead. `cached`: descriptor of the manifest of the cached tag; None: the tag is not
-        cached. The caller holds the lease (a lock across all processes) of the tag."""
+        cooldown may be set later. If the sighting cannot be stored, logs a warning and raises nothing. `cached`:
+        descriptor of the manifest of the cached tag; None: the tag is not cached. The caller holds the lease (a lock
+        across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:
-            # Without a sighting of the cached digest, `digest` would count as the first digest of the tag. The first
-            # digest may be served at once (`_serves_new`).
+            # The cached digest counts as the first digest of the tag, because the first digest may be served at once.
             sightings = [Sighting(now, cached.digest)]
-        updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
+        updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_first_digest)
         if updated is sightings:
             return
         try:
@@ -191,11 +189,11 @@ class ServedTags:
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record what %s:%s points at: %s", repo, tag, error.message)
             return
-        choice = choose_digest(updated, cooldown, now, serves_new=self._serves_new)
+        choice = choose_digest(updated, cooldown, now, serves_new=self._serves_first_digest)
         if choice.newest_held_back_until is not None:
-            log.info("%s", self.notice(repo, tag, choice))
+            log.info("%s", self.cooldown_notice(repo, tag, choice))
 
-    def refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
+    def cooldown_refusal(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> Denied:
         """Returns the error for a pull of a tag for which no digest may be served yet."""
         assert choice.newest_held_back_until is not None
         return Denied(
@@ -204,8 +202,9 @@ class ServedTags:
             {"tag": f"{repo}:{tag}", "digest": choice.newest, "from": time_text(choice.newest_held_back_until)},
         )
 
-    def notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
-        """Returns a text for the client about a tag whose newest digest is held back; otherwise None."""
+    def cooldown_notice(self, repo: RepositoryName, tag: Tag, choice: TagChoice) -> str | None:
+        """Returns a text that tells the client until when the newest digest of the tag is held back; None: the newest
+        digest is not held back."""
         if choice.newest_held_back_until is None:
             return None
         return (
@@ -219,11 +218,11 @@ class ServedTags:
 
 
 def frozen_notice(frozen: FrozenTag) -> str:
-    """Returns a text for the client about a frozen tag."""
+    """Returns a text that tells the client that a tag is frozen, at which digest, and since when."""
     return f"{frozen} is frozen at {frozen.digest} since {time_text(frozen.at)}"
 
 
 def time_text(unix_seconds: float) -> str:
-    """Returns a time as text in UTC. Rounds up to a whole second, so that no digest is still held back at the time in
-    the text."""
+    """Returns a time as text in UTC, rounded up to a whole second. If a digest is held back until `unix_seconds`, it
+    is no longer held back at the time in the text."""
     return utc_text(math.ceil(unix_seconds))

@@ -33,10 +33,9 @@ DEFAULT_PAUSE_SECONDS = 5.0
 MAX_DATE_LENGTH = 64
 """Longest date in `Retry-After` that is parsed, in characters."""
 REMAINING_VALID_SECONDS = 3600.0
-"""Time after which a stored number of remaining requests is ignored as too old. Usually a newer number arrives earlier,
-with the response to a HEAD request: Docker Hub does not count HEAD requests against the limit."""
+"""Time after which a stored number of remaining requests is ignored as too old."""
 REMAINING_REWRITE_SECONDS = 60.0
-"""Time for which an unchanged number of remaining requests is not stored again. This saves writes."""
+"""Shortest time between two writes of the same number of remaining requests."""
 
 
 class RequestKind(StrEnum):
@@ -53,9 +52,9 @@ class RequestKind(StrEnum):
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Returns the pause that a `Retry-After` header asks for, in seconds (RFC 9110, 10.2.3: the header is a number of
-    seconds, or a date); None if it is missing or not valid. `headers` has names in lower case. `now` is in seconds
-    since 1970."""
+    """Returns the pause in seconds that a `Retry-After` header asks for; None: the header is missing or not valid. The
+    header contains a number of seconds or a date (RFC 9110, 10.2.3). `headers` has names in lower case. `now` is in
+    seconds since 1970."""
     text = headers.get("retry-after", "").strip()
     if (seconds := parse_count(text)) is not None:
         return float(seconds)
@@ -98,8 +97,9 @@ class RateLimitBackoff:
             raise self.error_for_pause(remaining_seconds)
 
     async def record_429(self, url: str, kind: RequestKind, headers: Mapping[str, str]) -> TooManyRequests:
-        """Starts the pause that a 429 with these headers asks for. It applies to all worker processes. Does not shorten
-        a pause that this process knows. Returns the error to raise for the 429."""
+        """Starts the pause that a 429 with these headers asks for. The pause applies to all worker processes. If the
+        pause cannot be stored, logs a warning, and only this process pauses. A longer pause that this process knows
+        stays unchanged. Returns the error to raise for the 429."""
         key, now = _pause_key(self._upstream_name, url, kind), self._clock()
         pause_seconds = self._pause_seconds(headers, now)
         previous_end = self._pauses[key].ends_at if key in self._pauses else 0.0
@@ -112,8 +112,8 @@ class RateLimitBackoff:
         return self.error_for_pause(pause_seconds)
 
     def error_for_429(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """Returns the error to raise for a 429 with these headers. Starts no pause, unlike `record_429`. This method is
-        for a 429 of a server that is not the endpoint, such as the target of a redirect."""
+        """Returns the error to raise for a 429 with these headers, but starts no pause. For a 429 that another server
+        than the endpoint sent, such as the target of a redirect."""
         return self.error_for_pause(self._pause_seconds(headers, self._clock()))
 
     def error_for_pause(self, seconds: float) -> TooManyRequests:
@@ -133,8 +133,8 @@ class RateLimitBackoff:
 async def manifests_limited_until(
     records: UpstreamRecords, upstream_name: str, endpoints: Iterable[str], now: float
 ) -> float | None:
-    """Returns the time until which GET requests for manifests are paused at all endpoints (URLs): the earliest end of
-    the pauses. Returns None if any endpoint is not paused now, or if there are no endpoints. Times are in seconds since
+    """Returns when the first pause ends if GET requests for manifests are paused at all `endpoints` (URLs). Returns
+    None if such requests are not paused at some endpoint, or if `endpoints` is empty. Times are in seconds since
     1970."""
     pause_ends = []
     for url in endpoints:
@@ -146,19 +146,19 @@ async def manifests_limited_until(
 
 
 def _pause_key(upstream_name: str, url: str, kind: RequestKind) -> str:
-    """Returns the key under which the pause of an endpoint for a kind of request is stored."""
+    """Returns the key under which the pause for a kind of request at an endpoint is stored."""
     return f"{upstream_name} {loggable_origin(url)} {kind}"
 
 
 def _remaining_pause(ends_at: float, now: float) -> float:
-    """Returns the seconds until a pause ends; 0 or less if it has ended. Returns 0.0 if the end is more than
-    MAX_PAUSE_SECONDS away. Such an end is wrong, because it was stored before the system clock was set back."""
+    """Returns the seconds until a pause ends; 0 or less: the pause has ended. Returns 0.0 if the end is more than
+    MAX_PAUSE_SECONDS in the future: such an end was stored before the system clock was set back."""
     return ends_at - now if ends_at - now <= MAX_PAUSE_SECONDS else 0.0
 
 
 def _later_end(first_end: float, second_end: float, now: float) -> float:
-    """Returns the later of two ends of pauses. An end that has passed, or that is too far away (`_remaining_pause`), is
-    treated as 0.0, which means no pause."""
+    """Returns the later of two ends of pauses. An end that has passed, or that is more than MAX_PAUSE_SECONDS in the
+    future, counts as 0.0, which means no pause."""
     return max(ends_at if _remaining_pause(ends_at, now) > 0 else 0.0 for ends_at in (first_end, second_end))
 
 
@@ -188,8 +188,8 @@ class RemainingRequests:
             self._read_at = now
 
     def is_near_rate_limit(self) -> bool:
-        """Returns whether at most a tenth of the requests that the upstream allows is left. Uses the numbers of the
-        last `refresh` or `record`. Returns False if these are unknown or older than REMAINING_VALID_SECONDS."""
+        """Returns whether at most a tenth of the requests that the upstream allows remain. Uses the numbers of the last
+        `refresh` or `record`. Returns False if these numbers are unknown or older than REMAINING_VALID_SECONDS."""
         latest = self._latest
         if latest is None or latest.remaining is None or not 0 <= self._clock() - latest.at < REMAINING_VALID_SECONDS:
             return False

@@ -4,8 +4,9 @@ This registry serves lists in byte order. Other registries sort their lists in d
 all pages of the upstream's list are read and sorted, and the page for the client is taken from the result. `ListCache`
 caches complete lists for a short time.
 
-The referrers of a manifest are read through the referrers API. A registry without that API may have them in an index
-under a tag made from the manifest's digest, the *fallback tag* (OCI distribution spec, "Referrers Tag Schema").
+The referrers of a manifest are read through the referrers API. In a registry without this API, an index under the
+*fallback tag* may list the referrers. The name of the fallback tag is made from the manifest's digest (OCI distribution
+spec, "Referrers Tag Schema").
 
 An upstream has one or more endpoints (URLs that serve the same content). In this module, *the errors of a failed
 upstream request* are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
@@ -43,7 +44,7 @@ MAX_LIST_BYTES = 24 * MIB
 """Largest size of a complete list. The size of a list is the bytes of its pages, plus BYTES_PER_TAG or
 BYTES_PER_DESCRIPTOR for each entry."""
 BYTES_PER_TAG, BYTES_PER_DESCRIPTOR = 128, 1024
-"""Approximate memory that the Python objects of one tag and of one descriptor take in addition to their text."""
+"""Approximate memory in bytes of the Python objects of one tag and of one descriptor, without their text."""
 TAGS_PER_SORT = 10_000
 """Largest number of tags that are sorted in one call. No other thread of the process can run during such a call, so a
 larger list is sorted in parts."""
@@ -94,7 +95,7 @@ class UpstreamLists:
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName
     ) -> CompleteList[Tag]:
         """Reads all pages of the tag list from one endpoint. Raises UpstreamUnavailable if there are more than
-        MAX_PAGES."""
+        MAX_PAGES pages."""
         tags: set[Tag] = set()
         path = f"tags/list?n={TAGS_PER_REQUEST}"
         previous: UpstreamResponse | None = None
@@ -122,8 +123,8 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page of tags at `path`. `previous`: the response with the preceding page, whose
-        link is `path`. None: `path` is the first page. `memory`: a large body counts against the memory budget until
+        """Returns the response with the page of tags at `path`. `previous`: the response that links to this page;
+        None: `path` is the first page. `memory`: a large body counts against the memory budget until
         the `with` block of this scope ends."""
         response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
@@ -147,7 +148,7 @@ class UpstreamLists:
         """Returns the tags in byte order. Sorts more than TAGS_PER_SORT tags in a thread."""
         if len(tags) <= TAGS_PER_SORT:
             return sorted(tags)
-        # `DocumentParser.run` runs any function, here the sort. It uses a thread, because `size_bytes` is large.
+        # `DocumentParser.run` runs `parse`, here the sort, in a thread, because `size_bytes` is large.
         return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
@@ -162,10 +163,11 @@ class UpstreamLists:
     ) -> Page[Descriptor]:
         """Returns at most `limit` referrers of the manifest `subject` in the order of their digests: those that follow
         the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
-        of that type. If the registry itself responds with "not found", returns an empty page. If a proxy or firewall in
-        front of the registry possibly sent the "not found", raises UnconfirmedNameUnknown. Raises the errors of a
-        failed upstream request. `use_fallback_tag`: whether to read the fallback tag if the upstream may have no
-        referrers API."""
+        of that type. `use_fallback_tag`: whether to read the fallback tag if the upstream may have no referrers API.
+
+        If the registry itself responds with "not found", returns an empty page. If a proxy or firewall in front of the
+        registry possibly sent this response, raises UnconfirmedNameUnknown. Raises the errors of a failed upstream
+        request."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
@@ -194,8 +196,8 @@ class UpstreamLists:
         - None: the response has a status of _NO_REFERRERS_API, but no error code of a registry. It may come from a
           registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting.
 
-        Raises UnconfirmedNameUnknown for any other refusal that may come from a firewall, such as a 403. Raises the
-        errors of a failed upstream request."""
+        Raises UnconfirmedNameUnknown if a firewall may have sent the response with another status, such as 403. Raises
+        the errors of a failed upstream request."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
@@ -221,10 +223,11 @@ class UpstreamLists:
         artifact_type: str | None,
         use_fallback_tag: bool,
     ) -> CompleteList[Descriptor]:
-        """Reads all pages of the list of referrers from one endpoint. If the response to the first request has a status
-        of _NO_REFERRERS_API, the result depends on `use_fallback_tag`. If it is True, reads the index under the
-        fallback tag. If it is False, raises NameUnknown or UnconfirmedNameUnknown. Raises UpstreamUnavailable if there
-        are more than MAX_PAGES pages."""
+        """Reads all pages of the list of referrers from one endpoint. Raises UpstreamUnavailable if there are more than
+        MAX_PAGES pages.
+
+        `use_fallback_tag`: what to do if the first response has a status of _NO_REFERRERS_API. True: reads the index
+        under the fallback tag. False: raises NameUnknown or UnconfirmedNameUnknown."""
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         by_digest: dict[Digest, Descriptor] = {}
@@ -238,8 +241,8 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # This list took two requests, but `request_count` is 1: `ListCache` then reads the list again
-                        # for each client that requests the first page, because the list may have changed.
+                        # The list took two requests, but `request_count` is 1, so that `ListCache` reads the list
+                        # again whenever a client requests the first page. The list may have changed.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.parse_descriptors(response)
@@ -266,8 +269,8 @@ class UpstreamLists:
         previous: UpstreamResponse | None,
         memory: ShareScope,
     ) -> UpstreamResponse:
-        """Returns the response with the page of referrers at `path`. `previous`: the response with the preceding page,
-        whose link is `path`. None: `path` is the first page, and the response may have a status of _NO_REFERRERS_API.
+        """Returns the response with the page of referrers at `path`. `previous`: the response that links to this page;
+        None: `path` is the first page, and the response may have a status of _NO_REFERRERS_API.
         `memory`: a large body counts against the memory budget until the `with` block of this scope ends."""
         return await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.LIST, "GET", path),
@@ -330,7 +333,7 @@ class _ListMemory:
         await self._share.grow(page_bytes)
 
     def close(self) -> None:
-        """Gives the memory back to the budget, after the list was read or the reading has failed."""
+        """Gives the memory back to the budget."""
         self._share.close()
 
 
@@ -374,6 +377,6 @@ def _parse_tags(response: UpstreamResponse) -> list[Tag]:
 
 
 def _next_page_of(response: UpstreamResponse) -> str | None:
-    """Returns the URL of the next page, from the link in `response`. Returns None if `response` has the last page, or
-    came from another origin after a redirect. Links in responses of other origins are not followed."""
+    """Returns the URL of the next page, from the Link header of `response`. Returns None if `response` has the last
+    page, or if it came from another origin after a redirect: links of other origins are not followed."""
     return None if response.is_cross_origin else next_page_url(response.headers, response.url)

@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from storage.composition import OpenContent, open_files, open_registry, prepare_data_dir
+from storage.composition import OpenContent, open_file_stores, open_registry, prepare_data_dir
 from storage.content import Actor, digest_of
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
@@ -74,7 +74,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     def content(self) -> OpenContent:
         """Returns the function that opens the store for the bytes of blobs."""
-        return open_files
+        return open_file_stores
 
     def open(self) -> StoredRegistry:
         self.opened: AbstractAsyncContextManager[StoredRegistry] = open_registry(

@@ -1,10 +1,11 @@
 """Logins of people at the OpenID provider: the authorization code flow, with PKCE to protect the code.
 
-1. `OpenIDLogin.begin` starts a login. It returns the URL of the provider's login page, and an *attempt*: the state of
-   the login, encrypted for a cookie of the browser. The caller redirects the browser to the URL.
+1. `OpenIDLogin.begin` starts a login. It returns the URL of the provider's login page, and the encrypted *attempt*,
+   which is the state of the login. The caller puts the encrypted attempt into a cookie, and redirects the browser to
+   the URL.
 2. The person logs in at the provider, which sends the browser back to this registry with an authorization code.
-3. `OpenIDLogin.finish` exchanges the code for an ID token, a signed statement of who has logged in. Then it starts a
-   session for the account that the ID token names.
+3. `OpenIDLogin.finish` exchanges the code for an ID token, which states who has logged in and is signed by the
+   provider. Then it starts a session for the account that the ID token names.
 
 Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 9700, 2.1.
 """
@@ -47,14 +48,12 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
-"""The limits on exchanges of authorization codes in one process. `max_running` limits the exchanges at the same time.
-`max_pending` limits the running exchanges plus the logins that wait for an exchange; further logins are refused. The
-limits per visitor apply to each network, so that one network cannot block the logins of all others. An exchange takes
-up to ten seconds if the provider is slow."""
+"""The limits on exchanges of authorization codes in one process. A *pending* exchange is running or waits until it may
+run. A login is refused if there are too many pending exchanges. A *visitor* is a network of clients."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
-"""The end of most error texts. It says what the person can do after a failed login."""
+"""Tells the person what to do after a failed login. Error texts contain it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,10 @@ class LoginFailed(Exception):
     - `shown_error`: the error that the person sees.
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
-    - `ends_attempt`: whether the caller can delete the browser's cookie with the login attempt. False in two cases:
-      - The attempt in the cookie is not valid, or the provider's response belongs to another login.
-      - Too many logins were running or had failed. The browser can use the attempt again.
+    - `ends_attempt`: True: the caller may delete the browser's cookie with the login attempt. False: the caller must
+      keep the cookie. There are two such cases:
+      - The cookie contains no valid attempt, or the provider's response belongs to another login.
+      - Too many logins were running or had failed. The browser can send the same response again.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", ends_attempt: bool = True) -> None:
@@ -107,7 +107,8 @@ class OpenIDLogin:
 
     - `login_audit` records the logins in the audit log.
     - `throttle` limits the failed logins of each network.
-    - `htpasswd` is the file with further accounts, or None. A login never creates an account whose name is in the file.
+    - `htpasswd` is a file with accounts that are not in `accounts`; None: there is no such file. A login never creates
+      an account whose name is in the file.
     - `clock` returns seconds since 1970.
     """
 
@@ -132,11 +133,10 @@ class OpenIDLogin:
         self._throttle = throttle
         self._htpasswd = htpasswd
         self._clock = clock
-        self._stamp = provider_stamp(settings)  # a hash of the settings; a session ends if it changes
+        self._stamp = provider_stamp(settings)  # a hash of the settings; sessions end when it changes
         self._used_attempts = UsedAttempts(accounts)
-        self._exchanges = VisitorLimits(EXCHANGE_LIMITS, "logins")
-        self._checks: set[asyncio.Task[tuple[Identity, str]]] = set()
-        """The running checks of responses."""
+        self._exchange_limits = VisitorLimits(EXCHANGE_LIMITS, "logins")
+        self._running_checks: set[asyncio.Task[tuple[Identity, str]]] = set()
 
     async def begin(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
         """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
@@ -150,18 +150,20 @@ class OpenIDLogin:
         try:
             url = await self._provider.login_url(attempt)
         except ProviderUnavailable as error:
-            raise _provider_unavailable(error) from None
+            raise _log_provider_unavailable(error) from None
         return url, await self._attempts.seal(attempt)
 
     async def finish(self, response: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
         Records the login or its failure in the audit log, where `by` describes the client. Raises LoginFailed,
-        StorageFull, StorageFailed. If the caller is cancelled, the check of the code continues, and a failure still
-        counts. The person then has to start the login again, because the provider accepts a code only once."""
-        # This call is cancelled when the client closes its connection. The check runs in its own task, so that an
-        # invented code still counts as a failed login.
-        task = start_detached(self._check(response, sealed, by))
-        self._checks.add(task)
+        StorageFull, StorageFailed.
+
+        If the caller is cancelled, no session starts, and the person has to start the login again. The check of the
+        code continues, and counts a failed login if it fails."""
+        # The check runs in its own task, because this call is cancelled when the client closes its connection. An
+        # invented code must count as a failed login even then.
+        task = start_detached(self._check_response(response, sealed, by))
+        self._running_checks.add(task)
         task.add_done_callback(self._on_check_done)
         identity, return_path = await wait_for_outcome(task)
         self._login_audit.record_success(identity, LOGIN_METHOD, by)
@@ -170,21 +172,21 @@ class OpenIDLogin:
     async def aclose(self) -> None:
         """Cancels running checks of codes and fetches of the provider's metadata and keys, and waits until they have
         ended."""
-        await cancel_and_wait(self._checks)
+        await cancel_and_wait(self._running_checks)
         await self._provider.aclose()
 
     def _on_check_done(self, task: asyncio.Task[tuple[Identity, str]]) -> None:
-        self._checks.discard(task)
+        self._running_checks.discard(task)
         if not task.cancelled():
             task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
 
-    async def _check(self, response: AuthorizationResponse, sealed: str, by: Actor) -> tuple[Identity, str]:
+    async def _check_response(self, response: AuthorizationResponse, sealed: str, by: Actor) -> tuple[Identity, str]:
         """Checks the provider's response to a login. Returns the identity, and the path to which the browser goes next
         (`LoginAttempt.back`). Records a failure in the audit log. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             attempt = self._open_attempt(response, sealed)
             claims = await self._fetch_claims(response, attempt, by)
-            return await self._identity(claims, by), attempt.back
+            return await self._find_identity(claims, by), attempt.back
         except LoginFailed as failed:
             is_throttled = isinstance(failed.shown_error, TooManyRequests)
             self._login_audit.record_failure(
@@ -193,13 +195,14 @@ class OpenIDLogin:
             raise
 
     def _open_attempt(self, response: AuthorizationResponse, sealed: str) -> LoginAttempt:
-        """Returns the attempt that the provider's response belongs to. Raises LoginFailed if the browser's cookie does
-        not contain that attempt, or if the response reports an error or has no code."""
+        """Decrypts and returns the attempt in the browser's cookie (`sealed`). Raises LoginFailed if the attempt is not
+        valid, or if the response belongs to another attempt, names another provider, reports an error or has no valid
+        code."""
         try:
             attempt = self._attempts.open(sealed, response.state)
         except LoginAttemptInvalid as error:
             shown_error = RequestInvalid(
-                f"this is not the login that this browser started, or it took too long; {_START_AGAIN}"
+                f"this browser did not start this login, or the login took too long; {_START_AGAIN}"
             )
             raise LoginFailed(shown_error, str(error), ends_attempt=False) from None
         if response.issuer and response.issuer != self._provider.issuer:
@@ -219,17 +222,18 @@ class OpenIDLogin:
     async def _fetch_claims(
         self, response: AuthorizationResponse, attempt: LoginAttempt, by: Actor
     ) -> Mapping[str, Any]:
-        """Waits until the client's network may exchange a code. Then marks the attempt as used, so that no second
-        response can use it. Exchanges the code for an ID token, and returns the claims of the token. If the code or the
-        token is refused, counts a failed login of the network. Raises LoginFailed, StorageFull, StorageFailed."""
+        """Exchanges the code for an ID token, and returns the claims of the token. Before the exchange, waits until the
+        client's network may exchange a code, and marks the attempt as used, so that no second response can use it. If
+        the response, the code or the token is refused, counts a failed login for the network. Raises LoginFailed,
+        StorageFull, StorageFailed."""
         try:
-            async with self._exchanges.slot(visitor_key(None, by.address)):
+            async with self._exchange_limits.slot(visitor_key(None, by.address)):
                 self._throttle.check_provider_logins(by.address)
                 try:
                     await self._used_attempts.mark_used(attempt)
                     return await self._exchange(response, attempt)
                 except LoginFailed as failed:
-                    # Denied: the response, the code or the token was refused. For any other error, the provider failed.
+                    # Denied: the response, the code or the token was refused. Any other error: the provider failed.
                     if isinstance(failed.shown_error, Denied):
                         await self._throttle.record_provider_failure(by.address)
                     raise
@@ -240,15 +244,14 @@ class OpenIDLogin:
             raise _login_invalid(str(error)) from None
 
     async def _exchange(self, response: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
-        """Exchanges the code for an ID token and returns the token's claims, which it has verified. Raises
-        LoginFailed."""
+        """Exchanges the code for an ID token, verifies the token, and returns its claims. Raises LoginFailed."""
         try:
             if (await self._provider.metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
             id_token = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
             return await self._provider.verify(id_token, nonce=attempt.nonce, now=self._clock())
         except ProviderUnavailable as error:
-            raise _provider_unavailable(error) from None
+            raise _log_provider_unavailable(error) from None
         except CodeRefused as error:
             log.warning("the OpenID provider refuses an authorization code: %s", error.reason)
             raise _login_invalid(f"the provider refuses the code: {error.reason}") from None
@@ -256,10 +259,10 @@ class OpenIDLogin:
             log.warning("an ID token of the OpenID provider is refused: %s", error)
             raise _login_invalid(f"the ID token: {error}") from None
 
-    async def _identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
-        """Returns the identity for the account that the claims of an ID token name. Raises LoginFailed if that account
-        may not log in."""
-        account = await self._account(claims.get(self._settings.account_claim), by)
+    async def _find_identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
+        """Returns the identity of the account that the claims of an ID token name. Raises LoginFailed if there is no
+        such account, or if the account may not log in."""
+        account = await self._find_or_create_account(claims.get(self._settings.account_claim), by)
         if account.kind is not AccountKind.USER or not account.enabled:
             reason = "the account is disabled" if account.kind is AccountKind.USER else "the account is a robot's"
             raise LoginFailed(_no_account(account.name), reason, user=account.name)
@@ -270,9 +273,10 @@ class OpenIDLogin:
         groups = tuple(group for group in named_groups if group in known_groups)
         return Identity(account.name, version=account.version, stamp=self._stamp, groups=groups)
 
-    async def _account(self, claim_value: object, by: Actor) -> Account:
-        """Returns the account whose name is the value of a claim. If the account does not exist and the setting
-        `oidc.create` is true, creates the account. Raises LoginFailed."""
+    async def _find_or_create_account(self, claim_value: object, by: Actor) -> Account:
+        """Returns the account with the name `claim_value`. If the account does not exist, creates it if the setting
+        `oidc.create` allows this. Raises LoginFailed if the name is not valid, or if there is no account and none was
+        created."""
         try:
             name = AccountName(claim_value if isinstance(claim_value, str) else "")
         except AccountInvalid:
@@ -299,15 +303,15 @@ class OpenIDLogin:
                 by=replace(by, name="system"),
             )
         except AccountExists:  # a concurrent login has created the account, or a group has the name
-            return self._just_created_account(name)
+            return self._find_just_created_account(name)
         except AccountInvalid as error:
             log.warning("the OpenID login of %s creates no account: %s", name, error)
             raise LoginFailed(_no_account(name), str(error), user=name) from None
 
     async def _reason_not_to_create(self, name: AccountName) -> str:
-        """Returns why a login must not create the account `name`; empty if it may. The reason is always the htpasswd
-        file: a new account would replace the file's account of the same name and get its rights, but the file's account
-        may belong to another person."""
+        """Returns why a login must not create the account `name`; empty: the login may create it. A login must not
+        create an account whose name is in the htpasswd file: the new account would get the rights of the file's
+        account, which may belong to another person."""
         if self._htpasswd is None:
             return ""
         file = await self._htpasswd.current()
@@ -320,16 +324,16 @@ class OpenIDLogin:
             else ""
         )
 
-    def _just_created_account(self, name: AccountName) -> Account:
-        """Returns the account that a concurrent login has created. Raises LoginFailed if there is no account, because a
-        group has the name."""
+    def _find_just_created_account(self, name: AccountName) -> Account:
+        """Returns the account that a concurrent login has created. Raises LoginFailed if there is none, because a group
+        has the name."""
         try:
             return self._accounts.account(name)
         except AccountUnknown:
             raise LoginFailed(_no_account(name), "a group has this name", user=name) from None
 
 
-def _provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
+def _log_provider_unavailable(error: ProviderUnavailable) -> LoginFailed:
     """Logs that the provider cannot be used, and returns the error for the login."""
     log.warning("logins at the OpenID provider fail: %s", error)
     shown_error = UpstreamUnavailable(

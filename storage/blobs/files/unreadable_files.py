@@ -1,5 +1,5 @@
-"""Lets code that works on many files skip those that cannot be read (`skip_unreadable`, `has_unreadable_inode`). A file
-cannot be read if the disk has lost it, or if its permissions forbid it, for example because root has created it."""
+"""Skips files that cannot be read, for code that works on many files (`skip_unreadable`, `has_unreadable_inode`). A
+file cannot be read if the disk has lost the file, or if this process has no permission."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
 a wrong checksum."""
 FORBIDDEN_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM})
-"""Errors that mean that this process has no permission to read a file. The bytes of the file may be right."""
+"""Errors that mean that this process has no permission to read a file. The file need not be damaged."""
 WARNING_SECONDS: Final = 600.0
-"""Shortest time between two warnings about the same file. Some periodic work finds the same file every two seconds."""
+"""Shortest time between two warnings about the same file."""
 MAX_WARNED_PATHS: Final = 1000
 """Largest number of files whose last warning is remembered."""
 warned_at: Final[dict[str, float]] = {}
@@ -29,11 +29,8 @@ log = logging.getLogger("storage.damage")
 @contextmanager
 def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Suppresses an OSError of the `with` block that means damage (`DAMAGE_ERRNOS`) or a lack of permission
-    (`FORBIDDEN_ERRNOS`), and logs a warning instead (`warn_unreadable`). Raises other errors. The file stays where it
-    is.
-
-    Without this function, one damaged inode or one file of root would stop garbage collection, for example, until an
-    operator has repaired it."""
+    (`FORBIDDEN_ERRNOS`), and logs a warning instead (`warn_unreadable`). Raises other errors. Does not change the
+    file."""
     try:
         yield
     except OSError as error:
@@ -44,7 +41,7 @@ def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
     """Logs a warning that a file was skipped because of `error`. The warning names the path in `error`, or `path` if
-    `error` has none. There is at most one warning in `WARNING_SECONDS` for each path."""
+    `error` has none. Logs nothing if the last warning about this path is less than `WARNING_SECONDS` old."""
     name = str(error.filename or path)
     if not _is_warning_due(name):
         return
@@ -55,9 +52,9 @@ def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
 
 
 def describe_forbidden(path: Path, error: OSError) -> str:
-    """Returns a text that says that this process may not read the file at `path`, and which command gives it
-    permission. If a directory above the file denies the access, the text names that directory. `error`: has one of
-    `FORBIDDEN_ERRNOS`."""
+    """Returns a text that says that this process may not read the file at `path`, and which command gives this process
+    permission. If a directory above the file denies access, the text names this directory instead of the file.
+    `error`: an error with one of `FORBIDDEN_ERRNOS`."""
     while path != path.parent and not os.access(path.parent, os.X_OK, effective_ids=True):
         path = path.parent
     user, group = os.geteuid(), os.getegid()
@@ -70,7 +67,8 @@ def describe_forbidden(path: Path, error: OSError) -> str:
 
 
 def _is_warning_due(name: str) -> bool:
-    """Returns whether to log a warning about this path now, and remembers the time if so."""
+    """Returns whether to log a warning about this path now. If so, records the current time as the time of the
+    warning."""
     now = time.monotonic()
     last = warned_at.get(name)
     if last is not None and now - last < WARNING_SECONDS:
@@ -82,10 +80,11 @@ def _is_warning_due(name: str) -> bool:
 
 
 def has_unreadable_inode(path: Path) -> bool:
-    """Returns whether there is a file at `path` whose inode cannot be read; if so, logs the warning of
-    `skip_unreadable`. Raises OSError. Code that deletes or moves the file calls this function first, instead of running
-    the deletion or move inside `skip_unreadable`: an error of the deletion or move must not be skipped, because it can
-    mean that the disk refuses all changes."""
+    """Returns whether there is a file at `path` whose inode cannot be read. If so, logs a warning (`warn_unreadable`).
+    Raises OSError for other errors.
+
+    Call this function before a deletion or move of the file, and do not run the deletion or move inside
+    `skip_unreadable`. Its errors must not be skipped, because they can mean that the disk refuses all changes."""
     with skip_unreadable(path):
         with suppress(FileNotFoundError):
             os.stat(path, follow_symlinks=False)

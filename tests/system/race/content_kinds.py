@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from storage.composition import OpenContent, layout_of, open_files
+from storage.composition import OpenContent, layout_of, open_file_stores
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.object_store.bucket import Bucket
@@ -59,7 +59,7 @@ class Files:
     }
 
     def opener(self, data: Path, before: Callable[[str, str], None]) -> OpenContent:
-        return open_files  # `GatedSystem` intercepts the steps of this store, so `before` is not needed
+        return open_file_stores  # `GatedSystem` intercepts the steps of this store, so `before` is not needed
 
     def leave_stray(self, data: Path, digest: Digest, body: bytes) -> None:
         layout_of(data).blob(digest).write_bytes(b"left by a crash")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.server_preparation import prepare
+from registry.cli.server_preparation import prepare_server
 from registry.config import Settings
 from storage import running_digest
 
@@ -18,6 +18,6 @@ def test_start_of_the_server_warns_if_hashes_of_uploads_cannot_be_saved(
     """The log has one warning about it, and none if they can be saved."""
     if not can_save:
         monkeypatch.setattr(running_digest, "_libcrypto_hash", lambda _: None)
-    prepare(Settings(data=tmp_path / "data"), bound_to_loopback=True, may_migrate=True)
+    prepare_server(Settings(data=tmp_path / "data"), bound_to_loopback=True, may_migrate=True)
     texts = [record.getMessage() for record in caplog.records if record.name == "registry"]
     assert ["libcrypto.so.3" in text for text in texts] == [True] * (not can_save)

@@ -173,7 +173,7 @@ async def test_each_tag_can_be_the_start_of_a_first_round(site: MirrorSite, work
     starts = []
     for number in (0.9, 0.4, 0.3):
         served_tags = ServedTags(worker.store.upstream_tags, site.settings, site.clock, lambda: number)  # noqa: B023
-        start = await served_tags.random_move()
+        start = await served_tags.pick_random_move()
         starts.append(start and start.repository)
     assert starts == [mirrored("a"), mirrored("b"), mirrored("c")]
 
