@@ -1,8 +1,6 @@
 """The errors of imports, and the records that an import needs (`ImportRecords`).
 
-An *import* copies content from another registry (the *old registry*) into this one. Besides content, it reads and
-writes records: who changed a tag last, when a tag was set at the old registry, when content was imported, and which
-blobs this registry has.
+An *import* copies content from another registry (the *old registry*) into this registry.
 """
 
 from __future__ import annotations
@@ -15,15 +13,14 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
 IMPORT_PROGRAM: Final = "entrepot import"
-"""The name of the program that the history of a tag shows if an import has changed the tag."""
+"""The name of the program in the history of a tag, for a change that an import made."""
 
 
 class ContentBroken(RegistryError):
-    """Content is missing or damaged at the old registry, or this registry does not accept its type.
+    """Content is missing or damaged at the old registry, or this registry does not accept the type of the content.
 
-    `path_to_broken`: not empty if the import reads an index, and a manifest below the index is broken. It then contains
-    the digests of the manifests on the path to the broken manifest. The first digest is an entry of the index, and the
-    last digest is the broken manifest.
+    `path_to_broken`: if a manifest below an index is broken, the digests of the manifests on the path from the index
+    (left out) to the broken manifest (the last digest). Otherwise empty.
     """
 
     code = "CONTENT_BROKEN"
@@ -52,10 +49,13 @@ class OldRegistryDown(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class LastTagChange:
-    """The latest change of a tag. `digest`: the digest that the tag has pointed at since the change; None if the change
-    deleted the tag. `at`: the time of the change, in seconds since 1970. `actor`: the account or command that made the
-    change. `program`: the User-Agent of the client that made the change; `IMPORT_PROGRAM` if an import made it; empty
-    for other changes that no client made."""
+    """The latest change of a tag.
+
+    - `digest`: the digest that the tag has pointed at since the change; None if the change deleted the tag.
+    - `at`: the time of the change, in seconds since 1970.
+    - `actor`: the account or command that made the change.
+    - `program`: `IMPORT_PROGRAM` if an import made the change; the User-Agent of the client if a client made it;
+      otherwise empty."""
 
     digest: Digest | None
     at: float
@@ -64,15 +64,15 @@ class LastTagChange:
 
 
 class ImportRecords(Protocol):
-    """The records that imports read and write besides content. `record_import` raises StorageFull, StorageFailed."""
+    """The records that imports need in addition to the content."""
 
     async def tag_digest(self, repo: RepositoryName, tag: Tag) -> Digest | None:
-        """Returns the digest that the tag points at, even if the stored manifest is known to be damaged. Returns None
-        if the tag does not exist."""
+        """Returns the digest that the tag points at, even if the manifest is known to be damaged. Returns None if the
+        tag does not exist."""
         ...
 
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> LastTagChange | None:
-        """Returns the latest change of the tag; None if the tag never existed."""
+        """Returns the latest change of the tag, which may be its deletion; None if the tag never existed."""
         ...
 
     async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
@@ -80,8 +80,8 @@ class ImportRecords(Protocol):
         ...
 
     async def deleted_by_retention(self, repo: RepositoryName) -> Set[Digest]:
-        """Returns the digests of the manifests that retention has deleted from the repository, if the audit log still
-        has the deletion. Some of the manifests may be in the repository again."""
+        """Returns the digests of the manifests that retention has deleted from the repository, as far as the audit log
+        goes back. Some of these manifests may have been stored again since."""
         ...
 
     async def stored_size(self, digest: Digest) -> int | None:
@@ -92,16 +92,13 @@ class ImportRecords(Protocol):
     async def record_import(
         self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
-        """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
-        are not known. If this registry has not recorded a pull of the manifest, retention counts it as pulled now.
+        """Records that an import has just stored a manifest, or has pointed `tags` at the manifest. Raises StorageFull,
+        StorageFailed. If this registry has recorded no pull of the manifest, retention counts the manifest as pulled
+        now.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The import has set the *push
-        time* of the tag (the time of its last push) to the time of the import. This method sets the push time back:
-
-        - If the tag was changed in this registry before the import, and this change is later than the time at the old
-          registry: to the time of this change.
-        - Otherwise: to the time at the old registry.
-
-        Never sets a push time forward. Skips a tag that no longer points at the manifest, or that was pushed again
-        after the import. The history of tags keeps the time of the import."""
+        `tags`: for each tag, the time at which it was set at the old registry, in seconds since 1970. The *push time*
+        of a tag is the time of its last push. This method sets the push time of each tag back from the time of the
+        import: to the time at the old registry, or to the time of the tag's previous change in this registry if that
+        change is later. Skips a tag that no longer points at the manifest, or that was pushed again after the import.
+        The history of tags keeps the time of the import."""
         ...

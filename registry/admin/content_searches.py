@@ -102,27 +102,29 @@ class ContentSearches:
         """Finds the repositories whose names contain all words of `text`."""
         searchable = _searchable_names(searcher.principal)
         async with self._store_limits.slot(searcher.visitor):
-            return await self._store.search.repositories(search_words(text), searchable, offset, limit)
+            return await self._store.search.find_repositories(search_words(text), searchable, offset, limit)
 
     async def find_tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagMatch]:
         """Finds the tags that match the last word of `text`. Each other word must occur in the tag or in the
         repository's name."""
         async with self._store_limits.slot(searcher.visitor):
-            return await self._store.search.tags(
+            return await self._store.search.find_tags(
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
     async def find_by_labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsMatch]:
         """Finds the manifests whose labels and annotations contain all words of `text`."""
         async with self._store_limits.slot(searcher.visitor):
-            return await self._store.search.labels(
+            return await self._store.search.find_by_labels(
                 search_words(text), _searchable_names(searcher.principal), offset, limit
             )
 
     async def find_by_digest(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestMatch]:
         """Finds the manifests and blobs whose digests begin with `text`."""
         async with self._store_limits.slot(searcher.visitor):
-            return await self._store.search.digests(text.strip(), _searchable_names(searcher.principal), offset, limit)
+            return await self._store.search.find_by_digest(
+                text.strip(), _searchable_names(searcher.principal), offset, limit
+            )
 
     async def find_target(self, principal: Principal, text: str) -> SearchTarget | None:
         """Returns the stored target that `text` names and `principal` may pull; None if there is no such target.
@@ -159,7 +161,7 @@ class ContentSearches:
     async def list_tags(self, stored_name: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
         """Returns the first `limit` tags of a repository, with the digests that they point at. Does not check the right
         to pull. Raises NameUnknown."""
-        return await self._store.search.tags_of(stored_name, limit)
+        return await self._store.search.first_tags(stored_name, limit)
 
     async def search_upstream(
         self, searcher: Searcher, text: str, count: int, page: int

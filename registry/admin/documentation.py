@@ -1,8 +1,10 @@
 """The welcome page `/` and the documentation of the API.
 
-`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of all routes outside `/v2`
-except those with `include_in_schema=False`. `/api/docs` shows that document with Swagger UI and loads nothing from the
-internet. The files of Swagger UI come from the package `fastapi-swagger`; the Python code of that package is not used.
+- `/` returns a short plain text for people.
+- `/api/openapi.json` returns the OpenAPI document. It describes all routes outside `/v2`, except the routes with
+  `include_in_schema=False`.
+- `/api/docs` shows the OpenAPI document with Swagger UI. The page loads nothing from the internet. The files of Swagger
+  UI come from the package `fastapi-swagger`, whose Python code is not used.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ async def welcome(request: Request) -> str:
 
 
 OPENAPI_PATH: Final = "/api/openapi.json"
-"""The path of the OpenAPI document."""
 _ASSET_TYPES: Final = {
     "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "swagger-ui.css": "text/css; charset=utf-8",
@@ -115,8 +116,7 @@ def _asset_path(name: str) -> Path:
 
 
 class OpenAPIDocument:
-    """The OpenAPI document as JSON, built once, at the first request. Building takes 150 ms, so it runs in a thread and
-    does not block the event loop."""
+    """The OpenAPI document as JSON. The first request builds the document in a thread, because this takes 150 ms."""
 
     def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
         """`build`, such as `FastAPI.openapi`, returns the document as a dict."""
@@ -125,7 +125,7 @@ class OpenAPIDocument:
         self._json: bytes | None = None
 
     async def json_bytes(self) -> bytes:
-        """Returns the document as JSON."""
+        """Returns the document as JSON in ASCII."""
         async with self._lock:
             if self._json is None:
                 self._json = await finish_in_thread(lambda: json.dumps(self._build()).encode("ascii"))
@@ -133,8 +133,8 @@ class OpenAPIDocument:
 
 
 openapi_router = APIRouter(include_in_schema=False)
-"""The route of the OpenAPI document. The route function must get the application from the request, not from a closure:
-FastAPI caches route functions for ever, and a closure would keep the application in memory."""
+"""The route of the OpenAPI document. The route function gets the application from the request, because FastAPI caches
+route functions for ever, and a closure would keep the application in memory."""
 
 
 @openapi_router.get(OPENAPI_PATH)

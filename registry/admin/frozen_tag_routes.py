@@ -1,6 +1,6 @@
-"""The routes of `/api/v1/mirror/frozen`. A frozen tag is a mirrored tag that stays at one digest, whatever the upstream
-has. The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that
-sends the request."""
+"""The routes of `/api/v1/mirror/frozen`. A frozen tag is a mirrored tag that stays at one digest, even when
+the upstream moves the tag. The docstrings of the routes are the descriptions in the OpenAPI document. They address the
+caller (the account that sends the request) as "you"."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from storage.names import RepositoryName
 from storage.upstream_tags import FrozenTag
 
 _BATCH_SIZE: Final = 100
-"""Number of frozen tags to read and filter before the event loop may run other requests."""
+"""Number of frozen tags to read at a time. After each batch, the event loop may run other requests."""
 MAX_REFERENCE_CHARACTERS: Final = 600
-"""Maximum length of a reference in a request. The longest possible repository name, tag and digest together are
-shorter."""
+"""Maximum length of a reference in a request. A reference with the longest possible repository name, tag and
+digest is shorter."""
 ReferenceQuery = Annotated[
     str,
-    Query(description="The tag, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
+    Query(description="NAME:TAG, as in `docker pull`", max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"]),
 ]
 
 router = management_router()
@@ -55,8 +55,8 @@ async def list_frozen_tags(
     ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[FrozenTagResponse]:
-    """Lists the frozen tags, sorted by repository and tag. If you are not an admin, you see only the frozen
-    tags of the repositories on which you have the action `admin`."""
+    """Lists the frozen tags, sorted by repository and tag. An admin sees all of them. If you are not an admin, you see
+    the frozen tags of the repositories on which you have the action `admin`."""
     return models.list_page(await _visible_page(caller, after, limit), FrozenTagResponse.from_stored, str)
 
 
@@ -73,9 +73,8 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
 
 @router.delete("/mirror/frozen", tags=["mirror"], status_code=204)
 async def unfreeze(caller: LoggedInCaller, reference: ReferenceQuery) -> None:
-    """Unfreezes a tag. Pulls follow the tag at the upstream again, and the upstream's `cooldown` (the setting that
-    delays new digests of a tag) applies again. You have to be an admin, or have the action `admin` on the
-    repository."""
+    """Unfreezes a tag: the tag follows the upstream again. The setting `cooldown` of the upstream, which delays new
+    digests of a tag, applies again. You have to be an admin, or have the action `admin` on the repository."""
     tag_reference = parse_tag_reference(reference)
     await check_may_manage(caller, tag_reference.repository)
     await unfreeze_tag(caller.upkeep.router, caller.upkeep.store.upstream_tags, tag_reference, by=caller.actor)
@@ -92,17 +91,17 @@ async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
 
 
 async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[FrozenTag]:
-    """Returns a page of the frozen tags that the caller may see. `after`: a tag in the form `REPOSITORY:TAG`, after
-    which the page starts; None: the page starts with the first tag."""
+    """Returns at most `limit` of the frozen tags that the caller may see, sorted by repository and tag. `after`: the
+    last tag before the page, in the form `REPOSITORY:TAG`; None for the first page."""
     upstream_tags = caller.upkeep.store.upstream_tags
     if caller.rights.admin:
         return await upstream_tags.frozen_tags(after, limit)
-    names = caller.principal.names_allowing(Action.ADMIN)
+    managed_names = caller.principal.names_allowing(Action.ADMIN)
     visible: list[FrozenTag] = []
     while True:
         batch = await upstream_tags.frozen_tags(after, _BATCH_SIZE)
         for frozen in batch.items:
-            if frozen.repository in names:
+            if frozen.repository in managed_names:
                 if len(visible) == limit:
                     return Page(visible, more=True)
                 visible.append(frozen)

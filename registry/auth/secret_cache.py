@@ -1,7 +1,7 @@
 """`SecretCache`: a bounded cache whose keys are hashes of secrets.
 
-A cache key is a keyed hash (BLAKE2b) of one or more secrets, with a random key that each cache makes for itself. So the
-cache contains no secret, and nobody can test a guess of a secret against the cache keys without the random key.
+A cache key is a keyed hash (BLAKE2b) of one or more secrets, so the cache contains no secret. Each cache has a random
+key for the hash. Without the random key, nobody can test a guess of a secret against the cache keys.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ DEFAULT_MAX_ENTRIES = 4096
 
 
 class SecretCache(Generic[T]):
-    """A cache of values by cache key. `key_of` computes the cache key from secrets. When the cache has `max_entries`
-    entries, it evicts the oldest entry for a new one."""
+    """A cache of values by cache key. `key_of` computes the cache key from secrets. If a new entry does not
+    fit in `max_entries` entries, the cache evicts its oldest entry."""
 
     def __init__(self, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
         self._hash_key = os.urandom(32)
@@ -31,16 +31,16 @@ class SecretCache(Generic[T]):
         if len(secrets) == 1:
             return self._hash(secrets[0].encode("utf-8", "surrogatepass"))
         parts = [secret.encode("utf-8", "surrogatepass") for secret in secrets]
-        text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-        # The personalization makes this hash differ from that of a single secret with the same text.
-        return self._hash(text, personalization=b"list")
+        joined = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+        # With the personalization, this hash differs from the hash of a single secret with the same bytes.
+        return self._hash(joined, personalization=b"list")
 
     def get(self, key: bytes) -> T | None:
-        """Returns the value under the cache key `key`, or None if there is none."""
+        """Returns the value under the cache key `key`; None if there is no value."""
         return self._values.get(key)
 
     def put(self, key: bytes, value: T) -> None:
-        """Stores a value under the cache key `key`, and replaces an older value there."""
+        """Stores a value under the cache key `key`. Replaces the value that is stored there, if there is one."""
         self.remove(key)
         self._values[key] = value
         if len(self._values) > self._max_entries:
@@ -50,10 +50,10 @@ class SecretCache(Generic[T]):
         """Removes the entry under the cache key `key`, if there is one."""
         self._values.pop(key, None)
 
-    def _hash(self, text: bytes, personalization: bytes = b"") -> bytes:
-        """Returns the keyed hash of `text`. `personalization` is a parameter of BLAKE2: the same text has different
+    def _hash(self, data: bytes, personalization: bytes = b"") -> bytes:
+        """Returns the keyed hash of `data`. `personalization` is a parameter of BLAKE2: the same data has different
         hashes with different personalizations."""
-        return hashlib.blake2b(text, digest_size=32, key=self._hash_key, person=personalization).digest()
+        return hashlib.blake2b(data, digest_size=32, key=self._hash_key, person=personalization).digest()
 
     def __len__(self) -> int:
         return len(self._values)

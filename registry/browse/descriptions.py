@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from registry.browse.markdown_rendering import RenderedText
 
 _RENDERING_LIMITS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many descriptions a process renders at a time, and how many may wait. A *slot* is the permit to render. A
-rendering keeps a processor busy for up to 0.5 seconds."""
+"""How many descriptions a process renders at a time, and how many may wait to be rendered. A rendering keeps a
+processor busy for up to 0.5 seconds."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
-"""Roughly how many bytes of memory the cached HTML of descriptions may take. One description takes up to 6 MiB, most
-take a few kilobytes."""
+"""Approximate limit of the memory for the cached HTML of descriptions. The HTML of one description takes up to 6 MiB;
+usually, it takes a few kilobytes."""
 _OBJECT_BYTES: Final = 256
 """The memory that a cached description takes in addition to its HTML, approximately."""
 
 
 class DescriptionPages:
-    """Reads and changes descriptions. The caller has checked that the visitor may do so.
+    """Reads, changes and renders descriptions. The caller must check that the visitor may read or change them.
 
-    A process renders one description at a time, in a thread. `visitor` is a text that identifies the visitor who gets
-    the result. The methods that render raise TooManyRequests if too many descriptions wait to be rendered."""
+    A process renders one description at a time, in a thread. The methods that render have the argument `visitor`, a
+    text that identifies the visitor who gets the result. They raise TooManyRequests if too many descriptions wait to be
+    rendered."""
 
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
@@ -49,7 +50,7 @@ class DescriptionPages:
     async def view(
         self, repo: RepositoryName, description: Description | None, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
-        """Returns a description of the repository with its HTML. `description`: None if nobody has written one.
+        """Returns the `description` of a repository with its HTML. `description`: None if nobody has written one.
         `top_heading`: the level of the highest headings in the HTML."""
         if description is None:
             return DescriptionView(text="", html="", formatted=True, revision=0, changed=None, changed_by=None)
@@ -57,25 +58,27 @@ class DescriptionPages:
         rendered = self._rendered.get(key)
         if rendered is None:
             async with self.rendering_limits.slot(visitor):
-                rendered = self._rendered.get(key)  # it may have been rendered during the wait
+                rendered = self._rendered.get(key)  # another call may have rendered it meanwhile
                 if rendered is None:
                     rendered = self._rendered.keep(key, await _render(description.text, top_heading))
-        return _view(description, rendered)
+        return _description_view(description, rendered)
 
     async def put(
         self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
-        """Replaces a description, and returns it as `view` does. `revision`: the revision that the description must
-        still have; None: not checked. `top_heading`: the level of the highest headings in the HTML. The cached HTML
-        serves only calls of `view` with the same `top_heading`, so pass the value that the next call of `view` is
-        likely to have. Raises RequestInvalid if the text is too long or is not UTF-8, and PreconditionFailed if the
-        revision differs."""
+        """Replaces the description of a repository with `text`, and returns it as `view` does. Raises RequestInvalid if
+        `text` is too long or cannot be encoded as UTF-8, and PreconditionFailed if the stored description does not have
+        the given `revision`.
+
+        `revision`: None skips this check. `top_heading`: the level of the highest headings in the HTML. Calls of `view`
+        with the same `top_heading` find the HTML in the cache."""
         _check_text(text)
-        # The text is rendered first, so that the stored description does not change if the rendering is refused.
+        # Renders before it stores, so that the stored description does not change if the rendering is refused.
         async with self.rendering_limits.slot(visitor):
             rendered = await _render(text, top_heading)
         description = await self._descriptions.put_description(repo, text, by=by, revision=revision)
-        return _view(description, self._rendered.keep((repo, description.revision, top_heading), rendered))
+        rendered = self._rendered.keep((repo, description.revision, top_heading), rendered)
+        return _description_view(description, rendered)
 
     async def preview(self, text: str, visitor: str, top_heading: int = 1) -> RenderedText:
         """Renders a text as `view` renders a description. Raises RequestInvalid in the same cases as `put`."""
@@ -95,8 +98,8 @@ def _check_text(text: str) -> None:
 
 
 async def _render(text: str, top_heading: int = 1) -> RenderedText:
-    """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished. A thread
-    cannot be stopped, and the caller's slot must not become free while the thread runs."""
+    """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished, so that
+    the caller keeps its slot of `rendering_limits` until then."""
     return await finish_in_thread(partial(_render_now, text, top_heading))
 
 
@@ -107,7 +110,7 @@ def _render_now(text: str, top_heading: int) -> RenderedText:
     return render_markdown(text, top_heading)
 
 
-def _view(description: Description, rendered: RenderedText) -> DescriptionView:
+def _description_view(description: Description, rendered: RenderedText) -> DescriptionView:
     return DescriptionView(
         text=description.text,
         html=rendered.html,

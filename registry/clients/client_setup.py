@@ -109,7 +109,7 @@ def docker_daemon_settings(address: RegistryAddress, hosts: Sequence[MirroredHos
     daemon = {}
     if is_docker_mirror(hosts):
         daemon["registry-mirrors"] = [address.url]
-    if address.is_plain_http and not address.is_trusted_by_docker:
+    if address.is_plain_http and not address.docker_accepts_plain_http:
         daemon["insecure-registries"] = [address.host]
     return daemon
 
@@ -207,7 +207,7 @@ def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> C
     if address.is_plain_http:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
     hints = [hint("a builder with the docker driver does not read this file: it uses docker's own daemon.json")]
-    if address.is_trusted_by_docker:  # true only for loopback addresses
+    if address.docker_accepts_plain_http:  # true only for loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address: a builder in a container reaches it only with --driver-opt network=host",

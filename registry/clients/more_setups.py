@@ -137,7 +137,7 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
     If containerd needs no hosts.toml file, returns no file."""
     setup = _containerd(address, hosts, has_accounts)
     hints = []
-    if address.is_trusted_by_docker:  # true only for loopback addresses
+    if address.docker_accepts_plain_http:  # true only for loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address, which nodes in containers do not reach: use the address that this "

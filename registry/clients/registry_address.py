@@ -15,8 +15,8 @@ _WILDCARD_HOSTS = ("", "0.0.0.0", "[::]", "::", "*")
 
 @dataclass(frozen=True, slots=True)
 class RegistryAddress:
-    """The URL at which clients reach the registry. `url` has a scheme, a host and optionally a port, and no path:
-    `http://localhost:5000`."""
+    """The URL at which clients reach the registry. `url`: the scheme, the host and, if there is one, the port, such as
+    `http://localhost:5000`. It has no path."""
 
     url: str
 
@@ -31,9 +31,9 @@ class RegistryAddress:
         return urlsplit(self.url).scheme == "http"
 
     @property
-    def is_trusted_by_docker(self) -> bool:
-        """Whether docker accepts plain HTTP from the registry's host without configuration. docker does so for
-        127.0.0.0/8 and `localhost`."""
+    def docker_accepts_plain_http(self) -> bool:
+        """Whether docker accepts plain HTTP from the registry's host without configuration: the host is `localhost` or
+        in 127.0.0.0/8."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host) in ipaddress.ip_network("127.0.0.0/8")
@@ -42,13 +42,13 @@ class RegistryAddress:
 
 
 def listens_everywhere(settings: Settings) -> bool:
-    """Returns whether the setting `listen` has a wildcard host such as 0.0.0.0, to which no client can connect."""
+    """Returns whether the setting `listen` has a wildcard host, such as 0.0.0.0."""
     return settings.listen.rpartition(":")[0] in _WILDCARD_HOSTS
 
 
 def registry_address(settings: Settings) -> RegistryAddress:
-    """Returns the address in the setting `public_url`. If it is not set, returns the address in `listen`, with
-    `localhost` in place of a wildcard host."""
+    """Returns the address in the setting `public_url`. If `public_url` is not set, returns the address in the setting
+    `listen`, with `localhost` in place of a wildcard host."""
     if settings.public_url:
         return RegistryAddress(settings.public_url)
     host, _, port = settings.listen.rpartition(":")

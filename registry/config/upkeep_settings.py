@@ -42,8 +42,9 @@ class UpkeepSettings(SettingsGroup):
 
 
 class ScrubSettings(SettingsGroup):
-    """Scrub, which reads all stored content again to find out whether the disk has changed or lost any of it. Damaged
-    content is not served any more. A mirror fetches it again if it can; other damaged content waits for a push."""
+    """Scrub: the server reads all stored content again, and checks whether the disk has changed or lost any content.
+    Damaged content is not served any more. Damaged mirrored content is fetched again if possible; other damaged content
+    waits for a push."""
 
     every: Duration = Field(
         default=30 * 86400.0,
@@ -64,8 +65,8 @@ class BackupSettings(SettingsGroup):
 
     target: Path | None = Field(
         default=None,
-        description="Directory of the backups. It has its own copy of the accounts and keys, so only its owner may "
-        "read it",
+        description="Directory of the backups. Only its owner may read the directory, because the backups contain the "
+        "accounts and keys",
     )
     keep: int | None = Field(
         default=None,
@@ -75,9 +76,9 @@ class BackupSettings(SettingsGroup):
 
 
 class ImmutableRule(SettingsGroup):
-    """Tags that clients cannot overwrite or delete once they exist, in repositories that are pushed to this registry. A
-    push of the same image again is accepted. An operator can change such a tag with `entrepot tag move --force`. A tag
-    is immutable if it matches one of the rules."""
+    """A rule for immutable tags: clients can create these tags, but can neither overwrite nor delete them. A push of
+    the same image again is accepted. An operator can change an immutable tag with `entrepot tag move --force`. A tag is
+    immutable if it matches one of the rules. The rules are for repositories that are pushed to this registry."""
 
     repositories: Annotated[list[_NamePattern], BeforeValidator(split_commas)] = Field(
         min_length=1, description="Patterns of repositories, such as `team/**`"
@@ -88,7 +89,7 @@ class ImmutableRule(SettingsGroup):
 
 
 def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[str]) -> None:
-    """Raises ValueError if a pattern of a rule matches only repositories of an upstream."""
+    """Raises ValueError if a pattern of a rule begins with the name of one of the `upstreams` and a slash."""
     names = frozenset(upstreams)
     for rule in rules:
         for pattern in rule.repositories:
@@ -101,8 +102,8 @@ def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[st
 
 
 def _check_prefix(value: str) -> str:
-    """Checks the prefix of a quota, which has to be empty or a name with a slash at its end, and returns it. Raises
-    ValueError."""
+    """Returns the prefix of a quota. Raises ValueError unless the prefix is empty, or a repository name with a slash
+    at its end."""
     if value and not value.endswith("/"):
         raise ValueError(f"{value!r} does not end with a slash; for all repositories below it write {value + '/'!r}")
     try:
@@ -114,7 +115,7 @@ def _check_prefix(value: str) -> str:
 
 
 class Quota(SettingsGroup):
-    """A limit of what the repositories below a prefix may hold together. A push that does not fit gets 403."""
+    """Limits for all repositories below a prefix together. A push that would exceed a limit gets 403."""
 
     prefix: Annotated[str, AfterValidator(_check_prefix)] = Field(
         description="The beginning of the repositories' names, such as `team/`. An empty text means all repositories "
@@ -148,7 +149,7 @@ class CacheSettings(SettingsGroup):
         default=[], description="Patterns of repositories whose images always stay, such as `docker.io/library/*`"
     )
     min_free: ByteSize = Field(
-        default=ByteSize(0), ge=0, description="If less of the disk is free, images are evicted. 0 means never"
+        default=ByteSize(0), ge=0, description="Images are evicted if less disk space than this is free. 0 means never"
     )
     target_free: ByteSize = Field(
         default=ByteSize(0),
@@ -160,7 +161,7 @@ class CacheSettings(SettingsGroup):
     @model_validator(mode="after")
     def _check_free_space(self) -> Self:
         if self.target_free and self.target_free < self.min_free:
-            raise ValueError("target_free is less than min_free; it says how much is free after an eviction")
+            raise ValueError("target_free is less than min_free; target_free is the free space after an eviction")
         return self
 
 
@@ -177,12 +178,13 @@ class DiskSettings(SettingsGroup):
 
 
 def check_quotas(quotas: Sequence[Quota], upstreams: Sequence[str]) -> None:
-    """Raises ValueError if two quotas have the same prefix, or if a prefix belongs to one of the `upstreams`."""
+    """Raises ValueError if two quotas have the same prefix, or if a prefix begins with the name of one of the
+    `upstreams`."""
     prefixes = [quota.prefix for quota in quotas]
     if duplicate := next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None):
         raise ValueError(f"there are two quotas with the prefix {duplicate!r}")
     for prefix in prefixes:
         if prefix.partition("/")[0] in upstreams:
             raise ValueError(
-                f"the quota of {prefix!r} is for what is mirrored; to limit a cache, set cache_max of that [[upstream]]"
+                f"the quota of {prefix!r} is for mirrored content; to limit a cache, set cache_max of the [[upstream]]"
             )

@@ -1,16 +1,15 @@
-"""Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag. A tag moves when the
-upstream makes it name another digest.
+"""Decides which digest is served for a mirrored tag with a *cooldown*: the time for which each move of the tag is
+delayed. A tag *moves* when the upstream makes it point at another digest.
 
-A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
-moved to this digest. The digest *holds* the tag until the next sighting: the mirror assumes that the tag names this
-digest. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The newest
-mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by then. A
-move back to a mature digest takes effect immediately.
+- A *sighting* records that the mirror has found a new tag, or a move of a tag: the tag's digest, and the time.
+- A sighting *lasts* until the next sighting of the tag. The newest sighting lasts until now.
+- A digest is *mature* if at least one of its sightings has lasted for the cooldown or longer. The newest mature digest
+  is served. A move back to a mature digest takes effect immediately.
 
 A new tag has no mature digest at first. With `cooldown_new = "serve"`, the first digest that the mirror saw counts as
 mature. With `"refuse"`, the tag is not served until it has a mature digest.
 
-The functions are pure: they depend on their arguments only. Times are seconds since 1970.
+Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from storage.upstream_tags import Sighting
 MAX_SIGHTINGS: Final = 50
 """Largest number of sightings that are kept for one tag."""
 _MIN_GAP_SECONDS: Final = 0.001
-"""Shortest time between two sightings of a tag: their times must increase."""
+"""Shortest time between two sightings of a tag. No two sightings may have the same time."""
 _CLOCK_TOLERANCE_SECONDS: Final = 1.0
-"""A sighting that lies more than this many seconds in the future was recorded before the clock was set back."""
+"""A sighting is *from the future* if its time is more than this number of seconds after the present."""
 
 
 @dataclass(frozen=True, slots=True)
 class TagChoice:
     """What is served for a tag.
 
-    - `candidates`: the digests that may be served, newest first; empty if no digest may be served yet. The first one is
-      served. The others are served only if the first one cannot be fetched.
-    - `newest`: the digest that the upstream's tag points at, as far as the mirror knows.
+    - `candidates`: the digests that may be served, newest first; empty if no digest may be served yet. The first
+      candidate is served. The others are served only if the first candidate cannot be fetched.
+    - `newest`: the digest of the newest sighting.
     - `newest_held_back_until`: time at which `newest` becomes mature if the tag does not move again. None if `newest`
       is the first candidate."""
 
@@ -65,23 +64,22 @@ def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *,
 def add_sighting(
     sightings: Sequence[Sighting], digest: Digest, now: float, cooldown: float, *, serves_new: bool
 ) -> Sequence[Sighting]:
-    """Returns the sightings of a tag after the upstream said at `now` that it points at `digest`. Returns `sightings`
-    itself if they need no change.
+    """Adds a sighting if the tag is new or has moved: at the time `now`, the upstream said that the tag points at
+    `digest`. Returns all sightings of the tag; `sightings` itself if nothing changes.
 
     Keeps at most `MAX_SIGHTINGS`, and always the sighting that makes the served digest mature. `cooldown`,
     `serves_new`: see `choose_digest`."""
-    past_sightings = _without_future(sightings, now)
-    if past_sightings and past_sightings[-1].digest == digest:
-        return past_sightings
-    since = max(now, past_sightings[-1].since + _MIN_GAP_SECONDS) if past_sightings else now
-    return _pruned([*past_sightings, Sighting(since, digest)], cooldown, now, serves_new=serves_new)
+    corrected = _with_corrected_times(sightings, now)
+    if corrected and corrected[-1].digest == digest:
+        return corrected
+    since = max(now, corrected[-1].since + _MIN_GAP_SECONDS) if corrected else now
+    return _pruned([*corrected, Sighting(since, digest)], cooldown, now, serves_new=serves_new)
 
 
-def _without_future(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
-    """Corrects the times of sightings from the future, which were recorded before the clock was set back. Without the
-    correction, their digests would become mature much too late. Returns the sightings in the same order. The time of
-    each sighting from the future becomes `now`, or slightly later, because the times must increase. Returns `sightings`
-    itself if none is from the future."""
+def _with_corrected_times(sightings: Sequence[Sighting], now: float) -> Sequence[Sighting]:
+    """Returns the sightings with corrected times, in the same order; `sightings` itself if none is from the future. A
+    sighting from the future was recorded before the clock was set back. Its time becomes `now`, or slightly later,
+    because no two sightings may have the same time. Uncorrected, its digest would become mature much too late."""
     if not sightings or sightings[-1].since <= now + _CLOCK_TOLERANCE_SECONDS:
         return sightings
     adjusted: list[Sighting] = []
@@ -97,20 +95,16 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
     the newest sightings.
 
-    An immature digest never becomes mature when sightings are dropped:
-
-    - If a sighting is dropped, the digest of the sighting before it seems to have held the tag for longer. In the
-      result, this can concern only the first sighting. Its digest is the served one, which is mature already.
-    - With `serves_new`, the digest of the first sighting counts as mature. In the result, this is the served digest.
-    """
+    No other digest becomes mature by this. Only the first sighting of the result can seem to last longer than before,
+    and with `serves_new`, only its digest counts as mature. This digest is mature already."""
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
     served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]
     if not cooldown or not served:
         return sightings[-MAX_SIGHTINGS:]
     end_times = [*(newer.since for newer in sightings[1:]), now]
-    # If no sighting of the served digest lasted long enough, this digest is served because it is the first digest that
-    # the mirror saw (`serves_new`). The sighting at index 0 is then kept.
+    # If no sighting of the served digest lasted long enough, the digest is mature because it is the first digest that
+    # the mirror saw (`serves_new`). Then the first sighting is kept: index 0.
     last_mature_index = max(
         (
             index

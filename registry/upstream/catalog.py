@@ -22,23 +22,26 @@ from storage.json_bounds import load_bounded
 from storage.names import RepositoryName, shown
 
 NAMES_PER_PAGE: Final = 1000
-"""Number of names that are requested in one page. CNCF Distribution refuses larger numbers."""
+"""Number of names to request per page. CNCF Distribution refuses larger numbers."""
 MAX_PAGE_BYTES: Final = 8 * MIB
 """Largest body of a response with one page of the list."""
 PAGE_TIMEOUT_SECONDS: Final = 300.0
 """Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
 CATALOG_SCOPE: Final = "registry:catalog:*"
 """The scope of a token that may read the list (token specification of Distribution)."""
-_NO_REPOSITORY: Final = RepositoryName("catalog")
-"""Stands for a repository in the requests for the list: the requester limits the concurrent requests per repository,
-and these requests are for no repository."""
+_PLACEHOLDER_REPOSITORY: Final = RepositoryName("catalog")
+"""A name that stands for the list of repositories. The requester needs a name for each request, because it limits the
+concurrent requests per repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
-    """A page of the list of repositories. `names`: the names as the upstream sent them. `next_url`: the URL of the next
-    page; None if this page is the last one, or came from another origin after a redirect. `response`: the response that
-    contained this page, but with an empty body."""
+    """A page of the list of repositories.
+
+    - `names`: the names as the upstream sent them, not checked.
+    - `next_url`: the URL of the next page. None if this page is the last one, or if a redirect to another origin led to
+      this page.
+    - `response`: the response with this page, but without its body."""
 
     names: Sequence[str]
     next_url: str | None
@@ -57,7 +60,7 @@ class CatalogReader:
         has no `next_url`, NameUnknown if the upstream offers no list, Denied if the login at the upstream may not read
         the list. Also raises UpstreamUnavailable, UpstreamTimeout, TooManyRequests and StorageFailed."""
         if previous is not None and previous.next_url is None:
-            raise ValueError("no page follows the last one")
+            raise ValueError("the previous page is the last one")
 
         async def read(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> CatalogPage:
             url = f"{endpoint.url}/v2/_catalog?n={NAMES_PER_PAGE}"
@@ -65,7 +68,7 @@ class CatalogReader:
                 url = previous.next_url
             with ShareScope() as memory:
                 response = await self._requester.request(
-                    *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LIST, "GET", url),
+                    *(endpoint, attempt, _PLACEHOLDER_REPOSITORY, RequestKind.LIST, "GET", url),
                     not_found_error=NameUnknown("the registry offers no list of its repositories"),
                     max_bytes=MAX_PAGE_BYTES,
                     accepted_statuses=(405, 501),
@@ -75,16 +78,16 @@ class CatalogReader:
                 )
                 if response.status in (405, 501):
                     raise NameUnknown("the registry offers no list of its repositories")
-                names = await self._parser.run(len(response.body), partial(_parse, response))
+                names = await self._parser.run(len(response.body), partial(_parse_names, response))
             next_url = None if response.is_cross_origin else next_page_url(response.headers, response.url)
             return CatalogPage(names, next_url, replace(response, body=b""))
 
         return await self._requester.try_endpoints(
-            read, _NO_REPOSITORY, RequestKind.LIST, timeout_seconds=PAGE_TIMEOUT_SECONDS
+            read, _PLACEHOLDER_REPOSITORY, RequestKind.LIST, timeout_seconds=PAGE_TIMEOUT_SECONDS
         )
 
 
-def _parse(response: UpstreamResponse) -> list[str]:
+def _parse_names(response: UpstreamResponse) -> list[str]:
     """Returns the names in the body of a response. Raises UpstreamUnavailable if the body has no list of names."""
     server = loggable_origin(response.url)
     try:

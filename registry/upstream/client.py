@@ -64,7 +64,7 @@ _MANIFEST_HEAD_UNSUPPORTED = frozenset({400, 405, 501})
 """Statuses with which a registry may refuse a HEAD request for a manifest. A GET then follows."""
 _BLOB_HEAD_UNSUPPORTED = frozenset({400, 403, 405, 501})
 """Statuses with which a registry or its storage may refuse a HEAD request for a blob. A GET then follows."""
-_NO_REPOSITORY = RepositoryName("ping")
+_PLACEHOLDER_REPOSITORY = RepositoryName("ping")
 """Placeholder for the repository name in requests that are for no repository."""
 
 
@@ -336,12 +336,12 @@ class HttpUpstreamClient:
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
             await self._requester.delete_token(endpoint, "")
             await self._requester.request(
-                *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LOGIN, "GET", f"{endpoint.url}/v2/"),
+                *(endpoint, attempt, _PLACEHOLDER_REPOSITORY, RequestKind.LOGIN, "GET", f"{endpoint.url}/v2/"),
                 not_found_error=NameUnknown("GET /v2/ is not found"),
                 scope="",
             )
 
-        await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)
+        await self._requester.try_endpoints(operation, _PLACEHOLDER_REPOSITORY, RequestKind.LOGIN)
 
     async def check_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
         """See `UpstreamLists.check_referrers_api`."""

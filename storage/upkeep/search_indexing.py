@@ -19,8 +19,8 @@ from storage.content_search import (
     MAX_VALUE_CHARACTERS,
     ManifestBatch,
     ManifestLabels,
+    ManifestToIndex,
     SearchIndex,
-    UnindexedManifest,
 )
 from storage.errors import (
     BlobUnknown,
@@ -113,9 +113,9 @@ class SearchIndexer:
             complete = [manifest_labels for manifest_labels in labels if manifest_labels.missing_config is None]
             if complete:
                 await self._index.replace_labels(complete)
-            if page.last is None:
+            if page.end is None:
                 return
-            last_read = page.last
+            last_read = page.end
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def rebuild(self) -> None:
@@ -125,7 +125,7 @@ class SearchIndexer:
     async def _add_batch(self, batch: ManifestBatch) -> None:
         await self._index.add_manifests(batch, await self._labels_of_all(batch.manifests))
 
-    async def _labels_of_all(self, manifests: Sequence[UnindexedManifest]) -> list[ManifestLabels]:
+    async def _labels_of_all(self, manifests: Sequence[ManifestToIndex]) -> list[ManifestLabels]:
         self._lines_by_config.clear()
         labels = []
         for manifest in manifests:
@@ -133,7 +133,7 @@ class SearchIndexer:
             await asyncio.sleep(0)  # lets other tasks run: `labels_of` may return without waiting
         return labels
 
-    async def labels_of(self, manifest: UnindexedManifest) -> ManifestLabels:
+    async def labels_of(self, manifest: ManifestToIndex) -> ManifestLabels:
         """Returns the labels that the index stores for a manifest: its annotations, and the labels in its config if the
         config can be read. If both have a label of the same name, returns the label of the config. Raises StorageFull,
         StorageFailed."""

@@ -76,8 +76,9 @@ def check_own_host(files: ClientFiles, directories: list[str], target: TargetReg
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    # `is_trusted_by_docker` means that the host is `localhost` or in 127.0.0.0/8, so the registry is on this machine.
-    if address.is_plain_http and address.is_trusted_by_docker:
+    # `docker_accepts_plain_http` means that the host is `localhost` or in 127.0.0.0/8, so the registry is on this
+    # machine.
+    if address.is_plain_http and address.docker_accepts_plain_http:
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder_of_host(files, directories, address.host)
     try:

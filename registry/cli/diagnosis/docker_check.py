@@ -95,7 +95,7 @@ def _check_hosted(files: ClientFiles, file: str, daemon: dict[str, Any], target:
     findings."""
     address = target.address
     if address.is_plain_http:
-        if address.is_trusted_by_docker or _is_insecure(daemon.get(_INSECURE), address.host):
+        if address.docker_accepts_plain_http or _is_insecure(daemon.get(_INSECURE), address.host):
             return [ok(CHECK, f"docker reaches {address.host} by plain HTTP")]
         return [
             problem(

@@ -189,9 +189,9 @@ def _corrected_content(document: dict[str, Any], target: TargetRegistry) -> str:
 
 def _needs_http_entry(target: TargetRegistry) -> bool:
     """Returns whether `mirrors` needs an entry that says that the registry speaks plain HTTP. containerd expects plain
-    HTTP from `localhost` and 127.0.0.0/8, the hosts for which `is_trusted_by_docker` is True. From all other hosts, it
-    expects TLS."""
-    return target.address.is_plain_http and not target.address.is_trusted_by_docker
+    HTTP from `localhost` and 127.0.0.0/8, the hosts for which `docker_accepts_plain_http` is True. From all other
+    hosts, it expects TLS."""
+    return target.address.is_plain_http and not target.address.docker_accepts_plain_http
 
 
 def _has_registry_host(url: str, target: TargetRegistry) -> bool:

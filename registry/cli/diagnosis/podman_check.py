@@ -28,8 +28,8 @@ _WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemct
 class RegistryEntry:
     """A `[[registry]]` table.
 
-    - `prefix`: the table is for images whose name is this text, or begins with this text and `/`, `:` or `@`. A prefix
-      such as `*.example.com` is for images of all hosts in the domain.
+    - `prefix`: the table is for images whose name is this text, or begins with this text and `/`, `:` or `@`. The
+      prefix `*.example.com` is for images of all hosts whose names end with `.example.com`.
     - `values`: the settings in the table.
     - `file`: the path of the file that contains the table."""
 
@@ -50,10 +50,10 @@ class RegistryEntry:
 
 
 def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
-    """Returns the findings: what is right or wrong in the configuration, with the next step. `files`: the files of the
-    machine. `target`: describes this registry."""
+    """Returns findings: what is right or wrong in the configuration, and what the user should do about it. `files`: the
+    files of the machine. `target`: describes this registry."""
     try:
-        entries, old_file = _load(files)
+        entries, old_file = _load_entries(files)
     except FileUnusable as error:
         return [error.finding]
     if old_file is not None:
@@ -61,7 +61,7 @@ def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
             problem(
                 CHECK,
                 f"{old_file} has the old format (version 1), which knows no mirrors",
-                "if another file has the new format, podman refuses both: mixing sysregistry v1/v2 is not supported",
+                "if another file has the new format, podman refuses both (mixing sysregistry v1/v2 is not supported)",
                 f"replace [registries.search] in {old_file} by unqualified-search-registries = [...], and write this "
                 f"to {DROP_IN}",
                 file=DROP_IN,
@@ -74,16 +74,16 @@ def check_podman(files: ClientFiles, target: TargetRegistry) -> list[Finding]:
     return [*findings, *_check_own_host(files, entries, target)]
 
 
-def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
-    """Returns the entries of all files. If several files have an entry with the same prefix, returns the entry of the
-    last file. Also returns the path of the first file in the old format; None if there is no such file. Raises
-    FileUnusable."""
+def _load_entries(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
+    """Returns two values: the entries of all files, and the path of the first file in the old format (None if there is
+    no such file). If several files have an entry with the same prefix, only the entry of the last file counts. Raises
+    FileUnusable if a file cannot be read or parsed."""
     main = files.first_existing(_USER_FILE) or _SYSTEM_FILE
     names = [main]
     for folder in ("/etc/containers/registries.conf.d", "~/.config/containers/registries.conf.d"):
         names += files.matching_files(folder, "*.conf")
     entries: dict[str, RegistryEntry] = {}
-    old_file = None  # the path of the first file in the old format
+    old_file = None
     for name in names:
         document = files.toml(name) or {}
         if isinstance(tables := document.get("registries"), dict) and any(tables.get(key) for key in _V1_KEYS):
@@ -120,14 +120,14 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
         ):
             what = f"{narrower_entry.file} has a separate [[registry]] for {narrower_entry.prefix}, without this mirror"
             why = "the longest prefix counts, so these images are pulled without this registry"
-            findings.append(
-                warning(CHECK, what, why, "give it the same mirror, or remove it", file=narrower_entry.file)
-            )
+            step = "give this [[registry]] the same mirror, or remove the [[registry]]"
+            findings.append(warning(CHECK, what, why, step, file=narrower_entry.file))
     return findings
 
 
 def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry, lines: str) -> Iterator[Finding]:
-    """Yields the problems of the sources (mirrors and location) from which podman pulls the images of an entry."""
+    """Checks the *sources* of an entry: the tables that say from where podman pulls its images, in the order in which
+    podman tries them. They are the mirrors of the entry, and last the entry itself. Yields the findings."""
     sources = [source for source in [*(entry.values.get("mirror") or []), entry.values] if isinstance(source, dict)]
     for source in sources:
         if "://" in str(source.get("location") or ""):
@@ -155,18 +155,16 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: TargetRegis
 
 
 def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegistry) -> Iterator[dict[str, Any]]:
-    """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
-    mirrors and the entry itself.
-
-    A source leads to the mirror if its location is HOST/PREFIX: this registry's host and the whole prefix of the entry.
-    An entry for `registry.corp/team` needs `HOST/registry.corp/team`. The name of the upstream in the settings of this
-    registry may replace the upstream's host: if this name is `corp`, `HOST/corp/team` leads to the mirror as well."""
+    """Yields the sources of an entry (see `_check_mirrors`) that lead to this registry's mirror of the host. For
+    example, if the entry is for `registry.corp/team` and the upstream's name in the settings of this registry is
+    `corp`, these are the sources with the location `HOST/registry.corp/team` or `HOST/corp/team`. HOST is the host of
+    this registry."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.upstream}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
-    # For this registry, an image name without a host means an image of the default upstream.
+    # This registry takes an image name without a host for an image of the default upstream.
     if target.default_upstream == host.upstream and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:
@@ -177,7 +175,7 @@ def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: TargetRegi
 def _wrong_mirror_finding(
     entry: RegistryEntry, host: MirroredHost, target: TargetRegistry, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
-    """Returns the finding for an entry that does not lead to this registry's mirror of the host."""
+    """Returns the finding for an entry without a source that leads to this registry's mirror of the host."""
     registry_source = next((source for source in sources if _location_host(source) == target.address.host), None)
     if registry_source is not None:
         what = f"the mirror {registry_source['location']} in {entry.file} has the wrong path"
@@ -192,7 +190,7 @@ def _wrong_mirror_finding(
 
 
 def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: TargetRegistry) -> list[Finding]:
-    """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
+    """Checks whether podman can pull and push images whose names begin with this registry's host. Returns the
     findings."""
     address = target.address
     if address.is_plain_http:
@@ -218,14 +216,15 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
     if target.asks_for_login and not _has_login(files, address.host):
         what = f"this registry asks for a login, and podman has none for {address.host}"
         step = (
-            f"run: podman login {address.host}, or let everybody pull: entrepot grant add 'docker.io/**' pull everyone"
+            f"run `podman login {address.host}`, or let everybody pull with "
+            "`entrepot grant add 'docker.io/**' pull everyone`"
         )
-        findings.append(warning(CHECK, what, "podman then pulls from the upstreams", step))
+        findings.append(warning(CHECK, what, "without a login, podman pulls from the upstreams", step))
     return findings
 
 
 def _has_login(files: ClientFiles, host: str) -> bool:
-    """Returns whether podman has a login for the host. Ignores files with logins that cannot be read."""
+    """Returns whether podman has a login for the host. Ignores a file that cannot be read or parsed."""
     for name in ("~/.config/containers/auth.json", "~/.docker/config.json", "/run/containers/0/auth.json"):
         try:
             logins = (files.json(name) or {}).get("auths")

@@ -21,22 +21,22 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeo
 from storage.names import RepositoryName, Tag
 
 ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
-"""The repository that Docker's documentation names for requests that ask how many pulls Docker Hub still allows. A HEAD
-request for it does not count as a pull."""
+"""The repository from which to request a manifest to learn how many pulls Docker Hub still allows (Docker's
+documentation). A HEAD request does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
-"""If an endpoint takes longer than this to respond to GET `/v2/`, there is a warning."""
+"""If the response to GET `/v2/` takes longer than this, there is a warning."""
 _PLAIN_HTTP_SECONDS: Final = 2.0
-"""Time limit, as in `PROBE_SECONDS`, of the plain HTTP probe of an https endpoint that has not responded."""
+"""Time limit for the request of `_speaks_plain_http`: for each attempt to connect, and for each read or write."""
 _FEW_PULLS_FRACTION: Final = 1 / 10
 """If no more than this fraction of the allowed pulls is left, there is a warning."""
 
 OnDate = Callable[[str, str, float], None]
 """A callback that receives the URL of an endpoint, the Date header of its response, and the time at which the response
-arrived, in seconds since 1970. The caller uses them to check the clock of this machine (`clock_checks`)."""
+arrived, in seconds since 1970. `clock_checks` compares the two times."""
 
 
 def upstream_checks(upstream: Upstream, on_date: OnDate, clock: Callable[[], float] = time.time) -> dict[str, Check]:
-    """Returns one check for each endpoint of an upstream, by name. `clock` returns seconds since 1970."""
+    """Returns one check for each endpoint of an upstream, by the check's name. `clock` returns seconds since 1970."""
     checks: dict[str, Check] = {}
     for url in upstream.endpoints:
         name = f"upstream {upstream.name}" + (f" {url}" if len(upstream.endpoints) > 1 else "")
@@ -45,7 +45,7 @@ def upstream_checks(upstream: Upstream, on_date: OnDate, clock: Callable[[], flo
 
 
 class _EndpointCheck:
-    """The check of one endpoint."""
+    """Checks one endpoint."""
 
     def __init__(self, name: str, upstream: Upstream, url: str, on_date: OnDate, clock: Callable[[], float]) -> None:
         self._name = name
@@ -107,8 +107,8 @@ class _EndpointCheck:
             step = "wait, or use a login with a larger allowance"
             return [warning(self._name, f"{self._url} answers 429: too many requests", "", step)]
         if response.status not in (200, 401):
-            what = f"{self._url} answers GET /v2/ with {response.status}{proxy_text}, as no registry does"
-            step = "correct the endpoint; if a proxy or a firewall is in between, let it pass these requests"
+            what = f"{self._url} answers GET /v2/ with {response.status}{proxy_text}, not with 200 or 401"
+            step = "correct the endpoint, or let a proxy or firewall in between pass these requests"
             return [problem(self._name, what, "another server answers, or the registry is broken", step)]
         if seconds > SLOW_SECONDS:
             step = f"compare endpoints: entrepot mirror test {self._upstream.name}"
@@ -117,10 +117,7 @@ class _EndpointCheck:
 
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
-        if the URL has no port: plain HTTP would then use port 80, where another server may answer.
-
-        Sends a request, because the error of the TLS connection does not suffice: some servers that speak plain HTTP
-        never answer a TLS handshake. The error is then a timeout, which can have many other causes."""
+        if the URL has no port: plain HTTP would then use port 80, where another server may answer."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False
@@ -128,7 +125,7 @@ class _EndpointCheck:
         return result.error is None
 
     async def _check_login(self, client: HttpUpstreamClient) -> list[Finding]:
-        """Tries the login in the settings, and returns a finding about it; an empty list if there is no login."""
+        """Tries the login in the settings, and returns a finding about the login; an empty list if there is none."""
         login = ConfiguredLogin(self._upstream)
         if not login.is_configured:
             return []
@@ -140,7 +137,8 @@ class _EndpointCheck:
             return [problem(self._name, f"the login in {where} cannot be read", "pulls fail with 502", step)]
         if current_login is None:
             what = f"{where} has no login for {self._upstream.name}"
-            return [problem(self._name, what, "requests are sent without a login", f"run docker login, or {step}")]
+            step = f"run `docker login`, or {step}"
+            return [problem(self._name, what, "requests are sent without a login", step)]
         try:
             await client.check_login()
         except Denied as error:
@@ -152,7 +150,7 @@ class _EndpointCheck:
         return [ok(self._name, f"{self._url} accepts the login of {current_login.username or 'the identity token'}")]
 
     async def _request_allowance(self, client: HttpUpstreamClient) -> list[Finding]:
-        """Sends Docker Hub a request whose response says how many pulls are left. The client saves this number in its
+        """Sends Docker Hub a request whose response says how many pulls are left. `client` saves this number in its
         records. Returns a finding if no pull is left, otherwise an empty list."""
         try:
             await client.resolve_manifest(ALLOWANCE_REPOSITORY, Tag("latest"))
@@ -167,7 +165,7 @@ class _EndpointCheck:
         of_limit = "" if limit is None else f" of {limit}"
         what = f"{remaining}{of_limit} pulls are left"
         if limit is not None and remaining <= limit * _FEW_PULLS_FRACTION:
-            step = "configure a login for docker.io (username, password_file), whose allowance is larger"
+            step = "configure a login for docker.io (username, password_file): it has a larger allowance"
             return warning(self._name, what, "once no pulls are left, clients get only cached images", step)
         return ok(self._name, what)
 

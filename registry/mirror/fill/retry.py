@@ -30,28 +30,27 @@ from storage.names import Digest, RepositoryName
 from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
-"""Time without progress after which a download fails, if the upstream has already begun to send the blob. (Otherwise,
-`MAX_ATTEMPTS_BEFORE_FIRST_BYTE` applies.) The timeout is longer than an upstream takes to restart, and longer than the
-first pauses of the circuit breaker, in which the upstream client sends no requests to a failing endpoint."""
+"""Time without progress after which a download fails, once the upstream has begun to send the blob. Before the first
+byte, `MAX_ATTEMPTS_BEFORE_FIRST_BYTE` applies instead. The timeout is longer than the restart of an upstream, and
+longer than the first pauses of the circuit breaker."""
 MIN_PROGRESS_BYTES: Final = 64 * 1024
-"""Smallest number of new bytes since the last failure that is treated as progress."""
-FIRST_RETRY_SECONDS: Final = 0.1
-LONGEST_RETRY_SECONDS: Final = 2.0
-"""First and longest pause before a retry. Each pause is twice as long as the one before. A TooManyRequests error can
-ask for a longer pause."""
+"""A download makes progress if it has received at least this number of bytes since the last failure."""
+FIRST_PAUSE_SECONDS: Final = 0.1
+"""Pause before the first retry. Each further pause is twice as long as the pause before it."""
+LONGEST_PAUSE_SECONDS: Final = 2.0
+"""Longest pause before a retry, unless a TooManyRequests error asks for a longer one."""
 MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
-"""Largest number of attempts if no byte has arrived. The number is small, so that the client gets the error soon: a
-client that has got no byte can still try another registry."""
+"""Largest number of attempts before the first byte arrives. The number is small, because a client that has received
+no byte can still try another registry."""
 
 
 class RetryPolicy:
     """Decides when one blob's download is retried, and when it fails. Times are seconds of any monotonic clock."""
 
     def __init__(self, stall_timeout: float = STALL_TIMEOUT_SECONDS) -> None:
-        """`stall_timeout`: seconds without progress after which the download fails, if the upstream has already begun
-        to send the blob."""
+        """`stall_timeout`: in seconds (`STALL_TIMEOUT_SECONDS`)."""
         self.resume_at = 0.0
-        """No request should be sent before this time."""
+        """Earliest time at which a request should be sent."""
         self._stall_timeout = stall_timeout
         self._failures_in_row = 0
         """Number of failures since the last progress."""
@@ -61,18 +60,18 @@ class RetryPolicy:
         """Number of bytes that had been received at the last failure."""
 
     def should_retry(self, error: RegistryError, now: float, received_bytes: int, *, has_response: bool) -> bool:
-        """Records a failed request. Returns True if the download should be retried at the time `resume_at`, which this
-        call sets. Returns False if the download should fail. `received_bytes`: number of bytes received so far.
-        `has_response`: whether the upstream has started to send, so that clients may have got bytes. Call this method
-        also for a request that was not sent because of a rate limit or an open circuit breaker."""
+        """Records a failed request, or a request that was not sent because of a rate limit or an open circuit breaker.
+        Returns True if the download should be retried, and sets `resume_at` to the time of the retry. Returns False if
+        the download should fail. `received_bytes`: number of bytes received so far. `has_response`: whether the
+        upstream has begun to send the blob."""
         if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_at_last_failure = received_bytes
-        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)  # at most 102.4 s, more than each limit below
+        pause = FIRST_PAUSE_SECONDS * 2 ** min(self._failures_in_row, 10)  # at most 102.4 s
         self._failures_in_row += 1
         if has_response:
             # A short stall timeout makes the longest pause shorter, so that there is time for several attempts.
-            pause = min(pause, LONGEST_RETRY_SECONDS, max(self._stall_timeout / 20, FIRST_RETRY_SECONDS))
+            pause = min(pause, LONGEST_PAUSE_SECONDS, max(self._stall_timeout / 20, FIRST_PAUSE_SECONDS))
         if isinstance(error, TooManyRequests):
             pause = max(pause, float(error.retry_after))
         self.resume_at = now + pause
@@ -80,7 +79,7 @@ class RetryPolicy:
             return self.resume_at <= self._first_failure_at + self._stall_timeout
         # There is no second attempt after a timeout, because the client has already waited for the whole time limit.
         max_attempts = 1 if isinstance(error, UpstreamTimeout) else MAX_ATTEMPTS_BEFORE_FIRST_BYTE
-        return self._failures_in_row < max_attempts and pause <= LONGEST_RETRY_SECONDS
+        return self._failures_in_row < max_attempts and pause <= LONGEST_PAUSE_SECONDS
 
     @property
     def failures_in_row(self) -> int:
@@ -90,23 +89,21 @@ class RetryPolicy:
     def resume_soon(self, now: float) -> None:
         """Allows another attempt after the shortest pause. Call this method if the next attempt differs from the failed
         one, for example because it requests no byte range."""
-        self.resume_at = now + FIRST_RETRY_SECONDS
+        self.resume_at = now + FIRST_PAUSE_SECONDS
 
 
 FAILURES_TO_LEAVE_REPOSITORY: Final = 2
-"""Number of failures in a row after which a download is continued with another repository. After one failure, the same
-repository is asked again, because a connection can break by chance."""
+"""Number of failures in a row after which a download continues with another repository."""
 
 
 class RepositoryChoice:
-    """Chooses the repository of the upstream from which a download requests the missing bytes of a blob after an
-    interruption (`next_repo`).
+    """Chooses `next_repo`: the repository of the upstream from which an interrupted download requests the missing bytes
+    of the blob.
 
-    - If requests from the repository that has sent bytes fail, another repository is asked. It may lack the blob, even
-      if one of its manifests names the blob.
-    - If requests from the other repository fail, the repository that has sent bytes is asked again.
-    - If the upstream refuses to send the blob for a repository, this repository is asked again only if there is no
-      other one to ask."""
+    - If requests from the repository that has sent bytes fail, another repository is asked.
+    - If requests from any other repository fail, the repository that has sent bytes is asked again.
+    - A repository is *usable* until the upstream refuses to send the blob for it. Other repositories are asked only if
+      none is usable."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -116,8 +113,8 @@ class RepositoryChoice:
         self._sender = first
         """The repository that has sent bytes most recently; `first` if none has."""
         self._last_substitute = first
-        """The repository that `_choose_another` last chose in place of `_sender`; `first` if it has chosen none. Its
-        next choice is the repository after this one in alphabetical order, so that each gets its turn."""
+        """The repository that `_choose_another` last chose in place of `_sender`; `first` before the first such choice.
+        The next such choice is the repository that follows in alphabetical order, so that each gets its turn."""
         self._refusing: set[RepositoryName] = set()
         """The repositories for which the upstream has refused to send the blob."""
         self._failures_in_row = 0
@@ -125,7 +122,7 @@ class RepositoryChoice:
 
     @property
     def has_usable_repo(self) -> bool:
-        """False if the upstream has refused to send the blob for every repository."""
+        """Whether at least one repository is usable."""
         return bool(self._usable_repos())
 
     def on_bytes(self, repo: RepositoryName) -> None:
@@ -133,14 +130,15 @@ class RepositoryChoice:
         self._sender = repo
 
     def on_refusal(self, repo: RepositoryName) -> None:
-        """Records that the upstream has refused to send the blob for `repo`: with BlobUnknown or Denied."""
+        """Records that a request from `repo` has failed with BlobUnknown or Denied: the upstream refuses to send the
+        blob for `repo`."""
         self._refusing.add(repo)
         if repo == self.next_repo:
             self._choose_another()
 
     def on_failure(self, repo: RepositoryName, *, has_progress: bool) -> None:
-        """Records that a request from `repo` has failed. `has_progress`: whether bytes have arrived since the
-        previous failure. Changes nothing if another repository was chosen since that request was sent."""
+        """Records that a request from `repo` has failed with another error. Does nothing if `repo` is no longer
+        `next_repo`. `has_progress`: whether bytes have arrived since the previous failure."""
         if repo != self.next_repo:
             return
         self._failures_in_row = 1 if has_progress else self._failures_in_row + 1
@@ -148,8 +146,10 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Changes `next_repo` to `_sender`. If `_sender` is `next_repo` already, or is refusing, changes `next_repo` to
-        the usable repository that follows `_last_substitute` in alphabetical order, if there is one."""
+        """Changes `next_repo`:
+
+        - to `_sender` if `_sender` is usable and is not `next_repo` already, or if there is no other usable repository;
+        - otherwise to the usable repository that follows `_last_substitute` in alphabetical order."""
         self._failures_in_row = 0
         others = [repo for repo in self._usable_repos() if repo != self.next_repo]
         if self._sender in others or not others:
@@ -159,28 +159,29 @@ class RepositoryChoice:
             self._last_substitute = self.next_repo
 
     def _usable_repos(self) -> list[RepositoryName]:
-        """Returns the repositories for which the upstream has not refused to send the blob."""
+        """Returns the usable repositories in alphabetical order."""
         return [repo for repo in self._list_repos() if repo not in self._refusing]
 
 
 _TIMEOUT_KIND: Final = "late"
-"""The `kind` of an UpstreamTimeout in the text of `encode_failure`. For other errors, `kind` is the `code`."""
+"""The value of `kind` for an UpstreamTimeout in the JSON of `encode_failure`. For other errors, `kind` is their
+`code`."""
 
 
 def encode_failure(repo: RepositoryName, error: RegistryError) -> str | None:
-    """Returns the error of a fill as text, for its followers. `repo`: the repository from which the fill has requested
-    the blob. Returns None if a follower should try the download itself, because it might succeed."""
+    """Returns the error of a fill as JSON, for the fill's followers. Returns None if a follower should try the download
+    itself, because it might succeed. `repo`: the repository from which the fill has requested the blob."""
     if not isinstance(error, UpstreamUnavailable | TooManyRequests):
         return None
     kind = _TIMEOUT_KIND if isinstance(error, UpstreamTimeout) else error.code
     return json.dumps({"repository": repo, "kind": kind, "message": error.message, "wait": error.retry_after})
 
 
-def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
-    """Returns the error that `encode_failure` has turned into the text `reason`. Returns None if the text is about
-    another repository than `repo`, or cannot be decoded."""
+def decode_failure(repo: RepositoryName, encoded: str) -> RegistryError | None:
+    """Returns the error that `encode_failure` has encoded as `encoded`. Returns None if `encoded` is about another
+    repository than `repo`, or cannot be decoded."""
     try:
-        record = json.loads(reason)
+        record = json.loads(encoded)
         if record["repository"] != repo:
             return None
         kind, message, wait = record["kind"], str(record["message"]), record["wait"]
@@ -195,27 +196,29 @@ def decode_failure(repo: RepositoryName, reason: str) -> RegistryError | None:
 log = logging.getLogger("registry.mirror")
 
 LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
-"""Longest time for which an endpoint that sent corrupt bytes for a blob is not asked for the blob."""
+"""Longest pause that `sender_pause` returns."""
 FORGET_SENDER_SECONDS: Final = 600.0
 """Time after which the record that an endpoint sent corrupt bytes is deleted."""
 MAX_UNSAVED_BLOBS: Final = 1_000
-"""Largest number of blobs whose records of corrupt bytes a process keeps in memory, because they could not be stored.
+"""Largest number of blobs whose records of corrupt bytes a process keeps in memory, because storing the records failed.
 These records take less than 1 MiB."""
 
 
 def sender_pause(times: int) -> float:
     """Returns for how many seconds an endpoint that has sent corrupt bytes for a blob is not asked for this blob.
-    `times`: how often the endpoint has sent corrupt bytes. Returns 0 after the first time, because bytes can be damaged
-    in transit. After further times, returns 2, 4, 8 and so on, up to `LONGEST_SENDER_PAUSE_SECONDS`."""
+    `times`: how often the endpoint has sent corrupt bytes for the blob. The pause is 0 after the first time, because
+    bytes can be damaged in transit; then 2, 4, 8 and so on, up to `LONGEST_SENDER_PAUSE_SECONDS`."""
     return 0.0 if times < 2 else min(2.0 ** (times - 1), LONGEST_SENDER_PAUSE_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class AvoidedEndpoints:
-    """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no other
-    endpoint has the blob. `untrusted`: maps each endpoint whose bytes are not accepted in this download to the error to
-    raise. Untrusted endpoints are asked after all others, only to find out whether they have the blob. If one has it,
-    its error is raised instead of the "not found" of the others."""
+    """The endpoints of an upstream that one download avoids.
+
+    - `ask_last`: the endpoints that are asked only if no other endpoint has the blob.
+    - `untrusted`: the endpoints whose bytes the download does not accept, with one error for each. They are asked after
+      all other endpoints, and only whether they have the blob. If an untrusted endpoint has the blob, its error is
+      raised; otherwise, "not found"."""
 
     ask_last: frozenset[str] = frozenset()
     untrusted: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
@@ -223,7 +226,8 @@ class AvoidedEndpoints:
 
 class BadSenders:
     """Records, for all processes, which endpoints of one upstream sent *corrupt bytes* for a blob: bytes that do not
-    have the blob's digest. If a record cannot be stored, for example on a full disk, only this process remembers it."""
+    have the blob's digest. If a record cannot be stored, for example on a full disk, only this process remembers the
+    record."""
 
     def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds since 1970."""
@@ -234,10 +238,12 @@ class BadSenders:
         """Records that could not be stored, by blob: the time, and the endpoints that sent corrupt bytes."""
 
     async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
-        """Returns which endpoints to avoid for a blob. An endpoint is untrusted if its pause (`sender_pause`) has not
-        ended. An endpoint is asked last if it sent corrupt bytes more often than an endpoint that is not untrusted, or
-        if its record could not be stored. Raises UpstreamUnavailable if all endpoints are untrusted, with the number of
-        seconds until the first pause ends."""
+        """Returns which endpoints to avoid for a blob. Raises UpstreamUnavailable if all endpoints are untrusted;
+        `retry_after` is the number of seconds until the first pause ends.
+
+        - An endpoint is untrusted until its pause (`sender_pause`) ends.
+        - An endpoint is asked last if its record could not be stored, or if an endpoint without a pause sent corrupt
+          bytes less often."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
         unsaved = self._unsaved_endpoints(digest)
         if not bad_senders:
@@ -248,13 +254,13 @@ class BadSenders:
         }
         usable = [endpoint for endpoint, wait in waits_by_endpoint.items() if wait <= 0]
         if not usable:
-            raise self._refusal(repo, digest, ", ".join(waits_by_endpoint), min(waits_by_endpoint.values()))
+            raise self._bad_bytes_error(repo, digest, ", ".join(waits_by_endpoint), min(waits_by_endpoint.values()))
         fewest_times = min(bad_senders[endpoint].count if endpoint in bad_senders else 0 for endpoint in usable)
         ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.count > fewest_times)
         return AvoidedEndpoints(
             ask_last | unsaved,
             {
-                endpoint: self._refusal(repo, digest, endpoint, wait)
+                endpoint: self._bad_bytes_error(repo, digest, endpoint, wait)
                 for endpoint, wait in waits_by_endpoint.items()
                 if wait > 0
             },
@@ -266,9 +272,11 @@ class BadSenders:
         # Returns at most `pause`, even if the clock was set back.
         return min(bad_sender.at + pause - self._clock(), pause)
 
-    def _refusal(self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float) -> UpstreamUnavailable:
-        """Returns the error for untrusted endpoints, which are asked for the blob again in `wait` seconds.
-        `endpoints`: their URLs, separated by commas."""
+    def _bad_bytes_error(
+        self, repo: RepositoryName, digest: Digest, endpoints: str, wait: float
+    ) -> UpstreamUnavailable:
+        """Returns the error for untrusted endpoints. `endpoints`: their URLs, separated by commas. `wait`: number of
+        seconds until they are asked for the blob again."""
         return UpstreamUnavailable(
             f"the upstream {self._upstream.name} ({endpoints}) sent wrong bytes for {digest}; it is asked again in "
             f"{ceil(wait)} s, or immediately after the command: entrepot mirror refresh {repo}@{digest}",
@@ -279,10 +287,10 @@ class BadSenders:
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
         """Records that `endpoints` sent corrupt bytes for a blob. Call this method once for each download with a wrong
         digest, in the process that has verified the digest. `endpoints` is empty if other processes have downloaded all
-        bytes. If the record cannot be stored, logs the failure. This process then asks the endpoints last, but without
-        a pause."""
+        bytes. If the record cannot be stored, logs the failure, and this process asks the endpoints last, without a
+        pause."""
         log.error(
-            "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
+            "the bytes of the blob %s for %s, received from %s, do not match its digest and are deleted",
             digest,
             repo,
             ", ".join(sorted(endpoints)) or "endpoints that another process asked",
@@ -295,7 +303,7 @@ class BadSenders:
 
     def _remember_unsaved(self, digest: Digest, endpoints: Collection[str]) -> None:
         """Remembers in memory that `endpoints` sent corrupt bytes for a blob. Forgets the oldest record if there
-        are more than `MAX_UNSAVED_BLOBS`."""
+        are more than `MAX_UNSAVED_BLOBS` records."""
         known_endpoints = self._unsaved_endpoints(digest)
         self._unsaved[digest] = self._clock(), known_endpoints.union(endpoints)
         self._unsaved.move_to_end(digest)
@@ -303,7 +311,8 @@ class BadSenders:
             self._unsaved.popitem(last=False)
 
     def _unsaved_endpoints(self, digest: Digest) -> frozenset[str]:
-        """Returns the endpoints of the blob's record in memory; none if there is no record, or if it is too old."""
+        """Returns the endpoints of the blob's record in memory; no endpoints if there is no record, or if the
+        record is older than `FORGET_SENDER_SECONDS`."""
         at, endpoints = self._unsaved.get(digest, (0.0, frozenset[str]()))
         age = self._clock() - at  # negative if the clock was set back
         return endpoints if -CLOCK_TOLERANCE_SECONDS <= age < FORGET_SENDER_SECONDS else frozenset()

@@ -1,16 +1,16 @@
 """Limits the connections to one upstream over all processes, and decides which download gets a connection first
 (`ConnectionSlots`).
 
-A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
-slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
-because a client will probably request the blob soon, and no client has requested it yet. An *unattended* fill is one
-whose clients have all left. A *pass-through* sends a blob to one client without storing it, because the disk is too
-full. It takes a slot as well. Fills for which a client waits get slots first:
+- A *fill* is the work of one process to get one blob.
+- A *prefetch fill* gets a blob that no client has requested yet, but that a client will probably request soon.
+- An *unattended* fill gets a blob for clients that have all left.
+- A *pass-through* sends a blob to one client without storing it, because the disk is too full.
+- A *connection slot* is a permit for one request to the upstream. The number of slots is limited. Each request of a
+  fill or pass-through holds a slot until the request has ended.
 
-- Prefetch fills leave some slots free for fills for which a client waits.
-- Unattended fills leave one more slot free, for prefetch fills.
-- Among the fills for which a client waits, those of small blobs, such as configs, get slots first: a client needs the
-  whole config before it goes on.
+Fills for which a client waits get slots first. Among these fills, the fills of small blobs, such as configs, get slots
+first. Prefetch fills leave some slots free for fills for which a client waits. Unattended fills leave one more slot
+free, for prefetch fills.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ from storage.leases import Leases
 from storage.names import RepositoryName
 
 SMALL_BLOB_BYTES: Final = 64 * 1024
-"""Largest size of a blob that gets a slot before larger ones."""
+"""Largest size of a *small* blob. Requests for small blobs get slots before requests for larger blobs."""
 GIVE_WAY_SECONDS: Final = 10.0
-"""Time for which a request for a larger blob lets requests for small blobs have the free slots. After this time, it
-waits on equal terms with them, so that a steady stream of small blobs cannot keep it waiting forever."""
+"""Time for which a request for a larger blob lets requests for small blobs go first. After this time, the request has
+the same priority, so that a steady stream of small blobs cannot keep it waiting forever."""
 MAX_SPARE_SLOTS: Final = 2
-"""Largest number of *spare* slots. Prefetch fills leave the spare slots free for other fills. Pass-throughs of
-large blobs never take them. Unattended fills leave one more slot free, for prefetch fills."""
+"""Largest number of *spare* slots: slots that prefetch fills leave free for other fills. Pass-throughs of large blobs
+never take the spare slots. Unattended fills leave one more slot free, for prefetch fills."""
 MAX_UNATTENDED: Final = 64
-"""Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
-timer. If more wait, one is given up: the one that has waited longest without ever having had a slot. If all have had
-one, the one that has waited longest is given up."""
+"""Largest number of unattended fills of one upstream that wait for a slot in one process. If more fills wait, one fill
+is given up:
+
+- the fill that has waited longest of the fills that have never had a slot;
+- if all of them have had a slot: the fill that has waited longest."""
 YIELD_SECONDS: Final = 0.015
-"""Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
-looks for a free slot every 0.01 s or more often, so it gets the slot first."""
+"""Time for which a fill leaves a free slot to the fills in the queue before it takes the slot. The time is longer than
+the 0.01 s after which a fill in the queue looks for a free slot again."""
 PREFETCH_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks. A request takes a *mark* while it waits for a connection slot, so that all processes can see that a
-request waits. A mark is a slot with another name, which permits no connection. While all marks are taken, further
-requests wait without a mark: they need none. The number is small, because a check whether any mark is taken makes one
-system call for each mark."""
+"""Number of marks. A request that waits for a connection slot takes a *mark*, which tells all processes that a request
+waits. A mark is a slot with another name, which permits no connection. If all marks are taken, the request waits for
+the connection slot without a mark. The number is small, because a check whether any mark is taken makes one system call
+for each mark."""
 MARK_SECONDS: Final = 0.1
-"""Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
-slot back after each request to the upstream and then takes a slot again."""
+"""Seconds that a request waits for a connection slot before it takes a mark. Shorter waits are normal."""
 
 
 class ConnectionSlots:
@@ -82,13 +83,13 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of spare slots (`MAX_SPARE_SLOTS`). It is always smaller than `max_connections`, so that a prefetch
-        fill or a pass-through can take at least one slot."""
+        """Number of spare slots (`MAX_SPARE_SLOTS`); always smaller than `max_connections`, so that prefetch fills and
+        pass-throughs can take at least one slot."""
         return min(MAX_SPARE_SLOTS, self.max_connections - 1)
 
     async def wait_for_prefetch_slot(self) -> None:
-        """Waits until a prefetch fill may take a slot and leave the spare slots free. Does not keep a slot. The calls
-        in one process return in the order in which they were made."""
+        """Waits until a prefetch fill may take a slot: until at least one slot is free besides the spare slots. Gives
+        the slot back before it returns. The calls in one process return in the order in which they were made."""
         async with self._leases.slot(self._name, self.max_connections, keep_free=self._spare_slots):
             return
 
@@ -96,14 +97,15 @@ class ConnectionSlots:
     async def first_connection_slot(
         self, demand: Demand, *, is_new_connection: bool, blob_size: int
     ) -> AsyncIterator[bool]:
-        """Waits for a slot for one request on a fill's first connection, and holds it inside the `async with` block. If
-        no client waits for the blob, takes a slot only if some others are free. Yields True if the block holds a slot.
-        Yields False if nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`:
-        in bytes; small blobs get slots first.
+        """Waits for a slot for one request on a fill's first connection, and holds the slot inside the `async with`
+        block. Yields True if the block holds a slot. Yields False if nothing needs the blob any more.
 
-        `is_new_connection`: whether this is the first request on the connection. While a client waits for the blob, a
-        later request takes a slot at once if at least two are free. Otherwise, it pauses for `YIELD_SECONDS` before it
-        enters the queue, so that the requests that are in the queue already get a slot first."""
+        - `demand`: says which clients need the fill's blob. If no client waits for the blob, some slots stay free
+          (`MAX_SPARE_SLOTS`).
+        - `is_new_connection`: whether this is the first request on the connection. While a client waits for the blob,
+          a later request takes a slot at once if at least two slots are free. If fewer are free, the later request
+          waits for `YIELD_SECONDS` before it enters the queue, so that requests in the queue get a slot first.
+        - `blob_size`: in bytes."""
         async with AsyncExitStack() as held:
             has_slot = False
             while not has_slot and demand.needs_blob():
@@ -123,8 +125,8 @@ class ConnectionSlots:
             yield has_slot
 
     async def _try_slot(self, held: AsyncExitStack, keep_free: int) -> bool:
-        """If more than `keep_free` slots are free and no urgent request waits, takes a slot and holds it until `held`
-        is closed. Returns whether it took a slot."""
+        """If more than `keep_free` slots are free, takes a slot, and holds it until `held` is closed. Takes no slot
+        while an urgent request waits (`storage.leases`). Returns whether it took a slot."""
         async with AsyncExitStack() as attempt:
             slot = self._leases.try_slot(self._name, self.max_connections, keep_free=keep_free)
             if has_slot := await attempt.enter_async_context(slot):
@@ -148,9 +150,9 @@ class ConnectionSlots:
         return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
-        """Waits until more slots are free than an unattended fill leaves for others. Then takes a slot, and holds it
-        until `held` is closed. Stops waiting when the fill with this `demand` is no longer unattended. If more than
-        `MAX_UNATTENDED` fills wait, first gives one up. Returns whether it took a slot."""
+        """Waits until an unattended fill may take a slot. Then takes a slot, and holds it until `held` is closed. Stops
+        waiting when the fill with this `demand` is no longer unattended. If more than `MAX_UNATTENDED` fills wait,
+        first gives up one of these fills. Returns whether it took a slot."""
         self._unattended[demand] = None
         if len(self._unattended) > MAX_UNATTENDED:
             oldest = next(iter(self._unattended))
@@ -174,15 +176,16 @@ class ConnectionSlots:
     async def pass_through_slot(
         self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int
     ) -> AsyncIterator[None]:
-        """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: the pass-through;
-        it is cut off when its client is slow and other requests wait for a slot. `blob_size`: in bytes.
+        """Waits for a slot for a pass-through and holds it inside the `async with` block.
 
-        `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
-        such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
-        slots."""
-        # A pass-through that may wait for its client also takes a slot of a second, smaller group. A wait for a slot
-        # with `keep_free` would end only when several slots are free at the same moment. While a fill runs, this does
-        # not happen: the fill takes each free slot within milliseconds.
+        - `holder`: the pass-through. It is cut off if its client is slow while other requests wait for a slot.
+        - `waits_for_client`: whether the pass-through may have to wait for its client, because not all bytes fit in
+          memory. All such pass-throughs together hold at most `max_connections` - `_spare_slots` slots, so that slow
+          clients cannot take all slots.
+        - `blob_size`: in bytes."""
+        # A pass-through that may wait for its client also takes a slot of a second, smaller group. `keep_free` cannot
+        # replace this group: it needs several free slots at the same moment, and a running fill takes each free slot
+        # within milliseconds.
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
@@ -191,22 +194,22 @@ class ConnectionSlots:
                 yield
 
     def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
-        """Takes a *share* of a repository, if one is free, and holds it inside the `async with` block. Yields whether
-        it got one. A share protects a request: without one, the request is cut off if it is slow while other requests
-        wait for a slot. A repository has `max_connections` - `_spare_slots` shares, so that its slow blobs cannot
-        keep all slots."""
+        """Takes a *share* of a repository, if a share is free, and holds it inside the `async with` block. Yields
+        whether the block holds a share. A request without a share is cut off if it is slow while other requests wait
+        for a slot. Each repository has `max_connections` - `_spare_slots` shares, so that the slow blobs of one
+        repository cannot keep all slots."""
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
         """Registers `holder` (a pass-through, or a request of a fill) as the holder of a slot inside the `with` block.
-        It is cut off if it is slow while other requests wait for a slot."""
+        The holder is cut off if it is slow while other requests wait for a slot."""
         return self._holders.holding(holder)
 
     @asynccontextmanager
     async def _queued_slots(self, *groups: tuple[str, int], blob_size: int) -> AsyncIterator[None]:
         """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
-        Marks that a request waits (`_mark_wait`) until it has the slots. `groups`: for each, the name of its slots and
-        their number."""
+        Runs `_mark_wait` during the wait. `groups`: for each group, the name of its slots and the number of its
+        slots."""
         urgent_after = 0.0 if blob_size <= SMALL_BLOB_BYTES else GIVE_WAY_SECONDS
         marking = asyncio.create_task(self._mark_wait())
         try:
@@ -220,7 +223,7 @@ class ConnectionSlots:
 
     async def _mark_wait(self) -> None:
         """Takes a mark after `MARK_SECONDS`. After `LONG_WAIT_SECONDS`, also takes a mark of a second kind, which says
-        that a request has waited for long. Holds the marks until it is cancelled."""
+        that a request has waited for `LONG_WAIT_SECONDS`. Holds the marks until the task is cancelled."""
         clock = asyncio.get_running_loop().time
         long_after = clock() + LONG_WAIT_SECONDS
         await asyncio.sleep(MARK_SECONDS)
@@ -239,12 +242,12 @@ class ConnectionSlots:
 
     @asynccontextmanager
     async def further_connection_slot(self, demand: Demand) -> AsyncIterator[bool]:
-        """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not wait in
-        the queue. Takes the last free slot only if a client waits for the blob and the slot is still free after
-        `YIELD_SECONDS`. Yields whether the block holds a slot."""
+        """Takes a slot for a further connection of a fill, if possible, and holds it inside the `async with` block.
+        Yields whether the block holds a slot. Does not wait in the queue, but may wait for `YIELD_SECONDS`: if a client
+        waits for the blob, takes even the last free slot if it is still free after this time."""
         has_clients = demand.has_clients
         # Leaves one slot for the first connection of another fill. If no client waits for the blob, leaves the spare
-        # slots as well. If the upstream has too few slots for this, takes a slot only while all others are free.
+        # slots as well.
         slots_to_leave = min(1 if has_clients else MAX_SPARE_SLOTS + 1, self.max_connections - 1)
         async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:

@@ -1,7 +1,4 @@
-"""Starts and stops the application through the ASGI lifespan protocol, version 2.0.
-
-If the start fails, `Lifespan.start` raises the application's own exception, so that the server can print the reason.
-"""
+"""Starts and stops the application through the ASGI lifespan protocol, version 2.0."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ class Lifespan:
 
     def __init__(self, app: AsgiApp) -> None:
         self.state: dict[str, Any] = {}
-        """Values that the application stores at its start, for its requests (ASGI: lifespan state)."""
+        """Values that the application stores when it starts, and reads in requests (ASGI: lifespan state)."""
         self._app = app
         self._events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._reply: asyncio.Future[str | None] | None = None
@@ -33,8 +30,8 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when the application is ready. If the start fails, raises the application's exception, or StartFailed
-        if it raised none. An application that returns without a reply counts as ready."""
+        """Returns when the application is ready, or has ended without a reply or an exception. If the start fails,
+        raises the application's exception; StartFailed if the application reports a failure and raises none."""
         self._task = asyncio.create_task(self._run(), name="lifespan")
         failure = await self._send_event("lifespan.startup")
         if failure is not None:
@@ -51,8 +48,8 @@ class Lifespan:
         await self._task
 
     async def _send_event(self, event: str) -> str | None:
-        """Sends one event to the application, and waits for its reply or the end of its task. Returns the text of a
-        reported failure, otherwise None. Raises the exception that ended the task."""
+        """Sends one event to the application, and waits for the application's reply or the end of its task. Returns
+        the text of a reported failure, otherwise None. Raises the exception that ended the task."""
         assert self._task is not None
         self._reply = asyncio.get_running_loop().create_future()
         self._events.put_nowait({"type": event})
@@ -68,7 +65,7 @@ class Lifespan:
         await self._app(scope, self._events.get, self._on_reply)
 
     async def _on_reply(self, message: Any) -> None:
-        """The application's `send`: receives the reply to an event."""
+        """Receives the application's reply to an event. The application calls it as `send`."""
         if self._reply is not None and not self._reply.done():
             has_failed = message["type"].endswith(".failed")
             self._reply.set_result((message.get("message") or "") if has_failed else None)

@@ -67,7 +67,7 @@ def test_docker_on_other_machines(tmp_path: Path) -> None:
 def test_where_docker_accepts_plain_http(url: str, trusted: bool) -> None:
     """docker accepts plain HTTP at 127.0.0.0/8 and `localhost`. Older versions do not accept it at the IPv6 loopback
     address."""
-    assert RegistryAddress(url).is_trusted_by_docker is trusted
+    assert RegistryAddress(url).docker_accepts_plain_http is trusted
 
 
 def test_docker_has_no_mirrors_of_other_upstreams(tmp_path: Path) -> None:

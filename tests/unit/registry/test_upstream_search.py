@@ -288,7 +288,7 @@ async def test_labels_of_a_private_upstream(tmp_path: Path, is_private: bool) ->
         async def count_found_labels() -> int:
             await indexer.run()
             await indexer.read_incomplete_again()
-            return len((await store.search.labels(["red"], ALL_NAMES, 0, 10)).items)
+            return len((await store.search.find_by_labels(["red"], ALL_NAMES, 0, 10)).items)
 
         assert await count_found_labels() == (0 if is_private else 1)
         await store.records.confirm(repo, config.digest)

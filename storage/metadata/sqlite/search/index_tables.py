@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import apsw
 
-from storage.content_search import IncompleteManifestPage, ManifestBatch, ManifestLabels, UnindexedManifest
+from storage.content_search import IncompleteManifestPage, ManifestBatch, ManifestLabels, ManifestToIndex
 from storage.errors import RegistryError
 from storage.metadata.sqlite.database import migrations
 from storage.names import Digest, RepositoryName
@@ -235,7 +235,7 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompleteManifestPage:
     """Reads a page of incomplete manifests. Leaves out manifests whose labels still cannot be read. `after`:
-    `IncompleteManifestPage.last` of the previous page; None for the first page."""
+    `IncompleteManifestPage.end` of the previous page; None for the first page."""
     _search_full_text(db)
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read_batch(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
@@ -259,10 +259,10 @@ def _search_full_text(db: apsw.Connection) -> None:
 
 def _read_batch(
     db: apsw.Connection, sql: str, values: tuple[Any, ...]
-) -> tuple[list[UnindexedManifest], int | None, bool]:
+) -> tuple[list[ManifestToIndex], int | None, bool]:
     """Returns a batch of the manifests that `sql` selects, the last row id (None if there is no row), and whether the
     batch is full. Leaves out manifests whose repository name or digest is damaged."""
-    manifests: list[UnindexedManifest] = []
+    manifests: list[ManifestToIndex] = []
     last_id, count, annotation_bytes = None, 0, 0
     with closing(db.cursor()) as cursor:
         for row in cursor.execute(sql, values):
@@ -276,7 +276,7 @@ def _read_batch(
     return manifests, last_id, False
 
 
-def _parse_manifest_row(row: Sequence[Any]) -> UnindexedManifest | None:
+def _parse_manifest_row(row: Sequence[Any]) -> ManifestToIndex | None:
     """Returns the manifest of a row that `_MANIFEST` read; None if its repository name or digest is damaged."""
     manifest_id, name, digest, annotations, config, is_damaged = row
     try:
@@ -287,7 +287,7 @@ def _parse_manifest_row(row: Sequence[Any]) -> UnindexedManifest | None:
         config_digest = None if config is None else Digest(config.decode())
     except (UnicodeDecodeError, RegistryError):
         config_digest = None
-    return UnindexedManifest(manifest_id, repo, own_digest, annotations, config_digest, bool(is_damaged))
+    return ManifestToIndex(manifest_id, repo, own_digest, annotations, config_digest, bool(is_damaged))
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:

@@ -48,25 +48,27 @@ class SqliteSearch:
         self._writer = writer
         self._search_thread = search_thread
 
-    async def repositories(
+    async def find_repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
         return await self._run_in_search_thread(
             lambda db: search_queries.find_repositories(db, words, within, offset, limit)
         )
 
-    async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
+    async def find_tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagMatch]:
         return await self._run_in_search_thread(lambda db: search_queries.find_tags(db, words, within, offset, limit))
 
-    async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsMatch]:
+    async def find_by_labels(
+        self, words: Sequence[str], within: NameSet, offset: int, limit: int
+    ) -> SearchPage[LabelsMatch]:
         return await self._run_in_search_thread(lambda db: search_queries.find_labels(db, words, within, offset, limit))
 
-    async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
+    async def find_by_digest(self, prefix: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestMatch]:
         return await self._run_in_search_thread(
-            lambda db: search_queries.find_digests(db, digest, within, offset, limit)
+            lambda db: search_queries.find_digests(db, prefix, within, offset, limit)
         )
 
-    async def tags_of(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
+    async def first_tags(self, repo: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
         return await self._run_in_search_thread(lambda db: search_queries.first_tags(db, repo, limit))
 
     async def is_indexing(self) -> bool:

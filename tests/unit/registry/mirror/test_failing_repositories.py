@@ -357,7 +357,7 @@ async def test_repository_that_does_not_have_the_blob_is_asked_once(
     left after two failures in a row, and is asked again between two others. A repository that does not have the blob is
     not asked again."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
-    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_PAUSE_SECONDS", 0.01)
     data = BIG[: 2 * MIB]
     repos, readers, stall = await join_download(site, worker, data, count=4)
     names = [repo.removeprefix("docker.io/") for repo in repos]

@@ -40,23 +40,23 @@ class SearchedStore:
         assert not await self.store.search.is_indexing()
 
     async def names(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.repositories(search_words(text), within, 0, RESULT_LIMIT)
+        page = await self.store.search.find_repositories(search_words(text), within, 0, RESULT_LIMIT)
         assert not page.more  # there is no further page
         # A search in all repositories has found everything. A search in some of them may not say so.
         assert page.is_complete or not within.has_every_name
         return list(page.items)
 
     async def tags(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.tags(search_words(text), within, 0, RESULT_LIMIT)
+        page = await self.store.search.find_tags(search_words(text), within, 0, RESULT_LIMIT)
         return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def labels(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
-        page = await self.store.search.labels(search_words(text), within, 0, RESULT_LIMIT)
+        page = await self.store.search.find_by_labels(search_words(text), within, 0, RESULT_LIMIT)
         return [f"{result.repository}:{result.tag}" for result in page.items]
 
     async def digests(self, text: str, within: NameSet = ALL_NAMES) -> list[tuple[str, bool]]:
         """Searches for digests. Returns for each result the repository, and whether it is a manifest."""
-        page = await self.store.search.digests(text, within, 0, RESULT_LIMIT)
+        page = await self.store.search.find_by_digest(text, within, 0, RESULT_LIMIT)
         return [(result.repository, result.is_manifest) for result in page.items]
 
 

@@ -42,11 +42,11 @@ async def test_pages_of_names(searched: SearchedStore) -> None:
     await searched.push(*(f"team/app{number}" for number in range(5)))
     names: list[str] = []
     for offset in (0, 2, 4):
-        page = await searched.store.search.repositories(["app"], ALL_NAMES, offset, 2)
+        page = await searched.store.search.find_repositories(["app"], ALL_NAMES, offset, 2)
         assert page.more == (offset < 4)
         names += page.items
     assert names == [f"team/app{number}" for number in range(5)]
-    assert (await searched.store.search.repositories(["app"], ALL_NAMES, 2000, 2)).items == []
+    assert (await searched.store.search.find_repositories(["app"], ALL_NAMES, 2000, 2)).items == []
 
 
 def test_words_of_a_tag() -> None:
@@ -76,7 +76,7 @@ async def test_deleted_content_is_not_found(searched: SearchedStore) -> None:
     await store.delete_manifest(APP, digest, by=BY)
     assert await searched.tags("v") == [] == await searched.digests(digest)
     assert await searched.labels("hello") == ["team/app:None"]  # the other manifest stays, without a tag
-    [untagged] = (await store.search.labels(["hello"], ALL_NAMES, 0, 10)).items
+    [untagged] = (await store.search.find_by_labels(["hello"], ALL_NAMES, 0, 10)).items
     await store.delete_manifest(APP, untagged.digest, by=BY)
     assert await searched.labels("hello") == [] == await searched.names("app")
     await searched.index()
@@ -99,7 +99,7 @@ async def test_labels(searched: SearchedStore) -> None:
     await searched.index()
     for text in ("alice", "ALICE maintainer", "git.example.com/team/app", "org.source", "two lines"):
         assert await searched.labels(text) == ["team/app:multi"], text
-    [result] = (await store.search.labels(["alice"], ALL_NAMES, 0, 10)).items
+    [result] = (await store.search.find_by_labels(["alice"], ALL_NAMES, 0, 10)).items
     assert result.labels == {"maintainer": "Alice <alice@example.com>"}
     assert result.digest in [platform_image.digest for platform_image in platform_images]
     for text in ("lice", "bob", "", "=", '"', "alice AND", "NOT alice bob", "text:alice"):
@@ -127,7 +127,7 @@ async def test_large_and_odd_labels(searched: SearchedStore) -> None:
     assert await searched.labels("label00000") == ["team/app:v0"]
     assert await searched.labels("label01999") == []
     assert await searched.labels("surrogate") == ["team/app:lone"]
-    [result] = (await store.search.labels(["label00000"], ALL_NAMES, 0, 1)).items
+    [result] = (await store.search.find_by_labels(["label00000"], ALL_NAMES, 0, 1)).items
     assert sum(map(len, result.labels.values())) < MAX_TEXT_CHARACTERS
 
 

@@ -331,5 +331,5 @@ async def test_a_search_in_a_damaged_index(searched: SearchedStore) -> None:
     await searched.push("team/app:v1", annotations={"color": "red"})
     run_sql(searched, "DELETE FROM search_word_data")
     with pytest.raises(SearchIndexDamaged, match="fsck --repair"):
-        await searched.store.search.labels(["red"], ALL_NAMES, 0, 10)
+        await searched.store.search.find_by_labels(["red"], ALL_NAMES, 0, 10)
     assert await searched.tags("v1") == ["team/app:v1"]

@@ -60,9 +60,9 @@ async def test_content_of_several_batches_is_indexed(tmp_path: Path) -> None:
         await searched.store.search_index.rebuild()
         await searched.index()
         for text, find, count in (
-            ("many/app", searched.store.search.repositories, 120),
-            ("t", searched.store.search.tags, 360),
-            ("red", searched.store.search.labels, 121),
+            ("many/app", searched.store.search.find_repositories, 120),
+            ("t", searched.store.search.find_tags, 360),
+            ("red", searched.store.search.find_by_labels, 121),
         ):
             page = await find([text], ALL_NAMES, 0, 1000)
             assert (len(page.items), page.is_complete) == (count, True), text

@@ -84,12 +84,12 @@ async def test_work_of_a_search_is_limited(searched: SearchedStore, monkeypatch:
     await searched.index()
     search, within = searched.store.search, NameSet.of(["*/app"])  # no index of the database helps with this pattern
     for page in (
-        await search.repositories(["app"], within, 0, 10),
-        await search.tags(["v1"], within, 0, 10),
-        await search.labels(["red"], within, 0, 10),
+        await search.find_repositories(["app"], within, 0, 10),
+        await search.find_tags(["v1"], within, 0, 10),
+        await search.find_by_labels(["red"], within, 0, 10),
     ):
         assert not page.is_complete
-    narrow_search = await search.repositories(["app"], NameSet.of(["open/**"]), 0, 10)
+    narrow_search = await search.find_repositories(["app"], NameSet.of(["open/**"]), 0, 10)
     assert list(narrow_search.items) == ["open/app"]
 
 
@@ -107,7 +107,7 @@ async def test_a_search_does_not_tell_whether_hidden_content_matches(
     await push_image(searched.store, RepositoryName("open/app"), "last", "v1", annotations={"color": "red"})
     await searched.index()
     search, within = searched.store.search, NameSet.of(["*/app"])
-    for find in (search.repositories, search.tags, search.labels):
+    for find in (search.find_repositories, search.find_tags, search.find_by_labels):
         assert await find(["hidden"], within, 0, 10) == await find(["absent"], within, 0, 10)
         everything = await find(["absent"], ALL_NAMES, 0, 10)
         assert everything.is_complete
@@ -119,10 +119,10 @@ async def test_time_of_a_search_is_limited(searched: SearchedStore, monkeypatch:
     await searched.push("team/app:v1", annotations={"color": "red"})
     search = searched.store.search
     searches = (
-        lambda: search.repositories(["app"], ALL_NAMES, 0, 10),
-        lambda: search.tags(["v1"], ALL_NAMES, 0, 10),
-        lambda: search.labels(["red"], ALL_NAMES, 0, 10),
-        lambda: search.digests("sha256:" + "0" * 12, ALL_NAMES, 0, 10),
+        lambda: search.find_repositories(["app"], ALL_NAMES, 0, 10),
+        lambda: search.find_tags(["v1"], ALL_NAMES, 0, 10),
+        lambda: search.find_by_labels(["red"], ALL_NAMES, 0, 10),
+        lambda: search.find_by_digest("sha256:" + "0" * 12, ALL_NAMES, 0, 10),
     )
     with monkeypatch.context() as patched:
         patched.setattr(search_scope, "MAX_SECONDS", -1.0)

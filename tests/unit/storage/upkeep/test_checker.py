@@ -375,7 +375,7 @@ async def test_a_damaged_search_index(site: DamagedStore, damage: str) -> None:
     await findings(site.store, repair=True)
     assert await findings(site.store) == []
     await site.store.search_indexer.run()
-    assert (await site.store.search.tags(["latest"], ALL_NAMES, 0, 10)).items
+    assert (await site.store.search.find_tags(["latest"], ALL_NAMES, 0, 10)).items
 
 
 async def test_a_changed_search_index(site: DamagedStore) -> None:

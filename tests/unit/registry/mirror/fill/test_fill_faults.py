@@ -78,7 +78,7 @@ async def test_fill_continues_after_the_upstream_restarts(
 ) -> None:
     """The fill of a blob that has readers continues when the upstream is back after a restart, however many attempts
     fail meanwhile."""
-    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_PAUSE_SECONDS", 0.05)
     async with site.worker() as worker:
         await pull_manifest_of_new_image(site, worker, SMALL)
         gate = site.upstream.faults.gates[MIB] = threading.Event()
@@ -100,7 +100,7 @@ async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(
 ) -> None:
     """A worker that takes over a fill while the upstream is away waits for the whole stall timeout before it gives
     up."""
-    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_PAUSE_SECONDS", 0.05)
     leaving_source = FakeSource()
     leaving_source.blobs, leaving_source.manifests = site.upstream.blobs, site.upstream.manifests
     leaving_source.sent = site.upstream.sent
