@@ -197,7 +197,7 @@ def test_file_shorter_than_the_declared_length(sender: AppProcess, path: Path) -
                 read_response(sock)
             assert len(caught.value.partial) == SIZE
             assert sock.recv(1) == b""
-        wait_for(lambda: f"ends at byte {SIZE}; 10 more were promised" in sender.errors)
+        wait_for(lambda: f"ends at byte {SIZE}, 10 bytes too early" in sender.errors)
         assert_ends(sender, path, SIZE)
 
 
