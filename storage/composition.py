@@ -236,7 +236,7 @@ async def open_registry(
         read_only_database = database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
-        leases = stack.enter_context(closing(FileLeases(layout.leases, system)))
+        leases = stack.enter_context(closing(FileLeases(layout.lease_file, system)))
 
         def is_full() -> bool:
             return reserve.disk_full_reason() is not None

@@ -39,7 +39,7 @@ async def list_audit(
         outcome=outcome,
         since=None if since is None else since.timestamp(),
         until=None if until is None else until.timestamp(),
-        before=after,  # the newest entry comes first, so the next page has the older ones
+        before=after,  # the list is newest first: the next page has the entries that are older than `after`
     )
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id

@@ -1,4 +1,4 @@
-"""Routes of `/api/v1/sessions`: the browsers in which people are logged in.
+"""Routes of `/api/v1/sessions`: the login sessions of people in their browsers.
 
 The docstrings of the routes are the descriptions in the OpenAPI document; "you" is the caller, the account that sends
 the request.
@@ -22,8 +22,8 @@ router = management_router()
 
 
 class LoginSessionList(BaseModel):
-    """The sessions of an account, the newest first. `current` is the id of the session with which you sent this
-    request; null if you sent it without one."""
+    """The sessions of an account, the newest first. `current` is the id of the session that you used for this
+    request; null if you used no session."""
 
     current: str | None
     items: list[models.LoginSessionResponse]
@@ -37,10 +37,10 @@ class EndedLoginSessions(BaseModel):
 
 @router.get("/sessions", tags=["sessions"])
 async def list_sessions(caller: LoggedInCaller, account: AccountQuery = None) -> LoginSessionList:
-    """Lists the browsers in which you are logged in: when and from where you logged in, and when the last request came.
-    An admin may list the browsers of every account. An account has at most 20 sessions: a further login ends the
-    session that was not used for the longest time."""
-    name = _account(caller, account)
+    """Lists your sessions, one for each login with a browser: when and from where you logged in, and when the last
+    request came. An admin may list the sessions of every account. An account has at most 20 sessions. A login beyond
+    this limit ends the least recently used session."""
+    name = _requested_account(caller, account)
     caller.rights.check_may_see(name)
     items = [models.LoginSessionResponse.from_stored(session) for session in caller.administration.sessions(name)]
     return LoginSessionList(current=caller.rights.session_id, items=items)
@@ -48,8 +48,8 @@ async def list_sessions(caller: LoggedInCaller, account: AccountQuery = None) ->
 
 @router.delete("/sessions/{id}", status_code=204, tags=["sessions"])
 async def end_session(caller: LoggedInCaller, session_id: Annotated[str, Path(alias="id", max_length=40)]) -> None:
-    """Ends one of your sessions, even the one that you use. An admin may end every session. All later requests with
-    the ended session are refused. Answers 404 for a session that has ended or that you may not see."""
+    """Ends one of your sessions. You may also end the current session. An admin may end every session. All later
+    requests with the ended session are refused. Answers 404 for a session that has ended or that you may not see."""
     session, _secret_hash = caller.accounts.login_session(session_id)
     caller.rights.check_may_end(session)
     await caller.administration.end_session(session_id, by=caller.actor)
@@ -57,14 +57,14 @@ async def end_session(caller: LoggedInCaller, session_id: Annotated[str, Path(al
 
 @router.delete("/sessions", tags=["sessions"])
 async def end_other_sessions(caller: LoggedInCaller, account: AccountQuery = None) -> EndedLoginSessions:
-    """Ends all of your sessions except the one that you use. An admin may end all sessions of another account."""
-    name = _account(caller, account)
+    """Ends all of your sessions except the current session. An admin may end all sessions of another account."""
+    name = _requested_account(caller, account)
     caller.rights.check_may_end_sessions(name)
     return EndedLoginSessions(
         ended=await caller.administration.end_sessions(name, except_id=caller.rights.session_id, by=caller.actor)
     )
 
 
-def _account(caller: Caller, name: str | None) -> AccountName:
-    """Returns the account in the request; the caller's own account if the request names none."""
+def _requested_account(caller: Caller, name: str | None) -> AccountName:
+    """Returns the account that the request names. If the request names no account, returns the caller's account."""
     return AccountName(caller.rights.account_name if name is None else name)

@@ -1,23 +1,22 @@
 """How a revocation of a right or credential takes effect on all workers, at their next request.
 
-Workers are processes that share one database. They do not send each other messages about revocations. A number in the
-database, the *epoch*, tells each worker that rights have changed:
+Workers are processes that share one database. A number in the database, the *epoch*, tells each worker that rights have
+changed:
 
 1. The worker that revokes something (disables an account, removes a grant, revokes an API token, …) increments the
    epoch in the same transaction (`storage.accounts.Accounts.epoch`).
-2. Every worker gets the epoch at each request. This takes microseconds, because the worker reads the database only if
-   something was committed since its last request. A counter in shared memory tells the worker whether there was a
-   commit (`storage.metadata.sqlite.cross_process_change_counter`).
-3. Each worker caches credentials, each with its principal (the account with its rights). The principal contains the
+2. Every worker gets the epoch at each request. The worker reads the database only if a counter in shared memory shows
+   a commit since its last request (`storage.metadata.sqlite.cross_process_change_counter`).
+3. Each worker caches credentials, each with its principal (the account with its rights). A principal contains the
    epoch at which its rights were read. `registry.auth.authenticators.HeaderAuthenticator` uses a cached principal only
    if the principal's epoch is the current epoch.
 4. If the principal's epoch is older, `CachedCredentialCheck.revalidate` checks the credential again, and `principal_of`
    computes the rights again from the grants.
 
-An *identity* is the account that a credential has proved, with the limits of the credential. An identity can depend on
-a source outside the database: a line of the htpasswd file, or the settings of a token issuer or of the OpenID provider.
-A change of this source does not increment the epoch. So the identity contains a *stamp*, a hash of the source. At each
-request, the worker compares the stamp with a hash of the source as it is now.
+An *identity* is the account that a credential has proved, with the limits of the credential. Some identities depend on
+a *source outside the database*: a line of the htpasswd file, or the settings of a token issuer or of the OpenID
+provider. A change of this source does not increment the epoch. Such an identity therefore contains a *stamp*, a hash of
+its source. At each request, the worker compares the stamp with a hash of the current source.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class CachedCredentialCheck:
         self._clock = clock
 
     def is_current(self, verified: VerifiedCredential) -> bool:
-        """Returns True if the cached credential has not expired and its source outside the database is unchanged. Does
-        not check whether the epoch has changed."""
+        """Returns True if the cached credential has not expired, and its source outside the database is unchanged. Does
+        not compare epochs."""
         return verified.expires > self._clock() and self._revocation_check.is_stamp_current(verified.identity)
 
     def revalidate(self, verified: VerifiedCredential) -> bool:
-        """Returns whether the cached credential is still valid. If the epoch has changed since the last check, checks
+        """Returns whether the cached credential is still valid. If `verified.epoch` is not the current epoch, checks
         the account, the API token and the signing key again, and updates the identity and the epoch in `verified`."""
         if not self.is_current(verified):
             return False
@@ -62,14 +61,14 @@ class CachedCredentialCheck:
 
 
 async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principal:
-    """Returns the principal of a verified credential. If no principal is cached, or the cached principal has an older
-    epoch, makes a principal with the current rights and caches it. Raises Unauthorized if the identity is not valid any
-    more."""
+    """Returns the principal of a verified credential. If `verified` has no principal, or a principal of an older epoch,
+    makes a principal with the current rights and stores it in `verified`. Raises Unauthorized if the identity is not
+    valid any more."""
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)
         try:
-            # Checks the identity again if the epoch is not `verified.epoch` any more. It can change during `prepare`.
+            # This call checks the identity again if the epoch has changed, for example during `prepare`.
             principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
         except Unauthorized:
             raise Unauthorized(INVALID_CREDENTIALS) from None

@@ -19,18 +19,18 @@ from registry.browse.models import (
 from storage.errors import ManifestUnknown
 
 MAX_CHANGES: Final = 1000
-"""How many differences are listed. Further differences are left out."""
-# The fields of a config that are compared, by the type of their values.
+"""Largest number of differences that are listed. Further differences are left out."""
+# The compared fields of a config, by the type of their values.
 _TEXTS: Final = ("user", "working_dir", "stop_signal", "author")
 _LISTS: Final = ("entrypoint", "cmd", "healthcheck")
 _SETS: Final = ("exposed_ports", "volumes")
 
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
-    """Returns the platform for which to compare two manifests if the request names none. Considers only platforms for
-    which the images of both manifests are stored here. Prefers the platform of `base.image`; otherwise takes the first
-    in the order of the names. Returns None if neither manifest is an index. Raises ManifestUnknown if there is no such
-    platform."""
+    """Returns the platform for a comparison of two manifests, if the request names no platform. A platform is *common*
+    if the images of both manifests for this platform are stored here. Returns the platform of `base.image` if it is
+    common, and otherwise the first common platform by name. Returns None if neither manifest is an index. Raises
+    ManifestUnknown if no platform is common."""
     if base.kind != "index" and other.kind != "index":
         return None
     names = [{platform.name for platform in view.platforms if platform.present} - {""} for view in (base, other)]
@@ -42,13 +42,14 @@ def common_platform(base: ManifestView, other: ManifestView) -> str | None:
 
 
 def compare_images(base: ManifestView, other: ManifestView) -> ComparisonView:
-    """Compares the images (`ManifestView.image`) of two manifests. Raises ManifestUnknown if one of them has none."""
-    base_image, other_image = _image_of(base), _image_of(other)
+    """Compares the images (`ManifestView.image`) of two manifests. Raises ManifestUnknown if a manifest has no
+    image."""
+    base_image, other_image = _existing_image(base), _existing_image(other)
     base_layers, other_layers = _layers(base_image), _layers(other_image)
     shared = [layer for digest, layer in base_layers.items() if digest in other_layers]
     return ComparisonView(
-        base=_compared(base, base_image),
-        other=_compared(other, other_image),
+        base=_compared_image(base, base_image),
+        other=_compared_image(other, other_image),
         shared_layers=shared,
         base_layers=[layer for digest, layer in base_layers.items() if digest not in other_layers],
         other_layers=[layer for digest, layer in other_layers.items() if digest not in base_layers],
@@ -57,13 +58,13 @@ def compare_images(base: ManifestView, other: ManifestView) -> ComparisonView:
     )
 
 
-def _image_of(view: ManifestView) -> ImageView:
+def _existing_image(view: ManifestView) -> ImageView:
     if view.image is None:
         raise ManifestUnknown(f"{view.reference} is no image that is stored here")
     return view.image
 
 
-def _compared(view: ManifestView, image: ImageView) -> ComparedImage:
+def _compared_image(view: ManifestView, image: ImageView) -> ComparedImage:
     return ComparedImage(
         reference=view.reference,
         digest=image.digest,
@@ -75,7 +76,7 @@ def _compared(view: ManifestView, image: ImageView) -> ComparedImage:
 
 
 def _layers(image: ImageView) -> dict[str, ComparedLayer]:
-    """Returns the layers of an image by digest, in their order. A layer that occurs twice is returned once."""
+    """Returns the layers of an image by digest, in the order of the image. A repeated layer counts once."""
     layers_by_digest: dict[str, ComparedLayer] = {}
     for step in image.steps:
         if (layer := step.layer) is not None:
@@ -103,14 +104,16 @@ def _all_changes(base: ConfigView, other: ConfigView) -> Iterator[ConfigChange]:
 
 
 def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) -> Iterator[ConfigChange]:
-    """Yields a change for each name whose values differ. A field with only one value has it under the empty name."""
+    """Compares the values of one field of two configs. Yields a change for each name whose values differ. If the field
+    has only one value, its name is empty."""
     for name in sorted(base.keys() | other.keys()):
         if base.get(name) != other.get(name):
             yield ConfigChange(field=field, name=name, base=base.get(name), other=other.get(name))
 
 
 def _single_value(words: Sequence[str] | None) -> dict[str, str]:
-    """Returns a command as one text, quoted for a shell, under the empty name; an empty mapping if there is none."""
+    """Returns the words of a command as one text, quoted for a shell, under the empty name. Returns an empty mapping if
+    there is no command."""
     return {} if words is None else {"": shlex.join(words)}
 
 

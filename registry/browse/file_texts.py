@@ -1,8 +1,9 @@
 """Converts a file of an artifact, such as an SBOM or a signature, to text that a page can show (`file_text_of`).
 
-A *DSSE envelope* is JSON that contains signatures and a signed `payload` in base64. A *Sigstore bundle* is JSON that
-can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that makes a claim about an
-image, such as how it was built. Its member `predicateType` names the kind of claim.
+A *DSSE envelope* is a JSON object with signatures and a signed `payload` in base64. A *Sigstore bundle* is a JSON
+object that can contain a DSSE envelope. The payload usually is an in-toto *statement*: a JSON object that makes a claim
+about an image, for example that a certain build produced the image. The statement's member `predicateType` names the
+kind of claim.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from registry.browse.image_config import parse_object
 MAX_FILE_BYTES: Final = 64 * 1024
 """The size of the largest file whose text is shown, in bytes."""
 MAX_STATEMENT_CHARACTERS: Final = 128 * 1024
-"""The length of the longest statement that is shown, in characters. The indentation counts."""
+"""The length of the longest statement that is shown, in characters, including the indentation."""
 MAX_STATEMENT_DEPTH: Final = 32
-"""How many levels of nested objects and arrays a statement may have. A deeper statement is not shown: each level
-indents its content, so a deeply nested file of 64 KiB would become megabytes."""
+"""Largest number of levels of nested objects and arrays in a statement that is shown. The indentation of a deeper
+statement could take megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class FileText:
     - `text`: the whole file as text. None if the file is not text.
     - `statement`: the statement in the file, as indented JSON. None if the file has no statement, or if the statement
       is too long or too deeply nested to show.
-    - `predicate_type`: the `predicateType` of the statement. Empty if there is none."""
+    - `predicate_type`: the `predicateType` of the statement. Empty if the file or the statement has none."""
 
     format: Literal["json", "text", "binary"]
     text: str | None = None
@@ -58,8 +59,9 @@ def file_text_of(data: bytes) -> FileText:
 
 
 def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statement in `document`, which may be a DSSE envelope or a Sigstore bundle with an envelope. Returns
-    None if `document` has no statement. Accepts any JSON object as a statement, and does not verify signatures."""
+    """Returns the statement in a DSSE envelope, or in a Sigstore bundle that contains an envelope. Returns None if
+    `document` is neither, or if its payload is not a JSON object. Accepts any JSON object as a statement. Does not
+    verify signatures."""
     envelope = document.get("dsseEnvelope", document)
     payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
     if not isinstance(payload, str):
@@ -97,11 +99,11 @@ def _is_too_deep(statement: dict[str, Any]) -> bool:
     """Returns whether a statement has more than `MAX_STATEMENT_DEPTH` levels of nested objects and arrays."""
     level: list[Any] = [statement]
     for _ in range(MAX_STATEMENT_DEPTH):
-        level = [value for outer in level for value in _values(outer) if isinstance(value, dict | list)]
+        level = [value for container in level for value in _values(container) if isinstance(value, dict | list)]
         if not level:
             return False
     return True
 
 
-def _values(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return outer.values() if isinstance(outer, dict) else outer
+def _values(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container

@@ -23,10 +23,10 @@ _BODY_EXTENSION: Final = "entrepot.body"
 """Key of an ASGI extension of our server. The value is a dictionary of three functions:
 
 - `receive` returns the next pieces of the request's body without a copy.
-- `take_whole` returns all pieces, if the server has received the whole body already.
+- `take_whole` returns all pieces of the body, or None if the server has not yet received the whole body.
 - `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
-"""An empty repository name, for requests that name no repository. The constructor of `RepositoryName` refuses it."""
+"""An empty repository name, for requests that name no repository. The constructor refuses an empty name."""
 CountPull = Callable[[Pull, str, str, str], None]
 """Counts one pull of a manifest. The arguments are the pull, the name of the account (`anonymous` without an account),
 the client's IP address, and the request id. A call takes about a microsecond."""
@@ -44,21 +44,20 @@ class RequestLimits:
     least 10. The response has one header line for each tag, and common HTTP clients refuse responses with more than 100
     header lines."""
     tags_per_page: int = 10_000
-    """Largest number of tags on a page. Also the number of tags on a page if the client sends no `n` (the query
-    parameter with the number of entries on a page). The number is high because some clients do not follow the Link to
-    the next page."""
+    """Largest number of tags on a page. A client asks for fewer tags with the query parameter `n`. The limit is high
+    because some clients do not follow the Link to the next page."""
     default_repositories_per_page: int = 1_000
     """Number of repositories on a page if the client sends no `n`."""
     max_repositories_per_page: int = 10_000
-    """Largest number of repositories on a page, even if the client sends a larger `n`."""
+    """Largest number of repositories on a page. A larger `n` has no effect."""
     referrers_per_page: int = 1_000
     """Largest number of descriptors on a page of referrers."""
     referrers_page_bytes: int = 4 * MIB - 64 * 1024
-    """Largest size of a page of referrers. Clients that accept manifests of up to 4 MiB accept a page of this size
-    ("Listing Referrers")."""
+    """Largest size of a page of referrers in bytes. Clients that accept manifests of up to 4 MiB accept a page of this
+    size ("Listing Referrers")."""
     ranges_per_request: int = 1_024
     """Largest number of ranges in one request; a request with more ranges gets 400. Clients that read parts of layers
-    request up to 1024 ranges, and half as many after a 400."""
+    request at most 1024 ranges. After a 400, they request half as many."""
 
 
 class Exchange(RequestContext):
@@ -67,18 +66,19 @@ class Exchange(RequestContext):
     `DistributionAPI` sets these attributes before a handler runs:
 
     - `kind`: the kind of the resource, such as `manifests` (`registry.http.resource_path.Resource`).
-    - `repo`: if the request names an upstream by `ns` or by the Host header, a name that begins with the upstream's
-      name. Otherwise equal to `requested_name`, the repository's name in the path; empty: the path has none.
-    - `resource_id`: a tag, a digest or the id of an upload session, from the end of the path; empty: the path has none.
+    - `requested_name`: the repository's name in the path; empty if the path names no repository.
+    - `repo`: the repository's name for calls of `registry`. If the request names an upstream by `ns` or by the Host
+      header, `repo` begins with the upstream's name. Otherwise, `repo` equals `requested_name`.
+    - `resource_id`: the tag, the digest or the id of an upload session at the end of the path; empty if there is none.
     - `allowed_methods`: the methods that the resource supports.
-    - `namespace`: the value of the query parameter `ns`, if it names a mirrored upstream; None: it does not.
+    - `namespace`: the value of the query parameter `ns`; None if `ns` does not name a mirrored upstream.
 
     Other attributes:
 
-    - `base_url`: the start of the URLs in Location headers; empty: these headers have a path without a host.
+    - `base_url`: the start of the URLs in Location headers. If it is empty, these headers have a path without a host.
     - `response_started`: whether the status has been sent.
-    - `headers_read`: the names of the request headers that the response may depend on: those looked up so far.
-    - `pull`: the manifest that the request pulls; None as long as no manifest has been found that the client may pull.
+    - `headers_read`: the names of the request headers that were looked up. The response may depend on these headers.
+    - `pull`: the manifest that the request pulls; None until a manifest is found that the client may pull.
     - `sent_messages`: the ASGI messages of the response, recorded for the response cache
       (`registry.http.answer_cache`); None: they are not recorded."""
 
@@ -114,8 +114,7 @@ class Exchange(RequestContext):
         send: Send,
         body_memory: BodyMemory,
     ) -> None:
-        # Sets the attributes of the base class here, because a call of its constructor would take time in every
-        # request.
+        # Sets the attributes of the base class here: a call of its constructor would slow down every request.
         self.principal = UNAUTHENTICATED
         self.requested_name = _NO_NAME
         client = scope.get("client")
@@ -197,16 +196,16 @@ class Exchange(RequestContext):
                 yield chunk
 
     def take_whole_body(self) -> bytes | None:
-        """Returns the whole body if the server has received all bytes; the caller must not call `body` afterwards.
-        Returns None if bytes are missing, or if the server does not have the extension `entrepot.body`. Never waits."""
+        """Returns the whole body without waiting. Returns None if the server has not received all bytes, or does not
+        have the extension `entrepot.body`. If this returns a body, the caller must not call `body` afterwards."""
         extension = (self.scope.get("extensions") or {}).get(_BODY_EXTENSION)
         take = extension.get("take_whole") if extension else None
         pieces = take() if take else None
         return None if pieces is None else b"".join(pieces)
 
     async def _receive_message(self) -> tuple[Sequence[bytes], bool] | None:
-        """Receives one ASGI message, on a server without the extension `entrepot.body`. Returns the pieces of the body
-        in the message, and whether more pieces follow. Returns None if the client has disconnected."""
+        """Receives one ASGI message, on a server without the extension `entrepot.body`. Returns the message's piece of
+        the body in a list, and whether more pieces follow. Returns None if the client has disconnected."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             return None
@@ -237,7 +236,7 @@ class Exchange(RequestContext):
 
     async def send_head(self, status: int, headers: Iterable[Header]) -> None:
         """Sends the status and the headers. If the client has named the upstream by `ns`, the header OCI-Namespace
-        repeats `ns`. The caller has to send the body next, even an empty body."""
+        repeats `ns`. The caller must send the body next, even if the body is empty."""
         if self.namespace is not None:
             headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
         await self.send(
@@ -249,7 +248,7 @@ class Exchange(RequestContext):
         )
 
     async def send_part(self, body: bytes, *, more: bool = False) -> None:
-        """Sends a part of the body. `more`: whether further parts follow; False ends the response."""
+        """Sends a part of the body. `more`: whether further parts follow. If `more` is False, the response ends."""
         await self.send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def send_empty(self, status: int, *headers: Header) -> None:
@@ -258,19 +257,19 @@ class Exchange(RequestContext):
         await self.send_part(b"")
 
     async def send_whole(self, status: int, body: bytes, *headers: Header) -> None:
-        """Sends a response with the whole body `body`. For a HEAD, sends the length of the body, but not the body."""
+        """Sends a response whose body is `body`. For a HEAD, sends the length of the body, but not the body."""
         await self.send_head(status, (*headers, (b"content-length", b"%d" % len(body))))
         await self.send_part(b"" if self.method == "HEAD" else body)
 
     def location(self, *parts: str) -> bytes:
-        """Returns a URL below the requested repository, for a Location header. `parts`: the path segments after the
-        repository's name. The name and the `ns` in the URL are those that the client used."""
+        """Returns the value of a Location header: a URL with the repository's name and the `ns` that the client used.
+        `parts`: the path segments after the repository's name."""
         query = f"?ns={self.namespace}" if self.namespace else ""
         return f"{self.base_url}/v2/{self.requested_name}/{'/'.join(parts)}{query}".encode("ascii")
 
     def next_page_link(self, path: str, parameters: dict[str, str]) -> Header:
-        """Returns the Link header with the URL of the next page of a list: `path` with `parameters` as its query, and
-        with the `ns` that the client used."""
+        """Returns the Link header with the URL of a list's next page: `path`, with `parameters` and the client's `ns`
+        as its query."""
         if self.namespace:
             parameters = {"ns": self.namespace, **parameters}
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parameters.items())

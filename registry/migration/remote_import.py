@@ -3,9 +3,9 @@ Jobs of the kind `import-remote` do this work. The old registry must implement t
 this registry may run during the import.
 
 The import requests the digest of each tag with a HEAD request, so that a second import fetches only changed images.
-With each image, it imports the referrers, such as signatures, that the referrers API lists. Without this API, referrers
-have tags (spec: "Referrers Tag Schema"), and are imported like other tags. A manifest without a tag can be found over
-the network only if an index lists the manifest, or if the manifest is a referrer.
+With each image, the import copies the referrers that the referrers API lists, such as signatures. In a registry without
+this API, referrers have tags (spec: "Referrers Tag Schema"), which the import copies like other tags. The import cannot
+find a manifest without a tag, except if an index lists the manifest or the manifest is a referrer.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ KIND: Final = "import-remote"
 MAX_PARALLEL_IMAGES: Final = 32
 """Largest number of images that are imported at the same time."""
 MAX_SORTED_TAGS: Final = 10_000
-"""Largest number of tags of a repository that are sorted at once. A repository with more tags is imported in batches of
-this size, and each batch is sorted separately. The batches keep the order in which the old registry lists the tags."""
+"""Largest number of tags in a batch. The tags of a repository are imported in batches, in the order in which the old
+registry lists the tags. Each batch is sorted separately."""
 _ENDING_ERRORS: Final = (*FATAL_ERRORS, OldRegistryDown, ImportInvalid)
-"""Errors that end the import. After other errors, the import continues with the next image or referrer."""
+"""Errors that end the import. After any other error, the import continues with the next image or referrer."""
 
 
 @dataclass(slots=True)
@@ -83,26 +83,27 @@ class RemoteImport:
         self._parallel_images = parallel_images
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._referrers_api_checks: dict[RepositoryName, _ReferrersApiCheck] = {}
-        """The check of each repository, because some registries have the referrers API for only some of their
-        repositories. Only the latest repositories are kept."""
-        self._has_repository_name = False
-        """True after the old registry, or the caller of `run`, has named a repository."""
+        """The checks of the latest repositories. Some registries have the referrers API for only some of their
+        repositories."""
+        self._has_named_repositories = False
+        """Whether the old registry or the caller of `run` has named a repository."""
 
     async def run(self, names: list[str] | None) -> None:
-        """Imports the repositories with these names. If `names` is None, imports all repositories that the old registry
-        lists. Raises ImportInvalid, OldRegistryDown, StorageFull, StorageFailed, JobStopped. After an error, this
-        registry keeps the images that were already imported."""
+        """Imports the repositories `names`; if `names` is None, all repositories that the old registry lists. Leaves
+        out the repositories that the patterns of the import exclude. Raises ImportInvalid, OldRegistryDown,
+        StorageFull, StorageFailed, JobStopped. After an error, this registry keeps the images that were already
+        imported."""
         async with aclosing(self._tags_to_import(names)) as tags:
             await run_workers(tags, self._import_image, self._parallel_images)
         await self._report.show_progress("", save_now=True)
-        if not self._has_repository_name:
+        if not self._has_named_repositories:
             self._report.record_note("", f"{self._source.host} lists no repositories: it may need another login")
         for pattern in self._repositories.unmatched_patterns():
             self._report.record_note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _tags_to_import(self, names: list[str] | None) -> AsyncGenerator[OldRegistryTag]:
-        """Yields the tags to import. Sorts each batch of tags in the natural order of their names (`build-9` before
-        `build-10`). Requests the tags of a repository only after it has yielded all tags of the previous repository."""
+        """Yields the tags to import, one repository after the other. Sorts each batch of tags in the natural order of
+        their names (`build-9` before `build-10`)."""
         async for repo in self._chosen_repositories(names):
             self._report.repositories += 1
             async for tags in self._tag_batches(repo):
@@ -111,8 +112,8 @@ class RemoteImport:
 
     async def _tag_batches(self, repo: RepositoryName) -> AsyncGenerator[list[Tag]]:
         """Yields the tags of a repository in batches of at most `MAX_SORTED_TAGS`. If the list of tags breaks off with
-        an error, reports the error as a problem, and also yields the tags that were listed before the error. Raises
-        only errors that end the import."""
+        an error, yields the tags before the error, and reports the error as a problem. Raises only errors that end the
+        import."""
         tags: list[Tag] = []
         try:
             async for tag in self._source.tags(repo):
@@ -129,9 +130,10 @@ class RemoteImport:
             yield tags
 
     async def _chosen_repositories(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
-        """Yields the repositories to import."""
+        """Yields the repositories to import. Reports a name as a problem if it is invalid, or if it belongs to a mirror
+        of this registry."""
         async for name in self._source.repositories() if names is None else _iterate(names):
-            self._has_repository_name = True
+            self._has_named_repositories = True
             try:
                 repo = RepositoryName(name)
             except NameInvalid as error:
@@ -140,31 +142,29 @@ class RemoteImport:
             if not self._repositories.includes(repo):
                 continue
             if (upstream := self._router.naming.upstream_of(repo)) is not None:
-                # The report names the repository in front of this text.
                 self._report.record_problem(repo, f"in this registry, the name belongs to the mirror of {upstream}")
                 continue
             yield repo
 
     async def _import_image(self, old_tag: OldRegistryTag) -> None:
-        """Imports one tag and its referrers. Reports an error as a problem. Raises only errors that end the
-        import."""
+        """Imports the image of one tag with its referrers. Raises only errors that end the import. Reports any other
+        error as a problem."""
         repo, tag = old_tag.repository, old_tag.tag
         await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
             await self._writer.import_tag(repo, tag, digest, set_at=partial(old_tag.estimate_time, self._store))
-            # If the tag was changed in this registry, `import_tag` may keep the tag and not store the manifest.
+            # `import_tag` stores no manifest if it keeps a tag that was changed in this registry.
             if await self._writer.has_manifest(repo, digest):
-                await self._import_referrers(repo, digest)
+                await self._import_all_referrers(repo, digest)
         except _ENDING_ERRORS:
             raise
         except RegistryError as error:
             self._report.record_problem(repo, error.message, tag=tag)
 
-    async def _import_referrers(self, repo: RepositoryName, digest: Digest) -> None:
+    async def _import_all_referrers(self, repo: RepositoryName, digest: Digest) -> None:
         """Imports the referrers of a manifest and of its children, then the referrers of these referrers, and so on.
-        Does nothing if the old registry has no referrers API for this repository: the import then copies the referrers
-        with their tags."""
+        Does nothing if the old registry has no referrers API for this repository."""
         if not await self._has_referrers_api(repo, digest):
             return
         done_subjects: set[Digest] = set()
@@ -176,7 +176,7 @@ class RemoteImport:
             done_subjects.add(subject)
             try:
                 async for referrer in self._source.referrers(repo, subject):
-                    if await self._import_referrer(repo, referrer):
+                    if await self._import_one_referrer(repo, referrer):
                         pending_subjects.append(referrer)
             except _ENDING_ERRORS:
                 raise
@@ -186,15 +186,14 @@ class RemoteImport:
                 stored = await self._store.get_manifest(repo, subject)
             except ManifestUnknown:  # in this registry, the manifest is damaged or was deleted
                 continue
-            # `blob_children`: the entries of an index that may be blobs. The import requests no referrers of blobs.
+            # `blob_children` are the entries of an index that may be blobs. Only manifests have referrers.
             pending_subjects += [child.digest for child in stored.manifests if child.digest not in stored.blob_children]
 
     async def _has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the old registry has the referrers API for this repository. Checks this once for each
-        repository. `digest`: a manifest of the repository."""
+        """Returns whether the old registry has the referrers API for a repository. Sends the requests of the check once
+        for each repository. `digest`: a manifest of the repository."""
         check = self._referrers_api_checks.setdefault(repo, _ReferrersApiCheck())
-        # At most MAX_PARALLEL_IMAGES repositories are imported at the same time. The checks of earlier repositories are
-        # not needed.
+        # Removes the checks of repositories that are already imported: at most MAX_PARALLEL_IMAGES are in progress.
         while len(self._referrers_api_checks) > 2 * MAX_PARALLEL_IMAGES:
             del self._referrers_api_checks[next(iter(self._referrers_api_checks))]
         async with check.lock:
@@ -202,9 +201,9 @@ class RemoteImport:
                 check.result = await self._source.has_referrers_api(repo, digest)
         return check.result
 
-    async def _import_referrer(self, repo: RepositoryName, referrer: Digest) -> bool:
-        """Imports one referrer, and returns True. If it cannot be imported, reports a problem and returns False. Raises
-        only errors that end the import."""
+    async def _import_one_referrer(self, repo: RepositoryName, referrer: Digest) -> bool:
+        """Imports one referrer, and returns True. If the referrer cannot be imported, reports a problem and returns
+        False. Raises only errors that end the import."""
         try:
             await self._writer.import_untagged(repo, referrer)
         except _ENDING_ERRORS:
@@ -229,8 +228,8 @@ async def import_remote(
     The arguments of the job are the fields of `RemoteOptions`, and:
 
     - `include`, `exclude`: lists of patterns for the names of repositories.
-    - `repositories`: a list of names; None for all repositories.
-    - `overwrite`: whether to set a tag even if somebody has changed it in this registry since the last import.
+    - `repositories`: a list of names; None: all repositories.
+    - `overwrite`: whether to replace a tag that somebody has changed in this registry since the last import.
 
     `configured`: the upstreams in the settings. If the old registry is one of them, the import uses its login and other
     settings. `pause` waits for a number of seconds before a retry. `clock` returns the time in seconds since 1970."""

@@ -14,9 +14,9 @@ _BATCH: Final = 200
 """Number of items that one call in a thread reads."""
 
 
-async def run_workers(items: AsyncIterator[T], handle: Callable[[T], Awaitable[None]], count: int) -> None:
-    """Calls `handle` for every item, `count` items at a time. Reads an item only when a worker is free. After the first
-    error, cancels the other calls and raises that error."""
+async def run_workers(items: AsyncIterator[T], handle: Callable[[T], Awaitable[None]], worker_count: int) -> None:
+    """Calls `handle` for every item. Runs at most `worker_count` calls at the same time. Reads an item only when the
+    call for it can start. After the first error, cancels the other calls and raises the error."""
     reading = asyncio.Lock()
     ended = False
 
@@ -33,7 +33,7 @@ async def run_workers(items: AsyncIterator[T], handle: Callable[[T], Awaitable[N
                     return
             await handle(item)
 
-    tasks = [asyncio.create_task(work()) for _ in range(count)]
+    tasks = [asyncio.create_task(work()) for _ in range(worker_count)]
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -3,8 +3,8 @@
     DATA/
       entrepot.db, entrepot.db-wal, entrepot.db-shm     metadata (SQLite)
       locks/metadata                                    lock of the one process that writes metadata
-      locks/00 … ff                                     locked by a process while it changes a blob file
-      locks/turns                                       leases and slots: locks on single bytes of this empty file
+      locks/00 … ff                                     locks for changes of blob files
+      locks/turns                                       leases and slots, each a lock on one byte offset
       blobs/sha256/ab/abcdef…                           content of the blob with the digest sha256:abcdef…
       uploads/UUID/GENERATION                           bytes of an upload session
       partials/SOURCE~sha256-abcdef….SIZE.data          bytes of a partial blob
@@ -16,12 +16,12 @@
       control                                           Unix socket by which commands reach a running server
       restore.json                                      marks an unfinished restore from a backup
 
-A *partial blob* is a blob that is still being downloaded. SOURCE is the name of the upstream registry that sends it. If
-the file name would be too long, SOURCE is `@` and a hash of the upstream's name. The GENERATION of an upload session
-grows by 1 each time another request takes the session over. A *lease* is the exclusive right to do some work; a *slot*
-is one of a limited number of permits. Processes take turns in holding them, which gives the file `turns` its name.
+A *partial blob* is a blob that is still being downloaded. SOURCE is the name of the upstream registry that sends the
+blob. If the file name would be too long, SOURCE is `@` and a hash of the upstream's name. The GENERATION of an upload
+session grows by 1 each time another request takes over the session. A *lease* is the exclusive right to do some work. A
+*slot* is one of a limited number of permits.
 
-The whole directory lies on one file system, so that a rename moves a file without copying it.
+The whole directory lies on one file system, so that a rename moves a file without copying its bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ MAX_FILE_NAME_BYTES = 255
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths in the data directory `root`."""
+    """Paths in the data directory `root`. A *place* is a path relative to `root`. The metadata database stores the
+    places of files, not their whole paths."""
 
     root: Path
 
@@ -82,8 +83,8 @@ class Layout:
         return self.locks / "metadata"
 
     @property
-    def leases(self) -> Path:
-        """The file `turns`, in which each lease and each slot is a lock on one byte."""
+    def lease_file(self) -> Path:
+        """The file `turns`. Each lease and each slot is a lock on one byte offset of this empty file."""
         return self.locks / "turns"
 
     @property
@@ -98,7 +99,7 @@ class Layout:
 
     @staticmethod
     def quarantine_place(digest: Digest) -> str:
-        """Returns the path of the damaged bytes of a blob, relative to the data directory."""
+        """Returns the place of the damaged bytes of a blob."""
         return f"quarantine/{digest.algorithm}-{digest.encoded}"
 
     @property
@@ -108,8 +109,8 @@ class Layout:
 
     @property
     def workers_in_memory(self) -> Path:
-        """The directory in memory, outside of the data directory, that a process uses in place of `workers` if the disk
-        is too full for a file in `workers`."""
+        """The directory that a process uses in place of `workers` if the disk is too full. It lies in memory, outside
+        of the data directory."""
         return Path("/dev/shm") / f"entrepot-{hashlib.blake2b(os.fsencode(self.root), digest_size=12).hexdigest()}"
 
     @property
@@ -128,13 +129,12 @@ class Layout:
 
     @staticmethod
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
-        """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
-        the name of the upstream registry that sends the bytes. Each download of the mirror has a source; if `source` is
-        empty, the returned name contains only the digest and the size. If the file names would be too long, `@` and a
-        hash of the source replace the source. No source begins with `@`.
+        """Returns the name of a partial blob: the name of its two files without the suffix.
 
-        The name contains the size because the size comes from a manifest, which may state a wrong size. Requests for
-        the same digest with different sizes use different files."""
+        - `size`: the size of the blob in bytes. A manifest may state a wrong size. The name contains the size, so that
+          downloads of the same digest with different sizes use different files.
+        - `source`: the name of the upstream registry that sends the bytes; empty: the name has no source. No source
+          begins with `@`. If the file names would be too long, `@` and a hash replace the source."""
         digest_and_size = f"{digest.algorithm}-{digest.encoded}.{size}"
         if not source:
             return digest_and_size
@@ -144,8 +144,8 @@ class Layout:
 
     @staticmethod
     def parse_partial_file(file_name: str) -> tuple[str, Digest]:
-        """Returns the name (`partial_name`) and digest of the partial blob that a file in `partials` belongs to. Raises
-        DigestInvalid if `file_name` is not the name of such a file."""
+        """Parses the name of a file in `partials`. Returns the name (`partial_name`) and the digest of the partial
+        blob. Raises DigestInvalid if the file does not belong to a partial blob."""
         name = file_name.rpartition(".")[0]
         return name, Digest(name.rpartition("~")[2].partition(".")[0].replace("-", ":", 1))
 
@@ -164,12 +164,11 @@ class Layout:
 
     @staticmethod
     def blob_place(digest: Digest) -> str:
-        """Returns the *place* of a blob: the path of its file relative to the data directory. The metadata database
-        stores it with the blob."""
+        """Returns the place of a blob's file."""
         return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def path_of(self, place: str) -> Path:
-        """Returns the path of the file at `place`: the `blob_place` or `quarantine_place` of a blob."""
+        """Returns the path of the file at `place`, which `blob_place` or `quarantine_place` has returned."""
         return self.root / place
 
     def digest_lock(self, digest: Digest) -> Path:
@@ -177,10 +176,10 @@ class Layout:
         return self.locks / f"{zlib.crc32(digest.encode()) % DIGEST_LOCK_COUNT:02x}"
 
     def lock_files(self) -> Iterator[Path]:
-        """Yields all lock files. They are created together with the data directory, because deletes need them, and on a
-        full disk no file can be created."""
+        """Yields all lock files. They are created together with the data directory, so that deletes have them even on a
+        full disk."""
         directory = self.locks
-        yield from (self.metadata_lock, self.leases)
+        yield from (self.metadata_lock, self.lease_file)
         yield from (directory / f"{number:02x}" for number in range(DIGEST_LOCK_COUNT))
 
     def shards(self) -> Iterator[Path]:
@@ -194,8 +193,8 @@ class Layout:
         return self.root / "blobs" / ALGORITHMS[number // 256] / f"{number % 256:02x}"
 
     def directories(self) -> Iterator[Path]:
-        """Yields the directories of a new data directory, parents first. They include all shards, so that no push has
-        to create a shard and sync its parent directory."""
+        """Yields the directories to create in a new data directory, parents first. All shards are created, so that no
+        push has to create a shard and sync its parent directory."""
         yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine)
         yield from (self.workers, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)

@@ -47,7 +47,7 @@ def small_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def _two_lock_files(layout: Layout) -> Iterator[Path]:
-    return iter((layout.metadata_lock, layout.leases))
+    return iter((layout.metadata_lock, layout.lease_file))
 
 
 def _no_shards(layout: Layout) -> Iterator[Path]:

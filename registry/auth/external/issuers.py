@@ -42,14 +42,13 @@ LEEWAY_SECONDS: Final = 10.0
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
-"""The claims that `Issuers` passes to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
-`jti` is not a text. This module reads the claims that the settings name (`account_claim`, `groups_claim` and
-`required`) without joserfc, and can handle values of any type in them."""
+"""The claims that joserfc checks. They do not include `sub` and `jti`, because joserfc would refuse a token in which
+one of these claims is not a text."""
 
 
 class Issuers:
     """Verifies tokens of the trusted issuers in `settings`, for one process and its event loop. `clock` returns seconds
-    since 1970. `monotonic` returns monotonic seconds, which measure the age of key sets."""
+    since 1970. `monotonic` returns monotonic seconds, for the age of the key sets."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Issuers:
         self._accounts = accounts
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
-        """The key sets, by `_key_source`. Issuers whose keys come from the same source share one key set."""
+        """The key sets, by their `_key_source`. Issuers with equal sources share one key set."""
         for issuer in settings:
             if issuer.jwks_file is not None:
                 self._key_sets.setdefault(_key_source(issuer), FileKeySet(issuer.jwks_file))
@@ -70,18 +69,21 @@ class Issuers:
                 fetch = partial(fetch_key_set, ca_file=issuer.ca_file)
                 self._key_sets.setdefault(_key_source(issuer), FetchedKeySet(issuer.jwks_url, fetch, monotonic))
         self.issuers_by_stamp: Mapping[str, Issuer] = {issuer_stamp(issuer): issuer for issuer in settings}
-        """The settings of each issuer, by their stamp, which is a hash of the settings. Each identity that an issuer's
-        token proves contains the stamp, so that the identity can be refused after a change of the settings."""
+        """The issuers in the settings, by stamp. A *stamp* is a hash of one issuer's settings. An identity contains the
+        stamp of the issuer whose token has proved the identity. A change of the settings invalidates the identity."""
 
     def is_issuer_token(self, text: str) -> bool:
-        """Returns whether `text` is a token that names one of the issuers. Does not check the signature, so the token
-        can be forged."""
+        """Returns whether `text` is a token that names one of the issuers. Does not check the signature: the token may
+        be forged."""
         return bool(self._settings) and self._read_unverified(text) is not None
 
     async def verify(self, text: str) -> Identity:
-        """Verifies a token and returns the identity that it proves: the robot that the client logs in as. May wait
-        until the issuer's key set is fetched. Raises Unauthorized if the token is not valid. If the caller is
-        cancelled, a fetch that has started continues."""
+        """Verifies a token and returns the identity of the robot that the client logs in as. May wait for a fetch of
+        the issuer's key set, which continues if the caller is cancelled. Raises Unauthorized in these cases:
+
+        - The token is not valid.
+        - The issuer's keys are not available.
+        - The robot does not exist or is disabled."""
         token_and_claims = self._read_unverified(text)
         if token_and_claims is None:
             raise Unauthorized("this is not a token of an issuer in the settings")
@@ -107,7 +109,7 @@ class Issuers:
         return self._identity(issuer, claims, expires)
 
     async def aclose(self) -> None:
-        """Cancels the running fetches of key sets, and waits until these fetches have ended."""
+        """Cancels all running fetches of key sets, and waits until they have ended."""
         for key_set in self._key_sets.values():
             await key_set.aclose()
 
@@ -124,21 +126,20 @@ class Issuers:
         return (token, claims) if any(claims.get("iss") == issuer.issuer for issuer in self._settings) else None
 
     def _choose_issuer(self, claims: Mapping[str, Any]) -> Issuer:
-        """Returns the first issuer in the settings whose name, audience and required claims match a token's claims. The
-        caller must still check the token's signature with this issuer's keys. Raises Unauthorized if no issuer
-        matches."""
+        """Returns the first issuer in the settings whose name, audience and required claims match a token's claims.
+        Raises Unauthorized if no issuer matches. Does not check the token's signature."""
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         for issuer in self._settings:
             has_name_and_audience = claims.get("iss") == issuer.issuer and issuer.audience in audiences
             if has_name_and_audience and _has_required_claims(claims, issuer.required):
                 return issuer
-        raise Unauthorized("the token has another audience, or lacks a claim that its issuer's settings require")
+        raise Unauthorized("no issuer in the settings accepts the audience and the claims of the token")
 
     def _identity(self, issuer: Issuer, claims: Mapping[str, Any], expires: float) -> Identity:
         """Returns the identity of the robot that a token logs in as. If the issuer's settings have an `account_claim`,
-        this claim of the token names the robot. Otherwise the issuer's settings name it (`account`). Raises
-        Unauthorized if there is no such robot, or if it is disabled. `expires` is the token's expiry, in seconds since
+        this claim of the token names the robot. Otherwise, the setting `account` of the issuer names the robot. Raises
+        Unauthorized if the robot does not exist or is disabled. `expires` is the token's expiry, in seconds since
         1970."""
         name = issuer.account if issuer.account_claim is None else claims.get(issuer.account_claim)
         try:
@@ -159,13 +160,13 @@ class Issuers:
 
 
 def issuer_stamp(settings: Issuer) -> str:
-    """Returns the stamp of an issuer's settings: a hash that changes when the settings change."""
+    """Returns the stamp of an issuer: a hash of its settings."""
     return settings_stamp("issuer", settings)
 
 
 def _key_source(settings: Issuer) -> tuple[object, ...]:
-    """Returns the source of an issuer's keys: the URL or the file of the key set, and the file with the certificates of
-    the authorities to trust."""
+    """Returns what identifies the source of an issuer's keys: the URL of the key set, the file of the key set, and the
+    file with the CA certificates to trust. Each can be None."""
     return settings.jwks_url, settings.jwks_file, settings.ca_file
 
 

@@ -246,7 +246,7 @@ class OpenIDLogin:
     async def _exchange(self, response: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
         """Exchanges the code for an ID token, verifies the token, and returns its claims. Raises LoginFailed."""
         try:
-            if (await self._provider.metadata()).sends_issuer and not response.issuer:
+            if (await self._provider.get_metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
             id_token = await self._provider.redeem(response.code, attempt.verifier, attempt.redirect_uri)
             return await self._provider.verify(id_token, nonce=attempt.nonce, now=self._clock())

@@ -1,9 +1,10 @@
 """Requests to the OpenID provider.
 
 For a login, `OpenIDProvider` fetches the provider's metadata (its URLs) and its public keys, and exchanges an
-authorization code for an ID token. No request is sent before the first login. `registry.auth.external.openid_protocol`
-creates the content of the requests and parses the responses, with Authlib. This module sends the requests, and limits
-their size, time and number (`registry.auth.external.identity_http`, `registry.auth.external.fetched_document`).
+authorization code for an ID token. `OpenIDProvider` sends no request before the first login.
+
+`registry.auth.external.openid_protocol` creates the content of the requests, and parses the responses.
+`registry.auth.external.identity_http` limits the size and the time of a request.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_FRESH_SECONDS: Final = 3600.0
-"""If the cached metadata of the provider has at least this age, the next login fetches the metadata again."""
+"""If the cached metadata has at least this age, a login fetches the metadata again."""
 METADATA_STALE_SECONDS: Final = 86400.0
-"""If the metadata cannot be fetched again, a login uses the cached metadata up to this age."""
+"""Largest age of cached metadata that a login uses if the metadata cannot be fetched again."""
 METADATA_RETRY_SECONDS: Final = 10.0
 """The shortest time from the end of a fetch of the metadata to the start of the next fetch."""
 
 
 class OpenIDProvider:
-    """Sends requests to the OpenID provider, for one process and its event loop. The constructor sends none. `settings`
-    must name an issuer. `monotonic` returns monotonic seconds."""
+    """Sends requests to the OpenID provider, for one process and its event loop. The constructor sends no request.
+    `settings` must name an issuer. `monotonic` returns monotonic seconds."""
 
     def __init__(self, settings: OIDCSettings, monotonic: Callable[[], float]) -> None:
         from registry.auth.external import openid_protocol  # imports Authlib, which only logins at a provider need
@@ -54,14 +55,14 @@ class OpenIDProvider:
         )
         self._metadata = FetchedDocument(self._fetch_metadata, times, monotonic)
         self._key_sets: dict[str, FetchedKeySet] = {}
-        """The provider's key set, by its URL. When the metadata names another URL, the key set at the new URL replaces
+        """At most one key set, by its URL. When the URL in the metadata changes, the key set at the new URL replaces
         the old key set."""
 
-    async def metadata(self) -> ProviderMetadata:
-        """Returns the provider's metadata. If the cached metadata is not fresh, first fetches it again and waits for
-        the fetch. Concurrent callers share one fetch, and it continues if a caller is cancelled. For
-        `METADATA_RETRY_SECONDS` after the end of a fetch, no other fetch starts. Raises ProviderUnavailable if the
-        cache has no metadata, or only metadata that is too old (`METADATA_STALE_SECONDS`)."""
+    async def get_metadata(self) -> ProviderMetadata:
+        """Returns the provider's metadata. If the cached metadata is older than `METADATA_FRESH_SECONDS`, first fetches
+        it again, except within `METADATA_RETRY_SECONDS` after a fetch. Concurrent callers share one fetch. The fetch
+        continues if a caller is cancelled. Raises ProviderUnavailable if the cache has no metadata, or only metadata
+        older than `METADATA_STALE_SECONDS`."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current
@@ -69,10 +70,10 @@ class OpenIDProvider:
             raise ProviderUnavailable("its metadata is not available")
         return metadata
 
-    async def keys(self) -> FetchedKeySet:
-        """Returns the provider's key set, whose URL is in the metadata. Raises ProviderUnavailable if there is no
-        metadata. Does not fetch the keys; `FetchedKeySet.find` does."""
-        url = (await self.metadata()).keys_url
+    async def get_key_set(self) -> FetchedKeySet:
+        """Returns the provider's key set, whose URL is in the metadata. Does not fetch the keys: `FetchedKeySet.find`
+        does. Raises ProviderUnavailable if the metadata is not available."""
+        url = (await self.get_metadata()).keys_url
         if url not in self._key_sets:
             for outdated in self._key_sets.values():
                 await outdated.aclose()
@@ -81,10 +82,10 @@ class OpenIDProvider:
         return self._key_sets[url]
 
     async def login_url(self, attempt: LoginAttempt) -> str:
-        """Returns the URL of the provider's login page for an attempt. Raises ProviderUnavailable if there is no
-        metadata."""
+        """Returns the URL of the provider's login page for a login attempt. Raises ProviderUnavailable if the metadata
+        is not available."""
         return self._protocol.login_url(
-            await self.metadata(),
+            await self.get_metadata(),
             client_id=self.client_id,
             redirect_uri=attempt.redirect_uri,
             scope=self._settings.scopes,
@@ -96,10 +97,12 @@ class OpenIDProvider:
     async def redeem(self, code: str, verifier: str, redirect_uri: str) -> str:
         """Exchanges an authorization code for an ID token, and returns the token, which the caller must verify.
 
-        `verifier` is the secret whose hash was sent at the start of the login (PKCE, RFC 7636). `redirect_uri` is the
-        URL of this registry that was sent at the start of the login. Raises ProviderUnavailable, CodeRefused.
-        """
-        metadata = await self.metadata()
+        - `verifier`: the secret whose hash the login URL contained (PKCE, RFC 7636).
+        - `redirect_uri`: the URL of this registry that the login URL contained.
+
+        Raises CodeRefused if the provider refuses the code or this registry's login as a client. Raises
+        ProviderUnavailable if the request cannot be sent or gets no usable response."""
+        metadata = await self.get_metadata()
         form, headers = self._protocol.token_request(
             metadata,
             client_id=self.client_id,
@@ -115,14 +118,15 @@ class OpenIDProvider:
         return self._protocol.parse_token_response(status, body)
 
     async def verify(self, text: str, *, nonce: str, now: float) -> Mapping[str, Any]:
-        """Verifies the ID token `text` and returns its claims. `nonce` is the random value that was sent at the start
-        of the login, `now` is in seconds since 1970. Raises IDTokenInvalid, ProviderUnavailable."""
+        """Verifies the ID token `text` and returns its claims. `nonce` is the random value that the login URL
+        contained. `now` is in seconds since 1970. Raises IDTokenInvalid if the token is not valid, and
+        ProviderUnavailable if the metadata or the keys are not available."""
         return await self._protocol.verify_id_token(
-            text, await self.keys(), issuer=self.issuer, client_id=self.client_id, nonce=nonce, now=now
+            text, await self.get_key_set(), issuer=self.issuer, client_id=self.client_id, nonce=nonce, now=now
         )
 
     async def aclose(self) -> None:
-        """Cancels running fetches of the metadata and the key set, and waits until they have ended."""
+        """Cancels running fetches of the metadata and of the key set, and waits until these fetches have ended."""
         await self._metadata.aclose()
         for key_set in self._key_sets.values():
             await key_set.aclose()

@@ -37,33 +37,36 @@ WATCH_SECONDS = 1.0
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second, until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show the status again every second, until Ctrl-C.")
+    ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints the status once, or until Ctrl-C. With --json and --watch, prints one object in a line every second."""
+    """Prints the status once. With --watch, shows the status again every second until Ctrl-C; with --watch and --json,
+    prints it as one line of JSON every second."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
-        server_status = _status(settings, _read if not watch else _watch_json if as_json else _watch)
+        server_status = _run_on_store(settings, _read if not watch else _watch_json if as_json else _watch)
     if not as_json:
         _print(server_status)
     else:
         print_json(server_status)
     if not server_status.running:
         print_line(
-            f"entrepot: no server runs on {server_status.disk.path}; start it with: entrepot serve, or name the right "
-            "data directory with --data or --config",
+            f"entrepot: no server runs on {server_status.disk.path}; start a server with `entrepot serve`, or name the "
+            "right data directory with --data or --config",
             err=True,
         )
         raise typer.Exit(NOT_RUNNING)
 
 
-def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
-    """Opens the data directory, runs `work`, and returns its result. If the store cannot be opened, for example because
-    the disk is full, builds the status from the files in which the server's workers report their state. Raises the
-    store's error if these reports show no running server or cannot be read."""
+def _run_on_store(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
+    """Opens the store in the data directory, runs `work`, and returns its result. If the store cannot be opened,
+    returns a status from the report files of the server's processes. Raises the store's error if the report files
+    cannot be read or show no running server."""
     from registry.admin.server_status import status_without_store
     from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError
@@ -72,7 +75,7 @@ def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[Ser
     try:
         return run_on_backend(settings, lambda backend: work(backend.upkeep))
     except (DataDirectoryError, RegistryError, OSError) as error:
-        if not os.path.isdir(settings.data):  # in contrast to `Path.is_dir`, this raises nothing
+        if not os.path.isdir(settings.data):  # `Path.is_dir` could raise another error
             raise
         try:
             status = status_without_store(settings, error.message if isinstance(error, RegistryError) else str(error))
@@ -108,7 +111,7 @@ async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
     from registry.cli.ops.status_text import format_status
 
     if not sys.stdout.isatty():
-        fail("--watch needs a terminal; with --json it prints a line every second", USAGE_ERROR)
+        fail("--watch needs a terminal; without a terminal, use --watch with --json", USAGE_ERROR)
     before = await _read(upkeep)
     with Live(format_status(before), console=plain_console(), screen=True, auto_refresh=False) as live:
         while True:

@@ -65,7 +65,7 @@ def test_status_of_a_server(tmp_path: Path) -> None:
         assert "1 upload open" in text
     command = entrepot("status", "--data", server.data, folder=tmp_path)
     assert command.returncode == 3
-    assert "start it with: entrepot serve" in command.stderr
+    assert "start a server with `entrepot serve`" in command.stderr
     assert not status_of(server)["running"]
 
 

@@ -1,12 +1,14 @@
-"""The table of API tokens: secrets that an account uses in place of its password. People make the tokens with the
-purpose `personal`. Tokens with the purpose `login` are the *refresh tokens* that the registry issues to `docker login`.
+"""The table of API tokens: secrets that an account uses in place of its password.
 
-An expired token is treated as if it did not exist. All functions take a connection. Functions that change something run
-inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log names,
-`now` the time in seconds since 1970.
+- People make *personal tokens* (purpose `personal`).
+- The registry issues *refresh tokens* (purpose `login`) to `docker login`.
 
-The *epoch* is a number in the database. A change that takes a right away increments the epoch, because the rights that
-a process has cached are valid for one epoch only.
+An expired token is treated as if it did not exist. Functions that change something run inside a transaction, which the
+caller commits. `by` is the actor (an account or a command) that the audit log names. `now` is the time in seconds since
+1970.
+
+The *epoch* is a number in the database. A process may use the rights that it has cached until the epoch changes. Each
+change that takes away a right increments the epoch.
 """
 
 from __future__ import annotations
@@ -39,24 +41,23 @@ from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MAX_PERSONAL_TOKENS = 500
-"""Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
+"""Largest number of personal tokens of an account. Without this limit, a client could fill the disk with tokens."""
 MAX_REFRESH_TOKENS: Final = 1000
-"""Largest number of refresh tokens of an account. A login beyond this limit revokes an older refresh token, which
-`_EXCESS_REFRESH_TOKENS` selects. Without the limit, a client that logs in again and again could fill the disk."""
+"""Largest number of refresh tokens of an account. A login beyond this limit revokes another refresh token of the
+account (`_revoke_excess`)."""
 _IN_USE_AFTER_SECONDS: Final = 3600.0
 _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
-"""A refresh token is *in use* if its last use was at least `_IN_USE_AFTER_SECONDS` after the login, and is less than
-`_IN_USE_FOR_SECONDS` ago. The token of a machine that stays logged in is in use. A job that logs in each time that it
-runs leaves tokens that are not in use."""
+"""A refresh token is *in use* if it was last used at least `_IN_USE_AFTER_SECONDS` after the login, and less than
+`_IN_USE_FOR_SECONDS` ago. Machines that stay logged in have tokens in use. Jobs that log in at each run leave
+tokens that are not in use."""
 _IN_USE_FRACTION: Final = 0.75
-"""Tokens in use take precedence over other tokens only up to this fraction of `MAX_REFRESH_TOKENS`."""
+"""Tokens in use are kept in preference to other tokens, up to this fraction of `MAX_REFRESH_TOKENS`."""
 _REVOKED_PER_LOGIN: Final = 100
-"""Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
-because older versions allowed this. Then several logins revoke the excess. This keeps each transaction short: other
-changes wait until it has ended."""
+"""Largest number of refresh tokens that one login revokes. This number keeps each transaction short. An account from an
+older version can have far more than `MAX_REFRESH_TOKENS`; then several logins revoke the excess."""
 MAX_LIMITS_PER_PAGE = 500
-"""A page of tokens ends when its tokens together have this number of limits (`TokenLimit`) or more. With limits, a
-token may do only some actions, on the repositories whose names match a pattern."""
+"""A page of tokens ends when its tokens together have this number of limits or more. A *limit* (`TokenLimit`) allows a
+token some actions on the repositories whose names match a pattern."""
 _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, secret FROM api_token"
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
@@ -81,30 +82,27 @@ _EXCESS_REFRESH_TOKENS: Final = (
     f"ranked_again AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM limited) "
     "SELECT id FROM ranked_again ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?6 OFFSET ?7"
 )
-"""The ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account ?1, except the new
-one (?2), and skips the first ?7 tokens, which stay. With its order, a host that logs in often revokes its own tokens,
-and not those that other machines use. It sorts by class:
+"""Selects the ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account ?1, without
+the new token (?2). It skips the first ?7 tokens, which the account keeps. The tokens are sorted by class:
 
-- Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`), but at most ?8. All machines
-  behind one NAT have the same note, so only the class shows which of them stay logged in. Without the limit ?8, all
-  kept tokens could be tokens in use, and a machine that has just logged in would lose its token at the next login of
-  another machine.
-- Class 1 comes next: the tokens that are not in use, and the tokens in use that exceed the limit of class 2.
-- Class 0 comes last: the tokens whose last use has a time after ?3, the latest plausible time. This time was stored
-  while the clock was ahead. If a token was never used, the time of the login counts.
+- Class 2 comes first: at most ?8 tokens in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). The limit ?8 leaves room for
+  the tokens of machines that have just logged in.
+- Class 1 comes next: the tokens that are not in use, and the tokens in use beyond the limit ?8.
+- Class 0 comes last: the tokens whose last use is later than ?3, the latest plausible time. This last use was stored
+  while the clock was ahead. If a token was never used, its login counts as its last use.
 
-Within a class, it sorts by note. The note of a refresh token has the name of the client program and the IP address,
-such as `docker at 192.0.2.7`. The most recently used token of each note comes first, then the second of each note, and
-so on. So in each class, a token of the note with the most tokens is revoked first. If each note has only one token, the
-least recently used token is revoked."""
+Within a class, the tokens are sorted by their rank in their note. The *note* of a refresh token is the client program
+and its IP address, such as `docker at 192.0.2.7`. The most recently used token of each note comes first, then the
+second of each note, and so on. A host that logs in often thereby loses its own tokens, and not those of other hosts.
+Tokens of the same rank are sorted by their last use, the most recent one first."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
-"""The ids of at most ?6 refresh tokens to revoke, never the new one (?2): the lowest class first, and in each class the
-least recently used token first. Takes a tenth of the time of `_EXCESS_REFRESH_TOKENS`, because it ignores the notes and
-the limit of class 2."""
+"""Selects the ids of at most ?6 refresh tokens to revoke, except the new token (?2). The lowest class comes first. In
+each class, the least recently used token comes first. This query ignores the notes and the limit of class 2, and takes
+a tenth of the time of `_EXCESS_REFRESH_TOKENS`."""
 
 
-def _token(row: tuple[Any, ...]) -> ApiToken:
-    """Returns the token from a row that the statement `_TOKEN` read."""
+def _token_of_row(row: tuple[Any, ...]) -> ApiToken:
+    """Returns the token in a row that the statement `_TOKEN` has read."""
     token_id, owner, purpose, note, created, expires, limits, used, _ = row
     return ApiToken(
         id=token_id,
@@ -122,15 +120,15 @@ def _token(row: tuple[Any, ...]) -> ApiToken:
     )
 
 
-def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, bytes]:
-    """Returns a token and the hash of its secret. Raises AccountUnknown if there is no such token or it has expired."""
+def get_token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, bytes]:
+    """Returns a token and the hash of its secret. Raises AccountUnknown if the token does not exist or has expired."""
     row = db.execute(_TOKEN_BY_ID, (token_id, now)).get
     if row is None:
         raise AccountUnknown("there is no such API token; it was revoked, or has expired")
-    return _token(row), row[-1]
+    return _token_of_row(row), row[-1]
 
 
-def page(
+def token_page(
     db: apsw.Connection,
     now: float,
     owner: AccountName | None,
@@ -138,14 +136,21 @@ def page(
     limit: int,
     purpose: TokenPurpose | None = None,
 ) -> Page[ApiToken]:
-    """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, sorted by id. It
-    starts with the first id that sorts after `after`, or with the first of all ids if `after` is None. It has at most
-    `limit` tokens. It ends earlier if its tokens together have `MAX_LIMITS_PER_PAGE` limits (`ApiToken.limits`) or
-    more. `purpose`: only tokens with this purpose; None: tokens with any purpose. Ignored if `owner` is None."""
+    """Returns a page of at most `limit` tokens, sorted by id. The page ends earlier when its tokens together have
+    `MAX_LIMITS_PER_PAGE` limits (`ApiToken.limits`) or more.
+
+    - `owner`: the account whose tokens are returned. None: the tokens of all accounts are returned.
+    - `after`: the page starts after this id. None: the page starts with the first id.
+    - `purpose`: the purpose of the tokens that are returned. None: tokens of both purposes are returned. If `owner` is
+      None, `purpose` has no effect."""
     values = (after or "", now, limit + 1)
     rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner, purpose))
     return limited_page(
-        rows, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_LIMITS_PER_PAGE
+        rows,
+        _token_of_row,
+        count_parts=lambda token: len(token.limits or ()),
+        limit=limit,
+        max_parts=MAX_LIMITS_PER_PAGE,
     )
 
 
@@ -157,15 +162,18 @@ def add(
     secret_hash: bytes,
     expected_version: int | None = None,
 ) -> None:
-    """Adds the token. If it is a refresh token, and its account then has more than `MAX_REFRESH_TOKENS` of them,
-    revokes others (`_revoke_excess`). Only the revocation increments the epoch: no process can have cached anything
-    about the new token. `expected_version`: the account's version when the client logged in, a number that increases
-    with each change of its password, `enabled` and `admin`; None: any version. Raises:
+    """Adds a token. If the token is a refresh token, and its account then has more than `MAX_REFRESH_TOKENS` refresh
+    tokens, revokes some of the others (`_revoke_excess`). Only a revocation increments the epoch.
+
+    `expected_version`: the version that the account must have, or None. An account's version is a number that increases
+    with each change of the account's password, `enabled` and `admin`.
+
+    Raises:
 
     - Unauthorized if `expected_version` is not None, and the account has another version or does not exist.
-    - AccountUnknown if the account does not exist.
+    - AccountUnknown if `expected_version` is None, and the account does not exist.
     - AccountExists if another token has the id.
-    - AccountInvalid if the new token is a personal token, and the account has `MAX_PERSONAL_TOKENS` of them already."""
+    - AccountInvalid if the token is a personal token, and the account already has `MAX_PERSONAL_TOKENS`."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
@@ -191,24 +199,22 @@ def add(
 
 
 def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
-    """Raises AccountInvalid if the token is a personal one and its account already has `MAX_PERSONAL_TOKENS` personal
-    tokens. Does not check refresh tokens: if there are too many, `add` revokes some."""
+    """Raises AccountInvalid if the token is a personal token, and its account already has `MAX_PERSONAL_TOKENS`."""
     if new_token.purpose != "personal":
         return
     if db.execute(_COUNT, (new_token.account, "personal")).get >= MAX_PERSONAL_TOKENS:
         raise AccountInvalid(
-            f"{new_token.account} has {MAX_PERSONAL_TOKENS} API tokens, as many as an account can have; "
-            "revoke some first"
+            f"{new_token.account} has {MAX_PERSONAL_TOKENS} API tokens, the largest number that an account can have; "
+            "revoke some of these tokens first"
         )
 
 
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
     """If the account of `new_token` has more than `MAX_REFRESH_TOKENS` refresh tokens, revokes some of them, but not
-    `new_token`. If an older version has left more tokens than one call can revoke, ignores their notes
-    (`_LEAST_RECENTLY_USED`), because comparing the notes of 100,000 tokens takes a second."""
+    `new_token`. If there are too many to revoke in one call, selects them with the faster `_LEAST_RECENTLY_USED`."""
     excess = db.execute(_COUNT, (new_token.account, "login")).get - MAX_REFRESH_TOKENS
     if excess <= 0:
-        return  # most calls end here, without the sorting below, which takes milliseconds
+        return  # most calls end here, before the slow queries
     latest_plausible_time = now + CLOCK_MARGIN_SECONDS
     kept_count = MAX_REFRESH_TOKENS - 1  # in addition to the new token
     values = (
@@ -220,19 +226,19 @@ def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiTok
     else:
         revoked = db.execute(_EXCESS_REFRESH_TOKENS, (*values, kept_count, int(MAX_REFRESH_TOKENS * _IN_USE_FRACTION)))
     for (token_id,) in revoked.fetchall():
-        excess_token, _ = token(db, now, str(token_id))
+        excess_token, _ = get_token(db, now, str(token_id))
         _delete(db, by, now, excess_token)
 
 
 def revoke(db: apsw.Connection, by: Actor, now: float, token_id: str) -> None:
-    """Deletes a token. Raises AccountUnknown if there is no such token or it has expired."""
-    revoked, _ = token(db, now, token_id)
+    """Deletes a token. Raises AccountUnknown if the token does not exist or has expired."""
+    revoked, _ = get_token(db, now, token_id)
     _delete_expired(db, now)
     _delete(db, by, now, revoked)
 
 
 def _delete(db: apsw.Connection, by: Actor, now: float, revoked: ApiToken) -> None:
-    """Deletes a token that exists, increments the epoch, and writes the line of the audit log."""
+    """Deletes a token, increments the epoch, and writes a line to the audit log."""
     db.execute("DELETE FROM api_token WHERE id = ?", (revoked.id,))
     increment_epoch(db)
     record(db, by, now, "token.revoke", revoked.account, _detail(revoked))
@@ -243,7 +249,7 @@ def _delete_expired(db: apsw.Connection, now: float) -> None:
 
 
 def _detail(api_token: ApiToken) -> dict[str, object]:
-    """Returns the detail of a line of the audit log: id, purpose, note and limits of the token."""
+    """Returns the details for a line of the audit log: id, purpose, note and limits of the token."""
     detail: dict[str, object] = {"token": api_token.id, "purpose": api_token.purpose}
     if api_token.note:
         detail["note"] = api_token.note
@@ -253,9 +259,9 @@ def _detail(api_token: ApiToken) -> dict[str, object]:
 
 
 def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores that the token was used at the time `used_at` (seconds since 1970). Keeps a stored time that is later than
-    `used_at` by at most `CLOCK_MARGIN_SECONDS`. If it is later by more than this margin, it was stored while the clock
-    was ahead, and `used_at` replaces it."""
+    """Stores `used_at` (seconds since 1970) as the last use of a token. Does nothing if the stored time is later than
+    `used_at` by at most `CLOCK_MARGIN_SECONDS`. A stored time that is even later comes from a clock that was ahead, so
+    `used_at` replaces it."""
     db.execute(
         "UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2 OR used > ?3)",
         (token_id, used_at, used_at + CLOCK_MARGIN_SECONDS),

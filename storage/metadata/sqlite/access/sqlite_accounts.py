@@ -251,12 +251,12 @@ class SqliteAccounts:
     # API tokens
 
     def token(self, token_id: str) -> tuple[ApiToken, bytes]:
-        return api_token_table.token(self._db, self._clock(), token_id)
+        return api_token_table.get_token(self._db, self._clock(), token_id)
 
     def tokens(
         self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
     ) -> Page[ApiToken]:
-        return api_token_table.page(self._db, self._clock(), account, after, limit, purpose)
+        return api_token_table.token_page(self._db, self._clock(), account, after, limit, purpose)
 
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor

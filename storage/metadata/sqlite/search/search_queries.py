@@ -1,15 +1,15 @@
 """The searches of the index: repositories by name, tags, labels and annotations, and digests.
 
-After a deletion, the index may still have rows of the deleted content. So each search joins the rows of the index with
-the tables of the content, and finds only content that still exists. The functions take the arguments of
-`storage.content_search.ContentSearch`. A statement keeps its read transaction open until all its rows are read or it is
-closed. So each function reads all rows of a statement, or closes the statement.
+The index may still have rows of deleted content. Each search joins the rows of the index with the tables of the
+content, and thereby finds only content that exists. The functions take the arguments of
+`storage.content_search.ContentSearch`. Each function reads all rows of a statement or closes the statement. Otherwise
+the statement would keep its read transaction open.
 
-A `SearchScope` is the set of repositories that a search may find. `SearchScope.ids` has their names and row ids if they
-are few; it is None if they are many.
+A `SearchScope` is the set of repositories that a search may find. `SearchScope.ids` maps the names of these
+repositories to their row ids. It is None if there are too many repositories to list.
 
-Each function `convert` takes a row of a statement and returns a key and an entry for the page. It returns None if the
-page leaves out the row. If several rows have the same key, `read_page` uses only the first of them.
+A function named `convert` converts one row of a statement to a key and an entry of the page. `read_page` leaves out the
+row if `convert` returns None, or if an earlier row has the same key.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from storage.names import ALGORITHMS, Digest, RepositoryName, Tag
 from storage.patterns import NameSet
 
 GROUP_CHARACTERS: Final = 3
-"""Number of characters in a group. The full-text index of names has, for each name, all groups of this number of
-consecutive characters (trigrams)."""
+"""Number of characters in a *group*. The full-text index of names is a trigram index: a search finds a name by groups
+of three consecutive characters."""
 MAX_PATTERNS: Final = 16
-"""If a person's rights have at most this number of patterns, a search for names adds the patterns to its query of the
-index (`_pattern_expression`). If there are more patterns, the search reads the matching names of all repositories, and
-then leaves out those that the person may not see."""
+"""Largest number of patterns of repository names that a search for names adds to its query of the index
+(`_pattern_expression`). The patterns are the person's rights. If there are more patterns, the search reads the matching
+names of all repositories, and leaves out the names that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that a search returns for one manifest."""
 MAX_BLOBS: Final = 20
-"""Largest number of blobs, for each hash algorithm, that a search by the first digits of a digest finds."""
+"""Largest number of blobs of each hash algorithm that a search by the first digits of a digest finds."""
 LAST_CHARACTER: Final = "\U0010ffff"
 """A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8
 """Largest number of tokens in one word of a search for labels. A *word* is a part of the query between spaces. A
-*token* is a unit of the full-text index, a run of letters and digits: the word `a-b` has two tokens. The number is
-limited because SQLite compares the positions of the tokens one by one in each manifest that has all tokens."""
+*token* is a unit of the full-text index, a run of letters and digits: the word `a-b` has two tokens. The limit bounds
+the time in which SQLite compares the positions of the tokens."""
 MAX_TOKENS: Final = 16
-"""Largest total number of tokens in the words of a search for labels. The number is limited for the same reason."""
+"""Largest total number of tokens in the words of a search for labels. This limit also bounds the time of the search."""
 _TOKEN = re.compile(r"[^\W_]+")
 _NAME_TEXT = re.compile(r"[a-z0-9._/-]+")
 _HEX = re.compile(r"[0-9a-f]{6,128}")
@@ -73,7 +73,8 @@ _TAG_OF_MANIFEST = """
 coalesce((SELECT name FROM tag WHERE manifest = m.id LIMIT 1),
          (SELECT t.name FROM manifest_child c JOIN tag t ON t.manifest = c.manifest
            WHERE c.repository = m.repository AND c.digest = m.digest LIMIT 1))"""
-"""SQL expression: a tag of the manifest `m`, or else a tag of an index that lists it; NULL if there is none."""
+"""SQL expression: a tag of the manifest `m`. If `m` has no tag, a tag of an index that lists `m`. If no index with a
+tag lists `m`, NULL."""
 _LABELS = f"""
 SELECT r.name, m.digest, l.text, {_TAG_OF_MANIFEST} FROM search_word
        CROSS JOIN search_label l ON l.manifest = search_word.rowid
@@ -93,8 +94,8 @@ SELECT r.name, b.digest, NULL, 0
        CROSS JOIN repository r ON r.id = l.repository
  WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
 """Finds a blob only in repositories that have a manifest which refers to the blob. A link (the row that lets a
-repository serve a blob) does not suffice: in a mirrored repository, the upstream may first have to confirm that clients
-may get the blob."""
+repository serve a blob) does not suffice: in a mirrored repository, the upstream may not yet have confirmed that it has
+the blob."""
 
 
 def find_repositories(
@@ -117,9 +118,9 @@ def find_repositories(
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
     """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
-    because the search ends early if very many names match. If the search also reads names that the person may not see
-    (`SearchScope.reads_hidden_rows`), the second value is always False. Otherwise the value would reveal that many of
-    the hidden names match."""
+    because the search ends early if very many names match. The second value is always False if the search also reads
+    names that the person may not see (`SearchScope.reads_hidden_rows`). The value thereby does not reveal whether many
+    hidden names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -138,10 +139,13 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Yields the statements that find names, in this order: names that begin with the first word, names in which the
-    first word follows a slash, and all names that contain all words. Leaves out a statement if all its texts are
-    shorter than a group. The index has the character `START_OF_NAME` before each name, so that it finds the beginnings
-    of names."""
+    """Yields the statements that find names, in this order:
+
+    1. Names that begin with the first word. The index has the character `START_OF_NAME` before each name.
+    2. Names in which the first word follows a slash.
+    3. All names that contain all words.
+
+    Leaves out a statement that would search only for texts shorter than a group: the index cannot find them."""
     first_word, *other_words = words
     rights_expression = _pattern_expression(scope.within)
     if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
@@ -153,8 +157,8 @@ def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
-    """Returns the full-text expression that finds the names that have all groups (`GROUP_CHARACTERS`) of all `texts`.
-    The expression is empty if each text is shorter than a group."""
+    """Returns the full-text expression for the names that contain every group (`GROUP_CHARACTERS`) of every text. The
+    expression is empty if all texts are shorter than a group."""
     groups = {
         text[start : start + GROUP_CHARACTERS] for text in texts for start in range(len(text) - GROUP_CHARACTERS + 1)
     }
@@ -162,8 +166,8 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 
 def _pattern_expression(within: NameSet) -> str:
-    """Returns a full-text expression that finds all names in `within`, and few other names. The expression is empty if
-    there are more than `MAX_PATTERNS` patterns, or if the text before the first star of a pattern is too short."""
+    """Returns a full-text expression that finds all names in `within`, and some other names. The expression is empty if
+    there are more than `MAX_PATTERNS` patterns, or if a pattern has fewer than two characters before its first star."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
     expressions = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
@@ -199,9 +203,10 @@ def _rank(name: str, word: str) -> int:
 def find_tags(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[TagMatch]:
-    """Finds tags. Splits the words of the query into parts at each ':'. The tag, or the rest of the tag after a '-' or
-    '_', must begin with the last part (`index_tables.words_of_tag`). Each other part must occur in the text
-    REPOSITORY:TAG."""
+    """Finds tags. Splits the words of the query into parts at each ':'. Finds a tag if it meets both conditions:
+
+    - The last part is at the beginning of the tag, or follows a '-' or '_' in the tag (`index_tables.words_of_tag`).
+    - Each other part occurs in the text REPOSITORY:TAG."""
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])
@@ -249,8 +254,8 @@ def find_labels(
 
 
 def _cut_to_token_limits(words: Iterable[str]) -> Iterator[str]:
-    """Takes the words of a search for labels, and yields those that contain a token (letters or digits). Cuts words
-    with more than `MAX_TOKENS_OF_WORD` tokens. Yields at most `MAX_TOKENS` tokens in all."""
+    """Yields those words of a search for labels that contain a token (letters or digits). Cuts a word after
+    `MAX_TOKENS_OF_WORD` tokens. Ends after `MAX_TOKENS` tokens in total."""
     remaining = MAX_TOKENS
     for word in words:
         starts = [match.start() for match in _TOKEN.finditer(word)]
@@ -266,8 +271,8 @@ def _quoted(text: str) -> str:
 
 
 def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
-    """Returns the labels that contain one of the words, at most `MAX_SHOWN_LABELS`. Each line of `text` is a label in
-    the form `NAME=VALUE`."""
+    """Returns at most `MAX_SHOWN_LABELS` labels that contain one of the words. Each line of `text` is a label in the
+    form `NAME=VALUE`."""
     lines = [line for line in text.split("\n") if any(word in line.lower() for word in words)]
     return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
 
@@ -323,5 +328,6 @@ def first_tags(db: apsw.Connection, repo: RepositoryName, limit: int) -> list[tu
 
 
 def _digest(text: str) -> Digest:
-    """Returns a digest read from the database. Skips the checks of `Digest`, which ran before it was stored."""
+    """Converts a text from the database to a `Digest`. Skips the checks of the constructor, which ran before the digest
+    was stored."""
     return str.__new__(Digest, text)

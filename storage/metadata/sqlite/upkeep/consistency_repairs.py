@@ -184,7 +184,7 @@ def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool
     if row is not None:
         blob, old_size = row
         db.execute("UPDATE blob SET size = ? WHERE id = ?", (size, blob))
-        usage_checks.resize_blob(db, blob, old_size, size)
+        usage_checks.correct_counted_size(db, blob, old_size, size)
     return row is not None
 
 

@@ -1,11 +1,11 @@
-"""Checks of the counts of disk usage: whether the stored counts of each scope equal a recount.
+"""Checks whether the stored counts of disk usage are right.
 
-A *scope* is a set of repositories whose blobs, bytes and tags are counted. Each quota has a scope: the repositories
-that it limits. The cache of mirrored content has scopes too: one for each upstream, and one for all upstreams together.
-A wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much or too little.
+A *scope* is a set of repositories whose blobs, bytes and tags are counted together. Each quota has a scope: the
+repositories that the quota limits. The cache of mirrored content has a scope for each upstream, and a scope for all
+upstreams together.
 
-A scope counts each blob once. It also counts the *links* of each blob: the repositories in the scope that have the
-blob. A new scope is not complete until the content that was stored before it is counted. Such a scope is not checked.
+A scope counts each blob once. For each blob, it also counts the *links*: the repositories in the scope that have the
+blob. A new scope is *incomplete* until all existing content is counted. Incomplete scopes are not checked.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _RECOUNTED = (
     "(SELECT count(*) FROM blob_link l JOIN usage_member m ON m.repository = l.repository AND m.scope = s.id "
     "WHERE l.blob = {blob})"
 )
-"""SQL expression: the number of links to a blob that a recount finds in the scope `s`."""
+"""SQL expression: the actual number of links to a blob in the scope `s`."""
 _TOTALS = """
 SELECT (SELECT count(*) FROM usage_blob u WHERE u.scope = s.id),
        (SELECT coalesce(sum(u.size), 0) FROM usage_blob u WHERE u.scope = s.id),
        (SELECT count(*) FROM usage_member m JOIN tag t ON t.repository = m.repository WHERE m.scope = s.id)
   FROM usage_scope s WHERE s.id = """
-"""Counts the blobs, bytes and tags of a scope again. Each use appends the expression for the row id of the scope."""
+"""SQL statement that counts the blobs, bytes and tags of a scope. Each use appends the expression for the row id of the
+scope."""
 
 USAGE_CHECKS: Final = (
     TableCheck(
@@ -58,19 +59,19 @@ USAGE_CHECKS: Final = (
             Rule(
                 ProblemCode.USAGE_TOTALS,
                 f"t.complete = 1 AND (t.blobs, t.bytes, t.tags) <> ({_TOTALS}t.id)",
-                "the space that is used by {item} is counted wrongly",
+                "the space that {item} uses is counted wrongly",
             ),
         ),
     ),
 )
-"""The checks in the order in which they should be repaired. Blobs come first, because the totals are sums over the
-blobs. In the SQL, `t` is the row that is checked. The name of the repository (`repository`) is an empty text, because a
-wrong count is not a problem of one repository."""
+"""The checks. Blobs come first and must be repaired first, because the totals of a scope are sums over its blobs. In
+the SQL, `t` is the row that is checked. `repository` is an empty text, because a wrong count is not a problem of one
+repository."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
-    """Counts the blob or scope of the problem again. Returns a text that says what was done; None if the code of the
-    problem is not from these checks. Runs in a transaction."""
+    """Corrects the counts of the blob or of the scope that a problem is about. Returns a text that says what was done.
+    Returns None if the problem is not from `USAGE_CHECKS`. Runs in a transaction."""
     if problem.code is ProblemCode.USAGE_LINKS:
         _recount_blob(db, problem.key)
     elif problem.code is ProblemCode.USAGE_TOTALS:
@@ -81,9 +82,9 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
 
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:
-    """Counts again, for each complete scope, how many of its repositories have a link to a blob. `key`: the key of the
-    blob's row, a tuple with the row id alone. Triggers correct the totals of the scopes. Each scope is marked as not
-    complete during its repair, so that its quota does not abort the repair."""
+    """Counts the links to a blob again in each complete scope. `key`: a tuple that contains only the row id of the
+    blob. Triggers correct the totals of the scopes. Each scope is marked as incomplete during its repair, so that its
+    quota does not abort the repair."""
     scopes: list[Any] = db.execute("SELECT id FROM usage_scope WHERE complete = 1").fetchall()
     for (scope,) in scopes:
         db.execute("UPDATE usage_scope SET complete = 0 WHERE id = ?", (scope,))
@@ -97,11 +98,11 @@ def _recount_blob(db: apsw.Connection, key: Key) -> None:
         db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope,))
 
 
-def resize_blob(db: apsw.Connection, blob: int, before: int, after: int) -> None:
-    """Corrects the totals of all scopes that have counted a blob, when the size of the blob in bytes is corrected from
-    `before` to `after`. `blob`: the row id of the blob."""
-    db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (after, blob))
+def correct_counted_size(db: apsw.Connection, blob: int, old_size: int, new_size: int) -> None:
+    """Corrects the size of a blob, in all scopes that have counted the blob and in their totals. `blob`: the row id of
+    the blob. `old_size`, `new_size`: in bytes."""
+    db.execute("UPDATE usage_blob SET size = ? WHERE blob = ?", (new_size, blob))
     db.execute(
         "UPDATE usage_scope SET bytes = bytes + ? WHERE id IN (SELECT scope FROM usage_blob WHERE blob = ?)",
-        (after - before, blob),
+        (new_size - old_size, blob),
     )

@@ -347,7 +347,7 @@ async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWor
     Tokens of other accounts, and refresh tokens, do not count."""
     for number in range(MAX_PERSONAL_TOKENS):
         await workers.first.add_token(api_token(f"t{number}"), b"hash", by=BY_ROOT)
-    with pytest.raises(AccountInvalid, match="revoke some first"):
+    with pytest.raises(AccountInvalid, match="revoke some of these tokens first"):
         await workers.second.add_token(api_token("more"), b"hash", by=BY_ROOT)
     await workers.second.add_token(api_token("login", login=True), b"hash", by=BY_ROOT)
     await workers.second.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)

@@ -59,18 +59,18 @@ async def test_metadata_is_fetched_at_the_first_login_and_every_hour(fake_provid
     clock = AuthClock()
     provider = OpenIDProvider(settings(fake_provider), clock)
     assert fake_provider.paths == []
-    await asyncio.gather(*(provider.metadata() for _ in range(5)))
+    await asyncio.gather(*(provider.get_metadata() for _ in range(5)))
     assert len(fake_provider.paths) == 1
     clock.now += METADATA_FRESH_SECONDS
     fake_provider.statuses["/.well-known/openid-configuration"] = 500
-    before = await provider.metadata()
+    before = await provider.get_metadata()
     assert len(fake_provider.paths) == 2
     clock.now += METADATA_STALE_SECONDS
     with pytest.raises(ProviderUnavailable):
-        await provider.metadata()
+        await provider.get_metadata()
     fake_provider.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
-    assert await provider.metadata() == before
+    assert await provider.get_metadata() == before
     await provider.aclose()
 
 
@@ -81,11 +81,11 @@ async def test_the_fetch_is_repeated_only_after_a_pause(fake_provider: FakeOpenI
     provider = OpenIDProvider(settings(fake_provider), clock)
     for _ in range(3):
         with pytest.raises(ProviderUnavailable):
-            await provider.metadata()
+            await provider.get_metadata()
     assert len(fake_provider.paths) == 1
     fake_provider.statuses.clear()
     clock.now += METADATA_RETRY_SECONDS
-    assert (await provider.metadata()).token_url == f"{fake_provider.url}/token"
+    assert (await provider.get_metadata()).token_url == f"{fake_provider.url}/token"
     await provider.aclose()
 
 
@@ -95,7 +95,7 @@ async def test_a_refused_connection_is_an_unavailable_provider() -> None:
         port = listener.getsockname()[1]
     provider = OpenIDProvider(OIDCSettings(issuer=f"http://127.0.0.1:{port}", client_id=CLIENT), AuthClock())
     with pytest.raises(ProviderUnavailable):
-        await provider.metadata()
+        await provider.get_metadata()
     await provider.aclose()
 
 
@@ -134,7 +134,7 @@ async def test_unsafe_metadata_is_refused(fake_provider: FakeOpenIDProvider, met
     fake_provider.metadata_changes = metadata
     provider = OpenIDProvider(settings(fake_provider), AuthClock())
     with pytest.raises(ProviderUnavailable):
-        await provider.metadata()
+        await provider.get_metadata()
     await provider.aclose()
 
 
@@ -144,14 +144,14 @@ async def test_the_url_of_the_keys_changes_during_a_fetch(fake_provider: FakeOpe
     clock = AuthClock()
     provider = OpenIDProvider(settings(fake_provider), clock)
     fake_provider.delayed_paths.add("/keys")
-    waiting = asyncio.create_task((await provider.keys()).find("sso-1", "RS256"))
+    waiting = asyncio.create_task((await provider.get_key_set()).find("sso-1", "RS256"))
     deadline = time.monotonic() + 20
     while "/keys" not in fake_provider.paths:
         assert time.monotonic() < deadline, "nobody asked"
         await asyncio.sleep(0.005)
     fake_provider.metadata_changes = {"jwks_uri": f"{fake_provider.url}/other"}
     clock.now += METADATA_FRESH_SECONDS
-    await provider.keys()
+    await provider.get_key_set()
     assert await waiting is None
     await provider.aclose()
 
