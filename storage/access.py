@@ -1,9 +1,9 @@
 """Types of access control: accounts, groups, grants, API tokens, login sessions, signing keys, and lines of the audit
 log.
 
-`storage.accounts.Accounts` stores them, and `registry.auth` uses them to decide which requests are allowed. Of a
-password, API token or login session, only the hash is stored. A signing key is stored unhashed, because the server
-signs with it.
+`storage.accounts.Accounts` stores these values, and `registry.auth` decides by them which requests are allowed. The
+store keeps only hashes of passwords and of the secrets of API tokens and login sessions. It keeps the secrets of
+signing keys unhashed, because the server signs with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""Failed logins delay later logins by at most this time. No `FailureCost.max_seconds` is larger."""
+"""Largest value of `FailureCost.max_seconds`. The server refuses no login for longer than this after a failed one."""
 
 
 class AccountInvalid(RegistryError):
@@ -42,8 +42,8 @@ class AccountUnknown(RegistryError):
 
 
 class AccountHidden(AccountUnknown):
-    """The client may not see an account, API token or login session. The client gets the same response as for one that
-    does not exist. The audit log records that the client was refused."""
+    """The client may not see an account, API token or login session. The client gets the same response as if the
+    account, token or session did not exist. The audit log records a refusal."""
 
 
 class AccountExists(RegistryError):
@@ -57,20 +57,21 @@ class LastAdmin(RegistryError):
     """The change was refused, because no enabled admin would remain after it."""
 
     code = "LAST_ADMIN"
-    default = "that is the last admin who is enabled; make another account an admin first"
+    default = "this is the last enabled admin; make another account an admin first"
 
 
 class AccountName(str):
     """Name of an account or a group: at most 64 lower-case letters, digits, '.', '_' and '-'. An account and a group
-    cannot have the same name. The constructor raises AccountInvalid if the text is not such a name."""
+    cannot have the same name. The constructor raises AccountInvalid if the text is not a valid name or is one of
+    `RESERVED_NAMES`."""
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
         if not _ACCOUNT_NAME.fullmatch(text) or text in RESERVED_NAMES:
             raise AccountInvalid(
-                f"{shown(text)} is no name for an account; a name has up to 64 lower-case letters, digits, '.', '_' "
-                "and '-', begins and ends with a letter or digit, and is none of "
+                f"{shown(text)} is no name for an account or group; a name has up to 64 lower-case letters, digits, "
+                "'.', '_' and '-', begins and ends with a letter or digit, and is none of "
                 f"{', '.join(sorted(RESERVED_NAMES))}"
             )
         return super().__new__(cls, text)
@@ -85,8 +86,8 @@ class AccountKind(enum.StrEnum):
 
 
 class Action(enum.IntFlag):
-    """A set of actions on a repository. No action includes another one: `PUSH` does not include `PULL`. `ADMIN` is the
-    right to grant actions on the repository to others."""
+    """A set of actions on a repository. No action includes another: `PUSH` does not include `PULL`. `ADMIN` is to grant
+    actions on the repository to others."""
 
     NONE = 0
     PULL = 1
@@ -96,7 +97,8 @@ class Action(enum.IntFlag):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """Parses a list such as `pull,push`; `*` means all actions. Raises ValueError, with a text for the user."""
+        """Parses a list such as `pull,push`; `*` means all actions. Raises ValueError, with a message for the user, if
+        a word is not an action or there is no word."""
         actions = cls.NONE
         for word in filter(None, (part.strip().lower() for part in text.split(","))):
             if word != "*" and word.upper() not in cls.__members__:
@@ -130,8 +132,8 @@ class GranteeKind(enum.StrEnum):
 @dataclass(frozen=True, slots=True, order=True)
 class Grantee:
     """The clients to which a grant gives a right. The text form is `user:alice`, `robot:ci`, `group:dev`, `everyone` or
-    `authenticated`. `name` is empty for `everyone` and `authenticated`. A user need not have an account in the store,
-    because users of an htpasswd file or of an external token issuer have none."""
+    `authenticated`. `name` is empty for `everyone` and `authenticated`. A user of an htpasswd file or of an external
+    token issuer can be a grantee without an account in the store."""
 
     kind: GranteeKind
     name: str = ""
@@ -153,10 +155,15 @@ class Grantee:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account of a person or a robot. `enabled`: whether the account may log in. `admin`: whether it may do
-    everything. `version`: a number that increases with each change of the password, of `enabled` and of `admin`. Bearer
-    tokens contain the number, so such a change invalidates the tokens that were issued before it. `created`: time in
-    seconds since 1970. `groups`: the groups that the account is a member of. `note`: free text for people."""
+    """An account of a person or a robot.
+
+    - `enabled`: whether the account may log in.
+    - `admin`: whether the account may do everything.
+    - `version`: a number that increases with each change of the password, `enabled` or `admin`. A bearer token contains
+      the version of its account, and becomes invalid when the version changes.
+    - `created`: time in seconds since 1970.
+    - `groups`: the groups that the account is a member of.
+    - `note`: free text for people."""
 
     name: AccountName
     kind: AccountKind
@@ -171,8 +178,8 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Gives `subject` the right to the `actions` on all repositories whose names match `pattern`. For each pair of
-    subject and pattern, there is at most one grant."""
+    """Lets `subject` do the `actions` on all repositories whose names match `pattern`. For each pair of subject and
+    pattern, there is at most one grant."""
 
     subject: Grantee
     pattern: NamePattern
@@ -181,8 +188,8 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """One entry of `ApiToken.limits`, for the repositories whose names match `pattern`. It lets the token do an action
-    there if `actions` contains the action and the token's account may do it."""
+    """One entry of `ApiToken.limits`. On repositories whose names match `pattern`, the entry allows those of the
+    `actions` that the token's account may do."""
 
     pattern: NamePattern
     actions: Action
@@ -194,10 +201,13 @@ TokenPurpose = Literal["personal", "login"]
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """An API token: a secret with which a client logs in to an account in place of the password. `note`: free text for
-    people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token never expires.
-    `limits`: None if the token has all rights of its account. `used`: approximate time of the last use; None if the
-    token was never used."""
+    """An API token: a secret with which a client logs in to an account, in place of a password. `created`, `expires`
+    and `used` are times in seconds since 1970.
+
+    - `note`: free text for people.
+    - `expires`: None if the token never expires.
+    - `limits`: the actions that the token allows; None if the token has all rights of its account.
+    - `used`: approximate time of the last use; None if the token was never used."""
 
     id: str
     account: AccountName
@@ -211,13 +221,16 @@ class ApiToken:
 
 @dataclass(frozen=True, slots=True)
 class LoginSession:
-    """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
-    for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
-    last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
-    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the account's line
-    in the htpasswd file, or of the settings of the OpenID provider; None if a password in the store proved the login.
-    When the line or the settings change, the session becomes invalid. `groups`: groups that the OpenID provider
-    named."""
+    """The session of a person who logged in with a browser. `created`, `expires` and `seen` are times in seconds since
+    1970.
+
+    - `method`: `openid` if the person logged in at the OpenID provider, otherwise `password`.
+    - `seen`: approximate time of the last request.
+    - `address` and `user_agent`: IP address and User-Agent of the browser at the login.
+    - `version`: version of the account at the login; None for an account in an htpasswd file.
+    - `stamp`: hash of the account's line in the htpasswd file, or of the settings of the OpenID provider. The session
+      becomes invalid when the line or the settings change. None if the password is in the store.
+    - `groups`: groups that the OpenID provider named."""
 
     id: str
     account: AccountName
@@ -234,9 +247,10 @@ class LoginSession:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key for the bearer tokens that the endpoint `/token` issues. One key signs new tokens; keys that it replaced
-    still verify the tokens that they signed. All times are seconds since 1970. `retired`: when the key was replaced;
-    None for the key that signs. `until`: when a replaced key stops verifying tokens; None for the key that signs."""
+    """A key that signs and verifies the bearer tokens of the endpoint `/token`. Only the current key signs tokens. A
+    key that was replaced still verifies tokens for some time. `created`, `retired` and `until` are times in seconds
+    since 1970. `retired`: when the key was replaced; None for the current key. `until`: when a replaced key stops
+    verifying tokens; None for the current key."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -246,35 +260,41 @@ class SigningKey:
 
 
 class FailureCost(NamedTuple):
-    """The cost of a failed login under one throttling key. A *throttling key* is a text that stands for an account, for
-    a network of clients, or for both.
+    """How far a failed login moves the time of a throttling key.
 
-    For each key, the store keeps a moment, the *time of the key*. Each failed login moves the time of the key further
-    into the future (`storage.accounts.Accounts.add_failures`). So after many failed logins, it is far in the future.
-    While it is too far in the future, logins under the key are refused.
+    A *throttling key* is a text that stands for an account, for a network of clients, or for both. The store keeps a
+    time for each key. Each failed login moves the key's time further into the future
+    (`storage.accounts.Accounts.add_failures`). While the key's time is too far in the future, the server refuses logins
+    under the key.
 
-    - `seconds`: the failure moves the time of the key by this many seconds.
-    - `max_seconds`: the failure moves the time of the key to at most this many seconds after the present time. This
-      field is at most `LONGEST_THROTTLING_SECONDS`."""
+    - `seconds`: how many seconds the failed login adds to the key's time.
+    - `max_seconds`: the key's new time is at most this many seconds after the present time. At most
+      `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float
 
     def latest_plausible_time(self, now: float) -> float:
-        """Returns the latest time of the key that failures of this cost can have stored by now, if the clock was right.
-        Adds a margin of `CLOCK_MARGIN_SECONDS`. A stored time after the result is wrong: it was stored while the clock
-        was ahead. `now`, the present time, and the result are in seconds since 1970."""
+        """Returns the latest time that failures of this cost can have given a key by now, plus `CLOCK_MARGIN_SECONDS`.
+        If a key's time is later, the clock was ahead when the time was stored. `now` (the present time) and the result
+        are in seconds since 1970."""
         return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`,
-    `system`, or `cli:` with the name of the operating system's user who ran a command. `action`: what was done, such as
-    `account.add` (not an `Action`). `target`: what was changed or asked for, such as `alice`, `group:dev`, `team/app`,
-    `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP address. `detail`: further facts about the
-    action. `count`: number of events that this line stands for; logins and denied requests that do not differ are
-    combined into one line. `id`: identifies the line in `AuditQuery.before`; the store sets it."""
+    """A line of the audit log.
+
+    - `at`: time in seconds since 1970.
+    - `actor`: name of the account that acted, `anonymous`, `system`, or `cli:` followed by the name of the
+      operating-system user who ran a command.
+    - `action`: what was done, such as `account.add`. It is not an `Action`.
+    - `target`: what was changed or asked for, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or
+      `team/app@sha256:…`.
+    - `address`: the client's IP address.
+    - `detail`: further facts about the action.
+    - `count`: how many equal events the line stands for. Only logins and denied requests share a line.
+    - `id`: identifies the line in `AuditQuery.before`. The store sets it."""
 
     at: float
     actor: str
@@ -291,10 +311,12 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the target of the
-    line; the name of a repository also matches lines about its tags and manifests. `since`: the line is from this time
-    or later, in seconds since 1970. `until`: the line is from before this time. `before`: the line is older than the
-    line with this id."""
+    """A filter for lines of the audit log. A line must match all fields that are not None.
+
+    - `target`: the target of the line. The name of a repository also matches lines about its tags and manifests.
+    - `since`: the line is from this time or later, in seconds since 1970.
+    - `until`: the line is from before this time, in seconds since 1970.
+    - `before`: the line is older than the line with this id."""
 
     actor: str | None = None
     action: str | None = None

@@ -3,9 +3,9 @@
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. The store writes a change
 and its events in one transaction, so every change that the server has acknowledged has its events.
 
-A *webhook* is an HTTP endpoint to which the server sends events. A *delivery* is an event for a webhook that the
-webhook has not accepted yet. A delivery is *pending* while the server tries to send it, and is a *dead letter* after
-the server has given it up.
+A *webhook* is an HTTP endpoint to which the server sends events. A *delivery* is an event that one webhook has not
+accepted yet. A delivery is *pending* while the server tries to send it, and is a *dead letter* after the server has
+given it up.
 
 A *reader* is a webhook, or the list of events that people and programs read. The store keeps only events that a reader
 wants. Times are seconds since 1970.
@@ -30,7 +30,7 @@ class EventAction(StrEnum):
     """The kind of an event.
 
     - `PUSH`: a client pushed a manifest. The event has a tag if the client pushed the manifest by tag.
-    - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.
+    - `DELETE`: a manifest or tag was deleted. Each tag of a deleted manifest has its own event.
     - `MOVE`: a tag was pointed at a manifest without a push. A reader that wants `MOVE` also gets each `PUSH` that
       moves a tag.
     - `RETENTION`: a rule of retention deleted a manifest or tag.
@@ -55,21 +55,24 @@ class EventAction(StrEnum):
     BLOB_DELETE = "blob_delete"
 
 
-CHANGES: Final = frozenset(EventAction) - {
+CHANGE_ACTIONS: Final = frozenset(EventAction) - {
     *(EventAction.PULL, EventAction.FILL),
     *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
 }
-"""The actions of events about changes of manifests and tags, and about damage. Events with other actions are far more
-frequent."""
+"""The actions of events about changed manifests and tags, and about damaged content."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that is not stored yet. `repository`: the repository's name in the store. `tag`: the tag that the event
-    is about. `digest`: the manifest or blob that the event is about. One of `tag` and `digest` may be None. `previous`:
-    the digest that the tag pointed at before it moved; None if the tag did not move, or is new. `media_type` and `size`
-    (in bytes) describe the manifest or blob; they are empty and 0 if not known. `by`: the client, command or job that
-    caused the event. `reason`: a text for people about the cause of the event."""
+    """An event that is not stored yet.
+
+    - `repository`: the repository's name in the store.
+    - `tag`, `digest`: the tag, and the manifest or blob, that the event is about. One of the two may be None.
+    - `previous`: the digest that the tag pointed at before it moved; None if the tag did not move, or is new.
+    - `media_type`: media type of the manifest or blob; empty if unknown.
+    - `size`: size of the manifest or blob in bytes; 0 if unknown.
+    - `by`: the client, command or job that caused the event.
+    - `reason`: a text for people about the cause of the event."""
 
     action: EventAction
     repository: str
@@ -85,7 +88,7 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A stored event. `number` grows with each event; later changes have higher numbers. `id` is a UUID."""
+    """A stored event. `number`: a later event has a higher number. `id`: a UUID."""
 
     number: int
     id: str
@@ -94,10 +97,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """The result of one look-up in the list of events. A look-up reads a limited number of events, and `events` has
-    those that match. So `events` may be empty although a later look-up finds some. `position`: the `number` for the
-    next look-up. It is the number of the last event that was read, or the number at which the look-up began if it read
-    none. `is_last`: whether the list had no further event to read."""
+    """The result of one look-up in the list of events. A look-up reads a limited number of events.
+
+    - `events`: the events that were read and match. May be empty even if the next look-up finds matching events.
+    - `position`: the argument `number` for the next look-up. If the look-up read no event, this is the number at which
+      the look-up began.
+    - `is_last`: whether the list had no further event to read."""
 
     events: Sequence[Event]
     position: int
@@ -106,8 +111,8 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class EventReader:
-    """A webhook, or the list of events (`LIST_READER`). It wants the events with one of `actions`, from repositories
-    whose names match one of the patterns `repositories`."""
+    """A webhook, or the list of events (`LIST_READER`). A reader wants the events with one of the `actions`, from
+    repositories whose names match one of the patterns in `repositories`."""
 
     name: str
     actions: frozenset[EventAction]
@@ -142,10 +147,11 @@ class DueDeliveries:
     """Deliveries of one webhook that are due.
 
     - `queues`: one sequence for each repository, in the order of the events.
-    - `next_at`: when the next delivery of a repository that has no sequence in `queues` becomes due. None: there is no
-      such delivery, or the time was not determined, because `queues` has as many sequences as the caller wanted.
-    - `wait_seconds`: the time that the caller must wait before it looks for due deliveries again. It is above 0 only if
-      very many repositories have pending deliveries, which makes the search costly."""
+    - `next_at`: the earliest time at which deliveries become due, over all repositories without due deliveries. None if
+      none of these repositories has pending deliveries. Can also be None if `queues` has as many sequences as the
+      caller asked for.
+    - `wait_seconds`: how long the caller must wait before it looks for due deliveries again. 0 unless very many
+      repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -166,11 +172,14 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
-    removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
-    pending deliveries, and of dead letters, of each webhook. An event that is not in the list is deleted when it has
-    neither pending deliveries nor dead letters. The newest event always stays, so that no later event gets its
-    number."""
+    """How much the outbox keeps. An event is deleted if it is not in the list and has no deliveries. The newest event
+    is never deleted, because a later event would get its number.
+
+    - `keep_since`: events before this time are removed from the list.
+    - `events`: largest number of events in the list.
+    - `pending`: largest number of pending deliveries of each webhook.
+    - `dead`: largest number of dead letters of each webhook.
+    - `now`: the current time."""
 
     keep_since: float
     events: int
@@ -181,8 +190,8 @@ class EventLimits:
 
 @dataclass(frozen=True, slots=True)
 class DroppedDeliveries:
-    """How many pending deliveries and how many dead letters of a webhook were dropped, because there were too many or
-    the webhook was removed."""
+    """How many pending deliveries, and how many dead letters, of a webhook were dropped. The server drops deliveries if
+    there are too many, or if the webhook was removed."""
 
     webhook: str
     pending: int
@@ -191,8 +200,8 @@ class DroppedDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class WebhookBacklog:
-    """How many pending deliveries and how many dead letters a webhook has. `oldest`: time of the oldest event that has
-    a pending delivery to this webhook; None if no delivery is pending."""
+    """How many pending deliveries, and how many dead letters, a webhook has. `oldest`: time of the oldest event with a
+    pending delivery to this webhook; None if no delivery is pending."""
 
     webhook: str
     pending: int
@@ -205,16 +214,15 @@ class Outbox(Protocol):
     something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. No method
-        returns or counts a dropped delivery, and `tidy` deletes it later. If a new reader has the name of a webhook
-        that was removed earlier, this method first deletes the dropped deliveries of that webhook, so that the new
-        reader does not get them. Returns how many deliveries each webhook had that this call removed. Does not write if
-        nothing changes."""
+        """Replaces the readers, and drops the deliveries of webhooks that are no longer readers. No method returns or
+        counts a dropped delivery, and `tidy` deletes it later. A webhook that becomes a reader again does not get the
+        deliveries that were dropped before. Returns the numbers of dropped deliveries of each webhook that this call
+        removed. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
-        """Adds at most `MAX_ADDED_EVENTS` events that come without a change of content, such as pulls. A power cut may
-        lose the newest of these events. The store itself adds the events of each change of content."""
+        """Adds at most `MAX_ADDED_EVENTS` events that do not belong to a change of content, such as pulls. A power cut
+        may lose the newest of these events. The store itself adds the events of changes of content."""
         ...
 
     async def due(
@@ -225,10 +233,10 @@ class Outbox(Protocol):
         max_events: int,
         excluded_repositories: Collection[str] = (),
     ) -> DueDeliveries:
-        """Returns deliveries that are due at the time `now`, of at most `max_repositories` repositories, and at most
-        `max_events` of each repository. The repositories with the oldest pending deliveries come first. If the oldest
-        pending delivery of a repository is not due yet, no delivery of that repository is due. `excluded_repositories`:
-        repositories to leave out."""
+        """Returns the deliveries that are due at the time `now`: those of at most `max_repositories` repositories, and
+        at most `max_events` of each repository. The repositories with the oldest pending deliveries come first. If the
+        oldest pending delivery of a repository is not due yet, no delivery of that repository is due.
+        `excluded_repositories`: repositories to leave out."""
         ...
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
@@ -236,15 +244,15 @@ class Outbox(Protocol):
         power cut may undo this change; the server then delivers these events again."""
         ...
 
-    async def newest(self) -> int:
+    async def newest_number(self) -> int:
         """Returns the number of the newest event, even if the event is not in the list; 0 if there never was an
         event."""
         ...
 
     async def first_complete_number(self) -> int:
-        """Returns the smallest number N for which the list is complete: it has lost no event with the number N or a
-        higher number, and has been enabled since the event N. The numbers of events in a complete list have gaps,
-        because not every event enters the list."""
+        """Returns the number of the event since which the list is complete: since this event, the list was always
+        enabled and has lost no event. Even a complete list has gaps in its numbers, because not every event enters the
+        list."""
         ...
 
     async def after(
@@ -276,16 +284,16 @@ class Outbox(Protocol):
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
-        """Makes dead letters pending and due again, and returns their number. `webhook`: only dead letters to this
-        webhook; None: to any. `event`: only dead letters of the event with this number; None: of any event."""
+        """Makes dead letters pending and due again, and returns how many it changed. `webhook`: only dead letters to
+        this webhook; None: to any. `event`: only dead letters of the event with this number; None: of any event."""
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         """Deletes the deliveries of removed webhooks. Then deletes the events and deliveries that exceed the limits,
-        oldest first. Uses several transactions if there are many. Returns how many pending deliveries and how many dead
-        letters of each webhook exceeded the limits."""
+        oldest first. May use several transactions. Returns how many pending deliveries and how many dead letters of
+        each webhook exceeded the limits."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:
-        """Returns the backlog of each webhook."""
+        """Returns the backlog of each webhook that has deliveries."""
         ...

@@ -122,7 +122,7 @@ class EventStream:
         store = caller.upkeep.store
         # The number of the newest event is read before the first byte is sent. So a client that has received the first
         # byte receives every later event.
-        newest = await store.outbox.newest()
+        newest = await store.outbox.newest_number()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
         # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore

@@ -1,4 +1,4 @@
-"""Checks the rights of callers of the management API on one repository. The errors are those of `/v2`
+"""Checks which rights a caller of the management API has on a repository. The errors are those of `/v2`
 (`registry.auth.rights.guard`). A caller who may not read a repository gets the same error as for a repository that does
 not exist.
 
@@ -6,12 +6,11 @@ Clients push to a *hosted* repository. A *mirrored* repository has the content o
 name* of a repository is its name in the store. The stored name of a mirrored repository begins with the name of the
 upstream.
 
-If the settings have no *default upstream*, each name without a host belongs to a hosted repository. If the settings
-have one, a name without a host belongs to:
+A name with the host of an upstream belongs to a mirrored repository. Any other name belongs to:
 
-- a repository of the default upstream, as long as no client has pushed to the name by `/v2`, and no import has stored
-  content under the name.
-- a hosted repository, from the first such push or import on."""
+- a hosted repository, if the settings have no default upstream.
+- a hosted repository, if a client has pushed to the name by `/v2`, or an import has stored content under the name.
+- a repository of the default upstream in all other cases."""
 
 from __future__ import annotations
 
@@ -25,11 +24,12 @@ from storage.names import RepositoryName
 
 async def require_readable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the repository to which `name` belongs now. Does not check whether the repository
-    exists. If the caller may not pull from the repository, raises an error:
+    exists. `name` has one or two *candidates*: the stored names to which it can belong. Raises:
 
-    - Unauthorized if the caller is not logged in.
-    - Unauthorized if the caller's account may pull, but the token of the request does not allow pulls.
-    - NameHidden in all other cases."""
+    - NameHidden if the caller may pull from a candidate, but not from the repository.
+    - Unauthorized if the caller may pull from no candidate, and is not logged in.
+    - Unauthorized if the account may pull from a candidate, but the token of the request allows this for no candidate.
+    - NameHidden if the account may pull from no candidate."""
     router, principal = caller.upkeep.router, caller.principal
     names = router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
@@ -46,8 +46,8 @@ async def require_readable(caller: Caller, name: RepositoryName) -> RepositoryNa
 
 async def require_pushable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may push to the repository and pull from it. The
-    right to pull is needed because the responses to changes, and their errors, show stored content. Does not check
-    whether the repository exists. Raises:
+    caller needs the right to pull because the responses to changes show stored content. Does not check whether the
+    repository exists. Raises:
 
     - Unauthorized if the caller is not logged in and lacks one of the two rights.
     - Unauthorized if the token of the request lacks a right that the caller's account has.
@@ -64,8 +64,8 @@ async def require_pushable(caller: Caller, name: RepositoryName) -> RepositoryNa
 
 async def require_deletable(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may delete from the repository and pull from it.
-    Raises the errors of `require_pushable`, with the right to delete in place of the right to push. If the settings
-    forbid deletes, raises Unsupported."""
+    Raises Unsupported if the settings forbid deletes, and the errors of `require_pushable`, with the right to delete in
+    place of the right to push."""
     settings = caller.upkeep.settings
     _check_may(caller.principal, Action.DELETE, "delete from", name)
     if settings.read_only or not settings.delete:
@@ -75,8 +75,9 @@ async def require_deletable(caller: Caller, name: RepositoryName) -> RepositoryN
 
 
 def check_may_download(caller: Caller) -> None:
-    """Checks that the setting `downloads.allow` lets the caller download images that the caller may pull. While the
-    registry has no accounts (`is_registry_open`), a caller counts as logged in. Raises Unsupported or Unauthorized."""
+    """Checks the setting `downloads.allow`. Does not check whether the caller may pull. Raises Unsupported if the
+    setting allows downloads to nobody. Raises Unauthorized if the setting requires a login, the registry has accounts
+    (`is_registry_open` is False), and the caller is not logged in."""
     allowed = caller.upkeep.settings.downloads.allow
     if allowed == "nobody":
         raise Unsupported("this registry does not offer downloads of images; pull the image")

@@ -21,7 +21,7 @@ from typing import Final, Literal
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.auth.token.api_tokens import should_record_use
-from registry.auth.token.stored_secrets import UseWrites
+from registry.auth.token.stored_secrets import LastUseWrites
 from registry.single_flight import start_detached
 from storage.access import AccountInvalid, AccountName, ApiToken, AuditEntry
 from storage.accounts import Accounts
@@ -183,7 +183,7 @@ class LoginAudit:
         self._clock = clock
         self._recorded_at = SecretCache[float]()
         """When a login was last recorded. The key consists of account, method, id of the API token, and address."""
-        self._use_writes = UseWrites()
+        self._last_use_writes = LastUseWrites()
 
     def record_success(self, identity: Identity, method: str, by: Actor) -> None:
         """Records a login that succeeded, unless the same login was recorded in the last `REPEAT_SECONDS`."""
@@ -215,11 +215,11 @@ class LoginAudit:
         recorded in the last hour."""
         now = self._clock()
         if should_record_use(token, now):
-            self._use_writes.start(token.id, partial(self._write_use, token.id, now))
+            self._last_use_writes.start(token.id, partial(self._write_use, token.id, now))
 
     async def aclose(self) -> None:
         """Waits until the tasks that `record_token_use` started have ended."""
-        await self._use_writes.wait_until_idle()
+        await self._last_use_writes.wait_until_idle()
 
     async def _write_use(self, token_id: str, now: float) -> None:
         """Writes to the store that the token was used at the time `now`. Logs a warning if this fails."""

@@ -65,7 +65,7 @@ def tail(
         if not upkeep.settings.events.keep:
             fail(EVENTS_NOT_KEPT)
         outbox, version = upkeep.store.outbox, upkeep.store.metadata.version
-        start = await outbox.newest() if after is None else after
+        start = await outbox.newest_number() if after is None else after
         event_action = None if action is None else EventAction(action)
         events = follow(outbox, version, start, idle_seconds=IDLE_SECONDS, action=event_action, repository=repository)
         async with aclosing(events) as pages:

@@ -1,5 +1,5 @@
-"""The set-up of further clients: k3s, kind, NAS systems and CI jobs. `PROGRAM_SETUPS` has the set-up of every client,
-including logins if the registry has accounts.
+"""Functions that return the set-up of each client, such as docker or k3s: configuration files, hints and commands
+(`PROGRAM_SETUPS`). If the registry has accounts, a set-up includes the login.
 
 Sources: k3s, "Private Registry Configuration"; kind, "Local Registry"; GitLab, "Use Docker to build Docker images";
 docker/setup-buildx-action; containerd, docs/hosts.md.
@@ -34,16 +34,16 @@ _GITLAB_FILE: Final = ".gitlab-ci.yml"
 _GITHUB_FILE: Final = ".github/workflows/image.yml"
 
 SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
-"""A function that returns the set-up of a client. The arguments: this registry's address, the upstream hosts that it
-mirrors, and whether it has accounts."""
+"""A function that returns the set-up of a client. The arguments: this registry's address, the hosts whose images this
+registry mirrors, and whether this registry has accounts."""
 _ROBOT_HINT: Final = hint(
-    "NAME is a robot's name, and TOKEN its API token; to make them, run: entrepot robot add NAME, entrepot token add "
-    "NAME, entrepot grant add 'team/**' pull,push robot:NAME"
+    "NAME is a robot's name, and TOKEN its API token; to make them, run `entrepot robot add NAME`, `entrepot token add "
+    "NAME` and `entrepot grant add 'team/**' pull,push robot:NAME`"
 )
 
 
-def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns docker's set-up. If nothing has to be configured, the set-up has no file."""
+def _full_docker_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+    """Returns docker's set-up. If docker needs no configuration, the set-up has no file."""
     if docker_daemon_settings(address, hosts):
         setup, commands = docker_setup(address, hosts), ["systemctl reload docker"]
     else:
@@ -55,32 +55,31 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 
 def _docker_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """If docker uses this registry as its mirror and there are accounts, returns the hint to let everyone pull the
-    mirrored images of Docker Hub. docker sends no login to a mirror, and shows no error if the mirror refuses a
-    request."""
+    """If docker uses this registry as its mirror and there are accounts, returns a hint to let everyone pull the
+    mirrored images of Docker Hub, because docker sends no login to a mirror."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [
         hint(
-            "docker sends no login to a mirror; if the mirror refuses a request, docker pulls from Docker Hub itself; "
-            "to avoid that, let everyone pull mirrored images: entrepot grant add '{pattern}' pull everyone",
+            "docker sends no login to a mirror, and pulls from Docker Hub itself if the mirror refuses a request; to "
+            "let everyone pull mirrored images, run `entrepot grant add '{pattern}' pull everyone`",
             pattern=f"{DOCKER_HUB}/**",
         )
     ]
 
 
-def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+def _full_containerd_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = containerd_setup(address, hosts)
-    files = (*setup.files, *_own_hosts_toml(address))
+    files = (*setup.files, *_plain_http_hosts_toml(address))
     hints = [*(setup.hints if files else ()), *_containerd_grant_hints(hosts, has_accounts)]
     if has_accounts:
         hints.append(_ROBOT_HINT)
     return ClientSetup(files, tuple(hints), _pull_secret(address) if has_accounts else ())
 
 
-def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
-    """Returns the hosts.toml that makes containerd use plain HTTP for images whose names begin with this registry's
-    host. Returns an empty list if the registry has TLS, because then containerd needs no such file."""
+def _plain_http_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
+    """Returns the path and content of the hosts.toml that makes containerd use plain HTTP for images whose names begin
+    with this registry's host. Returns an empty list if the registry has TLS."""
     if not address.is_plain_http:
         return []
     path = f"/etc/containerd/certs.d/{address.host}/hosts.toml"
@@ -90,18 +89,18 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
 
 
 def _containerd_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """If there are accounts, returns a hint for each upstream: to let everyone pull its images. containerd sends no
-    login to a mirror."""
+    """If there are accounts, returns a hint for each upstream to let everyone pull the upstream's images, because
+    containerd sends no login to a mirror."""
     if not has_accounts:
         return []
     return [
         hint(
-            "containerd sends no login for mirrored images; let everyone pull them: "
-            "entrepot grant add '{pattern}' pull everyone",
+            "containerd sends no login for mirrored images; to let everyone pull them, run "
+            "`entrepot grant add '{pattern}' pull everyone`",
             pattern=f"{name}/**",
         )
-        # Grants are for repository names, which begin with the upstream's name (`host.upstream`). Several hosts
-        # (`host.prefix`) can belong to one upstream.
+        # Grants are for repository names, which begin with the upstream's name. Several hosts can belong to one
+        # upstream.
         for name in dict.fromkeys(host.upstream for host in hosts)
     ]
 
@@ -113,9 +112,9 @@ def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
 
 
 def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns k3s's registries.yaml. k3s generates containerd's hosts.toml files from it. Each host in the file has the
-    same endpoint, the URL of this registry: containerd names the host in the query of its requests (`?ns=HOST`)."""
-    names = [host.prefix for host in hosts]  # the hosts in the clients' image names, and not the names of the upstreams
+    """Returns k3s's registries.yaml. Each host in the file has this registry's URL as its endpoint. containerd names
+    the host of the image in the query of its requests (`?ns=HOST`)."""
+    names = [host.prefix for host in hosts]  # the hosts at the beginning of image names
     if address.is_plain_http:
         names.append(address.host)  # without this entry, containerd uses https for the images of this registry
     lines = ["mirrors:"] if names else []
@@ -135,7 +134,7 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
 def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns containerd's hosts.toml files, and a kind.yaml that mounts the directory with these files into the node.
     If containerd needs no hosts.toml file, returns no file."""
-    setup = _containerd(address, hosts, has_accounts)
+    setup = _full_containerd_setup(address, hosts, has_accounts)
     hints = []
     if address.docker_accepts_plain_http:  # true only for loopback addresses
         hints.append(
@@ -171,8 +170,8 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
 
 
 def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns the set-up of Synology's Container Manager and similar systems. People either fill in a form, or write
-    docker's configuration file, which is not at docker's usual path on these systems."""
+    """Returns the set-up of Synology's Container Manager and similar systems. People either fill in a form or change
+    docker's configuration file."""
     daemon = docker_daemon_settings(address, hosts)
     hints = [
         hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
@@ -182,8 +181,8 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
         hints.insert(
             1,
             hint(
-                "to mirror Docker Hub: select it in the same list, click Edit, turn on Enable registry mirror, and "
-                "enter the same URL"
+                "to mirror Docker Hub: select Docker Hub in the list of registries, click Edit, turn on Enable "
+                "registry mirror, and enter this registry's URL"
             ),
         )
     if has_accounts:
@@ -192,14 +191,20 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
     hints += docker_image_name_hints(address, hosts)
     if not daemon:
         return ClientSetup((), tuple(hints))
-    hints.append(hint("the file has the same effect as the form: fill in the form, or merge these lines into the file"))
+    hints.append(
+        hint(
+            "the file has the same effect as the form: instead of filling in the form, you can merge these lines into "
+            "the file"
+        )
+    )
     content = json.dumps(daemon, indent=2) + "\n"
     commands = ("synopkg restart ContainerManager",)
     return ClientSetup(((_SYNOLOGY_FILE, content),), tuple(hints), commands)
 
 
 def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns jobs for GitLab and GitHub that build an image with this registry as the mirror, and push it."""
+    """Returns jobs for GitLab and GitHub. The jobs use this registry as a mirror, build an image and push the image to
+    this registry."""
     hints = [
         hint("the runners have to reach {url}", url=address.url),
         hint(
@@ -231,9 +236,8 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon_settings(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    # A loopback address also gets this option, although docker accepts plain HTTP from it. The docker of this job runs
-    # in a container and cannot reach a loopback address of this machine. People have to replace it by another address,
-    # for which docker needs the option.
+    # A loopback address also gets this option. The job runs in a container, so people must replace a loopback address
+    # by another address, for which docker needs the option.
     if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
@@ -255,7 +259,7 @@ def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
-    # Without the comments of buildkitd.toml, which say where the file is on a machine.
+    # The comments of buildkitd.toml say where the file is on a machine, so they are left out.
     config_lines = [
         line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")
     ]
@@ -287,7 +291,7 @@ def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
     return "\n".join(lines) + "\n"
 
 
-def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+def _full_podman_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = podman_setup(address, hosts)
     if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = replace(setup, files=())
@@ -295,7 +299,7 @@ def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
     return replace(setup, commands=(*login, f"podman push {address.host}/team/app"))
 
 
-def _buildkit(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
+def _full_buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = buildkit_setup(address, hosts)
     if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = ClientSetup((), ())
@@ -303,13 +307,14 @@ def _buildkit(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
 
 
 PROGRAM_SETUPS: Final[Mapping[str, SetupFunction]] = {
-    "docker": _docker,
-    "podman": _podman,
-    "containerd": _containerd,
+    "docker": _full_docker_setup,
+    "podman": _full_podman_setup,
+    "containerd": _full_containerd_setup,
     "k3s": k3s_setup,
     "kind": kind_setup,
-    "buildkit": _buildkit,
+    "buildkit": _full_buildkit_setup,
     "nas": nas_setup,
     "ci": ci_setup,
 }
-"""The set-up function of each client, in the order of the set-up page (`registry.ui.setup_page`)."""
+"""The set-up function of each client, by the client's name, in the order of the set-up page
+(`registry.ui.setup_page`)."""

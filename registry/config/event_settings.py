@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
 from registry.config.field_types import Duration, SettingsGroup, split_commas, split_http_url
-from storage.outbox import CHANGES, EventAction
+from storage.outbox import CHANGE_ACTIONS, EventAction
 from storage.patterns import NamePattern
 
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -53,7 +53,7 @@ class EventSettings(SettingsGroup):
     )
     keep_max: int = Field(default=100_000, ge=100, le=10_000_000, description="Largest number of events that are kept")
     actions: Annotated[list[EventAction], NoDecode, BeforeValidator(split_commas)] = Field(
-        default=sorted(CHANGES),
+        default=sorted(CHANGE_ACTIONS),
         description="The events that are kept; `actions` of `[[webhook]]` explains them. The events `pull`, `fill` and "
         "`blob_*` are many, so they are kept only if they are listed here",
     )
@@ -86,7 +86,7 @@ class Webhook(SettingsGroup):
         "notifications of CNCF Distribution)",
     )
     actions: Annotated[list[EventAction], BeforeValidator(split_commas)] = Field(
-        default=sorted(CHANGES),
+        default=sorted(CHANGE_ACTIONS),
         min_length=1,
         description="Which events: `push`, `delete`, `move` (a tag moves to another image), `retention`, `eviction`, "
         "`quarantine`, `pull`, `fill` (a mirror fetches content), `blob_push`, `blob_mount`, `blob_delete`",

@@ -83,7 +83,7 @@ class EventDelivery:
         has_events = True
         try:
             await self._configure(settings)
-            has_events = bool(await self._outbox.newest())
+            has_events = bool(await self._outbox.newest_number())
         except RegistryError as error:
             log.error("cannot store which events the settings ask for: %s", error)
         if settings.webhook or settings.events.keep or has_events:

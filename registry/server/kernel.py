@@ -1,5 +1,4 @@
-"""Functions that call the kernel and the C library. They tie a process to its parent, tune malloc, allocate memory,
-set and read the limit of open files, and read the state of TCP connections.
+"""Functions that call the kernel and the C library: for processes, memory, open files and TCP connections.
 
 On systems other than Linux, a function that needs Linux does nothing, or returns the value that means "unknown".
 """
@@ -23,15 +22,15 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
-"""malloc maps each block of at least this size separately, and returns the block to the system when it is freed. The
-buffer of the largest read from a socket has half this size, so malloc keeps and reuses the memory of all reads."""
+"""malloc maps each block of at least this size separately, and unmaps the block when it is freed. The size must be
+larger than the largest buffer for a read from a socket, so that malloc reuses the memory of these buffers."""
 _TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
 """If the free memory at the end of the heap exceeds this size, malloc returns it to the system."""
 _MAX_FILES = 1 << 20
-"""The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
+"""The highest limit of open files that `raise_file_limit` sets and `file_limit` returns."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
 _TCP_ESTABLISHED = 1
-"""The value of tcpi_state, the first byte of the struct, while neither end has closed the connection."""
+"""The value of tcpi_state, the first byte of struct tcp_info, while neither end has closed the connection."""
 _INT = struct.Struct("@i")
 _new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
@@ -41,10 +40,10 @@ _new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_s
 def die_with_parent(parent: int) -> bool:
     """Asks the kernel to kill this process with SIGKILL when the thread that forked this process ends. See prctl(2).
 
-    Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has ended
-    already. The kernel will not kill this process then, so the caller must exit. The signal is SIGKILL because it
-    ends even a worker whose event loop is blocked. No acknowledged write is lost, because the server acknowledges a
-    write only when the data is on the disk.
+    Call it in the child right after the fork. `parent` is the parent's pid. Returns False if the parent has already
+    ended: the caller must then exit, because the kernel will not kill this process. SIGKILL also ends a process whose
+    event loop is blocked. No acknowledged write is lost, because the server acknowledges a write only after the data is
+    on the disk.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -52,12 +51,11 @@ def die_with_parent(parent: int) -> bool:
 
 
 def tune_malloc() -> None:
-    """Saves the time of mapping and unmapping memory: makes malloc keep and reuse freed blocks smaller than
-    `_MMAP_THRESHOLD_BYTES`. By default malloc maps each large block separately, and unmaps it when it is freed. See
-    mallopt(3)."""
+    """Makes malloc keep and reuse freed blocks smaller than `_MMAP_THRESHOLD_BYTES`. This saves the time of mapping and
+    unmapping memory. See mallopt(3)."""
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl does not have it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # the C library musl has no mallopt
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
@@ -70,9 +68,8 @@ def uninitialized_bytearray(size: int) -> bytearray:
 
 
 def raise_file_limit() -> None:
-    """Raises the process's soft limit of open files to its hard limit, but not above a million. With the hard limit
-    of a billion that some containers have, the kernel's table of open files could grow too large. Changes nothing if
-    the system refuses."""
+    """Raises the process's soft limit of open files to its hard limit, but not above `_MAX_FILES`. With a higher limit,
+    the kernel's table of open files could grow too large. Changes nothing if the system refuses the change."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     new_soft_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < new_soft_limit:
@@ -83,7 +80,8 @@ def raise_file_limit() -> None:
 
 
 def file_limit() -> int:
-    """Returns how many files this process may have open: its soft limit, or a million if the soft limit is higher."""
+    """Returns how many files this process may have open: its soft limit, or `_MAX_FILES` if the soft limit is
+    higher."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, _MAX_FILES)
 
@@ -106,9 +104,9 @@ def unacknowledged_bytes(sock: socket.socket) -> int:
 
 
 def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
-    """Returns how many bytes the peer's kernel has acknowledged since the connection was opened, and how many were
-    written to the socket but are not acknowledged yet. Returns (0, 0) if these numbers are unknown: `sock` is closed or
-    None, the kernel is too old, or the system is not Linux. See tcp(7), TCP_INFO."""
+    """Returns two numbers of bytes: those that the peer's kernel has acknowledged since the connection was opened, and
+    those that were written to the socket but are not acknowledged yet. Returns (0, 0) if `sock` is closed or None, the
+    kernel is too old, or the system is not Linux. See tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return 0, 0
     try:
@@ -120,8 +118,8 @@ def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
 
 def is_tcp_ending(sock: socket.socket | None) -> bool:
     """Returns whether one end of a TCP connection has shut down its sending side, or has reset or closed the
-    connection. Returns False if the state is unknown: `sock` is closed or None, the kernel is too old, or the system is
-    not Linux. See tcp(7), TCP_INFO."""
+    connection. Returns False if `sock` is closed or None, the kernel is too old, or the system is not Linux. See
+    tcp(7), TCP_INFO."""
     if sys.platform != "linux" or sock is None:
         return False
     try:

@@ -1,10 +1,10 @@
 """The metrics that the processes of the server count in shared memory (`Metrics`).
 
-A *cell* is one number of a metric. The memory has a copy of all cells for each process: its *column*. A process writes
-only to its column (`registry.telemetry.shared_cells`).
+A *cell* is one number of a metric. Each process has its own copy of all cells, its *column*, and writes only to this
+column (`registry.telemetry.shared_cells`).
 
 Names follow Prometheus ("Metric and label naming"): the prefix `entrepot_`, base units, counters with `_total`. No
-label has a repository's name, because there can be a million of them.
+label contains the name of a repository, because a registry can have a million repositories.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
-"""Smallest number of columns. A small server does not need all of them, but a restart may start more workers than
-before. If the memory has enough columns for the new workers, the counts continue. Otherwise, all counts begin at 0."""
+"""Smallest number of columns. A restart that increases the number of workers can continue the counts only if the memory
+has enough columns for the new workers."""
 
 
 class CountsMemory(NamedTuple):
-    """The shared memory with the counts, which a new version of the program can continue. `descriptor`: the file
-    descriptor of the memory. `layout`: a text that identifies the meaning of each cell. A version can continue the
-    counts of another version with the same layout."""
+    """The shared memory with the counts. `descriptor`: the file descriptor of the memory. `layout`: a text that
+    identifies the meaning of each cell. A new version of the program continues the counts of the old version only if
+    both versions have the same layout."""
 
     descriptor: int
     layout: str
@@ -63,12 +63,12 @@ class Metrics:
         inherited: CountsMemory | None = None,
         webhooks: Sequence[str] = (),
     ) -> None:
-        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of worker processes. During a restart,
-        there are up to twice as many, because a replaced worker runs until its last connection has ended.
+        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of worker processes, without those that
+        a restart has replaced.
 
-        `inherited`: the memory of the old version of the program, if a restart has replaced that version in this
-        process (execve(2)). If the memory is suitable, its counts continue. Otherwise, the memory is closed, and all
-        counts begin at 0. None: all counts begin at 0."""
+        `inherited`: the memory of the old version of the program, which this process ran before a restart (execve(2));
+        None: there is no such memory, and all counts begin at 0. If the memory has a different layout or too few
+        columns, it is closed, and all counts begin at 0. Otherwise, its counts continue."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -100,7 +100,7 @@ class Metrics:
         self.response_sizes = Histogram(
             plan, "entrepot_http_response_size_bytes", "Size of response bodies.", by_route, bounds=SIZES
         )
-        self._first_cached_cell = self._add_sources(plan)
+        self._first_cached_answers_cell = self._add_sources(plan)
         self.worker_starts = Counter(plan, "entrepot_worker_starts_total", "Worker processes that were started.")
         self.mirror = MirrorMetrics(plan, ROUTES)
         self.work = WorkMetrics(plan)
@@ -112,13 +112,12 @@ class Metrics:
             "Requests in progress, without those that the response cache answers.",
         )
         self.activity = ActivityCounts(plan, self.requests, self.mirror)
-        self._began_cell = plan.reserve(1)  # the time that `own_start` returns
+        self._start_time_cell = plan.reserve(1)  # the time that `own_start_time` returns
         self.plan = plan
         # The memory holds the names of the upstreams, the names of the webhooks, and the cells, at these offsets.
         webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
         cells_start = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY)
-        # Four columns for each worker. During a restart, the replaced worker and the new one need one each. The other
-        # two are for a second restart, which may begin before the workers replaced by the first one have ended.
+        # Four columns for each worker, because the replaced workers of several restarts can still run.
         columns = max(_MIN_COLUMNS, 4 * workers)
         memory = None
         if inherited is not None:
@@ -129,7 +128,7 @@ class Metrics:
                 memory = SharedMemory(cells_start + columns * column_bytes, inherited.descriptor)
             else:
                 os.close(inherited.descriptor)
-                log.warning("all metrics begin at 0: this version cannot continue the counts of the version before it")
+                log.warning("all metrics begin at 0: this version cannot continue the counts of the previous version")
         memory = memory or SharedMemory(cells_start + SharedCells.needed_bytes(plan.size, columns))
         self.memory = CountsMemory(memory.descriptor, plan.layout_hash())
         """The memory that is passed on to a new version of the program."""
@@ -142,58 +141,55 @@ class Metrics:
         self.events.attach_memory(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the sources to `plan`. A *source* is a cell whose value `CellPlan.complete` later adds to the cells of
-        several series. To count a request in all these series, a process only adds 1 to the source.
+        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.complete` adds to the cells of
+        several series, so that a process writes only one cell.
 
-        Reserves a source for each kind of request that the response cache answers: one for each route, method and
-        bucket of the response's size. Such a request has the status 200, takes microseconds and has no body. So the
-        source counts in the first bucket of the durations and of the request sizes. Returns the first of the reserved
-        cells."""
+        Reserves sources for the requests that the response cache answers: one for each combination of route, method and
+        bucket of the response's size. These requests have the status 200, and count in the first bucket of the
+        durations and of the request sizes. Returns the first reserved cell."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             request_sizes_cell = self.request_sizes.cell(route)
             response_sizes_cell = self.response_sizes.cell(route)
             for method in _CACHED_METHODS:
-                common_cells = (  # those that count a request of this kind, whatever the size of its response
+                common_cells = (  # these cells count responses of every size
                     *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
                     *(self.cached_answers.cell(route), request_sizes_cell),
                 )
                 for bucket in range(len(SIZES) + 1):
                     plan.add_source(cell, *common_cells, response_sizes_cell + bucket)
                     cell += 1
-            # Each counter of bytes is the source of the sum in a histogram of sizes, because a request adds its bytes
-            # only to the counters.
+            # A request adds its bytes only to the counters of bytes. So each of these counters is the source of the sum
+            # in a histogram of sizes.
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(response_sizes_cell))
             plan.add_source(self.received_bytes.cell(route), self.request_sizes.sum_cell(request_sizes_cell))
         return first_cell
 
-    def cached_cell(self, route: str, method: str, size: int) -> int:
-        """Returns the cell that counts the requests which the response cache has answered with a body of `size` bytes.
-        The cell is the source of all series that count such requests."""
-        # The cells for a route and method have the order of the buckets of `response_sizes`, so `bucket_cell` finds the
-        # cell for `size`.
+    def cached_answers_cell(self, route: str, method: str, size: int) -> int:
+        """Returns the cell to which a process adds 1 for each request that the response cache answers. `size`: size of
+        the response's body in bytes. `CellPlan.complete` adds the cell to all series that count the request."""
+        # The reserved cells of a route and method have the order of the buckets, so `bucket_cell` works for them.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
-        return self.response_sizes.bucket_cell(self._first_cached_cell + position * (len(SIZES) + 1), size)
+        return self.response_sizes.bucket_cell(self._first_cached_answers_cell + position * (len(SIZES) + 1), size)
 
     def totals(self) -> list[float]:
         """Returns the total of each cell: the sum over the columns of all processes."""
         return self.plan.complete(self.cells.totals())
 
     def own_numbers(self) -> list[float]:
-        """Returns the numbers in the column of this process. They include the counts of earlier processes with this
+        """Returns the numbers in the column of this process, which include the counts of earlier processes that had the
         column."""
         return self.plan.complete([*self.cells.own])
 
     @property
-    def own_start(self) -> float:
-        """When the first process with this column began to count, in seconds since 1970. This may be before the last
-        restart, because a new version of the program continues the counts of the old one."""
-        return self.cells.own[self._began_cell]
+    def own_start_time(self) -> float:
+        """When the first process that had this column began to count, in seconds since 1970."""
+        return self.cells.own[self._start_time_cell]
 
     def is_series_in_use(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns False for a series of an upstream or webhook that does not exist, and True for every other series. A
-        family has series for UPSTREAM_CAPACITY upstreams or WEBHOOK_CAPACITY webhooks, even if fewer exist. `values`:
-        see `label_values`."""
+        """Returns whether the upstream or webhook of the series exists. A family has series for UPSTREAM_CAPACITY
+        upstreams or WEBHOOK_CAPACITY webhooks, even if fewer exist. Returns True for a series without an upstream or
+        webhook. `values`: as for `label_values`."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(shared_names[label].names())
@@ -202,8 +198,8 @@ class Metrics:
         )
 
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
-        """Returns the labels of a series with their values. `values`: the values that `Family.series` yields, in which
-        numbers stand for the names of upstreams and webhooks."""
+        """Returns the labels of a series with their values. `values`: the values that `Family.series` yields. They have
+        numbers in place of the names of upstreams and webhooks."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return {
             label: _name_of(value, shared_names[label].names()) if label in shared_names else value
@@ -213,12 +209,13 @@ class Metrics:
     def start_worker(self) -> None:
         """Claims a column for this process. Call it once in each worker."""
         if not self.cells.claim_column(self.plan.gauge_cells()):
-            log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
-        # If no column was free, `own` is memory of this process alone, and no total includes these counts.
+            log.error("too many processes run: the metrics do not include process %d", os.getpid())
+        # If no column was free, these counts go to private memory, and no total includes them.
         self.cells.own[self.worker_starts.first_cell] += 1
-        if not self.cells.own[self._began_cell]:
-            self.cells.own[self._began_cell] = time.time()
+        if not self.cells.own[self._start_time_cell]:
+            self.cells.own[self._start_time_cell] = time.time()
 
 
 def _name_of(number: str, names: Sequence[str]) -> str:
+    """Returns the name with this number; `other` if there is no such name."""
     return names[int(number)] if int(number) < len(names) else "other"

@@ -42,7 +42,7 @@ class OtlpMetrics:
         from opentelemetry.sdk.resources import Resource
 
         self._metrics = metrics
-        self._started_at = int(metrics.own_start * 1e9)
+        self._started_at = int(metrics.own_start_time * 1e9)
         self._resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "entrepot"),

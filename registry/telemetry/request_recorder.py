@@ -89,7 +89,7 @@ class RequestRecorder:
         """Records a request that the response cache has answered."""
         if answer.metric_cells is None:
             size = len(answer.body)
-            count_cell = self._metrics.cached_cell(answer.kind, scope["method"], size)
+            count_cell = self._metrics.cached_answers_cell(answer.kind, scope["method"], size)
             answer.metric_cells = count_cell, self._metrics.sent_bytes.cell(answer.kind), size
         count_cell, sent_cell, size = answer.metric_cells
         cells = self._metrics.cells.own

@@ -35,7 +35,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from registry.auth.rights.principal import Principal, current_principal
-from registry.auth.rights.sealed_cursors import CursorKind, SealedCursors, process_secrets
+from registry.auth.rights.sealed_cursors import CursorKind, SealedCursors, process_secrets_reader
 from registry.naming import NamingRules
 from registry.request import current_request
 from registry.visitor_limits import Limits, VisitorLimits
@@ -166,7 +166,7 @@ class Guarded(ForwardingRegistry):
         self._resolve_name = resolve_name
         self._on_denied = on_denied
         self._renew = renew
-        self._cursors = cursors or SealedCursors(process_secrets())
+        self._cursors = cursors or SealedCursors(process_secrets_reader())
         self._lists = VisitorLimits(LIST_LIMITS, "lists")
 
     async def handle(self, call: Call[T]) -> T:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final, Literal
 
 from registry.auth.rights.principal import Identity
-from registry.auth.token.stored_secrets import UseWrites, has_hash, hash_secret
+from registry.auth.token.stored_secrets import LastUseWrites, has_hash, hash_secret
 from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -54,7 +54,7 @@ class LoginSessions:
         self._accounts = accounts
         self._clock = clock
         self._random = random
-        self._use_writes = UseWrites()
+        self._last_use_writes = LastUseWrites()
         self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
@@ -89,7 +89,7 @@ class LoginSessions:
         # If the recorded time is in the future, the clock was set back, and the time is recorded again.
         is_recently_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < USE_RECORD_SECONDS
         if not is_recently_recorded and time.monotonic() >= self._no_writes_until:
-            self._use_writes.start(session.id, partial(self._write_use, session.id, now))
+            self._last_use_writes.start(session.id, partial(self._write_use, session.id, now))
         return Identity(
             session.account,
             version=session.version,
@@ -110,7 +110,7 @@ class LoginSessions:
 
     async def aclose(self) -> None:
         """Waits for the tasks that record the times of requests."""
-        await self._use_writes.wait_until_idle()
+        await self._last_use_writes.wait_until_idle()
 
     def _find(self, text: str) -> LoginSession:
         """Returns the session with this text. Raises Unauthorized if there is no such session."""

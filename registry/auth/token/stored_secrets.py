@@ -1,7 +1,8 @@
-"""What API tokens and login sessions have in common: the store keeps a hash of their secret (`hash_secret`), and the
-time of their last use, which a task records (`UseWrites`).
+"""Functions for the secrets of API tokens and login sessions, and the tasks that record their last use
+(`LastUseWrites`).
 
-A hash is the SHA-256 of the secret. It needs no salt, because a secret has 256 random bits, so nobody can guess it.
+The store keeps only the SHA-256 of each secret (`hash_secret`). The hash needs no salt, because each secret has 256
+random bits.
 """
 
 from __future__ import annotations
@@ -22,33 +23,33 @@ def hash_secret(secret: str) -> bytes:
 
 
 def has_hash(secret: str, secret_hash: bytes) -> bool:
-    """Returns whether the secret has this hash. Takes the same time for each wrong secret. Raises UnicodeEncodeError if
-    the secret is not ASCII."""
+    """Returns whether the secret has this hash. Compares in constant time. Raises UnicodeEncodeError if the secret is
+    not ASCII."""
     return hmac.compare_digest(hash_secret(secret), secret_hash)
 
 
-class UseWrites:
+class LastUseWrites:
     """The running tasks that record in the store when an API token or a login session was last used. There is at most
     one task for each token or session. Call the methods from one event loop only."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        """By the id of the token or session."""
+        """The tasks, by the id of the token or session."""
 
     def start(self, used_id: str, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task that runs `write()` for the token or session with this id, unless such a task is running.
-        `write` must log its errors: nobody else sees them."""
+        `write` must log its own errors, because this class ignores them."""
         running = self._tasks.get(used_id)
         if running is None or running.done():
             task = self._tasks[used_id] = start_detached(write())
             task.add_done_callback(partial(self._forget, used_id))
 
     def _forget(self, used_id: str, task: asyncio.Task[None]) -> None:
-        """Forgets an ended task, unless another one has been started since."""
+        """Forgets an ended task, unless a newer task with this id has started."""
         if self._tasks.get(used_id) is task:
             del self._tasks[used_id]
 
     async def wait_until_idle(self) -> None:
-        """Waits until the running tasks have ended. Ignores their errors. If the caller is cancelled, cancels the
-        tasks. `start` can still start further tasks; this method does not wait for those."""
+        """Waits until the tasks that run now have ended. Does not wait for tasks that start later. Ignores the errors
+        of tasks. If the caller is cancelled, cancels the tasks."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -29,9 +29,9 @@ Examples:
   entrepot export ubuntu:24.04 --to ubuntu.tar --platform linux/arm64 --config entrepot.toml
   entrepot export team/app:1 --to - --format docker-archive | docker load
 
-REF is the name of a hosted or a mirrored image; what a mirror lacks is fetched. If the argument of --to ends with .tar,
-the images go into a tar archive, otherwise into a directory. docker-archive and --to - always make a tar archive. If
-the directory has exported images already, the new ones are added."""
+REF names a hosted or mirrored image. Mirrored content that is not in the cache is fetched. The images go into a tar
+archive if the argument of `--to` is - or ends with .tar, or if the format is docker-archive; otherwise, they go into a
+directory. If the directory already contains exported images, the export adds to them."""
 
 
 class Format(StrEnum):
@@ -45,7 +45,7 @@ def export(
     references: Annotated[list[str], typer.Argument(metavar="REF...", help="NAME, NAME:TAG or NAME@DIGEST.")],
     to: Annotated[str, typer.Option("--to", metavar="FILE|DIR", help="Where to write; - is the standard output.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="docker-archive: a tar archive that every docker loads.")
+        Format, typer.Option("--format", help="docker-archive: a tar archive for every version of docker.")
     ] = Format.OCI_LAYOUT,
     platform: Annotated[
         list[str] | None,
@@ -63,18 +63,21 @@ def export(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Exports the images. Ends the command with exit code 1 if one cannot be exported: then no archive file is made,
-    and the index of a directory stays as it was."""
+    """Exports the images. If an image cannot be exported, ends the command with exit code 1, creates no archive file,
+    and leaves the index of a directory unchanged."""
     from registry.upkeep.images.image_export import ExportOptions, export_images
     from storage.upkeep.reporter import PlainReporter
 
     for_docker = format_ is Format.DOCKER_ARCHIVE
-    platforms = _platforms(platform or [], all_platforms=all_platforms, for_docker=for_docker)
-    images = _parse(references)
+    platforms = _parse_platform_options(platform or [], all_platforms=all_platforms, for_docker=for_docker)
+    images = _parse_or_fail(references)
     options = ExportOptions(platforms, with_referrers=referrers and not for_docker, for_docker=for_docker)
     if to == "-" and (sys.stdout.isatty() or as_json):
-        fail("--to - writes the archive to the standard output: pipe it, and do without --json", USAGE_ERROR)
-    logging.getLogger("registry").addHandler(logging.NullHandler())  # else Python prints logged warnings too
+        fail(
+            "`--to -` writes the archive to the standard output: pipe it to a command or file, and leave out `--json`",
+            USAGE_ERROR,
+        )
+    logging.getLogger("registry").addHandler(logging.NullHandler())  # without it, Python prints warnings on stderr
 
     async def work(upkeep: UpkeepComponents) -> Any:
         writer = _open_writer(to, for_docker=for_docker)
@@ -91,8 +94,9 @@ def export(
 
 
 def _open_writer(to: str, *, for_docker: bool) -> ImageFileWriter:
-    """Returns the object that writes the images to `to`: a tar archive for `-` (standard output), for a name that ends
-    with `.tar`, and for docker; otherwise a directory. Ends the command if `to` should be a file but is a directory."""
+    """Returns the object that writes the images to `to`. It writes a tar archive if `to` is `-` (the standard output)
+    or ends with `.tar`, or if `for_docker` is True; otherwise a directory. Ends the command if `to` is a directory, but
+    the archive needs a file."""
     from registry.upkeep.images.image_file_writers import LayoutArchive, LayoutDirectory
 
     if to == "-":
@@ -105,9 +109,9 @@ def _open_writer(to: str, *, for_docker: bool) -> ImageFileWriter:
     return LayoutDirectory(path)
 
 
-def _platforms(texts: list[str], *, all_platforms: bool, for_docker: bool) -> list[Platform] | None:
-    """Returns the platforms to export; None: all of them. For a docker archive, the default is this machine's platform.
-    Ends the command if the options contradict each other."""
+def _parse_platform_options(texts: list[str], *, all_platforms: bool, for_docker: bool) -> list[Platform] | None:
+    """Returns the platforms to export; None: all platforms. For a docker archive, the default is this machine's
+    platform. Ends the command if the options contradict each other, or if one of `texts` is not a platform."""
     from registry.mirror.warm.targets import parse_platforms
 
     if all_platforms and texts:
@@ -120,7 +124,8 @@ def _platforms(texts: list[str], *, all_platforms: bool, for_docker: bool) -> li
         fail(f"--platform: {error}", USAGE_ERROR)
 
 
-def _parse(references: list[str]) -> list[ImageReference]:
+def _parse_or_fail(references: list[str]) -> list[ImageReference]:
+    """Parses the references. Ends the command if one is not valid."""
     from registry.mirror.warm.targets import ReferencesError, parse_references
 
     try:
@@ -130,4 +135,4 @@ def _parse(references: list[str]) -> list[ImageReference]:
 
 
 def _ignore(_step: Mapping[str, Any]) -> None:
-    """Ignores the steps of an export, because without --json they are not printed."""
+    """Ignores a step of an export: without `--json`, the command does not print steps."""

@@ -13,17 +13,17 @@ from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-off downloads and stray files.
 
-A server collects garbage by itself, at an interval. This command does a round at once, and says for each thing what it
-was, how many bytes it took and why it goes. It has the same age limits as the server: what is younger than the setting
-gc.grace stays. Manifests stay, with or without a tag. If an earlier round was interrupted, this one also frees the
-space of the blobs that the earlier one had removed.
+A server collects garbage by itself, at an interval. This command runs one round now. For each removal, it prints what
+was removed, its size and the reason. Like the server, the command keeps what is younger than the setting gc.grace, and
+every manifest that nobody has deleted, with or without a tag. It also frees the space of blobs that an interrupted
+round has removed.
 
-Stray files are those that a crash has left without a record. To find them, a round lists a part of all blobs, each time
-another part. With --strays it lists all of them, which takes long in a large store."""
+A stray file is left by a crash, and has no record. Each round looks for stray files among a different part of the
+blobs. With `--strays`, a round looks among all blobs, which takes long in a large store."""
 EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --strays --json"
-# The names of the kinds of garbage in the table of totals. "Deleted manifests" were deleted earlier, but the store has
-# kept them until now, so that they could be put back. Garbage collection deletes no other manifests. The kind "trash"
-# is the bytes of blobs that an earlier, interrupted round has removed without freeing their disk space.
+# The names of the kinds of garbage in the table of totals. A "deleted manifest" was deleted earlier, but could still be
+# restored. Garbage collection removes no other manifests. "trash" is blobs that an interrupted round has removed
+# without freeing their disk space.
 _KIND_NAMES = {
     "upload": "abandoned uploads",
     "partial": "cut-off downloads",
@@ -40,7 +40,7 @@ def gc(
         bool, typer.Option("--dry-run", help="Remove nothing; show what a round at this moment would remove.")
     ] = False,
     strays: Annotated[
-        bool, typer.Option("--strays", help="Look for stray files among all blobs, instead of a part of them.")
+        bool, typer.Option("--strays", help="Look for stray files among all blobs, not only among a part of the blobs.")
     ] = False,
     as_json: JsonLinesOption = False,
     config: ConfigOption = None,
@@ -71,8 +71,8 @@ def gc(
 
 
 def removal_text(verb: str, step: Mapping[str, Any]) -> str:
-    """Returns one line about a removal. `verb`: `removed` or `would remove`. `step`: the record of the removal that the
-    job has reported."""
+    """Returns one line about a removal. `verb`: `removed` or `would remove`. `step`: the removal, as the job reports
+    it."""
     from registry.cli.output import human_size
 
     # A link is only a record that a repository has a blob, so it takes no bytes.

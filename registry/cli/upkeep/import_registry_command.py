@@ -1,5 +1,5 @@
-"""The command `entrepot import-registry`: imports all content from the directory of a CNCF Distribution registry
-(registry:2 or registry:3)."""
+"""The command `entrepot import-registry`: imports images from the directory of a CNCF Distribution registry (registry:2
+or registry:3)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from registry.cli.options import ConfigOption, DataOption
 from registry.cli.upkeep.import_run import ExcludeOption, IncludeOption, OverwriteOption, run_import
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
-HELP = """Import all images from the directory of a registry:2 or registry:3 (CNCF Distribution).
+HELP = """Import all images from the directory of a CNCF Distribution registry (registry:2 or registry:3).
 
-Imports every repository with its tags, its untagged manifests and its signatures. Files are hard-linked where that is
-possible and safe, otherwise copied; each is checked against its digest. Nothing in the old directory is changed. What
-is broken there is listed, and the exit code is then 1. A second run imports only what changed."""
+Imports every repository with its tags, its untagged manifests and its signatures. Hard-links each file if this is
+possible and safe, and otherwise copies the file. Checks each file against its digest. Changes nothing in the old
+directory. Lists content that cannot be imported, and ends with exit code 1 if there is such content. A second run
+imports only what has changed since the first run."""
 EXAMPLES = (
     "\b\nExamples:\n  entrepot import-registry /var/lib/docker-registry --data /srv/entrepot\n"
     "  entrepot import-registry /srv/registry --include 'team/**' --exclude 'team/tmp-*'"
@@ -26,7 +27,7 @@ EXAMPLES = (
 def import_registry(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="The old registry's directory: the one that contains docker/registry/v2."),
+        typer.Argument(metavar="PATH", help="The old registry's directory, which contains docker/registry/v2."),
     ],
     include: IncludeOption = None,
     exclude: ExcludeOption = None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
     from storage.jobs import Job
 
-HELP = "Show and stop long work, such as a garbage collection or a backup, that a server or a command runs."
+HELP = "Show and stop jobs: long work of a server or a command, such as a garbage collection or a backup."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 JobArgument = Annotated[
     int, typer.Argument(metavar="JOB", min=0, max=MAX_ID, help="The number of the job, as `jobs list` shows it.")
@@ -22,7 +22,7 @@ JobArgument = Annotated[
 
 @app.command(
     "list",
-    help="List the jobs, newest first. The newest thousand are kept.",
+    help="List the jobs, newest first. The server keeps the newest thousand jobs.",
     epilog="\b\nExamples:\n  entrepot jobs list\n  entrepot jobs list --kind gc --json",
 )
 def list_jobs(
@@ -74,11 +74,11 @@ def show_job(
 
 @app.command(
     "stop",
-    help="Ask the process that runs the job to stop it. What the job has done stays.",
+    help="Ask the process that runs the job to stop the job. What the job has already done is not undone.",
     epilog="\b\nExample:\n  entrepot jobs stop 7",
 )
 def stop_job(job: JobArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Asks the process that runs the job to stop it."""
+    """Asks the process that runs the job to stop the job."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     async def stop(upkeep: UpkeepComponents) -> Job:
@@ -92,14 +92,14 @@ def stop_job(job: JobArgument, config: ConfigOption = None, data: DataOption = N
 
 
 def _state_text(job: Job) -> str:
-    """Returns the state of a job, with the reason of a failure."""
+    """Returns the state of a job, followed by the reason if the job has failed."""
     if job.ended is None and job.is_stopping:
         return "stopping"
     return f"{job.state}: {job.progress.message}" if job.state == "failed" else str(job.state)
 
 
 def _progress_text(job: Job) -> str:
-    """Returns the progress of a job, such as `12 of 40 blobs`; `-` if the job counts nothing."""
+    """Returns the progress of a job, such as `12 of 40 blobs`; `-` if the job has no count."""
     progress = job.progress
     if not progress.unit:
         return "-"

@@ -1,4 +1,4 @@
-"""Separates the body of a request from its framing and from the bytes after its end (RFC 9112, 6.2 and 7.1).
+"""Finds the bytes of a request's body among the bytes that the server receives (RFC 9112, 6.2 and 7.1).
 
 The *framing* tells where a body ends. It is either a declared length, or a size line before each chunk of the body. The
 HTTP parser httptools parses only the heads of requests, and the classes of this module parse the framing. They copy no
@@ -16,17 +16,15 @@ from registry.server.http1.error_responses import RefusedRequest
 MAX_CHUNK_BYTES = 2**63 - 1
 """Largest size that a chunk may declare, in bytes."""
 MAX_CHUNKS_PER_CALL = 1024
-"""Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses. Even a small chunk takes a
-microsecond or two, and the call blocks the event loop."""
+"""Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses, so that the call does not block
+the event loop for long."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
-"""The end of a chunk, followed by the size line of the next chunk. A size of up to 15 hexadecimal digits is always less
-than `MAX_CHUNK_BYTES`. A size of 16 digits can be larger, so this pattern does not match it, and `_parse_size_line`
-checks it."""
+"""The end of a chunk, followed by the size line of the next chunk. Matches only sizes of up to 15 hexadecimal digits,
+which are always less than `MAX_CHUNK_BYTES`."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-"""The line before a chunk: its size, and perhaps extensions, which are ignored."""
+"""The line before a chunk: the size of the chunk, and optional extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""Any beginning of a valid size line, without its LF. If the beginning of a line does not match, the whole line cannot
-be valid."""
+"""A beginning of a valid size line, without the LF."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
@@ -40,22 +38,22 @@ class Framing(Protocol):
     """Whether the whole body was parsed."""
 
     def bytes_to_receive(self, free_bytes: int) -> int:
-        """Returns how many bytes to receive next, at most, into a buffer that has `free_bytes` left."""
+        """Returns the largest number of bytes to receive next, into a buffer that has space for `free_bytes` bytes."""
         ...
 
     def parse(self, data: memoryview, pieces: list[memoryview]) -> int:
         """Parses received bytes. Appends the bytes of the body to `pieces`, as views of `data`.
 
         Returns how many bytes of `data` were parsed. If the body is complete, the remaining bytes of `data` come after
-        the body. If the body is not complete but bytes remain, `data` has too many chunks for one call: pass the
-        remaining bytes to another call. Raises RefusedRequest if the framing is malformed.
+        the body. If the body is not complete but bytes remain, call this method again with the remaining bytes. Raises
+        RefusedRequest if the framing is malformed.
         """
         ...
 
 
 class LengthFraming:
-    """The framing of a body with a declared length in bytes. `bytes_to_receive` never asks for bytes after the body's
-    end, so the next request is not received together with the body."""
+    """The framing of a body with a declared length in bytes. `bytes_to_receive` never returns more than the rest of the
+    body, so the server does not receive the next request together with the body."""
 
     def __init__(self, length: int) -> None:
         self._remaining_bytes = length
@@ -75,19 +73,17 @@ class LengthFraming:
 class ChunkedFraming:
     """The framing of a body in chunks (`Transfer-Encoding: chunked`).
 
-    This class is strict: it refuses framing that a proxy in front of the server could interpret differently. Examples
-    are a line that ends with LF without CR, and a size with spaces around it.
+    This class refuses framing that a proxy in front of the server could interpret differently, such as a line that ends
+    with LF without CR, or a size with spaces around it.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is a number of bytes. It is the maximum for each of these: one line, all chunk extensions together
-        (RFC 9112, 7.1.1), and all trailers (headers after the last chunk) together. Extensions are limited because the
-        server receives them into the same buffers as the body. These buffers stay in memory until the application has
-        used the bytes of the body."""
+        """`limit`: the largest size, in bytes, of one line, of all chunk extensions together (RFC 9112, 7.1.1), and of
+        all trailers together. *Trailers* are headers after the last chunk."""
         self._limit = limit
         self._extension_bytes = 0
-        self._chunk_remaining_bytes = 0  # bytes of the current chunk that were not parsed yet
-        self._line = b""  # an incomplete line, as far as it was received
+        self._chunk_remaining_bytes = 0  # how many bytes of the current chunk are not parsed yet
+        self._line = b""  # the received beginning of an incomplete line
         self._parse_line = self._parse_size_line  # the method that parses the next line
         self._trailer_bytes = 0
         self.is_complete = False
@@ -123,8 +119,9 @@ class ChunkedFraming:
         return offset
 
     def _receive_line(self, data: memoryview, offset: int) -> int:
-        """Adds the bytes of `data` from `offset` to the current line, and parses the line if it is complete. Returns
-        the offset after the bytes of the line. Raises RefusedRequest if the line is malformed or too long."""
+        """Appends the bytes from `offset` to the end of the line, or of `data`, to `self._line`. Parses the line if it
+        is complete. Returns the offset after these bytes. Raises RefusedRequest if the line is malformed or too
+        long."""
         line_end = _LINE_END.search(data, offset, offset + self._limit + 1)
         end_offset = line_end.end() if line_end else min(len(data), offset + self._limit + 1)
         self._line += data[offset:end_offset]
@@ -138,9 +135,8 @@ class ChunkedFraming:
         return end_offset
 
     def _can_become_valid(self, line_start: bytes) -> bool:
-        """Returns whether a valid line can begin with `line_start`. If not, the caller refuses the request without
-        waiting for the rest of the line, which the client might never send. Returns True for every trailer, because
-        `_parse_trailer` checks the complete line."""
+        """Returns whether a valid line can begin with `line_start`. Returns True for every trailer, because only
+        `_parse_trailer` checks trailers."""
         if self._parse_line == self._parse_chunk_end:
             return line_start == b"\r"
         return self._parse_line != self._parse_size_line or _SIZE_LINE_START.fullmatch(line_start) is not None
@@ -148,7 +144,7 @@ class ChunkedFraming:
     def _parse_chunk_end(self, line: bytes) -> None:
         """Parses the empty line that ends each chunk."""
         if line != b"\r\n":
-            raise _malformed("a chunk is longer than its size")
+            raise _malformed("a chunk is longer than its declared size")
         self._parse_line = self._parse_size_line
 
     def _parse_size_line(self, line: bytes) -> None:
@@ -182,5 +178,5 @@ def _malformed(problem: str) -> RefusedRequest:
 def _too_large(limit: int) -> RefusedRequest:
     return RefusedRequest(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        f"the chunked body has a line, chunk extensions, or trailers, of more than {limit} bytes",
+        f"a line, the chunk extensions or the trailers of the body are longer than {limit} bytes",
     )

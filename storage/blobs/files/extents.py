@@ -1,4 +1,4 @@
-"""A set of byte positions in a file, such as "bytes 0 to 99 and 200 to 299", stored as a sorted list of ranges
+"""A set of byte positions in a file, such as "bytes 0 to 99 and 200 to 299", stored as a sorted list of ranges of bytes
 (`Extents`)."""
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ Extent = tuple[int, int]
 
 class Extents:
     """A set of byte positions, stored as extents. Extents that touch or overlap are merged into one. `add` and `remove`
-    search in logarithmic time. If the number of extents changes, they then shift the rest of the list."""
+    find the extents to change by binary search."""
 
     __slots__ = ("_bounds",)
 
     def __init__(self, extents: Iterable[Extent] = ()) -> None:
         self._bounds: list[int] = []
-        """The bounds of the extents in ascending order: start, stop, start, stop, … No two are equal, because extents
-        that touch are merged. If a position is inside an extent, the number of bounds up to the position
-        (`bisect_right`) is odd."""
+        """The bounds of the extents in ascending order: start, stop, start, stop, … No two bounds are equal. A position
+        is inside an extent if an odd number of bounds is less than or equal to the position (`bisect_right`)."""
         for start, stop in extents:
             self.add(start, stop)
 
@@ -40,25 +39,25 @@ class Extents:
         return duplicate
 
     def add(self, start: int, stop: int) -> None:
-        """Adds the positions from `start` up to, but without, `stop`."""
+        """Adds the positions from `start` to `stop - 1`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the range of the replaced bounds
-            # The merged extent begins at `start`, or earlier if another extent begins earlier and reaches `start`. It
-            # ends at `stop`, or later if another extent begins at or before `stop` and ends later.
-            bounds[first:end] = [start] * (first % 2 == 0) + [stop] * (end % 2 == 0)
+            low, high = bisect_left(bounds, start), bisect_right(bounds, stop)  # `bounds[low:high]` is replaced
+            # `start` becomes a bound, unless an extent that begins before `start` reaches or contains it. `stop`
+            # becomes a bound, unless an extent that ends after `stop` begins at `stop` or contains it.
+            bounds[low:high] = [start] * (low % 2 == 0) + [stop] * (high % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
-        """Removes the positions from `start` up to, but without, `stop`."""
+        """Removes the positions from `start` to `stop - 1`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the range of the replaced bounds
-            # If an extent contains the position before `start`, that extent now ends at `start`. If an extent contains
-            # `stop`, that extent now begins at `stop`.
-            bounds[first:end] = [start] * (first % 2) + [stop] * (end % 2)
+            low, high = bisect_left(bounds, start), bisect_right(bounds, stop)  # `bounds[low:high]` is replaced
+            # An extent that contains the position before `start` then ends at `start`. An extent that contains `stop`
+            # then begins at `stop`.
+            bounds[low:high] = [start] * (low % 2) + [stop] * (high % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
-        """Returns the ranges between `start` and `stop` that are not in the set, in ascending order."""
+        """Returns the ranges of positions from `start` to `stop - 1` that are not in the set, in ascending order."""
         bounds = self._bounds
         gaps = []
         gap_start = self.covered_until(start)
@@ -73,6 +72,7 @@ class Extents:
         return gaps
 
     def covered_until(self, offset: int) -> int:
-        """Returns the end of the extent that contains `offset`, or `offset` itself if no extent contains it."""
+        """Returns the position after the last byte of the extent that contains `offset`. Returns `offset` if no extent
+        contains it."""
         next_bound = bisect_right(self._bounds, offset)  # odd if `offset` is inside an extent
         return self._bounds[next_bound] if next_bound % 2 else offset

@@ -146,7 +146,7 @@ class SqliteOutbox:
 
         await self._writer.run(change, durable=False, reserve_use=ReserveUse.ALL)
 
-    async def newest(self) -> int:
+    async def newest_number(self) -> int:
         with _as_storage_failed():
             number: int | None = self._db.execute("SELECT max(id) FROM event").get
         return number or 0

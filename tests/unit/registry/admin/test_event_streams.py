@@ -182,7 +182,7 @@ async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Pa
             await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
             for _ in range(4):
                 await store.outbox.add([NewEvent(EventAction.PULL, "secret/app", 1.0, BY)] * MAX_ADDED_EVENTS)
-            newest = await store.outbox.newest()
+            newest = await store.outbox.newest_number()
         read_events, most_read_at_once = 0, 0
         has_read_all = asyncio.Event()
 

@@ -9,7 +9,7 @@ from registry.admin.store_metrics import MIN_CACHED_READ_DURATIONS, MIN_CACHED_S
 from registry.config import Settings
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName
-from storage.outbox import CHANGES, EventReader, FailedDelivery
+from storage.outbox import CHANGE_ACTIONS, EventReader, FailedDelivery
 from tests.fakes.registry_content import push_image
 from tests.fakes.upkeep_store import Clock
 
@@ -71,7 +71,7 @@ async def test_backlog_of_webhooks(tmp_path: Path) -> None:
     webhooks = [{"name": name, "url": "http://hook.test"} for name in ("slow", "idle")]
     metrics = StoreMetrics(Settings(data=tmp_path, webhook=webhooks), clock)  # type: ignore[arg-type]
     async with open_registry(tmp_path, clock=clock) as registry:
-        await registry.outbox.configure([EventReader("slow", CHANGES, ("**",))])
+        await registry.outbox.configure([EventReader("slow", CHANGE_ACTIONS, ("**",))])
         for tag in ("v1", "v2", "v3"):
             await push_image(registry, APP, "x", tag)
         await registry.outbox.settle("slow", [], [FailedDelivery(1, 10, 0.0, clock.now, "no")])

@@ -18,7 +18,7 @@ from storage.errors import Denied, PreconditionFailed, StorageFull
 from storage.metadata.sqlite.upkeep import sqlite_outbox
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import (
-    CHANGES,
+    CHANGE_ACTIONS,
     LIST_READER,
     DeliveryPosition,
     DroppedDeliveries,
@@ -173,7 +173,7 @@ async def test_a_webhook_gets_only_events_that_match_its_settings(store: StoredR
     await push_index(store, "second", "v1")
     await push_index(store, "first", "v1", repo=OTHER)
     await push_index(store, "first", "v1", repo=RepositoryName("alone"))
-    assert await store.outbox.newest() == 2
+    assert await store.outbox.newest_number() == 2
     assert (await due_events(store, "moves"), await due_events(store, "pushes")) == ([[1]], [[2]])
 
 
@@ -354,9 +354,9 @@ async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: C
     assert [d.event.number for d in await store.outbox.deliveries(HOOK, None, 10, only_dead=False)] == [6, 4]
     await store.outbox.settle(HOOK, [4, 6], [])
     assert await store.outbox.tidy(limits) == []
-    assert (stored_numbers(tmp_path), await store.outbox.newest()) == ([6], 6)
+    assert (stored_numbers(tmp_path), await store.outbox.newest_number()) == ([6], 6)
     await push_index(store, "more", "v1")
-    assert await store.outbox.newest() == 7
+    assert await store.outbox.newest_number() == 7
 
 
 async def test_events_from_the_future_keep_no_old_ones(store: StoredRegistry, clock: Clock) -> None:
@@ -437,7 +437,7 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
     db: Any = second_connection(copy, read_only=True)
     for table in ("event_delivery", "event_reader"):
         assert db.execute(f"SELECT count(*) FROM {table}").get == 0
-    assert db.execute("SELECT id, kept FROM event").fetchall() == [(await store.outbox.newest(), 0)]
+    assert db.execute("SELECT id, kept FROM event").fetchall() == [(await store.outbox.newest_number(), 0)]
     db.close()
 
 
@@ -445,4 +445,4 @@ def test_default_actions_of_a_webhook() -> None:
     """By default, a webhook gets no events of pulls, of fills (content that a mirror stores), and of blobs."""
     others = {EventAction.PULL, EventAction.FILL}
     blobs = {EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE}
-    assert frozenset(EventAction) - CHANGES == others | blobs
+    assert frozenset(EventAction) - CHANGE_ACTIONS == others | blobs

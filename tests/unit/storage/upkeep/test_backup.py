@@ -146,9 +146,9 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
     for number in range(5):
         await push_image(store, REPO, f"image {number}", "v1")
     result, _ = await backup(store, tmp_path / "backups")
-    at_backup = await store.outbox.newest()
+    at_backup = await store.outbox.newest_number()
     await push_image(store, REPO, "after the backup", "v1")
-    newest = await store.outbox.newest()
+    newest = await store.outbox.newest_number()
     assert newest > at_backup > 0
     await restore(tmp_path / "backups", tmp_path / "new")
 
@@ -158,7 +158,7 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
     assert copy.execute("SELECT count(*) FROM event_delivery").get == 0
     copy.close()
     async with open_registry(tmp_path / "new") as restored:
-        after_restore, first = await restored.outbox.newest(), await restored.outbox.first_complete_number()
+        after_restore, first = await restored.outbox.newest_number(), await restored.outbox.first_complete_number()
         assert after_restore > newest
         assert first == after_restore + 1, "a reader that knows an earlier event learns that it has missed events"
         assert (await restored.outbox.after(0, 100)).events == []
@@ -166,7 +166,7 @@ async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegis
         await push_image(restored, REPO, "after the restore", "v1")
         events = (await restored.outbox.after(newest, 100)).events
         assert [event.number for event in events] == list(range(first, first + len(events)))
-        assert len(events) == await restored.outbox.newest() - after_restore > 0
+        assert len(events) == await restored.outbox.newest_number() - after_restore > 0
 
 
 async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) -> None:

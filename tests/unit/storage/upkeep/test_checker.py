@@ -16,7 +16,7 @@ from storage.damage import UPKEEP_ACTOR
 from storage.errors import BlobUnknown, ManifestUnknown, StorageFailed
 from storage.jobs import JobStopped
 from storage.names import Tag
-from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
+from storage.outbox import CHANGE_ACTIONS, LIST_READER, EventAction, EventReader
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, ConfirmedProblem
@@ -160,7 +160,7 @@ async def test_damage_is_found_and_repaired(site: DamagedStore, damage: Callable
 
 async def test_a_repaired_tag_has_an_event(site: DamagedStore) -> None:
     """When a repair makes a tag point at a manifest again, it adds an event with the reason."""
-    await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
+    await site.store.outbox.configure([EventReader(LIST_READER, CHANGE_ACTIONS, ("**",))])
     lose_tagged_manifest(site)
     await findings(site.store, repair=True)
     (event,) = [event.content for event in (await site.store.outbox.after(0, 10)).events]

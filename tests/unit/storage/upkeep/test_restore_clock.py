@@ -58,12 +58,12 @@ async def test_event_numbers_do_not_depend_on_the_clock(
     await backup(store, tmp_path / "backups")
     await store.outbox.configure(EVENTS)
     await push_image(store, REPO, "after the backup", "v1")
-    newest = await store.outbox.newest()
+    newest = await store.outbox.newest_number()
     assert newest > 0
     await restore(tmp_path / "backups", tmp_path / "new", now=1e8)
     async with open_registry(tmp_path / "new") as restored:
-        assert await restored.outbox.newest() > newest
-        assert await restored.outbox.first_complete_number() == await restored.outbox.newest() + 1
+        assert await restored.outbox.newest_number() > newest
+        assert await restored.outbox.first_complete_number() == await restored.outbox.newest_number() + 1
         await restored.outbox.configure(EVENTS)
         await push_image(restored, REPO, "after the restore", "v1")
         page = await restored.outbox.after(newest, 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from registry.auth.token.stored_secrets import UseWrites
+from registry.auth.token.stored_secrets import LastUseWrites
 
 
 async def test_one_write_runs_for_each_id() -> None:
@@ -19,7 +19,7 @@ async def test_one_write_runs_for_each_id() -> None:
         await may_end.wait()
         raise OSError("the disk failed")
 
-    writes = UseWrites()
+    writes = LastUseWrites()
     for used_id in ("one", "one", "two"):
         writes.start(used_id, partial(write, used_id))
     await asyncio.sleep(0)
@@ -39,7 +39,7 @@ async def test_the_next_write_can_start_as_soon_as_one_has_ended() -> None:
     async def write(number: int) -> None:
         started.append(number)
 
-    writes = UseWrites()
+    writes = LastUseWrites()
     for number in range(3):
         writes.start("one", partial(write, number))
         await asyncio.sleep(0)  # runs the write to its end, but not yet the callbacks of its task
