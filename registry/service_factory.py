@@ -1,13 +1,13 @@
-"""`ServiceFactory`: builds the `Service` of a worker process (the objects that answer requests) from the settings.
+"""`ServiceFactory` builds the `Service` of a worker process from the settings: the objects that answer requests.
 
 A request for `/v2` passes through these layers, in this order:
 
-1. the distribution API, which parses it and makes a call on a registry;
+1. the distribution API, which parses the request and makes a call on a registry;
 2. `Observed`, which measures and logs the call;
 3. `Guarded`, which checks the client's rights;
 4. `Restricted`, which refuses calls that the settings `read_only` and `delete` forbid;
-5. `Admission`, if the settings limit the space, which refuses pushes whose content does not fit;
-6. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
+5. `Admission`, which refuses pushes whose content does not fit; only if the settings limit the space;
+6. the router, which passes the call to the store or to a mirror; without mirrors, only the store.
 """
 
 from __future__ import annotations
@@ -63,15 +63,14 @@ from storage.tag_history import TagChange
 
 MIN_HEALTH_CHECKS_PER_SECOND: Final = 20.0
 """The clients of one IPv4 address or one IPv6 /64 network may together send at least this many health checks a second,
-even if the rate limit in the settings is lower. This number is enough for several monitors."""
+even if the rate limit in the settings is lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessControl:
-    """The objects that only a service with accounts has.
-
-    `components`: the stores and caches of accounts and credentials. `policy`: computes the rights of clients. `tokens`:
-    issues tokens. `management`: the objects that the management API uses."""
+    """The objects that only a service with accounts has. `components`: the stores and caches of accounts and
+    credentials. `policy` computes the rights of clients. `tokens` issues tokens. `management`: the objects that the
+    management API uses."""
 
     components: AuthComponents
     policy: Policy
@@ -86,15 +85,15 @@ class Service:
     - `distribution` answers requests for `/v2`.
     - `unchecked_registry`: the registry without the check of the client's rights. Health checks use it.
     - `readiness` says whether the service can serve.
-    - `access`: the objects for accounts; None: the service has no accounts and cannot get any.
-    - `storage_problem` returns a sentence that says why nothing can be stored now; None: no problem is known.
+    - `access`: the objects for accounts; None if the service cannot have accounts.
+    - `storage_problem` returns a sentence that says why nothing can be stored now; returns None if no problem is known.
     - `is_store_read_only`: whether the store was opened only for reading, because the disk was too full for writing.
-    - `work`: the background work; None: there is none.
-    - `retire_read_only_store` is called after another service has replaced this one. If the store was opened only for
-      reading, closes the store: every later call on it raises StorageFull. Otherwise does nothing.
-    - `endpoint_health` returns the health that this process has observed of each upstream's endpoints (its URLs). The
-      default, `dict`, returns an empty mapping.
-    - `pages`: the objects that the web pages need; None: this service has no web pages."""
+    - `work`: the background work; None if there is none.
+    - `retire_read_only_store` must be called after another service has replaced this one. It closes a store that was
+      opened only for reading: every later call on the store raises StorageFull. For any other store, it does nothing.
+    - `endpoint_health` returns the health of the endpoints (URLs) of each upstream, by the upstream's name, as this
+      process has observed it.
+    - `pages`: the objects that the web pages need; None if the service has no web pages."""
 
     distribution: DistributionAPI
     unchecked_registry: Registry
@@ -134,16 +133,16 @@ class ServiceFactory:
         ]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
-        """The host names of the server other than that in `public_url`."""
+        """The host names of the server that come from other settings than `public_url`."""
 
     def without_accounts(self, registry: Registry) -> Service:
-        """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
-        with one exception: no client may use the repositories of upstreams that need a grant (a permission that an
-        administrator gives)."""
+        """Returns a service that cannot have accounts. Every client may do everything with `registry`, with one
+        exception: no client may use the repositories of upstreams that need a grant (a permission from an
+        administrator)."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
         authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
-        # The check is always the strictest one, because the service never gets accounts.
+        # The check is always the strictest one, because the service has no accounts.
         cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: True)
         return Service(
             self._distribution(guard, authenticator, cross_site),
@@ -153,14 +152,12 @@ class ServiceFactory:
 
     @asynccontextmanager
     async def open(self, *, may_open_read_only: bool, starts_background_work: bool = True) -> AsyncIterator[Service]:
-        """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
+        """Context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
-        `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-        opened only for reading. False: raises StorageFull. `starts_background_work`: whether this method starts the
-        background work; False: the caller starts it with `Service.work`.
-
-        The setting `read_only` does not depend on `may_open_read_only`. With this setting, the registry refuses pushes
-        and deletes by clients, and collects no garbage, but mirrors still cache new content."""
+        - `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
+          opened only for reading. False: raises StorageFull. The setting `read_only` is independent of this parameter:
+          the registry then refuses changes by clients and collects no garbage, but mirrors still cache new content.
+        - `starts_background_work`: False if the caller starts the background work (`Service.work`)."""
         settings = self.settings
         collect_every = None if settings.read_only else settings.gc.interval
         async with (
@@ -198,7 +195,7 @@ class ServiceFactory:
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
-        # `is_always_hosted` says whether the answers for a repository always come from the store, never from a mirror.
+        # `is_always_hosted` returns True for a repository whose content never comes from a mirror.
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
@@ -210,13 +207,12 @@ class ServiceFactory:
             # Tells whether a private upstream has confirmed that one of its repositories has a blob.
             is_confirmed=store.records.is_confirmed,
         )
-        # The browser uses `guard` only to remove tags, and to make archives, because archives may need content that
-        # only an upstream has.
+        # The browser uses `guard` only to remove tags and to make archives. An archive may need content that only an
+        # upstream has.
         browser_guard = Guarded(stored_router, router.naming, stored_router.stored_name, renew=policy.reevaluate)
         browser = RepositoryBrowser(browser_guard, guard, store)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest while no client needs a login. `is_closed` becomes true with the first account. It is
-        # always true if the settings allow logins without such an account, for example by an htpasswd file.
+        # The check is strictest while no client needs a login. As soon as somebody can log in, `is_closed` is true.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -247,9 +243,9 @@ class ServiceFactory:
         )
 
     def _page_content(self, stored_router: Router, components: AuthComponents) -> Observed:
-        """Returns the registry that the web pages read: `stored_router`, with a check of the visitor's rights. It
-        refuses all changes and asks no upstream. So no page waits for an upstream, and no page uses up the requests
-        that an upstream allows."""
+        """Returns the registry that the web pages read: `stored_router`, with a check of the visitor's rights. This
+        registry refuses all changes. It asks no upstream, so that no page waits for an upstream or uses up its rate
+        limit."""
         guard = Guarded(
             restrict(stored_router, read_only=True, delete=False),
             stored_router.naming,
@@ -260,8 +256,8 @@ class ServiceFactory:
         return self._observe(guard)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
-        """Returns `registry` with a check that the content of each push fits. Returns `registry` itself if the settings
-        limit neither the space of repositories nor the free space of the disk."""
+        """Returns `registry` with a check that the content of each push fits. Returns `registry` unchanged if the
+        settings have neither a quota nor a minimum of free disk space."""
         if not self.settings.quota and min_free_space(self.settings) is None:
             return registry
         return Admission(registry, store.push_refusal, store.usage.check_quota if self.settings.quota else None)
@@ -280,11 +276,13 @@ class ServiceFactory:
         push_refusal: GetPushRefusal | None = None,
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
-        """Returns the distribution API over `guard`. `cross_site`: refuses requests that web pages of other sites send.
-        `answer_cache`: the response cache; None: no response is cached. `count_pull` counts the pulls of manifests;
-        None: they are not counted. `push_refusal` is called before a manifest is received, and returns why the
-        manifest does not fit on the disk; None: this is not checked. `read_history` reads the history of a tag for the
-        current request."""
+        """Returns the distribution API over `guard`.
+
+        - `cross_site` refuses requests that web pages of other sites send.
+        - `answer_cache`: the cache of responses; None: no response is cached.
+        - `count_pull` counts the pulls of manifests; None: they are not counted.
+        - `push_refusal` checks, before a manifest is received, that the manifest fits on the disk; None: no check.
+        - `read_history` reads the history of a tag for the current request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),
@@ -303,15 +301,15 @@ class ServiceFactory:
         )
 
     def _observe(self, guard: Guarded) -> Observed:
-        """Returns a wrapper that measures the calls on `guard`, and also traces them if traces are configured."""
+        """Returns a wrapper of `guard` that measures the calls, and traces them if the settings configure traces."""
         if self.telemetry is None:
             return Observed(guard)
         tracing = self.telemetry.tracing
         return Observed(guard, self.telemetry.work.on_call, None if tracing is None else tracing.trace_call)
 
     def _namespaces(self) -> Namespaces | None:
-        """Returns the rules by which a request names an upstream: with the query parameter `ns`, or with the host to
-        which the request is sent. Returns None if the settings have no upstream."""
+        """Returns the upstreams that a request can name with its parameter `ns` or its host. Returns None if the
+        settings have no upstream."""
         upstreams = self.settings.upstream
         if not upstreams:
             return None
@@ -324,8 +322,8 @@ class ServiceFactory:
 
 
 class RateLimitMemory:
-    """The memory in which all workers count requests. Create it before the workers are forked. When a change of the
-    settings changes the rate limit, the new rate limit uses the same memory."""
+    """The memory in which all workers count requests. It must be created before the workers are forked. If the rate
+    limit in the settings changes, the new rate limit uses the same memory."""
 
     def __init__(self) -> None:
         self.requests = allocate_limiter_cells()
@@ -333,9 +331,9 @@ class RateLimitMemory:
 
 
 def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None) -> RateLimit | None:
-    """Returns the rate limit in the settings, which counts the requests of all workers in `memory`. Returns None if the
-    settings have no rate limit. If `memory` is None, allocates memory: in this case, call this function before the
-    workers are forked.
+    """Returns the rate limit in the settings. It counts the requests of all workers in `memory`. Returns None if the
+    settings have no rate limit. If `memory` is None, allocates memory, and must be called before the workers are
+    forked.
 
     Health checks have a limit of their own: the same rate, but at least `MIN_HEALTH_CHECKS_PER_SECOND`."""
     per_second = settings.limits.requests_per_second
@@ -355,8 +353,8 @@ def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None)
 
 
 def _body_memory(settings: Settings) -> BodyMemory:
-    """Returns the memory budgets of a worker. The budgets for manifests and for responses are large enough for at least
-    two manifests of the largest size that the settings allow."""
+    """Returns the memory budgets of a worker. Each budget is large enough for two manifests of the largest size in the
+    settings."""
     min_bytes = 2 * settings.limits.manifest
     return BodyMemory(
         manifests=MemoryBudget(max(MANIFESTS_BUDGET_BYTES, min_bytes), "request bodies"),
@@ -379,7 +377,7 @@ def _pull_counter(backend: Backend) -> CountPull:
 
 
 def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
-    """Returns a function that checks with `guard` the client's right to pull, and then reads the history of a tag."""
+    """Returns a function that reads the history of a tag, after `guard` has checked the client's right to pull."""
 
     async def read(repo: RepositoryName, tag: Tag, before: int | None, limit: int) -> Page[TagChange]:
         return await store.tag_history.changes(await guard.readable_name(repo), tag, before, limit)
@@ -388,8 +386,8 @@ def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
 
 
 def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:
-    """Returns the function that `Guarded` calls when it refuses an action to an account. This function counts the
-    denial, and adds an entry to the audit log, with the account and the client of the current request."""
+    """Returns the function that `Guarded` calls when it refuses an action to an account. The function counts the
+    refusal, and adds an entry about it to the audit log."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
         if telemetry is not None:

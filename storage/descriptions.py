@@ -1,4 +1,4 @@
-"""The interface of the store of descriptions (`Descriptions`): Markdown texts that people write about repositories."""
+"""The interface of the store of descriptions (`Descriptions`). A description is a Markdown text about a repository."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from storage.content import Actor
 from storage.names import RepositoryName
 
 MAX_DESCRIPTION_BYTES: Final = 256 * 1024
-"""Largest size of a description, in bytes of UTF-8."""
+"""Largest size of a description's text, in bytes of UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A description. A removed description has an empty text. `revision` grows with each change. `at` is the time of
-    the last change, in seconds since 1970. `actor` is the account that made this change."""
+    """A description.
+
+    - `text`: empty if the description was removed.
+    - `revision`: number of changes so far.
+    - `at`: time of the last change, in seconds since 1970.
+    - `actor`: name of the account that made the last change."""
 
     text: str
     revision: int
@@ -24,17 +28,22 @@ class Description:
 
 
 class Descriptions(Protocol):
-    """The descriptions, which all processes share. `repo` is the name of the repository in the store."""
+    """The descriptions, which all processes share. `repo` is the stored name of the repository."""
 
-    async def description(self, repo: RepositoryName) -> Description | None:
-        """Returns the description, also a removed one; None if the repository never had one."""
+    async def find_description(self, repo: RepositoryName) -> Description | None:
+        """Returns the description; None if the repository never had one. A removed description has an empty
+        text."""
         ...
 
     async def put_description(
         self, repo: RepositoryName, text: str, *, by: Actor, revision: int | None = None
     ) -> Description:
-        """Replaces the description. `text` has at most MAX_DESCRIPTION_BYTES; an empty text removes the description.
-        `revision` is the revision that the caller replaces; 0: the repository never had a description; None: any. The
-        change is durable and in the audit log. Raises PreconditionFailed if the description has another revision.
-        Raises NameUnknown if the repository never had content. Raises StorageFull and StorageFailed."""
+        """Replaces the description durably, writes a line in the audit log, and returns the new description.
+
+        - `text`: at most `MAX_DESCRIPTION_BYTES`. An empty text removes the description.
+        - `revision`: the revision that the description must have before the change. 0: the repository must never have
+          had a description. None: the revision is not checked.
+
+        Raises PreconditionFailed if the description has another revision. Raises NameUnknown if the repository never
+        had content. Raises StorageFull, StorageFailed."""
         ...

@@ -1,7 +1,7 @@
-"""The routes of `/api/v1/backups`: copies of the registry in the directory that the settings name. The docstrings of
-the routes are the descriptions in the OpenAPI document.
+"""The routes of `/api/v1/backups`, which list and make backups of the registry. The setting `[backup] target` names the
+directory of the backups. The docstrings of the routes are the descriptions in the OpenAPI document.
 
-No route has a parameter for the directory, because a client could then make the server write secrets to any place.
+No route may take the directory as a parameter: a client could make the server write secrets to any directory.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ router = management_router()
 class BackupResponse(BaseModel):
     """A complete backup: the registry as it was at one time."""
 
-    name: str = Field(description="What `entrepot restore --snapshot` takes")
+    name: str = Field(description="Name of the backup, for example for `entrepot restore --snapshot`")
     time: datetime
     manifests: int
     tags: int
     blobs: int
-    size: int = Field(description="Total size of the blobs in bytes; backups share blobs")
-    missing: int = Field(description="Number of blobs that the backup lacks, because they could not be copied")
+    size: int = Field(description="Total size in bytes of the blobs, including blobs that other backups share")
+    missing: int = Field(description="Number of blobs that could not be copied, and are not in the backup")
 
     @classmethod
     def from_stored(cls, stored: SnapshotManifest) -> Self:
-        """Converts the description of a backup."""
+        """Returns the response for a backup whose `manifest.json` has the content `stored`."""
         return cls(
             name=stored.name,
             time=models.to_datetime(stored.time),
@@ -53,13 +53,13 @@ class BackupResponse(BaseModel):
 
 
 class NewBackup(BodyModel):
-    """How a backup is made."""
+    """The options of a new backup."""
 
-    verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
+    verify: bool = Field(default=False, description="Read all blobs of the backup and check their digests")
     new: bool = Field(
         default=False,
-        description="Make the backup at the same path even if the disk with the earlier backups is not mounted there. "
-        "If false, the job fails in that case",
+        description="If the disk with the earlier backups is not mounted: true makes a backup at the same path, false "
+        "makes the job fail",
     )
 
 
@@ -68,13 +68,13 @@ async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
     """Lists the complete backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
     backups = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
-    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(backups)], next=None)
+    return models.ListPage(items=[BackupResponse.from_stored(backup) for backup in reversed(backups)], next=None)
 
 
 @router.post("/backups", tags=["backups"], status_code=202)
 async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
-    """Starts a job that makes a backup into the directory that `[backup] target` names. The registry serves meanwhile.
-    `GET /jobs/{job}` shows how far it is."""
+    """Starts a job that makes a backup in the directory that `[backup] target` names. The registry serves requests
+    while the job runs. `GET /jobs/{job}` shows the progress of the job."""
     keep = caller.upkeep.settings.backup.keep
     arguments = backup_arguments(_target(caller), keep, verify=body.verify, ignores_earlier_backups=body.new)
     return await queue_job(caller, "backup", arguments)

@@ -68,7 +68,7 @@ async def freeze(caller: LoggedInCaller, body: TagToFreeze) -> FrozenTagResponse
     await check_may_manage(caller, tag_reference.repository)
     upkeep = caller.upkeep
     result = await freeze_tag(upkeep.router, upkeep.store.upstream_tags, tag_reference, by=caller.actor)
-    return FrozenTagResponse.from_stored(result.frozen)
+    return FrozenTagResponse.from_stored(result.frozen_tag)
 
 
 @router.delete("/mirror/frozen", tags=["mirror"], status_code=204)

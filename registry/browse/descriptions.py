@@ -45,7 +45,7 @@ class DescriptionPages:
 
     async def read(self, repo: RepositoryName) -> Description | None:
         """Returns the description of a repository; None if nobody has written one. Renders nothing."""
-        return await self._descriptions.description(repo)
+        return await self._descriptions.find_description(repo)
 
     async def view(
         self, repo: RepositoryName, description: Description | None, visitor: str, top_heading: int = 1

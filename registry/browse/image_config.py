@@ -1,7 +1,6 @@
-"""Parses configs of images (`parse_config`). The OCI image spec, "Image Configuration", defines the format,
-which docker also uses.
+"""Parses configs of images (`parse_config`). The OCI image spec, "Image Configuration", defines their format.
 
-The registry does not check a config when a client pushes it, so every member can be missing or have any type.
+The registry stores a config without checking it, so every member can be missing or have any type.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SHELL: Final = re.compile(r"/bin/sh -c\s+")
 _NOP: Final = "#(nop)"
 """The mark that docker without BuildKit writes before the command of a build step that adds no layer."""
 _BUILDKIT: Final = "# buildkit"
-"""The comment that BuildKit writes behind the command of a build step."""
+"""The comment that BuildKit writes after the command of a build step."""
 _INSTRUCTION: Final = re.compile(
     r"(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME"
     r"|WORKDIR)\b"
@@ -34,12 +33,12 @@ _JSON: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_b
 
 
 MAX_STEPS: Final = 1000
-"""How many entries of a history are shown. Further entries are left out."""
+"""Largest number of build steps of an image, and of history entries of a config, that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """An entry of the history in a config: a build step. `is_empty`: the step has added no layer."""
+    """An entry of the history in a config, which describes a build step. `is_empty`: the step added no layer."""
 
     command: str
     created: datetime | None
@@ -49,19 +48,18 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """The shown parts of a config. `platform`: such as `linux/arm64/v8`; empty if the config does not say it.
-    `more_history`: how many entries of the history are not in `history`."""
+    """The parts of a config that are shown. `platform`: such as `linux/arm64/v8`; empty if the config names none.
+    `omitted_history`: number of history entries that `history` lacks, because there are more than `MAX_STEPS`."""
 
     view: ConfigView
     platform: str
     history: Sequence[HistoryEntry]
-    more_history: int
+    omitted_history: int
 
 
 def parse_config(digest: Digest, data: bytes) -> ImageConfig | None:
-    """Parses a config. Returns None if the config is not a JSON object, or has too many values to parse. Cuts long
-    texts, and leaves out texts if there are too many, or if they are too long together (`TextBudget`).
-    `view.truncated` says whether a text outside the history was cut or left out."""
+    """Parses a config. Returns None if the config is not a JSON object, or has too many values to parse. Cuts and
+    leaves out texts as `TextBudget` does. `view.truncated`: whether a text outside the history was cut or left out."""
     document = parse_object(data)
     if document is None:
         return None
@@ -86,13 +84,13 @@ def parse_config(digest: Digest, data: bytes) -> ImageConfig | None:
     return ImageConfig(
         ConfigView(digest=digest, created=created, truncated=budget.is_exceeded, **view),
         platform_text(document),
-        _history(history[:MAX_STEPS]),
+        _parse_history(history[:MAX_STEPS]),
         max(0, len(history) - MAX_STEPS),
     )
 
 
 def parse_object(data: bytes) -> dict[str, Any] | None:
-    """Parses a JSON object. Returns None if the data is anything else, or has too many values to parse."""
+    """Parses a JSON object. Returns None if the data is no JSON object, or has too many values to parse."""
     try:
         check_bounds(data)
         document = _JSON.decode(data.decode("utf-8", "replace"))
@@ -103,17 +101,17 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
 
 def platform_text(fields: Mapping[str, object]) -> str:
     """Returns the platform in a config or in an entry of an index, such as `linux/arm64/v8`. Returns an empty text if
-    the platform is missing, or if a part of it is `unknown`. BuildKit writes `unknown/unknown` for attestations."""
+    the platform is missing, or has a part `unknown`. BuildKit writes `unknown/unknown` for attestations."""
     parts = [fields.get(name) for name in ("os", "architecture", "variant")]
     texts = [part[:64] for part in parts if isinstance(part, str) and part]
     return "" if "unknown" in texts else "/".join(texts)
 
 
-def _history(items: Sequence[object]) -> list[HistoryEntry]:
+def _parse_history(values: Sequence[object]) -> list[HistoryEntry]:
     budget = TextBudget()
     entries = []
-    for item in items:
-        fields = _object(item)
+    for value in values:
+        fields = _object(value)
         entries.append(
             HistoryEntry(
                 readable_command(budget.text(fields.get("created_by"))),
@@ -126,8 +124,8 @@ def _history(items: Sequence[object]) -> list[HistoryEntry]:
 
 
 def readable_command(created_by: str) -> str:
-    """Returns the command of a build step as it probably was in the Dockerfile. Builders write the shell before the
-    command, and docker without BuildKit marks steps that add no layer with `#(nop)`."""
+    """Returns the command of a build step as it probably was in the Dockerfile. Removes the texts that builders add to
+    the command in `created_by`, such as the shell."""
     text = created_by.strip().removesuffix(_BUILDKIT).rstrip()  # a regular expression would be slow for many spaces
     instruction = _INSTRUCTION.match(text)
     if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`

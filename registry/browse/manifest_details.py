@@ -202,5 +202,5 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
     """Returns how many build steps of an image are missing from `steps`, as a lower bound. An image has at least as
     many steps as its history has entries, and at least as many steps as layers."""
-    history_length = 0 if config is None else len(config.history) + config.more_history
+    history_length = 0 if config is None else len(config.history) + config.omitted_history
     return max(history_length, len(manifest.layers), len(steps)) - len(steps)

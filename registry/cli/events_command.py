@@ -1,6 +1,6 @@
-"""The command `entrepot events`: shows events (things that happened to the content, such as pushes and pulls). It also
-shows the pending and failed *deliveries* of events to webhooks. A *dead letter* is a failed delivery that the server no
-longer retries by itself. This command can retry it."""
+"""The command `entrepot events`: shows events (things that happened to the content, such as pushes and pulls), and the
+pending and failed *deliveries* of events to webhooks. A *dead letter* is a failed delivery that the server no longer
+retries by itself. `entrepot events retry` retries dead letters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
     from storage.outbox import Delivery, Event
 
-HELP = "Show what happened to the content, and which events are not delivered to webhooks yet."
+HELP = "Show what happened to the content, and which events webhooks have not received."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 IDLE_SECONDS = 3600.0
 """How long `follow` (`registry.events.event_feed`) waits for an event before it yields an empty page. `tail` ignores
@@ -78,7 +78,7 @@ def tail(
 
 @app.command(
     "list",
-    help="List events, newest first. With --pending, --dead or --webhook: events that are not delivered to webhooks.",
+    help="List events, newest first. With --pending, --dead or --webhook: events that webhooks have not received.",
     epilog="\b\nExamples:\n  entrepot events list\n  entrepot events list --repository team/app --json\n"
     "  entrepot events list --dead\n  entrepot events list --pending --webhook ci",
 )
@@ -139,8 +139,8 @@ def _list_deliveries(
     only_pending: bool,
     as_json: bool,
 ) -> None:
-    """Prints the pending deliveries and the dead letters, or only one kind of them (`only_pending`, `only_dead`).
-    `webhook`: the name of the webhook; None: all. `limit`: the largest number of lines."""
+    """Prints the pending deliveries and the dead letters. `only_pending` and `only_dead` restrict the output to one of
+    these kinds. `webhook`: the name of the webhook; None: all webhooks. `limit`: the largest number of deliveries."""
     from registry.admin.event_models import DeliveryResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
@@ -158,7 +158,7 @@ def _list_deliveries(
 
 @app.command(
     "retry",
-    help="Send dead letters again: one event, those of one webhook, or all.",
+    help="Send dead letters again: those of one event, of one webhook, or all.",
     epilog="\b\nExamples:\n  entrepot events retry 1234\n  entrepot events retry --webhook ci\n"
     "  entrepot events retry --all",
 )
@@ -170,15 +170,15 @@ def retry(
         ),
     ] = None,
     webhook: WebhookOption = None,
-    every: Annotated[bool, typer.Option("--all", help="All dead letters of all webhooks.")] = False,
+    all_webhooks: Annotated[bool, typer.Option("--all", help="All dead letters of all webhooks.")] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Puts dead letters back among the pending deliveries. The server usually sends them at once, at the latest after
-    five minutes."""
+    """Puts dead letters back among the pending deliveries. The server tries to send them within five minutes,
+    usually at once."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
-    if event is None and webhook is None and not every:
+    if event is None and webhook is None and not all_webhooks:
         fail("name an event or a webhook, or pass --all", USAGE_ERROR)
 
     async def change(upkeep: UpkeepComponents) -> int:
@@ -191,7 +191,7 @@ def retry(
 
 
 def _check_action(action: str | None) -> None:
-    """Ends the command if there is no such action."""
+    """Ends the command with a usage error if `action` is not the name of an action. None is valid."""
     from storage.outbox import EventAction
 
     if action is not None and action not in set(EventAction):
@@ -199,7 +199,7 @@ def _check_action(action: str | None) -> None:
 
 
 def _print_event(event: Event, *, as_json: bool) -> None:
-    """Prints one line: columns of a fixed width, or JSON."""
+    """Prints an event as one line of text or JSON."""
     from registry.admin.event_models import EventResponse
 
     if as_json:
@@ -230,7 +230,7 @@ def _short(digest: str) -> str:
 
 
 def _state(delivery: Delivery) -> str:
-    """Returns the text of the column `state`."""
-    if delivery.dead is not None:  # the time at which the server gave up
+    """Returns the state of a delivery, for the column `state`."""
+    if delivery.dead is not None:  # `dead` is the time at which the server gave up
         return f"given up at {local_time(delivery.dead)}: {delivery.error}"
     return f"waits; the last attempt failed: {delivery.error}" if delivery.error else "waits"

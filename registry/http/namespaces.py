@@ -1,8 +1,7 @@
 """Finds the upstream that a request names. An *upstream* is a registry that this one mirrors.
 
 A request can name an upstream by the query parameter `ns`, or by the host name to which the client sends the request.
-The value of `ns` and the host name are only looked up in the settings: the server never connects to a host just
-because a request names it.
+The server only compares these values with its settings. It never connects to a host because a request names it.
 
 Source: OCI distribution spec, "Registry Proxying".
 """
@@ -23,12 +22,11 @@ from storage.names import shown
 class Namespaces:
     """The upstreams that requests can name.
 
-    - `naming`: the rules for repository names, which include the names of the upstreams. If `ns` is the name of an
-      upstream, the request is for that upstream.
-    - `upstream_by_host`: maps host names of this server to names of upstreams. A request to such a host is for the
-      upstream that the host is mapped to.
+    - `naming`: the rules for repository names. They contain the names of the upstreams, which are valid values of `ns`.
+    - `upstream_by_host`: maps host names of this server to names of upstreams. A request to one of these host names is
+      for the upstream with this name.
     - `own_hosts`: other host names of this server, from the settings `public_url` and `host_names`. Some clients send
-      such a name as `ns`, which then has no effect.
+      such a name as `ns`. It names no upstream.
     - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to names of upstreams."""
 
     naming: NamingRules
@@ -37,16 +35,16 @@ class Namespaces:
     upstream_by_alias: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, exchange: Exchange) -> None:
-        """Finds the upstream that the request names, and adds the upstream's name to the start of `exchange.repo`: with
-        `?ns=ghcr.io`, `org/app` becomes `ghcr.io/org/app`. Does nothing if the request names no upstream.
+        """Adds the name of the upstream that the request names to the start of `exchange.repo`: with `?ns=ghcr.io`,
+        `org/app` becomes `ghcr.io/org/app`. Leaves `exchange.repo` unchanged in two cases:
 
-        Some clients send the upstream both in `ns` and in the path. So if `exchange.repo` begins with the upstream's
-        name already, it stays unchanged. If `ns` names the upstream, also sets `exchange.namespace`, so that the
-        response repeats `ns`.
+        - The request names no upstream.
+        - `exchange.repo` begins with the upstream's name already. Some clients send this name in `ns` and in the path.
+
+        If `ns` names the upstream, also sets `exchange.namespace`, so that the response repeats `ns`.
 
         Raises NameUnknown if `ns` is neither an upstream, nor a host of this server, nor the request's Host header.
-        The message also covers the case that `ns` is a host of this server, but the setting `host_names` lacks it.
-        Raises RequestInvalid if `ns` occurs twice."""
+        Raises NameInvalid if the longer repository name is too long. Raises RequestInvalid if `ns` occurs twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""
         if requested or self.upstream_by_host:
@@ -60,8 +58,8 @@ class Namespaces:
                 return
             if not self._is_own_host(namespace) and namespace not in (host, without_port(host)):
                 raise NameUnknown(
-                    f"{shown(requested)} is not mirrored here; if this is another name of this registry, the "
-                    "registry's operator can add the name to host_names"
+                    f"{shown(requested)} is not mirrored here; if it is a host name of this registry, the operator of "
+                    "this registry can add it to the setting host_names"
                 )
         upstream_of_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
         if upstream_of_host is not None:
@@ -72,13 +70,12 @@ class Namespaces:
 
 
 def hosts_of(public_url: str | None) -> frozenset[str]:
-    """Returns the host in a URL, in lower case: once with the port that the URL gives, and once without a port. Returns
-    an empty set for None."""
+    """Returns the host in a URL, with and without the port of the URL, in lower case. Returns an empty set for None."""
     host = urlsplit(public_url or "").netloc.lower()
     return frozenset({host, without_port(host)} - {""})
 
 
 def without_port(host: str) -> str:
-    """Returns `host` without its port. Returns a `host` without a port unchanged."""
+    """Returns `host` without its port, if it has one."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host

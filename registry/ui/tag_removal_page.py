@@ -1,4 +1,4 @@
-"""The pages to delete several tags at once: a preview of what would be deleted, the removal, and the undo of a removal.
+"""The pages that remove several tags at once: a preview, the removal, and the undo of a removal.
 
 `Caller.repository_browser` is the object that reads and changes the content of repositories for the pages and the API
 (`registry.browse.repository_browser.RepositoryBrowser`).
@@ -34,57 +34,65 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
-"""The most tags that one form may restore. The form of a removal names at most `MAX_REMOVED_TAGS` tags. The removal
-also deletes the referrer tags of their manifests, such as `sha256-….sig`: at most three times as many."""
-_MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
-"""The most bytes that one tag takes in a form: 128 for the tag, 136 for its digest, and 16 for the name of the field
-and separators."""
+"""Largest number of tags that one form may restore. A removal deletes at most `MAX_REMOVED_TAGS` chosen tags, and at
+most three referrer tags (such as `sha256-….sig`) for each chosen tag."""
+_MAX_FIELD_BYTES: Final = 128 + 136 + 16
+"""Largest size in bytes of one field `TAG@DIGEST` in a form: 128 for the tag, 136 for its digest, and 16 for the name
+of the field and separators."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _slotless_routes = APIRouter(route_class=SlotlessRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The handlers of `_slotless_routes` wait until the store has planned a removal. The handlers of `_forms` wait until a
-form has arrived. Both run without a *slot* (the permit to render a page), and acquire one themselves before they render
-a page (`page_slot`)."""
+"""A *slot* is the permit to render a page. The handlers of `_slotless_routes` and `_forms` wait for the store or for a
+form, so they start without a slot. They acquire one (`page_slot`) before they render a page."""
 
 
 @_slotless_routes.get(TAG_REMOVAL_PATH + "/{path:path}")
-async def tag_removal(request: Request, path: str) -> Response:
-    """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs the rights
-    `pull` and `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
+async def preview_tag_removal(request: Request, path: str) -> Response:
+    """Shows a preview of a removal. The query has the parameter `tag` once for each tag. Needs the rights `pull` and
+    `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
     caller, name = caller_of(request), repository_in(path)
     await require_readable(caller, name)  # fails for a visitor who may not see the repository
-    stored = await require_deletable(caller, name)
+    stored_name = await require_deletable(caller, name)
     tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
     _check_count(len(tags), MAX_REMOVED_TAGS)
-    plan = await caller.repository_browser.plan_removal(caller.context_for(stored), stored, tags) if tags else None
+    plan = (
+        await caller.repository_browser.plan_removal(caller.context_for(stored_name), stored_name, tags)
+        if tags
+        else None
+    )
     async with page_slot(request):
         return await page_response(
-            request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
+            request,
+            "tag_removal.html",
+            section="repositories",
+            name=stored_name,
+            plan=plan,
+            kept_until=_kept_until(caller),
         )
 
 
 @_forms.post(TAG_REMOVAL_PATH + "/{path:path}")
 async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
-    the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
-    form to undo the removal. Needs the rights `pull` and `delete`. Raises the errors of `tag_removal`, and
+    the preview showed for it. Keeps a tag whose digest has changed since the preview. Shows the removed tags, with a
+    form to undo the removal. Needs the rights `pull` and `delete`. Raises the errors of `preview_tag_removal`, and
     DigestInvalid."""
-    caller, stored, form = await receive_repository_form(
-        request, repository_in(path), require_deletable, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
+    caller, stored_name, form = await receive_repository_form(
+        request, repository_in(path), require_deletable, MAX_REMOVED_TAGS * _MAX_FIELD_BYTES
     )
-    expected = _tags_in(form, MAX_REMOVED_TAGS)
+    expected = _parse_tags(form, MAX_REMOVED_TAGS)
     removed = await caller.repository_browser.remove_tags(
-        caller.context_for(stored), stored, list(expected), caller.actor, expected
+        caller.context_for(stored_name), stored_name, list(expected), caller.actor, expected
     )
-    rights = await find_visitor_rights(caller, stored)
+    rights = await find_visitor_rights(caller, stored_name)
     async with page_slot(request):
         return await page_response(
             request,
             "tags_removed.html",
             section="repositories",
-            here=_repository_path(stored),  # the page that is loaded after a change of the language or a login
-            name=stored,
+            here=_repository_path(stored_name),  # the page that is loaded after a change of the language or a login
+            name=stored_name,
             result=removed,
             may_push=rights.may_push,
             kept_until=_kept_until(caller),
@@ -92,35 +100,36 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
-async def tag_restoration(path: str) -> Response:
-    """Redirects to the tag history. A visitor whose session has ended gets the login page when they undo a removal. The
-    login then redirects the browser to this path with GET. Raises NameUnknown."""
+async def redirect_to_tag_history(path: str) -> Response:
+    """Redirects to the tag history. The login page redirects a visitor to this path if their session ended before they
+    undid a removal. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 
 @_forms.post(TAG_RESTORATION_PATH + "/{path:path}")
 async def restore_tags(request: Request, path: str) -> Response:
-    """Undoes a removal: sets the tags that the form names to their digests again. Each field `tag` of the form is
-    `TAG@DIGEST`. Does not change a tag that exists again. Needs the rights `pull` and `push`. Raises Unauthorized,
+    """Undoes a removal: sets each tag that the form names to its digest in the form. Each field `tag` of the form is
+    `TAG@DIGEST`. Does not change a tag that exists. Needs the rights `pull` and `push`. Raises Unauthorized,
     Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid, DigestInvalid."""
-    caller, stored, form = await receive_repository_form(
-        request, repository_in(path), require_pushable, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
+    caller, stored_name, form = await receive_repository_form(
+        request, repository_in(path), require_pushable, _MAX_RESTORED_TAGS * _MAX_FIELD_BYTES
     )
-    tags = _tags_in(form, _MAX_RESTORED_TAGS)
-    restored = await caller.repository_browser.restore_tags(stored, list(tags.items()), caller.actor)
+    tags = _parse_tags(form, _MAX_RESTORED_TAGS)
+    restored = await caller.repository_browser.restore_tags(stored_name, list(tags.items()), caller.actor)
     async with page_slot(request):
         return await page_response(
             request,
             "tags_restored.html",
             section="repositories",
-            here=_repository_path(stored),  # the page that is loaded after a change of the language or a login
-            name=stored,
+            here=_repository_path(stored_name),  # the page that is loaded after a change of the language or a login
+            name=stored_name,
             result=restored,
         )
 
 
-def _tags_in(form: Query, limit: int) -> dict[Tag, Digest]:
-    """Returns the tags that a form names, with their digests. Raises RequestInvalid, TagInvalid, DigestInvalid."""
+def _parse_tags(form: Query, limit: int) -> dict[Tag, Digest]:
+    """Returns the tags in a form, each with its digest. Raises RequestInvalid if the form has no tag, or more than
+    `limit` tags. Raises TagInvalid, DigestInvalid."""
     texts = form.all("tag")
     _check_count(len(texts), limit)
     if not texts:
@@ -130,14 +139,14 @@ def _tags_in(form: Query, limit: int) -> dict[Tag, Digest]:
 
 
 def _check_count(count: int, limit: int) -> None:
-    """Raises RequestInvalid if the number of tags is larger than `limit`."""
+    """Raises RequestInvalid if `count`, the number of tags in a request, is larger than `limit`."""
     if count > limit:
         raise RequestInvalid(f"{count} tags are too many; choose at most {limit}")
 
 
 def _kept_until(caller: Caller) -> datetime | None:
-    """Returns the time until which the registry keeps content that is removed now, so that it can be restored. Returns
-    None if the next garbage collection may delete it."""
+    """Returns the time until which tags that are removed now can be restored. Returns None if the next garbage
+    collection may delete their manifests."""
     grace = caller.upkeep.settings.gc.grace
     return datetime.now(UTC) + timedelta(seconds=grace) if grace else None
 

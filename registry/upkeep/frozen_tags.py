@@ -1,7 +1,7 @@
 """Freezes and unfreezes mirrored tags, for the command line and the management API.
 
-A *frozen* tag stays at one digest, even if the upstream registry moves the tag. A tag is *mirrored* if its repository
-belongs to an upstream.
+An *upstream* is a registry that this registry mirrors. A tag is *mirrored* if its repository belongs to an upstream. A
+*frozen* tag stays at one digest in this registry, even if the tag moves at the upstream.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from storage.upstream_tags import FrozenTag, UpstreamTags
 
 
 class TagReference(NamedTuple):
-    """A tag of a repository, as users write it: `ubuntu:24.04`. `digest`: the digest after the tag, as in
-    `ubuntu:24.04@sha256:…`; None if there is none."""
+    """A tag as users write it: `ubuntu:24.04` or `ubuntu:24.04@sha256:…`. `digest` is None if the user wrote no
+    digest."""
 
     repository: RepositoryName
     tag: Tag
@@ -25,15 +25,15 @@ class TagReference(NamedTuple):
 
 
 class FreezeResult(NamedTuple):
-    """The result of `freeze_tag`. `is_new`: False if the tag was frozen at this digest before the call."""
+    """The result of `freeze_tag`. `is_new`: False if the tag was already frozen at this digest before the call."""
 
-    frozen: FrozenTag
+    frozen_tag: FrozenTag
     is_new: bool
 
 
 def parse_tag_reference(text: str) -> TagReference:
-    """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. The tag of `NAME` is `latest`. Raises NameInvalid, DigestInvalid
-    or TagInvalid. A digest without a tag (`NAME@DIGEST`) raises TagInvalid."""
+    """Parses `NAME`, `NAME:TAG` or `NAME:TAG@DIGEST`. If the text has no tag, the tag is `latest`. Raises
+    NameInvalid, DigestInvalid, TagInvalid. Raises TagInvalid for a digest without a tag (`NAME@DIGEST`)."""
     tagged, at_sign, digest_text = text.partition("@")
     repository, reference = parse_reference(tagged)
     assert isinstance(reference, Tag)
@@ -46,14 +46,14 @@ def parse_tag_reference(text: str) -> TagReference:
 
 
 async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FreezeResult:
-    """Freezes a mirrored tag:
+    """Freezes a mirrored tag at a digest:
 
-    - at the digest in `requested`, if there is one.
-    - otherwise, if the tag is frozen already, at its present digest.
-    - otherwise at the digest that a pull would get now.
+    - the digest in `requested`, if there is one.
+    - otherwise, if the tag is frozen already, the digest at which it is frozen.
+    - otherwise, the digest that a pull of the tag would get.
 
-    If the manifest is not cached, asks the upstream for it. Raises NameUnknown if the repository is not mirrored, and
-    the errors of `Mirror.resolve_manifest`. After an error, nothing has changed."""
+    If the manifest is not cached, asks the upstream for it. Raises NameUnknown if the repository is not mirrored.
+    Raises the errors of `Mirror.resolve_manifest` and `UpstreamTags.freeze`. An error leaves the tag as it was."""
     mirrored = await router.require_mirrored(requested.repository, consequence=", so there is nothing to freeze")
     frozen_before = await tags.find_frozen_tag(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)
@@ -63,6 +63,6 @@ async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference
 
 
 async def unfreeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FrozenTag:
-    """Unfreezes a tag. Returns the record of the tag from before this call, with the digest at which it was frozen.
-    Also works if the settings no longer have the upstream of the repository. Raises TagNotFrozen."""
+    """Unfreezes a tag, even if the settings no longer have the upstream of its repository. Returns the deleted record,
+    which has the digest at which the tag was frozen. Raises TagNotFrozen."""
     return await tags.unfreeze(await router.stored_name(requested.repository), requested.tag, by=by)

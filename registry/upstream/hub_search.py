@@ -1,8 +1,7 @@
 """Sends searches to an upstream registry that has a search API, such as Docker Hub (`UpstreamSearch`).
 
-The API is the search of Docker's first registry API: `GET /v1/search?q=&n=&page=`. Answers are cached. A search waits
-at most `TIMEOUT_SECONDS` for the upstream's answer. After a search has failed at the upstream, no search is sent to it
-for `PAUSE_SECONDS`.
+The search API is that of Docker's first registry API: `GET /v1/search?q=&n=&page=`. Answers are cached. After the
+upstream has failed to answer a search, the process sends it no search for `PAUSE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ from storage.json_bounds import load_bounded
 from storage.names import MAX_NAME_LENGTH
 
 TIMEOUT_SECONDS: Final = 3.0
-"""Longest time for which a search waits for the upstream."""
+"""Longest time for which a search waits for a *slot* (`MAX_CONCURRENT_SEARCHES`). After it has got a slot, the search
+waits at most the same time for the upstream's answer."""
 PAUSE_SECONDS: Final = 30.0
-"""Pause after a failed search, during which no search is sent to the upstream."""
+"""After a failed search, the process sends no search to the upstream for this time."""
 CACHED_SECONDS: Final = 600.0
 """Time for which a cached answer is used."""
 MAX_CACHED_ANSWERS: Final = 256
@@ -40,22 +40,22 @@ MAX_CACHED_BYTES: Final = 4 * MIB
 """Largest total size of the answers of one upstream that a process caches. A usual answer has about 5 KiB. An answer
 with the longest texts has about 250 KiB."""
 MAX_CONCURRENT_SEARCHES: Final = 2
-"""Largest number of searches that a process sends to the upstream at the same time. Each of them holds a *slot*.
-Further searches wait for a slot. If they get none within `TIMEOUT_SECONDS`, they return no results."""
+"""Number of slots: a process sends at most this many searches to one upstream at the same time. A search that gets no
+slot within `TIMEOUT_SECONDS` returns no results."""
 MAX_WAITING_SEARCHES: Final = 20
-"""Largest number of searches that may wait for a slot. Further searches return no results, and do not wait."""
+"""Largest number of searches that may wait for a slot. Further searches return no results at once."""
 REFUSAL_STATUSES: Final = frozenset({400, 414, 422})
-"""Statuses with which an upstream refuses a single search. They do not cause a pause."""
+"""Statuses with which an upstream refuses one search. The search then has no results, and causes no pause."""
 MAX_ANSWER_BYTES: Final = MIB
-"""Largest answer in bytes."""
+"""Largest size of an upstream's answer, in bytes. A larger answer counts as a failure."""
 MAX_DESCRIPTION_LENGTH: Final = 300
-"""Largest number of characters of a description. A longer one is cut."""
+"""A longer description is cut to this number of characters."""
 log = logging.getLogger("registry.upstream")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamResult:
-    """A repository that the upstream has found. `name` is its name as the upstream sent it, and may be invalid."""
+    """A repository that the upstream has found. `name`: the name of the repository at the upstream; may be invalid."""
 
     name: str
     description: str
@@ -67,8 +67,8 @@ class UpstreamSearch:
     """The search of one upstream. An instance may be used from one event loop only."""
 
     def __init__(self, upstream: Upstream, api: ApiClient, clock: Callable[[], float]) -> None:
-        """The setting `search` of `upstream` is the URL of the search. `api` sends the requests; `aclose` closes it.
-        `clock` returns seconds, and never goes back."""
+        """The setting `search` of `upstream` is the URL of the search. `api` sends the requests, and
+        is closed by `aclose`. `clock` returns seconds, and never goes back."""
         assert upstream.search is not None
         self.upstream_name = upstream.name
         self._url = upstream.search
@@ -81,13 +81,13 @@ class UpstreamSearch:
         self._cached: SizedCache[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = SizedCache(
             MAX_CACHED_ANSWERS, MAX_CACHED_BYTES
         )
-        """Maps the arguments of `find` to the time until which the answer is used, and to the answer."""
+        """Maps the arguments of `find` to a pair: the time until which the answer is used, and the answer."""
         self._paused_until = 0.0
 
     async def find(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Returns a page of at most `count` repositories that the upstream finds for `text`; an empty page if the
-        upstream fails or does not answer in time. The first `page` is 1. Raises nothing. If the caller is cancelled,
-        the search continues, and its answer is cached."""
+        """Returns a page of at most `count` repositories that the upstream finds for `text`. Returns an empty page if
+        the search fails, or is not sent because of a pause or too many other searches. `page`: the number of the page,
+        from 1. Raises no errors. If the caller is cancelled, the search continues, and its answer is cached."""
         cached = self.find_cached(text, count, page)
         if cached is not None:
             return cached
@@ -99,13 +99,13 @@ class UpstreamSearch:
             return ()
 
     def find_cached(self, text: str, count: int, page: int) -> Sequence[UpstreamResult] | None:
-        """Returns the page that `find` would return if its answer is cached; otherwise None."""
+        """Returns the page for these arguments of `find` if it is cached; otherwise None."""
         cached = self._cached.get((text, count, page))
         return cached[1] if cached is not None and self._clock() < cached[0] else None
 
     async def _ask(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Waits for a slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if no slot becomes
-        free in time, if searches are paused, or if the upstream fails."""
+        """Waits for a slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if the search gets no
+        slot, if searches are paused, or if the upstream fails."""
         await self._take_slot()
         try:
             if self._clock() < self._paused_until:
@@ -118,8 +118,8 @@ class UpstreamSearch:
         return results
 
     async def _take_slot(self) -> None:
-        """Waits for one of the `MAX_CONCURRENT_SEARCHES` slots. Raises UpstreamUnavailable if no slot becomes free in
-        time, or if too many searches are waiting already."""
+        """Waits for a slot and takes it. The caller must release the slot. Raises UpstreamUnavailable if no slot
+        becomes free in time, or if too many searches wait already."""
         if self._waiting_count < MAX_WAITING_SEARCHES:
             self._waiting_count += 1
             try:
@@ -130,11 +130,11 @@ class UpstreamSearch:
                 pass
             finally:
                 self._waiting_count -= 1
-        raise UpstreamUnavailable(f"too many searches are passed on to {self.upstream_name}")
+        raise UpstreamUnavailable(f"too many searches are sent to {self.upstream_name}")
 
     async def _send(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Sends a search to the upstream, and returns the results. If the upstream fails, starts a pause of all
-        searches and raises UpstreamUnavailable."""
+        """Sends a search to the upstream, and returns the results; none if the upstream refuses this search. If the
+        upstream fails, starts a pause of all searches and raises UpstreamUnavailable."""
         query = urlencode({"q": text, "n": count, "page": page})
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -155,13 +155,13 @@ class UpstreamSearch:
             raise UpstreamUnavailable(f"the search of {self.upstream_name} does not work") from None
 
     async def aclose(self) -> None:
-        """Ends the running searches, which then return no results, and closes the connections."""
+        """Ends the running searches, and closes the connections. The ended searches return no results."""
         await self._running.aclose()
         await self._api.aclose()
 
 
 def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> UpstreamSearch:
-    """Returns the search of an upstream, without connecting to the upstream. The caller must close the search."""
+    """Returns the search of an upstream. Opens no connection. The caller must call `aclose`."""
     api = ApiClient(
         upstream,
         OutboundProxies(),
@@ -173,8 +173,8 @@ def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> Upst
 
 
 def _parse_results(body: bytes, count: int) -> list[UpstreamResult]:
-    """Returns at most `count` results: the first ones in the body of an answer. The upstream may send more than
-    `count`. Raises ValueError or RecursionError if the body has no list of results."""
+    """Returns the first `count` results in the body of an answer, which may have more. Raises ValueError or
+    RecursionError if the body has no list of results."""
     document = load_bounded(body)
     entries = document.get("results") if isinstance(document, dict) else None
     if not isinstance(entries, list):
@@ -186,7 +186,7 @@ def _parse_results(body: bytes, count: int) -> list[UpstreamResult]:
 def _parse_entry(entry: dict[str, Any]) -> UpstreamResult:
     description, stars = entry.get("description"), entry.get("star_count")
     return UpstreamResult(
-        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long must stay invalid
+        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long is cut, but stays invalid
         description=description[:MAX_DESCRIPTION_LENGTH] if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,

@@ -1,13 +1,12 @@
 """The download of one span of a blob (`BlobTransfer`), and the reading of a response's body (`SocketBody`).
 
-A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstream. `BlobClient` runs each transfer in
-a thread, which reads the span from a socket and passes it to a *sink*, an object of the mirror that receives the bytes.
-Any other thread can abandon the transfer. This interrupts a read that waits for bytes.
+A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstream registry. `BlobClient` runs each
+transfer in a thread, which reads the span from a socket and passes it to a *sink*: an object of the mirror that
+receives the bytes. Any other thread can abandon the transfer, even while the transfer waits for bytes.
 
-`SocketBody` waits until bytes have arrived, and copies all that have arrived into a buffer of the caller, as far as
-they fit. urllib3 cannot do that: its `readinto` waits until the buffer is full, and its `read1` allocates memory of the
-size of the buffer for each TLS record. Therefore `SocketBody` reads from the `http.client` response that urllib3's
-response wraps.
+`SocketBody` copies the bytes that have arrived into a buffer of the caller. It reads from the `http.client` response
+that urllib3's response wraps, because urllib3's `readinto` waits until the buffer is full, and urllib3's `read1`
+allocates too much memory.
 
 `range_header` and `response_span` convert between spans and the headers of range requests (RFC 9110, 14).
 """
@@ -34,14 +33,13 @@ from storage.content import Span
 from storage.errors import RangeInvalid, UpstreamUnavailable
 
 Connection = socket.socket | SSLTransport
-"""A socket, or the object that urllib3 uses for TLS inside TLS, which is needed to reach an https endpoint through an
-https proxy."""
+"""A socket. An https endpoint behind an https proxy needs TLS inside TLS, for which urllib3 uses SSLTransport."""
 CallOnLoop = Callable[..., Any]
 """A function that schedules a call on the event loop, from any thread: `call_on_loop(function, *arguments)`."""
 
 
 class SinkRaised(Exception):
-    """Wraps an exception that the sink raised (`error`), so that it is not handled as an error of the network."""
+    """The sink raised the exception `error`. This wrapper distinguishes the exception from errors of the network."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -64,36 +62,38 @@ class BlobTransfer:
         call_on_loop: CallOnLoop,
         expected_size: int | None = None,
     ) -> None:
-        """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
-        responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`.
-        `expected_size`: the size of the whole blob in bytes. It is used if a response does not state the size. If it is
-        None, such a response is refused."""
+        """Starts nothing.
+
+        - `endpoint`: the URL of the endpoint, which the transfer passes to the sink.
+        - `attempt` receives reports on how the endpoint responds, by calls on the event loop.
+        - `call_on_loop` schedules these calls.
+        - `expected_size`: the size of the whole blob in bytes, for a response that does not state the size. None: a
+          response without the size is an error."""
         self.endpoint = endpoint
         self.span = span
         self.expected_size = expected_size
         self.has_started = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
-        """Whether the sink was called. If so, it has possibly received bytes."""
+        """Whether the sink was called, and so may have received bytes."""
         self.received_bytes = 0
         """Number of bytes that were passed to the sink."""
         self.is_in_sink = False
-        """Whether a call of the sink runs now."""
+        """Whether a call of the sink is running."""
         self._sink = sink
         self._attempt = attempt
         self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
-        """The socket that `abandon` shuts down. None: the transfer has no socket, or does not need its socket any more
-        (another transfer may then use it)."""
+        """The socket that `abandon` shuts down; None while the transfer uses no socket."""
         self._abandoned = False
         """Whether `abandon` was called."""
         self._lock = threading.Lock()
         """Protects `_socket` and `_abandoned`."""
 
     def abandon(self) -> None:
-        """Stops the transfer, from another thread. Shuts down its socket, which interrupts a read that waits for the
-        upstream. After that, `begin_request`, `set_socket`, `begin` and `take` raise TransferAbandoned, so that the
-        thread stops when it calls one of them. A running call of the sink is not interrupted."""
+        """Stops the transfer, from another thread. Shuts down the socket of the transfer, which interrupts a read that
+        waits for the upstream. After that, `begin_request`, `set_socket`, `begin` and `take` raise TransferAbandoned.
+        Does not interrupt a running call of the sink."""
         with self._lock:
             self._abandoned = True
             if self._socket is not None:
@@ -101,8 +101,8 @@ class BlobTransfer:
                     socket.socket.shutdown(_tcp_socket(self._socket), socket.SHUT_RDWR)
 
     def begin_request(self) -> None:
-        """Call this before the thread sends a request. Removes the socket of the previous request. Raises
-        TransferAbandoned if `abandon` was called."""
+        """Must be called before the thread sends a request. Calls `forget_socket`. Raises TransferAbandoned if
+        `abandon` was called."""
         self.forget_socket()
         self._raise_if_abandoned()
 
@@ -112,14 +112,14 @@ class BlobTransfer:
             raise TransferAbandoned
 
     def set_socket(self, connection: Connection) -> None:
-        """Sets the socket from which the thread is about to read. Raises TransferAbandoned if `abandon` was called."""
+        """Sets the socket that `abandon` shuts down. Must be called before the thread reads from it. Raises
+        TransferAbandoned if `abandon` was called."""
         with self._lock:
             self._socket = connection
             self._raise_if_abandoned()
 
     def forget_socket(self) -> None:
-        """Removes the socket. After that, `abandon` shuts down no socket. Call it before another transfer can use the
-        connection."""
+        """Makes `abandon` shut down no socket. Must be called before another transfer can use the connection."""
         with self._lock:
             self._socket = None
 
@@ -132,8 +132,8 @@ class BlobTransfer:
         self._call_on_loop(self._attempt.on_headers, status)
 
     def on_oversized_head(self) -> None:
-        """Reports that the endpoint has responded, but http.client refused the head of the response: it has too many
-        lines, or a line that is too long. Must be called in the thread."""
+        """Reports that the endpoint has responded with a head that has too many or too long lines, which http.client
+        refuses. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_working)
 
     def on_connection_failed(self) -> None:
@@ -150,8 +150,8 @@ class BlobTransfer:
             self._sink.begin(self.endpoint, start, stop, size)
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Passes `data`, whose first byte has this offset in the blob, to the sink. Must be called in the thread.
-        Raises TransferAbandoned, SinkRaised."""
+        """Passes `data` to the sink. `offset`: the offset in the blob of the first byte of `data`. Must be called in
+        the thread. Raises TransferAbandoned, SinkRaised."""
         self._raise_if_abandoned()
         with self._calling_sink():
             self._sink.take(offset, data)
@@ -159,7 +159,7 @@ class BlobTransfer:
 
     @contextmanager
     def _calling_sink(self) -> Iterator[None]:
-        """Context manager around a call of the sink. Sets `is_in_sink`, and raises an exception of the sink as
+        """Context manager for a call of the sink. Sets `is_in_sink`, and converts an exception of the sink to
         SinkRaised."""
         self.is_in_sink = True
         try:
@@ -171,29 +171,29 @@ class BlobTransfer:
 
 
 def _tcp_socket(connection: Connection) -> socket.socket:
-    """Returns the socket of the TCP connection. The socket may be an `ssl.SSLSocket`, and only the reading thread may
-    change its TLS state. Therefore `abandon` calls `socket.socket.shutdown` and not `SSLSocket.shutdown`."""
+    """Returns the socket of the TCP connection. If it is an `ssl.SSLSocket`, only the reading thread may call
+    `SSLSocket.shutdown`, which changes the TLS state. Other threads may call `socket.socket.shutdown`."""
     while isinstance(connection, SSLTransport):
         connection = connection.socket
     return connection
 
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
-"""The bytes after the last byte of data in a chunked body: the end of that chunk, and a chunk of length zero (RFC 9112,
-7.1)."""
+"""The bytes that follow the data of a chunked body: the end of the last chunk with data, and a chunk of length zero
+(RFC 9112, 7.1)."""
 
 
 class SocketBody:
-    """The body of a response. It is read once, in pieces. After the last piece, or after an error, the caller must
-    call `finish` or `discard`."""
+    """The body of a response, which is read once. When all bytes are read, or after an error, the caller must call
+    `finish` or `discard`."""
 
     def __init__(self, response: HTTPResponse, length: int) -> None:
         """`length` is the number of bytes to read."""
         self._response = response
         self._remaining_bytes = length
         self.is_length_assumed = has_unknown_length(response) and response.status == 200
-        """Whether the response states no length. Then `length` is the expected size of the blob. Only the end of the
-        body shows whether this size is right."""
+        """Whether the response states no length. If so, `length` is only the expected size of the blob. Call
+        `has_ended` after `length` bytes to check this size."""
         self._is_end_known = response.length_remaining == length
         """Whether the response states that its body ends after `length` bytes."""
         raw = response._fp
@@ -201,30 +201,28 @@ class SocketBody:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self.is_chunked = bool(raw.chunked)
-        """Whether the body is chunked. A chunked body ends with a chunk of length zero (RFC 9112, 7.1), so a connection
-        that breaks off cannot be taken for the end of the body."""
+        """Whether the body is chunked. A chunked body ends with a chunk of length zero (RFC 9112, 7.1), so the end of
+        the connection is not mistaken for the end of the body."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:
             self._poll.register(self._socket, select.POLLIN)
 
     def read_into(self, memory: memoryview) -> int:
-        """Waits until bytes have arrived, and reads them into `memory`, as far as they fit. Returns the number of bytes
-        that were read. Returns 0 if `length` bytes were read already, or if the body ends earlier. Raises OSError,
-        http.client.HTTPException, and urllib3's HTTPError."""
+        """Waits until bytes have arrived, and reads those that fit into `memory`. Returns the number of bytes that were
+        read; 0 if the body has ended or `length` bytes were read before. Raises OSError, http.client.HTTPException,
+        and urllib3's HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
         if self.is_chunked:
-            # Read by http.client and not by urllib3, because a server could send an endless line where it has to state
-            # the size of a chunk. Only http.client limits the length of this line.
+            # http.client limits the length of the line with the size of a chunk. urllib3 does not limit it.
             data = self._raw.read1(max_bytes)
             count = len(data)
             memory[:count] = data
         elif file is None:
             return 0
         else:
-            # With TLS, one read returns at most 16 KiB. Therefore the read is repeated until no more bytes have arrived
-            # or `memory` is full.
+            # With TLS, one read returns at most 16 KiB. So the loop reads on until `memory` is full or no bytes wait.
             read, poll = file.readinto1, self._poll.poll
             count = read(memory) or 0
             while 0 < count < max_bytes and poll(0):
@@ -239,8 +237,8 @@ class SocketBody:
         return count
 
     def has_ended(self) -> bool:
-        """Waits for the end of a body of unknown length, after `length` bytes were read. Returns False if another byte
-        arrives instead. Raises the errors of `read_into`."""
+        """Returns whether a body of unknown length ends after `length` bytes, which must have been read. Waits until
+        the body ends or another byte arrives. Raises the errors of `read_into`."""
         if self.is_chunked:
             return not self._raw.read1(1)
         return self._raw.fp is None or not self._raw.fp.read1(1)
@@ -256,11 +254,10 @@ class SocketBody:
         self._response.release_conn()
 
     def _consume_last_chunk(self) -> bool:
-        """If the end of a chunked body has arrived, reads it and returns True. Otherwise returns False. Does not wait
-        for the end, because `abandon` could not interrupt that wait: `BlobClient` calls `forget_socket` before
-        `finish`."""
+        """If the end of a chunked body has arrived, reads it and returns True. Otherwise returns False. Does not wait:
+        `abandon` could not interrupt the wait, because `BlobClient` calls `forget_socket` before `finish`."""
         file, sock = self._raw.fp, self._socket
-        if file is None:  # the end was read before, by a call of `has_ended`
+        if file is None:  # `has_ended` has read the end
             return True
         if sock is None:
             return False
@@ -277,8 +274,8 @@ class SocketBody:
             sock.settimeout(timeout)
 
     def discard(self) -> None:
-        """Closes the connection. The connection must not be used again, because bytes of the body may still arrive on
-        it."""
+        """Closes the connection. No other request may use the connection, because it may still receive bytes of the
+        body."""
         connection = self._response.connection
         self._response.close()
         if connection is not None:
@@ -290,9 +287,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 def range_header(span: Span) -> str | None:
-    """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2). Returns None if the span is the
-    whole blob: `Span(0)`, or `Span(0, 0)`, which callers use only for an empty blob. A span with a negative start is
-    the end of the blob: `bytes=-500` requests the last 500 bytes."""
+    """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2). For a span with a negative
+    start, requests the end of the blob: `bytes=-500` means the last 500 bytes. Returns None for the whole blob:
+    `Span(0)`, or for an empty blob also `Span(0, 0)`."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -308,16 +305,19 @@ def has_unknown_length(response: HTTPResponse) -> bool:
 def response_span(
     response: HTTPResponse, span: Span, url: str, expected_size: int | None = None
 ) -> tuple[int, int, int]:
-    """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
-    of the whole blob. `span` is the span that was requested. If a response with a whole blob states no length,
-    `expected_size` is used as the length. It is not used for an HTML page, which is probably an error page.
+    """Checks that a response from `url` contains the requested `span`. Returns the start and the exclusive stop of the
+    span in the blob, and the size of the whole blob. `expected_size`: the size of the whole blob, for a response that
+    states no length. An HTML page without a length is refused even so, because it is probably an error page.
 
-    Raises RangesUnsupported if `span` is a part of the blob, and the response contains the whole blob. Raises
-    UpstreamUnavailable if the response contains another part of the blob or compressed bytes, or if the length of a
-    whole blob is not known."""
+    Raises RangesUnsupported if the response contains the whole blob, but `span` is only a part of it. Raises
+    UpstreamUnavailable in three cases:
+
+    - The response contains another part of the blob.
+    - The response is compressed.
+    - The response contains the whole blob, and the size of the blob is not known."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")
+        raise UpstreamUnavailable(f"{server} compresses the blob, although the request does not allow it")
     if response.status == 206:
         content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
         if content_range is None:
@@ -333,12 +333,12 @@ def response_span(
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
-    # `Span(0)` or `Span(0, 0)` of an empty blob. `to_offsets` raises RangeInvalid for every span of an empty blob.
+    # `to_offsets` raises RangeInvalid for every span of an empty blob.
     is_whole_empty_blob = size == 0 and not span.start and not span.stop
     try:
         requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:
-        requested = (-1, -1)  # the blob has no byte in `span`, so any bytes in the response are wrong
+        requested = (-1, -1)  # the blob has no bytes in `span`, so no response is right
     if (start, stop) != requested or stop > size or (response.status == 206 and length not in (None, stop - start)):
         raise UpstreamUnavailable(f"{server} sends another part of the blob than the one asked for")
     return start, stop, size

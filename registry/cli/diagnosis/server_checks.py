@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on the running server, its address, its settings, and the limits of the machine. A
-*finding* says what is right or wrong, and what to do next."""
+"""The checks of `entrepot doctor` on the running server, its address, its settings, and the limits of the machine. A
+*finding* is the result of a check: it says what is right or wrong, and what to do next."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worke
 from storage.running_digest import can_save_digests
 
 MIN_FILES: Final = 4096
-"""If a process may open fewer files than this, a worker can serve only few connections at a time
-(docs/en/network.md)."""
+"""If a process may open fewer files than this, there is a warning, because a worker then serves only few connections at
+a time (docs/en/network.md)."""
 MIN_CONNECTIONS: Final = 256
 """If a worker accepts fewer connections than this at a time, there is a warning."""
 _BUSY_LOOP_SECONDS: Final = 1.0
-"""If the event loop of a worker is late by more than this many seconds, there is a warning."""
+"""If the event loop of a worker is late by more than this, there is a warning."""
 
 
 class ServerCheck:
-    """The checks of the server that uses a data directory."""
+    """The checks of the server that uses the data directory in the settings."""
 
     def __init__(self, settings: Settings, address: RegistryAddress, clock: Callable[[], float] = time.time) -> None:
         """`clock` returns seconds since 1970."""
@@ -36,16 +36,17 @@ class ServerCheck:
         self._address = address
         self._clock = clock
 
-    async def server(self) -> Sequence[Finding]:
-        """Checks that a server runs, and that all its processes work."""
+    async def check_server(self) -> Sequence[Finding]:
+        """Checks that the server runs, and that all its worker processes work."""
         reports = await self._reports()
         if not reports:
             what = f"no server runs on {self._settings.data.absolute()}"
             return [warning("server", what, "", "start it: entrepot serve, or systemctl start entrepot")]
         return [*self._worker_findings(reports)] or [ok("server", f"{len(reports)} worker processes serve")]
 
-    async def address(self) -> Sequence[Finding]:
-        """Checks that the registry's address leads to the server of this data directory."""
+    async def check_address(self) -> Sequence[Finding]:
+        """Checks that the registry's address leads to this server. Returns no findings if the server does not run, or
+        if the address has the port 0."""
         name, url = "address", self._address.url
         reports = await self._reports()
         if not reports or url.endswith(":0"):
@@ -56,7 +57,7 @@ class ServerCheck:
             step = "give clients the certificate of its authority (docs/en/network.md), or use a public authority"
             what = f"this machine does not trust the certificate of {url}"
             findings.append(warning(name, what, answer.detail, step))
-            # A second probe trusts the server's own certificate, and so finds out where the address leads.
+            # A second probe trusts the server's own certificate. It finds out where the address leads.
             certificate = self._settings.tls.certificate
             answer = await in_thread(lambda: probe(url, certificate))
             if answer.error is ProbeError.UNTRUSTED:
@@ -88,12 +89,12 @@ class ServerCheck:
                 what = f"the worker {report.pid} accepts only {report.max_connections} connections at a time"
                 yield warning("server", what, "the limit of open files is low", "set LimitNOFILE=65536 in the unit")
         if other_versions := sorted({report.version for report in reports} - {__version__}):
-            what = f"the server runs version {', '.join(other_versions)}, and this command is of version {__version__}"
+            what = f"the server runs version {', '.join(other_versions)}, but this command has version {__version__}"
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
     def _address_findings(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
-        """Returns the findings about the response to a probe of the registry's address. `instances`: the ids that the
-        workers of this data directory report. A response with another id comes from another server."""
+        """Returns the findings about the response to a probe of the registry's address. `instances`: the ids in the
+        reports of this server's workers. A response with any other id comes from another server."""
         name, url = "address", self._address.url
         has_public_url = self._settings.public_url is not None
         if answer.error is not None and has_public_url and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):
@@ -102,27 +103,26 @@ class ServerCheck:
             return [warning(name, f"{url} does not answer this machine: {answer.error.value}", answer.detail, step)]
         needs_certificate = self._settings.tls.effective_client_auth == "required"
         if needs_certificate and answer.error in (ProbeError.CLIENT_CERTIFICATE, ProbeError.TLS_ENDED):
-            what = f"{url} requires a client certificate, as tls.client_auth says; nothing more was checked there"
+            what = f"{url} requires a client certificate (tls.client_auth), so nothing else was checked there"
             return [ok(name, what)]
         if findings := probe_findings(name, answer):
             return findings
         if answer.instance is None:
             step = "let the proxy pass /livez and all other paths to this server"
-            return [warning(name, f"{url} is a registry, but /livez does not show which", "", step)]
+            return [warning(name, f"{url} is a registry, but its /livez does not identify it", "", step)]
         if answer.instance not in instances:
             step = "correct public_url or the proxy, or name the right data directory with --data"
-            return [problem(name, f"{url} leads to another Entrepot than that of this data directory", "", step)]
+            return [problem(name, f"{url} leads to another Entrepot, with another data directory", "", step)]
         return [ok(name, f"{url} leads to this server")]
 
 
-async def limit_findings() -> Sequence[Finding]:
-    """Checks how many files a process of this user may open. Reads the hard limit, because the server raises the soft
-    limit to the hard limit."""
+async def open_files_findings() -> Sequence[Finding]:
+    """Checks how many files a process may open: the hard limit, to which the server raises the soft limit."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard_limit != resource.RLIM_INFINITY and hard_limit < MIN_FILES:
         step = "set LimitNOFILE=65536 in the unit of systemd, or --ulimit nofile=65536 for the container"
         what = f"a process may open only {hard_limit} files"
-        return [warning("open files", what, "each connection takes one, and each request up to three more", step)]
+        return [warning("open files", what, "each connection needs one, and each request up to three more", step)]
     number_text = "any number of" if hard_limit == resource.RLIM_INFINITY else str(hard_limit)
     return [ok("open files", f"a process may open {number_text} files")]
 
@@ -150,29 +150,29 @@ def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: 
         step = "add an account: entrepot user add NAME --admin, and remove insecure_open"
         findings.append(warning(name, "insecure_open is set", why, step))
     if not is_local and not has_tls:
-        why = "passwords and content can be read and changed on the way"
+        why = "others on the network can read and change passwords and content"
         step = "set [tls] certificate and key, or put a proxy with TLS in front and set public_url"
         findings.append(warning(name, f"other machines connect to {settings.listen} without TLS", why, step))
     if settings.trusted_proxies and settings.public_url is None:
-        why = "links and challenges then name whatever host the client sends"
+        why = "links and login challenges then contain the host that the client sends"
         findings.append(warning(name, "trusted_proxies is set, but not public_url", why, "set public_url"))
     if has_file and not settings.data.is_absolute():
-        why = "it depends on the directory in which the server is started"
+        why = "the path depends on the directory in which the server is started"
         step = f"write the whole path, such as {settings.data.absolute()}"
         findings.append(warning(name, f"data = {str(settings.data)!r} is a relative path", why, step))
     if settings.workers > 2 * (os.cpu_count() or 1):
         what = f"workers = {settings.workers}, on {os.cpu_count()} processors"
-        step = "remove the setting; the server then starts one for each processor, at most 4"
-        findings.append(warning(name, what, "they take memory and gain nothing", step))
-    return [*findings, *_upstream_settings(settings)] or [ok(name, "the settings are valid")]
+        step = "remove the setting; the server then starts one worker for each processor, at most 4"
+        findings.append(warning(name, what, "so many workers take memory and gain nothing", step))
+    return [*findings, *_upstream_findings(settings)] or [ok(name, "the settings are valid")]
 
 
-def _upstream_settings(settings: Settings) -> Iterator[Finding]:
+def _upstream_findings(settings: Settings) -> Iterator[Finding]:
     name = "settings"
     for upstream in settings.upstream:
         has_login = upstream.username is not None or upstream.docker_config is not None
         if has_login and (plain_urls := [url for url in upstream.endpoints if url.startswith("http:")]):
-            why = "its password is sent without encryption, so everybody on the way can read it"
+            why = "the password is sent without encryption, so others on the network can read it"
             yield warning(name, f"{upstream.name} has a login and the endpoint {plain_urls[0]}", why, "use https://")
         for path in filter(None, (upstream.password_file, upstream.docker_config)):
             try:
@@ -180,7 +180,7 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
             except OSError:
                 continue  # the check of the login reports this error
             if status.st_mode & 0o004:
-                why = f"it has the password for {upstream.name}"
+                why = f"the file has the password for {upstream.name}"
                 owner = user_name(status.st_uid)
                 step = f"chmod o-r {path}; if the server runs as another user than {owner}, first chown … {path}"
                 yield warning(name, f"every user of this machine can read {path}", why, step)

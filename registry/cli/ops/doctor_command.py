@@ -107,18 +107,18 @@ def _checks(
 ) -> dict[str, Check]:
     """Returns the checks of the server and the upstreams, by name. The checks of upstreams fill `dates`. It maps the
     URL of an endpoint to the Date header of a response and the time at which the response arrived."""
-    from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, limit_findings
+    from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, open_files_findings
     from registry.clients.registry_address import registry_address
 
     server = ServerCheck(settings, registry_address(settings), clock)
     checks: dict[str, Check] = {
-        "open files": limit_findings,
+        "open files": open_files_findings,
         "hashing": hashing_findings,
-        "server": server.server,
+        "server": server.check_server,
     }
     if offline:
         return checks
-    checks["address"] = server.address
+    checks["address"] = server.check_address
     if settings.upstream:
         from registry.cli.diagnosis.upstream_checks import upstream_checks
 

@@ -1,15 +1,15 @@
-"""Reads a request's client, scheme and host from the headers X-Forwarded-For, -Proto and -Host of a reverse proxy.
+"""Reads the client, scheme and host of a request from the X-Forwarded headers of a reverse proxy: X-Forwarded-For,
+X-Forwarded-Proto and X-Forwarded-Host.
 
-Any client can send these headers, so the server uses them only on connections from trusted addresses, which the
-settings list.
+Any client can send these headers. So the server uses them only on connections from trusted proxies, whose addresses
+are in the settings.
 
 Each proxy appends the address of its peer to the end of X-Forwarded-For. The client's address is therefore the
-last address that does not belong to a trusted proxy. The server ignores all addresses before this one, because the
-client could have invented them.
+last address that does not belong to a trusted proxy. The server ignores all addresses before the client's address,
+because the client could have invented them.
 
-The server ignores the header `Forwarded` (RFC 7239). A proxy sets either `Forwarded` or the X-Forwarded headers, and
-passes on headers of the other kind as the client sent them. If the server read both kinds, a client could forge its
-address in the kind that the proxy does not set.
+The server ignores the header `Forwarded` (RFC 7239). A proxy that sets the X-Forwarded headers passes on `Forwarded` as
+the client sent it, so a client could forge its address there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ MAX_FORWARDED_ADDRESSES = 50
 """Largest number of addresses that the server reads from the end of X-Forwarded-For. Each proxy in front of the server
 adds one. Parsing the thousands of addresses that fit into a request would block the event loop for 100 ms."""
 _MAX_CACHED_VALUES = 4096
-"""Largest number of X-Forwarded-For values in the cache. The cache keeps the client's address for each value, because
-parsing a value is slow."""
+"""Largest number of entries of the cache that maps a value of X-Forwarded-For to the client's address."""
 _MAX_CACHED_VALUE_BYTES = 200
 """A longer value of X-Forwarded-For is not cached."""
 _SCHEMES = {b"http": "http", b"https": "https"}
@@ -37,14 +36,14 @@ _SCHEMES = {b"http": "http", b"https": "https"}
 
 
 class TrustedProxies:
-    """The reverse proxies that are trusted: all addresses of the given networks."""
+    """The trusted reverse proxies. A proxy is trusted if its address is in one of `networks`."""
 
     def __init__(self, networks: Iterable[IpNetwork]) -> None:
         self._networks: Sequence[IpNetwork] = tuple(networks)
         self._cached_clients: dict[bytes, str | None] = {}  # value of X-Forwarded-For -> client's address
 
     def trusts(self, address: str) -> bool:
-        """Returns whether the peer at `address` is a trusted proxy; False if `address` is not an IP address."""
+        """Returns whether the peer at `address` is a trusted proxy. Returns False if `address` is not an IP address."""
         # A socket for IPv6 reports the IPv4 address 192.0.2.1 as ::ffff:192.0.2.1. `plain_address` removes the prefix.
         try:
             return self._is_trusted(ip_address(plain_address(address)))
@@ -55,8 +54,8 @@ class TrustedProxies:
         """Sets `client` and `scheme` in a request's ASGI `scope`, and the Host header in `headers`, to the values in
         the X-Forwarded headers. Call it only for requests from a trusted proxy.
 
-        Ignores a malformed value. If X-Forwarded-Proto or -Host has several values, uses the last one, because the
-        nearest proxy wrote it.
+        Ignores missing and malformed values. If X-Forwarded-Proto or X-Forwarded-Host has several values, uses the last
+        value, which the nearest proxy wrote.
         """
         forwarded = [(name, value) for name, value in headers if name.startswith(b"x-forwarded-")]
         if not forwarded:
@@ -85,9 +84,9 @@ class TrustedProxies:
         """Returns the client's address in a value of X-Forwarded-For; None if the last address in the value is
         malformed or missing.
 
-        Reads only the last `MAX_FORWARDED_ADDRESSES` addresses, and of these only the addresses after the last
-        malformed one. Returns the last address that does not belong to a trusted proxy. If all belong to trusted
-        proxies, returns the first of them."""
+        Reads the addresses from the end of the value. Stops after `MAX_FORWARDED_ADDRESSES` addresses, or at a
+        malformed address. The client's address is the first address that is read and belongs to no trusted proxy. If
+        all addresses that are read belong to trusted proxies, it is the address that is read last."""
         client_address = None
         # `rsplit` leaves the surplus addresses unsplit, in an additional first element. The slice drops this element.
         for text in reversed(addresses.rsplit(b",", MAX_FORWARDED_ADDRESSES)[-MAX_FORWARDED_ADDRESSES:]):
@@ -114,7 +113,7 @@ def _last_value(headers: Headers, header_name: bytes) -> bytes:
 
 def _parse_address(text: bytes) -> IPv4Address | IPv6Address | None:
     """Parses an address as proxies write it: a port can follow it, and an IPv6 address can be in brackets. Returns None
-    if it is malformed."""
+    if `text` is malformed."""
     host = text.decode("latin-1")
     if host.startswith("["):
         host = host[1:].partition("]")[0]

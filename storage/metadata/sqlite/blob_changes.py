@@ -28,7 +28,7 @@ from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use_error
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
-from storage.metadata.sqlite.upkeep.damage_changes import forget_blob, note_stored_blob
+from storage.metadata.sqlite.upkeep.damage_changes import delete_blob_damage, on_blob_stored
 from storage.names import Digest, RepositoryName, UploadID
 from storage.outbox import EventAction
 from storage.patterns import NameSet
@@ -145,7 +145,7 @@ def add_blob_without_upload(
         (digest, size, place, now),
     ).get
     add_link(db, make_repository(db, repo, now), blob, digest, now, is_confirmed=True)
-    return note_stored_blob(db, repo, digest, now)
+    return on_blob_stored(db, repo, digest, now)
 
 
 def confirm_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> None:
@@ -362,7 +362,7 @@ def drop_blob(db: apsw.Connection, digest: Digest) -> str | None:
         return None
     db.execute("DELETE FROM blob WHERE id = ?", (blob,))
     if not place:
-        forget_blob(db, digest)
+        delete_blob_damage(db, digest)
     return str(place)
 
 

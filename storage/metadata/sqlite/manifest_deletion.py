@@ -217,7 +217,7 @@ def _delete(
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
     delete_pull_row(db, manifest_id)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
-    damage_changes.forget_manifest(db, repository_id, target.digest)
+    damage_changes.delete_manifest_damage(db, repository_id, target.digest)
     db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository_id,))
     record_content(db, by, now, "manifest.delete", target.repo, target.digest)
 

@@ -36,7 +36,7 @@ class SqliteDescriptions:
         self._writer = writer
         self._clock = clock
 
-    async def description(self, repo: RepositoryName) -> Description | None:
+    async def find_description(self, repo: RepositoryName) -> Description | None:
         row: Any = self._db.execute(_DESCRIPTION, (repo,)).get
         return None if row is None else Description(*row)
 

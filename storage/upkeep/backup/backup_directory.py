@@ -10,17 +10,17 @@
         manifest.json                          written last: a snapshot without it is not complete
 
 A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that the copy names.
-Times in names are UTC. `manifest.json` is an object with these fields:
+The name of a snapshot is a time in UTC. `manifest.json` is an object with these fields:
 
 - `version`: the version of the format.
 - `time`: when the database was copied, in ISO 8601.
 - `database`: an object with `sha256`, `size` in bytes, and `table_version` (the version of the database's tables).
-- `repositories`, `manifests`, `tags`, `blobs`: how many of them the snapshot has.
+- `repositories`, `manifests`, `tags`, `blobs`: the numbers of repositories, manifests, tags and blobs.
 - `size`: the total size of the blobs, in bytes.
-- `missing`: the digests of the blobs that the metadata names but that could not be copied. Normally empty.
+- `missing`: the digests of the blobs that could not be copied. Normally empty.
 
-The database contains password hashes and signing keys. So only the user who makes the backups can read the snapshots
-and blobs (`BackupDirectory.create`).
+The database contains password hashes and signing keys. So `BackupDirectory.create` denies other users access to the
+snapshots and blobs.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ _MAX_LOCK_TEXT_BYTES: Final = 400
 
 
 def as_backup_error(error: OSError, what: str) -> BackupFailed:
-    """Returns the BackupFailed for a failed call of the operating system. `what`: the first part of the message; it
-    says what failed."""
+    """Returns the BackupFailed for an OSError. `what`: the first part of the message, which says what failed."""
     if error.errno in DISK_FULL_ERRNOS:
         reason = "the disk is full; free some space there and run the same command again to continue from here"
     elif isinstance(error, PermissionError):
@@ -117,23 +116,22 @@ class SnapshotManifest:
 
 
 def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotManifest]:
-    """Returns the snapshots, oldest first. Snapshots whose times are in the future (`storage.future_times`) count as
-    older than all others, because it is not known when they were made. `now`: in seconds since 1970."""
+    """Returns the snapshots, oldest first. Puts snapshots whose times are in the future (`storage.future_times`) first,
+    because their age is unknown. `now`: in seconds since 1970."""
     return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 
 def _make_private(path: Path) -> None:
-    """Takes from other users all permissions on the directory `path`. Raises OSError."""
+    """Removes all permissions of other users on the directory `path`. Raises OSError."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         path.chmod(0o700)
 
 
 class BackupDirectory:
-    """Returns the paths in a directory of backups, and changes its files. All methods block. They raise OSError, and
-    the errors that their descriptions name."""
+    """The paths and files of a directory of backups. All methods block. All methods may raise OSError."""
 
     def __init__(self, root: Path, system: System) -> None:
-        """Opens nothing and creates nothing. `root`: the directory; it may be missing."""
+        """`root`: the directory, which need not exist."""
         self.root = root.absolute()
         self._system = system
 
@@ -160,23 +158,22 @@ class BackupDirectory:
         return (self.root / _MARKER).exists()
 
     def has_snapshot_since(self, name: str) -> bool:
-        """Returns whether the directory has a complete snapshot whose name is `name` or has a later time."""
+        """Returns whether the directory has a complete snapshot with the name `name` or a later name."""
         folder = self.root / "snapshots"
         names = os.listdir(folder) if folder.exists() else []
         return any(other >= name and (folder / other / "manifest.json").exists() for other in names)
 
     def create(self) -> None:
-        """Creates the directory and its subdirectories if they are missing, and takes from other users all permissions
-        on them. If the directory itself belongs to another user, like the root of a volume, its permissions stay as
-        they are, and only the permissions on the subdirectories change. Raises the errors of `check`. Also raises
-        BackupFailed in two cases:
+        """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
+        the subdirectories, and on the directory itself unless it belongs to another user. Raises the errors of `check`.
+        Also raises BackupFailed in two cases:
 
-        - The directory is not empty, and it is no directory of backups.
+        - The directory is not empty, and is no directory of backups.
         - Other users can enter a subdirectory, and this process may not change the permissions."""
         make_directory_and_parents(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
-            raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
+            raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new directory")
         with suppress(PermissionError):  # the directory belongs to another user
             _make_private(self.root)
         if _MARKER not in names:
@@ -192,8 +189,8 @@ class BackupDirectory:
             except PermissionError:
                 user = os.geteuid()
                 raise BackupFailed(
-                    f"other users can enter {path}, and the user with uid {user} may not change that; give it to this "
-                    f"user, or mount the share with the options uid={user},dir_mode=0700"
+                    f"other users can enter {path}, and the user with uid {user} may not change its permissions; make "
+                    f"this user its owner, or mount the share with the options uid={user},dir_mode=0700"
                 ) from None
 
     def check(self) -> None:
@@ -210,16 +207,18 @@ class BackupDirectory:
 
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
-        """Context manager that holds the lock on the directory. `holder`: text for people that says who holds the lock.
-        `shared`: False for a process that writes. True for one that only reads: several readers can hold the lock at
-        the same time, and a reader works without the lock if there is no lock file. If another process holds the lock
-        and prevents this call from taking it, raises BackupFailed, whose text names the holder."""
+        """Context manager that holds the lock on the directory. If another process holds it, raises BackupFailed,
+        whose text names the holder.
+
+        - `holder`: the name of this process in the errors of other processes.
+        - `shared`: False for a process that writes; the lock is then exclusive. True for a process that only reads;
+          readers share the lock, and a reader works without the lock if there is no lock file."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
-            yield  # somebody may have copied the directory without the lock file; the next backup creates the file
+            yield  # the directory may be a copy without the lock file; the next backup creates the file
             return
         try:
             if not try_lock_file(fd, shared=shared):
@@ -245,8 +244,8 @@ class BackupDirectory:
         raise BackupFailed(f"{self.root} has too many snapshots of {time_text}")
 
     def remove_unfinished(self) -> int:
-        """Removes what interrupted backups have left: incomplete snapshots, and incomplete copies of blobs. Returns the
-        number of removed snapshots. The caller must hold the lock."""
+        """Removes the incomplete snapshots and incomplete copies of blobs that interrupted backups have left. Returns
+        the number of removed snapshots. The caller must hold the lock."""
         for name in os.listdir(self.incoming):
             self._system.unlink(self.incoming / name)
         unfinished = [path for path in (self.root / "snapshots").iterdir() if not (path / "manifest.json").exists()]
@@ -300,8 +299,7 @@ class BackupDirectory:
         self._system.rmdir(path)
 
     def _write_json(self, path: Path, value: object) -> None:
-        """Writes a file durably and in one step: after a crash, the file either has all of its new content, or is as it
-        was before the call."""
+        """Writes a file durably and atomically: a crash leaves either the old or the new content."""
         new_path = path.with_name(f"{path.name}.new")
         fd = self._system.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:

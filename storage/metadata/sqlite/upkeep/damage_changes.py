@@ -1,8 +1,9 @@
 """Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes no longer have
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
-Each function runs inside a transaction on the given connection; the caller commits it. `now` is the time in seconds
-since 1970. The *damage record* of a blob or manifest is its row in the table `damaged_blob` or `damaged_manifest`.
+Each function runs inside a transaction on the given connection. The caller commits the transaction. `now` is the time
+in seconds since 1970. The *damage record* of a blob or manifest is its row in the table `damaged_blob` or
+`damaged_manifest`.
 
 The *place* of a blob is the key of its bytes in the blob store (column `place` of the table `blob`). A damaged blob has
 an empty place. In its damage record, two columns contain places:
@@ -10,7 +11,7 @@ an empty place. In its damage record, two columns contain places:
 - `former`: the place that the blob had before.
 - `place`: the key under which the blob store keeps the damaged bytes aside (`quarantine_place` in this module).
 
-A damaged manifest has an empty `body` and the `size` 0. Its damage record keeps the former body and size.
+The row of a damaged manifest has an empty `body` and the `size` 0. Its damage record keeps the former body and size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from storage.names import Digest, RepositoryName
 from storage.outbox import EventAction, NewEvent
 
 MAX_AUDIT_LINES = 20
-"""Largest number of repositories that get a line in the audit log about one damaged blob."""
+"""When a blob is marked as damaged or healed, at most this many of its repositories get a line in the audit log. Only
+these repositories get an event about the damage."""
 _HOLDERS = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ? LIMIT ?"""
@@ -42,9 +44,9 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
 def mark_blob_damaged(
     db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
 ) -> bool:
-    """Marks the blob as damaged, and empties its place. Returns False, and changes nothing, if the blob's place is not
-    `former_place`, or if `former_place` is empty. `quarantine_place`: the key under which the blob store keeps the
-    damaged bytes aside; empty if it keeps none."""
+    """Marks the blob as damaged, and empties its place. If `former_place` is empty or is not the place of the blob,
+    changes nothing and returns False. `quarantine_place`: the key under which the blob store keeps the damaged bytes
+    aside; empty if there are no such bytes."""
     db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former_place))
     if not former_place or db.changes() == 0:
         return False
@@ -53,7 +55,7 @@ def mark_blob_damaged(
 
 
 def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: float) -> None:
-    """Adds the damage record of a blob whose row already has no place. The place of the blob's bytes is unknown."""
+    """Marks a blob as damaged whose place is already empty. The former place of the blob is unknown."""
     _record_damage(db, digest, "", reason, "", now)
 
 
@@ -75,14 +77,14 @@ def _record_damage(
 def _add_damage_event(
     db: apsw.Connection, repo: RepositoryName, digest: Digest, media_type: str, reason: str, now: float
 ) -> None:
-    """Adds the event which says that a blob or manifest is damaged."""
+    """Adds an event about a damaged blob or manifest."""
     action = EventAction.QUARANTINE
     event_tables.add(db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason))
 
 
 def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
-    """Marks a damaged blob as healed, with its right bytes at `place`. Also sets the blob's column `created` to `now`
-    (`note_stored_blob` says why). Returns False, and changes nothing, if the blob is not damaged."""
+    """Marks a damaged blob as healed, and sets its place to `place`. Also sets the blob's column `created` to `now`,
+    for the reason that `on_blob_stored` gives. If the blob is not damaged, changes nothing and returns False."""
     db.execute("UPDATE blob SET place = ?, created = ? WHERE digest = ? AND place = ''", (place, now, digest))
     if db.changes() == 0:
         return False
@@ -92,13 +94,12 @@ def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float
     return True
 
 
-def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
-    """Deletes the damage record of a blob whose right bytes were just stored for `repo`. Returns False, and changes
-    nothing, if there was no record.
+def on_blob_stored(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
+    """Marks a blob as healed if it has a damage record. The caller has just stored the right bytes of the blob for
+    `repo`, and has set the blob's place. If there is no damage record, changes nothing and returns False.
 
-    Also sets the blob's column `created` to `now`, so that the next backup checks its own file of the blob. That file
-    may be a hard link to the damaged bytes. A backup checks its files of the blobs that were created since the last
-    backup."""
+    Also sets the blob's column `created` to `now`. A backup checks its copies of the blobs that are newer than the
+    last backup. It must check its copy of this blob, which may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
@@ -107,14 +108,14 @@ def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, 
     return True
 
 
-def forget_blob(db: apsw.Connection, digest: Digest) -> None:
-    """Deletes the damage record of a blob that is deleted."""
+def delete_blob_damage(db: apsw.Connection, digest: Digest) -> None:
+    """Deletes the damage record of a blob."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
 
 
 def mark_manifest_damaged(db: apsw.Connection, manifest_id: int, now: float) -> DamagedManifest | None:
-    """Hashes the manifest's body, and marks the manifest as damaged if the body has another digest. Returns None if the
-    body has the right digest, if the manifest is already marked, or if it does not exist any more."""
+    """Hashes the body of a manifest. If the body does not have the manifest's digest, marks the manifest as damaged and
+    returns it. Otherwise returns None. Also returns None if the manifest does not exist, or is already marked."""
     row: Any = db.execute(
         "SELECT m.repository, r.name, m.digest, m.media_type, m.size, m.body "
         "FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ? AND m.size > 0",
@@ -140,8 +141,8 @@ def mark_manifest_damaged(db: apsw.Connection, manifest_id: int, now: float) -> 
 
 
 def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:
-    """Stores the body of a damaged manifest again. Does not store the references of the manifest, because they stay
-    stored when a manifest is marked as damaged."""
+    """Stores a damaged manifest again, and marks it as healed. Does not store the references of the manifest, because
+    `mark_manifest_damaged` keeps them."""
     db.execute(
         "UPDATE manifest SET media_type = ?, size = ?, subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT), "
         "body = ? WHERE id = ?",
@@ -155,35 +156,35 @@ def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manife
             manifest_id,
         ),
     )
-    _note_healed_manifest(db, repository, manifest.digest, now)
+    _record_healed_manifest(db, repository, manifest.digest, now)
 
 
 def recheck_damaged_manifests(db: apsw.Connection, limit: int, now: float) -> int:
-    """Hashes the former bodies of at most `limit` damaged manifests again, oldest damage first. Faulty memory can make
-    the hash of a right body wrong. If a body has the right digest now, heals the manifest. Returns the number of healed
-    manifests."""
+    """Hashes the former bodies of at most `limit` damaged manifests again, because faulty memory can make the hash of a
+    right body wrong. Begins with the oldest damage. If a body has the right digest, marks the manifest as healed.
+    Returns the number of healed manifests."""
     rows: list[Any] = db.execute(
         "SELECT repository, digest, size, body FROM damaged_manifest ORDER BY found LIMIT ?", (limit,)
     ).fetchall()
-    restored = 0
+    healed_count = 0
     for repository, digest, size, body in rows:
         if digest_of(body, Digest(digest).algorithm) == digest:
             db.execute(
                 "UPDATE manifest SET size = ?, body = ? WHERE repository = ? AND digest = ? AND size = 0",
                 (size, body, repository, digest),
             )
-            _note_healed_manifest(db, repository, Digest(digest), now)
-            restored += 1
-    return restored
+            _record_healed_manifest(db, repository, Digest(digest), now)
+            healed_count += 1
+    return healed_count
 
 
-def _note_healed_manifest(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
+def _record_healed_manifest(db: apsw.Connection, repository: int, digest: Digest, now: float) -> None:
     """Deletes the damage record of a manifest, and writes a line in the audit log."""
-    forget_manifest(db, repository, digest)
+    delete_manifest_damage(db, repository, digest)
     name: Any = db.execute("SELECT name FROM repository WHERE id = ?", (repository,)).get
     record_content(db, UPKEEP_ACTOR, now, "manifest.healed", RepositoryName(name), digest)
 
 
-def forget_manifest(db: apsw.Connection, repository: int, digest: Digest) -> None:
+def delete_manifest_damage(db: apsw.Connection, repository: int, digest: Digest) -> None:
     """Deletes the damage record of a manifest."""
     db.execute("DELETE FROM damaged_manifest WHERE repository = ? AND digest = ?", (repository, digest))

@@ -130,4 +130,4 @@ def test_large_configs_are_cut() -> None:
     assert sum(map(len, long_env.env)) <= MAX_TOTAL_CHARACTERS + MAX_ENTRIES
     assert (long_env.labels, long_env.truncated) == ({}, True)
     long_history = parse({"history": [{"created_by": "x" * 4096}] * (MAX_STEPS + 5)})
-    assert (len(long_history.history), long_history.more_history) == (MAX_STEPS, 5)
+    assert (len(long_history.history), long_history.omitted_history) == (MAX_STEPS, 5)

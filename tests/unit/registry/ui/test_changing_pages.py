@@ -133,7 +133,7 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
                     assert answer.status_code == 403, path
             assert (len(await all_tags(server.store, APP)) == 2) == (not may_delete)
             assert (await digest_of_tag(server.store, "v2") == first_image.digest) == may_push
-            assert (await server.store.descriptions.description(APP) is not None) == may_push
+            assert (await server.store.descriptions.find_description(APP) is not None) == may_push
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ async def test_foreign_and_invalid_forms_change_nothing(tmp_path: Path) -> None:
             for path in (HISTORY, f"{HISTORY}:v1", REMOVAL, DESCRIPTION):
                 assert (await browser.get(path)).status_code == 404, path
         assert await all_tags(server.store, APP) == ["v1"]
-        assert await server.store.descriptions.description(APP) is None
+        assert await server.store.descriptions.find_description(APP) is None
 
 
 async def test_denied_forms_are_in_the_audit_log(tmp_path: Path) -> None:
@@ -295,11 +295,11 @@ async def test_a_description_is_written(tmp_path: Path) -> None:
             area = re.search(r"<textarea[^>]*>\n(.*?)</textarea>", preview.text, re.DOTALL)
             assert area is not None
             assert html.unescape(area[1]) == text
-            assert await server.store.descriptions.description(APP) is None
+            assert await server.store.descriptions.find_description(APP) is None
 
             saved = await post(browser, DESCRIPTION, text=text.replace("\n", "\r\n"), revision="0", action="save")
             assert (saved.status_code, saved.headers["location"]) == (303, PAGE)
-            stored = await server.store.descriptions.description(APP)
+            stored = await server.store.descriptions.find_description(APP)
             assert stored is not None
             assert (stored.text, stored.actor) == (text, "alice")
 

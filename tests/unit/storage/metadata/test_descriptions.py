@@ -30,14 +30,14 @@ async def test_each_change_has_a_revision_and_an_audit_entry(store: StoredRegist
     """Each change of a description has a new revision and an entry in the audit log. Other processes see the change. A
     change of an old revision is refused."""
     descriptions = store.descriptions
-    assert await descriptions.description(APP) is None
+    assert await descriptions.find_description(APP) is None
     await descriptions.put_description(APP, "one", by=ALICE, revision=0)
     async with open_registry(tmp_path / "data", clock=Clock()) as other:
-        assert await other.descriptions.description(APP) == Description("one", 1, START, "alice")
+        assert await other.descriptions.find_description(APP) == Description("one", 1, START, "alice")
         with pytest.raises(PreconditionFailed, match="changed the description of team/app meanwhile"):
             await other.descriptions.put_description(APP, "two", by=ALICE, revision=0)
         assert (await other.descriptions.put_description(APP, "", by=ALICE, revision=1)).revision == 2
-    assert await descriptions.description(APP) == Description("", 2, START, "alice")
+    assert await descriptions.find_description(APP) == Description("", 2, START, "alice")
     entries = store.accounts.audit(AuditQuery(action="description.put"), 10).items
     assert [(entry.target, entry.detail) for entry in entries] == [
         (APP, {"revision": 2, "bytes": 0}),
@@ -47,6 +47,6 @@ async def test_each_change_has_a_revision_and_an_audit_entry(store: StoredRegist
 
 async def test_an_unknown_repository_has_no_description(store: StoredRegistry) -> None:
     """An unknown repository has no description, and none can be written."""
-    assert await store.descriptions.description(NOWHERE) is None
+    assert await store.descriptions.find_description(NOWHERE) is None
     with pytest.raises(NameUnknown):
         await store.descriptions.put_description(NOWHERE, "x", by=ALICE)
